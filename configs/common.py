@@ -1,0 +1,86 @@
+"""Settings that the experiments share.
+
+Every setting of a component is listed, so that each can be overridden:
+``--config.section.key=value``.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+# Leaves with a leading layer axis, in the models of this repository.
+STACKED = r"(^|/)layers/"
+
+
+def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
+    """A training run; what two sections share refers to one value."""
+    config = ml_collections.ConfigDict()
+    config.loop = dict(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        accumulation_steps=1,
+        seed=0,
+        eval_every=100,
+        evaluate_at_start=True,
+        log_every=10,
+        checkpoint_every=100,
+        keep_latest=2,
+        keep_best=1,
+        best_metric="loss",
+        best_mode="min",
+        feedback=False,
+        progress=True,
+    )
+    config.optimizer = dict(
+        name="learned",
+        num_steps=config.loop.get_ref("num_steps"),
+        learning_rate=config_dict.placeholder(float),
+        weight_decay=0.0,
+        momentum=0.9,
+        warmup_fraction=0.05,
+        weights="lstm-v0",
+        stacked=STACKED,
+        groups=(),
+        safeguard=True,
+    )
+    config.model = dict(
+        weights="nano",
+        size="nano",
+        trainable="all",
+        lora=dict(
+            pattern=r"attention/(query|value)/kernel$",
+            rank=8,
+            alpha=16.0,
+            rs_lora=False,
+        ),
+        loss="clip",
+        dtype="float32",
+        seed=config.loop.get_ref("seed"),
+    )
+    config.data = dict(name="clipart", artists=(), captions="name", data_dir="")
+    config.pipeline = dict(
+        batch_size=config.loop.get_ref("batch_size"),
+        seed=config.loop.get_ref("seed"),
+        shuffle=True,
+        num_epochs=config_dict.placeholder(int),
+        text_length=16,
+        captions="first",
+        flip=False,
+        crop_pixels=0,
+        num_threads=1,
+        process_index=0,
+        process_count=1,
+    )
+    config.mesh = dict(data=1, fsdp=1, tensor=1)
+    config.export = ""
+    return config
+
+
+def choose(arg: str, variants: dict) -> ml_collections.ConfigDict:
+    """Calls the variant that ``--config file.py:arg`` names.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if arg not in variants:
+        raise ValueError(f"no variant {arg!r}; there are {', '.join(variants)}")
+    return variants[arg]()

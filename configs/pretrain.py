@@ -1,0 +1,34 @@
+"""Pre-training of nano on emoji of several artists: ``nano_emoji``, ``smoke``."""
+
+import ml_collections
+
+from configs import common
+
+
+def nano_emoji() -> ml_collections.ConfigDict:
+    """The shipped nano weights: 1,500 steps from scratch."""
+    config = common.run_config(num_steps=1500, batch_size=256)
+    config.loop.eval_every = 250
+    config.loop.checkpoint_every = 250
+    config.optimizer.name = "hand_designed"
+    config.model.weights = ""
+    config.data.name = "emoji"
+    config.data.captions = "name_tags"
+    config.pipeline.captions = "random"
+    config.pipeline.flip = True
+    config.pipeline.crop_pixels = 4
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """A few steps."""
+    config = nano_emoji()
+    config.loop.num_steps = 4
+    config.loop.batch_size = 16
+    return config
+
+
+def get_config(arg: str = "nano_emoji") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    variants = (nano_emoji, smoke)
+    return common.choose(arg, {variant.__name__: variant for variant in variants})

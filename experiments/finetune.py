@@ -1,0 +1,58 @@
+"""Fine-tunes a vision-text model.
+
+    python experiments/finetune.py --config configs/finetune.py:nano_clipart \
+        --config.optimizer.name=adamw --workdir runs/adamw
+
+Run again with the same workdir, it resumes.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for logs and checkpoints.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, builds, runs, reports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    # Orbax tells of every file it writes.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("meta_opt").setLevel(logging.INFO)
+    # Here, so that --help does not wait for JAX.
+    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
+    from meta_opt.types import from_config
+
+    try:
+        config = from_config(RunConfig, CONFIG.value.to_dict())
+    except ValueError as error:
+        sys.exit(f"config: {error}")
+    try:
+        result, test = run_vision_text(config, WORKDIR.value)
+    except Interrupted as interrupted:
+        print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
+        sys.exit(interrupted.exit_code)
+    print(f"{config.optimizer.name}: {config.loop.num_steps} steps")
+    for name, value in test.items():
+        print(f"  test {name:24} {value:.4f}")
+    print(f"  seconds training              {result.train_seconds:.1f}")
+    print(f"  seconds compiling             {result.compile_seconds:.1f}")
+    share = result.optimizer_bytes / result.trainable
+    print(f"  optimizer bytes a parameter   {share:.2f}")
+    print(f"  steps with non-finite loss    {int(result.state.nonfinite)}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,21 @@
+"""Pre-trains a vision-text model from scratch and writes its weights.
+
+    python experiments/pretrain.py --config configs/pretrain.py:nano_emoji \
+        --workdir runs/pretrain --config.export=runs/pretrain/nano
+
+The data are prepared by ``make data``. It is the program of ``finetune.py`` under
+another configuration: the loss, the loop and the report are the same.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import finetune
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(finetune.main)

@@ -1,0 +1,330 @@
+"""Checkpoints of a run, on Orbax: whole or absent, verified, restored onto any layout.
+
+A checkpoint has two parts: ``state``, a pytree of arrays, and ``host``, a JSON value
+(the data iterator's state, counters). Beside Orbax's own files stands a manifest with
+the SHA-256 of every file, written before the checkpoint is committed: Orbax's format
+has no checksum on array data, and a resumed run must not start from a flipped bit.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from meta_opt.types import PyTree, write_atomic
+
+_log = logging.getLogger(__name__)
+
+_STATE, _HOST, _METRICS = "state", "host", "metrics"
+_MANIFESTS, _DAMAGED = "manifests", "damaged"
+
+
+class CheckpointMismatchError(ValueError):
+    """The checkpoint is intact but holds another model or another optimizer."""
+
+
+class Restored(NamedTuple):
+    """What :meth:`Checkpoints.restore` returns."""
+
+    step: int
+    state: PyTree
+    host: Any
+
+
+class Checkpoints:
+    """Saves and restores checkpoints in one directory.
+
+    Opening the directory verifies what is in it. Damaged checkpoints are moved to
+    ``damaged/`` and named in a warning; those whose writing was cut off are removed.
+
+    Args:
+        directory: created if needed.
+        keep_latest: how many of the newest to keep; two or more leave one to fall back
+            on.
+        keep_best: how many of the best by ``metric`` to keep beside them.
+        mode: "min" or "max", what is best.
+
+    Raises:
+        ValueError: if a count or the mode is out of range.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep_latest: int = 2,
+        keep_best: int = 1,
+        mode: str = "min",
+    ) -> None:
+        if keep_latest < 1 or keep_best < 0:
+            raise ValueError(
+                f"keep_latest={keep_latest} must be at least 1 and "
+                f"keep_best={keep_best} at least 0"
+            )
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode is 'min' or 'max', not {mode!r}")
+        # Orbax takes a third of a second to import.
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+        self._ocp = ocp
+        self._directory = Path(directory).absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._saving_step: int | None = None
+        if jax.process_index() == 0:
+            self._set_damaged_aside()
+        keep: list[Any] = [policy.LatestN(keep_latest)]
+        if keep_best:
+            keep.append(policy.BestN(get_metric_fn=self._score, n=keep_best))
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=(_STATE, _HOST),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=self._score,
+                preservation_policy=policy.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_manifest
+                ),
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints there are, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """Returns the step with the best metric, or None where none has a metric."""
+        metrics = {step: self._manager.metrics(step) for step in self.steps()}
+        known = [step for step in metrics if (metrics[step] or {}).get("best")]
+        return max(known, key=lambda step: self._score(metrics[step]), default=None)
+
+    def save(
+        self, step: int, state: PyTree, host: Any, *, metric: float | None = None
+    ) -> None:
+        """Saves a checkpoint; the files are written while the caller goes on.
+
+        The arrays are copied before this returns, so they may be donated.
+
+        Args:
+            step: its number; saving a step that is there already does nothing.
+            state: pytree of arrays, typed PRNG keys among them.
+            host: a JSON value.
+            metric: what ``keep_best`` ranks by; None ranks last.
+
+        Raises:
+            Exception: what the previous save failed with, if it did.
+            TypeError: if ``host`` is not a JSON value.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._saving_step = step
+        arrays = {k: v for k, v in _flatten(state).items() if v.size}
+        layout = {key: _describe(leaf) for key, leaf in _flatten(state).items()}
+        # A copy: it is written later, when the caller's may have changed.
+        host = json.loads(json.dumps(host))
+        finite = metric is not None and math.isfinite(metric)
+        self._manager.save(
+            step,
+            args=self._ocp.args.Composite(
+                state=self._ocp.args.PyTreeSave(arrays),
+                host=self._ocp.args.JsonSave({"layout": layout, "host": host}),
+            ),
+            metrics={"best": [metric] if finite else []},
+        )
+
+    def restore(self, template: PyTree, step: int | None = None) -> Restored | None:
+        """Restores a checkpoint.
+
+        A checkpoint that cannot be read is set aside, and the one before it is taken.
+
+        Args:
+            template: pytree of arrays or ``jax.ShapeDtypeStruct`` of the state; where
+                a leaf has a sharding, the array is restored onto it.
+            step: which one; default the newest. With a step given there is no falling
+                back.
+
+        Returns:
+            Step, state and host value; None if the directory has no checkpoint.
+
+        Raises:
+            CheckpointMismatchError: if the template has other leaves, shapes or dtypes
+                than the checkpoint; names the first few.
+            ValueError: if ``step`` is not there.
+        """
+        self.wait()
+        if step is not None and step not in self.steps():
+            raise ValueError(f"no checkpoint of step {step}; there are {self.steps()}")
+        for candidate in reversed(self.steps()) if step is None else [step]:
+            try:
+                return self._restore(template, candidate)
+            except CheckpointMismatchError:
+                raise
+            except Exception as error:
+                if step is not None:
+                    raise
+                self._set_aside(candidate, f"{type(error).__name__}: {error}")
+                self._manager.reload()
+        return None
+
+    def _restore(self, template: PyTree, step: int) -> Restored:
+        args = self._ocp.args
+        # Host first: it has the layout, and a mismatch should not read as damage.
+        saved = self._manager.restore(
+            step, args=args.Composite(host=args.JsonRestore())
+        ).host
+        leaves = _flatten(template)
+        _check_layout(saved["layout"], leaves, self._directory / str(step))
+        wanted = {
+            key: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
+            )
+            for key, leaf in leaves.items()
+            if leaf.size
+        }
+        arrays = self._manager.restore(
+            step,
+            args=args.Composite(
+                state=args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=self._ocp.checkpoint_utils.construct_restore_args(
+                        wanted
+                    ),
+                )
+            ),
+        ).state
+        restored = [
+            arrays[key] if leaf.size else _empty(leaf) for key, leaf in leaves.items()
+        ]
+        state = jax.tree.unflatten(jax.tree.structure(template), restored)
+        return Restored(step, state, saved["host"])
+
+    def wait(self) -> None:
+        """Blocks until the save in progress is committed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save in progress and releases the threads."""
+        self._manager.close()
+
+    def _score(self, metrics: Any) -> float:
+        values = (metrics or {}).get("best")
+        return self._sign * values[0] if values else -math.inf
+
+    def _write_manifest(self) -> None:
+        """Records the hashes of the checkpoint that is about to be committed."""
+        step = self._saving_step
+        if jax.process_index() != 0 or step is None:
+            return
+        # Until it is committed, the directory has its final name or a temporary one,
+        # depending on the file system.
+        folders = [
+            folder
+            for folder in self._directory.iterdir()
+            if folder.name == str(step) or folder.name.startswith(f"{step}.")
+        ]
+        newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
+        manifests = self._directory / _MANIFESTS
+        with write_atomic(manifests / f"{step}.json") as temporary:
+            temporary.write_text(json.dumps(_hashes(newest)), encoding="utf-8")
+        for manifest in manifests.glob("[0-9]*.json"):
+            if int(manifest.stem) not in {step, *self._manager.all_steps()}:
+                manifest.unlink()
+
+    def _set_damaged_aside(self) -> None:
+        """Verifies every committed checkpoint against its manifest."""
+        for folder in sorted(self._directory.iterdir()):
+            if not folder.name.isdigit():
+                continue
+            manifest = self._directory / _MANIFESTS / f"{folder.name}.json"
+            if not manifest.exists():
+                continue  # Orbax knows whether it was ever committed.
+            problem = _find_damage(folder, json.loads(manifest.read_text("utf-8")))
+            if problem:
+                self._set_aside(int(folder.name), problem)
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        """Moves a damaged checkpoint out of the way and says so."""
+        target = self._directory / _DAMAGED / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        (self._directory / str(step)).rename(target)
+        (self._directory / _MANIFESTS / f"{step}.json").unlink(missing_ok=True)
+        _log.warning(
+            "checkpoint %d of %s is damaged (%s); moved to %s, going back to the last "
+            "good one",
+            step,
+            self._directory,
+            problem,
+            target,
+        )
+
+
+def _flatten(tree: PyTree) -> dict[str, Any]:
+    """Flattens a pytree to arrays by '/'-joined path, in the order of its leaves."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    flat = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+    if len(flat) != len(leaves):
+        raise ValueError("two leaves of the state have the same '/'-joined path")
+    return flat
+
+
+def _describe(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _empty(leaf: Any) -> jax.Array:
+    """Makes an array of no elements, which Orbax does not store."""
+    array = jax.numpy.zeros(leaf.shape, leaf.dtype)
+    sharding = getattr(leaf, "sharding", None)
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+def _check_layout(saved: dict[str, str], leaves: dict[str, Any], where: Path) -> None:
+    """Compares the leaves of a checkpoint with those that are wanted."""
+    wanted = {key: _describe(leaf) for key, leaf in leaves.items()}
+    differences = [
+        f"{key}: {saved.get(key, 'absent')} in the checkpoint, "
+        f"{wanted.get(key, 'absent')} in this run"
+        for key in [*saved, *(key for key in wanted if key not in saved)]
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise CheckpointMismatchError(
+            f"{where} holds another model or optimizer; {len(differences)} of "
+            f"{len(wanted)} leaves differ: {'; '.join(differences[:5])}. Use the "
+            "settings it was made with, or another directory"
+        )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of the files under a checkpoint's items."""
+    hashes = {}
+    for item in (_STATE, _HOST, _METRICS):
+        for path in sorted((folder / item).rglob("*")):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes[path.relative_to(folder).as_posix()] = digest
+    return hashes
+
+
+def _find_damage(folder: Path, expected: dict[str, str]) -> str | None:
+    """Returns what is wrong with a checkpoint's files, or None."""
+    found = _hashes(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} has other contents than were written"
+    return None

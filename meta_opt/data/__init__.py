@@ -1,0 +1,75 @@
+"""Images with captions and labels: the bundled shard, TFDS datasets, tokens, batches.
+
+Importing this package is cheap; what needs Pillow, Grain, TensorFlow Datasets or
+tokenizers is imported when it is first asked for.
+
+>>> import meta_opt.data
+>>> source = meta_opt.data.bundled_clipart("test")
+>>> source[0]["image"].shape
+(64, 64, 3)
+"""
+
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meta_opt.data.clipart import bundled_clipart as bundled_clipart
+    from meta_opt.data.pipeline import PipelineConfig as PipelineConfig
+    from meta_opt.data.pipeline import as_arrays as as_arrays
+    from meta_opt.data.pipeline import make_iterator as make_iterator
+    from meta_opt.data.records import MemorySource as MemorySource
+    from meta_opt.data.records import Record as Record
+    from meta_opt.data.records import Source as Source
+    from meta_opt.data.records import source_arrays as source_arrays
+    from meta_opt.data.tfds_sources import emoji_arrays as emoji_arrays
+    from meta_opt.data.tfds_sources import tfds_source as tfds_source
+    from meta_opt.data.tokenizer import CaptionTokenizer as CaptionTokenizer
+    from meta_opt.data.tokenizer import load_tokenizer as load_tokenizer
+
+_HOMES = {
+    "bundled_clipart": "clipart",
+    "PipelineConfig": "pipeline",
+    "as_arrays": "pipeline",
+    "make_iterator": "pipeline",
+    "MemorySource": "records",
+    "Record": "records",
+    "Source": "records",
+    "source_arrays": "records",
+    "emoji_arrays": "tfds_sources",
+    "tfds_source": "tfds_sources",
+    "CaptionTokenizer": "tokenizer",
+    "load_tokenizer": "tokenizer",
+}
+
+__all__ = [
+    "CaptionTokenizer",
+    "MemorySource",
+    "PipelineConfig",
+    "Record",
+    "Source",
+    "as_arrays",
+    "bundled_clipart",
+    "data_dir",
+    "emoji_arrays",
+    "load_tokenizer",
+    "make_iterator",
+    "source_arrays",
+    "tfds_source",
+]
+
+
+def data_dir() -> Path:
+    """Returns the folder of datasets: ``$META_OPT_DATA_DIR``, else ``./data``."""
+    return Path(os.environ.get("META_OPT_DATA_DIR") or "data")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,140 @@
+"""Reads the files of the Open Clip Art library: pictures, and the RDF in their SVGs."""
+
+import dataclasses
+import hashlib
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+_DC = "{http://purl.org/dc/elements/1.1/}"
+_RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+
+CATEGORIES = (
+    "animals",
+    "buildings",
+    "buttons",
+    "computer",
+    "containers",
+    "decorations",
+    "education",
+    "electronics",
+    "food",
+    "geography",
+    "logos",
+    "office",
+    "people",
+    "plants",
+    "recreation",
+    "science",
+    "shapes",
+    "signs_and_symbols",
+    "special",
+    "tools",
+    "transportation",
+    "unsorted",
+)
+"""Top-level folders of the library."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipartFile:
+    """A picture of the library with what its SVG says about it.
+
+    Attributes:
+        path: PNG path below the ``png`` folder, with forward slashes.
+        png: the PNG file.
+        svg: the SVG file.
+        title: ``dc:title``, cleaned by :func:`clean_title`; may be empty.
+        description: ``dc:description``, white space collapsed.
+        keywords: ``dc:subject`` entries without empty and repeated ones, as written.
+        licence: the licence's address; empty where none is given.
+        digest: SHA-256 of the PNG file, hexadecimal.
+    """
+
+    path: str
+    png: Path
+    svg: Path
+    title: str
+    description: str
+    keywords: tuple[str, ...]
+    licence: str
+    digest: str
+
+    @property
+    def category(self) -> str:
+        """The top-level folder."""
+        return self.path.split("/")[0]
+
+    @property
+    def subcategory(self) -> str:
+        """The folders below the category, joined by ``/``; may be empty."""
+        return "/".join(self.path.split("/")[1:-1])
+
+
+def clean_title(title: str) -> str:
+    """Returns a title in words: no underscores, file endings or "Clipart by ... -".
+
+    >>> clean_title("Clipart by Jon A. Cruz - Norway")
+    'Norway'
+    >>> clean_title("as_trefle.svg")
+    'as trefle'
+    """
+    title = re.sub(r"^\s*clip ?art by [^-]+ - ", "", title, flags=re.IGNORECASE)
+    title = re.sub(r"\.(svg|png)\s*$", "", title, flags=re.IGNORECASE)
+    return " ".join(title.replace("_", " ").split())
+
+
+def read_metadata(svg: Path) -> tuple[str, str, tuple[str, ...], str]:
+    """Returns title, description, keywords and licence from the RDF of an SVG file.
+
+    Raises:
+        xml.etree.ElementTree.ParseError: if the file is not well-formed.
+    """
+    root = ElementTree.parse(svg).getroot()
+    work = next((e for e in root.iter() if e.tag.endswith("}Work")), None)
+    if work is None:
+        return "", "", (), ""
+    keywords = dict.fromkeys(
+        " ".join(li.text.split())
+        for li in work.findall(f"{_DC}subject//{_RDF}li")
+        if li.text and li.text.strip()
+    )
+    licence = next((e for e in work.iter() if e.tag.endswith("}license")), None)
+    return (
+        clean_title(work.findtext(f"{_DC}title") or ""),
+        " ".join((work.findtext(f"{_DC}description") or "").split()),
+        tuple(keywords),
+        licence.get(f"{_RDF}resource", "") if licence is not None else "",
+    )
+
+
+def read_library(png_root: Path, svg_root: Path) -> Iterator[ClipartFile]:
+    """Yields each distinct picture of the library once, in the order of its paths.
+
+    Left out are symbolic links, pictures without an SVG, further files with the same
+    bytes, and what is tagged with the GPL (the library is public domain).
+    """
+    seen: set[str] = set()
+    for png in sorted(png_root.rglob("*.png")):
+        relative = png.relative_to(png_root)
+        svg = (svg_root / relative).with_suffix(".svg")
+        if png.is_symlink() or not svg.is_file():
+            continue
+        digest = hashlib.sha256(png.read_bytes()).hexdigest()
+        if digest in seen:
+            continue
+        title, description, keywords, licence = read_metadata(svg)
+        if "GPL" in licence:
+            continue
+        seen.add(digest)
+        yield ClipartFile(
+            path=relative.as_posix(),
+            png=png,
+            svg=svg,
+            title=title,
+            description=description,
+            keywords=keywords,
+            licence=licence,
+            digest=digest,
+        )

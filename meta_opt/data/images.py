@@ -1,0 +1,119 @@
+"""Decoding of image files within a pixel budget, onto white, fitted to a square."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 4_000_000
+"""Files that would decode to more are refused (a few clip arts exceed 10^8)."""
+
+
+class TooManyPixelsError(ValueError):
+    """The file's header announces more than :data:`MAX_PIXELS` pixels."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image file to RGB, composited on white where it is transparent.
+
+    Args:
+        data: a PNG, WebP, JPEG, ... file.
+        max_pixels: the most pixels that are decoded; the header is read first.
+
+    Returns:
+        A Pillow image of mode RGB.
+
+    Raises:
+        TooManyPixelsError: if the image is larger than ``max_pixels``.
+        OSError: if the file is damaged or of a kind that Pillow does not know.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise TooManyPixelsError(
+                f"the image is {width} x {height} pixels, more than {max_pixels:,}"
+            )
+        if image.mode == "RGB" and "transparency" not in image.info:
+            image.load()
+            return image
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Opens without decoding; Pillow's own limits become our error."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise TooManyPixelsError(str(error)) from error
+
+
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """Returns the image with its longer side at most ``side`` pixels, aspect kept."""
+    longest = max(image.size)
+    if longest <= side:
+        return image
+    width, height = (max(1, round(n * side / longest)) for n in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def fit_square(image: Image.Image, size: int) -> np.ndarray:
+    """Scales an RGB image to fit a square, padded with white, aspect kept.
+
+    Args:
+        image: a Pillow image of mode RGB.
+        size: side of the square in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    if image.size == (size, size):
+        return np.asarray(image)
+    longest = max(image.size)
+    width, height = (max(1, round(n * size / longest)) for n in image.size)
+    scaled = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(scaled, ((size - width) // 2, (size - height) // 2))
+    return np.asarray(square)
+
+
+def encode_png(image: Image.Image | np.ndarray) -> bytes:
+    """Returns the image as the bytes of a PNG file."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def render_svg(svg: str, side: int) -> Image.Image:
+    """Renders an SVG on white with its longer side ``side`` pixels, aspect kept.
+
+    Fonts of the machine are left out, so that the result is the same everywhere.
+
+    Args:
+        svg: the document.
+        side: pixels.
+
+    Returns:
+        A Pillow image of mode RGB.
+
+    Raises:
+        ValueError: if the document cannot be rendered.
+        ImportError: if ``resvg-py`` is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise ImportError(
+            "rendering SVG files needs resvg-py: pip install 'meta-opt[data]'"
+        ) from error
+    # Given both, the drawing is scaled to fit inside them.
+    data = resvg_py.svg_to_bytes(
+        svg_string=svg, width=side, height=side, skip_system_fonts=True
+    )
+    return decode(bytes(data))

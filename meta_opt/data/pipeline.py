@@ -1,0 +1,229 @@
+"""Batches for training, in an order that a seed fixes and a checkpoint resumes.
+
+The order is Grain's. Indices are shuffled and batched first and then turned into
+arrays, a whole batch at a time, so that a batch from memory costs about a millisecond.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from meta_opt.data.records import MemorySource, Source, source_arrays
+from meta_opt.data.tokenizer import CaptionTokenizer
+from meta_opt.types import Batch
+
+CAPTIONS = ("first", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """How batches are made.
+
+    Attributes:
+        batch_size: B, of all processes together.
+        seed: of the order and of the augmentation, 0 to 2**32 - 1.
+        shuffle: a new order in each epoch; else the source's own.
+        num_epochs: passes over the source, each without its remainder; None for ever.
+        text_length: S, tokens of a caption.
+        captions: ``first`` takes a record's main caption; ``random`` draws one of its
+            captions each time (of a source that has several).
+        flip: mirror each image left to right with probability 1/2.
+        crop_pixels: shift each image by up to so many pixels either way, padding with
+            white; 0 does not.
+        process_index: which part of each batch this process gets.
+        process_count: how many processes share a batch.
+        num_threads: threads that make batches ahead of their use; 0 makes them when
+            they are asked for. The batches are the same.
+    """
+
+    batch_size: int = 128
+    seed: int = 0
+    shuffle: bool = True
+    num_epochs: int | None = None
+    text_length: int = 16
+    captions: str = "first"
+    flip: bool = False
+    crop_pixels: int = 0
+    process_index: int = 0
+    process_count: int = 1
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        least = {
+            "batch_size": 1,
+            "seed": 0,
+            "text_length": 2,
+            "crop_pixels": 0,
+            "process_index": 0,
+            "process_count": 1,
+            "num_threads": 0,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(
+                    f"{name} must be at least {bound}, not {getattr(self, name)}"
+                )
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, not {self.seed}")
+        if self.num_epochs is not None and self.num_epochs < 1:
+            raise ValueError(
+                f"num_epochs must be at least 1, or None for ever, not "
+                f"{self.num_epochs}"
+            )
+        if self.captions not in CAPTIONS:
+            raise ValueError(
+                f"captions must be one of {', '.join(CAPTIONS)}, not {self.captions!r}"
+            )
+        if self.process_index >= self.process_count:
+            raise ValueError(
+                f"process_index {self.process_index} needs a process_count above it, "
+                f"not {self.process_count}"
+            )
+        if self.batch_size % self.process_count:
+            raise ValueError(
+                f"a batch of {self.batch_size} does not divide among "
+                f"{self.process_count} processes"
+            )
+
+
+def make_iterator(
+    source: Source, tokenizer: CaptionTokenizer, config: PipelineConfig
+) -> grain.DatasetIterator[Batch]:
+    """Returns an iterator of batches, with ``get_state`` and ``set_state``.
+
+    A state is a small JSON-able dict; an iterator made from the same source and
+    settings continues from it with exactly the batches that would have come. Grain's
+    Orbax handlers save and restore the iterator as well.
+
+    The parts of the processes make up the batch that one process would get: it
+    does not depend on ``process_count``.
+
+    Args:
+        source: records; those of :class:`~meta_opt.data.records.MemorySource` are read
+            a batch at a time, any other's one by one.
+        tokenizer: of the captions.
+        config: how batches are made.
+
+    Returns:
+        An iterator of ``image`` uint8 [B, h, w, 3], ``text`` int32 [B, S], ``label``
+        int32 [B], where B is this process's share of the batch.
+
+    Raises:
+        ValueError: if the source has fewer records than a batch.
+    """
+    if len(source) < config.batch_size:
+        raise ValueError(
+            f"a batch of {config.batch_size} needs as many records and the source has "
+            f"{len(source)}: lower batch_size or take a larger split"
+        )
+    dataset = grain.MapDataset.range(len(source)).seed(config.seed)
+    if config.shuffle:
+        dataset = dataset.shuffle()
+    dataset = dataset.batch(config.batch_size, drop_remainder=True, batch_fn=np.asarray)
+    dataset = dataset.repeat(config.num_epochs)
+    dataset = dataset.random_map(_Loader(source, tokenizer, config))
+    options = grain.ReadOptions(
+        num_threads=config.num_threads,
+        prefetch_buffer_size=2 * config.num_threads,
+    )
+    return iter(dataset.to_iter_dataset(options))
+
+
+def as_arrays(source: Source, tokenizer: CaptionTokenizer, length: int = 16) -> Batch:
+    """Returns a whole source as one batch, in its order, for evaluation.
+
+    Args:
+        source: any source whose images have one shape.
+        tokenizer: of the captions.
+        length: S, tokens of a caption.
+
+    Returns:
+        ``image`` uint8 [B, h, w, 3], ``text`` int32 [B, S] of the main captions,
+        ``label`` int32 [B]. The arrays of an in-memory source are read-only views.
+
+    Raises:
+        ValueError: if the source is empty.
+    """
+    if isinstance(source, MemorySource):
+        texts = [captions[0] for captions in source.captions]
+    else:
+        texts = [source[i]["text"] for i in range(len(source))]
+    images, labels = source_arrays(source)
+    return {
+        "image": images,
+        "text": tokenizer.encode(texts, length),
+        "label": labels,
+    }
+
+
+class _Loader:
+    """Turns the indices of a batch into this process's part of it."""
+
+    def __init__(
+        self, source: Source, tokenizer: CaptionTokenizer, config: PipelineConfig
+    ):
+        self._source = source
+        self._tokenizer = tokenizer
+        self._config = config
+        if isinstance(source, MemorySource):
+            # Every caption is encoded once; `first` is where a record's begin.
+            texts = [text for captions in source.captions for text in captions]
+            self._tokens = tokenizer.encode(texts, config.text_length)
+            self._counts = np.asarray([len(c) for c in source.captions])
+            self._first = np.cumsum(self._counts) - self._counts
+
+    def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
+        config = self._config
+        size = config.batch_size
+        # Drawn for the whole batch, so that a process's share does not depend on how
+        # many there are.
+        variant = rng.random(size)
+        flipped = rng.random(size) < 0.5
+        shifts = rng.integers(0, 2 * config.crop_pixels + 1, (size, 2))
+        share = size // config.process_count
+        mine = slice(share * config.process_index, share * (config.process_index + 1))
+        if config.captions == "first":
+            variant = np.zeros(size)
+        batch = self._read(indices[mine], variant[mine])
+        if config.flip:
+            batch["image"] = np.where(
+                flipped[mine, None, None, None],
+                batch["image"][:, :, ::-1],
+                batch["image"],
+            )
+        if config.crop_pixels:
+            batch["image"] = _shifted(batch["image"], shifts[mine], config.crop_pixels)
+        return batch
+
+    def _read(self, indices: np.ndarray, variant: np.ndarray) -> Batch:
+        source = self._source
+        if isinstance(source, MemorySource):
+            chosen = (variant * self._counts[indices]).astype(np.int64)
+            return {
+                "image": source.images(indices),
+                "text": self._tokens[self._first[indices] + chosen],
+                "label": source.labels[indices],
+            }
+        records: Sequence[Any] = [source[int(i)] for i in indices]
+        texts = [record["text"] for record in records]
+        return {
+            "image": np.stack([record["image"] for record in records]),
+            "text": self._tokenizer.encode(texts, self._config.text_length),
+            "label": np.asarray([record["label"] for record in records], np.int32),
+        }
+
+
+def _shifted(images: np.ndarray, shifts: np.ndarray, margin: int) -> np.ndarray:
+    """Returns windows of images [B, h, w, 3] padded with a white margin in pixels."""
+    height, width = images.shape[1:3]
+    pad = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    padded = np.pad(images, pad, constant_values=255)
+    return np.stack(
+        [
+            image[top : top + height, left : left + width]
+            for image, (top, left) in zip(padded, shifts, strict=True)
+        ]
+    )

@@ -1,0 +1,205 @@
+"""Records of image, captions and label, and sources that hold them in memory."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+def check_split(split: str) -> str:
+    """Returns ``split`` if it is one of :data:`SPLITS`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
+    return split
+
+
+class Record(TypedDict):
+    """One item: ``image`` uint8 [h, w, 3], its caption ``text`` and class ``label``."""
+
+    image: np.ndarray
+    text: str
+    label: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A Grain random-access data source of :class:`Record`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class MemorySource:
+    """A source held in memory; encoded images are decoded once, when first read.
+
+    Arrays handed out are read-only views of what the source holds, since a source
+    may be shared.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray | Sequence[bytes],
+        captions: Sequence[str | Sequence[str]],
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        image_size: int | None = None,
+        keys: Sequence[str] | None = None,
+    ):
+        """Checks that the columns fit each other.
+
+        Args:
+            images: uint8 [B, h, w, 3], or the bytes of B image files.
+            captions: a text for each image, or several, the first being the main one.
+            labels: class indices, [B].
+            class_names: K names that ``labels`` index.
+            image_size: side in pixels that image files are fitted to; needed for them.
+            keys: an identity for each record (a path, a code point), if it has one.
+
+        Raises:
+            ValueError: if lengths differ, a caption is missing or a label has no name.
+        """
+        self.captions = tuple(
+            (c,) if isinstance(c, str) else tuple(c) for c in captions
+        )
+        self.labels = np.asarray(labels, np.int32).copy()
+        self.labels.setflags(write=False)
+        self.class_names = tuple(class_names)
+        self.keys = tuple(keys) if keys is not None else None
+        count = len(self.captions)
+        if not (len(images) == len(self.labels) == count) or (
+            self.keys is not None and len(self.keys) != count
+        ):
+            raise ValueError(
+                f"columns differ in length: {len(images)} images, {count} captions, "
+                f"{len(self.labels)} labels"
+                + (f", {len(self.keys)} keys" if self.keys is not None else "")
+            )
+        if not all(self.captions):
+            empty = next(i for i, c in enumerate(self.captions) if not c)
+            raise ValueError(f"record {empty} has no caption")
+        if count and not 0 <= self.labels.min() <= self.labels.max() < len(class_names):
+            raise ValueError(
+                f"labels run from {self.labels.min()} to {self.labels.max()} but there "
+                f"are {len(class_names)} class names"
+            )
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+                raise ValueError(
+                    "images must be uint8 [B, h, w, 3], not "
+                    f"{images.dtype} {list(images.shape)}"
+                )
+            self._encoded: list[bytes] | None = None
+            self._pixels = images.view()
+            self._pixels.setflags(write=False)
+        else:
+            if image_size is None:
+                raise ValueError("image files need an image_size to be fitted to")
+            self._encoded = list(images)
+            self._store = np.empty((count, image_size, image_size, 3), np.uint8)
+            self._present = np.zeros(count, bool)
+            self._pixels = self._store.view()
+            self._pixels.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> Record:
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of a source of {len(self)}")
+        index %= len(self)
+        self._decode([index])
+        return Record(
+            image=self._pixels[index],
+            text=self.captions[index][0],
+            label=int(self.labels[index]),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"MemorySource({len(self)} records, {len(self.class_names)} classes, "
+            f"{self._pixels.shape[1]}x{self._pixels.shape[2]} px)"
+        )
+
+    def images(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Returns uint8 [B, h, w, 3]: copies at ``indices``, or a view of all."""
+        if indices is None:
+            self._decode(range(len(self)))
+            return self._pixels
+        self._decode(indices)
+        return self._pixels[indices]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "MemorySource":
+        """Returns a source of the records at ``indices``, in that order."""
+        indices = np.asarray(indices, np.int64)
+        if self._encoded is None:
+            images: np.ndarray | list[bytes] = self._pixels[indices]
+        else:
+            images = [self._encoded[i] for i in indices]
+        return MemorySource(
+            images,
+            [self.captions[i] for i in indices],
+            self.labels[indices],
+            self.class_names,
+            self._pixels.shape[1],
+            [self.keys[i] for i in indices] if self.keys is not None else None,
+        )
+
+    def _decode(self, indices: Sequence[int] | np.ndarray | range) -> None:
+        if self._encoded is None:
+            return
+        from meta_opt.data.images import decode, fit_square
+
+        indices = np.asarray(indices, np.int64)
+        size = self._store.shape[1]
+        for i in indices[~self._present[indices]]:
+            self._store[i] = fit_square(decode(self._encoded[i]), size)
+            self._present[i] = True
+
+
+def source_arrays(
+    source: Source, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a whole source as arrays, for tasks that live in memory.
+
+    Args:
+        source: any source; its images must have one shape unless ``size`` is given.
+        size: side in pixels that images are fitted to; None leaves them as they are.
+
+    Returns:
+        Images uint8 [B, h, w, 3] and labels int32 [B].
+
+    Raises:
+        ValueError: if the source is empty.
+    """
+    if len(source) == 0:
+        raise ValueError("the source is empty")
+    if isinstance(source, MemorySource):
+        images, labels = source.images(), source.labels
+    else:
+        records = [source[i] for i in range(len(source))]
+        labels = np.asarray([r["label"] for r in records], np.int32)
+        pictures = [r["image"] for r in records]
+        if size is not None:
+            pictures = [_resized(p, size) for p in pictures]
+        images = np.stack(pictures)
+    if size is not None and images.shape[1:3] != (size, size):
+        images = np.stack([_resized(image, size) for image in images])
+    return images, labels
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    from PIL import Image
+
+    from meta_opt.data.images import fit_square
+
+    if image.shape[:2] == (size, size):
+        return image
+    return fit_square(Image.fromarray(image), size)

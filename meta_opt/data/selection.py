@@ -1,0 +1,108 @@
+"""Which of Open Clip Art's pictures suit retrieval and classification."""
+
+import collections
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+
+CATEGORIES = (
+    "animals",
+    "buildings",
+    "computer",
+    "decorations",
+    "education",
+    "electronics",
+    "food",
+    "geography",
+    "office",
+    "people",
+    "plants",
+    "recreation",
+    "shapes",
+    "signs_and_symbols",
+    "tools",
+    "transportation",
+)
+"""The categories with at least 25 pictures after :func:`select`."""
+
+CLASS_NAMES = tuple(name.replace("_", " ") for name in CATEGORIES)
+"""The same in words; labels index them."""
+
+_LEFT_OUT = re.compile(
+    # Near-copies of one drawing, and folders that are no category.
+    r"shapes/stars/|computer/icons/|recreation/games/cards/|special/|unsorted/"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What the selection looks at: a picture's path, title and keywords."""
+
+    path: str
+    title: str
+    keywords: tuple[str, ...] = ()
+
+    @property
+    def category(self) -> str:
+        """The top-level folder."""
+        return self.path.split("/")[0]
+
+    @property
+    def label(self) -> int:
+        """The index in :data:`CLASS_NAMES`."""
+        return CATEGORIES.index(self.category)
+
+
+def select(
+    items: Sequence[Described], max_title_uses: int = 2, class_limit: int | None = None
+) -> list[int]:
+    """Returns the indices of the pictures that stay, in the order given.
+
+    Left out are stars, icon themes, playing cards and the folders ``special`` and
+    ``unsorted``; categories outside :data:`CATEGORIES`; pictures without a title, and
+    those whose title more than ``max_title_uses`` pictures share. Since a title lies
+    in one split, this gives the same for a split as for all of them together.
+
+    Args:
+        items: the pictures.
+        max_title_uses: how often a title may be used, case ignored.
+        class_limit: the most pictures of a category; those with the smallest hash of
+            their path stay. None sets no limit.
+    """
+    suitable = [
+        i
+        for i, item in enumerate(items)
+        if item.title and not _LEFT_OUT.match(item.path)
+    ]
+    uses = collections.Counter(items[i].title.casefold() for i in suitable)
+    kept = [
+        i
+        for i in suitable
+        if uses[items[i].title.casefold()] <= max_title_uses
+        and items[i].category in CATEGORIES
+    ]
+    if class_limit is None:
+        return kept
+    by_category: dict[str, list[int]] = collections.defaultdict(list)
+    for i in sorted(kept, key=lambda i: _hash(items[i].path)):
+        by_category[items[i].category].append(i)
+    return sorted(i for ids in by_category.values() for i in ids[:class_limit])
+
+
+def captions(item: Described) -> tuple[str, ...]:
+    """Returns the title, and where there are keywords the title followed by them.
+
+    Keywords that say nothing (the category, file tags such as ``0x9c7e034``) go.
+    """
+    noise = {"hash", "unsorted", "sign", item.category, *item.category.split("_")}
+    words = [
+        k.replace("_", " ")
+        for k in item.keywords
+        if k.casefold() not in noise and not re.match(r"0x[0-9a-f]+$", k)
+    ]
+    return (item.title, ", ".join((item.title, *words))) if words else (item.title,)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What the controller sees: static tensor descriptions, statistics, progress."""

@@ -1,0 +1,166 @@
+"""Progress of the run, level and noise of its loss, and feedback: the global inputs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.features.statistics import TINY, clipped
+
+_CENTRES = np.array([0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1], np.float32)
+_SCALES = 4
+"""Time scales of the loss averages, log-spaced from 4 steps to half the run."""
+
+NUM_PROGRESS = len(_CENTRES) + 2 + (_SCALES - 1) + 4 + 4
+
+
+class ProgressState(NamedTuple):
+    """Memory of losses seen so far.
+
+    Attributes:
+        averages: float32 [scales], exponential moving averages of the loss.
+        weights: float32 [scales], their accumulated weights, for debiasing.
+        deviation: float32 [], average distance of the loss from its fast average.
+        first: float32 [], the loss average when it was first known.
+        gap: float32 [], last feedback minus the loss average of that time.
+        best_feedback: float32 [], smallest feedback so far.
+        last_feedback: float32 [].
+        feedback_step: float32 [], step of the last feedback; -1 if none was given.
+    """
+
+    averages: jax.Array
+    weights: jax.Array
+    deviation: jax.Array
+    first: jax.Array
+    gap: jax.Array
+    best_feedback: jax.Array
+    last_feedback: jax.Array
+    feedback_step: jax.Array
+
+
+def init_progress() -> ProgressState:
+    """The state before any loss was seen."""
+    # Arrays of their own: a donated state may not hold one buffer twice.
+    scalars = {name: jnp.zeros((), jnp.float32) for name in ProgressState._fields}
+    return ProgressState(
+        **{
+            **scalars,
+            "averages": jnp.zeros(_SCALES, jnp.float32),
+            "weights": jnp.zeros(_SCALES, jnp.float32),
+            "feedback_step": -jnp.ones((), jnp.float32),
+        }
+    )
+
+
+def _average(state: ProgressState) -> jax.Array:
+    return state.averages / jnp.maximum(state.weights, TINY)
+
+
+def update_progress(
+    state: ProgressState,
+    step: jax.Array,
+    num_steps: jax.Array | int,
+    value: jax.Array | None,
+    feedback: jax.Array | None,
+) -> ProgressState:
+    """Takes in one step's loss and, if there is any, feedback.
+
+    Args:
+        state: memory so far.
+        step: int32 [], steps done before this one.
+        num_steps: steps in the whole run.
+        value: float [] training loss of this step; None or a non-finite number means
+            that it is not known.
+        feedback: float [] validation loss; None or a non-finite number means none now.
+
+    Returns:
+        The new memory.
+    """
+    if value is not None:
+        value = jnp.asarray(value, jnp.float32)
+        half_life = jnp.exp(
+            jnp.linspace(0.0, 1.0, _SCALES)
+            * jnp.log(jnp.maximum(num_steps / 8.0, 1.01))
+        ) * jnp.float32(4.0)
+        rate = 1.0 - jnp.exp2(-1.0 / half_life)
+        known = jnp.isfinite(value)
+        loss = jnp.where(known, value, 0.0)
+        averages = state.averages + rate * (loss - state.averages)
+        weights = state.weights + rate * (1.0 - state.weights)
+        started = state.weights[0] > 0
+        distance = jnp.abs(loss - _average(state)[0]) * started
+        deviation = state.deviation + rate[0] * (distance - state.deviation)
+        new = state._replace(
+            averages=averages,
+            weights=weights,
+            deviation=deviation,
+            first=jnp.where(started, state.first, loss),
+        )
+        state = jax.tree.map(lambda a, b: jnp.where(known, a, b), new, state)
+    if feedback is not None:
+        feedback = jnp.asarray(feedback, jnp.float32)
+        known = jnp.isfinite(feedback)
+        given = jnp.where(known, feedback, 0.0)
+        had_one = state.feedback_step >= 0
+        has_loss = state.weights[0] > 0
+        new = state._replace(
+            gap=jnp.where(has_loss, given - _average(state)[0], 0.0),
+            best_feedback=jnp.where(
+                had_one, jnp.minimum(state.best_feedback, given), given
+            ),
+            last_feedback=given,
+            feedback_step=jnp.asarray(step, jnp.float32),
+        )
+        state = jax.tree.map(lambda a, b: jnp.where(known, a, b), new, state)
+    return state
+
+
+def progress_features(
+    state: ProgressState, step: jax.Array, num_steps: jax.Array | int
+) -> jax.Array:
+    """Features of the whole run.
+
+    Nine positions of the fraction done and two logs of time; differences between loss
+    averages of neighbouring time scales, loss level against its start, noise; the
+    train/validation gap, distance of the last feedback from the best, its age. Loss
+    features are ratios, so they do not depend on the loss's scale, and are zero (with
+    a flag) while the loss is unknown.
+
+    Returns:
+        float32 [`NUM_PROGRESS`].
+    """
+    step = jnp.asarray(step, jnp.float32)
+    num_steps = jnp.asarray(num_steps, jnp.float32)
+    fraction = step / num_steps
+    time = jnp.concatenate(
+        [
+            jnp.tanh(10.0 * (fraction - _CENTRES)),
+            jnp.stack([jnp.log10(step + 1.0), jnp.log10(num_steps)]) / 2.0 - 1.0,
+        ]
+    )
+    average = _average(state)
+    noise = state.deviation + 1e-4 * jnp.abs(average[0]) + TINY
+    known = (state.weights[0] > 0).astype(jnp.float32)
+    slopes = jnp.tanh((average[:-1] - average[1:]) / noise)
+    size = jnp.abs(average[0]) + jnp.abs(state.first) + TINY
+    level = jnp.stack(
+        [
+            (average[0] - state.first) / size * 2.0,
+            clipped(jnp.log(noise / size), 0.2),
+            clipped(jnp.log((jnp.abs(average[0]) + TINY) / size), 0.2),
+            1.0,
+        ]
+    )
+    has_feedback = (state.feedback_step >= 0).astype(jnp.float32)
+    response = jnp.stack(
+        [
+            jnp.tanh(state.gap / size * 2.0),
+            jnp.tanh((state.last_feedback - state.best_feedback) / size * 4.0),
+            jnp.clip((step - state.feedback_step) / num_steps, 0.0, 1.0),
+            1.0,
+        ]
+    )
+    return jnp.concatenate(
+        [time, slopes * known, level * known, response * has_feedback]
+    )

@@ -1,0 +1,139 @@
+"""Statistics of gradient, momentum and parameter: the controller's moving inputs.
+
+All of them are reductions to one number a unit ([N] vectors), so a sharded step needs
+them summed over devices once. They are free of the loss's scale: gradients enter only
+through ratios.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.features.tensors import GROUPS, NUM_STATIC, TensorInfo, static_features
+
+TINY = 1e-30
+"""Added before a logarithm or a division; below any useful mean square in float32."""
+
+
+class Statistics(NamedTuple):
+    """Sums over the elements of each unit; every field is float32 [N]."""
+
+    grad_square: jax.Array
+    momentum_square: jax.Array
+    param_square: jax.Array
+    grad_momentum: jax.Array
+
+
+class UnitTable(NamedTuple):
+    """Constants of the N units, in the order in which the optimizer keeps them.
+
+    Attributes:
+        size: float32 [N], elements of each unit.
+        static: float32 [N, `NUM_STATIC`].
+        membership: float32 [N, G], one-hot modality group of each unit.
+        matrix: float32 [N], 1 where the orthogonalised direction applies.
+    """
+
+    size: np.ndarray
+    static: np.ndarray
+    membership: np.ndarray
+    matrix: np.ndarray
+
+
+def unit_table(infos: list[TensorInfo]) -> UnitTable:
+    """Builds the constants for units of ``infos``, leaf after leaf."""
+    size = [np.full(i.units, np.prod(i.shape, dtype=np.float64)) for i in infos]
+    static = [static_features(i) for i in infos]
+    member = [np.tile(np.eye(len(GROUPS))[GROUPS.index(i.group)], (i.units, 1))
+              for i in infos]
+    matrix = [np.full(i.units, float(i.is_matrix)) for i in infos]
+
+    def join(parts: list[np.ndarray], *tail: int) -> np.ndarray:
+        empty = np.zeros((0, *tail))
+        return np.concatenate([empty, *parts]).astype(np.float32)
+
+    return UnitTable(
+        join(size),
+        join(static, NUM_STATIC),
+        join(member, len(GROUPS)),
+        join(matrix),
+    )
+
+
+def _log(x: jax.Array) -> jax.Array:
+    return jnp.log(x + TINY)
+
+
+def clipped(x: jax.Array, scale: float = 0.5, limit: float = 5.0) -> jax.Array:
+    """Logs clipped to +-limit and halved, so that an LSTM takes them as they are."""
+    return scale * jnp.clip(x, -limit, limit)
+
+
+def grad_rms(stats: Statistics, table: UnitTable) -> jax.Array:
+    """RMS of all gradient elements; float32 scalar."""
+    total = max(float(np.sum(table.size, dtype=np.float64)), 1.0)
+    return jnp.sqrt(jnp.sum(stats.grad_square) / total)
+
+
+NUM_DYNAMIC = 7
+NUM_TENSOR = NUM_DYNAMIC + NUM_STATIC
+NUM_GROUP = 2 * len(GROUPS)
+
+
+def tensor_features(
+    stats: Statistics, table: UnitTable, past_log_square: jax.Array
+) -> jax.Array:
+    """Features of every unit.
+
+    Args:
+        stats: sums of this step.
+        table: constants of the units.
+        past_log_square: float32 [N], moving average of the log mean square of the
+            unit's gradient; equal to the present one on the first step.
+
+    Returns:
+        float32 [N, `NUM_TENSOR`].
+    """
+    size = table.size
+    g = _log(stats.grad_square / size)
+    m = _log(stats.momentum_square / size)
+    p = _log(stats.param_square / size)
+    overall = _log(jnp.square(grad_rms(stats, table)))
+    cosine = stats.grad_momentum / jnp.sqrt(
+        stats.grad_square * stats.momentum_square + TINY
+    )
+    share = table.membership @ _group_share(stats, table)
+    dynamic = [
+        clipped(0.5 * (g - overall)),
+        clipped(0.5 * (m - g)),
+        clipped(0.5 * p + 3.0),
+        clipped(0.5 * (g - past_log_square)),
+        jnp.clip(cosine, -1.0, 1.0),
+        jnp.square(jnp.clip(cosine, -1.0, 1.0)) * jnp.sqrt(size) / (1 + jnp.sqrt(size)),
+        clipped(_log(share), 0.2),
+    ]
+    return jnp.concatenate([jnp.stack(dynamic, axis=1), table.static], axis=1)
+
+
+def _group_share(stats: Statistics, table: UnitTable) -> jax.Array:
+    """Share of each modality group in the squared gradient norm; float32 [G]."""
+    by_group = stats.grad_square @ table.membership
+    return by_group / (jnp.sum(by_group) + TINY)
+
+
+def group_features(stats: Statistics, table: UnitTable) -> jax.Array:
+    """Cross-modal sensitivity: each group's gradient share and mean alignment.
+
+    Returns:
+        float32 [`NUM_GROUP`]; zeros for groups that the model does not have.
+    """
+    present = np.any(table.membership > 0, axis=0).astype(np.float32)
+    count = np.maximum(np.sum(table.membership, axis=0), 1.0).astype(np.float32)
+    share = clipped(_log(_group_share(stats, table)), 0.2)
+    cosine = stats.grad_momentum / jnp.sqrt(
+        stats.grad_square * stats.momentum_square + TINY
+    )
+    alignment = (jnp.clip(cosine, -1.0, 1.0) @ table.membership) / count
+    return jnp.concatenate([share, alignment]) * np.concatenate([present, present])

@@ -1,0 +1,416 @@
+"""The fine-tuning loop: place, restore, step, evaluate, log, save, stop."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from meta_opt import run_log
+from meta_opt.checkpoints import Checkpoints
+from meta_opt.finetuning.interruption import Interrupted, Signals, catch_signals
+from meta_opt.finetuning.state import TrainState, fingerprint, init_state
+from meta_opt.finetuning.step import LossFn, make_train_step
+from meta_opt.parallel import mesh as mesh_lib
+from meta_opt.parallel.sharding import FSDP_RULES, Rule
+from meta_opt.types import PyTree
+
+_log = logging.getLogger(__name__)
+
+Evaluate = Callable[[PyTree, PyTree], Mapping[str, float]]
+"""``(params, frozen) -> metrics`` on held-out data."""
+
+
+class Batches(Protocol):
+    """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
+
+    def __next__(self) -> PyTree:
+        """Returns the next batch."""
+
+    def get_state(self) -> Any:
+        """Returns a JSON value."""
+
+    def set_state(self, state: Any) -> None:
+        """Goes to where ``get_state`` gave ``state``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long to train, and when to look.
+
+    Attributes:
+        num_steps: optimizer updates.
+        batch_size: B, over all devices and micro-batches of one update.
+        accumulation_steps: micro-batches of one update.
+        seed: of the steps' randomness (dropout and the like).
+        eval_every: steps between evaluations; the last step is always evaluated.
+        evaluate_at_start: whether to evaluate before the first step too.
+        log_every: steps between records; each has the means since the last.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_latest: how many of the newest checkpoints to keep.
+        keep_best: how many of the best to keep beside them.
+        best_metric: which metric of the evaluation says what is best.
+        best_mode: "min" or "max".
+        feedback: whether ``best_metric`` is given to the optimizer after each
+            evaluation. Validation data then takes part in training.
+        progress: whether to show a progress bar on a terminal.
+    """
+
+    num_steps: int
+    batch_size: int
+    accumulation_steps: int = 1
+    seed: int = 0
+    eval_every: int = 100
+    evaluate_at_start: bool = True
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep_latest: int = 2
+    keep_best: int = 1
+    best_metric: str = "loss"
+    best_mode: str = "min"
+    feedback: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("num_steps", "eval_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a finished run gives.
+
+    Attributes:
+        state: the final state, on the mesh.
+        history: the records of metrics, ``{"step": ..., "train/loss": ...}`` or
+            ``{"step": ..., "validation/...": ...}``.
+        train_seconds: in steps, input included; without compilation, evaluation and
+            saving; all parts of an interrupted run together.
+        compile_seconds: tracing and compiling the step, in this process.
+        optimizer_bytes: bytes of optimizer state, of all devices' shards once.
+        trainable: number of trainable parameters.
+    """
+
+    state: TrainState
+    history: list[dict[str, Any]]
+    train_seconds: float
+    compile_seconds: float
+    optimizer_bytes: int
+    trainable: int
+
+
+def run(
+    config: LoopConfig,
+    *,
+    params: PyTree,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    batches: Batches,
+    frozen: PyTree = (),
+    evaluate: Evaluate | None = None,
+    mesh: mesh_lib.MeshConfig | None = None,
+    rules: Sequence[Rule] = FSDP_RULES,
+    workdir: str | Path | None = None,
+    resolved_config: Mapping[str, Any] | None = None,
+    label: str = "",
+) -> RunResult:
+    """Trains ``params``, resuming from ``workdir`` if it holds a checkpoint.
+
+    On the same topology an interrupted and resumed run ends in the same bits, in
+    parameters and in ``metrics.jsonl``, as one that was never interrupted. SIGINT and
+    SIGTERM let the step finish, save, and raise :class:`Interrupted`; a second one
+    ends the process at once.
+
+    Args:
+        config: the loop's settings.
+        params: pytree of arrays, the trainable part.
+        loss_fn: see :data:`meta_opt.finetuning.step.LossFn`.
+        tx: the optimizer.
+        batches: the training data, at its beginning.
+        frozen: pytree of arrays, the rest of the model. Not in checkpoints.
+        evaluate: called with (params, frozen) every ``eval_every`` steps.
+        mesh: default one device.
+        rules: layout of params and frozen on the mesh.
+        workdir: for logs and checkpoints; None for neither.
+        resolved_config: nested mapping that is written to ``config.json``; a resumed
+            run must have the same.
+        label: text before the progress bar.
+
+    Returns:
+        The final state and what was measured.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM.
+        ValueError: if sizes do not fit the mesh, the data gives other batches than
+            ``batch_size``, or the run in ``workdir`` was of another configuration,
+            model or optimizer.
+    """
+    device_mesh = mesh_lib.make_mesh(mesh or mesh_lib.MeshConfig())
+    mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
+    state = init_state(params, frozen, tx, device_mesh, rules, config.seed)
+    trainer = _Trainer(
+        config, state, device_mesh, loss_fn, tx, batches, evaluate, workdir
+    )
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(catch_signals())
+        stack.callback(trainer.close)
+        trainer.open(resolved_config)
+        trainer.train(signals, label)
+    return trainer.result()
+
+
+class _Trainer:
+    """The run's parts, in the order in which they come up: open, train, close."""
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        state: TrainState,
+        mesh: jax.sharding.Mesh,
+        loss_fn: LossFn,
+        tx: optax.GradientTransformation,
+        batches: Batches,
+        evaluate: Evaluate | None,
+        workdir: str | Path | None,
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.shardings = jax.tree.map(lambda x: x.sharding, state)
+        self.fingerprint = fingerprint(state.frozen)
+        self.mesh = mesh
+        self.loss_fn = loss_fn
+        self.tx = tx
+        self.batches = batches
+        self.evaluate = evaluate
+        self.workdir = None if workdir is None else Path(workdir)
+        self.log: Any = None
+        self.checkpoints: Checkpoints | None = None
+        self.step = 0
+        self.pending: list[dict[str, Any]] = []  # metrics not in a record yet
+        self.feedback = math.nan
+        self.best: float | None = None  # best_metric, if this step was evaluated
+        self.train_seconds = 0.0
+        self.compile_seconds = 0.0
+        self._resumed_at: float | None = None
+
+    def open(self, resolved_config: Mapping[str, Any] | None) -> None:
+        """Restores the newest checkpoint, if any, and opens the log behind it."""
+        resume_step = None
+        if self.workdir is not None:
+            self.checkpoints = Checkpoints(
+                self.workdir / "checkpoints",
+                keep_latest=self.config.keep_latest,
+                keep_best=self.config.keep_best,
+                mode=self.config.best_mode,
+            )
+            if resolved_config is not None:
+                run_log.write_config(
+                    self.workdir,
+                    resolved_config,
+                    resuming=bool(self.checkpoints.steps()),
+                )
+            resume_step = self._restore(self.checkpoints)
+            if jax.process_index() == 0:
+                run_log.write_environment(self.workdir, self.step)
+        self.log = run_log.RunLog(self.workdir, resume_step=resume_step)
+
+    def _restore(self, checkpoints: Checkpoints) -> int | None:
+        restored = checkpoints.restore(self.state.saved())
+        if restored is None:
+            return None
+        host = restored.host
+        if host["frozen"] != self.fingerprint:
+            raise ValueError(
+                f"the run in {self.workdir} had other frozen parameters; start it "
+                "from the same model, or take another --workdir"
+            )
+        self.state = dataclasses.replace(self.state, **restored.state)
+        self.batches.set_state(host["batches"])
+        self.pending = host["pending"]
+        self.feedback = math.nan if host["feedback"] is None else host["feedback"]
+        self.train_seconds = host["train_seconds"]
+        self.step = restored.step
+        _log.info("resuming %s from step %d", self.workdir, self.step)
+        return self.step
+
+    def train(self, signals: Signals, label: str) -> None:
+        """Runs the steps that are left."""
+        config = self.config
+        if self.step == 0 and config.evaluate_at_start:
+            self._evaluate()
+        if self.step >= config.num_steps:
+            return
+        bar = run_log.progress_bar(
+            config.num_steps, start=self.step, label=label, show=config.progress
+        )
+        with contextlib.closing(bar):
+            batch = self._next_batch()
+            step_fn = self._compile(batch)
+            self._resume_clock()
+            while True:
+                feedback = (jnp.float32(self.feedback),) if config.feedback else ()
+                self.state, metrics = step_fn(self.state, batch, *feedback)
+                self.step += 1
+                self.feedback = math.nan
+                self.pending.append(metrics)
+                self._after_step(bar)
+                bar.update()
+                last = self.step == config.num_steps
+                if signals.received is not None:
+                    self._save()
+                    raise Interrupted(signals.received, self.step)
+                if last:
+                    return
+                self._resume_clock()
+                batch = self._next_batch()
+
+    def _after_step(self, bar: Any) -> None:
+        """Logs, evaluates and saves, each in its turn."""
+        config, last = self.config, self.step == self.config.num_steps
+        self.best = None
+        if self.step % config.log_every == 0 or last:
+            bar.set_postfix(loss=f"{self._log_means():.4g}", refresh=False)
+        if self.step % config.eval_every == 0 or last:
+            self._evaluate()
+        if self.step % config.checkpoint_every == 0 or last:
+            self._save()
+
+    def _compile(self, batch: PyTree) -> Callable[..., Any]:
+        """Compiles the step ahead, so that its time is known and not in the steps'."""
+        started = time.perf_counter()
+        train_step = make_train_step(
+            self.loss_fn, self.tx, self.config.accumulation_steps
+        )
+        feedback = (jnp.float32(math.nan),) if self.config.feedback else ()
+        compiled = (
+            jax.jit(
+                train_step,
+                donate_argnums=0,
+                out_shardings=(self.shardings, mesh_lib.replicated(self.mesh)),
+            )
+            .lower(self.state, batch, *feedback)
+            .compile()
+        )
+        self.compile_seconds = time.perf_counter() - started
+        return compiled
+
+    def _next_batch(self) -> PyTree:
+        """Takes a batch and divides it over the devices."""
+        try:
+            batch = next(self.batches)
+        except StopIteration:
+            raise ValueError(
+                f"the training data ended after {self.step} of "
+                f"{self.config.num_steps} steps; the iterator must repeat"
+            ) from None
+        local = self.config.batch_size // jax.process_count()
+        for leaf in jax.tree.leaves(batch):
+            if leaf.shape[:1] != (local,):
+                raise ValueError(
+                    f"the data gives batches of shape {leaf.shape}; batch_size="
+                    f"{self.config.batch_size} over {jax.process_count()} processes "
+                    f"needs {local} rows"
+                )
+        sharding = mesh_lib.batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+            batch,
+        )
+
+    def _resume_clock(self) -> None:
+        if self._resumed_at is None:
+            self._resumed_at = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        """Waits for the device and counts the seconds since the clock was resumed."""
+        jax.block_until_ready(self.state)
+        if self._resumed_at is not None:
+            self.train_seconds += time.perf_counter() - self._resumed_at
+            self._resumed_at = None
+
+    def _fetch_pending(self) -> None:
+        """Brings the metrics since the last record to the host, as floats."""
+        self.pending = [
+            {key: float(value) for key, value in metrics.items()}
+            for metrics in jax.device_get(self.pending)
+        ]
+
+    def _log_means(self) -> float:
+        """Writes the means of the metrics since the last record; returns the loss."""
+        self._stop_clock()
+        self._fetch_pending()
+        means = {
+            f"train/{key}": math.fsum(m[key] for m in self.pending) / len(self.pending)
+            if all(math.isfinite(m[key]) for m in self.pending)
+            else math.nan
+            for key in self.pending[0]
+        }
+        means["train/nonfinite"] = self.pending[-1]["nonfinite"]
+        self.pending = []
+        self.log.write(self.step, means)
+        timing = {"train_seconds": self.train_seconds}
+        timing["compile_seconds"] = self.compile_seconds
+        self.log.write_timing(self.step, timing)
+        return means["train/loss"]
+
+    def _evaluate(self) -> None:
+        if self.evaluate is None:
+            return
+        self._stop_clock()
+        scores = dict(self.evaluate(self.state.params, self.state.frozen))
+        self.log.write(self.step, {f"validation/{k}": v for k, v in scores.items()})
+        if self.config.best_metric not in scores:
+            raise ValueError(
+                f"best_metric={self.config.best_metric!r} is not among the metrics of "
+                f"the evaluation: {', '.join(scores)}"
+            )
+        self.best = self.feedback = float(scores[self.config.best_metric])
+
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        self._stop_clock()
+        self._fetch_pending()
+        self.checkpoints.save(
+            self.step,
+            self.state.saved(),
+            {
+                "batches": self.batches.get_state(),
+                "pending": self.pending,
+                "feedback": self.feedback if math.isfinite(self.feedback) else None,
+                "train_seconds": self.train_seconds,
+                "frozen": self.fingerprint,
+            },
+            metric=self.best,
+        )
+
+    def close(self) -> None:
+        """Waits for the last checkpoint and closes the files."""
+        with contextlib.ExitStack() as stack:
+            if self.log is not None:
+                stack.callback(self.log.close)
+            if self.checkpoints is not None:
+                stack.callback(self.checkpoints.close)
+
+    def result(self) -> RunResult:
+        """Sums the run up."""
+        return RunResult(
+            state=self.state,
+            history=self.log.history,
+            train_seconds=self.train_seconds,
+            compile_seconds=self.compile_seconds,
+            optimizer_bytes=sum(
+                x.nbytes for x in jax.tree.leaves(self.state.opt_state)
+            ),
+            trainable=sum(x.size for x in jax.tree.leaves(self.state.params)),
+        )

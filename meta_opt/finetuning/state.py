@@ -1,0 +1,137 @@
+"""The state of a fine-tuning run, one pytree."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from meta_opt.optimizers.sharding import state_shardings
+from meta_opt.parallel.mesh import replicated
+from meta_opt.parallel.sharding import FSDP_RULES, Rule, parameter_shardings
+from meta_opt.types import PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes.
+
+    Attributes:
+        step: int32 [], how many updates were made.
+        params: pytree of arrays, the trainable part; all that the optimizer sees.
+        frozen: pytree of arrays, the rest of the model; empty in full fine-tuning.
+        opt_state: state of the optimizer.
+        rng: typed PRNG key [], constant; each step folds its number in.
+        nonfinite: int32 [], how many steps had a loss that was not finite.
+    """
+
+    step: jax.Array
+    params: PyTree
+    frozen: PyTree
+    opt_state: PyTree
+    rng: jax.Array
+    nonfinite: jax.Array
+
+    def saved(self) -> dict[str, PyTree]:
+        """Returns what a checkpoint holds: all but ``frozen``, which never changes."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del fields["frozen"]
+        return fields
+
+
+def init_state(
+    params: PyTree,
+    frozen: PyTree,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Sequence[Rule] = FSDP_RULES,
+    seed: int = 0,
+) -> TrainState:
+    """Makes the state of step 0 and lays it out over the mesh.
+
+    The optimizer's state is laid out as its parameters are.
+
+    Args:
+        params: pytree of arrays, the trainable part.
+        frozen: pytree of arrays, the rest.
+        tx: the optimizer.
+        mesh: see :func:`meta_opt.parallel.mesh.make_mesh`.
+        rules: layout of params and frozen.
+        seed: of the steps' randomness.
+
+    Returns:
+        A state of fresh arrays, safe to donate.
+
+    Raises:
+        ValueError: if a rule matches nothing.
+    """
+    shardings = parameter_shardings(rules, mesh, params, frozen)
+    # Copies, since the step donates its state and the caller keeps the arrays.
+    params, frozen = jax.device_put((params, frozen), shardings, may_alias=False)
+    init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
+    whole = replicated(mesh)
+    return TrainState(
+        step=jax.device_put(jnp.int32(0), whole),
+        params=params,
+        frozen=frozen,
+        opt_state=init(params),
+        rng=jax.device_put(jax.random.key(seed), whole),
+        nonfinite=jax.device_put(jnp.int32(0), whole),
+    )
+
+
+def fingerprint(tree: PyTree) -> int:
+    """Hashes the contents of arrays, wherever they live and however they are laid out.
+
+    Each element's bits are mixed with its position and summed modulo 2**32, which does
+    not depend on the order of summation, hence not on the sharding. It tells models
+    apart; it is not a cryptographic hash.
+
+    Args:
+        tree: pytree of arrays.
+
+    Returns:
+        An integer in [0, 2**32).
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    return int(jax.device_get(_fingerprint(leaves))) if leaves else 0
+
+
+@jax.jit
+def _fingerprint(leaves: list[jax.Array]) -> jax.Array:
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(leaves, start=1):
+        words = _words(leaf)
+        position = jnp.zeros(words.shape, jnp.uint32)
+        for axis, stride in enumerate(_strides(words.shape)):
+            index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+            position += index * jnp.uint32(stride)
+        mixed = (words ^ (position * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
+        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0xC2B2AE35)
+        total = total * jnp.uint32(31) + jnp.sum(mixed ^ (mixed >> 13))
+        for size in (number, *leaf.shape):
+            total = total * jnp.uint32(31) + jnp.uint32(size)
+    return total
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    """Returns the bits of the elements as uint32, without reshaping (which gathers)."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        return leaf.astype(jnp.uint32)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned[leaf.dtype.itemsize])
+    return bits.astype(jnp.uint32)
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """Returns row-major strides, modulo 2**32."""
+    return [
+        int(np.prod(shape[axis + 1 :], dtype=object)) % 2**32
+        for axis in range(len(shape))
+    ]

@@ -1,0 +1,137 @@
+"""One training step, with the loss injected. There is no other."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_opt.finetuning.state import TrainState
+from meta_opt.types import PyTree
+
+LossFn: TypeAlias = Callable[
+    [PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+]
+"""``(params, frozen, batch, rng) -> (loss [], metrics)``, the loss a mean over B."""
+
+TrainStep: TypeAlias = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+"""``(state, batch, feedback=None) -> (state, metrics)``."""
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    accumulation_steps: int = 1,
+) -> TrainStep:
+    """Builds the training step.
+
+    With accumulation the batch is cut in micro-batches, and loss, metrics and gradient
+    are their means: the full batch's own for a loss that is a mean over examples. A
+    contrastive loss sees as negatives only the examples of its micro-batch.
+
+    Args:
+        loss_fn: gives the loss and further scalar metrics; ``rng`` differs for every
+            step and micro-batch.
+        tx: the optimizer. It is given ``value=loss`` and, where there is one,
+            ``feedback``; optimizers that take neither work too.
+        accumulation_steps: number of micro-batches; divides B.
+
+    Returns:
+        A pure function of (state, batch, feedback=None), to be compiled with the state
+        donated. ``feedback`` is a validation loss [], NaN in the steps that have none.
+        Its metrics: ``loss``, ``grad_norm``, ``update_norm`` (global L2 norms),
+        ``nonfinite`` (count so far), and those of ``loss_fn``.
+
+    Raises:
+        ValueError: if ``accumulation_steps`` is below 1, or when traced with a batch
+            that it does not divide.
+    """
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps={accumulation_steps} must be at least 1")
+    tx = optax.with_extra_args_support(tx)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradient(state: TrainState, batch: PyTree, rng: jax.Array):
+        if accumulation_steps == 1:
+            return grad_fn(state.params, state.frozen, batch, rng)
+
+        def micro_step(total, inputs):
+            micro_batch, index = inputs
+            out = grad_fn(
+                state.params,
+                state.frozen,
+                micro_batch,
+                jax.random.fold_in(rng, index),
+            )
+            return jax.tree.map(_accumulate, total, out), None
+
+        micro_batches = jax.tree.map(lambda x: _split(x, accumulation_steps), batch)
+        shapes = jax.eval_shape(
+            grad_fn,
+            state.params,
+            state.frozen,
+            jax.tree.map(lambda x: x[0], micro_batches),
+            rng,
+        )
+        # Sums in float32 at least: bfloat16 would lose the later micro-batches.
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
+            shapes,
+        )
+        total, _ = jax.lax.scan(
+            micro_step, zeros, (micro_batches, jnp.arange(accumulation_steps))
+        )
+        return jax.tree.map(
+            lambda x, like: (x / accumulation_steps).astype(like.dtype), total, shapes
+        )
+
+    def train_step(
+        state: TrainState, batch: PyTree, feedback: jax.Array | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        (loss, metrics), grads = gradient(state, batch, rng)
+        extra = {} if feedback is None else {"feedback": feedback}
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, value=loss, **extra
+        )
+        nonfinite = state.nonfinite + ~jnp.isfinite(loss)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            frozen=state.frozen,
+            opt_state=opt_state,
+            rng=state.rng,
+            nonfinite=nonfinite,
+        )
+        return new_state, {
+            "loss": loss,
+            "grad_norm": _norm(grads),
+            "update_norm": _norm(updates),
+            "nonfinite": nonfinite,
+            **metrics,
+        }
+
+    return train_step
+
+
+def _accumulate(total: jax.Array, x: jax.Array) -> jax.Array:
+    return total + x.astype(total.dtype)
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """Cuts [B, ...] into [parts, B / parts, ...].
+
+    Micro-batch i takes rows i, i + parts, ...: with B divided over devices every
+    device then has its share of every micro-batch, and nothing is sent.
+    """
+    if x.shape[0] % parts:
+        raise ValueError(
+            f"a batch of {x.shape[0]} cannot be cut into {parts} micro-batches"
+        )
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    """Returns the global L2 norm, in float32."""
+    return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))

@@ -1,0 +1,89 @@
+"""Contrastive losses between image and text embeddings of matching pairs.
+
+Both take row i of ``image_z`` and row i of ``text_z`` as the only matching pair. Where
+two rows of a batch have the same caption (icons titled "star"), the other one's image
+counts as a negative although it is not: the loss then has a floor above zero, and more
+so in larger batches. Metrics avoid it with ``groups`` (`meta_opt.metrics.retrieval`).
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def similarity_logits(
+    image_z: jax.Array, text_z: jax.Array, scale: jax.Array | float
+) -> jax.Array:
+    """Returns ``scale * image_z @ text_z.T`` in float32, [B, D] x [B, D] to [B, B]."""
+    if image_z.shape != text_z.shape:
+        raise ValueError(
+            f"image_z {image_z.shape} and text_z {text_z.shape} must have one shape"
+        )
+    cosines = jnp.matmul(image_z, text_z.T, preferred_element_type=jnp.float32)
+    return jnp.asarray(scale, jnp.float32) * cosines
+
+
+def clip_loss(
+    image_z: jax.Array,
+    text_z: jax.Array,
+    scale: jax.Array | float,
+    bias: jax.Array | float | None = None,
+) -> jax.Array:
+    r"""Symmetric softmax cross-entropy (Radford et al. 2021, arXiv:2103.00020).
+
+    With logits :math:`l_{ij} = s\, x_i \cdot y_j`,
+
+    .. math::
+      \frac{1}{2B} \sum_i \Big[\log\sum_j e^{l_{ij}} + \log\sum_j e^{l_{ji}}
+      - 2\, l_{ii}\Big].
+
+    Args:
+        image_z: [B, D], unit rows.
+        text_z: [B, D], unit rows.
+        scale: logit scale s (inverse temperature).
+        bias: ignored (the softmax does not see it); so that both losses are called
+            alike.
+
+    Returns:
+        float32 scalar, nats.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    del bias
+    logits = similarity_logits(image_z, text_z, scale)
+    by_image = jax.nn.logsumexp(logits, axis=1)
+    by_text = jax.nn.logsumexp(logits, axis=0)
+    return jnp.mean(0.5 * (by_image + by_text) - jnp.diagonal(logits))
+
+
+def siglip_loss(
+    image_z: jax.Array,
+    text_z: jax.Array,
+    scale: jax.Array | float,
+    bias: jax.Array | float,
+) -> jax.Array:
+    r"""Pairwise sigmoid loss (Zhai et al. 2023, arXiv:2303.15343, equation 1).
+
+    .. math::
+      -\frac{1}{B} \sum_{ij} \log \sigma\big(m_{ij} (s\, x_i \cdot y_j + b)\big),
+      \quad m_{ij} = 1 \text{ if } i = j \text{ else } -1.
+
+    Args:
+        image_z: [B, D], unit rows.
+        text_z: [B, D], unit rows.
+        scale: logit scale s.
+        bias: logit bias b.
+
+    Returns:
+        float32 scalar, nats an image.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    logits = similarity_logits(image_z, text_z, scale) + bias
+    signs = 2 * jnp.eye(len(logits), dtype=logits.dtype) - 1
+    return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / len(logits)
+
+
+LOSSES = {"clip": clip_loss, "siglip": siglip_loss}
+"""Losses by name, each called as ``loss(image_z, text_z, scale, bias)``."""

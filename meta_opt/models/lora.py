@@ -1,0 +1,255 @@
+"""Low-rank adapters on linear layers, chosen by a regular expression over paths.
+
+Hu et al. 2021 (arXiv:2106.09685): a kernel W [in, out] acts as W + s A B with A
+[in, r], B [r, out], s = alpha / r; rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) takes
+s = alpha / sqrt(r). B starts at zero, so that the model does too. Kernels of a scanned
+stack, [L, in, out], get [L, in, r] and [L, r, out].
+
+The names of the parameters there are do not change; an adapted layer has two more
+leaves, ``lora_a`` and ``lora_b``, of the type `LoRAParam`. To train them alone:
+
+    graphdef, adapters, frozen = nnx.split(model, LoRAParam, ...)
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx import LoRAParam
+
+from meta_opt.types import near_match
+
+__all__ = [
+    "LoRAConfig",
+    "LoRALinear",
+    "LoRAParam",
+    "LoRASummary",
+    "add_lora",
+    "merge_lora",
+    "unmerge_lora",
+]
+
+KeyPath: TypeAlias = tuple[Any, ...]
+
+_OPTIONS = (
+    "in_features",
+    "out_features",
+    "use_bias",
+    "dtype",
+    "param_dtype",
+    "precision",
+    "dot_general",
+    "promote_dtype",
+    "preferred_element_type",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Which kernels get adapters, and of what size.
+
+    Attributes:
+        pattern: regex, searched in '/'-joined paths of kernels such as
+            ``vision/layers/attention/query/kernel``.
+        rank: r.
+        alpha: scale of the adapters, see `scaling`.
+        rs_lora: scale by 1 / sqrt(r) instead of 1 / r.
+    """
+
+    pattern: str = r"attention/(query|value)/kernel$"
+    rank: int = 8
+    alpha: float = 16.0
+    rs_lora: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rank below 1."""
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank} of LoRA must be at least 1")
+
+    @property
+    def scaling(self) -> float:
+        """The factor s of A B."""
+        return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRASummary:
+    """What `add_lora` adapted.
+
+    Attributes:
+        shapes: shape of each adapted kernel by path.
+        trainable: parameters in adapters.
+        total: parameters of the model, adapters included.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        lines = [f"  {path} {list(shape)}" for path, shape in self.shapes.items()]
+        head = (
+            f"LoRA on {len(self.shapes)} kernels: {self.trainable:,} of "
+            f"{self.total:,} parameters train ({self.trainable / self.total:.2%})"
+        )
+        return "\n".join([head, *lines])
+
+
+class LoRALinear(nnx.Linear):
+    """A linear layer that shares the parameters of ``linear`` and adds s x A B."""
+
+    def __init__(
+        self, linear: nnx.Linear, rank: int, scaling: float, *, rngs: nnx.Rngs
+    ) -> None:
+        zeros = nnx.initializers.zeros_init()
+        super().__init__(**_options(linear), kernel_init=zeros, rngs=rngs)
+        self.kernel, self.bias = linear.kernel, linear.bias
+        *stack, fan_in, fan_out = linear.kernel.shape
+        init = nnx.initializers.normal(fan_in**-0.5)
+        dtype = linear.param_dtype
+        self.lora_a = LoRAParam(init(rngs.params(), (*stack, fan_in, rank), dtype))
+        self.lora_b = LoRAParam(jnp.zeros((*stack, rank, fan_out), dtype))
+        self.scaling = scaling
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """[..., in] to [..., out]."""
+        y = super().__call__(inputs, out_sharding)
+        x, a, b = self.promote_dtype(
+            (inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype
+        )
+        product = functools.partial(
+            self.dot_general, dimension_numbers=(((x.ndim - 1,), (0,)), ((), ()))
+        )
+        return y + product(product(x, a), b) * self.scaling
+
+    def delta(self) -> jax.Array:
+        """The change of the kernel, s A B: [in, out] or [L, in, out]."""
+        return self.scaling * (self.lora_a[...] @ self.lora_b[...])
+
+    def merged(self) -> nnx.Linear:
+        """The plain linear layer with kernel W + s A B."""
+        linear = nnx.eval_shape(
+            lambda: nnx.Linear(**_options(self), rngs=nnx.Rngs(0)),
+        )
+        linear.kernel, linear.bias = nnx.Param(self.kernel + self.delta()), self.bias
+        return linear
+
+
+def add_lora(
+    model: nnx.Module, config: LoRAConfig | None = None, *, rngs: nnx.Rngs
+) -> LoRASummary:
+    """Puts adapters on the linear layers of ``model`` that the pattern matches.
+
+    The model is changed in place and computes what it did until adapters are trained.
+
+    Args:
+        model: any module with `nnx.Linear` layers, stacked ones included.
+        config: pattern and rank.
+        rngs: the ``params`` stream initialises the A matrices.
+
+    Returns:
+        What was matched and how much trains, to print.
+
+    Raises:
+        ValueError: if nothing matches; the message lists the candidates.
+    """
+    config = config or LoRAConfig()
+    candidates = {_kernel_path(p): p for p, _ in _linears(model, nnx.Linear)}
+    chosen = {k: p for k, p in candidates.items() if re.search(config.pattern, k)}
+    if not chosen:
+        raise ValueError(
+            f"the LoRA pattern {config.pattern!r} matches no kernel"
+            f"{near_match(config.pattern, candidates)} (candidates: "
+            f"{', '.join(candidates) or 'none'})"
+        )
+    shapes = {}
+    for name, path in chosen.items():
+        linear = _child(model, path)
+        shapes[name] = linear.kernel.shape
+        _replace(
+            model, path, LoRALinear(linear, config.rank, config.scaling, rngs=rngs)
+        )
+    return LoRASummary(shapes, _count(model, LoRAParam), _count(model, nnx.Param))
+
+
+def merge_lora(model: nnx.Module) -> nnx.State:
+    """Folds the adapters into the kernels and takes them off, in place.
+
+    Args:
+        model: a module with adapters.
+
+    Returns:
+        The adapters, for `unmerge_lora`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    adapters = nnx.state(model, LoRAParam)
+    paths = [path for path, _ in _linears(model, LoRALinear)]
+    if not paths:
+        raise ValueError("the model has no LoRA adapters to merge")
+    for path in paths:
+        _replace(model, path, _child(model, path).merged())
+    return adapters
+
+
+def unmerge_lora(model: nnx.Module, adapters: nnx.State, config: LoRAConfig) -> None:
+    """Undoes `merge_lora` in place, to rounding: kernels less s A B, adapters back on.
+
+    Args:
+        model: the merged module.
+        adapters: what `merge_lora` returned.
+        config: the configuration that the adapters were added with.
+    """
+    flat = nnx.to_flat_state(adapters)
+    for path in dict.fromkeys(path[:-1] for path, _ in flat):
+        linear = _child(model, path)
+        _replace(
+            model,
+            path,
+            LoRALinear(linear, config.rank, config.scaling, rngs=nnx.Rngs(0)),
+        )
+    nnx.update(model, adapters)
+    for _, layer in _linears(model, LoRALinear):
+        layer.kernel[...] = layer.kernel[...] - layer.delta()
+
+
+def _options(linear: nnx.Linear) -> dict[str, Any]:
+    return {name: getattr(linear, name) for name in _OPTIONS}
+
+
+def _linears(
+    model: nnx.Module, kind: type[nnx.Linear]
+) -> Iterator[tuple[KeyPath, Any]]:
+    """Layers of exactly this type, with their paths, by path."""
+    found = {p: m for p, m in nnx.iter_modules(model) if type(m) is kind}
+    yield from sorted(found.items(), key=lambda item: _kernel_path(item[0]))
+
+
+def _kernel_path(path: KeyPath) -> str:
+    return "/".join(map(str, (*path, "kernel")))
+
+
+def _child(module: Any, path: KeyPath) -> Any:
+    for key in path:
+        module = module[key] if isinstance(key, int) else getattr(module, key)
+    return module
+
+
+def _replace(model: nnx.Module, path: KeyPath, new: nnx.Module) -> None:
+    parent, key = _child(model, path[:-1]), path[-1]
+    if isinstance(key, int):
+        parent[key] = new
+    else:
+        setattr(parent, key, new)
+
+
+def _count(model: nnx.Module, kind: type[nnx.Param]) -> int:
+    leaves = jax.tree.leaves(nnx.state(model, kind))
+    return sum(math.prod(leaf.shape) for leaf in leaves)

@@ -1,0 +1,146 @@
+"""Saving and loading vision-text weights: float16 safetensors, JSON and a model card.
+
+``name.safetensors`` has the parameters by '/'-joined path; ``name.json`` has the
+configuration, the SHA-256 of the weights file, the number of parameters and the format
+version; ``name.md`` is the model card. Nothing is pickled.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
+from meta_opt.types import from_config, near_match, write_atomic
+
+FORMAT_VERSION = 1
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+"""Where the shipped weights are."""
+
+
+def names() -> list[str]:
+    """Names of the shipped weights."""
+    return sorted(path.stem for path in WEIGHTS_DIR.glob("*.json"))
+
+
+def save(path: str | os.PathLike, model: VisionText, card: str | None = None) -> None:
+    """Writes ``path.safetensors``, ``path.json`` and, with a card, ``path.md``.
+
+    Args:
+        path: folder and name without suffix.
+        model: without adapters (`meta_opt.models.lora.merge_lora` folds them in).
+        card: the model card, Markdown.
+
+    Raises:
+        ValueError: if a parameter is not finite in float16, or belongs to an adapter.
+    """
+    tensors = {
+        name: np.asarray(param[...], np.float32)
+        for name, param in _by_path(nnx.state(model, nnx.Param)).items()
+    }
+    if adapters := [name for name in tensors if "/lora_" in name]:
+        raise ValueError(f"merge the LoRA adapters before saving: {_some(adapters)}")
+    limit = float(np.finfo(np.float16).max)
+    if bad := [n for n, value in tensors.items() if not np.all(np.abs(value) <= limit)]:
+        raise ValueError(f"not finite in float16: {_some(bad)}")
+    data = safetensors.numpy.save({n: v.astype(np.float16) for n, v in tensors.items()})
+    about = {
+        "format_version": FORMAT_VERSION,
+        "config": dataclasses.asdict(model.config),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "parameters": parameter_count(model),
+    }
+    with write_atomic(_with_suffix(path, ".safetensors")) as file:
+        file.write_bytes(data)
+    with write_atomic(_with_suffix(path, ".json")) as file:
+        file.write_text(json.dumps(about, indent=2) + "\n")
+    if card is not None:
+        with write_atomic(_with_suffix(path, ".md")) as file:
+            file.write_text(card)
+
+
+def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText:
+    """Loads weights that `save` wrote.
+
+    Args:
+        name_or_path: one of `names`, or a path without suffix.
+        **changes: fields of `VisionTextConfig` that differ from the saved ones and
+            leave the parameters as they are: ``dtype``, ``remat``, ``scan_layers``.
+
+    Returns:
+        The model, with float32 parameters.
+
+    Raises:
+        ValueError: if there are no such weights, the file is not the one that the JSON
+            describes, or its tensors are not those of the configuration.
+    """
+    path = _find(name_or_path)
+    about = json.loads(_with_suffix(path, ".json").read_text())
+    if (version := about.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}.json has format version {version!r}; this code reads "
+            f"{FORMAT_VERSION}"
+        )
+    config = from_config(VisionTextConfig, {**about["config"], **changes})
+    data = _with_suffix(path, ".safetensors").read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
+        raise ValueError(
+            f"{path}.safetensors is damaged or of another version: its SHA-256 is "
+            f"{found}, {path}.json says {about['sha256']}; fetch both files again"
+        )
+    tensors = safetensors.numpy.load(data)
+    model = nnx.eval_shape(lambda: VisionText(config, rngs=nnx.Rngs(0)))
+    params = _by_path(nnx.state(model, nnx.Param))
+    _check_tensors(path, tensors, params)
+    for name, param in params.items():
+        param.set_value(jnp.asarray(tensors[name], jnp.float32))
+    return model
+
+
+def _find(name_or_path: str | os.PathLike) -> Path:
+    for path in (WEIGHTS_DIR / name_or_path, Path(name_or_path)):
+        if _with_suffix(path, ".json").is_file():
+            return path
+    raise ValueError(
+        f"no weights {os.fspath(name_or_path)!r}"
+        f"{near_match(os.fspath(name_or_path), names())} (shipped: "
+        f"{', '.join(names()) or 'none'}; or a path without suffix)"
+    )
+
+
+def _check_tensors(
+    path: Path, tensors: dict[str, np.ndarray], params: dict[str, nnx.Param]
+) -> None:
+    missing = [name for name in params if name not in tensors]
+    unknown = [name for name in tensors if name not in params]
+    other = [
+        f"{name} {tensors[name].shape} instead of {param.shape}"
+        for name, param in params.items()
+        if name in tensors and tensors[name].shape != param.shape
+    ]
+    kinds = (("lacks", missing), ("has unknown", unknown), ("has other shapes:", other))
+    if problems := [f"{what} {_some(which)}" for what, which in kinds if which]:
+        raise ValueError(
+            f"{path}.safetensors is of another architecture than its configuration: "
+            f"it {'; it '.join(problems)}"
+        )
+
+
+def _by_path(state: nnx.State) -> dict[str, nnx.Param]:
+    return {"/".join(map(str, p)): param for p, param in nnx.to_flat_state(state)}
+
+
+def _with_suffix(path: str | os.PathLike, suffix: str) -> Path:
+    return Path(f"{os.fspath(path)}{suffix}")
+
+
+def _some(items: list[str], most: int = 5) -> str:
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest

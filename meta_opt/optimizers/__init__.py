@@ -1,0 +1,1 @@
+"""The learned optimizer, the hand-designed rule under it, and the baselines."""

@@ -1,0 +1,216 @@
+"""The controller: a global and a per-tensor LSTM that steer the update rule.
+
+``theta``, its weights, is an explicit pytree of float32 arrays: evolution strategies
+vmap over it, and nothing hides in a module object. With zero output weights the
+controls are those of the hand-designed rule, bit for bit.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from meta_opt.features.progress import NUM_PROGRESS
+from meta_opt.features.statistics import (
+    NUM_GROUP,
+    NUM_TENSOR,
+    Statistics,
+    UnitTable,
+    group_features,
+    tensor_features,
+)
+from meta_opt.optimizers.update_rule import (
+    DIRECTIONS,
+    Controls,
+    hand_designed_controls,
+)
+from meta_opt.types import PyTree
+
+_NUM_OUTPUTS = len(DIRECTIONS) + 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ControllerConfig:
+    """Shape of the controller.
+
+    Attributes:
+        global_hidden: width of the LSTM that reads the run as a whole.
+        tensor_hidden: width of the LSTM that reads each tensor.
+        directions: directions that the mixture may use, of `DIRECTIONS`; those of the
+            hand-designed rule (``orthogonal`` for matrices, ``adam`` for the rest) are
+            always there. Fewer make the update cheaper.
+        orthogonal: False replaces the orthogonalised direction of matrices by
+            ``adam``: the elementwise rule, for speed on small problems.
+    """
+
+    global_hidden: int = 24
+    tensor_hidden: int = 16
+    directions: tuple[str, ...] = DIRECTIONS
+    orthogonal: bool = True
+
+    @property
+    def mixable(self) -> frozenset[str]:
+        """Directions beside the hand-designed ones that can have weight."""
+        dropped = set() if self.orthogonal else {"orthogonal"}
+        return frozenset(set(self.directions) - dropped)
+
+    def __post_init__(self) -> None:
+        """Checks the names of the directions."""
+        unknown = set(self.directions) - set(DIRECTIONS)
+        if unknown:
+            raise ValueError(
+                f"unknown directions {sorted(unknown)}; there are {DIRECTIONS}"
+            )
+        if min(self.global_hidden, self.tensor_hidden) < 1:
+            raise ValueError("controller widths must be at least 1")
+
+
+class ControllerState(NamedTuple):
+    """Memory of the two LSTMs; float32."""
+
+    global_hidden: jax.Array
+    global_cell: jax.Array
+    tensor_hidden: jax.Array
+    tensor_cell: jax.Array
+
+
+def _lstm_init(key: jax.Array, inputs: int, hidden: int) -> dict[str, jax.Array]:
+    scale = 1.0 / jnp.sqrt(jnp.float32(inputs + hidden))
+    kernel = scale * jax.random.normal(key, (inputs + hidden, 4 * hidden), jnp.float32)
+    # Forget gates start open, so that memory lasts beyond a few steps.
+    bias = jnp.zeros(4 * hidden, jnp.float32).at[hidden : 2 * hidden].set(2.0)
+    return {"kernel": kernel, "bias": bias}
+
+
+def init_theta(key: jax.Array, config: ControllerConfig | None = None) -> PyTree:
+    """Random LSTMs and zero output weights: exactly the hand-designed rule.
+
+    Args:
+        key: JAX random key.
+        config: shape of the controller; the default is that of the shipped weights.
+
+    Returns:
+        theta: nested dict of float32 arrays.
+
+    Example:
+        >>> theta = init_theta(jax.random.key(0))
+        >>> sorted(theta)
+        ['global', 'output', 'tensor']
+    """
+    config = config or ControllerConfig()
+    first, second = jax.random.split(key)
+    context = config.global_hidden
+    read = config.tensor_hidden + context + NUM_TENSOR
+    return {
+        "global": _lstm_init(first, NUM_PROGRESS + NUM_GROUP, context),
+        "tensor": _lstm_init(second, NUM_TENSOR + context, config.tensor_hidden),
+        "output": {
+            "kernel": jnp.zeros((read, _NUM_OUTPUTS), jnp.float32),
+            "bias": jnp.zeros(_NUM_OUTPUTS, jnp.float32),
+        },
+    }
+
+
+def init_controller(config: ControllerConfig, units: int) -> ControllerState:
+    """Zero memory for ``units`` tensors."""
+    return ControllerState(
+        jnp.zeros(config.global_hidden, jnp.float32),
+        jnp.zeros(config.global_hidden, jnp.float32),
+        jnp.zeros((units, config.tensor_hidden), jnp.float32),
+        jnp.zeros((units, config.tensor_hidden), jnp.float32),
+    )
+
+
+def _lstm(
+    weights: PyTree, inputs: jax.Array, hidden: jax.Array, cell: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One LSTM step over the last axis; leading axes are batch."""
+    gates = jnp.concatenate([inputs, hidden], axis=-1) @ weights["kernel"]
+    bias = weights["bias"].reshape((1,) * (gates.ndim - 1) + (-1,))
+    i, f, g, o = jnp.split(gates + bias, 4, axis=-1)
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+def control(
+    theta: PyTree,
+    state: ControllerState,
+    stats: Statistics,
+    table: UnitTable,
+    past_log_square: jax.Array,
+    progress: jax.Array,
+    base: Controls,
+    config: ControllerConfig,
+) -> tuple[Controls, ControllerState]:
+    """One decision for every tensor.
+
+    Args:
+        theta: weights from `init_theta`, meta-training or a shipped file.
+        state: the LSTMs' memory.
+        stats: this step's sums, [N] each.
+        table: constants of the units.
+        past_log_square: float32 [N], usual log mean square of each gradient.
+        progress: float32 [`NUM_PROGRESS`] from `progress_features`.
+        base: controls of the hand-designed rule, which the outputs modify.
+        config: the controller's shape and directions.
+
+    Returns:
+        Controls, and the new memory.
+    """
+    tensors = tensor_features(stats, table, past_log_square)
+    overview = jnp.concatenate([progress, group_features(stats, table)])
+    global_hidden, global_cell = _lstm(
+        theta["global"], overview, state.global_hidden, state.global_cell
+    )
+    units = tensors.shape[0]
+    context = jnp.broadcast_to(global_hidden[None], (units, global_hidden.shape[0]))
+    tensor_hidden, tensor_cell = _lstm(
+        theta["tensor"],
+        jnp.concatenate([tensors, context], axis=1),
+        state.tensor_hidden,
+        state.tensor_cell,
+    )
+    read = jnp.concatenate([tensor_hidden, context, tensors], axis=1)
+    output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
+    controls = _modify(base, output, table.matrix, config)
+    return controls, ControllerState(
+        global_hidden, global_cell, tensor_hidden, tensor_cell
+    )
+
+
+def _modify(
+    base: Controls, output: jax.Array, matrix: jax.Array, config: ControllerConfig
+) -> Controls:
+    """Applies raw outputs [N, outputs] to the base controls; zero changes nothing."""
+    k = len(DIRECTIONS)
+    allowed = jnp.array([d in config.directions for d in DIRECTIONS], jnp.float32)
+    usable = allowed[None] * jnp.stack(
+        [matrix * config.orthogonal, *[jnp.ones_like(matrix)] * (k - 1)], axis=1
+    )
+    weights = base.weights + usable * output[:, :k]
+    # A convex mixture up to signs: no larger than its largest direction.
+    weights = weights / jnp.maximum(
+        jnp.sum(jnp.abs(weights), axis=1, keepdims=True), 1e-3
+    )
+    step, momentum, second, decay, compress = jnp.split(output[:, k:], 5, axis=1)
+
+    def grown(x: jax.Array, by: jax.Array, limit: float) -> jax.Array:
+        return x * jnp.exp(jnp.clip(by[:, 0], -limit, limit))
+
+    return Controls(
+        step=grown(base.step, step, 4.0),
+        weights=weights,
+        forget_momentum=grown(base.forget_momentum, momentum, 2.3),
+        forget_second=grown(base.forget_second, second, 2.3),
+        weight_decay=grown(base.weight_decay, decay, 4.0),
+        compress=base.compress + jnp.clip(compress[:, 0], 0.0, 1.0),
+    )
+
+
+def hand_designed_base(matrix: jax.Array, config: ControllerConfig) -> Controls:
+    """Hand-designed controls, with ``adam`` for matrices if orthogonal is off."""
+    base = hand_designed_controls(matrix)
+    if config.orthogonal:
+        return base
+    return base._replace(weights=hand_designed_controls(0.0 * matrix).weights)

@@ -1,0 +1,91 @@
+"""Every optimizer by name, behind one config."""
+
+import dataclasses
+
+import optax
+
+from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
+from meta_opt.optimizers.hand_designed import hand_designed
+from meta_opt.optimizers.learned import learned_optimizer
+from meta_opt.optimizers.weights import DEFAULT
+from meta_opt.types import near_match
+
+NAMES = (*DEFAULT_LEARNING_RATE, "hand_designed", "learned")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Which optimizer, and its settings.
+
+    Attributes:
+        name: one of `NAMES`.
+        num_steps: length of the run.
+        learning_rate: peak of a baseline; None for its default.
+        weight_decay: of a baseline.
+        momentum: of a baseline (first decay rate of Adam, AdamW and Lion).
+        warmup_fraction: of a baseline.
+        weights: of the learned optimizer: a shipped name or a path.
+        stacked: regular expression of scan-stacked parameters (learned and
+            hand-designed).
+        groups: (regular expression, modality group) pairs (likewise).
+        safeguard: (likewise).
+    """
+
+    name: str = "learned"
+    num_steps: int = 1000
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    warmup_fraction: float = 0.05
+    weights: str = DEFAULT
+    stacked: str | None = None
+    groups: tuple[tuple[str, str], ...] = ()
+    safeguard: bool = True
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Builds the optimizer that ``config`` names.
+
+    Args:
+        config: name and settings.
+
+    Returns:
+        A transformation; all of them accept ``value`` and ``feedback`` in ``update``.
+
+    Raises:
+        ValueError: an unknown name (with the nearest one), a learning rate for an
+            optimizer that has none, or settings that the optimizer rejects.
+    """
+    if config.name in DEFAULT_LEARNING_RATE:
+        return baseline(
+            config.name,
+            config.num_steps,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            warmup_fraction=config.warmup_fraction,
+        )
+    if config.name not in NAMES:
+        raise ValueError(
+            f"no optimizer {config.name!r}{near_match(config.name, NAMES)}; there are "
+            f"{', '.join(NAMES)}"
+        )
+    if config.learning_rate is not None:
+        raise ValueError(
+            f"{config.name!r} has no learning rate: leave learning_rate out "
+            f"(got {config.learning_rate})"
+        )
+    if config.name == "hand_designed":
+        return hand_designed(
+            config.num_steps,
+            stacked=config.stacked,
+            groups=config.groups,
+            safeguard=config.safeguard,
+        )
+    return learned_optimizer(
+        config.num_steps,
+        weights=config.weights,
+        stacked=config.stacked,
+        groups=config.groups,
+        safeguard=config.safeguard,
+    )

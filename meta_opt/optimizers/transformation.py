@@ -1,0 +1,410 @@
+"""The optimizer as an `optax.GradientTransformationExtraArgs`.
+
+`controlled` joins the parts: statistics -> safeguard -> controller -> update rule. The
+learned optimizer and the hand-designed rule are the same transformation with and
+without a controller.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_opt.features.progress import (
+    ProgressState,
+    init_progress,
+    progress_features,
+    update_progress,
+)
+from meta_opt.features.statistics import (
+    TINY,
+    Statistics,
+    UnitTable,
+    grad_rms,
+    unit_table,
+)
+from meta_opt.features.tensors import TensorInfo, describe, path_name
+from meta_opt.optimizers.controller import (
+    ControllerConfig,
+    ControllerState,
+    control,
+    hand_designed_base,
+    init_controller,
+)
+from meta_opt.optimizers.grouping import (
+    Group,
+    first_units,
+    group_leaves,
+    replicated,
+    sharded_like,
+)
+from meta_opt.optimizers.safeguard import GuardState, guard_step, init_guard
+from meta_opt.optimizers.update_rule import (
+    Factored,
+    GroupArrays,
+    GroupResult,
+    apply_rule,
+    mean_squares,
+    next_momentum_square,
+    scheduled_step,
+    square_sums,
+)
+from meta_opt.types import PyTree
+
+_PARAM_EVERY = 8
+"""Steps between measurements of the parameters' size."""
+_USUAL_RATE = 0.05
+"""Rate of the average of log mean square gradients."""
+
+
+class OptimizerState(NamedTuple):
+    """State of `controlled`.
+
+    Attributes:
+        count: int32 [], calls so far.
+        momentum: bfloat16, structure and sharding of the parameters.
+        second: second moments where a direction needs them: `Factored` for rank >= 2,
+            a full array for rank 0 and 1, None where there is none. Float32.
+        slots: int32 [], index of each leaf's first unit, see `grouping`; constant.
+        usual: float32 [N], average log mean square gradient of each unit.
+        momentum_square: float32 [N], sum of squares of each unit's momentum.
+        param_square: float32 [N], sum of squares of each unit's parameters, renewed
+            every few steps.
+        guard: the safeguard's memory.
+        progress: losses and feedback seen; None without controller.
+        controller: the LSTMs' memory; None without controller.
+    """
+
+    count: jax.Array
+    momentum: PyTree
+    second: PyTree
+    slots: PyTree
+    usual: jax.Array
+    momentum_square: jax.Array
+    param_square: jax.Array
+    guard: GuardState
+    progress: ProgressState | None
+    controller: ControllerState | None
+
+
+class _Plan(NamedTuple):
+    """What is known of the parameters at trace time."""
+
+    infos: tuple[TensorInfo, ...]
+    groups: tuple[Group, ...]
+    table: UnitTable
+
+
+def controlled(
+    num_steps: int | jax.Array,
+    *,
+    theta: PyTree | None,
+    config: ControllerConfig,
+    stacked: str | None = None,
+    groups: Sequence[tuple[str, str]] | None = None,
+    safeguard: bool = True,
+    newton_schulz_steps: int = 5,
+) -> optax.GradientTransformationExtraArgs:
+    """The update rule under a controller, or under its fixed defaults.
+
+    Args:
+        num_steps: length of the run; the schedule ends there.
+        theta: the controller's weights; None runs the hand-designed rule.
+        config: the controller's shape and directions.
+        stacked: regular expression over ``/``-joined paths of leaves with a leading
+            layer axis (see `meta_opt.features.tensors.describe`).
+        groups: (regular expression, modality group) pairs.
+        safeguard: skip broken steps and fall back on rising loss.
+        newton_schulz_steps: iterations of the orthogonalisation.
+
+    Returns:
+        A transformation whose ``update`` takes the optional keywords ``value`` (loss of
+        this step) and ``feedback`` (validation loss, given now and then; NaN: not now).
+
+    Raises:
+        ValueError: ``num_steps`` below 1, a pattern without match, ``update`` without
+            params or with gradients of another structure.
+        TypeError: parameters that are not floating-point.
+    """
+    if not isinstance(num_steps, jax.Array) and num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    learned = theta is not None
+
+    def plan(params: PyTree) -> _Plan:
+        infos = describe(params, stacked, groups)
+        found = group_leaves(infos, jax.tree.leaves(params))
+        table = unit_table([i for group in found for c in group.infos for i in c])
+        return _Plan(infos, found, table)
+
+    def needs_second(info: TensorInfo) -> bool:
+        mixes_adam = learned and "adam" in config.directions
+        return mixes_adam or not info.is_matrix or not config.orthogonal
+
+    def init(params: PyTree) -> OptimizerState:
+        leaves, treedef = jax.tree.flatten(params)
+        known = plan(params)
+        units = len(known.table.size)
+        second = [
+            _init_second(p, info) if needs_second(info) else None
+            for p, info in zip(leaves, known.infos, strict=True)
+        ]
+        return OptimizerState(
+            count=jnp.zeros((), jnp.int32),
+            momentum=jax.tree.map(
+                lambda p: jnp.zeros_like(p, dtype=jnp.bfloat16), params
+            ),
+            second=treedef.unflatten(second),
+            slots=treedef.unflatten(
+                [jnp.int32(i) for i in first_units(known.groups, len(leaves))]
+            ),
+            usual=jnp.zeros(units, jnp.float32),
+            momentum_square=jnp.zeros(units, jnp.float32),
+            param_square=jnp.zeros(units, jnp.float32),
+            guard=init_guard(),
+            progress=init_progress() if learned else None,
+            controller=init_controller(config, units) if learned else None,
+        )
+
+    def update(
+        updates: PyTree,
+        state: OptimizerState,
+        params: PyTree | None = None,
+        *,
+        value: jax.Array | float | None = None,
+        feedback: jax.Array | float | None = None,
+        **extra_args: object,
+    ) -> tuple[PyTree, OptimizerState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "update needs the parameters: call tx.update(grads, state, params)"
+            )
+        _check_match(updates, params, "gradients", "parameters")
+        _check_match(params, state.momentum, "parameters", "the optimizer's state")
+        grad_leaves, treedef = jax.tree.flatten(updates)
+        momentum_leaves = treedef.flatten_up_to(state.momentum)
+        second_leaves = treedef.flatten_up_to(state.second)
+        slots = treedef.flatten_up_to(state.slots)
+        param_leaves = treedef.flatten_up_to(params)
+        known = plan(params)
+
+        arrays = [
+            GroupArrays(
+                [x.astype(jnp.float32) for x in group.pack(grad_leaves)],
+                group.pack(momentum_leaves),
+                group.pack(param_leaves),
+                _pack_second(group, second_leaves),
+            )
+            for group in known.groups
+        ]
+        means = [
+            mean_squares(group, array)
+            for group, array in zip(known.groups, arrays, strict=True)
+        ]
+        stats = _statistics(known.groups, arrays, means, state, learned)
+
+        rms = grad_rms(stats, known.table)
+        guard = state.guard
+        ok = state.count >= 0
+        if safeguard:
+            ok, guard = guard_step(guard, rms, value)
+
+        log_square = jnp.log(stats.grad_square / known.table.size + TINY)
+        first = state.guard.seen == 0 if safeguard else state.count == 0
+        past = jnp.where(first, log_square, state.usual)
+        base = hand_designed_base(jnp.asarray(known.table.matrix), config)
+        progress, memory = state.progress, state.controller
+        controls = base
+        if learned:
+            progress = update_progress(
+                state.progress, state.count, num_steps, value, feedback
+            )
+            controls, memory = control(
+                theta,
+                state.controller,
+                stats,
+                known.table,
+                past,
+                progress_features(progress, state.count, num_steps),
+                base,
+                config,
+            )
+            controls = jax.tree.map(
+                lambda a, b: a + guard.fallback * (b - a), controls, base
+            )
+        step = scheduled_step(state.count, num_steps) * guard.shrink
+        controls = controls._replace(step=controls.step * step)
+
+        # Gradients above their usual size are compressed towards it.
+        excess = jnp.maximum(0.5 * (log_square - past), 0.0)
+        scale = jnp.exp(-controls.compress * excess) if learned else None
+        momentum_square = next_momentum_square(
+            controls, 1.0 if scale is None else scale, stats
+        )
+
+        def take_step() -> list[GroupResult]:
+            return apply_rule(
+                known.groups,
+                arrays,
+                means,
+                controls,
+                momentum_square / known.table.size,
+                slots,
+                scale=scale,
+                mixable=config.mixable if learned else frozenset(),
+                newton_schulz_steps=newton_schulz_steps,
+            )
+
+        def skip_step() -> list[GroupResult]:
+            return [
+                GroupResult([jnp.zeros_like(g) for g in x.grads], x.momentum, x.second)
+                for x in arrays
+            ]
+
+        # A branch, not a select: it costs nothing, and it keeps the many slices that
+        # follow from being fused into the arithmetic of every tensor.
+        outputs = jax.lax.cond(ok, take_step, skip_step)
+        new_updates = [jnp.zeros_like(x) for x in grad_leaves]
+        new_momenta, new_seconds = list(momentum_leaves), list(second_leaves)
+        for group, output in zip(known.groups, outputs, strict=True):
+            group.unpack(output.updates, new_updates, slots)
+            group.unpack(output.momentum, new_momenta, slots)
+            _unpack_second(group, output.second, new_seconds, slots)
+        new_updates = [
+            sharded_like(u.astype(g.dtype), g)
+            for u, g in zip(new_updates, grad_leaves, strict=True)
+        ]
+
+        def keep(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+
+        usual = past + _USUAL_RATE * (log_square - past)
+        new_state = OptimizerState(
+            count=optax.safe_increment(state.count),
+            momentum=treedef.unflatten(new_momenta),
+            second=treedef.unflatten(new_seconds),
+            slots=state.slots,
+            usual=keep(usual, state.usual),
+            momentum_square=keep(momentum_square, state.momentum_square),
+            param_square=stats.param_square,
+            guard=guard,
+            progress=keep(progress, state.progress),
+            controller=keep(memory, state.controller),
+        )
+        return treedef.unflatten(new_updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
+    """Raises ValueError at the first path where structure or shape differs."""
+    ours = {path_name(p): jnp.shape(x) for p, x in _paths(tree)}
+    theirs = {path_name(p): jnp.shape(x) for p, x in _paths(like)}
+    for path in (*ours, *theirs):
+        if ours.get(path) != theirs.get(path):
+            raise ValueError(
+                f"{name} and {other} do not match at {path!r}: {name} have "
+                f"{ours.get(path, 'nothing')}, {other} {theirs.get(path, 'nothing')}"
+            )
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(
+            f"{name} and {other} are pytrees of different types: "
+            f"{jax.tree.structure(tree)} and {jax.tree.structure(like)}"
+        )
+
+
+def _paths(tree: PyTree) -> list:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _init_second(param: jax.Array, info: TensorInfo) -> Factored | jax.Array:
+    # Sums of zeros, not fresh zeros: they inherit the parameter's sharding.
+    zeros = jnp.zeros_like(param, dtype=jnp.float32)
+    if len(info.shape) < 2:
+        return zeros
+    offset = int(bool(info.layers) or param.ndim > len(info.shape))
+    rows = tuple(range(offset, offset + info.split))
+    columns = tuple(range(offset + info.split, param.ndim))
+    return Factored(jnp.sum(zeros, axis=columns), jnp.sum(zeros, axis=rows))
+
+
+def _pack_second(group: Group, leaves: list) -> Factored | jax.Array | None:
+    if leaves[group.leaves[0]] is None:
+        return None
+    if len(group.first.shape) < 2:
+        return group.pack_small(leaves)
+    return Factored(
+        group.pack_small({i: leaves[i].row for i in group.leaves}),
+        group.pack_small({i: leaves[i].column for i in group.leaves}),
+    )
+
+
+def _unpack_second(
+    group: Group,
+    second: Factored | jax.Array | None,
+    into: list,
+    slots: list[jax.Array],
+) -> None:
+    if second is None:
+        return
+    unpacked = []
+    for x in jax.tree.leaves(second):
+        places: list = [None] * len(into)
+        chunks = [group.cut(x, j, slots) for j in range(len(group.chunks))]
+        group.unpack(chunks, places, slots)
+        unpacked.append(places)
+    for i in group.leaves:
+        values = [places[i] for places in unpacked]
+        into[i] = Factored(*values) if isinstance(second, Factored) else values[0]
+
+
+def _statistics(
+    groups: Sequence[Group],
+    arrays: Sequence[GroupArrays],
+    means: Sequence[Factored | jax.Array | None],
+    state: OptimizerState,
+    learned: bool,
+) -> Statistics:
+    """Sums of squares and products of every unit, [N] each, in one place."""
+
+    def gather(parts: list[jax.Array]) -> jax.Array:
+        empty = jnp.zeros(0, jnp.float32)
+        return jnp.concatenate([empty, *[replicated(x) for x in parts]])
+
+    grad_square = gather(
+        [
+            square_sums(group, array.grads, mean)
+            for group, array, mean in zip(groups, arrays, means, strict=True)
+        ]
+    )
+    if not learned:  # The hand-designed rule reads nothing else.
+        zero = jnp.zeros_like(grad_square)
+        return Statistics(grad_square, zero, zero, zero)
+    grad_momentum = gather(
+        [
+            jnp.sum(g * m.astype(jnp.float32), axis=group.all_axes)
+            for group, array in zip(groups, arrays, strict=True)
+            for g, m in zip(array.grads, array.momentum, strict=True)
+        ]
+    )
+
+    def param_square() -> jax.Array:
+        return gather(
+            [
+                jnp.sum(jnp.square(p.astype(jnp.float32)), axis=group.all_axes)
+                for group, array in zip(groups, arrays, strict=True)
+                for p in array.params
+            ]
+        )
+
+    return Statistics(
+        grad_square=grad_square,
+        momentum_square=state.momentum_square,
+        # Parameters change slowly; reading them all for this every step does not pay.
+        param_square=jax.lax.cond(
+            state.count % _PARAM_EVERY == 0, param_square, lambda: state.param_square
+        ),
+        grad_momentum=grad_momentum,
+    )

@@ -1,0 +1,358 @@
+r"""The update rule: a mixture of directions of RMS one, times a step.
+
+For a unit (one tensor, or one layer of a stacked tensor) with gradient g, momentum m
+and parameter p,
+
+.. math::
+    u = -\eta \big( \textstyle\sum_k w_k\, d_k + \lambda\, p \big),
+    \qquad \mathrm{RMS}(d_k) = 1,
+
+where the directions :math:`d_k` are
+
+- ``orthogonal``: Nesterov momentum orthogonalised by Newton-Schulz (matrices only);
+- ``adam``: momentum over the root of the (for rank >= 2, factored) second moment;
+- ``sign``: sign of Nesterov momentum;
+- ``momentum``: momentum itself.
+
+Because every direction has RMS one, bias corrections cancel, and the step is the RMS of
+the update in the parameter's own units.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from meta_opt.features.statistics import TINY, Statistics
+from meta_opt.optimizers.grouping import Group, replicated, sharded_like
+from meta_opt.optimizers.orthogonal import orthogonalise
+
+DIRECTIONS = ("orthogonal", "adam", "sign", "momentum")
+
+RMS_STEP = 2e-3
+WARMUP_FRACTION = 0.05
+WEIGHT_DECAY = 0.05
+FORGET_MOMENTUM = 0.05
+"""One minus the decay rate of the momentum."""
+FORGET_SECOND = 0.01
+"""One minus the decay rate of the second moment."""
+_EPSILON = 1e-8
+"""Floor of the second moment, relative to its mean over the unit."""
+
+
+class Controls(NamedTuple):
+    """What steers the rule, for each of N units; float32.
+
+    Attributes:
+        step: [N], multiplier of the scheduled RMS step.
+        weights: [N, K], mixture weights of the directions in `DIRECTIONS`.
+        forget_momentum: [N], one minus the momentum's decay rate.
+        forget_second: [N], one minus the second moment's decay rate.
+        weight_decay: [N], decoupled decay, multiplied by the step.
+        compress: [N] in [0, 1], how far gradients above their usual size are shrunk
+            to it (0: not at all, 1: clipped).
+    """
+
+    step: jax.Array
+    weights: jax.Array
+    forget_momentum: jax.Array
+    forget_second: jax.Array
+    weight_decay: jax.Array
+    compress: jax.Array
+
+
+def hand_designed_controls(matrix: jax.Array) -> Controls:
+    """Controls of the hand-designed rule.
+
+    Args:
+        matrix: float32 [N], 1 where the unit is a matrix.
+
+    Returns:
+        Orthogonalised momentum and weight decay for matrices, Adam for the rest.
+    """
+    one = jnp.ones_like(matrix)
+    zero = jnp.zeros_like(matrix)
+    return Controls(
+        step=one,
+        weights=jnp.stack([matrix, 1.0 - matrix, zero, zero], axis=1),
+        forget_momentum=FORGET_MOMENTUM * one,
+        forget_second=FORGET_SECOND * one,
+        weight_decay=WEIGHT_DECAY * matrix,
+        compress=zero,
+    )
+
+
+def scheduled_step(count: jax.Array, num_steps: jax.Array | int) -> jax.Array:
+    """The RMS step: 5% linear warm-up, then cosine decay to zero at ``num_steps``.
+
+    Args:
+        count: int32 [], steps done before this one.
+        num_steps: length of the run.
+
+    Returns:
+        float32 []; the first step is already above zero, steps past the end are zero.
+    """
+    count = jnp.asarray(count, jnp.float32)
+    total = jnp.asarray(num_steps, jnp.float32)
+    warmup = jnp.maximum(jnp.round(WARMUP_FRACTION * total), 1.0)
+    rise = jnp.minimum(1.0, (count + 1.0) / warmup)
+    fraction = jnp.clip((count - warmup) / jnp.maximum(total - warmup, 1.0), 0.0, 1.0)
+    fall = 0.5 * (1.0 + jnp.cos(jnp.pi * fraction))
+    fall = jnp.where(count >= total, 0.0, fall)
+    return RMS_STEP * rise * fall
+
+
+class Factored(NamedTuple):
+    """Second moment of units of rank >= 2: means of squares over columns and rows."""
+
+    row: jax.Array
+    column: jax.Array
+
+
+class GroupArrays(NamedTuple):
+    """Arrays of one group.
+
+    Attributes:
+        grads: chunks [u, *shape], float32.
+        momentum: chunks, bfloat16.
+        params: chunks, in the parameters' type.
+        second: for rank >= 2 row [U, *rows] and column [U, *columns]; for less [U,
+            *shape]; None where no direction needs it.
+    """
+
+    grads: list[jax.Array]
+    momentum: list[jax.Array]
+    params: list[jax.Array]
+    second: Factored | jax.Array | None
+
+
+class GroupResult(NamedTuple):
+    """What a step makes of a group: updates are chunks [u, *shape], float32."""
+
+    updates: list[jax.Array]
+    momentum: list[jax.Array]
+    second: Factored | jax.Array | None
+
+
+def mean_squares(group: Group, arrays: GroupArrays) -> Factored | jax.Array | None:
+    """This step's squared gradients, reduced as ``arrays.second`` is."""
+    if arrays.second is None:
+        return None
+    squares = [jnp.square(g) for g in arrays.grads]
+    if not isinstance(arrays.second, Factored):
+        return _join(squares)
+    return Factored(
+        _join([jnp.mean(x, axis=group.column_axes) for x in squares]),
+        _join([jnp.mean(x, axis=group.row_axes) for x in squares]),
+    )
+
+
+def square_sums(
+    group: Group, grads: list[jax.Array], means: Factored | jax.Array | None
+) -> jax.Array:
+    """Sum of squared gradients of each unit [U], from ``mean_squares`` if they exist."""
+    if means is None:
+        return _join([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
+    if isinstance(means, Factored):
+        axes = tuple(range(1, means.row.ndim))
+        return jnp.sum(means.row, axis=axes) * group.first.columns
+    return jnp.sum(means, axis=group.all_axes)
+
+
+def _join(chunks: list[jax.Array]) -> jax.Array:
+    return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks)
+
+
+def _per_unit(x: jax.Array, like: jax.Array) -> jax.Array:
+    return x.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _inverse_roots(
+    second: Factored | jax.Array, group: Group
+) -> tuple[jax.Array, ...]:
+    """Factors whose product, up to a constant a unit, is one over the root."""
+
+    def root(x: jax.Array, missing: tuple[int, ...]) -> jax.Array:
+        mean = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+        relative = x / (mean + TINY) + _EPSILON
+        return jnp.expand_dims(jax.lax.rsqrt(relative), missing)
+
+    if isinstance(second, Factored):
+        return root(second.row, group.column_axes), root(second.column, group.row_axes)
+    return (root(second, ()),)
+
+
+def _inverse_rms(mean_square: jax.Array) -> jax.Array:
+    return jax.lax.rsqrt(jnp.maximum(mean_square, 0.0) + TINY)
+
+
+def next_momentum_square(
+    controls: Controls, scale: jax.Array | float, stats: Statistics
+) -> jax.Array:
+    """Sum of squares of the new momentum [N], without another pass over it."""
+    keep = 1.0 - controls.forget_momentum
+    take = controls.forget_momentum * scale
+    return jnp.maximum(
+        jnp.square(keep) * stats.momentum_square
+        + jnp.square(take) * stats.grad_square
+        + 2.0 * keep * take * stats.grad_momentum,
+        0.0,
+    )
+
+
+def apply_rule(
+    groups: Sequence[Group],
+    arrays: Sequence[GroupArrays],
+    means: Sequence[Factored | jax.Array | None],
+    controls: Controls,
+    momentum_mean_square: jax.Array,
+    slots: Sequence[jax.Array],
+    *,
+    scale: jax.Array | None,
+    mixable: frozenset[str],
+    newton_schulz_steps: int,
+) -> list[GroupResult]:
+    """One step of the rule for every group.
+
+    Args:
+        groups: the groups, in the order of their units.
+        arrays: their arrays.
+        means: `mean_squares` of each.
+        controls: what steers each unit; ``step`` includes the schedule.
+        momentum_mean_square: [N], mean square of the new momentum.
+        slots: int32 [] a leaf, index of its first unit.
+        scale: [N] factor on the gradients, or None for 1.
+        mixable: directions that may have weight beside the hand-designed one.
+        newton_schulz_steps: iterations of the orthogonalisation; a group of matrices
+            without second moment, or with ``orthogonal`` in ``mixable``, uses it.
+
+    Returns:
+        For each group its updates, new momenta and new second moment.
+    """
+    keep = 1.0 - controls.forget_momentum
+    take = controls.forget_momentum
+    if scale is not None:
+        take = take * scale
+    weight = dict(zip(DIRECTIONS, jnp.moveaxis(controls.weights, 1, 0), strict=True))
+    weight["momentum"] *= _inverse_rms(momentum_mean_square)
+    table = jnp.stack(
+        [keep, take, controls.step, controls.weight_decay, *weight.values()], axis=1
+    )
+
+    # Per chunk: its part of the table as columns that multiply [u, *shape] arrays.
+    steering: list[list[_Steering]] = []
+    moved: list[list[jax.Array]] = []
+    nesterov: list[list[jax.Array]] = []
+    for group, array in zip(groups, arrays, strict=True):
+        parts = group.select(table)
+        rank = (1,) * len(group.first.shape)
+        steering.append([])
+        moved.append([])
+        nesterov.append([])
+        for j, (g, m) in enumerate(zip(array.grads, array.momentum, strict=True)):
+            cut = group.cut(parts, j, slots)
+            s = _Steering(*(cut[:, c].reshape(-1, *rank) for c in range(cut.shape[1])))
+            new = s.keep * m.astype(jnp.float32) + s.take * g
+            steering[-1].append(s)
+            moved[-1].append(new)
+            nesterov[-1].append(s.keep * new + s.take * g)
+
+    orthogonal = _orthogonal_chunks(
+        groups,
+        [
+            group.first.is_matrix and (array.second is None or "orthogonal" in mixable)
+            for group, array in zip(groups, arrays, strict=True)
+        ],
+        nesterov,
+        newton_schulz_steps,
+    )
+
+    outputs = []
+    for i, (group, array) in enumerate(zip(groups, arrays, strict=True)):
+        second = array.second
+        factors: tuple[jax.Array, ...] = ()
+        if second is not None:
+            forget = group.select(controls.forget_second)
+            square = None if scale is None else jnp.square(group.select(scale))
+            second = _accumulate(second, means[i], square, forget)
+            if "adam" in mixable or i not in orthogonal:
+                factors = _inverse_roots(second, group)
+        updates, momenta = [], []
+        for j, (s, new) in enumerate(zip(steering[i], moved[i], strict=True)):
+            gain: jax.Array | float = 0.0
+            if factors:
+                pieces = [group.cut(f, j, slots) for f in factors]
+                shaped = new
+                for piece in pieces:
+                    shaped = shaped * piece
+                mean_square = jnp.mean(
+                    jnp.square(shaped), axis=group.all_axes, keepdims=True
+                )
+                gain = s.adam * _inverse_rms(mean_square)
+                for piece in pieces:
+                    gain = gain * piece
+            if "momentum" in mixable:
+                gain = gain + s.momentum
+            direction = new * gain + s.decay * array.params[j].astype(jnp.float32)
+            if "sign" in mixable:
+                direction += s.sign * jnp.sign(nesterov[i][j])
+            if i in orthogonal:
+                direction += s.orthogonal * orthogonal[i][j]
+            updates.append(-s.step * direction)
+            momenta.append(new.astype(array.momentum[j].dtype))
+        outputs.append(GroupResult(updates, momenta, second))
+    return outputs
+
+
+class _Steering(NamedTuple):
+    """Columns [u, 1, ...] of what steers a chunk."""
+
+    keep: jax.Array
+    take: jax.Array
+    step: jax.Array
+    decay: jax.Array
+    orthogonal: jax.Array
+    adam: jax.Array
+    sign: jax.Array
+    momentum: jax.Array
+
+
+def _accumulate(
+    second: Factored | jax.Array,
+    means: Factored | jax.Array | None,
+    square: jax.Array | None,
+    forget: jax.Array,
+) -> Factored | jax.Array:
+    """Moves the second moment towards this step's squares (times ``square`` [U])."""
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if square is not None:
+            new = new * _per_unit(square, new)
+        return old + _per_unit(forget, old) * (new - old)
+
+    return jax.tree.map(move, second, means)
+
+
+def _orthogonal_chunks(
+    groups: Sequence[Group],
+    wanted: Sequence[bool],
+    nesterov: list[list[jax.Array]],
+    steps: int,
+) -> dict[int, list[jax.Array]]:
+    """Orthogonalised chunks by index of group; one batch for each matrix shape."""
+    chosen = [
+        (i, chunk)
+        for i, want in enumerate(wanted)
+        if want
+        for chunk in nesterov[i]
+    ]
+    results = orthogonalise(
+        [replicated(chunk) for _, chunk in chosen],
+        [groups[i].first.split for i, _ in chosen],
+        steps,
+    )
+    found: dict[int, list[jax.Array]] = {}
+    for (i, chunk), result in zip(chosen, results, strict=True):
+        found.setdefault(i, []).append(sharded_like(result, chunk))
+    return found

@@ -1,0 +1,127 @@
+"""Shipped controller weights: safetensors with a JSON of their config and hash."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.optimizers.controller import ControllerConfig, init_theta
+from meta_opt.types import PyTree, from_config, near_match, write_atomic
+
+DEFAULT = "lstm-v0"
+FORMAT = 1
+_FOLDER = Path(__file__).parent
+
+
+def available() -> list[str]:
+    """Names of the weights that are shipped."""
+    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+
+
+def _flatten(theta: PyTree) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(theta)
+    }
+
+
+def save_theta(
+    path: str | os.PathLike,
+    theta: PyTree,
+    config: ControllerConfig,
+    description: dict[str, Any] | None = None,
+) -> None:
+    """Writes ``path.safetensors`` and ``path.json``.
+
+    Args:
+        path: without suffix.
+        theta: the controller's weights.
+        config: its shape.
+        description: further JSON entries, such as how the weights came about.
+    """
+    from safetensors.numpy import save
+
+    path = Path(path)
+    data = save({k: np.asarray(v, np.float32) for k, v in _flatten(theta).items()})
+    record = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        **(description or {}),
+    }
+    with write_atomic(path.with_name(path.name + ".safetensors")) as temporary:
+        temporary.write_bytes(data)
+    with write_atomic(path.with_name(path.name + ".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:
+    """Reads controller weights.
+
+    Args:
+        name: the name of shipped weights, or a path to a ``.safetensors`` file with
+            its ``.json`` beside it.
+
+    Returns:
+        theta (float32) and the config that it belongs to.
+
+    Raises:
+        ValueError: an unknown name (the message lists those there are), a damaged file
+            (its hash is not the one in the JSON), or tensors of another architecture.
+    """
+    from safetensors.numpy import load
+
+    name = os.fspath(name)
+    is_path = name.endswith(".safetensors")
+    file = Path(name) if is_path else _FOLDER / f"{name}.safetensors"
+    record_file = file.with_suffix(".json")
+    for needed in (file, record_file):
+        if not needed.is_file():
+            known = available()
+            raise ValueError(
+                f"there are no weights {name!r} ({needed.name} is missing)"
+                f"{near_match(name, known)}; shipped: {', '.join(known) or 'none'}; "
+                "or give the path of a .safetensors file"
+            )
+    record = json.loads(record_file.read_text())
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"{record_file} has format {record.get('format')!r}; this version of "
+            f"meta_opt reads format {FORMAT}"
+        )
+    data = file.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != record.get("sha256"):
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is {found}, {record_file.name} says "
+            f"{record.get('sha256')}; install meta-opt again or fetch the file again"
+        )
+    config = from_config(ControllerConfig, record["config"])
+    tensors = load(data)
+    template = jax.eval_shape(lambda: init_theta(jax.random.key(0), config))
+    expected = {k: tuple(v.shape) for k, v in _flatten(template).items()}
+    actual = {k: tuple(v.shape) for k, v in tensors.items()}
+    if actual != expected:
+        different = sorted(
+            k for k in {*actual, *expected} if actual.get(k) != expected.get(k)
+        )
+        raise ValueError(
+            f"{file} holds weights of another architecture: "
+            + "; ".join(
+                f"{k} is {actual.get(k, 'missing')}, expected "
+                f"{expected.get(k, 'nothing')}"
+                for k in different
+            )
+        )
+    paths = jax.tree_util.tree_flatten_with_path(template)
+    leaves = [
+        jnp.asarray(tensors[jax.tree_util.keystr(p, simple=True, separator=".")])
+        for p, _ in paths[0]
+    ]
+    return jax.tree.unflatten(paths[1], leaves), config

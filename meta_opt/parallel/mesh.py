@@ -1,0 +1,111 @@
+"""The device mesh of a run: data, fsdp and tensor axes."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+# Not ("data", "fsdp"): with data, fsdp and tensor all above 1, XLA's partitioner leaves
+# out an all-reduce for that order, and gradients are wrong (openxla/xla issue 40034).
+BATCH_AXES = ("fsdp", "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes, in devices; at most one may be -1, "all the rest".
+
+    Attributes:
+        data: copies of the parameters; the batch is divided over them.
+        fsdp: shards of parameters and optimizer state; the batch is divided over
+            them too.
+        tensor: shards of single matrix products (heads, hidden units).
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges devices in a mesh with the axes ``data``, ``fsdp`` and ``tensor``.
+
+    A mesh smaller than the machine takes the first devices, so that the default of
+    one device works anywhere.
+
+    Args:
+        config: the size of each axis.
+        devices: default ``jax.devices()``.
+
+    Returns:
+        A mesh of automatic axes (GSPMD chooses the layouts inside the step).
+
+    Raises:
+        ValueError: if a size is neither positive nor -1, more than one is -1, the
+            sizes need more devices than there are or do not divide them, or a part of
+            the devices is asked for in a run of several processes.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [getattr(config, axis) for axis in AXES]
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise ValueError(
+            f"mesh axes must be positive, and at most one -1 (the rest): {config}"
+        )
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        if len(devices) % known:
+            raise ValueError(
+                f"{config}: the fixed axes need a multiple of {known} devices, "
+                f"and there are {len(devices)}"
+            )
+        sizes[sizes.index(-1)] = len(devices) // known
+    count = math.prod(sizes)
+    if count > len(devices):
+        raise ValueError(
+            f"{config} needs {count} devices, and there are {len(devices)}"
+        )
+    if count < len(devices) and jax.process_count() > 1:
+        raise ValueError(
+            f"{config} takes {count} of {len(devices)} devices, but with "
+            f"{jax.process_count()} processes all must be in the mesh; set one to -1"
+        )
+    if jax.process_count() > 1:
+        return jax.make_mesh(
+            tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+        )
+    grid = np.asarray(devices[:count]).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Returns over how many shards the batch is divided."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> None:
+    """Checks that every device gets the same number of examples in every micro-batch.
+
+    Raises:
+        ValueError: if ``batch_size`` (B) is not a positive multiple of
+            ``accumulation_steps`` times the data and fsdp axes.
+    """
+    unit = batch_shards(mesh) * accumulation_steps
+    if accumulation_steps < 1 or batch_size < 1 or batch_size % unit:
+        raise ValueError(
+            f"batch_size={batch_size} must be a positive multiple of {unit} = "
+            f"accumulation_steps {accumulation_steps} x data {mesh.shape['data']} x "
+            f"fsdp {mesh.shape['fsdp']}"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the layout of a batch: the first axis (B) over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the layout of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

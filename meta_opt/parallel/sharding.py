@@ -1,0 +1,167 @@
+"""Which axis of the mesh each parameter axis is laid over, by rules on its path.
+
+The shape of the idea (ordered regex rules, a log line where one cannot apply) follows
+big_vision's ``sharding.py``.
+"""
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from meta_opt.types import PyTree
+
+_log = logging.getLogger(__name__)
+
+AxisNames = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How the parameters that match ``pattern`` are laid out.
+
+    Attributes:
+        pattern: regex, searched in the '/'-joined path of the parameter.
+        spec: mesh axes (or None) for the *last* axes of the parameter, so that one
+            rule serves a layer and a scan-stack of layers. Axes before it are whole.
+        largest: a mesh axis to lay over the largest remaining axis that it divides.
+        min_size: parameters with fewer elements than this ignore ``largest`` (the
+            messages would cost more than the memory).
+    """
+
+    pattern: str
+    spec: tuple[AxisNames, ...] = ()
+    largest: str | None = None
+    min_size: int = 0
+
+
+FSDP_RULES = (Rule(r".*", largest="fsdp"),)
+"""Every parameter over fsdp, along its largest divisible axis."""
+
+_SMALL = 2**14
+VISION_TEXT_RULES = (
+    Rule(r"attention/(query|key|value)/kernel", (None, "tensor"), "fsdp", _SMALL),
+    Rule(r"attention/out/kernel", ("tensor", None), "fsdp", _SMALL),
+    Rule(r"mlp/up/kernel", (None, "tensor"), "fsdp", _SMALL),
+    Rule(r"mlp/down/kernel", ("tensor", None), "fsdp", _SMALL),
+    Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
+    Rule(r".*", largest="fsdp", min_size=_SMALL),
+)
+"""`meta_opt.models.vision_text`: heads and hidden units over tensor, all over fsdp."""
+
+
+def parameter_shardings(
+    rules: Sequence[Rule], mesh: Mesh, *trees: PyTree
+) -> tuple[PyTree, ...]:
+    """Chooses a ``NamedSharding`` for every parameter by the first rule that matches.
+
+    A parameter that no rule matches is replicated. Where a rule cannot apply to an
+    axis (its size is not divisible by the mesh axes), that is logged and the axis is
+    left whole.
+
+    Args:
+        rules: tried in order on each path.
+        mesh: the mesh.
+        *trees: pytrees of arrays or ``jax.ShapeDtypeStruct``; several when the
+            parameters are split, as into trainable and frozen ones.
+
+    Returns:
+        One pytree of shardings for each of ``trees``, of the same structure.
+
+    Raises:
+        ValueError: if the pattern of a rule matches no parameter of any tree, or a
+            rule names an axis that the mesh does not have.
+    """
+    for rule in rules:
+        for axis in (*_names(rule.spec), *_names((rule.largest,))):
+            if axis not in mesh.shape:
+                raise ValueError(
+                    f"sharding rule {rule.pattern!r} names the mesh axis {axis!r}; "
+                    f"the mesh has {', '.join(mesh.shape)}"
+                )
+    matched = [False] * len(rules)
+    paths: list[str] = []
+
+    def choose(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        paths.append(name)
+        hits = [i for i, rule in enumerate(rules) if re.search(rule.pattern, name)]
+        for i in hits:
+            matched[i] = True
+        spec = _apply(rules[hits[0]], mesh, name, leaf.shape) if hits else ()
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    chosen = tuple(jax.tree_util.tree_map_with_path(choose, tree) for tree in trees)
+    unused = [rule.pattern for rule, hit in zip(rules, matched, strict=True) if not hit]
+    if unused:
+        shown = ", ".join(paths[:5])
+        raise ValueError(
+            f"sharding rules {unused} match none of the {len(paths)} parameters "
+            f"({shown}, ...)"
+        )
+    return chosen
+
+
+def _names(spec: Sequence[AxisNames]) -> list[str]:
+    """Returns the mesh axes that a spec names, flat."""
+    names: list[str] = []
+    for entry in spec:
+        if entry is not None:
+            names.extend((entry,) if isinstance(entry, str) else entry)
+    return names
+
+
+def _apply(
+    rule: Rule, mesh: Mesh, name: str, shape: tuple[int, ...]
+) -> tuple[AxisNames, ...]:
+    """Returns the spec of one parameter, without the axes that do not divide it."""
+    spec: list[AxisNames] = [None] * len(shape)
+    if len(rule.spec) > len(shape):
+        _log.warning(
+            "sharding: rule %r has %d axes and %s has shape %s; replicated",
+            rule.pattern,
+            len(rule.spec),
+            name,
+            shape,
+        )
+    else:
+        offset = len(shape) - len(rule.spec)
+        for axis, entry in enumerate(rule.spec, start=offset):
+            parts = math.prod(mesh.shape[n] for n in _names((entry,)))
+            if shape[axis] % parts:
+                _log.warning(
+                    "sharding: axis %d of %s %s is not divisible by %s=%d; replicated",
+                    axis,
+                    name,
+                    shape,
+                    entry,
+                    parts,
+                )
+            elif parts > 1:
+                spec[axis] = entry
+    if rule.largest is None or mesh.shape[rule.largest] == 1:
+        return tuple(spec)
+    if math.prod(shape) < rule.min_size or rule.largest in _names(spec):
+        return tuple(spec)
+    parts = mesh.shape[rule.largest]
+    free = [
+        axis
+        for axis, size in enumerate(shape)
+        if spec[axis] is None and size and size % parts == 0
+    ]
+    if free:
+        spec[max(free, key=lambda axis: (shape[axis], axis))] = rule.largest
+    elif shape:
+        _log.warning(
+            "sharding: no free axis of %s %s is divisible by %s=%d; replicated",
+            name,
+            shape,
+            rule.largest,
+            parts,
+        )
+    return tuple(spec)

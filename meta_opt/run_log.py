@@ -1,0 +1,265 @@
+"""What a run leaves to read: metrics, its resolved configuration, its environment.
+
+Layout of a run's directory:
+
+- ``metrics.jsonl``: one JSON object a line, ``{"step": 10, "train/loss": ...}``. Only
+  values that a rerun reproduces, so that an interrupted and resumed run leaves the same
+  bytes as an unbroken one.
+- ``timing.jsonl``: the same with seconds in it.
+- ``tensorboard/``: both, as TensorBoard scalars.
+- ``config.json``: the resolved configuration.
+- ``environment.json``: a list with one entry for each start: git revision, versions,
+  devices.
+"""
+
+import json
+import logging
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from meta_opt.types import write_atomic
+
+_log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+TIMING = "timing.jsonl"
+_PACKAGES = ("meta-opt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+class RunLog:
+    """Appends the metrics of a run to files and keeps them in memory.
+
+    Args:
+        workdir: the run's directory, created if needed; None keeps everything in
+            memory only.
+        resume_step: the step that the run continues from. Lines of later steps, and
+            a line torn by a kill, are dropped; None starts afresh.
+
+    Attributes:
+        history: the records of ``metrics.jsonl``, those before a resume included.
+        timing: the records of ``timing.jsonl``, likewise.
+    """
+
+    def __init__(
+        self, workdir: str | Path | None, *, resume_step: int | None = None
+    ) -> None:
+        import jax
+
+        self.history: list[dict[str, Any]] = []
+        self.timing: list[dict[str, Any]] = []
+        self._files: dict[str, Any] = {}
+        self._tensorboard: Any = None
+        self._workdir = None if workdir is None else Path(workdir)
+        if self._workdir is None:
+            return
+        if resume_step is not None:
+            self.history = _up_to(self._workdir / METRICS, resume_step)
+            self.timing = _up_to(self._workdir / TIMING, resume_step)
+        if jax.process_index() != 0:
+            return
+        from tensorboardX import SummaryWriter
+
+        for name, records in ((METRICS, self.history), (TIMING, self.timing)):
+            path = self._workdir / name
+            with write_atomic(path) as temporary:
+                temporary.write_text("".join(map(_line, records)), encoding="utf-8")
+            self._files[name] = open(path, "a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(
+            logdir=str(self._workdir / "tensorboard"),
+            purge_step=0 if resume_step is None else resume_step + 1,
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records reproducible metrics (losses, scores, counts) of a step."""
+        self._append(METRICS, self.history, step, metrics)
+
+    def write_timing(self, step: int, seconds: Mapping[str, float]) -> None:
+        """Records measurements of the machine (seconds, steps a second) at a step."""
+        self._append(TIMING, self.timing, step, seconds)
+
+    def _append(
+        self,
+        name: str,
+        records: list[dict[str, Any]],
+        step: int,
+        values: Mapping[str, float],
+    ) -> None:
+        record = {"step": step, **{key: float(v) for key, v in values.items()}}
+        records.append(record)
+        if name not in self._files:
+            return
+        self._files[name].write(_line(record))
+        self._files[name].flush()
+        for key, value in values.items():
+            self._tensorboard.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Reads a ``.jsonl`` file of a run.
+
+    Args:
+        path: ``metrics.jsonl`` or ``timing.jsonl``.
+
+    Returns:
+        Its records in order; null (a non-finite value) becomes NaN. A last line that
+        a kill cut off is left out.
+
+    Raises:
+        ValueError: if another line is not JSON.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    complete, torn = lines[:-1], lines[-1]
+    if torn:
+        _log.warning("%s: the last line is incomplete and left out", path)
+    records = []
+    for number, line in enumerate(complete, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        records.append({k: math.nan if v is None else v for k, v in record.items()})
+    return records
+
+
+def _up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """Returns the records of a file up to and including ``step``."""
+    if not path.exists():
+        return []
+    return [record for record in read_records(path) if record["step"] <= step]
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Formats a record; non-finite values become null, as JSON has none."""
+    finite = {
+        key: None if isinstance(v, float) and not math.isfinite(v) else v
+        for key, v in record.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
+def write_config(
+    workdir: str | Path, config: Mapping[str, Any], *, resuming: bool
+) -> None:
+    """Writes the resolved configuration, or on resume checks that it is the same.
+
+    Args:
+        workdir: the run's directory.
+        config: nested mapping of JSON values.
+        resuming: whether the directory holds a checkpoint that the run goes on from.
+
+    Raises:
+        ValueError: if the run resumes under other settings than it was started with;
+            names them with both values.
+    """
+    path = Path(workdir) / "config.json"
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    if resuming and path.exists():
+        before = _flatten(json.loads(path.read_text(encoding="utf-8")))
+        now = _flatten(json.loads(text))
+        changed = [
+            f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key, path) != now.get(key, path)
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
+                "take those again to resume it, or another --workdir"
+            )
+        return
+    with write_atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens nested mappings to dotted keys."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def describe_environment() -> dict[str, Any]:
+    """Returns git revision (None outside a checkout), versions and devices."""
+    import jax
+
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "git": _git_revision(Path(__file__).parent),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+    }
+
+
+def write_environment(workdir: str | Path, step: int) -> None:
+    """Adds an entry for this start of the run, at ``step``, to environment.json."""
+    path = Path(workdir) / "environment.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    starts.append({"step": step, "started": started, **describe_environment()})
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+
+
+def _git_revision(folder: Path) -> str | None:
+    """Returns the commit of a checkout, '+' appended if files differ, or None."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        revision = git("rev-parse", "HEAD")
+        return revision + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def progress_bar(
+    total: int, *, start: int = 0, label: str = "", show: bool = True
+) -> Any:
+    """Returns a tqdm bar on stderr, silent where stderr is not a terminal.
+
+    Args:
+        total: number of steps of the whole run.
+        start: the step that a resumed run continues from.
+        label: text before the bar.
+        show: False for no bar at all.
+    """
+    from tqdm import tqdm
+
+    # None: tqdm finds out by itself whether stderr is a terminal.
+    quiet = None if show else True
+    return tqdm(total=total, initial=start, desc=label, disable=quiet, unit="step")

@@ -1,0 +1,232 @@
+"""Runs of the vision-text model, and the command line in front of them."""
+
+import dataclasses
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from models_small import small_batch, small_model
+
+from meta_opt.finetuning.loop import LoopConfig, run
+from meta_opt.finetuning.state import init_state
+from meta_opt.finetuning.step import make_train_step
+from meta_opt.finetuning.vision_text import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    make_evaluate,
+    make_loss,
+    split_model,
+)
+from meta_opt.models.lora import LoRAConfig, add_lora
+from meta_opt.models.vision_text import STACKED
+from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh
+from meta_opt.parallel.sharding import VISION_TEXT_RULES
+from meta_opt.types import from_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def configs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"configs.{name}")
+
+
+class Repeated:
+    """One batch, again and again."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __next__(self):
+        return self.batch
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+def take_steps(model, mesh_config, rules, steps=2):
+    mesh = make_mesh(mesh_config)
+    tx = make_optimizer(
+        OptimizerConfig("sgd", learning_rate=0.1, momentum=0.9, num_steps=4)
+    )
+    state = init_state(model.params, model.frozen, tx, mesh, rules)
+    batch = jax.device_put(small_batch(16), batch_sharding(mesh))
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = (
+        jax.jit(make_train_step(make_loss(model), tx), out_shardings=(shardings, None))
+        .lower(state, batch)
+        .compile()
+    )
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def unsharded():
+    return take_steps(split_model(small_model()), MeshConfig(), VISION_TEXT_RULES)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, tensor=2)],
+    ids=["fsdp", "data-fsdp-tensor"],
+)
+def test_sharded_training_equals_unsharded(unsharded, mesh):
+    # The small model is below the size from which parameters are divided.
+    rules = [dataclasses.replace(rule, min_size=0) for rule in VISION_TEXT_RULES]
+    state, metrics = take_steps(split_model(small_model()), mesh, rules)
+    kernel = state.params["vision"]["layers"]["mlp"]["up"]["kernel"]
+    parts = kernel.size // kernel.addressable_shards[0].data.size
+    assert parts == mesh.fsdp * mesh.tensor
+    np.testing.assert_allclose(metrics["loss"], unsharded[1]["loss"], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+        jax.device_get(state.params),
+        jax.device_get(unsharded[0].params),
+    )
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_a_run_lowers_the_loss_and_leaves_the_frozen_part(trainable, tmp_path):
+    module = small_model()
+    if trainable == "lora":
+        add_lora(module, LoRAConfig(rank=2), rngs=nnx.Rngs(0))
+    model = split_model(module, trainable)
+    batch = small_batch(8)
+    optimizer = OptimizerConfig("adamw", num_steps=6, learning_rate=0.02)
+    result = run(
+        LoopConfig(num_steps=6, batch_size=8, eval_every=3, progress=False),
+        params=model.params,
+        frozen=model.frozen,
+        loss_fn=make_loss(model),
+        tx=make_optimizer(dataclasses.replace(optimizer, stacked=STACKED)),
+        batches=Repeated(batch),
+        evaluate=make_evaluate(model, batch),
+        workdir=tmp_path,
+    )
+    scores = [r["validation/loss"] for r in result.history if "validation/loss" in r]
+    assert len(scores) == 3 and scores[0] > scores[1] > scores[2]
+    jax.tree.map(np.testing.assert_array_equal, result.state.frozen, model.frozen)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/").split("/")[-2]
+        for path, _ in jax.tree_util.tree_flatten_with_path(result.state.params)[0]
+    }
+    assert bool(model.frozen) == (trainable == "lora")
+    if trainable == "lora":
+        assert names == {"query", "value"}
+        # Adapters only.
+        size = sum(
+            f.stat().st_size for f in tmp_path.glob("checkpoints/6/state/**/d/*")
+        )
+        frozen = sum(x.nbytes for x in jax.tree.leaves(model.frozen))
+        assert size < frozen
+
+
+@pytest.mark.parametrize(
+    ("file", "variant"),
+    [
+        ("finetune", "nano_clipart"),
+        ("finetune", "nano_clipart_lora"),
+        ("finetune", "smoke"),
+        ("pretrain", "nano_emoji"),
+        ("pretrain", "smoke"),
+    ],
+)
+def test_configs_build_and_list_every_setting(configs, file, variant):
+    config = configs(file).get_config(variant)
+    built = from_config(RunConfig, config.to_dict())
+
+    def keys(tree):
+        return {k: keys(v) for k, v in tree.items()} if isinstance(tree, dict) else None
+
+    assert keys(config.to_dict()) == keys(dataclasses.asdict(built))
+    assert built.optimizer.stacked == STACKED
+    config.loop.num_steps = 7
+    config.loop.seed = 5
+    built = from_config(RunConfig, config.to_dict())
+    assert built.optimizer.num_steps == 7
+    assert built.pipeline.seed == built.model.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "near"),
+    [
+        ("loop", "evl_every", "eval_every"),
+        ("optimizer", "learning_rat", "learning_rate"),
+        ("pipeline", "flp", "flip"),
+        (None, "optimiser", "optimizer"),
+    ],
+)
+def test_misspelt_key_in_a_config_file_is_an_error(configs, section, key, near):
+    config = configs("finetune").get_config("smoke").to_dict()
+    (config[section] if section else config)[key] = 1
+    with pytest.raises(ValueError, match=f"{key}.*did you mean '{near}'"):
+        from_config(RunConfig, config)
+
+
+def test_bad_names_and_variants(configs):
+    with pytest.raises(ValueError, match=r"none of all, lora; did you mean 'lora'"):
+        ModelConfig(trainable="lra")
+    with pytest.raises(ValueError, match="did you mean 'clipart'"):
+        DataConfig(name="clipar")
+    with pytest.raises(ValueError, match="no variant 'nano'; there are nano_clipart"):
+        configs("finetune").get_config("nano")
+    config = configs("finetune").get_config("smoke").to_dict()
+    config["optimizer"]["num_steps"] = 5
+    with pytest.raises(ValueError, match=r"loop.num_steps=4 .* 5, differ"):
+        from_config(RunConfig, config)
+
+
+def run_experiment(script, *args):
+    return subprocess.run(
+        [sys.executable, f"experiments/{script}.py", *args],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_misspelt_override_is_an_error_with_the_near_match(tmp_path):
+    finished = run_experiment(
+        "finetune",
+        "--config=configs/finetune.py:smoke",
+        f"--workdir={tmp_path}",
+        "--config.optimizer.learning_rat=0.1",
+    )
+    assert finished.returncode != 0
+    assert 'Did you mean "learning_rate"' in finished.stderr
+
+
+@pytest.mark.slow
+def test_experiment_runs_and_exports(tmp_path):
+    args = (
+        "--config=configs/finetune.py:smoke",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.trainable=lora",
+        f"--config.export={tmp_path / 'exported'}",
+    )
+    finished = run_experiment("finetune", *args)
+    assert finished.returncode == 0, finished.stderr
+    assert "test zero_shot_macro_f1" in finished.stdout
+    assert "parameters train" in finished.stderr
+    for name in ("result.json", "config.json", "environment.json", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).exists()
+    assert (tmp_path / "exported.safetensors").exists()
+    again = run_experiment("finetune", *args)
+    assert "resuming" in again.stderr
+    assert again.stdout.splitlines()[:12] == finished.stdout.splitlines()[:12]
