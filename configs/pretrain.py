@@ -7,7 +7,7 @@ from configs import common
 
 def nano_emoji() -> ml_collections.ConfigDict:
     """The shipped nano weights: 1,500 steps from scratch."""
-    config = common.run_config(num_steps=1500, batch_size=256)
+    config = common.run_config(num_steps=1500, batch_size=128)
     config.loop.eval_every = 250
     config.loop.checkpoint_every = 250
     config.optimizer.name = "hand_designed"

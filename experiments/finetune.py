@@ -8,8 +8,9 @@ Run again with the same workdir, it resumes.
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -20,6 +21,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for logs and checkpoints.")
+
+
+def make_score_on(loss: str, text_length: int) -> Callable[[Any], Any]:
+    """Returns what builds the evaluation on a split: loss, retrieval and zero-shot."""
+    from meta_opt.data import as_arrays, load_tokenizer
+    from meta_opt.evaluation.vision_text import evaluate
+    from meta_opt.evaluation.zero_shot import class_prompts
+
+    tokenizer = load_tokenizer()
+
+    def score_on(source: Any) -> Callable[[Any], dict[str, float]]:
+        data = as_arrays(source, tokenizer, text_length)
+        prompts = class_prompts(source.class_names, tokenizer.encode, text_length)
+        return lambda model: evaluate(model, data, prompts=prompts, loss=loss)
+
+    return score_on
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         sys.exit(f"config: {error}")
     try:
-        result, test = run_vision_text(config, WORKDIR.value)
+        score_on = make_score_on(config.model.loss, config.pipeline.text_length)
+        result, test = run_vision_text(config, score_on, WORKDIR.value)
     except Interrupted as interrupted:
         print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
         sys.exit(interrupted.exit_code)

@@ -200,7 +200,7 @@ def describe_environment() -> dict[str, Any]:
     """Returns git revision (None outside a checkout), versions and devices."""
     import jax
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -44,6 +44,18 @@ def near_match(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def check_keys(
+    name: str, mapping: Mapping[str, Any], known: typing.Collection[str]
+) -> None:
+    """Raises ValueError for a key that is not known, naming the nearest one."""
+    for key in mapping:
+        if key not in known:
+            raise ValueError(
+                f"{name} has no setting {key!r}{near_match(key, known)} "
+                f"(settings: {', '.join(known)})"
+            )
+
+
 def from_config(cls: type[T], mapping: Mapping[str, Any]) -> T:
     """Builds the frozen dataclass ``cls`` from a mapping such as a ConfigDict.
 
@@ -64,13 +76,8 @@ def from_config(cls: type[T], mapping: Mapping[str, Any]) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
-    for key in mapping:
-        if key not in fields:
-            raise ValueError(
-                f"{cls.__name__} has no setting {key!r}{near_match(key, fields)} "
-                f"(settings: {', '.join(fields)})"
-            )
-        value = mapping[key]
+    check_keys(cls.__name__, mapping, fields)
+    for key, value in mapping.items():
         hint = hints[key]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             value = from_config(typing.cast(type, hint), value)

@@ -54,7 +54,8 @@ def init_progress() -> ProgressState:
 
 
 def _average(state: ProgressState) -> jax.Array:
-    return state.averages / jnp.maximum(state.weights, TINY)
+    known = state.weights > 0
+    return jnp.where(known, state.averages / jnp.where(known, state.weights, 1.0), 0.0)
 
 
 def update_progress(

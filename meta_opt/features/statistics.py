@@ -66,6 +66,13 @@ def _log(x: jax.Array) -> jax.Array:
     return jnp.log(x + TINY)
 
 
+def _cosine(stats: Statistics) -> jax.Array:
+    # Two roots, since the product of two small squares would underflow.
+    grad = jax.lax.rsqrt(stats.grad_square + TINY)
+    momentum = jax.lax.rsqrt(stats.momentum_square + TINY)
+    return jnp.clip(stats.grad_momentum * grad * momentum, -1.0, 1.0)
+
+
 def clipped(x: jax.Array, scale: float = 0.5, limit: float = 5.0) -> jax.Array:
     """Logs clipped to +-limit and halved, so that an LSTM takes them as they are."""
     return scale * jnp.clip(x, -limit, limit)
@@ -101,17 +108,15 @@ def tensor_features(
     m = _log(stats.momentum_square / size)
     p = _log(stats.param_square / size)
     overall = _log(jnp.square(grad_rms(stats, table)))
-    cosine = stats.grad_momentum / jnp.sqrt(
-        stats.grad_square * stats.momentum_square + TINY
-    )
+    cosine = _cosine(stats)
     share = table.membership @ _group_share(stats, table)
     dynamic = [
         clipped(0.5 * (g - overall)),
         clipped(0.5 * (m - g)),
         clipped(0.5 * p + 3.0),
         clipped(0.5 * (g - past_log_square)),
-        jnp.clip(cosine, -1.0, 1.0),
-        jnp.square(jnp.clip(cosine, -1.0, 1.0)) * jnp.sqrt(size) / (1 + jnp.sqrt(size)),
+        cosine,
+        jnp.square(cosine),
         clipped(_log(share), 0.2),
     ]
     return jnp.concatenate([jnp.stack(dynamic, axis=1), table.static], axis=1)
@@ -132,8 +137,6 @@ def group_features(stats: Statistics, table: UnitTable) -> jax.Array:
     present = np.any(table.membership > 0, axis=0).astype(np.float32)
     count = np.maximum(np.sum(table.membership, axis=0), 1.0).astype(np.float32)
     share = clipped(_log(_group_share(stats, table)), 0.2)
-    cosine = stats.grad_momentum / jnp.sqrt(
-        stats.grad_square * stats.momentum_square + TINY
-    )
-    alignment = (jnp.clip(cosine, -1.0, 1.0) @ table.membership) / count
+    cosine = _cosine(stats)
+    alignment = (cosine @ table.membership) / count
     return jnp.concatenate([share, alignment]) * np.concatenate([present, present])

@@ -6,21 +6,18 @@ Pre-training, full fine-tuning and LoRA differ in their configuration only.
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import numpy as np
 from flax import nnx
 
 from meta_opt.data.clipart import bundled_clipart
-from meta_opt.data.pipeline import PipelineConfig, as_arrays, make_iterator
+from meta_opt.data.pipeline import PipelineConfig, make_iterator
 from meta_opt.data.records import MemorySource
 from meta_opt.data.tfds_sources import tfds_source
 from meta_opt.data.tokenizer import load_tokenizer
-from meta_opt.evaluation.vision_text import evaluate
-from meta_opt.evaluation.zero_shot import class_prompts
 from meta_opt.finetuning.loop import Evaluate, LoopConfig, RunResult, run
 from meta_opt.finetuning.step import LossFn
 from meta_opt.losses.contrastive import LOSSES
@@ -33,6 +30,10 @@ from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.types import Batch, PyTree, near_match, write_atomic
 
 _log = logging.getLogger(__name__)
+
+
+Score: TypeAlias = Callable[[VisionText], Mapping[str, float]]
+"""Metrics of a model on one split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +146,9 @@ def split_model(model: VisionText, trainable: str = "all") -> Model:
         trainable: ``all`` parameters, or those of ``lora``.
     """
     kind = LoRAParam if trainable == "lora" else nnx.Param
-    graphdef, params, frozen = nnx.split(model, kind, ...)
-    return Model(graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen))
+    graphdef, *states = nnx.split(model, kind, ...)
+    params, frozen = map(nnx.to_pure_dict, states)
+    return Model(graphdef, params, frozen)
 
 
 def build_model(config: ModelConfig, vocab_size: int, text_length: int) -> Model:
@@ -202,34 +204,14 @@ def make_loss(model: Model, loss: str = "clip") -> LossFn:
     return loss_fn
 
 
-def make_evaluate(
-    model: Model,
-    data: Batch,
-    *,
-    prompts: np.ndarray | None = None,
-    loss: str = "clip",
-    batch_size: int = 128,
-) -> Evaluate:
-    """Returns an evaluation on one split, see :func:`meta_opt.evaluation.vision_text`.
+def make_evaluate(model: Model, score: Score) -> Evaluate:
+    """Returns the evaluation of a model in parts, as the loop calls it.
 
     Args:
         model: its structure is used, its arrays are not.
-        data: the whole split.
-        prompts: int [K, M, S], for zero-shot classification.
-        loss: ``clip`` or ``siglip``.
-        batch_size: pairs contrasted in the loss.
+        score: the evaluation of a module.
     """
-
-    def evaluate_parts(params: PyTree, frozen: PyTree) -> Mapping[str, float]:
-        return evaluate(
-            model.merge(params, frozen),
-            data,
-            prompts=prompts,
-            loss=loss,
-            batch_size=batch_size,
-        )
-
-    return evaluate_parts
+    return lambda params, frozen: score(model.merge(params, frozen))
 
 
 def build_source(config: DataConfig, split: str) -> MemorySource:
@@ -252,12 +234,14 @@ def build_source(config: DataConfig, split: str) -> MemorySource:
 
 def run_vision_text(
     config: RunConfig,
+    score_on: Callable[[MemorySource], Score],
     workdir: str | Path | None = None,
 ) -> tuple[RunResult, dict[str, float]]:
     """Trains and evaluates; resumes where ``workdir`` has a checkpoint.
 
     Args:
         config: the run.
+        score_on: builds the evaluation on a split.
         workdir: for logs and checkpoints; gets ``result.json`` too. None for neither.
 
     Returns:
@@ -268,8 +252,7 @@ def run_vision_text(
         ValueError: see :func:`meta_opt.finetuning.loop.run` and the builders here.
     """
     tokenizer = load_tokenizer()
-    length = config.pipeline.text_length
-    model = build_model(config.model, tokenizer.vocab_size, length)
+    model = build_model(config.model, tokenizer.vocab_size, config.pipeline.text_length)
     pipeline = dataclasses.replace(
         config.pipeline,
         process_index=jax.process_index(),
@@ -278,13 +261,7 @@ def run_vision_text(
     batches = make_iterator(build_source(config.data, "train"), tokenizer, pipeline)
 
     def evaluation_on(split: str) -> Evaluate:
-        source = build_source(config.data, split)
-        return make_evaluate(
-            model,
-            as_arrays(source, tokenizer, length),
-            prompts=class_prompts(source.class_names, tokenizer.encode, length),
-            loss=config.model.loss,
-        )
+        return make_evaluate(model, score_on(build_source(config.data, split)))
 
     result = run(
         config.loop,
@@ -304,7 +281,7 @@ def run_vision_text(
     if workdir is not None:
         _write_result(Path(workdir), result, test)
     if config.export:
-        trained = model.merge(*jax.device_get((result.state.params, model.frozen)))
+        trained = model.merge(jax.device_get(result.state.params), model.frozen)
         if config.model.trainable == "lora":
             merge_lora(trained)
         pretrained.save(config.export, trained)

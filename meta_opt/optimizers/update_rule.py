@@ -39,6 +39,8 @@ FORGET_SECOND = 0.01
 """One minus the decay rate of the second moment."""
 _EPSILON = 1e-8
 """Floor of the second moment, relative to its mean over the unit."""
+_CANCELLED = 2.0**-6
+"""Floor of the momentum's mean square, relative to its terms without cancellation."""
 
 
 class Controls(NamedTuple):
@@ -193,12 +195,13 @@ def next_momentum_square(
     """Sum of squares of the new momentum [N], without another pass over it."""
     keep = 1.0 - controls.forget_momentum
     take = controls.forget_momentum * scale
-    return jnp.maximum(
-        jnp.square(keep) * stats.momentum_square
-        + jnp.square(take) * stats.grad_square
-        + 2.0 * keep * take * stats.grad_momentum,
-        0.0,
+    apart = (
+        jnp.square(keep) * stats.momentum_square + jnp.square(take) * stats.grad_square
     )
+    total = apart + 2.0 * keep * take * stats.grad_momentum
+    # Where a gradient cancels the momentum, what is left is the error of a sum that
+    # does not see the momentum's rounding; its inverse root would be a huge step.
+    return jnp.maximum(total, _CANCELLED * apart)
 
 
 def apply_rule(

@@ -1,0 +1,36 @@
+# Every target makes .venv itself when it is not there, and does nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint data bench clean
+
+$(STAMP): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: $(STAMP)  ## fine-tune nano with four optimizers; table, curves and report
+	$(BIN)/python -m experiments.demo
+
+test: $(STAMP)  ## tests, without the slow ones
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: $(STAMP)  ## download and prepare Open Clip Art and the four-artist emoji
+	$(BIN)/python -m meta_opt.data.prepare
+
+bench: $(STAMP)  ## update time, step time, state size, compile time, import time
+	$(BIN)/python -m experiments.benchmark
+
+clean:  ## remove the environment and runs; data stay
+	rm -rf $(VENV) runs report

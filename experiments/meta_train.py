@@ -1,0 +1,55 @@
+"""Meta-trains the learned optimizer's controller.
+
+    python experiments/meta_train.py --config configs/meta_train.py:small \
+        --workdir runs/meta_train --config.export=runs/meta_train/theta
+
+Interrupted or out of its ``budget_seconds``, the same command goes on where it was.
+``small`` needs the emoji that ``make data`` prepares; ``smoke`` needs nothing.
+"""
+
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from meta_opt.meta_training.outer_loop import MetaTrainConfig, meta_train
+from meta_opt.optimizers.weights import save_theta
+from meta_opt.tasks.families import make_task
+from meta_opt.types import check_keys, from_config
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints and logs go here")
+
+
+def main(argv: list[str]) -> None:
+    """Parses, builds, runs, exports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are flags")
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells of every file.
+    settings = _CONFIG.value.to_dict()
+    check_keys("config", settings, ("meta", "data_dir", "export"))
+    config = from_config(MetaTrainConfig, settings["meta"])
+    data_dir = settings["data_dir"] or None
+    tasks = {name: make_task(name, data_dir) for name in config.families}
+    result = meta_train(config, tasks, _WORKDIR.value)
+    done = "finished" if result.finished else "stopped; run again to go on"
+    print(f"{result.steps} outer steps, {result.seconds:.0f} s this time, {done}")
+    if settings["export"] and result.finished:
+        recipe = {
+            "outer_steps": result.steps,
+            "families": list(config.families),
+            "datasets": sorted({task.dataset for task in tasks.values()}),
+            "command": " ".join(["python", *sys.argv]),
+        }
+        save_theta(settings["export"], result.theta, config.controller, recipe)
+        print(f"weights written to {settings['export']}.safetensors")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,104 @@
+"""What a model retrieves for a few queries, to be looked at."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from meta_opt.data.pipeline import as_arrays
+from meta_opt.data.records import MemorySource
+from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.evaluation.encoding import encode_images, encode_texts
+from meta_opt.models.vision_text import VisionText
+from meta_opt.types import Batch
+
+
+def retrieved(
+    model: VisionText,
+    data: Batch,
+    queries: Sequence[int],
+    top: int = 5,
+    batch_size: int = 256,
+) -> dict[str, list[list[int]]]:
+    """Returns what is nearest to each query, captions and images each way.
+
+    Args:
+        model: a vision-text model.
+        data: a whole split: ``image`` [N, h, w, 3], ``text`` int [N, S].
+        queries: rows of ``data``.
+        top: how many.
+        batch_size: encoded at a time.
+
+    Returns:
+        ``text_to_image`` and ``image_to_text``: for each query the nearest rows, best
+        first. Of rows with equal captions only the best is among the captions.
+    """
+    similarity = encode_images(model, data["image"], batch_size) @ (
+        encode_texts(model, data["text"], batch_size).T
+    )
+    _, first = np.unique(data["text"], axis=0, return_index=True)
+    captions = np.sort(first)
+    return {
+        "text_to_image": [_nearest(similarity[:, q], top) for q in queries],
+        "image_to_text": [
+            captions[_nearest(similarity[q, captions], top)].tolist() for q in queries
+        ],
+    }
+
+
+def _nearest(similarity: np.ndarray, top: int) -> Any:
+    return np.argsort(-similarity, kind="stable")[:top].tolist()
+
+
+def collect(
+    models: Mapping[str, VisionText],
+    source: MemorySource,
+    *,
+    text_length: int,
+    num_queries: int = 6,
+    top: int = 5,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Retrieves for the same random queries with several models, as a JSON value.
+
+    Args:
+        models: by label.
+        source: what is searched.
+        text_length: S, tokens of a caption.
+        num_queries: records drawn as queries, by ``seed``; none is picked by hand.
+        top: how many are retrieved.
+        seed: of the queries.
+        batch_size: encoded at a time.
+
+    Returns:
+        ``queries`` (rows of the source), ``models`` (label to what `retrieved` gives),
+        and, of every row among them by its number as a string, ``titles`` and
+        ``images`` (PNG in base64).
+    """
+    data = as_arrays(source, load_tokenizer(), text_length)
+    rng = np.random.default_rng(seed)
+    queries = rng.permutation(len(source))[:num_queries].tolist()
+    found = {
+        label: retrieved(model, data, queries, top, batch_size)
+        for label, model in models.items()
+    }
+    rows = set(queries)
+    for ways in found.values():
+        rows.update(row for way in ways.values() for near in way for row in near)
+    return {
+        "queries": queries,
+        "models": found,
+        "titles": {str(row): source.captions[row][0] for row in sorted(rows)},
+        "images": {str(row): _png(data["image"][row]) for row in sorted(rows)},
+    }
+
+
+def _png(image: np.ndarray) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,107 @@
+"""A run as the objective of a search for the optimizer's settings."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+from meta_opt.data.pipeline import make_iterator
+from meta_opt.data.records import MemorySource
+from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.finetuning.loop import run
+from meta_opt.finetuning.vision_text import (
+    RunConfig,
+    Score,
+    build_model,
+    build_source,
+    make_evaluate,
+    make_loss,
+)
+from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.parallel.sharding import VISION_TEXT_RULES
+from meta_opt.types import from_config
+
+Report = Callable[[int, float], None]
+"""``report(step, validation_loss)``; may raise to end the run."""
+
+MakeOptimizer = Callable[[OptimizerConfig], optax.GradientTransformation]
+
+
+class Trial:
+    """Trains the same model on the same batches under other optimizer settings.
+
+    Attributes:
+        params: pytree of arrays, the trainable part at the start.
+        frozen: pytree of arrays, the rest.
+    """
+
+    def __init__(
+        self,
+        base: RunConfig,
+        score_on: Callable[[MemorySource], Score],
+        make_tx: MakeOptimizer = make_optimizer,
+    ) -> None:
+        """Opens model and data.
+
+        Args:
+            base: the run; its optimizer's settings are the ones not searched for.
+            score_on: builds the evaluation on validation data. Test data are not read.
+            make_tx: builds the optimizer.
+
+        Raises:
+            ValueError: see :func:`meta_opt.finetuning.vision_text.build_model`.
+        """
+        self._base = base
+        self._make_tx = make_tx
+        self._tokenizer = load_tokenizer()
+        model = build_model(
+            base.model, self._tokenizer.vocab_size, base.pipeline.text_length
+        )
+        self.params, self.frozen = model.params, model.frozen
+        self._loss_fn = make_loss(model, base.model.loss)
+        self._train = build_source(base.data, "train")
+        self._evaluate = make_evaluate(
+            model, score_on(build_source(base.data, "validation"))
+        )
+        # The last evaluation is the value and not a report.
+        self._loop = dataclasses.replace(base.loop, evaluate_at_start=False)
+
+    def __call__(self, settings: Mapping[str, Any], report: Report) -> float:
+        """Runs with ``settings`` of the optimizer replaced.
+
+        Args:
+            settings: fields of `OptimizerConfig`.
+            report: called at every evaluation but the last.
+
+        Returns:
+            The validation loss after the last step.
+
+        Raises:
+            ValueError: if a setting is not the optimizer's.
+        """
+        optimizer = from_config(
+            OptimizerConfig, {**dataclasses.asdict(self._base.optimizer), **settings}
+        )
+        losses: list[float] = []
+
+        def evaluate(params: Any, frozen: Any) -> Mapping[str, float]:
+            scores = self._evaluate(params, frozen)
+            losses.append(scores["loss"])
+            step = self._loop.eval_every * len(losses)
+            if step < self._loop.num_steps:
+                report(step, scores["loss"])
+            return scores
+
+        run(
+            self._loop,
+            params=self.params,
+            frozen=self.frozen,
+            loss_fn=self._loss_fn,
+            tx=self._make_tx(optimizer),
+            batches=make_iterator(self._train, self._tokenizer, self._base.pipeline),
+            evaluate=evaluate,
+            mesh=self._base.mesh,
+            rules=VISION_TEXT_RULES,
+        )
+        return losses[-1]

@@ -1,0 +1,1 @@
+"""Training the controller: unrolls of tasks, gradient estimators, the outer loop."""

@@ -1,0 +1,111 @@
+"""The figure that compares runs: validation over steps and over time."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meta_opt.reporting.runs import Run
+from meta_opt.reporting.tables import LOSS
+from meta_opt.types import write_atomic
+
+# Okabe and Ito's palette, in an order that also differs in lightness; markers and
+# dashes tell the runs apart without colour.
+_STYLES = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "^", "-."),
+    ("#8A5A83", "D", ":"),
+    ("#B58900", "v", (0, (5, 1))),
+    ("#333333", "P", (0, (3, 1, 1, 1))),
+)
+_LOG_FROM = 5.0
+"""Losses that span more than this factor are drawn on a log scale."""
+
+_RECALL = ("validation/i2t_r5", "validation/t2i_r5")
+
+
+def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
+    """Draws validation loss over steps and over seconds, and recall over steps.
+
+    Args:
+        path: the PNG file, written whole or not at all.
+        runs: one line each.
+        reference: whose final validation loss is drawn as a level.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_RC), write_atomic(path) as temporary:
+        figure = Figure(figsize=(12.5, 4.3), layout="constrained")
+        by_step, by_time, recall = figure.subplots(1, 3)
+        for index, run in enumerate(runs):
+            style = _style(index)
+            steps, losses = run.curve(LOSS)
+            by_step.plot(steps, losses, label=run.label, **style)
+            by_time.plot(run.seconds(steps), losses, **style)
+            steps, values = _mean_recall(run)
+            recall.plot(steps, values, **style)
+        target = reference.final(LOSS)
+        for axes in (by_step, by_time):
+            axes.set_ylabel("validation loss (nats)")
+            _scale(axes, [v for run in runs for v in run.curve(LOSS)[1]])
+            if target is not None:
+                axes.axhline(target, color="#777777", linewidth=0.8, zorder=0)
+        if target is not None:
+            by_step.annotate(
+                f"{reference.label}, final: {target:.3f}",
+                (0.0, target),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=8,
+                color="#555555",
+            )
+        recall.set_ylabel("validation R@5, mean of both ways (%)")
+        recall.set_ylim(bottom=0)
+        for axes, label in (
+            (by_step, "step"),
+            (by_time, "training time (seconds, without compilation)"),
+            (recall, "step"),
+        ):
+            axes.set_xlabel(label)
+            axes.set_xlim(left=0)
+        figure.legend(loc="outside upper center", ncols=len(runs), frameon=False)
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _mean_recall(run: Run) -> tuple[list[int], list[float]]:
+    one, two = (run.curve(metric) for metric in _RECALL)
+    return one[0], [50.0 * (a + b) for a, b in zip(one[1], two[1], strict=True)]
+
+
+def _style(index: int) -> dict[str, Any]:
+    color, marker, dashes = _STYLES[index % len(_STYLES)]
+    return {
+        "color": color,
+        "marker": marker,
+        "linestyle": dashes,
+        # The first run, whose line is the subject, lies on top.
+        "zorder": 10 - index,
+    }
+
+
+def _scale(axes: Any, values: list[float]) -> None:
+    positive = [v for v in values if math.isfinite(v) and v > 0]
+    if positive and max(positive) > _LOG_FROM * min(positive):
+        axes.set_yscale("log")
+
+
+_RC = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+}

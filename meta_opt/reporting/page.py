@@ -1,0 +1,62 @@
+"""A page that compares runs, in one file that opens offline."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meta_opt.reporting.tables import Table
+from meta_opt.types import write_atomic
+
+TEMPLATE = Path(__file__).parent / "comparison.html"
+
+
+def write_page(
+    path: str | Path,
+    *,
+    title: str,
+    summary: str,
+    table: Table,
+    figure: str | Path,
+    examples: Mapping[str, Any] | None = None,
+    facts: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes the page; images are inside it.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        title: heading.
+        summary: one paragraph.
+        table: the comparison.
+        figure: a PNG file.
+        examples: as ``examples.json``: ``titles`` and ``images`` (base64 of PNG) by
+            row as a string, ``queries`` (rows), ``models`` (label to what
+            `meta_opt.evaluation.examples.retrieved` gives).
+        facts: how it was measured, name to value.
+        notes: how the table is to be read.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title,
+        summary=summary,
+        table=table,
+        figure=data_uri(Path(figure).read_bytes()),
+        examples=examples,
+        facts=facts or {},
+        notes=notes,
+    )
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def data_uri(png: bytes) -> str:
+    """Returns a PNG file as the address of itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

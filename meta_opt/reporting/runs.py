@@ -1,0 +1,96 @@
+"""Runs as a report sees them: read from their directories, nothing else."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from meta_opt.run_log import METRICS, TIMING, read_records
+
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a finished run left.
+
+    Attributes:
+        label: as in tables and figures.
+        result: of ``result.json``: ``test`` metrics and, if something was trained,
+            ``train_seconds``, ``compile_seconds``, ``optimizer_bytes``, ``trainable``,
+            ``nonfinite``.
+        records: of ``metrics.jsonl``.
+        timing: of ``timing.jsonl``.
+        config: the resolved configuration, empty if there is none.
+        environment: of the last start, empty if there is none.
+    """
+
+    label: str
+    result: dict[str, Any]
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    timing: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def curve(self, metric: str) -> tuple[list[int], list[float]]:
+        """Returns steps and values of the records that have ``metric``."""
+        points = [(r["step"], r[metric]) for r in self.records if metric in r]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def seconds(self, steps: list[int]) -> list[float]:
+        """Returns the seconds of training until each step, NaN where not recorded."""
+        known = {r["step"]: r["train_seconds"] for r in self.timing}
+        return [known.get(step, math.nan if step else 0.0) for step in steps]
+
+    def final(self, metric: str) -> float | None:
+        """Returns the last value of ``metric``, or None if there is none."""
+        values = self.curve(metric)[1]
+        return values[-1] if values else None
+
+
+def is_finished(workdir: str | Path) -> bool:
+    """Says whether a run in ``workdir`` came to its end."""
+    return (Path(workdir) / RESULT).is_file()
+
+
+def read_run(workdir: str | Path, label: str) -> Run:
+    """Reads a finished run.
+
+    Args:
+        workdir: its directory. Only ``result.json`` must be there.
+        label: as in tables and figures.
+
+    Raises:
+        ValueError: if the run is not finished.
+    """
+    workdir = Path(workdir)
+    if not is_finished(workdir):
+        raise ValueError(
+            f"the run in {workdir} is not finished ({RESULT} is missing); run it again "
+            "to finish it"
+        )
+
+    def read_json(name: str, default: Any) -> Any:
+        path = workdir / name
+        return json.loads(path.read_text("utf-8")) if path.is_file() else default
+
+    def records(name: str) -> list[dict[str, Any]]:
+        return read_records(workdir / name) if (workdir / name).is_file() else []
+
+    return Run(
+        label=label,
+        result=read_json(RESULT, {}),
+        records=records(METRICS),
+        timing=records(TIMING),
+        config=read_json("config.json", {}),
+        environment=(read_json("environment.json", []) or [{}])[-1],
+    )
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Returns 12 hexadecimal digits that tell one JSON value from another."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

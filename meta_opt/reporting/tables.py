@@ -1,0 +1,221 @@
+"""The table that compares runs: one column a run, one row a measurement."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from meta_opt.reporting.runs import Run
+
+LOSS = "validation/loss"
+_NOT_REACHED = "not reached"
+_NONE = "-"
+
+Reader = Callable[[Run], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A measurement as it is shown.
+
+    Attributes:
+        text: formatted.
+        best: whether no other run's, as shown, is better.
+    """
+
+    text: str
+    best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measurement of all runs.
+
+    Attributes:
+        label: with the unit.
+        better: ``lower``, ``higher`` or "" where there is no better.
+        cells: one for each run.
+    """
+
+    label: str
+    better: str
+    cells: tuple[Cell, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Rows that were measured on the same data.
+
+    Attributes:
+        title: what on.
+        rows: in order.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A comparison of runs.
+
+    Attributes:
+        columns: label of each run.
+        sections: in order.
+    """
+
+    columns: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def steps_to_target(
+    steps: Sequence[int], values: Sequence[float], target: float
+) -> int | None:
+    """Returns the first step whose value is at or below ``target``.
+
+    Only steps with an evaluation count: nothing is interpolated.
+
+    Args:
+        steps: ascending.
+        values: one for each step; NaN reaches nothing.
+        target: a loss.
+
+    Returns:
+        A step, or None if the target was not reached.
+
+    >>> steps_to_target([0, 10, 20], [3.0, 2.0, 1.0], 2.0)
+    10
+    """
+    for step, value in zip(steps, values, strict=True):
+        if value <= target:
+            return step
+    return None
+
+
+def comparison(
+    runs: Sequence[Run],
+    reference: Run,
+    *,
+    validation: str = "validation",
+    test: str = "test",
+) -> Table:
+    """Compares runs: validation loss, steps to the reference's, test metrics, cost.
+
+    Args:
+        runs: one for each column.
+        reference: whose final validation loss is the target of ``steps to``.
+        validation: title of the section on validation data.
+        test: title of the section on test data.
+
+    Raises:
+        ValueError: if the reference has no validation loss.
+    """
+    target = reference.final(LOSS)
+    if target is None:
+        raise ValueError(f"{reference.label!r} has no {LOSS} to compare with")
+
+    def steps_to(run: Run) -> float | None:
+        if len(run.curve(LOSS)[0]) < 2:
+            return None
+        step = steps_to_target(*run.curve(LOSS), target)
+        return math.inf if step is None else step
+
+    def row(label: str, better: str, read: Reader, digits: int, scale: float = 1) -> Row:
+        return _row(label, better, [read(run) for run in runs], digits, scale)
+
+    def scored(name: str) -> Reader:
+        return lambda run: run.result.get("test", {}).get(name)
+
+    def cost(name: str) -> Reader:
+        return lambda run: run.result.get(name)
+
+    def bytes_each(run: Run) -> float | None:
+        if "optimizer_bytes" not in run.result:
+            return None
+        return run.result["optimizer_bytes"] / run.result["trainable"]
+
+    on_validation = [
+        row("loss", "lower", lambda run: run.final(LOSS), 3),
+        row(f"steps to {reference.label}'s final loss", "lower", steps_to, 0),
+    ]
+    on_test = []
+    for way, words in (("i2t", "image to text"), ("t2i", "text to image")):
+        on_test += [
+            row(f"{words}, R@{k} (%)", "higher", scored(f"{way}_r{k}"), 1, 100)
+            for k in (1, 5, 10)
+        ]
+        on_test += [
+            row(f"{words}, median rank", "lower", scored(f"{way}_medr"), 1),
+        ]
+    on_test += [
+        row("zero-shot accuracy (%)", "higher", scored("zero_shot_accuracy"), 1, 100),
+        row("zero-shot macro F1 (%)", "higher", scored("zero_shot_macro_f1"), 1, 100),
+    ]
+    costs = [
+        row("training (seconds)", "lower", cost("train_seconds"), 1),
+        row("compilation (seconds)", "lower", cost("compile_seconds"), 1),
+        row("optimizer state (bytes a parameter)", "lower", bytes_each, 2),
+    ]
+    if any(run.result.get("nonfinite") for run in runs):
+        costs.append(row("steps with non-finite loss", "lower", cost("nonfinite"), 0))
+    return Table(
+        columns=tuple(run.label for run in runs),
+        sections=(
+            Section(validation, tuple(on_validation)),
+            Section(test, tuple(on_test)),
+            Section("cost", tuple(costs)),
+        ),
+    )
+
+
+def _row(
+    label: str, better: str, values: list[float | None], digits: int, scale: float
+) -> Row:
+    """Formats values; the best are those that read best, ties included."""
+    # What is shown decides: a difference that is rounded away is none.
+    shown = [None if v is None else round(v * scale, digits) for v in values]
+    real = [v for v in shown if v is not None and math.isfinite(v)]
+    best = None
+    if better and len(set(real)) > 1:
+        best = min(real) if better == "lower" else max(real)
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return _NONE
+        return _NOT_REACHED if math.isinf(value) else f"{value:.{digits}f}"
+
+    return Row(
+        label, better, tuple(Cell(text(v), v is not None and v == best) for v in shown)
+    )
+
+
+def to_text(table: Table) -> str:
+    """Formats a table for a terminal; ``*`` marks the best of a row."""
+    arrows = {"lower": "↓", "higher": "↑", "": " "}
+    headers = [column.split() for column in table.columns]
+    height = max(map(len, headers))
+    rows = [row for section in table.sections for row in section.rows]
+    first = max(len(row.label) for row in rows) + 4
+    widths = [
+        2 + max(len(w) for w in (*header, *(r.cells[i].text + "*" for r in rows)))
+        for i, header in enumerate(headers)
+    ]
+    lines = []
+    for level in range(height):
+        words = [
+            h[level - height + len(h)] if level >= height - len(h) else ""
+            for h in headers
+        ]
+        cells = "".join(f"{w + ' ':>{n}}" for w, n in zip(words, widths, strict=True))
+        lines.append((" " * first + cells).rstrip())
+    rule = "-" * (first + sum(widths))
+    for section in table.sections:
+        lines += [rule, section.title]
+        for row in section.rows:
+            label = f"  {row.label} {arrows[row.better]}"
+            cells = "".join(
+                f"{cell.text + ('*' if cell.best else ' '):>{width}}"
+                for cell, width in zip(row.cells, widths, strict=True)
+            )
+            lines.append(f"{label:<{first}}{cells}".rstrip())
+    lines += [rule, "↓ lower is better, ↑ higher is better, * best of the row"]
+    return "\n".join(lines)

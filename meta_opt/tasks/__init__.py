@@ -1,0 +1,1 @@
+"""Small real tasks that optimizers are meta-trained and compared on."""

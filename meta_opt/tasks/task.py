@@ -1,0 +1,57 @@
+"""What a task is: parameters to start from, a loss, and three disjoint parts of data."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from meta_opt.types import PyTree
+
+Arrays = dict[str, jax.Array]
+"""Arrays of equal leading length: the examples of one split."""
+
+
+class Splits(NamedTuple):
+    """Disjoint examples of a task.
+
+    Attributes:
+        train: what the inner optimizer trains on.
+        feedback: what ``feedback`` is computed on during training.
+        target: what the trained parameters are judged by.
+    """
+
+    train: Arrays
+    feedback: Arrays
+    target: Arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A small learning problem, pure in all its parts so that it can be vmapped.
+
+    Attributes:
+        name: of the family.
+        dataset: what its examples come from; splits into meta-training and meta-test
+            are by this name.
+        init: key to initial parameters; pretrained ones may ignore the key.
+        loss: ``(params, arrays) -> (loss, error)``, both float32 []: the training loss
+            and the error rate in [0, 1] on a batch of examples.
+        splits: the data.
+        batch_size: examples of an inner step.
+        stacked: pattern of scan-stacked parameters, for the optimizer.
+        gives_value: whether the optimizer is told the loss.
+        feedback_every: steps between values of ``feedback``; 0 for none.
+        horizons: smallest and largest number of inner steps.
+    """
+
+    name: str
+    dataset: str
+    init: Callable[[jax.Array], PyTree]
+    loss: Callable[[PyTree, Arrays], tuple[jax.Array, jax.Array]]
+    splits: Splits
+    batch_size: int = 32
+    stacked: str | None = None
+    gives_value: bool = True
+    feedback_every: int = 0
+    horizons: tuple[int, int] = (40, 300)

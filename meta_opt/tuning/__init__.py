@@ -1,0 +1,1 @@
+"""Search for the settings of an optimizer: Optuna over an objective callable."""

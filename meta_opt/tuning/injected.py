@@ -1,0 +1,43 @@
+"""Baselines whose settings live in the state: one compiled step for all trials."""
+
+import optax
+
+from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
+from meta_opt.optimizers.registry import OptimizerConfig
+
+
+def injected_baseline(
+    config: OptimizerConfig,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the baseline that ``config`` names, with its settings as traced values.
+
+    Learning rate, weight decay and momentum are arrays of the optimizer's state and not
+    constants of the program, so that the step of every trial is the same program, which
+    JAX's persistent compilation cache finds again. Updates equal those of
+    `meta_opt.optimizers.registry.make_optimizer` to rounding.
+
+    Args:
+        config: of a baseline. Its length and its warm-up remain constants.
+
+    Raises:
+        ValueError: if ``config`` is not of a baseline.
+    """
+    if config.name not in DEFAULT_LEARNING_RATE:
+        raise ValueError(
+            f"{config.name!r} is not a baseline; those are "
+            f"{', '.join(DEFAULT_LEARNING_RATE)}"
+        )
+    peak = config.learning_rate
+    make = optax.inject_hyperparams(
+        baseline, static_args=("name", "num_steps", "warmup_fraction")
+    )
+    return optax.with_extra_args_support(
+        make(
+            name=config.name,
+            num_steps=config.num_steps,
+            learning_rate=DEFAULT_LEARNING_RATE[config.name] if peak is None else peak,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            warmup_fraction=config.warmup_fraction,
+        )
+    )

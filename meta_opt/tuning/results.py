@@ -1,0 +1,78 @@
+"""What a search found, as a JSON file that is kept with the code."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meta_opt.run_log import describe_environment
+from meta_opt.types import write_atomic
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def write_results(
+    path: str | Path, study: "optuna.Study", about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes the best settings, every trial and where they come from.
+
+    Args:
+        path: the JSON file, written whole or not at all.
+        study: with at least one complete trial.
+        about: further entries, such as the command and the objective in words.
+
+    Returns:
+        What was written: ``about``, ``study``, ``setup`` (the space among it),
+        ``environment``, ``best`` (number, value, params) and ``trials`` (number, state,
+        value, params, intermediate values by step, seconds, error).
+    """
+    best = study.best_trial
+    cut_off = study.user_attrs.get("interrupted", [])
+    trials = [
+        trial
+        for trial in study.trials
+        if trial.state.is_finished() and trial.number not in cut_off
+    ]
+    record = {
+        **about,
+        "study": study.study_name,
+        **study.user_attrs["setup"],
+        "environment": describe_environment(),
+        "best": {"number": best.number, "value": best.value, "params": best.params},
+        "trials": [
+            {
+                "number": trial.number,
+                "state": trial.state.name.lower(),
+                "value": trial.value,
+                "params": trial.params,
+                "intermediate": trial.intermediate_values,
+                **trial.user_attrs,
+            }
+            for trial in trials
+        ],
+    }
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Reads what :func:`write_results` wrote.
+
+    Raises:
+        ValueError: if the file is missing or is not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"there is no tuned setting at {path}; "
+            "`python -m experiments.tune_baselines --config configs/tune.py:VARIANT` "
+            "writes it"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["best"]["params"], record["trials"]  # noqa: B018
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the result of a search: {error!r}") from None
+    return record

@@ -1,0 +1,547 @@
+"""What an optimizer is: one contract for every name of the registry.
+
+Compilation is what these tests cost, so tests that can share a compiled step do
+(`Case.step`), and what holds by types alone is checked by `jax.eval_shape`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import meta_opt
+from meta_opt.checkpoints import Checkpoints
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.registry import NAMES
+from meta_opt.optimizers.transformation import OptimizerState
+from meta_opt.optimizers.update_rule import Factored
+from meta_opt.optimizers.weights import save_theta
+
+OURS = ("hand_designed", "learned")
+# The baselines' defaults are for long runs; ours have no rate.
+RATES = {"sgd": 0.05, "adam": 4e-3, "adamw": 4e-3, "rmsprop": 2e-3, "lion": 2e-3}
+NUM_STEPS = 40
+
+
+def noisy_theta(scale: float = 0.02):
+    """Weights that decide something: the hand-designed rule plus noise."""
+    theta = meta_opt.init_theta(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    theta["output"] = {
+        name: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32)
+        for name, x in theta["output"].items()
+    }
+    return theta
+
+
+def make_params(dtype=jnp.float32):
+    """A dict as Linen makes it, with a scalar and an empty leaf."""
+    rng = np.random.default_rng(1)
+    return {
+        "dense": {
+            "kernel": jnp.asarray(rng.normal(size=(4, 6)), dtype),
+            "bias": jnp.asarray(rng.normal(size=(6,)), dtype),
+        },
+        "temperature": jnp.asarray(0.5, dtype),
+        "unused": jnp.zeros((0, 3), dtype),
+    }
+
+
+def make_grads(params, steps, seed=2):
+    """Noise around a common direction, one tree a step."""
+    rng = np.random.default_rng(seed)
+    common = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+    return [
+        jax.tree.map(
+            lambda p, c: jnp.asarray(0.3 * (c + rng.normal(size=p.shape)), p.dtype),
+            params,
+            common,
+        )
+        for _ in range(steps)
+    ]
+
+
+class Case:
+    """One optimizer and its compiled update, shared by the tests."""
+
+    def __init__(self, name: str, make: Callable):
+        self.name = name
+        self.make = make
+        self.tx = make(NUM_STEPS)
+        self.step = jax.jit(lambda g, s, p, v: self.tx.update(g, s, p, value=v))
+
+    @functools.cached_property
+    def trajectory(self):
+        """Parameters, state and updates of each of five plain steps."""
+        params = make_params()
+        state = self.tx.init(params)
+        out = []
+        for i, grads in enumerate(make_grads(params, 5)):
+            updates, state = self.step(grads, state, params, jnp.float32(5.0 - i))
+            params = optax.apply_updates(params, updates)
+            out.append((params, state, updates))
+        self.compiled = self.step._cache_size()
+        return out
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "noisy"
+    save_theta(path, noisy_theta(), ControllerConfig())
+    return str(path) + ".safetensors"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request, weights_file):
+    def make(num_steps, **settings):
+        config = {"name": request.param, "num_steps": num_steps, **settings}
+        if request.param in RATES:
+            config = {"learning_rate": RATES[request.param], **config}
+        return meta_opt.make_optimizer(
+            meta_opt.OptimizerConfig(**config, weights=weights_file)
+        )
+
+    return Case(request.param, make)
+
+
+def assert_close(found, expected, rtol=2e-5, atol=2e-7):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def types(tree):
+    """Structure and types of a tree, the weakness of types included."""
+    return jax.tree.structure(tree), [
+        (x.shape, x.dtype, jax.typeof(x).weak_type) for x in jax.tree.leaves(tree)
+    ]
+
+
+def optimize(tx, loss, params, steps):
+    """Losses of a whole run, as one scan."""
+
+    @jax.jit
+    def run(params):
+        def step(carry, _):
+            params, state = carry
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(grads, state, params, value=value)
+            return (optax.apply_updates(params, updates), state), value
+
+        (params, _), losses = jax.lax.scan(
+            step, (params, tx.init(params)), length=steps
+        )
+        return params, jnp.append(losses, loss(params))
+
+    return run(params)
+
+
+# Convergence
+
+
+def test_converges_on_a_quadratic(case):
+    params = make_params()
+    rng = np.random.default_rng(5)
+    target = jax.tree.map(
+        lambda p: p + 0.1 * np.sign(rng.normal(size=p.shape)).astype(np.float32), params
+    )
+    curvature = {"kernel": jnp.float32(1.0), "bias": jnp.float32(4.0)}
+
+    def loss(params):
+        off = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), params, target)
+        dense = jax.tree.map(jnp.multiply, off["dense"], curvature)
+        return dense["kernel"] + dense["bias"] + off["temperature"]
+
+    final, losses = optimize(case.make(200), loss, params, 200)
+    assert losses[-1] < 0.05 * losses[0]
+    assert final["unused"].shape == (0, 3)
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(2, 8, rngs=rngs)
+        self.last = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.gelu(self.first(x)))
+
+
+def test_converges_on_a_net_of_flax_nnx(case):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(64, 2)).astype(np.float32)
+    label = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
+    graphdef, params = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
+
+    def loss(params):
+        logits = nnx.merge(graphdef, params)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+    final, losses = optimize(case.make(400), loss, params, 400)
+    assert jax.tree.structure(final) == jax.tree.structure(params)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+# Transformations of JAX
+
+
+def test_compiles_once_and_the_state_keeps_its_type(case):
+    trajectory = case.trajectory
+    assert case.compiled == 1
+    first = types(case.tx.init(make_params()))
+    assert all(types(state) == first for _, state, _ in trajectory)
+    updates = trajectory[-1][2]
+    assert types(updates) == types(make_params())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
+    assert any(np.any(x != 0) for x in jax.tree.leaves(updates))
+
+
+def test_scan_is_the_loop(case):
+    params = make_params()
+    grads = jax.tree.map(lambda *g: jnp.stack(g), *make_grads(params, 5))
+
+    @jax.jit
+    def run(params, state):
+        def step(carry, inputs):
+            params, state = carry
+            updates, state = case.tx.update(inputs[0], state, params, value=inputs[1])
+            return (optax.apply_updates(params, updates), state), updates
+
+        return jax.lax.scan(step, (params, state), (grads, 5.0 - jnp.arange(5.0)))
+
+    (params, state), _ = run(params, case.tx.init(params))
+    assert_close(params, case.trajectory[-1][0])
+    assert types(state) == types(case.trajectory[-1][1])
+
+
+def test_vmap_over_parameters(case):
+    params = make_params()
+    other = jax.tree.map(lambda p: 1.5 * p, params)
+    both = jax.tree.map(lambda *p: jnp.stack(p), params, other)
+    grads = make_grads(params, 2)
+    values = jnp.array([5.0, 2.0])
+    state = jax.jit(jax.vmap(case.tx.init))(both)
+    step = jax.jit(jax.vmap(lambda g, s, p, v: case.tx.update(g, s, p, value=v)))
+    for g in grads:
+        g = jax.tree.map(lambda x: jnp.stack([x, 0.1 * x]), g)
+        updates, state = step(g, state, both, values)
+        both = optax.apply_updates(both, updates)
+    for i, (one, factor) in enumerate([(params, 1.0), (other, 0.1)]):
+        alone = case.tx.init(one)
+        for g in grads:
+            g = jax.tree.map(lambda x, c=factor: c * x, g)
+            updates, alone = case.step(g, alone, one, values[i])
+            one = optax.apply_updates(one, updates)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], both), one)
+
+
+def test_donation(case):
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def step(grads, state, params, value):
+        updates, state = case.tx.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state
+
+    params = make_params()
+    state = case.tx.init(params)
+    before = [x for x in jax.tree.leaves((params, state)) if x.ndim]
+    for i, grads in enumerate(make_grads(params, 5)):
+        params, state = step(grads, state, params, jnp.float32(5.0 - i))
+    shapes = {p.shape for p in jax.tree.leaves(make_params())}
+    assert all(x.is_deleted() for x in before if x.size and x.shape in shapes)
+    assert_close(params, case.trajectory[-1][0])
+
+
+# Wrappers of optax
+
+
+def run_wrapped(tx, grads, params, **extra):
+    step = jax.jit(tx.update)
+    state = tx.init(params)
+    seen = []
+    for g in grads:
+        updates, state = step(g, state, params, **extra)
+        params = optax.apply_updates(params, updates)
+        seen.append(updates)
+    return params, state, seen
+
+
+def test_chain_after_clipping(case):
+    params = make_params()
+    grads = make_grads(params, 3)
+    chained = optax.chain(optax.clip_by_global_norm(0.5), case.tx)
+    # Here with feedback too: every optimizer accepts it.
+    extra = {"value": jnp.float32(2.0), "feedback": jnp.float32(jnp.nan)}
+    found, _, _ = run_wrapped(chained, grads, params, **extra)
+    state = case.tx.init(params)
+    for g in grads:
+        g = jax.tree.map(lambda x, n=optax.tree.norm(g): x * (0.5 / n), g)
+        updates, state = case.step(g, state, params, extra["value"])
+        params = optax.apply_updates(params, updates)
+    # Clipping rounds; at a bfloat16 boundary that is 2**-9 of the momentum.
+    assert_close(found, params, rtol=1e-3, atol=1e-5)
+
+
+def test_masked_and_multi_transform(case):
+    params = make_params()
+    grads = make_grads(params, 2)
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: "dense" in jax.tree_util.keystr(path), params
+    )
+    labels = jax.tree.map(lambda m: "train" if m else "frozen", mask)
+    frozen = {"train": case.tx, "frozen": optax.set_to_zero()}
+    value = {"value": jnp.float32(2.0)}
+    masked = run_wrapped(optax.masked(case.tx, mask), grads, params, **value)
+    multi = run_wrapped(optax.multi_transform(frozen, labels), grads, params, **value)
+    assert_same(masked[2][1]["temperature"], grads[1]["temperature"])
+    assert_same(multi[0]["temperature"], params["temperature"])
+    assert_close(masked[0]["dense"], multi[0]["dense"])
+    assert np.all(multi[2][1]["dense"]["kernel"] != 0)
+
+
+def test_multi_steps(case):
+    params = make_params()
+    steps = optax.MultiSteps(case.tx, every_k_schedule=2)
+    grads = make_grads(params, 4)
+    extra = {"value": jnp.float32(2.0)}
+    found, _, seen = run_wrapped(steps, grads, params, **extra)
+    assert not any(np.any(x) for i in (0, 2) for x in jax.tree.leaves(seen[i]))
+    state = case.tx.init(params)
+    for a, b in (grads[:2], grads[2:]):
+        mean = jax.tree.map(lambda x, y: x + (y - x) / 2, a, b)
+        updates, state = case.step(mean, state, params, extra["value"])
+        params = optax.apply_updates(params, updates)
+    assert_close(found, params, rtol=1e-3, atol=1e-5)
+
+
+def test_apply_if_finite_without_value(case):
+    params = make_params()
+    good = make_grads(params, 1)[0]
+    bad = jax.tree.map(lambda x: x * jnp.nan, good)
+    tx = optax.apply_if_finite(case.tx, max_consecutive_errors=3)
+    final, state, seen = run_wrapped(tx, [good, bad, good], params)
+    assert not any(np.any(x) for x in jax.tree.leaves(seen[1]))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(final))
+    assert int(state.total_notfinite) == 1
+    assert np.any(seen[2]["dense"]["kernel"] != 0)
+
+
+def test_value_and_feedback_are_optional(case):
+    params = make_params()
+    state = case.tx.init(params)
+    loss = jnp.float32(1.0)
+    for extra in ({}, {"value": loss}, {"feedback": loss}, {"value": 1.0}):
+        updates, after = jax.eval_shape(
+            lambda g, s, p, extra=extra: case.tx.update(g, s, p, **extra),
+            params, state, params,
+        )  # fmt: skip
+        assert types(after) == types(state)
+        assert types(updates) == types(params)
+
+
+# Types of the parameters
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_low_precision(case, dtype):
+    params = make_params(dtype)
+    state = case.tx.init(params)
+    updates, after = jax.eval_shape(
+        lambda g, s, p: case.tx.update(g, s, p, value=jnp.float32(1.0)),
+        params, state, params,
+    )  # fmt: skip
+    assert types(after) == types(state)
+    assert types(updates) == types(params)
+    if case.name not in OURS:
+        return
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state.momentum))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.second))
+
+
+def test_updates_are_not_formed_by_subtraction(case):
+    """Large parameters of low precision do not round small updates away."""
+    if case.name not in OURS:
+        pytest.skip("optax's own")
+    params = jax.tree.map(lambda p: jnp.round(200 + 8 * p), make_params())
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    low = {**low, "temperature": params["temperature"].astype(jnp.float16)}
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), low)
+    step = jax.jit(lambda g, s, p: case.tx.update(g, s, p, value=jnp.float32(1.0)))
+    grads = make_grads(params, 1)[0]
+    expected, _ = case.step(grads, case.tx.init(params), params, jnp.float32(1.0))
+    # Gradients of float32: updates are float32 whatever the parameters are.
+    found, _ = step(grads, case.tx.init(low), low)
+    assert_close(found, expected)
+    # Gradients of the parameters' type: rounded once, at the end.
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, low)
+    wide = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    expected, _ = case.step(wide, case.tx.init(params), params, jnp.float32(1.0))
+    found, _ = step(grads, case.tx.init(low), low)
+    assert [x.dtype for x in jax.tree.leaves(found)] == [
+        x.dtype for x in jax.tree.leaves(low)
+    ]
+    assert_close(found, expected, rtol=2.0**-8)
+
+
+# Checkpoints
+
+
+def test_checkpoint_round_trip_is_exact(case, tmp_path):
+    params, state, _ = case.trajectory[2]
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"params": params, "state": state}, {})
+    like = jax.tree.map(jnp.zeros_like, {"params": params, "state": state})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(like).state
+    checkpoints.close()
+    assert_same(restored, {"params": params, "state": state})
+    grads = make_grads(params, 1)[0]
+    _, after = case.step(grads, state, params, jnp.float32(2.0))
+    _, again = case.step(
+        grads, restored["state"], restored["params"], jnp.float32(2.0)
+    )
+    assert_same(again, after)
+
+
+# Sharding
+
+# Shapes that no two kinds of state leaves share; 3-D as attention has it.
+SPECS = {
+    "kernel": ((16, 20), PartitionSpec("data", "model")),
+    "attention": ((32, 2, 4), PartitionSpec("data", "model", None)),
+    "bias": ((40,), PartitionSpec("model")),
+    "layers": ((2, 48, 56), PartitionSpec(None, "model", "data")),
+    "scalar": ((), PartitionSpec()),
+}
+# What factored moments of them are reduced to: rows and columns.
+REDUCED = {
+    (16,): ("data",),
+    (20,): ("model",),
+    (32,): ("data",),
+    (2, 4): ("model", None),
+    (2, 48): (None, "model"),
+    (2, 56): (None, "data"),
+}
+
+
+def sharded_params(axis_type):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
+    rng = np.random.default_rng(4)
+    plain = {k: rng.normal(size=s).astype(np.float32) for k, (s, _) in SPECS.items()}
+    shardings = {k: NamedSharding(mesh, spec) for k, (_, spec) in SPECS.items()}
+    return mesh, plain, jax.device_put(plain, shardings)
+
+
+def assert_follows(state, mesh):
+    """State leaves that are shaped like parameters lie as these do."""
+    by_shape = {shape: tuple(spec) for shape, spec in SPECS.values() if shape}
+    count = 0
+    for x in jax.tree.leaves(state):
+        spec = {**by_shape, **REDUCED}.get(x.shape)
+        if spec is not None:
+            expected = NamedSharding(mesh, PartitionSpec(*spec))
+            assert x.sharding.is_equivalent_to(expected, x.ndim), (x.shape, x.sharding)
+            count += 1
+        else:
+            assert x.sharding.is_fully_replicated or x.size == 1, x.shape
+    assert count >= len(by_shape)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharding(case, axis_type):
+    settings = {"stacked": "^layers$"} if case.name in OURS else {}
+    tx = case.make(NUM_STEPS, **settings)
+    mesh, plain, params = sharded_params(axis_type)
+
+    # init: eager, under jit, and by the helper.
+    state = tx.init(params)
+    assert_follows(state, mesh)
+    shardings = meta_opt.state_shardings(tx, params)
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+    with jax.set_mesh(mesh):
+        if axis_type == AxisType.Explicit:
+            inside = jax.jit(tx.init)(params)
+        else:
+            inside = jax.jit(tx.init, out_shardings=shardings)(params)
+    assert_follows(inside, mesh)
+    if case.name == "learned":
+        second = inside.second["kernel"]
+        assert isinstance(second, Factored) and second.row.shape == (16,)
+
+    # Five steps on eight devices are those on one.
+    @jax.jit
+    def run(params, state, grads, values):
+        def step(carry, inputs):
+            params, state = carry
+            updates, state = tx.update(inputs[0], state, params, value=inputs[1])
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), (grads, values))[0]
+
+    rng = np.random.default_rng(6)
+    grads = {
+        k: rng.normal(size=(5, *p.shape)).astype(np.float32) for k, p in plain.items()
+    }
+    values = np.linspace(2.0, 1.0, 5, dtype=np.float32)
+    if axis_type == AxisType.Auto:
+        case.plain_run = run(plain, tx.init(plain), grads, values)
+    expected, expected_state = case.plain_run
+    placed = jax.device_put(
+        grads,
+        {
+            k: NamedSharding(mesh, PartitionSpec(None, *spec))
+            for k, (_, spec) in SPECS.items()
+        },
+    )
+    with jax.set_mesh(mesh):
+        found, found_state = run(params, inside, placed, values)
+    # Sums over devices come in another order.
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert types(found_state) == types(expected_state)
+    if axis_type == AxisType.Explicit:
+        assert_follows(found_state, mesh)
+        for k, x in found.items():
+            assert x.sharding.is_equivalent_to(params[k].sharding, x.ndim)
+
+
+# Scan-stacked parameters
+
+
+def test_stacked_is_unstacked(case):
+    if case.name not in OURS:
+        pytest.skip("optax's own treat every element alike")
+    rng = np.random.default_rng(7)
+    shapes = {"kernel": (6, 5), "scale": (5,), "gain": ()}
+    layers = [
+        {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+        for _ in range(3)
+    ]
+    apart = {f"layers_{i}": layer for i, layer in enumerate(layers)}
+    together = {"layers": jax.tree.map(lambda *x: np.stack(x), *layers)}
+    stacked = case.make(NUM_STEPS, stacked="^layers/")
+    for tx, params in ((case.tx, apart), (stacked, together)):
+        step = jax.jit(lambda g, s, p, tx=tx: tx.update(g, s, p, value=1.0))
+        state = tx.init(params)
+        assert isinstance(state, OptimizerState)
+        for i in range(4):
+            grads = jax.tree.map(lambda p, i=i: np.sin(3 * p + i), params)
+            updates, state = step(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        if "layers" in params:
+            found = params["layers"]
+        else:
+            expected = jax.tree.map(lambda *x: jnp.stack(x), *params.values())
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
