@@ -41,7 +41,8 @@ def nano() -> ml_collections.ConfigDict:
             tuned="",
         ),
     )
-    config.subject = "learned"
+    # A ConfigDict sorts its keys; the first is the subject of the comparison.
+    config.order = ("learned", "adamw_tuned", "adamw_default", "sgd")
     config.reference = "adamw_tuned"
     config.num_queries = 6
     config.top = 5

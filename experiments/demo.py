@@ -6,11 +6,8 @@ Run again, it resumes what was interrupted and reuses what is finished, as long 
 settings, weights, code and machine are the same; ``--fresh`` starts over.
 """
 
-import dataclasses
 import functools
-import hashlib
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,3 +26,111 @@ CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs/demo.py")
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder for the runs.")
 REPORT = flags.DEFINE_string("report", "report", "Folder for the report.")
 FRESH = flags.DEFINE_bool("fresh", False, "Whether to discard finished runs.")
+
+SUMMARY = (
+    "A small vision-text transformer learns to match drawings and their titles, once "
+    "with each optimizer, from the same weights and on the same batches. “{}” is given "
+    "the number of steps and no other setting. All that is shown was measured in these "
+    "runs."
+)
+
+
+def resolve(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the runs by name, tuned settings filled in."""
+    from meta_opt.finetuning.comparison import with_optimizer
+    from meta_opt.finetuning.vision_text import RunConfig
+    from meta_opt.tuning.results import read_results
+    from meta_opt.types import from_config
+
+    base, runs = from_config(RunConfig, config["base"]), {}
+    for name in config["order"]:
+        entry = config["runs"][name]
+        settings = dict(entry["optimizer"])
+        if entry["tuned"]:
+            settings |= read_results(ROOT / entry["tuned"])["best"]["params"]
+        runs[name] = with_optimizer(base, settings)
+    return runs
+
+
+def train(config: dict[str, Any], labels: dict[str, str]) -> dict[str, Path]:
+    """Makes all runs, and what is measured before and after; returns their folders."""
+    from meta_opt.data import bundled_clipart
+    from meta_opt.evaluation.examples import before_and_after
+    from meta_opt.evaluation.split import score_on
+    from meta_opt.finetuning.comparison import EXPORT, run_all
+    from meta_opt.models import pretrained
+
+    base, names, workdir = config["base"], config["order"], Path(WORKDIR.value)
+    sizes = dict(
+        text_length=base["pipeline"]["text_length"],
+        batch_size=config["eval_batch_size"],
+    )
+    scores = functools.partial(score_on, loss=base["model"]["loss"], **sizes)
+
+    def announce(name: str, finished: bool) -> None:
+        reused = ": finished before and reused, --fresh measures again"
+        line = f"[{names.index(name) + 1}/{len(names)}] {labels[name]}"
+        print(line + reused * finished, file=sys.stderr, flush=True)
+
+    folders = run_all(
+        resolve(config),
+        scores,
+        workdir,
+        extra=config["eval_batch_size"],
+        fresh=FRESH.value,
+        announce=announce,
+    )
+    before_and_after(
+        workdir / "before",
+        before=pretrained.load(base["model"]["weights"]),
+        after=pretrained.load(folders[names[0]] / EXPORT),
+        after_label=f"after, {labels[names[0]]}",
+        splits={s: bundled_clipart(s) for s in ("train", "validation", "test")},
+        score_on=scores,
+        num_queries=config["num_queries"],
+        top=config["top"],
+        **sizes,
+    )
+    return folders
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, trains, reports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("meta_opt").setLevel(logging.WARNING)
+    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.reporting.comparison import write_report
+
+    config, started = CONFIG.value.to_dict(), time.perf_counter()
+    entries = config["runs"]
+    labels = {name: entries[name]["label"] for name in config["order"]}
+    try:
+        folders = train(config, labels)
+        table = write_report(
+            REPORT.value,
+            title="Fine-tuning nano on Open Clip Art with four optimizers",
+            summary=SUMMARY.format(labels[config["order"][0]]),
+            runs={labels[name]: folder for name, folder in folders.items()},
+            reference=labels[config["reference"]],
+            before=Path(WORKDIR.value) / "before",
+            facts={
+                f"search for {labels[name]}": entries[name]["tuned"]
+                for name in labels
+                if entries[name]["tuned"]
+            },
+        )
+    except ValueError as error:
+        sys.exit(f"demo: {error}")
+    except Interrupted as interrupted:
+        print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
+        sys.exit(interrupted.exit_code)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command resumes it")
+    print(f"\n{table}\n\nwritten: {REPORT.value}/index.html, curves.png, table.txt")
+    print(f"{time.perf_counter() - started:.0f} seconds in all")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -7,7 +7,6 @@ Interrupted or out of its ``budget_seconds``, the same command goes on where it 
 ``small`` needs the emoji that ``make data`` prepares; ``smoke`` needs nothing.
 """
 
-
 import sys
 from pathlib import Path
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 # For configs.common, wherever this is started from.
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     """Parses, builds, searches, writes."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("meta_opt").setLevel(logging.WARNING)
     import jax
 

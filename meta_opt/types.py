@@ -1,4 +1,4 @@
-"""Aliases, the glossary of dimension names, and two conventions that every floor shares.
+"""Aliases, the glossary of dimension names, and conventions of every floor.
 
 Glossary of dimension letters, used in every docstring:
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def near_match(word: str, known: typing.Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the known word nearest to ``word``, or ''."""
+    """Returns ``"; did you mean 'x'?"`` with the nearest known word, or ``""``."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 

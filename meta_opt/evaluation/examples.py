@@ -2,7 +2,9 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from meta_opt.data.records import MemorySource
 from meta_opt.data.tokenizer import load_tokenizer
 from meta_opt.evaluation.encoding import encode_images, encode_texts
 from meta_opt.models.vision_text import VisionText
-from meta_opt.types import Batch
+from meta_opt.types import Batch, write_atomic
 
 
 def retrieved(
@@ -94,6 +96,42 @@ def collect(
         "titles": {str(row): source.captions[row][0] for row in sorted(rows)},
         "images": {str(row): _png(data["image"][row]) for row in sorted(rows)},
     }
+
+
+def before_and_after(
+    folder: str | Path,
+    *,
+    before: VisionText,
+    after: VisionText,
+    after_label: str,
+    splits: Mapping[str, MemorySource],
+    score_on: Callable[[MemorySource], Callable[[VisionText], dict[str, float]]],
+    **collecting: Any,
+) -> None:
+    """Scores a model before fine-tuning, and lets it and the trained one retrieve.
+
+    Args:
+        folder: gets ``result.json`` (``pairs`` of each split, ``validation`` and
+            ``test`` scores of ``before``, laid out as a run's) and ``examples.json``
+            (see `collect`, on test data).
+        before: the model at the start.
+        after: the trained model.
+        after_label: names it.
+        splits: ``train``, ``validation`` and ``test``.
+        score_on: builds the evaluation on a split.
+        **collecting: further arguments of `collect`.
+    """
+    scores = {name: score_on(splits[name])(before) for name in ("validation", "test")}
+    result = {
+        "pairs": {name: len(source) for name, source in splits.items()},
+        "validation": {f"validation/{k}": v for k, v in scores["validation"].items()},
+        "test": scores["test"],
+    }
+    models = {"before": before, after_label: after}
+    examples = collect(models, splits["test"], **collecting)
+    for file, value in (("result.json", result), ("examples.json", examples)):
+        with write_atomic(Path(folder) / file) as temporary:
+            temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
 def _png(image: np.ndarray) -> str:

@@ -62,8 +62,8 @@ def update_progress(
     state: ProgressState,
     step: jax.Array,
     num_steps: jax.Array | int,
-    value: jax.Array | None,
-    feedback: jax.Array | None,
+    value: jax.typing.ArrayLike | None,
+    feedback: jax.typing.ArrayLike | None,
 ) -> ProgressState:
     """Takes in one step's loss and, if there is any, feedback.
 

@@ -46,8 +46,9 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
     """Builds the constants for units of ``infos``, leaf after leaf."""
     size = [np.full(i.units, np.prod(i.shape, dtype=np.float64)) for i in infos]
     static = [static_features(i) for i in infos]
-    member = [np.tile(np.eye(len(GROUPS))[GROUPS.index(i.group)], (i.units, 1))
-              for i in infos]
+    member = [
+        np.tile(np.eye(len(GROUPS))[GROUPS.index(i.group)], (i.units, 1)) for i in infos
+    ]
     matrix = [np.full(i.units, float(i.is_matrix)) for i in infos]
 
     def join(parts: list[np.ndarray], *tail: int) -> np.ndarray:
@@ -109,7 +110,7 @@ def tensor_features(
     p = _log(stats.param_square / size)
     overall = _log(jnp.square(grad_rms(stats, table)))
     cosine = _cosine(stats)
-    share = table.membership @ _group_share(stats, table)
+    share = jnp.asarray(table.membership) @ _group_share(stats, table)
     dynamic = [
         clipped(0.5 * (g - overall)),
         clipped(0.5 * (m - g)),

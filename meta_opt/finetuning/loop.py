@@ -228,6 +228,11 @@ class _Trainer:
         restored = checkpoints.restore(self.state.saved())
         if restored is None:
             return None
+        if restored.step > self.config.num_steps:
+            raise ValueError(
+                f"{self.workdir} holds a checkpoint of step {restored.step}, beyond "
+                f"num_steps={self.config.num_steps}; take another --workdir"
+            )
         host = restored.host
         if host["frozen"] != self.fingerprint:
             raise ValueError(

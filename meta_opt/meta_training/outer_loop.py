@@ -57,7 +57,7 @@ class MetaTrainConfig:
     weight_decay: float = 0.0
     checkpoint_every: int = 50
     budget_seconds: float = 0.0
-    controller: ControllerConfig = ControllerConfig()
+    controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -13,7 +13,7 @@ from meta_opt.types import PyTree
 
 
 class Outcome(NamedTuple):
-    """How a run ended: loss and error rate on the task's target examples; float32 []."""
+    """Loss and error rate on the target examples after a run; float32 []."""
 
     loss: jax.Array
     error: jax.Array

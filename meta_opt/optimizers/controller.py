@@ -51,9 +51,10 @@ class ControllerConfig:
 
     @property
     def mixable(self) -> frozenset[str]:
-        """Directions beside the hand-designed ones that can have weight."""
-        dropped = set() if self.orthogonal else {"orthogonal"}
-        return frozenset(set(self.directions) - dropped)
+        """Directions that can have weight for a matrix."""
+        if self.orthogonal:
+            return frozenset({*self.directions, "orthogonal"})
+        return frozenset({*self.directions, "adam"} - {"orthogonal"})
 
     def __post_init__(self) -> None:
         """Checks the names of the directions."""
@@ -173,7 +174,7 @@ def control(
     )
     read = jnp.concatenate([tensor_hidden, context, tensors], axis=1)
     output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
-    controls = _modify(base, output, table.matrix, config)
+    controls = _modify(base, output, jnp.asarray(table.matrix), config)
     return controls, ControllerState(
         global_hidden, global_cell, tensor_hidden, tensor_cell
     )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from meta_opt.features.tensors import TensorInfo
 
-_STACK_BELOW = 1 << 12
+_STACK_BELOW = 1 << 15
 """Elements of a unit below which leaves of one shape are stacked."""
 
 Leaves = Sequence | Mapping[int, jax.Array]

@@ -60,7 +60,9 @@ def learned_optimizer(
         >>> params = {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}
         >>> tx = learned_optimizer(num_steps=100)
         >>> state = tx.init(params)
-        >>> loss, grads = jax.value_and_grad(lambda p: jnp.sum(p["kernel"] ** 2))(params)
+        >>> def loss_fn(p):
+        ...     return jnp.sum(p["kernel"] ** 2)
+        >>> loss, grads = jax.value_and_grad(loss_fn)(params)
         >>> updates, state = tx.update(grads, state, params, value=loss)
         >>> params = optax.apply_updates(params, updates)
     """

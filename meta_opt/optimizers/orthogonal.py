@@ -1,4 +1,4 @@
-"""Orthogonalisation of matrices by Newton-Schulz, batched over matrices of one shape."""
+"""Orthogonalisation of matrices by Newton-Schulz, in batches of one shape."""
 
 import collections
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def orthogonalise(
         Arrays shaped as ``matrices``, float32, each unit scaled to RMS one.
     """
     flat = []
-    buckets: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    buckets: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
     for i, (x, split) in enumerate(zip(matrices, splits, strict=True)):
         rows = 1
         for n in x.shape[1 : 1 + split]:

@@ -67,7 +67,7 @@ def init_guard() -> GuardState:
 
 
 def guard_step(
-    state: GuardState, grad_rms: jax.Array, value: jax.Array | None
+    state: GuardState, grad_rms: jax.Array, value: jax.typing.ArrayLike | None
 ) -> tuple[jax.Array, GuardState]:
     """Judges one step.
 
@@ -100,9 +100,7 @@ def guard_step(
     )
     if value is None:
         return ok, new
-    return ok, jax.tree.map(
-        lambda a, b: jnp.where(ok, a, b), _watch(new, value), new
-    )
+    return ok, jax.tree.map(lambda a, b: jnp.where(ok, a, b), _watch(new, value), new)
 
 
 def _watch(state: GuardState, value: jax.Array) -> GuardState:
@@ -127,7 +125,9 @@ def _watch(state: GuardState, value: jax.Array) -> GuardState:
         losses=state.losses + 1,
         best=jnp.where(act, loss, best),
         rising=jnp.where(act, 0, rising),
-        shrink=jnp.where(act, 0.5 * state.shrink, jnp.where(above, state.shrink, recovered)),
+        shrink=jnp.where(
+            act, 0.5 * state.shrink, jnp.where(above, state.shrink, recovered)
+        ),
         fallback=jnp.where(
             act, 1.0, jnp.where(above, state.fallback, _CALM * state.fallback)
         ),

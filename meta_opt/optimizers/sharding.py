@@ -1,5 +1,7 @@
 """Shardings of an optimizer's state, from those of its parameters."""
 
+from typing import Any
+
 import jax
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -26,7 +28,9 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     Raises:
         ValueError: a parameter without `NamedSharding`, or several meshes.
     """
-    shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(params)]
+    shardings: list[Any] = [
+        getattr(x, "sharding", None) for x in jax.tree.leaves(params)
+    ]
     if not shardings or not all(isinstance(s, NamedSharding) for s in shardings):
         raise ValueError(
             "state_shardings needs parameters with a NamedSharding; place them with "
@@ -36,10 +40,12 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     if any(s.mesh != mesh for s in shardings):
         raise ValueError("parameters lie on different meshes; put them on one")
     explicit = Mesh(
-        mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * mesh.devices.ndim
+        mesh.devices,
+        mesh.axis_names,
+        axis_types=(AxisType.Explicit,) * mesh.devices.ndim,
     )
 
-    def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    def abstract(x: Any) -> jax.ShapeDtypeStruct:
         spec = x.sharding.spec
         full = PartitionSpec(*spec, *(None,) * (len(x.shape) - len(spec)))
         return jax.ShapeDtypeStruct(

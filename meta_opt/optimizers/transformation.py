@@ -6,7 +6,7 @@ without a controller.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ class OptimizerState(NamedTuple):
         controller: the LSTMs' memory; None without controller.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     momentum: PyTree
     second: PyTree
     slots: PyTree
@@ -143,6 +143,8 @@ def controlled(
         return mixes_adam or not info.is_matrix or not config.orthogonal
 
     def init(params: PyTree) -> OptimizerState:
+        leaves: list[Any]
+        treedef: Any
         leaves, treedef = jax.tree.flatten(params)
         known = plan(params)
         units = len(known.table.size)
@@ -172,8 +174,8 @@ def controlled(
         state: OptimizerState,
         params: PyTree | None = None,
         *,
-        value: jax.Array | float | None = None,
-        feedback: jax.Array | float | None = None,
+        value: jax.typing.ArrayLike | None = None,
+        feedback: jax.typing.ArrayLike | None = None,
         **extra_args: object,
     ) -> tuple[PyTree, OptimizerState]:
         del extra_args
@@ -183,6 +185,8 @@ def controlled(
             )
         _check_match(updates, params, "gradients", "parameters")
         _check_match(params, state.momentum, "parameters", "the optimizer's state")
+        grad_leaves: list[Any]
+        treedef: Any
         grad_leaves, treedef = jax.tree.flatten(updates)
         momentum_leaves = treedef.flatten_up_to(state.momentum)
         second_leaves = treedef.flatten_up_to(state.second)
@@ -217,13 +221,13 @@ def controlled(
         base = hand_designed_base(jnp.asarray(known.table.matrix), config)
         progress, memory = state.progress, state.controller
         controls = base
-        if learned:
+        if progress is not None and memory is not None:
             progress = update_progress(
-                state.progress, state.count, num_steps, value, feedback
+                progress, state.count, num_steps, value, feedback
             )
             controls, memory = control(
                 theta,
-                state.controller,
+                memory,
                 stats,
                 known.table,
                 past,
@@ -308,7 +312,8 @@ def _check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
                 f"{name} and {other} do not match at {path!r}: {name} have "
                 f"{ours.get(path, 'nothing')}, {other} {theirs.get(path, 'nothing')}"
             )
-    if jax.tree.structure(tree) != jax.tree.structure(like):
+    ours_kind: Any = jax.tree.structure(tree)
+    if ours_kind != jax.tree.structure(like):
         raise ValueError(
             f"{name} and {other} are pytrees of different types: "
             f"{jax.tree.structure(tree)} and {jax.tree.structure(like)}"

@@ -153,7 +153,7 @@ def mean_squares(group: Group, arrays: GroupArrays) -> Factored | jax.Array | No
 def square_sums(
     group: Group, grads: list[jax.Array], means: Factored | jax.Array | None
 ) -> jax.Array:
-    """Sum of squared gradients of each unit [U], from ``mean_squares`` if they exist."""
+    """Sum of squared gradients of each unit [U], from ``means`` where it exists."""
     if means is None:
         return _join([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
     if isinstance(means, Factored):
@@ -170,9 +170,7 @@ def _per_unit(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
-def _inverse_roots(
-    second: Factored | jax.Array, group: Group
-) -> tuple[jax.Array, ...]:
+def _inverse_roots(second: Factored | jax.Array, group: Group) -> tuple[jax.Array, ...]:
     """Factors whose product, up to a constant a unit, is one over the root."""
 
     def root(x: jax.Array, missing: tuple[int, ...]) -> jax.Array:
@@ -226,7 +224,7 @@ def apply_rule(
         momentum_mean_square: [N], mean square of the new momentum.
         slots: int32 [] a leaf, index of its first unit.
         scale: [N] factor on the gradients, or None for 1.
-        mixable: directions that may have weight beside the hand-designed one.
+        mixable: directions that may have weight; empty for the hand-designed rule alone.
         newton_schulz_steps: iterations of the orthogonalisation; a group of matrices
             without second moment, or with ``orthogonal`` in ``mixable``, uses it.
 
@@ -345,10 +343,7 @@ def _orthogonal_chunks(
 ) -> dict[int, list[jax.Array]]:
     """Orthogonalised chunks by index of group; one batch for each matrix shape."""
     chosen = [
-        (i, chunk)
-        for i, want in enumerate(wanted)
-        if want
-        for chunk in nesterov[i]
+        (i, chunk) for i, want in enumerate(wanted) if want for chunk in nesterov[i]
     ]
     results = orthogonalise(
         [replicated(chunk) for _, chunk in chosen],

@@ -20,9 +20,22 @@ _STYLES = (
     ("#333333", "P", (0, (3, 1, 1, 1))),
 )
 _LOG_FROM = 5.0
-"""Losses that span more than this factor are drawn on a log scale."""
+"""Losses that span more than this factor after the start are drawn on a log scale."""
 
 _RECALL = ("validation/i2t_r5", "validation/t2i_r5")
+
+
+_RC: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+}
 
 
 def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
@@ -35,9 +48,13 @@ def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(_RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(12.5, 4.3), layout="constrained")
+        figure = Figure(
+            figsize=(12.5, 4.3), layout=ConstrainedLayoutEngine(wspace=0.06)
+        )
         by_step, by_time, recall = figure.subplots(1, 3)
         for index, run in enumerate(runs):
             style = _style(index)
@@ -49,20 +66,11 @@ def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
         target = reference.final(LOSS)
         for axes in (by_step, by_time):
             axes.set_ylabel("validation loss (nats)")
-            _scale(axes, [v for run in runs for v in run.curve(LOSS)[1]])
+            _scale(axes, runs)
             if target is not None:
-                axes.axhline(target, color="#777777", linewidth=0.8, zorder=0)
-        if target is not None:
-            by_step.annotate(
-                f"{reference.label}, final: {target:.3f}",
-                (0.0, target),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, -3),
-                textcoords="offset points",
-                va="top",
-                fontsize=8,
-                color="#555555",
-            )
+                level = f"last of {reference.label}: {target:.3f}"
+                label = level if axes is by_step else None
+                axes.axhline(target, color="#777777", lw=0.9, zorder=0, label=label)
         recall.set_ylabel("validation R@5, mean of both ways (%)")
         recall.set_ylim(bottom=0)
         for axes, label in (
@@ -72,7 +80,9 @@ def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
         ):
             axes.set_xlabel(label)
             axes.set_xlim(left=0)
-        figure.legend(loc="outside upper center", ncols=len(runs), frameon=False)
+        for axes in (by_step, recall):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside upper center", ncols=len(runs) + 1, frameon=False)
         figure.savefig(temporary, format="png", dpi=150)
 
 
@@ -92,20 +102,26 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _scale(axes: Any, values: list[float]) -> None:
-    positive = [v for v in values if math.isfinite(v) and v > 0]
-    if positive and max(positive) > _LOG_FROM * min(positive):
+def _scale(axes: Any, runs: Sequence[Run]) -> None:
+    """Fits the axis to the part of the curves that tells the runs apart.
+
+    Where the first fifth of the steps spans far more than the rest, the curves enter
+    from above the frame; what still spans much is drawn on a log scale.
+    """
+    curves = [run.curve(LOSS) for run in runs]
+    points = [
+        (step, loss)
+        for steps, losses in curves
+        for step, loss in zip(steps, losses, strict=True)
+        if math.isfinite(loss) and loss > 0
+    ]
+    if not points:
+        return
+    start = 0.2 * max(step for step, _ in points)
+    low = min(loss for _, loss in points)
+    late = max((loss for step, loss in points if step >= start), default=low)
+    top = max(loss for _, loss in points)
+    if late > _LOG_FROM * low:
         axes.set_yscale("log")
-
-
-_RC = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4,
-}
+    elif low < late and top - low > 2 * (late - low):
+        axes.set_ylim(low - 0.06 * (late - low), low + 1.2 * (late - low))

@@ -1,10 +1,8 @@
 """Runs as a report sees them: read from their directories, nothing else."""
 
 import dataclasses
-import hashlib
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ class Run:
         label: as in tables and figures.
         result: of ``result.json``: ``test`` metrics and, if something was trained,
             ``train_seconds``, ``compile_seconds``, ``optimizer_bytes``, ``trainable``,
-            ``nonfinite``.
+            ``nonfinite``, and ``validation``, the last record of that kind.
         records: of ``metrics.jsonl``.
         timing: of ``timing.jsonl``.
         config: the resolved configuration, empty if there is none.
@@ -46,9 +44,12 @@ class Run:
         return [known.get(step, math.nan if step else 0.0) for step in steps]
 
     def final(self, metric: str) -> float | None:
-        """Returns the last value of ``metric``, or None if there is none."""
+        """Returns the last value of ``metric``, or None if there is none.
+
+        Where there are no records, that of ``result.json`` counts.
+        """
         values = self.curve(metric)[1]
-        return values[-1] if values else None
+        return values[-1] if values else self.result.get("validation", {}).get(metric)
 
 
 def is_finished(workdir: str | Path) -> bool:
@@ -88,9 +89,3 @@ def read_run(workdir: str | Path, label: str) -> Run:
         config=read_json("config.json", {}),
         environment=(read_json("environment.json", []) or [{}])[-1],
     )
-
-
-def digest(identity: Mapping[str, Any]) -> str:
-    """Returns 12 hexadecimal digits that tell one JSON value from another."""
-    text = json.dumps(identity, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -119,7 +119,9 @@ def comparison(
         step = steps_to_target(*run.curve(LOSS), target)
         return math.inf if step is None else step
 
-    def row(label: str, better: str, read: Reader, digits: int, scale: float = 1) -> Row:
+    def row(
+        label: str, better: str, read: Reader, digits: int, scale: float = 1
+    ) -> Row:
         return _row(label, better, [read(run) for run in runs], digits, scale)
 
     def scored(name: str) -> Reader:
@@ -135,7 +137,7 @@ def comparison(
 
     on_validation = [
         row("loss", "lower", lambda run: run.final(LOSS), 3),
-        row(f"steps to {reference.label}'s final loss", "lower", steps_to, 0),
+        row(f"steps to the last loss of {reference.label}", "lower", steps_to, 0),
     ]
     on_test = []
     for way, words in (("i2t", "image to text"), ("t2i", "text to image")):

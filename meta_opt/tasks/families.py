@@ -57,9 +57,7 @@ def make_task(family: str, data_dir: str | None = None) -> Task:
     return FAMILIES[family](data_dir)
 
 
-def _cross_entropy(
-    logits: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(loss), jnp.mean((jnp.argmax(logits, -1) != labels) * 1.0)
 
@@ -96,7 +94,11 @@ def _emoji(artist: str, data_dir: str | None) -> dict[str, np.ndarray]:
     texts = [captions[0] for captions in source.captions]
     tokens = load_tokenizer().encode(texts, _TEXT)
     images = pixels.astype(np.float32) / 127.5 - 1.0
-    return {"image": images, "label": labels.astype(np.int32), "text": tokens % _VOCABULARY}
+    return {
+        "image": images,
+        "label": labels.astype(np.int32),
+        "text": tokens % _VOCABULARY,
+    }
 
 
 def _digits_mlp(data_dir: str | None) -> Task:

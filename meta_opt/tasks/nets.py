@@ -1,5 +1,6 @@
 """Small networks as pure functions of a parameter dict: MLP, transformer, LoRA."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -39,7 +40,7 @@ def _norm(params: PyTree, x: jax.Array) -> jax.Array:
 def init_mlp(key: jax.Array, widths: Sequence[int]) -> PyTree:
     """Layers ``0 .. n-1`` of a ReLU MLP of the given widths, the last one ``head``."""
     keys = jax.random.split(key, len(widths) - 1)
-    pairs = list(zip(widths[:-1], widths[1:], strict=True))
+    pairs = list(itertools.pairwise(widths))
     names = [*(str(i) for i in range(len(pairs) - 1)), "head"]
     return {
         name: _dense(k, a, b, gain=1.4)

@@ -1,4 +1,4 @@
-"""What a task is: parameters to start from, a loss, and three disjoint parts of data."""
+"""What a task is: initial parameters, a loss, and three disjoint parts of data."""
 
 import dataclasses
 from collections.abc import Callable

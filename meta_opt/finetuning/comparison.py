@@ -1,0 +1,115 @@
+"""Runs that differ in their optimizer: same model, same batches, same budget."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from meta_opt.data.records import MemorySource
+from meta_opt.finetuning.state import fingerprint
+from meta_opt.finetuning.vision_text import RunConfig, Score, run_vision_text
+from meta_opt.models import pretrained
+from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.optimizers.weights import load_theta
+from meta_opt.run_log import describe_environment
+from meta_opt.types import from_config
+
+EXPORT = "final"
+"""Name of the trained weights in a run's directory, without suffix."""
+
+
+def with_optimizer(base: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """Returns ``base`` under another optimizer.
+
+    Args:
+        base: of its optimizer, the length, the pattern of stacked parameters and the
+            groups are kept; all other settings are the defaults.
+        settings: fields of `OptimizerConfig`.
+
+    Raises:
+        ValueError: if the optimizer cannot be made of these; names the setting.
+    """
+    kept = {
+        name: getattr(base.optimizer, name)
+        for name in ("num_steps", "stacked", "groups")
+    }
+    optimizer = from_config(OptimizerConfig, {**kept, **settings})
+    make_optimizer(optimizer)
+    return dataclasses.replace(base, optimizer=optimizer)
+
+
+def run_all(
+    configs: Mapping[str, RunConfig],
+    score_on: Callable[[MemorySource], Score],
+    workdir: str | Path,
+    *,
+    extra: Any = None,
+    fresh: bool = False,
+    announce: Callable[[str, bool], None] = lambda name, finished: None,
+) -> dict[str, Path]:
+    """Trains one after another; resumes what was interrupted, reuses what is finished.
+
+    A run's directory is named after it and all that its outcome depends on: the
+    configuration, the contents of the weights that it starts from and of the learned
+    optimizer, the code's revision, versions and device. Each leaves its weights there,
+    under `EXPORT`.
+
+    Args:
+        configs: runs by name.
+        score_on: builds the evaluation on a split.
+        workdir: the runs' directories are in it.
+        extra: a JSON value that the outcome depends on too.
+        fresh: whether to discard what is there of these runs.
+        announce: called with the name before each run, and whether it is finished.
+
+    Returns:
+        The directory of each run.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, with all saved.
+        ValueError: if weights are missing or damaged, and as `run_vision_text`.
+    """
+    environment = describe_environment()
+    folders = {
+        name: Path(workdir) / f"{name}-{_digest(config, environment, extra)}"
+        for name, config in configs.items()
+    }
+    for name, config in configs.items():
+        folder = folders[name]
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        # In the order in which they are written.
+        finished = all(
+            (folder / file).is_file() for file in ("result.json", f"{EXPORT}.json")
+        )
+        announce(name, finished)
+        if not finished:
+            run_vision_text(
+                dataclasses.replace(config, export=str(folder / EXPORT)),
+                score_on,
+                folder,
+            )
+    return folders
+
+
+def _digest(config: RunConfig, environment: Any, extra: Any) -> str:
+    """Returns 12 hexadecimal digits of a hash over all that decides the outcome."""
+    weights: dict[str, int] = {}
+    if config.model.weights:
+        model = pretrained.load(config.model.weights)
+        weights["model"] = fingerprint(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    if config.optimizer.name == "learned":
+        weights["optimizer"] = fingerprint(load_theta(config.optimizer.weights)[0])
+    everything = {
+        "config": dataclasses.asdict(config),
+        "weights": weights,
+        "environment": environment,
+        "extra": extra,
+    }
+    text = json.dumps(everything, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

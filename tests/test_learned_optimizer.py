@@ -1,0 +1,333 @@
+"""The learned optimizer, beside the hand-designed rule and under bad input."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import meta_opt
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.types import from_config
+
+SMALL = ControllerConfig(global_hidden=4, tensor_hidden=3)
+NUM_STEPS = 40
+NONE = jnp.float32(jnp.nan)
+"""Feedback that says: not now."""
+
+
+def zero_theta():
+    return meta_opt.init_theta(jax.random.key(0), SMALL)
+
+
+def noisy_theta(scale=0.02):
+    theta = zero_theta()
+    rng = np.random.default_rng(0)
+    theta["output"] = {
+        k: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32)
+        for k, x in theta["output"].items()
+    }
+    return theta
+
+
+def learned(num_steps=NUM_STEPS, theta=None, **settings):
+    theta = zero_theta() if theta is None else theta
+    return meta_opt.learned_optimizer(num_steps, theta=theta, config=SMALL, **settings)
+
+
+RULES = {"hand_designed": meta_opt.hand_designed, "learned": learned}
+
+
+def make_params():
+    """Every kind of tensor, in few shapes: these compile sooner."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "dense": {"kernel": (4, 6), "bias": (6,)},
+        "attention": {"kernel": (4, 2, 3)},
+        "tokens": {"embedding": (4, 6)},
+        "temperature": (),
+    }
+    return jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s), jnp.float32),
+        shapes,
+        is_leaf=lambda s: isinstance(s, tuple),
+    )
+
+
+def make_grads(params, steps):
+    rng = np.random.default_rng(1)
+    return [
+        jax.tree.map(
+            lambda p: jnp.asarray(1 + rng.normal(size=p.shape), jnp.float32), params
+        )
+        for _ in range(steps)
+    ]
+
+
+@functools.cache
+def compiled():
+    """The learned update for every test: theta, value and feedback are arguments."""
+
+    @jax.jit
+    def step(theta, grads, state, params, value, feedback):
+        tx = learned(theta=theta)
+        return tx.update(grads, state, params, value=value, feedback=feedback)
+
+    return step
+
+
+def run(update, state, params, grads, values, feedback=NONE):
+    """Parameters and state after all steps, and each step's updates."""
+    seen = []
+    for g, v in zip(grads, values, strict=True):
+        updates, state = update(g, state, params, value=v, feedback=feedback)
+        params = optax.apply_updates(params, updates)
+        seen.append(updates)
+    return params, state, seen
+
+
+def run_learned(theta, params, grads, values, feedback=NONE):
+    def update(g, s, p, value, feedback):
+        return compiled()(theta, g, s, p, value, feedback)
+
+    return run(update, learned().init(params), params, grads, values, feedback)
+
+
+def leaves(*trees):
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+# Zero output weights
+
+
+def test_zero_output_weights_are_the_hand_designed_rule():
+    """Bit for bit operation by operation; to rounding where XLA fuses.
+
+    One of the losses is not finite, and one of the gradients.
+    """
+    params = make_params()
+    grads = make_grads(params, 3)
+    grads.append(jax.tree.map(lambda g: g * jnp.nan, grads[0]))
+    grads += make_grads(params, 2)
+    values = [jnp.float32(v) for v in (2.0, 1.0, jnp.inf, 1.0, 3.0, 0.5)]
+    tx, rule = learned(), meta_opt.hand_designed(NUM_STEPS)
+    fused, *_ = run_learned(zero_theta(), params, grads, values)
+    plain, *_ = run(jax.jit(rule.update), rule.init(params), params, grads, values)
+    for a, b, start in leaves(fused, plain, params):
+        assert np.all(a != start)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+    # A scalar is a vector to the rule, and every operation on it compiles again.
+    params, *grads = [{**tree} for tree in (params, *grads)]
+    for tree in (params, *grads):
+        del tree["temperature"]
+    with jax.disable_jit():
+        found = run(tx.update, tx.init(params), params, grads, values)
+        expected = run(rule.update, rule.init(params), params, grads, values)
+    assert int(found[1].guard.skipped) == 2
+    for a, b in leaves(found[0::2], expected[0::2]):
+        np.testing.assert_array_equal(a, b)
+    for a, b in leaves(found[1].momentum, expected[1].momentum):
+        np.testing.assert_array_equal(a, b)
+    for a, b in leaves(found[0], {k: fused[k] for k in params}):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+# What the controller sees
+
+
+def test_output_weights_change_the_updates():
+    params, values = make_params(), [1.0] * 4
+    grads = make_grads(params, 4)
+    moved, *_ = run_learned(noisy_theta(), params, grads, values)
+    plain, *_ = run_learned(zero_theta(), params, grads, values)
+    for a, b, c in leaves(moved, plain, params):
+        assert np.abs(a - b).max() > 0.01 * np.abs(b - c).max()
+    for a, b in leaves(moved, plain):
+        assert np.isfinite(a).all() and np.abs(a - b).max() < 0.1
+
+
+@pytest.mark.parametrize("scale", [2.0**20, 2.0**-20])
+def test_updates_do_not_depend_on_the_scale_of_the_loss(scale):
+    # Powers of two (about 1e6), so that rounding to bfloat16 is the same as well.
+    params = make_params()
+    grads = make_grads(params, 6)
+    values = jnp.array([3.0, 2.0, 2.5, 1.5, 1.0, 1.2])
+    theta = noisy_theta()
+    _, _, expected = run_learned(theta, params, grads, values, jnp.float32(2.0))
+    scaled = [jax.tree.map(lambda x: scale * x, g) for g in grads]
+    _, _, found = run_learned(
+        theta, params, scaled, scale * values, jnp.float32(2.0 * scale)
+    )
+    for a, b in leaves(found, expected):
+        size = np.sqrt(np.mean(np.square(b)))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * size)
+
+
+def test_feedback_is_heard_and_nan_is_not():
+    params, values = make_params(), [1.0] * 3
+    grads = make_grads(params, 3)
+    theta = noisy_theta(0.1)
+    silent, state, _ = run_learned(theta, params, grads, values)
+    assert float(state.progress.feedback_step) == -1
+    infinite, *_ = run_learned(theta, params, grads, values, jnp.float32(jnp.inf))
+    for a, b in leaves(silent, infinite):
+        np.testing.assert_array_equal(a, b)
+    heard, state, _ = run_learned(theta, params, grads, values, jnp.float32(4.0))
+    assert float(state.progress.feedback_step) == 2
+    assert float(state.progress.gap) == pytest.approx(3.0)
+    assert any(np.any(a != b) for a, b in leaves(silent, heard))
+
+
+def test_a_broken_step_leaves_everything_as_it_was():
+    params = make_params()
+    grads = make_grads(params, 3)
+    theta = noisy_theta()
+    update = functools.partial(compiled(), theta)
+    _, state, _ = run_learned(theta, params, grads, [1.0] * 3)
+    bad = {**grads[0], "temperature": jnp.float32(jnp.inf)}
+    for g, value in ((bad, 1.0), (grads[0], jnp.nan)):
+        updates, after = update(g, state, params, jnp.float32(value), NONE)
+        assert not any(np.any(x) for x in jax.tree.leaves(updates))
+        assert int(after.guard.skipped) == 1 and int(after.count) == 4
+        for name in ("momentum", "second", "usual", "progress", "controller"):
+            for a, b in leaves(getattr(after, name), getattr(state, name)):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_steps_past_the_end_are_zero():
+    params = make_params()
+    grads = make_grads(params, 1)
+    state = learned().init(params)._replace(count=jnp.int32(NUM_STEPS))
+    updates, _ = compiled()(noisy_theta(), grads[0], state, params, 1.0, NONE)
+    assert not any(np.any(x) for x in jax.tree.leaves(updates))
+
+
+# Size of the state
+
+
+def transformer_like(width=256, layers=4, vocabulary=4096):
+    """Shapes of a small language model, its layers stacked."""
+    kernel = {
+        "attention/query/kernel": (layers, width, 4, width // 4),
+        "attention/out/kernel": (layers, 4, width // 4, width),
+        "mlp/up/kernel": (layers, width, 4 * width),
+        "mlp/up/bias": (layers, 4 * width),
+        "mlp/down/kernel": (layers, 4 * width, width),
+        "norm/scale": (layers, width),
+    }
+    shapes = {f"layers/{k}": s for k, s in kernel.items()}
+    shapes["tokens/embedding"] = (vocabulary, width)
+    return {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_state_is_at_most_2_2_bytes_a_parameter(name):
+    params = transformer_like()
+    stacked = None if name == "hand_designed" else "^layers/"
+    if name == "learned":  # the controller of the default width
+        theta = jax.eval_shape(lambda: meta_opt.init_theta(jax.random.key(0)))
+        tx = meta_opt.learned_optimizer(NUM_STEPS, theta=theta, stacked=stacked)
+    else:
+        tx = meta_opt.hand_designed(NUM_STEPS, stacked="^layers/")
+    state = jax.eval_shape(tx.init, params)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert size / sum(x.size for x in jax.tree.leaves(params)) <= 2.2
+
+
+# Kinds of parameters
+
+
+class Tower(nnx.Module):
+    def __init__(self, rngs):
+        self.tokens = nnx.Embed(8, 4, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_trees_of_every_kind(rule):
+    """NNX State, lists and tuples, one array, nothing: types go through unchanged."""
+    state = nnx.state(Tower(nnx.Rngs(0)), nnx.Param)
+    trees = [state, [jnp.ones((3, 2)), (jnp.ones(2), {})], jnp.ones((2, 2)), {}, ()]
+    for params in trees:
+        tx = rule(NUM_STEPS)
+        updates, _ = jax.eval_shape(
+            lambda p, tx=tx: tx.update(p, tx.init(p), p, value=1.0), params
+        )
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        assert [x.shape for x in jax.tree.leaves(updates)] == [
+            x.shape for x in jax.tree.leaves(params)
+        ]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_bad_arguments(rule):
+    with pytest.raises(ValueError, match="num_steps is 0; it must be at least 1"):
+        rule(0)
+    params = {"dense": {"kernel": jnp.ones((2, 3))}}
+    with pytest.raises(ValueError, match=r"stacked pattern 'leyers' .*dense/kernel"):
+        rule(NUM_STEPS, stacked="leyers").init(params)
+    with pytest.raises(ValueError, match=r"groups pattern 'visoin' matches no"):
+        rule(NUM_STEPS, groups=[("visoin", "vision")]).init(params)
+    with pytest.raises(ValueError, match="unknown group 'visual'; groups: vision"):
+        rule(NUM_STEPS, groups=[("dense", "visual")]).init(params)
+    with pytest.raises(ValueError, match=r"'scale' is a scalar but stacked"):
+        rule(NUM_STEPS, stacked="scale").init({"scale": jnp.ones(())})
+    with pytest.raises(TypeError, match=r"parameter 'dense/steps' has type int32"):
+        rule(NUM_STEPS).init({"dense": {"steps": jnp.int32(1)}})
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_bad_updates(rule):
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    tx = rule(NUM_STEPS)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"tx.update\(grads, state, params\)"):
+        tx.update(params, state)
+    fewer = {"dense": {"kernel": jnp.ones((2, 3))}}
+    with pytest.raises(ValueError, match=r"'dense/bias'.*gradients have nothing"):
+        tx.update(fewer, state, params)
+    transposed = {"dense": {**params["dense"], "kernel": jnp.ones((3, 2))}}
+    with pytest.raises(ValueError, match=r"'dense/kernel': .*\(3, 2\).*\(2, 3\)"):
+        tx.update(transposed, state, params)
+    with pytest.raises(ValueError, match="'extra'"):
+        tx.update({**params, "extra": jnp.ones(1)}, state, params)
+    # A state of other parameters, as after a wrong restore.
+    with pytest.raises(ValueError, match="parameters and the optimizer's state"):
+        tx.update(fewer, state, fewer)
+    sequence = {"dense": [params["dense"]["bias"], params["dense"]["kernel"]]}
+    with pytest.raises(ValueError, match="gradients and parameters"):
+        tx.update(sequence, state, params)
+
+
+def test_bad_configs():
+    with pytest.raises(ValueError, match=r"no optimizer 'adamm'; did you mean 'adam"):
+        meta_opt.make_optimizer(meta_opt.OptimizerConfig(name="adamm"))
+    with pytest.raises(ValueError, match=r"'learned' has no learning rate.*0\.1"):
+        meta_opt.make_optimizer(meta_opt.OptimizerConfig(learning_rate=0.1))
+    for name in ("sgd", "hand_designed"):
+        with pytest.raises(ValueError, match="num_steps is 0"):
+            meta_opt.make_optimizer(meta_opt.OptimizerConfig(name=name, num_steps=0))
+    with pytest.raises(ValueError, match=r"'learning_rte'; did you mean 'learning_r"):
+        from_config(meta_opt.OptimizerConfig, {"learning_rte": 0.1})
+    with pytest.raises(ValueError, match="config belongs to theta"):
+        meta_opt.learned_optimizer(10, config=SMALL)
+    config = from_config(
+        meta_opt.OptimizerConfig, {"name": "sgd", "groups": [["a", "text"]]}
+    )
+    assert config.groups == (("a", "text"),) and hash(config)
+
+
+def test_public_names():
+    for name in meta_opt.__all__:
+        assert getattr(meta_opt, name).__name__ == name
+    assert set(meta_opt.__all__) <= set(dir(meta_opt))
+    with pytest.raises(AttributeError, match=re.escape("'learned_optimiser'")):
+        meta_opt.learned_optimiser  # noqa: B018

@@ -1,0 +1,251 @@
+"""Estimator against known gradients; unroll against a plain loop; exact resume."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import meta_opt
+from meta_opt.meta_training import outer_loop
+from meta_opt.meta_training.evolution import antithetic
+from meta_opt.meta_training.outer_loop import (
+    MetaTrainConfig,
+    make_estimator,
+    meta_train,
+    relative_score,
+)
+from meta_opt.meta_training.unroll import unroll
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.tasks.families import make_task
+from meta_opt.tasks.task import Splits, Task
+
+SMALL = ControllerConfig(global_hidden=3, tensor_hidden=2, directions=("adam",))
+
+
+def line_task(name="line", init_scale=1.0):
+    """Least squares in three dimensions: compiles in a second."""
+    x = jax.random.normal(jax.random.key(7), (24, 3))
+    y = x @ jnp.array([1.0, -2.0, 0.5])
+
+    def part(s):
+        return {"x": x[s], "y": y[s]}
+
+    def loss(params, arrays):
+        error = arrays["x"] @ params["w"] - arrays["y"]
+        return jnp.mean(jnp.square(error)), jnp.mean((jnp.abs(error) > 1) * 1.0)
+
+    return Task(
+        name=name,
+        dataset="line",
+        init=lambda key: {"w": init_scale * jax.random.normal(key, (3,))},
+        loss=loss,
+        splits=Splits(part(slice(0, 12)), part(slice(12, 18)), part(slice(18, 24))),
+        batch_size=4,
+        feedback_every=2,
+        horizons=(3, 8),
+    )
+
+
+def config(**changes):
+    base = MetaTrainConfig(
+        families=("line",),
+        outer_steps=6,
+        pairs=2,
+        checkpoint_every=2,
+        controller=SMALL,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def same(a, b):
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_antithetic_mean_is_the_smoothed_gradient_within_its_interval():
+    # f = sum a_i x_i^3 has smoothed gradient 3 a_i (x_i^2 + sigma^2).
+    a = jnp.array([1.0, -2.0, 0.5, 3.0])
+    theta = {"x": jnp.array([0.3, -0.2, 0.9, 0.0])}
+    sigma = 0.4
+
+    def objective(thetas):
+        return jnp.power(thetas["x"], 3) @ a
+
+    def one(key):
+        return antithetic(objective, theta, key, pairs=8, sigma=sigma).gradient["x"]
+
+    samples = jax.vmap(one)(jax.random.split(jax.random.key(0), 2000))
+    expected = 3 * a * (theta["x"] ** 2 + sigma**2)
+    error = jnp.std(samples, axis=0) / jnp.sqrt(len(samples))
+    assert bool(jnp.all(jnp.abs(jnp.mean(samples, axis=0) - expected) < 4 * error))
+    # The interval is narrow enough to tell the smoothed gradient from the plain one.
+    assert bool(jnp.any(jnp.abs(3 * a * theta["x"] ** 2 - expected) > 8 * error))
+
+
+def test_antithetic_evaluates_mirrored_pairs_and_the_centre():
+    seen = []
+
+    def objective(thetas):
+        seen.append(thetas["x"])
+        return jnp.sum(thetas["x"], axis=1)
+
+    theta = {"x": jnp.array([1.0, 2.0])}
+    estimate = antithetic(objective, theta, jax.random.key(1), pairs=3, sigma=0.1)
+    (population,) = seen
+    np.testing.assert_allclose(
+        population[:3] + population[3:6], jnp.tile(2 * theta["x"], (3, 1)), rtol=1e-6
+    )
+    assert float(estimate.centre) == 3.0
+
+
+def test_unroll_equals_a_plain_loop():
+    task = line_task()
+    key = jax.random.key(3)
+    theta = meta_opt.init_theta(jax.random.key(1), SMALL)
+    theta["output"]["bias"] += 0.3
+    outcome = unroll(task, theta, SMALL, key, 5)
+
+    init_key, batch_key, _ = jax.random.split(key, 3)
+    tx = meta_opt.learned_optimizer(5, theta=theta, config=SMALL)
+    params = task.init(init_key)
+    state = tx.init(params)
+    for t in range(5):
+        picks = jax.random.randint(jax.random.fold_in(batch_key, t), (4,), 0, 12)
+        batch = {k: v[picks] for k, v in task.splits.train.items()}
+        loss, grads = jax.value_and_grad(lambda p, b=batch: task.loss(p, b)[0])(params)
+        feedback = task.loss(params, task.splits.feedback)[0] if t % 2 == 0 else None
+        updates, state = tx.update(grads, state, params, value=loss, feedback=feedback)
+        params = optax.apply_updates(params, updates)
+    expected = task.loss(params, task.splits.target)
+    np.testing.assert_allclose(outcome.loss, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(outcome.error, expected[1])
+
+
+def test_one_compiled_program_serves_all_horizons_and_populations_do_not_mix():
+    task = line_task()
+    theta = meta_opt.init_theta(jax.random.key(1), SMALL)
+    other = jax.tree.map(lambda x: x + 0.2, theta)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), theta, other)
+    key = jax.random.key(0)
+    run = jax.jit(
+        lambda thetas, n: jax.vmap(lambda t: unroll(task, t, SMALL, key, n, 2.0).loss)(
+            thetas
+        )
+    )
+    for steps in (3, 6):
+        losses = run(both, jnp.int32(steps))
+        for loss, single in zip(losses, (theta, other), strict=True):
+            alone = unroll(task, single, SMALL, key, steps, 2.0).loss
+            np.testing.assert_allclose(loss, alone, rtol=1e-5)
+    assert run._cache_size() == 1
+
+
+def test_reparametrisation_scales_parameters_only_inside():
+    task = line_task()
+    theta = meta_opt.init_theta(jax.random.key(1), SMALL)
+    plain = unroll(task, theta, SMALL, jax.random.key(0), jnp.int32(0))
+    scaled = unroll(task, theta, SMALL, jax.random.key(0), jnp.int32(0), 10.0)
+    np.testing.assert_allclose(plain.loss, scaled.loss, rtol=1e-5)
+
+
+def test_relative_score_is_zero_at_the_reference_and_worst_for_nan():
+    score = relative_score(jnp.array([2.0, 1.0, 1e9, jnp.nan]), jnp.float32(2.0))
+    assert score[0] == 0 and score[1] < 0
+    assert score[2] == score[3] == outer_loop._CAP
+
+
+def test_estimator_scores_zero_output_weights_as_the_hand_designed_rule():
+    task = line_task()
+    theta = meta_opt.init_theta(jax.random.key(0), SMALL)
+    estimate = make_estimator(task, config())(theta, jax.random.key(2))
+    np.testing.assert_allclose(estimate.centre, 0.0, atol=1e-6)
+    assert float(estimate.spread) > 0
+
+
+def test_same_seed_same_weights_and_another_seed_others(tmp_path):
+    tasks = {"line": line_task()}
+    runs = [
+        meta_train(config(seed=seed), tasks, tmp_path / str(i), show_progress=False)
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert same(runs[0].theta, runs[1].theta)
+    assert not same(runs[0].theta, runs[2].theta)
+    assert runs[0].finished and runs[0].steps == 6
+
+
+def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch):
+    tasks = {"line": line_task()}
+    whole = meta_train(config(), tasks, tmp_path / "whole", show_progress=False)
+
+    real = outer_loop.make_estimator
+
+    def breaking(task, settings):
+        calls = []
+        estimate = real(task, settings)
+
+        def step(theta, key):
+            calls.append(key)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return estimate(theta, key)
+
+        return step
+
+    monkeypatch.setattr(outer_loop, "make_estimator", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
+    monkeypatch.setattr(outer_loop, "make_estimator", real)
+    resumed = meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
+    assert resumed.steps == 6
+    assert same(whole.theta, resumed.theta)
+    logs = [(tmp_path / d / "metrics.jsonl").read_bytes() for d in ("whole", "broken")]
+    assert logs[0] == logs[1]
+
+
+def test_budget_stops_and_goes_on(tmp_path):
+    tasks = {"line": line_task()}
+    slice_ = config(budget_seconds=1e-6)
+    result = meta_train(slice_, tasks, tmp_path, show_progress=False)
+    assert not result.finished and result.steps < 6
+    rest = meta_train(config(), tasks, tmp_path, show_progress=False)
+    assert rest.finished
+
+
+def test_task_that_is_broken_at_init_is_left_out_by_name(tmp_path, caplog):
+    tasks = {"line": line_task(), "bad": line_task("bad", init_scale=jnp.nan)}
+    settings = config(families=("line", "bad"), outer_steps=1)
+    meta_train(settings, tasks, tmp_path, show_progress=False)
+    assert "'bad' is left out" in caplog.text
+    only_bad = config(families=("bad",))
+    with pytest.raises(ValueError, match="no family left"):
+        meta_train(only_bad, tasks, tmp_path / "none", show_progress=False)
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(ValueError, match="families is empty"):
+        config(families=())
+    with pytest.raises(ValueError, match="pairs=0"):
+        config(pairs=0)
+    with pytest.raises(ValueError, match="sigma=0"):
+        config(sigma=0)
+
+
+def test_unknown_family_names_the_nearest_one():
+    with pytest.raises(ValueError, match="did you mean 'digits_mlp'"):
+        make_task("digit_mlp")
+
+
+def test_digits_task_has_disjoint_parts_and_learns():
+    task = make_task("digits_mlp")
+    rows = [{x.tobytes() for x in np.asarray(part["image"])} for part in task.splits]
+    assert not rows[0] & rows[2] and not rows[0] & rows[1] and not rows[1] & rows[2]
+    theta = meta_opt.init_theta(jax.random.key(0), SMALL)
+    start, end = (
+        unroll(task, theta, SMALL, jax.random.key(0), jnp.int32(n)) for n in (0, 60)
+    )
+    assert end.loss < 0.7 * start.loss and end.error < 0.6 * start.error

@@ -1,0 +1,376 @@
+"""The update rule against oracles written apart from it, in numpy and optax."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import meta_opt
+from meta_opt.features.statistics import Statistics
+from meta_opt.features.tensors import describe
+from meta_opt.optimizers.baselines import baseline
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.grouping import first_units, group_leaves
+from meta_opt.optimizers.orthogonal import newton_schulz, orthogonalise
+from meta_opt.optimizers.update_rule import (
+    DIRECTIONS,
+    hand_designed_controls,
+    next_momentum_square,
+    scheduled_step,
+)
+
+NUM_STEPS = 30
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+# The hand-designed rule
+
+
+def oracle_step(t):
+    """RMS step: linear warm-up over 5% of the run, cosine decay to its end."""
+    warmup = max(1, round(0.05 * NUM_STEPS))
+    if t < warmup:
+        return 2e-3 * (t + 1) / warmup
+    return 1e-3 * (1 + math.cos(math.pi * (t - warmup) / (NUM_STEPS - warmup)))
+
+
+def oracle_orthogonal(m):
+    """Five quintic Newton-Schulz iterations, then RMS one."""
+    x = m if m.shape[0] <= m.shape[1] else m.T
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    x = x if m.shape[0] <= m.shape[1] else x.T
+    return x / rms(x)
+
+
+class MatrixOracle:
+    """Nesterov momentum 0.95, kept in bfloat16, orthogonalised; weight decay 0.05."""
+
+    def __init__(self, rows):
+        self.rows, self.momentum = rows, 0.0
+
+    def __call__(self, grad, param):
+        new = np.float32(0.95) * self.momentum + np.float32(0.05) * grad
+        nesterov = np.float32(0.95) * new + np.float32(0.05) * grad
+        self.momentum = new.astype(ml_dtypes.bfloat16).astype(np.float32)
+        flat = nesterov.reshape(self.rows, -1).astype(np.float64)
+        return oracle_orthogonal(flat).reshape(grad.shape) + 0.05 * param
+
+
+class EmbeddingOracle:
+    """Momentum over the root of the factored second moment (0.99), RMS one."""
+
+    def __init__(self):
+        self.momentum, self.row, self.column = 0.0, 0.0, 0.0
+
+    def __call__(self, grad, param):
+        new = np.float32(0.95) * self.momentum + np.float32(0.05) * grad
+        self.momentum = new.astype(ml_dtypes.bfloat16).astype(np.float32)
+        self.row = 0.99 * self.row + 0.01 * np.mean(np.square(grad), axis=1)
+        self.column = 0.99 * self.column + 0.01 * np.mean(np.square(grad), axis=0)
+        second = np.outer(self.row, self.column)
+        direction = new / np.sqrt(second)
+        return direction / rms(direction)
+
+
+class VectorOracle:
+    """optax's Adam (0.95, 0.99), its momentum rounded to bfloat16, RMS one."""
+
+    def __init__(self, param):
+        # Not mu_dtype: that multiplies in bfloat16 too.
+        self.tx = optax.scale_by_adam(0.95, 0.99, eps=0.0)
+        self.state = self.tx.init(jnp.asarray(param))
+
+    def __call__(self, grad, param):
+        direction, self.state = self.tx.update(jnp.asarray(grad), self.state)
+        mu = self.state.mu.astype(jnp.bfloat16).astype(jnp.float32)
+        self.state = self.state._replace(mu=mu)
+        return np.asarray(direction) / rms(direction)
+
+
+def test_hand_designed_equals_the_oracle():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "tall": {"kernel": (7, 4)},
+        "wide": {"kernel": (4, 7), "bias": (7,)},
+        "attention": {"kernel": (6, 2, 3)},
+        "conv": {"kernel": (2, 2, 3, 8)},
+        "tokens": {"embedding": (9, 4)},
+        "norm": {"scale": (4,)},
+        "temperature": (),
+    }
+    params = jax.tree.map(
+        lambda s: rng.normal(size=s).astype(np.float32),
+        shapes,
+        is_leaf=lambda s: isinstance(s, tuple),
+    )
+    oracles = {
+        "tall": {"kernel": MatrixOracle(7)},
+        "wide": {
+            "kernel": MatrixOracle(4),
+            "bias": VectorOracle(params["wide"]["bias"]),
+        },
+        "attention": {"kernel": MatrixOracle(6)},
+        "conv": {"kernel": MatrixOracle(12)},
+        "tokens": {"embedding": EmbeddingOracle()},
+        "norm": {"scale": VectorOracle(params["norm"]["scale"])},
+        "temperature": VectorOracle(params["temperature"]),
+    }
+    tx = meta_opt.hand_designed(NUM_STEPS)
+    step = jax.jit(tx.update)
+    state = tx.init(params)
+    common = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+    for t in range(10):
+        size = 1.0 + (t % 3)
+        grads = jax.tree.map(
+            lambda c, s=size: (s * (c + rng.normal(size=c.shape))).astype(np.float32),
+            common,
+        )
+        updates, state = step(grads, state, params)
+        expected = jax.tree.map(
+            lambda oracle, g, p, t=t: -oracle_step(t) * oracle(g, p),
+            oracles,
+            grads,
+            params,
+        )
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(updates),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
+            # bfloat16 boundaries may fall apart by one unit: 2**-9 of an element.
+            np.testing.assert_allclose(
+                a, b, rtol=1e-3, atol=1e-3 * oracle_step(t), err_msg=f"{path} at {t}"
+            )
+        params = jax.tree.map(np.add, params, jax.tree.map(np.asarray, updates))
+    assert int(state.guard.skipped) == 0
+
+
+def test_schedule():
+    steps = [float(scheduled_step(t, NUM_STEPS)) for t in range(NUM_STEPS)]
+    np.testing.assert_allclose(
+        steps, [oracle_step(t) for t in range(NUM_STEPS)], rtol=1e-5, atol=1e-9
+    )
+    assert max(steps) == pytest.approx(2e-3)
+    assert float(scheduled_step(NUM_STEPS, NUM_STEPS)) == 0.0
+    assert float(scheduled_step(0, 1)) == pytest.approx(2e-3)
+    # Not above zero by rounding past the end, whatever the type of num_steps.
+    assert float(scheduled_step(10**6, jnp.int32(7))) == 0.0
+
+
+# Directions
+
+
+def theta_for(direction, base):
+    """Weights that put everything on one direction where ``base`` is the usual."""
+    theta = meta_opt.init_theta(jax.random.key(0))
+    bias = np.zeros(theta["output"]["bias"].shape, np.float32)
+    if direction != base:
+        bias[DIRECTIONS.index(base)] = -1.0
+        bias[DIRECTIONS.index(direction)] = 1.0
+    theta["output"]["bias"] = jnp.asarray(bias)
+    return theta
+
+
+@functools.cache
+def updates_by_direction():
+    """Second updates under each direction: [direction], for matrices and vectors."""
+    rng = np.random.default_rng(1)
+    # Zero parameters: no weight decay.
+    params = {"kernel": np.zeros((6, 5)), "bias": np.zeros(8), "gain": np.zeros(())}
+    params = jax.tree.map(lambda p: p.astype(np.float32), params)
+    common = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+    grads = [
+        jax.tree.map(
+            lambda c: (c * (1 + 0.3 * rng.normal(size=c.shape))).astype(np.float32),
+            common,
+        )
+        for _ in range(2)
+    ]
+    thetas = [theta_for(d, "orthogonal") for d in DIRECTIONS]
+    thetas += [theta_for(d, "adam") for d in DIRECTIONS[1:]]
+
+    @jax.jit
+    @jax.vmap
+    def run(theta):
+        tx = meta_opt.learned_optimizer(NUM_STEPS, theta=theta)
+        state = tx.init(params)
+        for g in grads:
+            updates, state = tx.update(g, state, params)
+        return updates
+
+    updates = run(jax.tree.map(lambda *x: jnp.stack(x), *thetas))
+    matrix = dict(zip(DIRECTIONS, updates["kernel"][:4], strict=True))
+    vectors = {
+        name: dict(zip(DIRECTIONS[1:], updates[name][4:], strict=True))
+        for name in ("bias", "gain")
+    }
+    return grads, {"kernel": matrix, **vectors}
+
+
+def test_every_direction_has_rms_one():
+    _, found = updates_by_direction()
+    assert set(found["kernel"]) == set(DIRECTIONS)
+    for name, directions in found.items():
+        for direction, updates in directions.items():
+            # The momentum's size is tracked without its rounding to bfloat16.
+            rel = 2.0**-7 if direction == "momentum" else 1e-5
+            assert rms(updates) == pytest.approx(oracle_step(1), rel=rel), (
+                name,
+                direction,
+            )
+
+
+def test_directions_are_what_they_say():
+    (first, second), found = updates_by_direction()
+    step = -oracle_step(1)
+    for name in ("kernel", "bias"):
+        old = (0.05 * first[name]).astype(ml_dtypes.bfloat16).astype(np.float32)
+        momentum = 0.95 * old + 0.05 * second[name]
+        nesterov = 0.95 * momentum + 0.05 * second[name]
+        np.testing.assert_allclose(
+            found[name]["sign"], step * np.sign(nesterov), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            found[name]["momentum"],
+            step * momentum / rms(momentum),
+            rtol=2.0**-7,
+        )
+    adam = VectorOracle(np.zeros(8, np.float32))
+    adam(first["bias"], None)
+    np.testing.assert_allclose(
+        found["bias"]["adam"], step * adam(second["bias"], None), rtol=1e-3, atol=1e-6
+    )
+    table = EmbeddingOracle()
+    table(first["kernel"], None)
+    np.testing.assert_allclose(
+        found["kernel"]["adam"], step * table(second["kernel"], None), rtol=1e-4
+    )
+
+
+def test_momentum_cancelled_by_a_gradient_takes_no_huge_step():
+    """What is left of a cancelled momentum is rounding, not a direction.
+
+    Regression: a scalar whose momentum crossed zero got an update of 1e8.
+    """
+    controls = hand_designed_controls(jnp.zeros(3))
+    momentum = jnp.array([1.0, 1.0, 1.0])
+    grad = jnp.array([-19.0, -18.99, 19.0])  # 0.95 m + 0.05 g = 0, small, 1.9
+    # The tracked square does not see that bfloat16 rounded the momentum.
+    tracked = jnp.square(momentum) * jnp.array([0.99, 0.99, 1.0])
+    stats = Statistics(jnp.square(grad), tracked, tracked, momentum * grad)
+    square = next_momentum_square(controls, 1.0, stats)
+    new = 0.95 * momentum + 0.05 * grad
+    assert np.all(np.abs(new) / np.sqrt(square) < 2.0)
+    assert float(square[2]) == pytest.approx(1.9**2, rel=1e-5)
+
+
+# Orthogonalisation
+
+
+def test_newton_schulz_moves_singular_values_towards_one():
+    rng = np.random.default_rng(2)
+    matrices = rng.normal(size=(3, 6, 9)).astype(np.float32)
+    found = newton_schulz(jnp.asarray(matrices))
+    for x, m in zip(np.asarray(found), matrices, strict=True):
+        u, _, v = np.linalg.svd(m, full_matrices=False)
+        values = np.diag(u.T @ x @ v.T)  # the same singular vectors
+        assert np.all((values > 0.6) & (values < 1.3))
+    assert not np.any(newton_schulz(jnp.zeros((1, 3, 4))))
+
+
+def test_orthogonalise_batches_shapes_without_mixing():
+    rng = np.random.default_rng(3)
+    shapes = [(2, 5, 3), (1, 3, 5), (2, 3, 1, 5), (1, 4, 4)]
+    splits = [1, 1, 1, 1]
+    arrays = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    found = orthogonalise([jnp.asarray(x) for x in arrays], splits)
+    for x, y in zip(arrays, found, strict=True):
+        assert y.shape == x.shape and y.dtype == jnp.float32
+        for a, b in zip(x, np.asarray(y), strict=True):
+            expected = oracle_orthogonal(a.reshape(a.shape[0], -1).astype(np.float64))
+            np.testing.assert_allclose(b.reshape(expected.shape), expected, atol=1e-4)
+
+
+# Groups
+
+
+LEAF = st.tuples(
+    st.lists(st.integers(0, 3), max_size=3).map(tuple),
+    st.booleans(),
+    st.sampled_from(["kernel", "embedding"]),
+    st.sampled_from([np.float32, ml_dtypes.bfloat16]),
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(LEAF, min_size=1, max_size=6))
+def test_groups_pack_and_unpack_every_leaf(leaves):
+    tree, size = {}, 0
+    for i, (shape, stacked, name, dtype) in enumerate(leaves):
+        shape = (2, *shape) if stacked else shape
+        values = np.arange(size, size + math.prod(shape)).reshape(shape)
+        tree[f"{'layers' if stacked else 'single'}{i}/{name}"] = values.astype(dtype)
+        size += values.size
+    flat = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
+    pattern = "^layers" if any(stacked for _, stacked, _, _ in leaves) else None
+    infos = describe(tree, pattern)
+    groups = group_leaves(infos, flat)
+    slots = [jnp.int32(s) for s in first_units(groups, len(flat))]
+    assert sum(g.units for g in groups) == sum(info.units for info in infos)
+    out = [None] * len(flat)
+    start = 0
+    for group in groups:
+        assert group.start == start
+        start += group.units
+        chunks = group.pack(flat)
+        assert all(
+            x.shape == (span.stop - span.start, *group.first.shape)
+            for x, span in zip(chunks, group.spans, strict=True)
+        )
+        small = group.pack_small(flat)
+        for j, chunk in enumerate(chunks):
+            np.testing.assert_array_equal(group.cut(small, j, slots), chunk)
+        group.unpack(chunks, out, slots)
+    for leaf, found in zip(flat, out, strict=True):
+        if leaf.size:
+            assert found.dtype == leaf.dtype
+            np.testing.assert_array_equal(found, leaf)
+        else:
+            assert found is None
+
+
+# Baselines
+
+
+def test_baselines_have_warm_up_and_cosine():
+    tx = baseline("sgd", 40, learning_rate=0.5, momentum=0.0)
+    state = tx.init(jnp.ones(()))
+    steps = []
+    for _ in range(40):
+        updates, state = tx.update(jnp.ones(()), state, jnp.ones(()), value=1.0)
+        steps.append(-float(updates))
+    np.testing.assert_allclose(steps[:3], [0.25, 0.5, 0.5], rtol=1e-6)
+    assert steps == sorted(steps[:2]) + sorted(steps[2:], reverse=True)
+    assert 0 < steps[-1] < 0.002
+
+
+def test_configs_name_their_directions():
+    with pytest.raises(ValueError, match=r"unknown directions.*'sgn'"):
+        ControllerConfig(directions=("sgn",))
+    with pytest.raises(ValueError, match="at least 1"):
+        ControllerConfig(tensor_hidden=0)
+    plain = ControllerConfig(orthogonal=False)
+    assert plain.mixable == {"adam", "sign", "momentum"}
