@@ -6,11 +6,11 @@
 Run again with the same workdir, it resumes.
 """
 
+import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -23,22 +23,6 @@ CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant"
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for logs and checkpoints.")
 
 
-def make_score_on(loss: str, text_length: int) -> Callable[[Any], Any]:
-    """Returns what builds the evaluation on a split: loss, retrieval and zero-shot."""
-    from meta_opt.data import as_arrays, load_tokenizer
-    from meta_opt.evaluation.vision_text import evaluate
-    from meta_opt.evaluation.zero_shot import class_prompts
-
-    tokenizer = load_tokenizer()
-
-    def score_on(source: Any) -> Callable[[Any], dict[str, float]]:
-        data = as_arrays(source, tokenizer, text_length)
-        prompts = class_prompts(source.class_names, tokenizer.encode, text_length)
-        return lambda model: evaluate(model, data, prompts=prompts, loss=loss)
-
-    return score_on
-
-
 def main(argv: Sequence[str]) -> None:
     """Parses, builds, runs, reports."""
     if len(argv) > 1:
@@ -47,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("meta_opt").setLevel(logging.INFO)
     # Here, so that --help does not wait for JAX.
+    from meta_opt.evaluation.split import score_on
     from meta_opt.finetuning.interruption import Interrupted
     from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
     from meta_opt.types import from_config
@@ -56,8 +41,13 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         sys.exit(f"config: {error}")
     try:
-        score_on = make_score_on(config.model.loss, config.pipeline.text_length)
-        result, test = run_vision_text(config, score_on, WORKDIR.value)
+        scores = functools.partial(
+            score_on,
+            loss=config.model.loss,
+            text_length=config.pipeline.text_length,
+            batch_size=256,  # Holds a whole split of the bundled clip art.
+        )
+        result, test = run_vision_text(config, scores, WORKDIR.value)
     except Interrupted as interrupted:
         print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
         sys.exit(interrupted.exit_code)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from optimizer_cases import noisy_theta
 
 import meta_opt
 from meta_opt.optimizers.controller import ControllerConfig
@@ -22,16 +23,6 @@ NONE = jnp.float32(jnp.nan)
 
 def zero_theta():
     return meta_opt.init_theta(jax.random.key(0), SMALL)
-
-
-def noisy_theta(scale=0.02):
-    theta = zero_theta()
-    rng = np.random.default_rng(0)
-    theta["output"] = {
-        k: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32)
-        for k, x in theta["output"].items()
-    }
-    return theta
 
 
 def learned(num_steps=NUM_STEPS, theta=None, **settings):
@@ -143,7 +134,7 @@ def test_zero_output_weights_are_the_hand_designed_rule():
 def test_output_weights_change_the_updates():
     params, values = make_params(), [1.0] * 4
     grads = make_grads(params, 4)
-    moved, *_ = run_learned(noisy_theta(), params, grads, values)
+    moved, *_ = run_learned(noisy_theta(SMALL), params, grads, values)
     plain, *_ = run_learned(zero_theta(), params, grads, values)
     for a, b, c in leaves(moved, plain, params):
         assert np.abs(a - b).max() > 0.01 * np.abs(b - c).max()
@@ -157,7 +148,7 @@ def test_updates_do_not_depend_on_the_scale_of_the_loss(scale):
     params = make_params()
     grads = make_grads(params, 6)
     values = jnp.array([3.0, 2.0, 2.5, 1.5, 1.0, 1.2])
-    theta = noisy_theta()
+    theta = noisy_theta(SMALL)
     _, _, expected = run_learned(theta, params, grads, values, jnp.float32(2.0))
     scaled = [jax.tree.map(lambda x: scale * x, g) for g in grads]
     _, _, found = run_learned(
@@ -171,7 +162,7 @@ def test_updates_do_not_depend_on_the_scale_of_the_loss(scale):
 def test_feedback_is_heard_and_nan_is_not():
     params, values = make_params(), [1.0] * 3
     grads = make_grads(params, 3)
-    theta = noisy_theta(0.1)
+    theta = noisy_theta(SMALL, scale=0.1)
     silent, state, _ = run_learned(theta, params, grads, values)
     assert float(state.progress.feedback_step) == -1
     infinite, *_ = run_learned(theta, params, grads, values, jnp.float32(jnp.inf))
@@ -186,7 +177,7 @@ def test_feedback_is_heard_and_nan_is_not():
 def test_a_broken_step_leaves_everything_as_it_was():
     params = make_params()
     grads = make_grads(params, 3)
-    theta = noisy_theta()
+    theta = noisy_theta(SMALL)
     update = functools.partial(compiled(), theta)
     _, state, _ = run_learned(theta, params, grads, [1.0] * 3)
     bad = {**grads[0], "temperature": jnp.float32(jnp.inf)}
@@ -203,7 +194,7 @@ def test_steps_past_the_end_are_zero():
     params = make_params()
     grads = make_grads(params, 1)
     state = learned().init(params)._replace(count=jnp.int32(NUM_STEPS))
-    updates, _ = compiled()(noisy_theta(), grads[0], state, params, 1.0, NONE)
+    updates, _ = compiled()(noisy_theta(SMALL), grads[0], state, params, 1.0, NONE)
     assert not any(np.any(x) for x in jax.tree.leaves(updates))
 
 

@@ -159,54 +159,58 @@ def test_relative_score_is_zero_at_the_reference_and_worst_for_nan():
     assert score[2] == score[3] == outer_loop._CAP
 
 
-def test_estimator_scores_zero_output_weights_as_the_hand_designed_rule():
-    task = line_task()
+def test_zero_output_weights_score_as_the_hand_designed_rule(estimator):
     theta = meta_opt.init_theta(jax.random.key(0), SMALL)
-    estimate = make_estimator(task, config())(theta, jax.random.key(2))
+    estimate = estimator(theta, jax.random.key(2))
     np.testing.assert_allclose(estimate.centre, 0.0, atol=1e-6)
     assert float(estimate.spread) > 0
 
 
-def test_same_seed_same_weights_and_another_seed_others(tmp_path):
-    tasks = {"line": line_task()}
-    runs = [
-        meta_train(config(seed=seed), tasks, tmp_path / str(i), show_progress=False)
-        for i, seed in enumerate((0, 0, 1))
-    ]
-    assert same(runs[0].theta, runs[1].theta)
-    assert not same(runs[0].theta, runs[2].theta)
-    assert runs[0].finished and runs[0].steps == 6
+@pytest.fixture(scope="module")
+def estimator():
+    """One compiled estimator for every run of the outer loop below."""
+    return make_estimator(line_task(), config())
 
 
-def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch):
+@pytest.fixture
+def use_estimator(monkeypatch, estimator):
+    monkeypatch.setattr(outer_loop, "make_estimator", lambda task, config: estimator)
+
+
+@pytest.mark.usefixtures("use_estimator")
+def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
     tasks = {"line": line_task()}
     whole = meta_train(config(), tasks, tmp_path / "whole", show_progress=False)
+    calls = []
 
-    real = outer_loop.make_estimator
+    def breaking(theta, key):
+        calls.append(key)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return estimator(theta, key)
 
-    def breaking(task, settings):
-        calls = []
-        estimate = real(task, settings)
-
-        def step(theta, key):
-            calls.append(key)
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return estimate(theta, key)
-
-        return step
-
-    monkeypatch.setattr(outer_loop, "make_estimator", breaking)
-    with pytest.raises(KeyboardInterrupt):
-        meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
-    monkeypatch.setattr(outer_loop, "make_estimator", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(outer_loop, "make_estimator", lambda task, config: breaking)
+        with pytest.raises(KeyboardInterrupt):
+            meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
     resumed = meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
-    assert resumed.steps == 6
+    assert resumed.steps == whole.steps == 6 and resumed.finished
     assert same(whole.theta, resumed.theta)
     logs = [(tmp_path / d / "metrics.jsonl").read_bytes() for d in ("whole", "broken")]
     assert logs[0] == logs[1]
 
 
+@pytest.mark.usefixtures("use_estimator")
+def test_another_seed_gives_other_weights(tmp_path):
+    tasks = {"line": line_task()}
+    runs = [
+        meta_train(config(seed=s), tasks, tmp_path / str(s), show_progress=False)
+        for s in (0, 1)
+    ]
+    assert not same(runs[0].theta, runs[1].theta)
+
+
+@pytest.mark.usefixtures("use_estimator")
 def test_budget_stops_and_goes_on(tmp_path):
     tasks = {"line": line_task()}
     slice_ = config(budget_seconds=1e-6)
@@ -216,6 +220,7 @@ def test_budget_stops_and_goes_on(tmp_path):
     assert rest.finished
 
 
+@pytest.mark.usefixtures("use_estimator")
 def test_task_that_is_broken_at_init_is_left_out_by_name(tmp_path, caplog):
     tasks = {"line": line_task(), "bad": line_task("bad", init_scale=jnp.nan)}
     settings = config(families=("line", "bad"), outer_steps=1)

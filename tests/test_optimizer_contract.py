@@ -5,7 +5,6 @@ Compilation is what these tests cost, so tests that can share a compiled step do
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,22 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from optimizer_cases import (
+    NUM_STEPS,
+    OURS,
+    RATES,
+    SPECS,
+    Case,
+    assert_close,
+    assert_follows,
+    assert_same,
+    make_grads,
+    make_params,
+    noisy_theta,
+    optimize,
+    sharded_params,
+    types,
+)
 
 import meta_opt
 from meta_opt.checkpoints import Checkpoints
@@ -22,72 +37,6 @@ from meta_opt.optimizers.registry import NAMES
 from meta_opt.optimizers.transformation import OptimizerState
 from meta_opt.optimizers.update_rule import Factored
 from meta_opt.optimizers.weights import save_theta
-
-OURS = ("hand_designed", "learned")
-# The baselines' defaults are for long runs; ours have no rate.
-RATES = {"sgd": 0.05, "adam": 4e-3, "adamw": 4e-3, "rmsprop": 2e-3, "lion": 2e-3}
-NUM_STEPS = 40
-
-
-def noisy_theta(scale: float = 0.02):
-    """Weights that decide something: the hand-designed rule plus noise."""
-    theta = meta_opt.init_theta(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    theta["output"] = {
-        name: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32)
-        for name, x in theta["output"].items()
-    }
-    return theta
-
-
-def make_params(dtype=jnp.float32):
-    """A dict as Linen makes it, with a scalar and an empty leaf."""
-    rng = np.random.default_rng(1)
-    return {
-        "dense": {
-            "kernel": jnp.asarray(rng.normal(size=(4, 6)), dtype),
-            "bias": jnp.asarray(rng.normal(size=(6,)), dtype),
-        },
-        "temperature": jnp.asarray(0.5, dtype),
-        "unused": jnp.zeros((0, 3), dtype),
-    }
-
-
-def make_grads(params, steps, seed=2):
-    """Noise around a common direction, one tree a step."""
-    rng = np.random.default_rng(seed)
-    common = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
-    return [
-        jax.tree.map(
-            lambda p, c: jnp.asarray(0.3 * (c + rng.normal(size=p.shape)), p.dtype),
-            params,
-            common,
-        )
-        for _ in range(steps)
-    ]
-
-
-class Case:
-    """One optimizer and its compiled update, shared by the tests."""
-
-    def __init__(self, name: str, make: Callable):
-        self.name = name
-        self.make = make
-        self.tx = make(NUM_STEPS)
-        self.step = jax.jit(lambda g, s, p, v: self.tx.update(g, s, p, value=v))
-
-    @functools.cached_property
-    def trajectory(self):
-        """Parameters, state and updates of each of five plain steps."""
-        params = make_params()
-        state = self.tx.init(params)
-        out = []
-        for i, grads in enumerate(make_grads(params, 5)):
-            updates, state = self.step(grads, state, params, jnp.float32(5.0 - i))
-            params = optax.apply_updates(params, updates)
-            out.append((params, state, updates))
-        self.compiled = self.step._cache_size()
-        return out
 
 
 @pytest.fixture(scope="module")
@@ -108,46 +57,6 @@ def case(request, weights_file):
         )
 
     return Case(request.param, make)
-
-
-def assert_close(found, expected, rtol=2e-5, atol=2e-7):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
-
-
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-def types(tree):
-    """Structure and types of a tree, the weakness of types included."""
-    return jax.tree.structure(tree), [
-        (x.shape, x.dtype, jax.typeof(x).weak_type) for x in jax.tree.leaves(tree)
-    ]
-
-
-def optimize(tx, loss, params, steps):
-    """Losses of a whole run, as one scan."""
-
-    @jax.jit
-    def run(params):
-        def step(carry, _):
-            params, state = carry
-            value, grads = jax.value_and_grad(loss)(params)
-            updates, state = tx.update(grads, state, params, value=value)
-            return (optax.apply_updates(params, updates), state), value
-
-        (params, _), losses = jax.lax.scan(
-            step, (params, tx.init(params)), length=steps
-        )
-        return params, jnp.append(losses, loss(params))
-
-    return run(params)
 
 
 # Convergence
@@ -358,10 +267,9 @@ def test_parameters_of_low_precision(case, dtype):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.second))
 
 
+@pytest.mark.parametrize("case", OURS, indirect=True)
 def test_updates_are_not_formed_by_subtraction(case):
     """Large parameters of low precision do not round small updates away."""
-    if case.name not in OURS:
-        pytest.skip("optax's own")
     params = jax.tree.map(lambda p: jnp.round(200 + 8 * p), make_params())
     low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     low = {**low, "temperature": params["temperature"].astype(jnp.float16)}
@@ -399,47 +307,6 @@ def test_checkpoint_round_trip_is_exact(case, tmp_path):
 
 # Sharding
 
-# Shapes that no two kinds of state leaves share; 3-D as attention has it.
-SPECS = {
-    "kernel": ((16, 20), PartitionSpec("data", "model")),
-    "attention": ((32, 2, 4), PartitionSpec("data", "model", None)),
-    "bias": ((40,), PartitionSpec("model")),
-    "layers": ((2, 48, 56), PartitionSpec(None, "model", "data")),
-    "scalar": ((), PartitionSpec()),
-}
-# What factored moments of them are reduced to: rows and columns.
-REDUCED = {
-    (16,): ("data",),
-    (20,): ("model",),
-    (32,): ("data",),
-    (2, 4): ("model", None),
-    (2, 48): (None, "model"),
-    (2, 56): (None, "data"),
-}
-
-
-def sharded_params(axis_type):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
-    rng = np.random.default_rng(4)
-    plain = {k: rng.normal(size=s).astype(np.float32) for k, (s, _) in SPECS.items()}
-    shardings = {k: NamedSharding(mesh, spec) for k, (_, spec) in SPECS.items()}
-    return mesh, plain, jax.device_put(plain, shardings)
-
-
-def assert_follows(state, mesh):
-    """State leaves that are shaped like parameters lie as these do."""
-    by_shape = {shape: tuple(spec) for shape, spec in SPECS.values() if shape}
-    count = 0
-    for x in jax.tree.leaves(state):
-        spec = {**by_shape, **REDUCED}.get(x.shape)
-        if spec is not None:
-            expected = NamedSharding(mesh, PartitionSpec(*spec))
-            assert x.sharding.is_equivalent_to(expected, x.ndim), (x.shape, x.sharding)
-            count += 1
-        else:
-            assert x.sharding.is_fully_replicated or x.size == 1, x.shape
-    assert count >= len(by_shape)
-
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharding(case, axis_type):
@@ -450,6 +317,7 @@ def test_sharding(case, axis_type):
     # init: eager, under jit, and by the helper.
     state = tx.init(params)
     assert_follows(state, mesh)
+    jax.eval_shape(tx.update, params, state, params)  # no mesh need be set
     shardings = meta_opt.state_shardings(tx, params)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     with jax.set_mesh(mesh):
@@ -501,9 +369,8 @@ def test_sharding(case, axis_type):
 # Scan-stacked parameters
 
 
+@pytest.mark.parametrize("case", OURS, indirect=True)
 def test_stacked_is_unstacked(case):
-    if case.name not in OURS:
-        pytest.skip("optax's own treat every element alike")
     rng = np.random.default_rng(7)
     shapes = {"kernel": (6, 5), "scale": (5,), "gain": ()}
     layers = [

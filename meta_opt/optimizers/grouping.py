@@ -181,7 +181,10 @@ def replicated(x: jax.Array) -> jax.Array:
     """``x`` on every device where shardings are explicit, otherwise ``x`` as it is."""
     if not is_explicit(x):
         return x
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec(*(None,) * x.ndim))
+    # With its mesh named, so that no mesh needs to be set around the call.
+    mesh = jax.typeof(x).sharding.mesh
+    spec = jax.sharding.PartitionSpec(*(None,) * x.ndim)
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
 
 
 def sharded_like(x: jax.Array, reference: jax.Array) -> jax.Array:

@@ -224,7 +224,7 @@ def apply_rule(
         momentum_mean_square: [N], mean square of the new momentum.
         slots: int32 [] a leaf, index of its first unit.
         scale: [N] factor on the gradients, or None for 1.
-        mixable: directions that may have weight; empty for the hand-designed rule alone.
+        mixable: directions that may have weight; empty for the hand-designed rule.
         newton_schulz_steps: iterations of the orthogonalisation; a group of matrices
             without second moment, or with ``orthogonal`` in ``mixable``, uses it.
 
