@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from meta_opt.finetuning.loop import LoopConfig
+from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.state import fingerprint, init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh

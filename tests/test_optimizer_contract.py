@@ -34,8 +34,8 @@ import meta_opt
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.registry import NAMES
+from meta_opt.optimizers.second_moment import Factored
 from meta_opt.optimizers.transformation import OptimizerState
-from meta_opt.optimizers.update_rule import Factored
 from meta_opt.optimizers.weights import save_theta
 
 

@@ -17,6 +17,7 @@ import optax
 from meta_opt import run_log
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.finetuning.interruption import Interrupted, Signals, catch_signals
+from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.state import TrainState, fingerprint, init_state
 from meta_opt.finetuning.step import LossFn, make_train_step
 from meta_opt.parallel import mesh as mesh_lib
@@ -40,50 +41,6 @@ class Batches(Protocol):
 
     def set_state(self, state: Any) -> None:
         """Goes to where ``get_state`` gave ``state``."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long to train, and when to look.
-
-    Attributes:
-        num_steps: optimizer updates.
-        batch_size: B, over all devices and micro-batches of one update.
-        accumulation_steps: micro-batches of one update.
-        seed: of the steps' randomness (dropout and the like).
-        eval_every: steps between evaluations; the last step is always evaluated.
-        evaluate_at_start: whether to evaluate before the first step too.
-        log_every: steps between records; each has the means since the last.
-        checkpoint_every: steps between checkpoints; the last step always has one.
-        keep_latest: how many of the newest checkpoints to keep.
-        keep_best: how many of the best to keep beside them.
-        best_metric: which metric of the evaluation says what is best.
-        best_mode: "min" or "max".
-        feedback: whether ``best_metric`` is given to the optimizer after each
-            evaluation. Validation data then takes part in training.
-        progress: whether to show a progress bar on a terminal.
-    """
-
-    num_steps: int
-    batch_size: int
-    accumulation_steps: int = 1
-    seed: int = 0
-    eval_every: int = 100
-    evaluate_at_start: bool = True
-    log_every: int = 10
-    checkpoint_every: int = 100
-    keep_latest: int = 2
-    keep_best: int = 1
-    best_metric: str = "loss"
-    best_mode: str = "min"
-    feedback: bool = False
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("num_steps", "eval_every", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,15 +41,20 @@ from meta_opt.optimizers.grouping import (
     sharded_like,
 )
 from meta_opt.optimizers.safeguard import GuardState, guard_step, init_guard
+from meta_opt.optimizers.second_moment import (
+    Second,
+    init_second,
+    mean_squares,
+    pack_second,
+    square_sums,
+    unpack_second,
+)
 from meta_opt.optimizers.update_rule import (
-    Factored,
     GroupArrays,
     GroupResult,
     apply_rule,
-    mean_squares,
     next_momentum_square,
     scheduled_step,
-    square_sums,
 )
 from meta_opt.types import PyTree
 
@@ -149,7 +154,7 @@ def controlled(
         known = plan(params)
         units = len(known.table.size)
         second = [
-            _init_second(p, info) if needs_second(info) else None
+            init_second(p, info) if needs_second(info) else None
             for p, info in zip(leaves, known.infos, strict=True)
         ]
         return OptimizerState(
@@ -199,12 +204,12 @@ def controlled(
                 [x.astype(jnp.float32) for x in group.pack(grad_leaves)],
                 group.pack(momentum_leaves),
                 group.pack(param_leaves),
-                _pack_second(group, second_leaves),
+                pack_second(group, second_leaves),
             )
             for group in known.groups
         ]
         means = [
-            mean_squares(group, array)
+            mean_squares(group, array.grads, array.second)
             for group, array in zip(known.groups, arrays, strict=True)
         ]
         stats = _statistics(known.groups, arrays, means, state, learned)
@@ -275,7 +280,7 @@ def controlled(
         for group, output in zip(known.groups, outputs, strict=True):
             group.unpack(output.updates, new_updates, slots)
             group.unpack(output.momentum, new_momenta, slots)
-            _unpack_second(group, output.second, new_seconds, slots)
+            unpack_second(group, output.second, new_seconds, slots)
         new_updates = [
             sharded_like(u.astype(g.dtype), g)
             for u, g in zip(new_updates, grad_leaves, strict=True)
@@ -324,51 +329,10 @@ def _paths(tree: PyTree) -> list:
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
-def _init_second(param: jax.Array, info: TensorInfo) -> Factored | jax.Array:
-    # Sums of zeros, not fresh zeros: they inherit the parameter's sharding.
-    zeros = jnp.zeros_like(param, dtype=jnp.float32)
-    if len(info.shape) < 2:
-        return zeros
-    offset = int(bool(info.layers) or param.ndim > len(info.shape))
-    rows = tuple(range(offset, offset + info.split))
-    columns = tuple(range(offset + info.split, param.ndim))
-    return Factored(jnp.sum(zeros, axis=columns), jnp.sum(zeros, axis=rows))
-
-
-def _pack_second(group: Group, leaves: list) -> Factored | jax.Array | None:
-    if leaves[group.leaves[0]] is None:
-        return None
-    if len(group.first.shape) < 2:
-        return group.pack_small(leaves)
-    return Factored(
-        group.pack_small({i: leaves[i].row for i in group.leaves}),
-        group.pack_small({i: leaves[i].column for i in group.leaves}),
-    )
-
-
-def _unpack_second(
-    group: Group,
-    second: Factored | jax.Array | None,
-    into: list,
-    slots: list[jax.Array],
-) -> None:
-    if second is None:
-        return
-    unpacked = []
-    for x in jax.tree.leaves(second):
-        places: list = [None] * len(into)
-        chunks = [group.cut(x, j, slots) for j in range(len(group.chunks))]
-        group.unpack(chunks, places, slots)
-        unpacked.append(places)
-    for i in group.leaves:
-        values = [places[i] for places in unpacked]
-        into[i] = Factored(*values) if isinstance(second, Factored) else values[0]
-
-
 def _statistics(
     groups: Sequence[Group],
     arrays: Sequence[GroupArrays],
-    means: Sequence[Factored | jax.Array | None],
+    means: Sequence[Second],
     state: OptimizerState,
     learned: bool,
 ) -> Statistics:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from meta_opt.features.statistics import TINY, Statistics
 from meta_opt.optimizers.grouping import Group, replicated, sharded_like
 from meta_opt.optimizers.orthogonal import orthogonalise
+from meta_opt.optimizers.second_moment import Second, accumulate, inverse_roots
 
 DIRECTIONS = ("orthogonal", "adam", "sign", "momentum")
 
@@ -37,8 +38,6 @@ FORGET_MOMENTUM = 0.05
 """One minus the decay rate of the momentum."""
 FORGET_SECOND = 0.01
 """One minus the decay rate of the second moment."""
-_EPSILON = 1e-8
-"""Floor of the second moment, relative to its mean over the unit."""
 _CANCELLED = 2.0**-6
 """Floor of the momentum's mean square, relative to its terms without cancellation."""
 
@@ -105,13 +104,6 @@ def scheduled_step(count: jax.Array, num_steps: jax.Array | int) -> jax.Array:
     return RMS_STEP * rise * fall
 
 
-class Factored(NamedTuple):
-    """Second moment of units of rank >= 2: means of squares over columns and rows."""
-
-    row: jax.Array
-    column: jax.Array
-
-
 class GroupArrays(NamedTuple):
     """Arrays of one group.
 
@@ -126,7 +118,7 @@ class GroupArrays(NamedTuple):
     grads: list[jax.Array]
     momentum: list[jax.Array]
     params: list[jax.Array]
-    second: Factored | jax.Array | None
+    second: Second
 
 
 class GroupResult(NamedTuple):
@@ -134,53 +126,7 @@ class GroupResult(NamedTuple):
 
     updates: list[jax.Array]
     momentum: list[jax.Array]
-    second: Factored | jax.Array | None
-
-
-def mean_squares(group: Group, arrays: GroupArrays) -> Factored | jax.Array | None:
-    """This step's squared gradients, reduced as ``arrays.second`` is."""
-    if arrays.second is None:
-        return None
-    squares = [jnp.square(g) for g in arrays.grads]
-    if not isinstance(arrays.second, Factored):
-        return _join(squares)
-    return Factored(
-        _join([jnp.mean(x, axis=group.column_axes) for x in squares]),
-        _join([jnp.mean(x, axis=group.row_axes) for x in squares]),
-    )
-
-
-def square_sums(
-    group: Group, grads: list[jax.Array], means: Factored | jax.Array | None
-) -> jax.Array:
-    """Sum of squared gradients of each unit [U], from ``means`` where it exists."""
-    if means is None:
-        return _join([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
-    if isinstance(means, Factored):
-        axes = tuple(range(1, means.row.ndim))
-        return jnp.sum(means.row, axis=axes) * group.first.columns
-    return jnp.sum(means, axis=group.all_axes)
-
-
-def _join(chunks: list[jax.Array]) -> jax.Array:
-    return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks)
-
-
-def _per_unit(x: jax.Array, like: jax.Array) -> jax.Array:
-    return x.reshape((-1,) + (1,) * (like.ndim - 1))
-
-
-def _inverse_roots(second: Factored | jax.Array, group: Group) -> tuple[jax.Array, ...]:
-    """Factors whose product, up to a constant a unit, is one over the root."""
-
-    def root(x: jax.Array, missing: tuple[int, ...]) -> jax.Array:
-        mean = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
-        relative = x / (mean + TINY) + _EPSILON
-        return jnp.expand_dims(jax.lax.rsqrt(relative), missing)
-
-    if isinstance(second, Factored):
-        return root(second.row, group.column_axes), root(second.column, group.row_axes)
-    return (root(second, ()),)
+    second: Second
 
 
 def _inverse_rms(mean_square: jax.Array) -> jax.Array:
@@ -205,7 +151,7 @@ def next_momentum_square(
 def apply_rule(
     groups: Sequence[Group],
     arrays: Sequence[GroupArrays],
-    means: Sequence[Factored | jax.Array | None],
+    means: Sequence[Second],
     controls: Controls,
     momentum_mean_square: jax.Array,
     slots: Sequence[jax.Array],
@@ -276,9 +222,9 @@ def apply_rule(
         if second is not None:
             forget = group.select(controls.forget_second)
             square = None if scale is None else jnp.square(group.select(scale))
-            second = _accumulate(second, means[i], square, forget)
+            second = accumulate(second, means[i], square, forget)
             if "adam" in mixable or i not in orthogonal:
-                factors = _inverse_roots(second, group)
+                factors = inverse_roots(second, group)
         updates, momenta = [], []
         for j, (s, new) in enumerate(zip(steering[i], moved[i], strict=True)):
             gain: jax.Array | float = 0.0
@@ -317,22 +263,6 @@ class _Steering(NamedTuple):
     adam: jax.Array
     sign: jax.Array
     momentum: jax.Array
-
-
-def _accumulate(
-    second: Factored | jax.Array,
-    means: Factored | jax.Array | None,
-    square: jax.Array | None,
-    forget: jax.Array,
-) -> Factored | jax.Array:
-    """Moves the second moment towards this step's squares (times ``square`` [U])."""
-
-    def move(old: jax.Array, new: jax.Array) -> jax.Array:
-        if square is not None:
-            new = new * _per_unit(square, new)
-        return old + _per_unit(forget, old) * (new - old)
-
-    return jax.tree.map(move, second, means)
 
 
 def _orthogonal_chunks(

@@ -1,0 +1,47 @@
+"""Settings of the fine-tuning loop."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long to train, and when to look.
+
+    Attributes:
+        num_steps: optimizer updates.
+        batch_size: B, over all devices and micro-batches of one update.
+        accumulation_steps: micro-batches of one update.
+        seed: of the steps' randomness (dropout and the like).
+        eval_every: steps between evaluations; the last step is always evaluated.
+        evaluate_at_start: whether to evaluate before the first step too.
+        log_every: steps between records; each has the means since the last.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_latest: how many of the newest checkpoints to keep.
+        keep_best: how many of the best to keep beside them.
+        best_metric: which metric of the evaluation says what is best.
+        best_mode: "min" or "max".
+        feedback: whether ``best_metric`` is given to the optimizer after each
+            evaluation. Validation data then takes part in training.
+        progress: whether to show a progress bar on a terminal.
+    """
+
+    num_steps: int
+    batch_size: int
+    accumulation_steps: int = 1
+    seed: int = 0
+    eval_every: int = 100
+    evaluate_at_start: bool = True
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep_latest: int = 2
+    keep_best: int = 1
+    best_metric: str = "loss"
+    best_mode: str = "min"
+    feedback: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("num_steps", "eval_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
