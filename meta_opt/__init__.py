@@ -30,7 +30,6 @@ _HOME = {
     "state_shardings": "sharding",
     "load_theta": "weights",
 }
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
@@ -40,4 +39,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME})

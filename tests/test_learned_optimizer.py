@@ -317,8 +317,8 @@ def test_bad_configs():
 
 
 def test_public_names():
-    for name in meta_opt.__all__:
+    for name in meta_opt._HOME:
         assert getattr(meta_opt, name).__name__ == name
-    assert set(meta_opt.__all__) <= set(dir(meta_opt))
+    assert set(meta_opt._HOME) <= set(dir(meta_opt))
     with pytest.raises(AttributeError, match=re.escape("'learned_optimiser'")):
         meta_opt.learned_optimiser  # noqa: B018
