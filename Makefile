@@ -16,10 +16,10 @@ demo: $(STAMP)  ## fine-tune nano with four optimizers; table, curves and report
 	$(BIN)/python -m experiments.demo
 
 test: $(STAMP)  ## tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 test-all: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "slow or not slow"
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

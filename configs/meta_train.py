@@ -10,26 +10,24 @@ def small() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "meta": {
-                # Cheap families come round twice.
                 "families": (
-                    "digits_mlp",
                     "emoji_clip_finetune",
                     "emoji_head",
-                    "emoji_mlp",
                     "emoji_clip_lora",
-                    "digits_mlp",
+                    "emoji_mlp",
+                    "emoji_clip_finetune",
                     "emoji_vit",
-                    "emoji_head",
+                    "digits_mlp",
                     "emoji_clip",
                 ),
-                "outer_steps": 630,
+                "outer_steps": 560,
                 "pairs": 12,
                 "sigma": 0.05,
-                "learning_rate": 6e-3,
+                "learning_rate": 5e-3,
                 "seed": 0,
                 "reparametrisation": 2.0,
                 "error_weight": 1.0,
-                "weight_decay": 0.0,
+                "weight_decay": 1.0,
                 "checkpoint_every": 50,
                 "budget_seconds": 0.0,
                 "controller": {

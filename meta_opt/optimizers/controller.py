@@ -200,11 +200,11 @@ def _modify(
         return x * jnp.exp(jnp.clip(by[:, 0], -limit, limit))
 
     return Controls(
-        step=grown(base.step, step, 4.0),
+        step=grown(base.step, step, 2.0),
         weights=weights,
-        forget_momentum=grown(base.forget_momentum, momentum, 2.3),
+        forget_momentum=grown(base.forget_momentum, momentum, 1.6),
         forget_second=grown(base.forget_second, second, 2.3),
-        weight_decay=grown(base.weight_decay, decay, 4.0),
+        weight_decay=grown(base.weight_decay, decay, 2.3),
         compress=base.compress + jnp.clip(compress[:, 0], 0.0, 1.0),
     )
 
