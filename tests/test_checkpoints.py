@@ -130,7 +130,11 @@ def test_a_checkpoint_whose_writing_was_cut_off_is_not_taken(
     (cut_off / "state").mkdir(parents=True)
     checkpoints = open_checkpoints()
     assert checkpoints.restore(make_state()).step == 1
+    # Orbax removes it in the background, before the next save at the latest.
+    checkpoints.save(2, make_state(2), None)
+    checkpoints.wait()
     assert not cut_off.exists()
+    assert checkpoints.steps() == [1, 2]
 
 
 # Orbax leaves futures behind when a read fails.
