@@ -265,28 +265,18 @@ def controlled(
             controls, 1.0 if scale is None else scale, stats
         )
 
-        def take_step() -> list[GroupResult]:
-            return apply_rule(
-                known.groups,
-                arrays,
-                means,
-                controls,
-                momentum_square / known.table.size,
-                slots,
-                scale=scale,
-                mixable=config.mixable if learned else frozenset(),
-                newton_schulz_steps=newton_schulz_steps,
-            )
-
-        def skip_step() -> list[GroupResult]:
-            return [
-                GroupResult([jnp.zeros_like(g) for g in x.grads], x.momentum, x.second)
-                for x in arrays
-            ]
-
-        # A branch, not a select: it costs nothing, and it keeps the many slices that
-        # follow from being fused into the arithmetic of every tensor.
-        outputs = jax.lax.cond(ok, take_step, skip_step)
+        taken = apply_rule(
+            known.groups,
+            arrays,
+            means,
+            controls,
+            momentum_square / known.table.size,
+            slots,
+            scale=scale,
+            mixable=config.mixable if learned else frozenset(),
+            newton_schulz_steps=newton_schulz_steps,
+        )
+        outputs = _unless_skipped(ok, known.groups, taken, arrays)
         new_updates = [jnp.zeros_like(x) for x in grad_leaves]
         new_momenta, new_seconds = list(momentum_leaves), list(second_leaves)
         for group, output in zip(known.groups, outputs, strict=True):
@@ -317,6 +307,52 @@ def controlled(
         return treedef.unflatten(new_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unless_skipped(
+    ok: jax.Array,
+    groups: Sequence[Group],
+    taken: Sequence[GroupResult],
+    arrays: Sequence[GroupArrays],
+) -> list[GroupResult]:
+    """``taken`` where the step is ok, else no update and the old statistics.
+
+    A select for large leaves, fused into their arithmetic. What is cut up afterwards
+    goes through a branch instead: the many slices that follow would else be fused with
+    the arithmetic of the whole stack, which makes compilation many times slower.
+    """
+    skipped = [
+        GroupResult([jnp.zeros_like(u) for u in t.updates], a.momentum, a.second)
+        for t, a in zip(taken, arrays, strict=True)
+    ]
+
+    def stacked(results: Sequence[GroupResult]) -> list:
+        return [
+            (
+                [x for x, c in zip(r.updates, g.chunks, strict=True) if len(c) > 1],
+                [x for x, c in zip(r.momentum, g.chunks, strict=True) if len(c) > 1],
+                r.second,
+            )
+            for g, r in zip(groups, results, strict=True)
+        ]
+
+    branched = jax.lax.cond(
+        ok, lambda new, old: new, lambda new, old: old, stacked(taken), stacked(skipped)
+    )
+    outputs = []
+    for group, new, old, (updates, momenta, second) in zip(
+        groups, taken, skipped, branched, strict=True
+    ):
+        rest = [iter(updates), iter(momenta)]
+        chosen: list[list[jax.Array]] = [[], []]
+        for j, chunk in enumerate(group.chunks):
+            for k, (x, y) in enumerate(
+                ((new.updates, old.updates), (new.momentum, old.momentum))
+            ):
+                one = next(rest[k]) if len(chunk) > 1 else jnp.where(ok, x[j], y[j])
+                chosen[k].append(one)
+        outputs.append(GroupResult(chosen[0], chosen[1], second))
+    return outputs
 
 
 def _check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
