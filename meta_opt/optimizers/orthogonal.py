@@ -1,6 +1,7 @@
 """Orthogonalisation of matrices by Newton-Schulz, in batches of one shape."""
 
 import collections
+import math
 from collections.abc import Sequence
 
 import jax
@@ -46,15 +47,13 @@ def orthogonalise(
     Returns:
         Arrays shaped as ``matrices``, float32, each unit scaled to RMS one.
     """
-    flat = []
+    flat, tall = [], []
     buckets: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
     for i, (x, split) in enumerate(zip(matrices, splits, strict=True)):
-        rows = 1
-        for n in x.shape[1 : 1 + split]:
-            rows *= n
+        rows = math.prod(x.shape[1 : 1 + split])
         m = x.astype(jnp.float32).reshape(x.shape[0], rows, -1)
-        wide = m.shape[1] <= m.shape[2]
-        flat.append(m if wide else jnp.swapaxes(m, 1, 2))
+        tall.append(m.shape[1] > m.shape[2])
+        flat.append(jnp.swapaxes(m, 1, 2) if tall[-1] else m)
         buckets[flat[-1].shape[1:]].append(i)
     out: list = [None] * len(flat)
     for members in buckets.values():
@@ -67,16 +66,7 @@ def orthogonalise(
         for i in members:
             part = result[offset : offset + matrices[i].shape[0]]
             offset += matrices[i].shape[0]
-            if part.shape[1] * part.shape[2] and flat[i].shape != _as_matrix(
-                matrices[i], splits[i]
-            ):
+            if tall[i]:
                 part = jnp.swapaxes(part, 1, 2)
             out[i] = part.reshape(matrices[i].shape)
     return out
-
-
-def _as_matrix(x: jax.Array, split: int) -> tuple[int, ...]:
-    rows = 1
-    for n in x.shape[1 : 1 + split]:
-        rows *= n
-    return (x.shape[0], rows, x[0].size // max(rows, 1))
