@@ -26,7 +26,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-data: $(STAMP)  ## download and prepare Open Clip Art and the four-artist emoji
+data: $(STAMP)  ## download and prepare the datasets, all but the largest
 	$(BIN)/python -m meta_opt.data.prepare
 
 bench: $(STAMP)  ## update time, step time, state size, compile time, import time

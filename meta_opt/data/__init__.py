@@ -1,4 +1,4 @@
-"""Images with captions and labels: the bundled shard, TFDS datasets, tokens, batches.
+"""Images, speech, clips and texts: the bundled shard, TFDS datasets, tokens, batches.
 
 Importing this package is cheap; what needs Pillow, Grain, TensorFlow Datasets or
 tokenizers is imported when it is first asked for.
@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meta_opt.data.audio import log_mel as log_mel
+    from meta_opt.data.cldr import cldr_arrays as cldr_arrays
     from meta_opt.data.clipart import bundled_clipart as bundled_clipart
+    from meta_opt.data.glyphs import glyph_arrays as glyph_arrays
+    from meta_opt.data.media_arrays import AsteriskArrays as AsteriskArrays
+    from meta_opt.data.media_arrays import (
+        animated_emoji_arrays as animated_emoji_arrays,
+    )
+    from meta_opt.data.media_arrays import asterisk_arrays as asterisk_arrays
+    from meta_opt.data.media_arrays import klettres_arrays as klettres_arrays
+    from meta_opt.data.media_arrays import tuxpaint_arrays as tuxpaint_arrays
     from meta_opt.data.pipeline import PipelineConfig as PipelineConfig
     from meta_opt.data.pipeline import as_arrays as as_arrays
     from meta_opt.data.pipeline import make_iterator as make_iterator
@@ -29,7 +39,15 @@ if TYPE_CHECKING:
     from meta_opt.data.tokenizer import load_tokenizer as load_tokenizer
 
 _HOMES = {
+    "log_mel": "audio",
+    "cldr_arrays": "cldr",
     "bundled_clipart": "clipart",
+    "glyph_arrays": "glyphs",
+    "AsteriskArrays": "media_arrays",
+    "animated_emoji_arrays": "media_arrays",
+    "asterisk_arrays": "media_arrays",
+    "klettres_arrays": "media_arrays",
+    "tuxpaint_arrays": "media_arrays",
     "PipelineConfig": "pipeline",
     "as_arrays": "pipeline",
     "make_iterator": "pipeline",
@@ -44,19 +62,27 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsteriskArrays",
     "CaptionTokenizer",
     "MemorySource",
     "PipelineConfig",
     "Record",
     "Source",
+    "animated_emoji_arrays",
     "as_arrays",
+    "asterisk_arrays",
     "bundled_clipart",
+    "cldr_arrays",
     "data_dir",
     "emoji_arrays",
+    "glyph_arrays",
+    "klettres_arrays",
     "load_tokenizer",
+    "log_mel",
     "make_iterator",
     "source_arrays",
     "tfds_source",
+    "tuxpaint_arrays",
 ]
 
 

@@ -34,12 +34,52 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise TooManyPixelsError(
                 f"the image is {width} x {height} pixels, more than {max_pixels:,}"
             )
-        if image.mode == "RGB" and "transparency" not in image.info:
-            image.load()
-            return image
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _on_white(image)
+
+
+def decode_frames(
+    data: bytes, count: int, max_pixels: int = MAX_PIXELS
+) -> list[Image.Image]:
+    """Decodes frames of an animation, each to RGB on white.
+
+    Of N frames those with the indices ``i N // count`` are taken, for i below
+    ``count``: the first, and others at even distances, of a clip that is a loop.
+
+    Args:
+        data: a WebP, GIF, APNG, ... file.
+        count: how many frames.
+        max_pixels: the most pixels that a frame may have.
+
+    Returns:
+        ``count`` Pillow images of mode RGB, or none if the clip has fewer frames.
+
+    Raises:
+        TooManyPixelsError: if a frame is larger than ``max_pixels``.
+        OSError: if the file is damaged or of a kind that Pillow does not know.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise TooManyPixelsError(
+                f"a frame is {width} x {height} pixels, more than {max_pixels:,}"
+            )
+        total = getattr(image, "n_frames", 1)
+        if total < count:
+            return []
+        frames = []
+        for i in range(count):
+            image.seek(i * total // count)
+            frames.append(_on_white(image.copy()))
+        return frames
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -112,8 +152,9 @@ def render_svg(svg: str, side: int) -> Image.Image:
         raise ImportError(
             "rendering SVG files needs resvg-py: pip install 'meta-opt[data]'"
         ) from error
-    # Given both, the drawing is scaled to fit inside them.
+    # Given both, the drawing is scaled to fit inside them. Without a resolution every
+    # length in points, centimetres and the like is zero.
     data = resvg_py.svg_to_bytes(
-        svg_string=svg, width=side, height=side, skip_system_fonts=True
+        svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True
     )
     return decode(bytes(data))

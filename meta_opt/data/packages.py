@@ -1,4 +1,4 @@
-"""Fetches Debian and npm packages with the machine's own clients; unpacks them safely.
+"""Fetches Debian, npm and PyPI packages with their own clients; unpacks them safely.
 
 Nothing is installed and root is not needed.
 """
@@ -7,11 +7,14 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +126,74 @@ class NpmPackage:
             yield files
 
 
-Package = DebianPackage | NpmPackage
+@dataclasses.dataclass(frozen=True)
+class PypiPackage:
+    """A small package of the Python Package Index, in one version, as a wheel.
+
+    Attributes:
+        name: the package.
+        version: its version.
+        sha256: hash of the wheel, hexadecimal.
+        archive: file name of the wheel.
+        members: folders and files of it that are wanted.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    archive: str
+    members: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The folder that it is unpacked to."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def pattern(self) -> str:
+        """What the archive's file name looks like."""
+        return self.archive
+
+    def command(self, folder: Path) -> list[str]:
+        """The command that fetches it to the folder that it runs in."""
+        return [
+            *(sys.executable, "-m", "pip", "--quiet", "download", "--no-deps"),
+            *("--only-binary=:all:", f"{self.name}=={self.version}"),
+        ]
+
+    def verify(self, archive: Path) -> None:
+        """Raises PackageError if the archive's hash is not the pinned one."""
+        found = _digest(archive, "sha256").hex()
+        if found != self.sha256:
+            raise PackageError(
+                f"{archive} is not {self.name}=={self.version}: its SHA-256 is "
+                f"{found}, not {self.sha256}. Delete it and try again."
+            )
+
+    @contextlib.contextmanager
+    def open(self, archive: Path) -> Iterator[tarfile.TarFile]:
+        """Opens the files of the package; a wheel is a zip and is turned into a tar."""
+        buffer = io.BytesIO()
+        try:
+            with (
+                zipfile.ZipFile(archive) as wheel,
+                tarfile.open(fileobj=buffer, mode="w") as files,
+            ):
+                for item in wheel.infolist():
+                    if not item.is_dir():
+                        member = tarfile.TarInfo(item.filename)
+                        member.size = item.file_size
+                        files.addfile(member, io.BytesIO(wheel.read(item)))
+        except zipfile.BadZipFile as error:
+            raise PackageError(
+                f"{archive} is damaged. Delete it and try again."
+            ) from error
+        buffer.seek(0)
+        with tarfile.open(fileobj=buffer) as files:
+            yield files
+
+
+Package = DebianPackage | NpmPackage | PypiPackage
 
 
 def fetch(package: Package, folder: Path) -> Path:
@@ -193,12 +263,9 @@ def _download(package: Package, scratch: Path, folder: Path) -> None:
     """Runs the package's client in ``scratch``; ``folder`` is for the messages."""
     command = package.command(scratch)
     by_hand = f"put {package.pattern} into {folder} by hand and run this again"
-    _require(
-        command[0],
-        f"fetch {package.name}",
-        "Node.js" if command[0] == "npm" else "apt (on Debian or a relative)",
-        by_hand,
-    )
+    providers = {"npm": "Node.js", "apt-get": "apt (on Debian or a relative)"}
+    provider = providers.get(command[0], "Python")
+    _require(command[0], f"fetch {package.name}", provider, by_hand)
     result = _run(command, scratch)
     if result.returncode and command[0] == "apt-get" and os.geteuid() == 0:
         # A fresh container has no package lists yet.

