@@ -175,7 +175,7 @@ def statistics(scale=1.0, noise=0.0):
 
 def test_tensor_features():
     past = jnp.log(jnp.arange(1.0, 5.0))
-    found = tensor_features(statistics(), table(), past)
+    found = tensor_features(statistics(), table(), past, past + 2.0)
     assert found.shape == (4, NUM_TENSOR) and found.dtype == jnp.float32
     assert np.isfinite(found).all()
     names = dict(zip(("overall", "momentum", "param", "past"), found.T, strict=False))
@@ -184,16 +184,16 @@ def test_tensor_features():
     np.testing.assert_allclose(names["overall"], 0.25 * np.log(share), rtol=1e-5)
     np.testing.assert_allclose(names["momentum"], 0.25 * np.log(0.25), rtol=1e-5)
     np.testing.assert_allclose(names["past"], 0.0, atol=1e-6)
-    np.testing.assert_allclose(found[:, 4], 0.5, rtol=1e-6)  # cosine
+    np.testing.assert_allclose(found[:, 4], -0.5, rtol=1e-5)  # below its peak
+    np.testing.assert_allclose(found[:, 5], 0.5, rtol=1e-6)  # cosine
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_statistics_do_not_depend_on_the_scale_of_the_loss(scale):
     past = jnp.zeros(4)
-    expected = tensor_features(statistics(), table(), past)
-    found = tensor_features(
-        statistics(scale), table(), past + 2 * jnp.log(jnp.float32(scale))
-    )
+    expected = tensor_features(statistics(), table(), past, past)
+    scaled = past + 2 * jnp.log(jnp.float32(scale))
+    found = tensor_features(statistics(scale), table(), scaled, scaled)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
         group_features(statistics(scale), table()),
@@ -207,12 +207,12 @@ def test_degenerate_statistics_are_finite():
     huge = jnp.full(4, 1e18)
     for x in (zero, huge):
         stats = Statistics(x, x, x, x)
-        assert np.isfinite(tensor_features(stats, table(), zero)).all()
+        assert np.isfinite(tensor_features(stats, table(), zero, zero)).all()
         assert np.isfinite(group_features(stats, table())).all()
     empty = unit_table([])
     none = jnp.zeros(0)
     stats = Statistics(none, none, none, none)
-    assert tensor_features(stats, empty, none).shape == (0, NUM_TENSOR)
+    assert tensor_features(stats, empty, none, none).shape == (0, NUM_TENSOR)
     assert np.isfinite(group_features(stats, empty)).all()
 
 

@@ -122,11 +122,11 @@ def progress_features(
 ) -> jax.Array:
     """Features of the whole run.
 
-    Nine positions of the fraction done and two logs of time; differences between loss
-    averages of neighbouring time scales, loss level against its start, noise; the
-    train/validation gap, distance of the last feedback from the best, its age. Loss
-    features are ratios, so they do not depend on the loss's scale, and are zero (with
-    a flag) while the loss is unknown.
+    Nine positions of the fraction done and two bounded logs of time; differences
+    between loss averages of neighbouring time scales, loss level against its start,
+    noise; the train/validation gap, distance of the last feedback from the best, its
+    age. Loss features are ratios, so they do not depend on the loss's scale, and are
+    zero (with a flag) while the loss is unknown.
 
     Returns:
         float32 [`NUM_PROGRESS`].
@@ -137,7 +137,8 @@ def progress_features(
     time = jnp.concatenate(
         [
             jnp.tanh(10.0 * (fraction - _CENTRES)),
-            jnp.stack([jnp.log10(step + 1.0), jnp.log10(num_steps)]) / 2.0 - 1.0,
+            # Bounded, so that runs longer than any seen are not far outside.
+            jnp.tanh(jnp.stack([jnp.log10(step + 1.0), jnp.log10(num_steps)]) - 2.0),
         ]
     )
     average = _average(state)

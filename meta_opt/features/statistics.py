@@ -15,6 +15,7 @@ from meta_opt.features.tensors import GROUPS, NUM_STATIC, TensorInfo, static_fea
 
 TINY = 1e-30
 """Added before a logarithm or a division; below any useful mean square in float32."""
+_FLAT = 1e-18
 
 
 class Statistics(NamedTuple):
@@ -63,14 +64,26 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
     )
 
 
+def smooth(mean_square: jax.Array) -> jax.Array:
+    """The same number, with no derivative where it is next to nothing.
+
+    Roots and logarithms of a mean square of 1e-30 have derivatives that overflow, and
+    meta-gradients go through all of them. The value, and compiled code without
+    derivatives, are unchanged.
+    """
+    return jnp.where(
+        mean_square > _FLAT, mean_square, jax.lax.stop_gradient(mean_square)
+    )
+
+
 def _log(x: jax.Array) -> jax.Array:
-    return jnp.log(x + TINY)
+    return jnp.log(smooth(x) + TINY)
 
 
 def _cosine(stats: Statistics) -> jax.Array:
     # Two roots, since the product of two small squares would underflow.
-    grad = jax.lax.rsqrt(stats.grad_square + TINY)
-    momentum = jax.lax.rsqrt(stats.momentum_square + TINY)
+    grad = jax.lax.rsqrt(smooth(stats.grad_square) + TINY)
+    momentum = jax.lax.rsqrt(smooth(stats.momentum_square) + TINY)
     return jnp.clip(stats.grad_momentum * grad * momentum, -1.0, 1.0)
 
 
@@ -82,16 +95,19 @@ def clipped(x: jax.Array, scale: float = 0.5, limit: float = 5.0) -> jax.Array:
 def grad_rms(stats: Statistics, table: UnitTable) -> jax.Array:
     """RMS of all gradient elements; float32 scalar."""
     total = max(float(np.sum(table.size, dtype=np.float64)), 1.0)
-    return jnp.sqrt(jnp.sum(stats.grad_square) / total)
+    return jnp.sqrt(smooth(jnp.sum(stats.grad_square) / total))
 
 
-NUM_DYNAMIC = 7
+NUM_DYNAMIC = 8
 NUM_TENSOR = NUM_DYNAMIC + NUM_STATIC
 NUM_GROUP = 2 * len(GROUPS)
 
 
 def tensor_features(
-    stats: Statistics, table: UnitTable, past_log_square: jax.Array
+    stats: Statistics,
+    table: UnitTable,
+    past_log_square: jax.Array,
+    peak_log_square: jax.Array,
 ) -> jax.Array:
     """Features of every unit.
 
@@ -100,6 +116,7 @@ def tensor_features(
         table: constants of the units.
         past_log_square: float32 [N], moving average of the log mean square of the
             unit's gradient; equal to the present one on the first step.
+        peak_log_square: float32 [N], the largest that average has been.
 
     Returns:
         float32 [N, `NUM_TENSOR`].
@@ -116,6 +133,7 @@ def tensor_features(
         clipped(0.5 * (m - g)),
         clipped(0.5 * p + 3.0),
         clipped(0.5 * (g - past_log_square)),
+        clipped(0.5 * (past_log_square - peak_log_square)),
         cosine,
         jnp.square(cosine),
         clipped(_log(share), 0.2),

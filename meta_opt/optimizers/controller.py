@@ -140,6 +140,7 @@ def control(
     stats: Statistics,
     table: UnitTable,
     past_log_square: jax.Array,
+    peak_log_square: jax.Array,
     progress: jax.Array,
     base: Controls,
     config: ControllerConfig,
@@ -152,6 +153,7 @@ def control(
         stats: this step's sums, [N] each.
         table: constants of the units.
         past_log_square: float32 [N], usual log mean square of each gradient.
+        peak_log_square: float32 [N], the largest that it has been.
         progress: float32 [`NUM_PROGRESS`] from `progress_features`.
         base: controls of the hand-designed rule, which the outputs modify.
         config: the controller's shape and directions.
@@ -159,7 +161,7 @@ def control(
     Returns:
         Controls, and the new memory.
     """
-    tensors = tensor_features(stats, table, past_log_square)
+    tensors = tensor_features(stats, table, past_log_square, peak_log_square)
     overview = jnp.concatenate([progress, group_features(stats, table)])
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from meta_opt.features.statistics import TINY, smooth
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic iteration of Jordan et al., "Muon" (2024): singular values in [0.7, 1.2]."""
 
@@ -27,7 +29,7 @@ def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
     """
     a, b, c = _COEFFICIENTS
     square = jnp.sum(jnp.square(matrices), axis=(1, 2), keepdims=True)
-    x = matrices * jax.lax.rsqrt(square + 1e-30)
+    x = matrices * jax.lax.rsqrt(smooth(square) + TINY)
     for _ in range(steps):
         gram = jnp.einsum("uik,ujk->uij", x, x)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
@@ -61,7 +63,7 @@ def orthogonalise(
         joined = batch[0] if len(batch) == 1 else jnp.concatenate(batch)
         result = newton_schulz(joined, steps)
         mean_square = jnp.mean(jnp.square(result), axis=(1, 2), keepdims=True)
-        result = result * jax.lax.rsqrt(mean_square + 1e-30)
+        result = result * jax.lax.rsqrt(smooth(mean_square) + TINY)
         offset = 0
         for i in members:
             part = result[offset : offset + matrices[i].shape[0]]

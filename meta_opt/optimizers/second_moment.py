@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from meta_opt.features.statistics import TINY
+from meta_opt.features.statistics import TINY, smooth
 from meta_opt.features.tensors import TensorInfo
 from meta_opt.optimizers.grouping import Group
 
@@ -117,7 +117,7 @@ def inverse_roots(second: Factored | jax.Array, group: Group) -> tuple[jax.Array
 
     def root(x: jax.Array, missing: tuple[int, ...]) -> jax.Array:
         mean = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
-        relative = x / (mean + TINY) + _EPSILON
+        relative = x / (smooth(mean) + TINY) + _EPSILON
         return jnp.expand_dims(jax.lax.rsqrt(relative), missing)
 
     if isinstance(second, Factored):

@@ -20,9 +20,9 @@ from meta_opt.features.progress import (
 )
 from meta_opt.features.statistics import (
     TINY,
-    Statistics,
     UnitTable,
     grad_rms,
+    smooth,
     unit_table,
 )
 from meta_opt.features.tensors import TensorInfo, describe, path_name
@@ -37,31 +37,29 @@ from meta_opt.optimizers.grouping import (
     Group,
     first_units,
     group_leaves,
-    replicated,
     sharded_like,
 )
+from meta_opt.optimizers.measuring import gather_statistics
 from meta_opt.optimizers.safeguard import GuardState, guard_step, init_guard
 from meta_opt.optimizers.second_moment import (
-    Second,
     init_second,
     mean_squares,
     pack_second,
-    square_sums,
     unpack_second,
 )
+from meta_opt.optimizers.skipping import unless_skipped
 from meta_opt.optimizers.update_rule import (
     GroupArrays,
-    GroupResult,
     apply_rule,
     next_momentum_square,
     scheduled_step,
 )
 from meta_opt.types import PyTree
 
-_PARAM_EVERY = 8
-"""Steps between measurements of the parameters' size."""
 _USUAL_RATE = 0.05
 """Rate of the average of log mean square gradients."""
+_NOTHING = -46.0
+"""Log mean square below which a gradient counts as none (RMS 1e-10)."""
 
 
 class OptimizerState(NamedTuple):
@@ -74,6 +72,7 @@ class OptimizerState(NamedTuple):
             a full array for rank 0 and 1, None where there is none. Float32.
         slots: int32 [], index of each leaf's first unit, see `grouping`; constant.
         usual: float32 [N], average log mean square gradient of each unit.
+        peak: float32 [N], the largest that average has been.
         momentum_square: float32 [N], sum of squares of each unit's momentum.
         param_square: float32 [N], sum of squares of each unit's parameters, renewed
             every few steps.
@@ -87,6 +86,7 @@ class OptimizerState(NamedTuple):
     second: PyTree
     slots: PyTree
     usual: jax.Array
+    peak: jax.Array
     momentum_square: jax.Array
     param_square: jax.Array
     guard: GuardState
@@ -167,6 +167,7 @@ def controlled(
                 [jnp.int32(i) for i in first_units(known.groups, len(leaves))]
             ),
             usual=jnp.zeros(units, jnp.float32),
+            peak=jnp.zeros(units, jnp.float32),
             momentum_square=jnp.zeros(units, jnp.float32),
             param_square=jnp.zeros(units, jnp.float32),
             guard=init_guard(),
@@ -224,7 +225,15 @@ def controlled(
             mean_squares(group, array.grads, array.second)
             for group, array in zip(known.groups, arrays, strict=True)
         ]
-        stats = _statistics(known.groups, arrays, means, state, learned)
+        stats = gather_statistics(
+            known.groups,
+            arrays,
+            means,
+            state.momentum_square,
+            state.param_square,
+            state.count,
+            learned,
+        )
 
         rms = grad_rms(stats, known.table)
         guard = state.guard
@@ -232,9 +241,12 @@ def controlled(
         if safeguard:
             ok, guard = guard_step(guard, rms, value)
 
-        log_square = jnp.log(stats.grad_square / known.table.size + TINY)
+        log_square = jnp.log(smooth(stats.grad_square / known.table.size) + TINY)
         first = state.guard.seen == 0 if safeguard else state.count == 0
+        # A tensor without gradient so far (a LoRA A before its B moves) has no past.
+        first = first | (state.usual < _NOTHING)
         past = jnp.where(first, log_square, state.usual)
+        peak = jnp.where(first, log_square, jnp.maximum(state.peak, past))
         base = hand_designed_base(jnp.asarray(known.table.matrix), config)
         progress, memory = state.progress, state.controller
         controls = base
@@ -248,6 +260,7 @@ def controlled(
                 stats,
                 known.table,
                 past,
+                peak,
                 progress_features(progress, state.count, num_steps),
                 base,
                 config,
@@ -276,7 +289,7 @@ def controlled(
             mixable=config.mixable if learned else frozenset(),
             newton_schulz_steps=newton_schulz_steps,
         )
-        outputs = _unless_skipped(ok, known.groups, taken, arrays)
+        outputs = unless_skipped(ok, known.groups, taken, arrays)
         new_updates = [jnp.zeros_like(x) for x in grad_leaves]
         new_momenta, new_seconds = list(momentum_leaves), list(second_leaves)
         for group, output in zip(known.groups, outputs, strict=True):
@@ -298,6 +311,7 @@ def controlled(
             second=treedef.unflatten(new_seconds),
             slots=state.slots,
             usual=keep(usual, state.usual),
+            peak=keep(peak, state.peak),
             momentum_square=keep(momentum_square, state.momentum_square),
             param_square=stats.param_square,
             guard=guard,
@@ -307,52 +321,6 @@ def controlled(
         return treedef.unflatten(new_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _unless_skipped(
-    ok: jax.Array,
-    groups: Sequence[Group],
-    taken: Sequence[GroupResult],
-    arrays: Sequence[GroupArrays],
-) -> list[GroupResult]:
-    """``taken`` where the step is ok, else no update and the old statistics.
-
-    A select for large leaves, fused into their arithmetic. What is cut up afterwards
-    goes through a branch instead: the many slices that follow would else be fused with
-    the arithmetic of the whole stack, which makes compilation many times slower.
-    """
-    skipped = [
-        GroupResult([jnp.zeros_like(u) for u in t.updates], a.momentum, a.second)
-        for t, a in zip(taken, arrays, strict=True)
-    ]
-
-    def stacked(results: Sequence[GroupResult]) -> list:
-        return [
-            (
-                [x for x, c in zip(r.updates, g.chunks, strict=True) if len(c) > 1],
-                [x for x, c in zip(r.momentum, g.chunks, strict=True) if len(c) > 1],
-                r.second,
-            )
-            for g, r in zip(groups, results, strict=True)
-        ]
-
-    branched = jax.lax.cond(
-        ok, lambda new, old: new, lambda new, old: old, stacked(taken), stacked(skipped)
-    )
-    outputs = []
-    for group, new, old, (updates, momenta, second) in zip(
-        groups, taken, skipped, branched, strict=True
-    ):
-        rest = [iter(updates), iter(momenta)]
-        chosen: list[list[jax.Array]] = [[], []]
-        for j, chunk in enumerate(group.chunks):
-            for k, (x, y) in enumerate(
-                ((new.updates, old.updates), (new.momentum, old.momentum))
-            ):
-                one = next(rest[k]) if len(chunk) > 1 else jnp.where(ok, x[j], y[j])
-                chosen[k].append(one)
-        outputs.append(GroupResult(chosen[0], chosen[1], second))
-    return outputs
 
 
 def _check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
@@ -375,53 +343,3 @@ def _check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
 
 def _paths(tree: PyTree) -> list:
     return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _statistics(
-    groups: Sequence[Group],
-    arrays: Sequence[GroupArrays],
-    means: Sequence[Second],
-    state: OptimizerState,
-    learned: bool,
-) -> Statistics:
-    """Sums of squares and products of every unit, [N] each, in one place."""
-
-    def gather(parts: list[jax.Array]) -> jax.Array:
-        empty = jnp.zeros(0, jnp.float32)
-        return jnp.concatenate([empty, *[replicated(x) for x in parts]])
-
-    grad_square = gather(
-        [
-            square_sums(group, array.grads, mean)
-            for group, array, mean in zip(groups, arrays, means, strict=True)
-        ]
-    )
-    if not learned:  # The hand-designed rule reads nothing else.
-        zero = jnp.zeros_like(grad_square)
-        return Statistics(grad_square, zero, zero, zero)
-    grad_momentum = gather(
-        [
-            jnp.sum(g * m.astype(jnp.float32), axis=group.all_axes)
-            for group, array in zip(groups, arrays, strict=True)
-            for g, m in zip(array.grads, array.momentum, strict=True)
-        ]
-    )
-
-    def param_square() -> jax.Array:
-        return gather(
-            [
-                jnp.sum(jnp.square(p.astype(jnp.float32)), axis=group.all_axes)
-                for group, array in zip(groups, arrays, strict=True)
-                for p in array.params
-            ]
-        )
-
-    return Statistics(
-        grad_square=grad_square,
-        momentum_square=state.momentum_square,
-        # Parameters change slowly; reading them all for this every step does not pay.
-        param_square=jax.lax.cond(
-            state.count % _PARAM_EVERY == 0, param_square, lambda: state.param_square
-        ),
-        grad_momentum=grad_momentum,
-    )

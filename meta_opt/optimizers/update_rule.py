@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meta_opt.features.statistics import TINY, Statistics
+from meta_opt.features.statistics import TINY, Statistics, smooth
 from meta_opt.optimizers.grouping import Group, replicated, sharded_like
 from meta_opt.optimizers.orthogonal import orthogonalise
 from meta_opt.optimizers.second_moment import Second, accumulate, inverse_roots
@@ -130,7 +130,7 @@ class GroupResult(NamedTuple):
 
 
 def _inverse_rms(mean_square: jax.Array) -> jax.Array:
-    return jax.lax.rsqrt(jnp.maximum(mean_square, 0.0) + TINY)
+    return jax.lax.rsqrt(smooth(jnp.maximum(mean_square, 0.0)) + TINY)
 
 
 def next_momentum_square(
