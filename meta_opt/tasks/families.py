@@ -1,37 +1,53 @@
-"""Families of tasks by name, each on real data.
+"""Families of tasks by name, each on real data; the split is by data set.
 
-============================  ==========================================  ==========
-family                        what is trained                             data
-============================  ==========================================  ==========
-``digits_mlp``                MLP from scratch                            digits
-``emoji_mlp``                 MLP from scratch, category                  emoji
-``emoji_vit``                 transformer from scratch, category          emoji
-``emoji_clip``                image and text towers from scratch          emoji
-``emoji_clip_finetune``       the same, pretrained on another artist      emoji
-``emoji_clip_lora``           LoRA factors on the pretrained towers       emoji
-``emoji_head``                a linear head on pretrained features        emoji
-============================  ==========================================  ==========
+See `META_TRAIN`, `META_VALIDATION` and `META_TEST` for who is where, and each family's
+`Task` for its model. Names say data set, model and, where it is not from scratch, the
+way of adapting a pre-trained model.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from meta_opt.data import emoji_arrays, load_tokenizer, tfds_source
-from meta_opt.optimizers.hand_designed import hand_designed
-from meta_opt.tasks import nets
-from meta_opt.tasks.task import Arrays, Splits, Task
+from meta_opt.tasks import sources
+from meta_opt.tasks.adaptation import finetuning, frozen_features, head, lora, pretrain
+from meta_opt.tasks.models import (
+    Model,
+    bag_tower,
+    classifier,
+    contrastive,
+    conv_tower,
+    fusion,
+    language_model,
+    mlp_tower,
+    patch_tower,
+    sequence_tower,
+    text_tower,
+    video_tower,
+)
+from meta_opt.tasks.sources import LENGTH, LETTERS, WORDS, NumpyArrays, Parts
+from meta_opt.tasks.task import Splits, Task
 from meta_opt.types import PyTree, near_match
 
-_SIDE = 16
-_PATCH = 4
-_TEXT = 6
-_VOCABULARY = 512
-"""Token ids are folded to this many: updates of a large table would cost most."""
+SPLIT_OF_DATASET = {
+    "digits": "train",
+    "cancer": "train",
+    "glyphs": "train",
+    "emoji": "train",
+    "klettres": "train",
+    "cldr": "train",
+    "clipart": "validation",
+    "asterisk": "validation",
+    "tuxpaint": "test",
+    "animated": "test",
+}
+"""Which part of the meta-data a data set belongs to: no task crosses it."""
+
+_IMAGE = (16, 16, 3)
+_MEL = (32, 24)
 
 
 def make_task(family: str, data_dir: str | None = None) -> Task:
@@ -53,227 +69,427 @@ def make_task(family: str, data_dir: str | None = None) -> Task:
             f"no task family {family!r}{near_match(family, FAMILIES)}; there are "
             f"{', '.join(FAMILIES)}"
         )
-    return FAMILIES[family](data_dir)
+    return dataclasses.replace(FAMILIES[family](data_dir), name=family)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.mean(loss), jnp.mean((jnp.argmax(logits, -1) != labels) * 1.0)
-
-
-def _contrast(
-    image: jax.Array, text: jax.Array, log_scale: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """CLIP loss, and the error of finding the text."""
-
-    def unit(x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-8)
-
-    scale = jnp.exp(jnp.clip(log_scale, 0.0, 4.6))
-    logits = scale * unit(image) @ unit(text).T
-    labels = jnp.arange(len(logits))
-    forward, error = _cross_entropy(logits, labels)
-    backward, _ = _cross_entropy(logits.T, labels)
-    return 0.5 * (forward + backward), error
-
-
-def _split(arrays: dict[str, np.ndarray], parts: tuple[int, ...], seed: int) -> Splits:
-    """Random disjoint parts; the first may be all that is left (-1)."""
+def _split(arrays: NumpyArrays, train: int, held_out: int, seed: int) -> Splits:
+    """Random disjoint parts: ``held_out`` to judge by, half as many to validate."""
     order = np.random.default_rng(seed).permutation(len(next(iter(arrays.values()))))
-    train, feedback, target = parts
-    ends = np.cumsum([target, feedback])
-    picks = (order[ends[1] :], order[ends[0] : ends[1]], order[: ends[0]])
-    if train > 0:
-        picks = (picks[0][:train], *picks[1:])
+    rest = order[held_out + held_out // 2 :]
+    picks = (rest[:train], order[held_out:][: held_out // 2], order[:held_out])
     return Splits(*({k: jnp.asarray(v[i]) for k, v in arrays.items()} for i in picks))
 
 
+def _own_split(parts: Parts, train: int, held_out: int) -> Splits:
+    """The data set's own split, cut to sizes; its order has been mixed before."""
+    sizes = (train, held_out // 2, held_out)
+    cut = []
+    for part, size in zip(parts, sizes, strict=True):
+        order = np.random.default_rng(0).permutation(len(next(iter(part.values()))))
+        cut.append({k: jnp.asarray(v[order[:size]]) for k, v in part.items()})
+    return Splits(*cut)
+
+
+def _task(
+    dataset: str,
+    model: Model,
+    arrays: NumpyArrays | Parts,
+    *,
+    train: int = 100_000,
+    held_out: int = 300,
+    batch: int = 32,
+    horizons: tuple[int, int] = (30, 250),
+    value: bool = True,
+    feedback_every: int = 0,
+    seed: int = 0,
+) -> Task:
+    """A task on at most ``train`` examples; the name is `make_task`'s to give."""
+    return Task(
+        name=dataset,
+        dataset=dataset,
+        init=model.init,
+        loss=model.loss,
+        splits=(
+            _split(arrays, train, held_out, seed)
+            if isinstance(arrays, dict)
+            else _own_split(arrays, train, held_out)
+        ),
+        batch_size=batch,
+        gives_value=value,
+        feedback_every=feedback_every,
+        horizons=horizons,
+    )
+
+
+def _clip(width: int = 32, depth: int = 1) -> Model:
+    return contrastive(
+        patch_tower("image", _IMAGE, 4, width, depth),
+        bag_tower("words", WORDS, (24, 2 * width)),
+        width,
+    )
+
+
+def _conv(classes: int, widths: tuple[int, ...] = (12, 24), channels: int = 3) -> Model:
+    return classifier("vision", conv_tower("image", channels, widths), classes)
+
+
+def _vit(classes: int, width: int = 32, depth: int = 1) -> Model:
+    tower = patch_tower("image", _IMAGE, 4, width, depth)
+    return classifier("vision", tower, classes)
+
+
+def _speech(classes: int, width: int = 32, depth: int = 1) -> Model:
+    tower = sequence_tower("mel", *_MEL, width, depth, join=2)
+    return classifier("audio", tower, classes)
+
+
+def _speech_conv(classes: int) -> Model:
+    # A spectrogram as a picture of one channel.
+    return classifier("audio", conv_tower("picture", 1, (8, 16, 24)), classes)
+
+
+def _with_picture(parts: Parts) -> Parts:
+    a, b, c = ({**x, "picture": x["mel"][..., None]} for x in parts)
+    return a, b, c
+
+
+def _reads(classes: int, width: int = 32) -> Model:
+    return classifier("text", text_tower("text", LETTERS, LENGTH, width, 1), classes)
+
+
+def _writes(width: int = 32, depth: int = 1) -> Model:
+    return language_model(LETTERS, LENGTH, width, depth)
+
+
+def _both(classes: int) -> Model:
+    return fusion(
+        {
+            "vision": conv_tower("image", 3, (12, 24)),
+            "text": bag_tower("words", WORDS, (24, 32)),
+        },
+        32,
+        classes,
+    )
+
+
+# Pre-trained models; every one on a data set of the meta-training part.
+
+
 @functools.cache
-def _emoji(artist: str, data_dir: str | None) -> dict[str, np.ndarray]:
-    """Images float32 [B, 16, 16, 3] about in [-1, 1], labels, tokens of the names."""
-    pixels, labels, _ = emoji_arrays("train", artist, data_dir, _SIDE)
-    source = tfds_source("emoji", "train", data_dir, artists=(artist,))
-    texts = [captions[0] for captions in source.captions]
-    tokens = load_tokenizer().encode(texts, _TEXT)
-    images = pixels.astype(np.float32) / 127.5 - 1.0
-    return {
-        "image": images,
-        "label": labels.astype(np.int32),
-        "text": tokens % _VOCABULARY,
-    }
+def _clip_start(data_dir: str | None) -> PyTree:
+    return pretrain(_clip(), sources.emoji("google", data_dir))
+
+
+@functools.cache
+def _vit_start(data_dir: str | None) -> PyTree:
+    return pretrain(_vit(9), sources.emoji("google", data_dir))
+
+
+@functools.cache
+def _conv_start(data_dir: str | None) -> PyTree:
+    return pretrain(_conv(9), sources.emoji("google", data_dir))
+
+
+@functools.cache
+def _speech_start(data_dir: str | None) -> PyTree:
+    arrays = _some_classes(sources.klettres(data_dir), range(0, 8))
+    return pretrain(_speech(8), arrays[0])
+
+
+@functools.cache
+def _writer_start(data_dir: str | None) -> PyTree:
+    del data_dir
+    arrays, _, _ = _some_classes(sources.cldr(), range(0, 20))
+    return pretrain(_writes(), arrays, steps=800)
+
+
+def _some_classes(parts: Parts, classes: range) -> Parts:
+    """The examples of some classes, relabelled from zero."""
+
+    def cut(arrays: NumpyArrays) -> NumpyArrays:
+        keep = np.isin(arrays["label"], list(classes))
+        kept = {k: v[keep] for k, v in arrays.items()}
+        return {**kept, "label": (kept["label"] - classes.start).astype(np.int32)}
+
+    a, b, c = (cut(part) for part in parts)
+    return a, b, c
+
+
+def _classes(arrays: NumpyArrays | Parts) -> int:
+    first = arrays if isinstance(arrays, dict) else arrays[0]
+    return int(first["label"].max()) + 1
+
+
+Builder = Callable[[str | None], Task]
 
 
 def _digits_mlp(data_dir: str | None) -> Task:
     del data_dir
-    from sklearn.datasets import load_digits
+    model = classifier("mlp", mlp_tower("image", (64, 32, 32)), 10)
+    return _task("digits", model, sources.digits(), train=400, batch=16, value=False)
 
-    images, labels = load_digits(return_X_y=True)
-    arrays = {
-        "image": (images / 8.0 - 1.0).astype(np.float32),
-        "label": labels.astype(np.int32),
-    }
-    return Task(
-        name="digits_mlp",
-        dataset="digits",
-        init=lambda key: nets.init_mlp(key, (64, 32, 32, 10)),
-        loss=lambda p, x: _cross_entropy(nets.mlp(p, x["image"]), x["label"]),
-        splits=_split(arrays, (400, 100, 500), seed=1),
-        batch_size=16,
-        gives_value=False,
-        horizons=(40, 500),
+
+def _digits_conv(data_dir: str | None) -> Task:
+    del data_dir
+    arrays = sources.digits()
+    return _task("digits", _conv(10, (12, 24), 1), arrays, train=800, seed=1)
+
+
+def _cancer_mlp(data_dir: str | None) -> Task:
+    del data_dir
+    model = classifier("mlp", mlp_tower("feature", (30, 48, 48, 48)), 2)
+    return _task("cancer", model, sources.cancer(), train=100, held_out=240, batch=16)
+
+
+def _glyphs_mlp(data_dir: str | None) -> Task:
+    del data_dir
+    arrays = sources.glyphs()
+    model = classifier(
+        "mlp", mlp_tower("image", (256, 96, 64, 64, 64)), _classes(arrays)
     )
+    return _task("glyphs", model, arrays, train=700)
 
 
-def _emoji_mlp(data_dir: str | None) -> Task:
-    def loss(params: PyTree, x: Arrays) -> tuple[jax.Array, jax.Array]:
-        cells = nets.patches(x["image"], 2).reshape(len(x["image"]), -1, 4, 3)
-        small = jnp.mean(cells, axis=2).reshape(len(x["image"]), -1)
-        return _cross_entropy(nets.mlp(params, small), x["label"])
-
-    return Task(
-        name="emoji_mlp",
-        dataset="emoji",
-        init=lambda key: nets.init_mlp(key, (_SIDE**2 // 4 * 3, 48, 32, 10)),
-        loss=loss,
-        splits=_split(_emoji("twitter", data_dir), (-1, 150, 400), seed=2),
-        feedback_every=10,
-    )
+def _glyphs_conv(data_dir: str | None) -> Task:
+    del data_dir
+    arrays = sources.glyphs()
+    model = _conv(_classes(arrays), (8, 16, 32), 1)
+    return _task("glyphs", model, arrays, horizons=(30, 150), batch=24)
 
 
 def _emoji_vit(data_dir: str | None) -> Task:
-    def init(key: jax.Array) -> PyTree:
-        body, head = jax.random.split(key)
-        return {
-            "vision": nets.init_transformer(body, _PATCH**2 * 3, 16, 32, 1),
-            "head": nets.init_mlp(head, (32, 10))["head"],
-        }
+    arrays = sources.emoji("twitter", data_dir)
+    return _task("emoji", _vit(9), arrays, batch=24, horizons=(30, 180))
 
-    def loss(params: PyTree, x: Arrays) -> tuple[jax.Array, jax.Array]:
-        features = nets.transformer(params["vision"], nets.patches(x["image"], _PATCH))
-        return _cross_entropy(nets.dense(params["head"], features), x["label"])
 
-    return Task(
-        name="emoji_vit",
-        dataset="emoji",
-        init=init,
-        loss=loss,
-        splits=_split(_emoji("google", data_dir), (-1, 150, 300), seed=3),
-        batch_size=24,
-        horizons=(40, 160),
+def _emoji_vit_finetune(data_dir: str | None) -> Task:
+    model = finetuning(_vit(9), _vit_start(data_dir))
+    arrays = sources.emoji("openmoji", data_dir)
+    return _task("emoji", model, arrays, train=150, batch=24, horizons=(20, 180))
+
+
+def _emoji_conv_finetune(data_dir: str | None) -> Task:
+    model = finetuning(_conv(9), _conv_start(data_dir))
+    arrays = sources.emoji("fluent", data_dir)
+    return _task(
+        "emoji",
+        model,
+        arrays,
+        train=150,
+        batch=24,
+        horizons=(20, 180),
+        feedback_every=10,
     )
-
-
-def _init_clip(key: jax.Array) -> PyTree:
-    vision, text, image_out, text_out = jax.random.split(key, 4)
-    return {
-        "vision": nets.init_transformer(vision, _PATCH**2 * 3, 16, 32, 1),
-        "text": {"embedding": 0.1 * jax.random.normal(text, (_VOCABULARY, 24))},
-        "image_projection": nets.init_mlp(image_out, (32, 24))["head"],
-        "text_projection": nets.init_mlp(text_out, (24, 32, 24)),
-        # Trained as in CLIP: confidence is what overfits first.
-        "log_scale": jnp.log(14.0),
-    }
-
-
-def _clip_features(params: PyTree, x: Arrays) -> tuple[jax.Array, jax.Array]:
-    image = nets.transformer(params["vision"], nets.patches(x["image"], _PATCH))
-    tokens = params["text"]["embedding"][x["text"]]
-    mask = (x["text"] != 0)[..., None].astype(jnp.float32)
-    pooled = jnp.sum(tokens * mask, 1) / jnp.maximum(jnp.sum(mask, 1), 1.0)
-    return (
-        nets.dense(params["image_projection"], image),
-        nets.mlp(params["text_projection"], pooled),
-    )
-
-
-def _clip_loss(params: PyTree, x: Arrays) -> tuple[jax.Array, jax.Array]:
-    return _contrast(*_clip_features(params, x), params["log_scale"])
-
-
-@functools.cache
-def _pretrained_clip(data_dir: str | None) -> PyTree:
-    """Towers after 400 steps on another artist's emoji, by the hand-designed rule."""
-    arrays = {k: jnp.asarray(v) for k, v in _emoji("google", data_dir).items()}
-    steps = 400
-    tx = hand_designed(steps)
-    params = _init_clip(jax.random.key(0))
-
-    def step(i: jax.Array, carry: tuple) -> tuple:
-        params, state = carry
-        key = jax.random.fold_in(jax.random.key(1), i)
-        picks = jax.random.randint(key, (64,), 0, len(arrays["label"]))
-        batch = {k: v[picks] for k, v in arrays.items()}
-        grads = jax.grad(lambda p: _clip_loss(p, batch)[0])(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    run = jax.jit(lambda p: jax.lax.fori_loop(0, steps, step, (p, tx.init(p)))[0])
-    return jax.block_until_ready(run(params))
 
 
 def _emoji_clip(data_dir: str | None) -> Task:
-    return Task(
-        name="emoji_clip",
-        dataset="emoji",
-        init=_init_clip,
-        loss=_clip_loss,
-        splits=_split(_emoji("fluent", data_dir), (-1, 64, 128), seed=4),
-        batch_size=24,
-        horizons=(40, 160),
-    )
+    arrays = sources.emoji("fluent", data_dir)
+    return _task("emoji", _clip(), arrays, held_out=128, horizons=(30, 180))
 
 
 def _emoji_clip_finetune(data_dir: str | None) -> Task:
-    start = _pretrained_clip(data_dir)
-    return Task(
-        name="emoji_clip_finetune",
-        dataset="emoji",
-        init=lambda key: start,
-        loss=_clip_loss,
-        splits=_split(_emoji("openmoji", data_dir), (400, 64, 192), seed=5),
-        feedback_every=10,
-        batch_size=24,
-        horizons=(30, 160),
-    )
+    model = finetuning(_clip(), _clip_start(data_dir))
+    arrays = sources.emoji("openmoji", data_dir)
+    return _task("emoji", model, arrays, train=200, held_out=128, horizons=(20, 150))
 
 
 def _emoji_clip_lora(data_dir: str | None) -> Task:
-    start = _pretrained_clip(data_dir)
-    return Task(
-        name="emoji_clip_lora",
-        dataset="emoji",
-        init=lambda key: nets.add_lora(key, start, rank=4),
-        loss=lambda p, x: _clip_loss(nets.with_lora(start, p), x),
-        splits=_split(_emoji("twitter", data_dir), (600, 64, 128), seed=6),
-        batch_size=24,
-        horizons=(30, 160),
-    )
+    model = lora(_clip(), _clip_start(data_dir))
+    arrays = sources.emoji("twitter", data_dir)
+    return _task("emoji", model, arrays, train=600, held_out=128, horizons=(20, 150))
 
 
 def _emoji_head(data_dir: str | None) -> Task:
-    start = _pretrained_clip(data_dir)
-    arrays = _emoji("openmoji", data_dir)
-    features = jax.jit(lambda x: _clip_features(start, x)[0])(
-        {k: jnp.asarray(v) for k, v in arrays.items()}
-    )
-    arrays = {"feature": np.asarray(features), "label": arrays["label"]}
-    return Task(
-        name="emoji_head",
-        dataset="emoji",
-        init=lambda key: nets.init_mlp(key, (24, 10)),
-        loss=lambda p, x: _cross_entropy(nets.mlp(p, x["feature"]), x["label"]),
-        splits=_split(arrays, (300, 100, 500), seed=7),
-        batch_size=16,
-        horizons=(40, 800),
+    arrays = sources.emoji("openmoji", data_dir)
+    arrays = frozen_features(_clip(), _clip_start(data_dir), arrays)
+    model = head(arrays["feature"].shape[1], 9)
+    return _task(
+        "emoji", model, arrays, train=250, held_out=400, batch=16, horizons=(30, 400)
     )
 
 
-FAMILIES: dict[str, Callable[[str | None], Task]] = {
+def _emoji_fusion(data_dir: str | None) -> Task:
+    arrays = sources.emoji("openmoji", data_dir)
+    return _task("emoji", _both(9), arrays, batch=24, horizons=(30, 150))
+
+
+def _klettres_transformer(data_dir: str | None) -> Task:
+    arrays = sources.klettres(data_dir)
+    model = _speech(_classes(arrays))
+    return _task("klettres", model, arrays, horizons=(30, 180))
+
+
+def _klettres_conv(data_dir: str | None) -> Task:
+    arrays = _with_picture(sources.klettres(data_dir))
+    model = _speech_conv(_classes(arrays))
+    return _task("klettres", model, arrays, batch=16, horizons=(30, 120), value=False)
+
+
+def _klettres_finetune(data_dir: str | None) -> Task:
+    arrays = sources.klettres(data_dir)
+    arrays = _some_classes(arrays, range(8, _classes(arrays)))
+    model = finetuning(_speech(_classes(arrays)), _speech_start(data_dir))
+    return _task("klettres", model, arrays, held_out=200, batch=16, horizons=(20, 150))
+
+
+def _cldr_reader(data_dir: str | None) -> Task:
+    del data_dir
+    arrays = sources.cldr()
+    model = _reads(_classes(arrays))
+    return _task("cldr", model, arrays, train=4000, horizons=(30, 200))
+
+
+def _cldr_writer(data_dir: str | None) -> Task:
+    del data_dir
+    arrays = sources.cldr()
+    return _task("cldr", _writes(), arrays, batch=16, held_out=200, horizons=(30, 180))
+
+
+def _cldr_writer_lora(data_dir: str | None) -> Task:
+    arrays = sources.cldr()
+    arrays = _some_classes(arrays, range(20, _classes(arrays)))
+    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    return _task(
+        "cldr", model, arrays, train=2000, batch=16, held_out=200, horizons=(20, 150)
+    )
+
+
+def _clipart_conv(data_dir: str | None) -> Task:
+    del data_dir
+    arrays = sources.clipart()
+    model = _conv(_classes(arrays), (16, 32, 64))
+    return _task("clipart", model, arrays, horizons=(50, 400))
+
+
+def _clipart_vit_finetune(data_dir: str | None) -> Task:
+    arrays = sources.clipart()
+    model = finetuning(_vit(_classes(arrays)), _vit_start(data_dir))
+    return _task("clipart", model, arrays, train=600, horizons=(50, 300))
+
+
+def _clipart_clip_finetune(data_dir: str | None) -> Task:
+    model = finetuning(_clip(), _clip_start(data_dir))
+    return _task("clipart", model, sources.clipart(), held_out=128, horizons=(50, 300))
+
+
+def _clipart_writer_lora(data_dir: str | None) -> Task:
+    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    return _task("clipart", model, sources.clipart(), horizons=(50, 400))
+
+
+def _clipart_fusion(data_dir: str | None) -> Task:
+    del data_dir
+    arrays = sources.clipart()
+    return _task(
+        "clipart", _both(_classes(arrays)), arrays, batch=24, horizons=(50, 300)
+    )
+
+
+def _clipart_head(data_dir: str | None) -> Task:
+    arrays = frozen_features(_vit(9), _vit_start(data_dir), sources.clipart())
+    model = head(arrays["feature"].shape[1], _classes(arrays))
+    return _task("clipart", model, arrays, train=800, horizons=(50, 600))
+
+
+def _asterisk_transformer(data_dir: str | None) -> Task:
+    arrays = sources.asterisk(data_dir)
+    model = _speech(_classes(arrays), width=48, depth=2)
+    return _task("asterisk", model, arrays, train=1200, horizons=(50, 500))
+
+
+def _tuxpaint_conv(data_dir: str | None) -> Task:
+    arrays = sources.tuxpaint(data_dir)
+    model = _conv(_classes(arrays), (16, 24, 32))
+    return _task("tuxpaint", model, arrays, horizons=(50, 300))
+
+
+def _tuxpaint_vit_finetune(data_dir: str | None) -> Task:
+    arrays = sources.tuxpaint(data_dir)
+    model = finetuning(_vit(_classes(arrays)), _vit_start(data_dir))
+    return _task("tuxpaint", model, arrays, batch=24, horizons=(50, 400))
+
+
+def _tuxpaint_clip_lora(data_dir: str | None) -> Task:
+    model = lora(_clip(), _clip_start(data_dir), rank=8)
+    return _task("tuxpaint", model, sources.tuxpaint(data_dir), horizons=(50, 400))
+
+
+def _tuxpaint_trimodal(data_dir: str | None) -> Task:
+    arrays = sources.tuxpaint(data_dir)
+    towers = {
+        "vision": conv_tower("image", 3, (12, 24)),
+        "audio": sequence_tower("mel", *_MEL, 24, 1, join=4),
+        "text": bag_tower("text", LETTERS, (24, 32)),
+    }
+    model = fusion(towers, 32, _classes(arrays))
+    return _task("tuxpaint", model, arrays, batch=24, horizons=(50, 300))
+
+
+def _tuxpaint_reader(data_dir: str | None) -> Task:
+    arrays = sources.tuxpaint_captions(data_dir)
+    model = _reads(_classes(arrays), width=48)
+    return _task("tuxpaint", model, arrays, horizons=(50, 500))
+
+
+def _tuxpaint_writer(data_dir: str | None) -> Task:
+    arrays = sources.tuxpaint_captions(data_dir)
+    return _task("tuxpaint", _writes(40, depth=2), arrays, batch=24, horizons=(50, 500))
+
+
+def _tuxpaint_writer_lora(data_dir: str | None) -> Task:
+    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    arrays = sources.tuxpaint_captions(data_dir)
+    return _task("tuxpaint", model, arrays, horizons=(50, 500))
+
+
+def _tuxpaint_head(data_dir: str | None) -> Task:
+    parts = sources.tuxpaint(data_dir)
+    a, b, c = (frozen_features(_conv(9), _conv_start(data_dir), x) for x in parts)
+    model = head(a["feature"].shape[1], _classes(parts))
+    return _task("tuxpaint", model, (a, b, c), horizons=(50, 800))
+
+
+def _animated_video(data_dir: str | None) -> Task:
+    arrays = sources.animated_emoji(data_dir)
+    tower = video_tower("video", (8, 16, 16, 3), (12, 24), 32)
+    model = classifier("video", tower, _classes(arrays))
+    return _task("animated", model, arrays, batch=16, horizons=(50, 200))
+
+
+FAMILIES: dict[str, Builder] = {
     "digits_mlp": _digits_mlp,
-    "emoji_mlp": _emoji_mlp,
+    "digits_conv": _digits_conv,
+    "cancer_mlp": _cancer_mlp,
+    "glyphs_mlp": _glyphs_mlp,
+    "glyphs_conv": _glyphs_conv,
     "emoji_vit": _emoji_vit,
+    "emoji_vit_finetune": _emoji_vit_finetune,
+    "emoji_conv_finetune": _emoji_conv_finetune,
     "emoji_clip": _emoji_clip,
     "emoji_clip_finetune": _emoji_clip_finetune,
     "emoji_clip_lora": _emoji_clip_lora,
     "emoji_head": _emoji_head,
+    "emoji_fusion": _emoji_fusion,
+    "klettres_transformer": _klettres_transformer,
+    "klettres_conv": _klettres_conv,
+    "klettres_finetune": _klettres_finetune,
+    "cldr_reader": _cldr_reader,
+    "cldr_writer": _cldr_writer,
+    "cldr_writer_lora": _cldr_writer_lora,
+    "clipart_conv": _clipart_conv,
+    "clipart_vit_finetune": _clipart_vit_finetune,
+    "clipart_clip_finetune": _clipart_clip_finetune,
+    "clipart_writer_lora": _clipart_writer_lora,
+    "clipart_fusion": _clipart_fusion,
+    "clipart_head": _clipart_head,
+    "asterisk_transformer": _asterisk_transformer,
+    "tuxpaint_conv": _tuxpaint_conv,
+    "tuxpaint_vit_finetune": _tuxpaint_vit_finetune,
+    "tuxpaint_clip_lora": _tuxpaint_clip_lora,
+    "tuxpaint_trimodal": _tuxpaint_trimodal,
+    "tuxpaint_reader": _tuxpaint_reader,
+    "tuxpaint_writer": _tuxpaint_writer,
+    "tuxpaint_writer_lora": _tuxpaint_writer_lora,
+    "tuxpaint_head": _tuxpaint_head,
+    "animated_video": _animated_video,
 }

@@ -1,4 +1,9 @@
-"""Small networks as pure functions of a parameter dict: MLP, transformer, LoRA."""
+"""Small networks as pure functions of a parameter dict.
+
+MLP, convolutional net, transformer (encoder or causal), token embedding and LoRA. They
+are written for being vmapped over parameters: convolutions are matrix products over
+patches, since grouped convolutions are slow on CPU.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -9,9 +14,20 @@ import jax.numpy as jnp
 from meta_opt.types import PyTree
 
 
-def _dense(key: jax.Array, inputs: int, outputs: int, gain: float = 1.0) -> PyTree:
-    kernel = jax.random.normal(key, (inputs, outputs)) * gain / jnp.sqrt(inputs)
-    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+def _kernel(
+    key: jax.Array, shape: Sequence[int], inputs: int, gain: float
+) -> jax.Array:
+    return jax.random.normal(key, tuple(shape)) * gain / jnp.sqrt(inputs)
+
+
+def init_dense(
+    key: jax.Array, inputs: int, outputs: int, gain: float = 1.0, bias: bool = True
+) -> PyTree:
+    """A kernel of variance ``gain^2 / inputs``, and a zero bias."""
+    kernel = _kernel(key, (inputs, outputs), inputs, gain)
+    return (
+        {"kernel": kernel, "bias": jnp.zeros(outputs)} if bias else {"kernel": kernel}
+    )
 
 
 def dense(params: PyTree, x: jax.Array) -> jax.Array:
@@ -43,7 +59,7 @@ def init_mlp(key: jax.Array, widths: Sequence[int]) -> PyTree:
     pairs = list(itertools.pairwise(widths))
     names = [*(str(i) for i in range(len(pairs) - 1)), "head"]
     return {
-        name: _dense(k, a, b, gain=1.4)
+        name: init_dense(k, a, b, gain=1.4)
         for name, k, (a, b) in zip(names, keys, pairs, strict=True)
     }
 
@@ -55,36 +71,109 @@ def mlp(params: PyTree, x: jax.Array) -> jax.Array:
     return dense(params["head"], x)
 
 
+def init_convnet(key: jax.Array, channels: int, widths: Sequence[int]) -> PyTree:
+    """3x3 convolutions with group norms of one group; each but the first halves."""
+    blocks = {}
+    for i, width in enumerate(widths):
+        key, here = jax.random.split(key)
+        blocks[f"conv{i}"] = {
+            "kernel": _kernel(here, (3, 3, channels, width), 9 * channels, 1.4),
+            "bias": jnp.zeros(width),
+        }
+        blocks[f"norm{i}"] = _norm_init(width)
+        channels = width
+    return blocks
+
+
+def convnet(params: PyTree, images: jax.Array) -> jax.Array:
+    """Encodes [B, h, w, c] to the mean over places, [B, D]."""
+    x = images
+    for i in range(len(params) // 2):
+        p = params[f"conv{i}"]
+        x = _conv3x3(p["kernel"], x, stride=1 if i == 0 else 2)
+        x = x + p["bias"].reshape(1, 1, 1, -1)
+        x = jax.nn.relu(_norm(params[f"norm{i}"], x))
+    return jnp.mean(x, axis=(1, 2))
+
+
+def _conv3x3(kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
+    """A convolution as a product of patches [B, h, w, 9 c] and the flat kernel."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifts = [
+        padded[:, i : i + height : stride, j : j + width : stride]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def init_embedding(key: jax.Array, vocabulary: int, width: int) -> PyTree:
+    """A table of token vectors of RMS 0.1."""
+    return {"embedding": 0.1 * jax.random.normal(key, (vocabulary, width))}
+
+
+def embed(params: PyTree, tokens: jax.Array) -> jax.Array:
+    """[..., L] ids to [..., L, D]."""
+    return params["embedding"][tokens]
+
+
 def init_transformer(
     key: jax.Array, inputs: int, positions: int, width: int, depth: int
 ) -> PyTree:
-    """A pre-LN transformer over ``positions`` tokens of ``inputs`` numbers each."""
+    """A pre-LN transformer over ``positions`` tokens of ``inputs`` numbers each.
+
+    Keys have no bias: it would not change the softmax, and its gradient would be
+    rounding alone.
+    """
     first, where, *keys = jax.random.split(key, 2 + depth)
     blocks = {}
     for i, block_key in enumerate(keys):
         q, k, v, o, u, d = jax.random.split(block_key, 6)
         blocks[str(i)] = {
             "norm1": _norm_init(width),
-            "query": _dense(q, width, width),
-            "key": _dense(k, width, width),
-            "value": _dense(v, width, width),
-            "out": _dense(o, width, width),
+            "query": init_dense(q, width, width),
+            "key": init_dense(k, width, width, bias=False),
+            "value": init_dense(v, width, width),
+            "out": init_dense(o, width, width),
             "norm2": _norm_init(width),
-            "up": _dense(u, width, 4 * width),
-            "down": _dense(d, 4 * width, width),
+            "up": init_dense(u, width, 4 * width),
+            "down": init_dense(d, 4 * width, width),
         }
     return {
-        "patches": _dense(first, inputs, width),
+        "patches": init_dense(first, inputs, width),
         "positions": 0.02 * jax.random.normal(where, (positions, width)),
         "layers": blocks,
         "norm": _norm_init(width),
     }
 
 
-def transformer(params: PyTree, x: jax.Array, heads: int = 2) -> jax.Array:
-    """Encodes [B, P, inputs] to the mean of its tokens, [B, D]."""
-    x = dense(params["patches"], x) + params["positions"][None]
+def transformer(
+    params: PyTree,
+    x: jax.Array,
+    heads: int = 2,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """Encodes [B, P, inputs] to [B, P, D].
+
+    Args:
+        params: from `init_transformer`.
+        x: tokens.
+        heads: attention heads.
+        mask: [B, P], nonzero where there is a token; None: everywhere.
+        causal: whether a token sees only those before it.
+
+    Returns:
+        The tokens after the last norm.
+    """
+    x = dense(params["patches"], x) + params["positions"][None, : x.shape[1]]
     batch, length, width = x.shape
+    seen = jnp.ones((1, 1, 1, length), bool)
+    if mask is not None:
+        seen = (mask != 0)[:, None, None, :]
+    if causal:
+        seen = seen & jnp.tril(jnp.ones((length, length), bool))[None, None]
     for i in range(len(params["layers"])):
         p = params["layers"][str(i)]
         y = _norm(p["norm1"], x)
@@ -93,11 +182,20 @@ def transformer(params: PyTree, x: jax.Array, heads: int = 2) -> jax.Array:
             for n in ("query", "key", "value")
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(width / heads)
+        scores = jnp.where(seen, scores, -1e9)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v)
         x = x + dense(p["out"], mixed.reshape(batch, length, width))
         y = jax.nn.gelu(dense(p["up"], _norm(p["norm2"], x)))
         x = x + dense(p["down"], y)
-    return jnp.mean(_norm(params["norm"], x), axis=1)
+    return _norm(params["norm"], x)
+
+
+def pooled(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean over tokens [B, P, D] -> [B, D], of those that ``mask`` [B, P] has."""
+    if mask is None:
+        return jnp.mean(tokens, axis=1)
+    weight = (mask != 0)[..., None].astype(tokens.dtype)
+    return jnp.sum(tokens * weight, 1) / jnp.maximum(jnp.sum(weight, 1), 1.0)
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
@@ -108,17 +206,19 @@ def patches(images: jax.Array, size: int) -> jax.Array:
 
 
 def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
-    """LoRA factors for every kernel of a parameter dict.
+    """LoRA factors for every kernel of rank 2 in a parameter dict.
 
     Args:
         key: random key for the A factors; B is zero.
-        params: nested dict with ``kernel`` leaves of rank 2.
+        params: nested dict with ``kernel`` leaves.
         rank: of the factors.
 
     Returns:
         The adapters: the same nesting, ``lora_a`` and ``lora_b`` beside each kernel.
     """
     if "kernel" in params:
+        if params["kernel"].ndim != 2:
+            return {}
         inputs, outputs = params["kernel"].shape
         return {
             "lora_a": jax.random.normal(key, (inputs, rank)) / jnp.sqrt(inputs),
@@ -132,10 +232,10 @@ def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
     return {name: value for name, value in inner.items() if value}
 
 
-def with_lora(params: PyTree, adapters: PyTree) -> PyTree:
-    """``params`` with adapters beside their kernels."""
+def overlay(params: PyTree, extra: PyTree) -> PyTree:
+    """``params`` with the leaves of ``extra`` beside or in place of its own."""
     merged = dict(params)
-    for name, value in adapters.items():
+    for name, value in extra.items():
         inside = name in params and isinstance(value, dict)
-        merged[name] = with_lora(params[name], value) if inside else value
+        merged[name] = overlay(params[name], value) if inside else value
     return merged

@@ -17,13 +17,14 @@ class Splits(NamedTuple):
 
     Attributes:
         train: what the inner optimizer trains on.
-        feedback: what ``feedback`` is computed on during training.
-        target: what the trained parameters are judged by.
+        validation: what settings are chosen by, and what ``feedback`` is computed on
+            during training.
+        test: what the trained parameters are judged by.
     """
 
     train: Arrays
-    feedback: Arrays
-    target: Arrays
+    validation: Arrays
+    test: Arrays
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,223 @@
+"""Real data as arrays in memory, small enough for tasks that are trained in seconds.
+
+Fields: ``image`` float32 [B, h, w, c] about in [-1, 1]; ``mel`` float32 [B, 32, 24];
+``video`` float32 [B, 8, h, w, 3]; ``text`` (letters) and ``words`` int32 [B, L] with 0
+as padding; ``feature`` float32 [B, D]; ``label`` int32 [B].
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from meta_opt.data import (
+    bundled_clipart,
+    emoji_arrays,
+    load_tokenizer,
+    source_arrays,
+    tfds_source,
+)
+from meta_opt.data.cldr import cldr_arrays
+from meta_opt.data.glyphs import glyph_arrays
+from meta_opt.data.media_arrays import (
+    animated_emoji_arrays,
+    asterisk_arrays,
+    klettres_arrays,
+    tuxpaint_arrays,
+)
+from meta_opt.data.records import SPLITS
+
+NumpyArrays = dict[str, np.ndarray]
+Parts = tuple[NumpyArrays, NumpyArrays, NumpyArrays]
+"""Train, validation and test, where the data set has a split of its own."""
+
+LETTERS = 64
+"""Size of the alphabet of `letters`."""
+LENGTH = 16
+"""Letters that are kept of a text."""
+WORDS = 512
+"""Size of the vocabulary of `words`: updates of a large table would cost most."""
+_PIECES = 6
+
+
+def letters(texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
+    """Texts as letter ids [B, length]: a-z, digits, blank; others share what is left.
+
+    >>> letters(["ab"], 4).tolist()
+    [[1, 2, 0, 0]]
+    """
+    out = np.zeros((len(texts), length), np.int32)
+    for row, text in zip(out, texts, strict=True):
+        ids = [_letter(c) for c in text.lower()[:length]]
+        row[: len(ids)] = ids
+    return out
+
+
+def words(texts: Sequence[str]) -> np.ndarray:
+    """Texts as ids of word pieces [B, 6], folded to `WORDS`."""
+    return load_tokenizer().encode(list(texts), _PIECES) % WORDS
+
+
+def _letter(c: str) -> int:
+    if "a" <= c <= "z":
+        return ord(c) - ord("a") + 1
+    if "0" <= c <= "9":
+        return ord(c) - ord("0") + 27
+    if c == " ":
+        return 37
+    return 38 + ord(c) % (LETTERS - 38)
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 127.5 - 1.0
+
+
+@functools.cache
+def digits() -> NumpyArrays:
+    """scikit-learn's 8x8 digits: 1,797 images of 10 classes."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return {
+        "image": (images / 8.0 - 1.0).astype(np.float32).reshape(-1, 8, 8, 1),
+        "label": labels.astype(np.int32),
+    }
+
+
+@functools.cache
+def cancer() -> NumpyArrays:
+    """Wisconsin breast cancer: 569 rows of 30 standardised numbers, 2 classes."""
+    from sklearn.datasets import load_breast_cancer
+
+    rows, labels = load_breast_cancer(return_X_y=True)
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    return {"feature": rows.astype(np.float32), "label": labels.astype(np.int32)}
+
+
+@functools.cache
+def emoji(artist: str, data_dir: str | None, size: int = 16) -> NumpyArrays:
+    """One artist's emoji with their names; 9 categories."""
+    pixels, labels, _ = emoji_arrays("train", artist, data_dir, size)
+    source = tfds_source("emoji", "train", data_dir, artists=(artist,))
+    names = [captions[0] for captions in source.captions]
+    return {
+        "image": _pixels(pixels),
+        "label": labels.astype(np.int32),
+        "text": letters(names),
+        "words": words(names),
+    }
+
+
+@functools.cache
+def clipart(size: int = 16) -> NumpyArrays:
+    """The bundled shard of Open Clip Art, all its splits, with titles; 15 classes."""
+    parts = [bundled_clipart(s) for s in ("train", "validation", "test")]
+    pairs = [source_arrays(source, size) for source in parts]
+    texts = [captions[0] for source in parts for captions in source.captions]
+    return {
+        "image": _pixels(np.concatenate([images for images, _ in pairs])),
+        "label": np.concatenate([labels for _, labels in pairs]).astype(np.int32),
+        "text": letters(texts),
+        "words": words(texts),
+    }
+
+
+def _parts(read: Callable[[str], NumpyArrays]) -> Parts:
+    train, validation, test = (read(split) for split in SPLITS)
+    return train, validation, test
+
+
+@functools.cache
+def glyphs() -> Parts:
+    """Letters and digits of matplotlib's fonts, split by font; 62 classes."""
+
+    def read(split: str) -> NumpyArrays:
+        pixels, labels, _, _ = glyph_arrays(split)
+        return {"image": _pixels(pixels[..., None]), "label": labels.astype(np.int32)}
+
+    return _parts(read)
+
+
+@functools.cache
+def cldr() -> Parts:
+    """Names of countries and languages in 61 languages, split by what is named."""
+
+    def read(split: str) -> NumpyArrays:
+        texts, labels, _ = cldr_arrays(split)
+        return {"text": letters(texts), "label": labels.astype(np.int32)}
+
+    return _parts(read)
+
+
+@functools.cache
+def klettres(data_dir: str | None) -> Parts:
+    """Spoken letters and syllables; 18 languages are the classes."""
+
+    def read(split: str) -> NumpyArrays:
+        mel, labels, _ = klettres_arrays(split, data_dir)
+        return {"mel": mel, "label": labels.astype(np.int32)}
+
+    return _parts(read)
+
+
+@functools.cache
+def asterisk(data_dir: str | None) -> Parts:
+    """Telephone prompts, split by prompt; five voices are the classes."""
+
+    def read(split: str) -> NumpyArrays:
+        found = asterisk_arrays(split, data_dir)
+        return {"mel": found.mel, "label": found.voice.astype(np.int32)}
+
+    return _parts(read)
+
+
+@functools.cache
+def tuxpaint(data_dir: str | None, size: int = 16) -> Parts:
+    """Stamps: picture, English caption, spoken caption; 10 categories."""
+
+    def read(split: str) -> NumpyArrays:
+        found = tuxpaint_arrays(split, data_dir, size)
+        return {
+            "image": _pixels(found["image"]),
+            "label": found["label"].astype(np.int32),
+            "text": letters(found["caption"]),
+            "words": words(found["caption"]),
+            "mel": found["mel"],
+        }
+
+    return _parts(read)
+
+
+@functools.cache
+def tuxpaint_captions(data_dir: str | None, languages: int = 30) -> Parts:
+    """Captions of stamps in the languages that have most; these are the classes."""
+    found = {s: tuxpaint_arrays(s, data_dir)["translations"] for s in SPLITS}
+    counts = collections.Counter(
+        language for pairs in found["train"] for _, language in pairs
+    )
+    names = sorted(name for name, _ in counts.most_common(languages))
+
+    def read(split: str) -> NumpyArrays:
+        rows = [row for pairs in found[split] for row in pairs if row[1] in names]
+        return {
+            "text": letters([text for text, _ in rows]),
+            "label": np.asarray([names.index(name) for _, name in rows], np.int32),
+        }
+
+    return _parts(read)
+
+
+@functools.cache
+def animated_emoji(data_dir: str | None, size: int = 16) -> Parts:
+    """Clips of eight frames with their names; the category is the class."""
+
+    def read(split: str) -> NumpyArrays:
+        found = animated_emoji_arrays(split, data_dir, size)
+        return {
+            "video": _pixels(found["video"]),
+            "label": found["label"].astype(np.int32),
+            "text": letters(found["name"]),
+        }
+
+    return _parts(read)

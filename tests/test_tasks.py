@@ -1,0 +1,160 @@
+"""Task families: split by data set, disjoint parts, gradients, adaptation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_opt.data.missing import MissingDataError
+from meta_opt.tasks import nets, sources
+from meta_opt.tasks.adaptation import finetuning, lora, pretrain
+from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET, make_task
+from meta_opt.tasks.models import (
+    classifier,
+    conv_tower,
+    cross_entropy,
+    language_model,
+    mlp_tower,
+)
+
+
+def built(family):
+    try:
+        return make_task(family)
+    except MissingDataError as error:
+        assert "make data" in str(error)
+        pytest.skip(f"{family} needs data that are not prepared")
+
+
+def test_there_are_enough_families_and_each_part_has_some():
+    assert len(FAMILIES) >= 20
+    parts = {SPLIT_OF_DATASET[name.split("_")[0]] for name in FAMILIES}
+    assert parts == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_family_is_sound(family):
+    task = built(family)
+    assert task.name == family
+    assert SPLIT_OF_DATASET[task.dataset] == SPLIT_OF_DATASET[family.split("_")[0]]
+    params = task.init(jax.random.key(0))
+    batch = {k: v[: task.batch_size] for k, v in task.splits.train.items()}
+    (loss, error), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
+        params, batch
+    )
+    assert jnp.isfinite(loss) and 0 <= error <= 1
+    # A LoRA A has no gradient before its B moves; all others have one.
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        name = jax.tree_util.keystr(path)
+        assert bool(jnp.any(g != 0)) != ("lora_a" in name), name
+
+
+@pytest.mark.parametrize(
+    "family", ["digits_mlp", "cancer_mlp", "clipart_conv", "glyphs_conv"]
+)
+def test_parts_of_a_task_share_no_example(family):
+    field = "feature" if family == "cancer_mlp" else "image"
+    rows = [
+        {x.tobytes() for x in np.asarray(part[field])}
+        for part in make_task(family).splits
+    ]
+    assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+
+
+def test_cross_entropy_has_the_error_as_value_and_the_expected_error_as_slope():
+    logits = jax.random.normal(jax.random.key(0), (5, 3))
+    labels = jnp.array([0, 1, 2, 0, 1])
+    loss, error = cross_entropy(logits, labels)
+    p = jax.nn.softmax(logits)[jnp.arange(5), labels]
+    np.testing.assert_allclose(loss, -jnp.mean(jnp.log(p)), rtol=1e-6)
+    np.testing.assert_allclose(error, jnp.mean(jnp.argmax(logits, 1) != labels))
+
+    def expected(x):
+        return jnp.mean(1 - jax.nn.softmax(x)[jnp.arange(5), labels])
+
+    slope = jax.grad(lambda x: cross_entropy(x, labels)[1])(logits)
+    np.testing.assert_allclose(slope, jax.grad(expected)(logits), atol=1e-6)
+    weights = jnp.array([1.0, 1.0, 0.0, 0.0, 0.0])
+    first = cross_entropy(logits[:2], labels[:2])
+    np.testing.assert_allclose(cross_entropy(logits, labels, weights), first, 1e-6)
+
+
+def test_convolution_by_patches_equals_lax_convolution():
+    params = nets.init_convnet(jax.random.key(0), 2, (4, 6))
+    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 2))
+    kernel = params["conv0"]["kernel"]
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(nets._conv3x3(kernel, x, 1), expected, atol=1e-5)
+
+
+def test_language_model_sees_only_what_came_before():
+    model = language_model(11, 6, 8, 1)
+    params = model.init(jax.random.key(0))
+    text = jnp.array([[3, 4, 5, 6, 0, 0]])
+
+    def first_letters(text):
+        only = jnp.where(jnp.arange(6) < 3, text, 0)
+        return model.loss(params, {"text": only})[0]
+
+    assert first_letters(text) == first_letters(text.at[0, 3].set(9))
+    # Padding after the end does not count: a text's loss is that of letters and end.
+    whole = model.loss(params, {"text": jnp.array([[3, 4, 0, 0, 0, 0]])})[0]
+    assert jnp.isfinite(whole)
+
+
+def test_letters_are_the_same_for_upper_case_and_cut_to_length():
+    assert (sources.letters(["Zebra 7"], 4) == sources.letters(["zebr"], 4)).all()
+    assert sources.letters([""], 3).tolist() == [[0, 0, 0]]
+    ids = sources.letters(["\u00e9\u4e2d z9"], 5)
+    assert ids.min() > 0 and ids.max() < sources.LETTERS
+
+
+@pytest.fixture(scope="module")
+def started():
+    model = classifier("mlp", mlp_tower("image", (64, 16)), 10)
+    arrays = sources.digits()
+    return model, arrays, pretrain(model, arrays, steps=60)
+
+
+def test_pretraining_learns_and_is_deterministic(started):
+    model, arrays, start = started
+    data = {k: jnp.asarray(v) for k, v in arrays.items()}
+    assert model.loss(start, data)[1] < 0.4
+    again = pretrain(model, arrays, steps=60)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, start, again))
+
+
+def test_finetuning_keeps_the_head_only_where_it_fits(started):
+    model, _, start = started
+    same = finetuning(model, start).init(jax.random.key(1))
+    assert same["head"]["kernel"] is start["head"]["kernel"]
+    other = classifier("mlp", mlp_tower("image", (64, 16)), 7)
+    fresh = finetuning(other, start).init(jax.random.key(1))
+    assert fresh["head"]["kernel"].shape == (16, 7)
+    assert fresh["mlp"] is start["mlp"]
+
+
+def test_lora_starts_at_the_pretrained_model_and_trains_only_factors(started):
+    model, arrays, start = started
+    data = {k: jnp.asarray(v[:50]) for k, v in arrays.items()}
+    adapted = lora(model, start, rank=2)
+    params = adapted.init(jax.random.key(0))
+    np.testing.assert_allclose(
+        adapted.loss(params, data)[0], model.loss(start, data)[0], rtol=1e-6
+    )
+    names = {jax.tree_util.keystr(p) for p, _ in _leaves(params["mlp"])}
+    assert all("lora" in name for name in names)
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def test_conv_classifier_learns_digits():
+    arrays = sources.digits()
+    model = classifier("vision", conv_tower("image", 1, (8, 16)), 10)
+    params = pretrain(model, arrays, steps=80)
+    data = {k: jnp.asarray(v) for k, v in arrays.items()}
+    assert model.loss(params, data)[1] < 0.3
