@@ -10,13 +10,16 @@ Interrupted or out of its ``budget_seconds``, the same command goes on where it 
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from meta_opt.evaluation.records import read_record
 from meta_opt.meta_training.outer_loop import MetaTrainConfig, meta_train
+from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.weights import save_theta
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
@@ -31,11 +34,30 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are flags")
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells of every file.
     settings = _CONFIG.value.to_dict()
-    check_keys("config", settings, ("meta", "data_dir", "export"))
+    check_keys(
+        "config", settings, ("meta", "validation", "cpu_devices", "data_dir", "export")
+    )
+    if settings["cpu_devices"]:
+        jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
+    # Programs take a minute each to compile; a resumed run finds them there.
+    jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/compiled")
     config = from_config(MetaTrainConfig, settings["meta"])
     data_dir = settings["data_dir"] or None
     tasks = {name: make_task(name, data_dir) for name in config.families}
-    result = meta_train(config, tasks, _WORKDIR.value)
+    held_out = settings["validation"]
+    validation = None
+    if held_out["tasks"]:
+        validation = Validation(
+            {name: make_task(name, data_dir) for name in held_out["tasks"]},
+            {
+                name: read_record(
+                    Path(held_out["results"], name, f"{held_out['baseline']}.json")
+                ).full.mean_validation_loss
+                for name in held_out["tasks"]
+            },
+            config.controller,
+        )
+    result = meta_train(config, tasks, _WORKDIR.value, validation=validation)
     done = "finished" if result.finished else "stopped; run again to go on"
     print(f"{result.steps} outer steps, {result.seconds:.0f} s this time, {done}")
     if settings["export"] and result.finished:

@@ -17,7 +17,8 @@ from meta_opt.meta_training.outer_loop import (
     meta_train,
     relative_score,
 )
-from meta_opt.meta_training.unroll import unroll
+from meta_opt.meta_training.unroll import Augmentation, unroll
+from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.task import Splits, Task
@@ -53,7 +54,9 @@ def config(**changes):
     base = MetaTrainConfig(
         families=("line",),
         outer_steps=6,
+        estimator="es",
         pairs=2,
+        particles=2,
         checkpoint_every=2,
         controller=SMALL,
     )
@@ -118,10 +121,10 @@ def test_unroll_equals_a_plain_loop():
         picks = jax.random.randint(jax.random.fold_in(batch_key, t), (4,), 0, 12)
         batch = {k: v[picks] for k, v in task.splits.train.items()}
         loss, grads = jax.value_and_grad(lambda p, b=batch: task.loss(p, b)[0])(params)
-        feedback = task.loss(params, task.splits.feedback)[0] if t % 2 == 0 else None
+        feedback = task.loss(params, task.splits.validation)[0] if t % 2 == 0 else None
         updates, state = tx.update(grads, state, params, value=loss, feedback=feedback)
         params = optax.apply_updates(params, updates)
-    expected = task.loss(params, task.splits.target)
+    expected = task.loss(params, task.splits.test)
     np.testing.assert_allclose(outcome.loss, expected[0], rtol=1e-5)
     np.testing.assert_allclose(outcome.error, expected[1])
 
@@ -132,15 +135,16 @@ def test_one_compiled_program_serves_all_horizons_and_populations_do_not_mix():
     other = jax.tree.map(lambda x: x + 0.2, theta)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), theta, other)
     key = jax.random.key(0)
+    twice = Augmentation(reparametrisation=2.0)
     run = jax.jit(
-        lambda thetas, n: jax.vmap(lambda t: unroll(task, t, SMALL, key, n, 2.0).loss)(
-            thetas
-        )
+        lambda thetas, n: jax.vmap(
+            lambda t: unroll(task, t, SMALL, key, n, twice).loss
+        )(thetas)
     )
     for steps in (3, 6):
         losses = run(both, jnp.int32(steps))
         for loss, single in zip(losses, (theta, other), strict=True):
-            alone = unroll(task, single, SMALL, key, steps, 2.0).loss
+            alone = unroll(task, single, SMALL, key, steps, twice).loss
             np.testing.assert_allclose(loss, alone, rtol=1e-5)
     assert run._cache_size() == 1
 
@@ -149,8 +153,138 @@ def test_reparametrisation_scales_parameters_only_inside():
     task = line_task()
     theta = meta_opt.init_theta(jax.random.key(1), SMALL)
     plain = unroll(task, theta, SMALL, jax.random.key(0), jnp.int32(0))
-    scaled = unroll(task, theta, SMALL, jax.random.key(0), jnp.int32(0), 10.0)
+    wide = Augmentation(reparametrisation=10.0)
+    scaled = unroll(task, theta, SMALL, jax.random.key(0), jnp.int32(0), wide)
     np.testing.assert_allclose(plain.loss, scaled.loss, rtol=1e-5)
+
+
+def moved_theta():
+    theta = meta_opt.init_theta(jax.random.key(1), SMALL)
+    noise = jax.random.normal(jax.random.key(2), theta["output"]["kernel"].shape)
+    theta["output"]["kernel"] += 0.1 * noise
+    return theta
+
+
+def test_differentiable_unroll_is_the_same_run_and_its_gradient_is_the_slope():
+    task = line_task()
+    key = jax.random.key(3)
+
+    def loss(theta, longest):
+        run = unroll(task, theta, SMALL, key, 6, differentiable_steps=longest)
+        return run.loss
+
+    theta = moved_theta()
+    plain = jax.jit(lambda t: loss(t, 0))
+    value, gradient = jax.jit(jax.value_and_grad(lambda t: loss(t, 8)))(theta)
+    np.testing.assert_allclose(value, plain(theta), rtol=1e-5)
+    # Along the steepest direction a step of size h changes the loss by h |g|.
+    size = float(optax.global_norm(gradient))
+    h = 3e-2 / size
+    up, down = (
+        plain(jax.tree.map(lambda t, g, s=s: t + s * h * g / size, theta, gradient))
+        for s in (1, -1)
+    )
+    np.testing.assert_allclose((up - down) / (2 * h), size, rtol=2e-2)
+
+
+def test_meta_gradient_is_finite_where_a_tensor_has_no_gradient():
+    task = line_task()
+    silent = dataclasses.replace(
+        task,
+        init=lambda key: {**task.init(key), "unused": jnp.ones((3, 2))},
+        loss=lambda p, x: task.loss({"w": p["w"]}, x),
+    )
+    gradient = jax.jit(
+        jax.grad(
+            lambda t: (
+                unroll(
+                    silent, t, SMALL, jax.random.key(0), 4, differentiable_steps=4
+                ).loss
+            )
+        )
+    )(moved_theta())
+    assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradient))
+    assert float(optax.global_norm(gradient)) > 0
+
+
+def test_backpropagation_estimate_is_the_mean_of_unit_gradients():
+    task = dataclasses.replace(line_task(), horizons=(5, 5))
+    settings = config(estimator="bptt", particles=2, error_weight=0.0)
+    theta, key = moved_theta(), jax.random.key(4)
+    estimate = make_estimator(task, settings)(theta, key)
+    assert 0 < float(estimate.spread) <= 1 + 1e-6
+    run_key, _ = jax.random.split(key)
+
+    def log_loss(theta, key):
+        outcome = unroll(task, theta, SMALL, key, 5, differentiable_steps=5)
+        return jnp.log(outcome.loss + 1e-2)
+
+    grads = [jax.grad(log_loss)(theta, k) for k in jax.random.split(run_key, 2)]
+    units = [jax.tree.map(lambda x, g=g: x / optax.global_norm(g), g) for g in grads]
+    for got, *parts in zip(
+        jax.tree.leaves(estimate.gradient), *map(jax.tree.leaves, units), strict=True
+    ):
+        np.testing.assert_allclose(got, sum(parts) / 2, atol=2e-5)
+
+
+def test_subset_leaves_examples_out_and_label_noise_exchanges_labels():
+    images = jnp.arange(40.0)[:, None]
+    part = {"image": images, "label": jnp.arange(40, dtype=jnp.int32)}
+    seen = []
+
+    def loss(params, arrays):
+        jax.debug.callback(lambda i, y: seen.append((i, y)), *arrays.values())
+        return jnp.sum(params["w"] ** 2), jnp.float32(0)
+
+    task = dataclasses.replace(
+        line_task(), loss=loss, splits=Splits(part, part, part), feedback_every=0
+    )
+    theta = meta_opt.init_theta(jax.random.key(1), SMALL)
+    few, noisy = [], []
+    for k in range(6):
+        seen.clear()
+        changes = Augmentation(subset=0.1, label_noise=1.0)
+        unroll(task, theta, SMALL, jax.random.key(k), 30, changes)
+        jax.effects_barrier()
+        batches = [(i, y) for i, y in seen if len(i) == task.batch_size]
+        shown = np.concatenate([i[:, 0] for i, _ in batches])
+        labels = np.concatenate([y for _, y in batches])
+        few.append(len(set(shown.tolist())))
+        noisy.append(np.mean(labels != shown))
+    assert min(few) < 12 and max(few) > 30
+    assert min(noisy) == 0 and 0 < max(noisy) < 1
+
+
+def test_augmentation_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"reparametrisation=0.5"):
+        Augmentation(reparametrisation=0.5)
+    with pytest.raises(ValueError, match=r"subset=0"):
+        Augmentation(subset=0.0)
+    with pytest.raises(ValueError, match=r"label_noise=2"):
+        Augmentation(label_noise=2.0)
+
+
+def test_validation_scores_against_the_reference_and_keeps_the_best(tmp_path):
+    task = line_task()
+    theta = moved_theta()
+    judge = Validation({"line": task}, {"line": 1.0}, SMALL)
+    losses = Validation({"line": task}, {"line": 2.0}, SMALL)(theta)
+    np.testing.assert_allclose(judge(theta)["line"] - losses["line"], np.log(2.0), 1e-5)
+    with pytest.raises(ValueError, match="no tuned baseline for line"):
+        Validation({"line": task}, {}, SMALL)
+    scores = iter([0.5, 0.1, 0.3])
+    kept = []
+
+    def pretended(theta):
+        kept.append(theta)
+        return {"line": next(scores)}
+
+    settings = config(validate_every=2)
+    result = meta_train(
+        settings, {"line": task}, tmp_path, show_progress=False, validation=pretended
+    )
+    np.testing.assert_allclose(result.score, 0.1, rtol=1e-6)
+    assert same(result.theta, kept[1]) and not same(result.theta, kept[2])
 
 
 def test_relative_score_is_zero_at_the_reference_and_worst_for_nan():
@@ -238,6 +372,8 @@ def test_settings_out_of_range_are_named():
         config(pairs=0)
     with pytest.raises(ValueError, match="sigma=0"):
         config(sigma=0)
+    with pytest.raises(ValueError, match="did you mean 'bptt'"):
+        config(estimator="bpt")
 
 
 def test_unknown_family_names_the_nearest_one():

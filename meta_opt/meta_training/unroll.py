@@ -1,5 +1,7 @@
 """One inner run: a task trained from start to end under given controller weights."""
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,12 +13,125 @@ from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.task import Arrays, Task
 from meta_opt.types import PyTree
 
+_LONGEST = 10.0
+"""Bound on the length of the derivative by the parameters, of a log loss."""
+
 
 class Outcome(NamedTuple):
-    """Loss and error rate on the target examples after a run; float32 []."""
+    """Loss and error rate on the test examples after a run; float32 []."""
 
     loss: jax.Array
     error: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a task, drawn anew for each run; the default is none.
+
+    Attributes:
+        reparametrisation: parameters are trained as ``p / c`` with c log-uniform in
+            [1 / r, r]. Keeps the controller from relying on one scale.
+        subset: in half of the runs only a share of the training examples is used,
+            log-uniform between this and 1: few-shot learning, where overfitting is
+            the danger. 1 for none.
+        label_noise: in a quarter of the runs up to this share of training labels is
+            exchanged among examples.
+        low_precision: share of runs whose gradients are rounded to bfloat16.
+    """
+
+    reparametrisation: float = 1.0
+    subset: float = 1.0
+    label_noise: float = 0.0
+    low_precision: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.reparametrisation < 1:
+            raise ValueError(
+                f"reparametrisation={self.reparametrisation} must be at least 1"
+            )
+        if not 0 < self.subset <= 1:
+            raise ValueError(f"subset={self.subset} must be in (0, 1]")
+        for name in ("label_noise", "low_precision"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+
+
+class _Draw(NamedTuple):
+    """What augmentation chose for one run."""
+
+    scale: jax.Array
+    size: jax.Array
+    train: Arrays
+    round_grads: jax.Array
+
+
+def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
+    scale_key, subset_key, noise_key, low_key = jax.random.split(key, 4)
+    train = task.splits.train
+    examples = len(next(iter(train.values())))
+
+    def log_uniform(key: jax.Array, low: float, high: float) -> jax.Array:
+        ends = jnp.log(low), jnp.log(high)
+        return jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1]))
+
+    spread = augmentation.reparametrisation
+    scale = log_uniform(scale_key, 1 / spread, spread)
+    share_key, whether_key = jax.random.split(subset_key)
+    share = log_uniform(share_key, augmentation.subset, 1.0)
+    share = jnp.where(jax.random.bernoulli(whether_key), share, 1.0)
+    size = jnp.clip(share * examples, min(task.batch_size, examples), examples)
+    if augmentation.label_noise and "label" in train:
+        rate_key, pick_key, swap_key = jax.random.split(noise_key, 3)
+        rate = augmentation.label_noise * jnp.maximum(
+            4.0 * jax.random.uniform(rate_key) - 3.0, 0.0
+        )
+        swapped = jax.random.uniform(pick_key, (examples,)) < rate
+        others = jax.random.permutation(swap_key, train["label"])
+        train = {**train, "label": jnp.where(swapped, others, train["label"])}
+    low = jax.random.bernoulli(low_key, augmentation.low_precision)
+    return _Draw(scale, size.astype(jnp.int32), train, low)
+
+
+def _calm(carry: tuple) -> tuple:
+    """The same carry; on the way back its derivative is kept from growing.
+
+    A normalised update of a tiny gradient is chaotic: derivatives through many such
+    steps overflow. Where that with respect to the parameters is longer than
+    `_LONGEST`, all derivatives are shortened alike.
+    """
+    leaves, treedef = jax.tree.flatten(carry)
+    moving = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
+    params = len(jax.tree.leaves(carry[0]))
+    calmed = _calm_leaves(params, [leaves[i] for i in moving])
+    for i, x in zip(moving, calmed, strict=True):
+        leaves[i] = x
+    return treedef.unflatten(leaves)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _calm_leaves(params: int, leaves: list[jax.Array]) -> list[jax.Array]:
+    del params
+    return leaves
+
+
+def _calm_forward(params: int, leaves: list[jax.Array]) -> tuple:
+    del params
+    return leaves, None
+
+
+def _calm_backward(params: int, _: None, slopes: list[jax.Array]) -> tuple:
+    norm = optax.global_norm(slopes[:params])
+    factor = jnp.where(jnp.isfinite(norm), _LONGEST / jnp.maximum(norm, _LONGEST), 0.0)
+    return (
+        [
+            jnp.where(jnp.isfinite(x), x * factor.astype(x.dtype), jnp.zeros_like(x))
+            for x in slopes
+        ],
+    )
+
+
+_calm_leaves.defvjp(_calm_forward, _calm_backward)
 
 
 def unroll(
@@ -25,9 +140,11 @@ def unroll(
     config: ControllerConfig,
     key: jax.Array,
     num_steps: jax.Array | int,
-    reparametrisation: float = 1.0,
+    augmentation: Augmentation = Augmentation(),
+    differentiable_steps: int = 0,
+    safeguard: bool = True,
 ) -> Outcome:
-    """Trains ``task`` once and judges the result on its target examples.
+    """Trains ``task`` once and judges the result on its test examples.
 
     Pure: vmap over ``theta`` for a population, over ``key`` for seeds. The same key
     gives the same initial parameters and batches whatever ``theta`` is.
@@ -36,43 +153,68 @@ def unroll(
         task: the task.
         theta: controller weights.
         config: their shape.
-        key: random key of initialisation, batches and reparametrisation.
+        key: random key of initialisation, batches and augmentation.
         num_steps: length of the run; may be traced, so that one program serves all.
-        reparametrisation: parameters are trained as ``p / c`` with c log-uniform in
-            [1 / r, r]; 1 for none. Keeps the controller from relying on one scale.
+        augmentation: random changes of the task.
+        differentiable_steps: 0 for a loop without reverse-mode derivative; otherwise
+            the largest ``num_steps``, and every step is rematerialised in the backward
+            pass, so that memory holds parameters and state of each step and no more.
+        safeguard: whether the optimizer's safeguard is on.
 
     Returns:
         The outcome; not finite if the run diverged.
     """
-    init_key, batch_key, scale_key = jax.random.split(key, 3)
-    size = len(next(iter(task.splits.train.values())))
-    tx = controlled(num_steps, theta=theta, config=config, stacked=task.stacked)
-    spread = jnp.log(reparametrisation)
-    scale = jnp.exp(jax.random.uniform(scale_key, (), minval=-spread, maxval=spread))
+    init_key, batch_key, augment_key = jax.random.split(key, 3)
+    tx = controlled(
+        num_steps,
+        theta=theta,
+        config=config,
+        stacked=task.stacked,
+        safeguard=safeguard,
+    )
+    drawn = _augment(augmentation, task, augment_key)
 
     def loss(params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        return task.loss(jax.tree.map(lambda p: p * scale, params), arrays)
+        return task.loss(jax.tree.map(lambda p: p * drawn.scale, params), arrays)
 
     def step(t: jax.Array, carry: tuple) -> tuple:
         params, state = carry
         picks = jax.random.randint(
-            jax.random.fold_in(batch_key, t), (task.batch_size,), 0, size
+            jax.random.fold_in(batch_key, t), (task.batch_size,), 0, drawn.size
         )
-        batch = {name: x[picks] for name, x in task.splits.train.items()}
+        batch = {name: x[picks] for name, x in drawn.train.items()}
         (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        if augmentation.low_precision:
+            grads = jax.tree.map(
+                lambda g: jnp.where(
+                    drawn.round_grads, g.astype(jnp.bfloat16).astype(g.dtype), g
+                ),
+                grads,
+            )
         known = {}
         if task.gives_value:
             known["value"] = value
         if task.feedback_every:
             known["feedback"] = jax.lax.cond(
                 t % task.feedback_every == 0,
-                lambda p: loss(p, task.splits.feedback)[0],
+                lambda p: loss(p, task.splits.validation)[0],
                 lambda p: jnp.float32(jnp.nan),
                 params,
             )
         updates, state = tx.update(grads, state, params, **known)
         return optax.apply_updates(params, updates), state
 
-    params = jax.tree.map(lambda p: p / scale, task.init(init_key))
-    params, _ = jax.lax.fori_loop(0, num_steps, step, (params, tx.init(params)))
-    return Outcome(*loss(params, task.splits.target))
+    params = jax.tree.map(lambda p: p / drawn.scale, task.init(init_key))
+    carry = (params, tx.init(params))
+    if differentiable_steps:
+        # The branch inside, the checkpoint outside: the other way round the branch
+        # would save the whole data set for every step.
+        def scanned(carry: tuple, t: jax.Array) -> tuple:
+            carry = _calm(carry)
+            return jax.lax.cond(t < num_steps, step, lambda t, c: c, t, carry), None
+
+        body = jax.checkpoint(scanned, prevent_cse=False)
+        carry, _ = jax.lax.scan(body, carry, jnp.arange(differentiable_steps))
+    else:
+        carry = jax.lax.fori_loop(0, num_steps, step, carry)
+    return Outcome(*loss(carry[0], task.splits.test))

@@ -1,0 +1,80 @@
+"""Meta-validation: weights judged on held-out tasks against tuned baselines."""
+
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import optax
+
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.transformation import controlled
+from meta_opt.tasks.inner_run import InnerRun
+from meta_opt.tasks.task import Task
+from meta_opt.types import PyTree
+
+_WORST = math.log(4.0)
+"""Score of a run that failed, and the bound on any score."""
+
+
+def _optimizer(
+    config: ControllerConfig, stacked: str | None, num_steps: jax.Array, theta: PyTree
+) -> optax.GradientTransformationExtraArgs:
+    return controlled(num_steps, theta=theta, config=config, stacked=stacked)
+
+
+class Validation:
+    """Log of the final validation loss over a tuned baseline's, on each held-out task.
+
+    Args:
+        tasks: the held-out tasks.
+        references: final validation loss of the tuned baseline on each, at the task's
+            largest horizon.
+        config: the controller's shape.
+        seeds: of initialisation and batches.
+
+    Raises:
+        ValueError: a task without reference.
+
+    Example:
+        >>> Validation({}, {}, ControllerConfig())(None)
+        {}
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        references: Mapping[str, float],
+        config: ControllerConfig,
+        seeds: tuple[int, ...] = (11, 12),
+    ) -> None:
+        missing = sorted(set(tasks) - set(references))
+        if missing:
+            raise ValueError(
+                f"no tuned baseline for {', '.join(missing)}; run "
+                "experiments/meta_test.py --config configs/meta_test.py:validation"
+            )
+        self._tasks = dict(tasks)
+        self._references = references
+        self._seeds = seeds
+        self._runs = {
+            name: InnerRun(
+                task,
+                functools.partial(_optimizer, config, task.stacked),
+                seeds_at_once=len(seeds),
+            )
+            for name, task in tasks.items()
+        }
+
+    def __call__(self, theta: PyTree) -> dict[str, float]:
+        """Scores of all tasks; below 0 is better than the baseline."""
+        return {name: self._score(name, theta) for name in self._tasks}
+
+    def _score(self, name: str, theta: PyTree) -> float:
+        outcome, _ = self._runs[name](self._seeds, self._tasks[name].horizons[1], theta)
+        loss = float(np.mean(outcome.validation_loss))
+        if not math.isfinite(loss):
+            return _WORST
+        score = math.log(loss / self._references[name])
+        return max(-_WORST, min(score, _WORST))
