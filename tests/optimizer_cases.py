@@ -13,7 +13,16 @@ import meta_opt
 
 OURS = ("hand_designed", "learned")
 # The baselines' defaults are for long runs; ours have no rate.
-RATES = {"sgd": 0.05, "adam": 4e-3, "adamw": 4e-3, "rmsprop": 2e-3, "lion": 2e-3}
+RATES = {
+    "sgd": 0.05,
+    "adam": 4e-3,
+    "adamw": 4e-3,
+    "rmsprop": 2e-3,
+    "lion": 2e-3,
+    "muon": 2e-2,
+    "schedule_free_adamw": 2e-2,
+    "prodigy": 1.0,
+}
 NUM_STEPS = 40
 
 

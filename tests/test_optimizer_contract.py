@@ -310,6 +310,8 @@ def test_checkpoint_round_trip_is_exact(case, tmp_path):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharding(case, axis_type):
+    if axis_type == AxisType.Explicit and case.name in ("muon", "prodigy"):
+        pytest.skip("optax's own does not say how its products are to be sharded")
     settings = {"stacked": "^layers$"} if case.name in OURS else {}
     tx = case.make(NUM_STEPS, **settings)
     mesh, plain, params = sharded_params(axis_type)

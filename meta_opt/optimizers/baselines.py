@@ -1,10 +1,20 @@
-"""Hand-designed baselines from optax, all with warm-up and cosine decay.
+"""Hand-designed baselines from optax, behind one set of settings.
 
-SGD, Adam, AdamW, RMSProp and Lion: the optimizers that the learned one is compared
-with. Their defaults are the ones people start from.
+SGD, Adam, AdamW, RMSProp and Lion (`FIVE`) are the optimizers that the learned one is
+compared with; Muon, schedule-free AdamW and Prodigy (`FURTHER`) are three newer ones.
+Their default learning rates are the ones people start from.
 """
 
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 import optax
+
+from meta_opt.types import PyTree, near_match
+
+FIVE = ("sgd", "adam", "adamw", "rmsprop", "lion")
+FURTHER = ("muon", "schedule_free_adamw", "prodigy")
 
 DEFAULT_LEARNING_RATE = {
     "sgd": 1e-2,
@@ -12,27 +22,40 @@ DEFAULT_LEARNING_RATE = {
     "adamw": 1e-3,
     "rmsprop": 1e-3,
     "lion": 1e-4,
+    "muon": 2e-3,
+    "schedule_free_adamw": 2.5e-3,
+    "prodigy": 1.0,
 }
+
+_MUON_RMS = 0.2
+"""RMS of Muon's update of a matrix at learning rate 1: about AdamW's, so that one
+learning rate suits the matrices and the rest (Liu et al. 2025, arXiv:2502.16982)."""
 
 
 def baseline(
     name: str,
-    num_steps: int,
+    num_steps: int | jax.Array,
     *,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.0,
-    momentum: float = 0.9,
-    warmup_fraction: float = 0.05,
+    learning_rate: float | jax.Array | None = None,
+    weight_decay: float | jax.Array = 0.0,
+    momentum: float | jax.Array = 0.9,
+    warmup_fraction: float | jax.Array = 0.05,
 ) -> optax.GradientTransformationExtraArgs:
-    """One of the five baselines.
+    """One of the baselines.
+
+    All but ``name`` may be traced, so that one compiled program serves all settings and
+    lengths. Linear warm-up and cosine decay to zero; schedule-free AdamW stays at the
+    peak, and is to be judged at `averaged_params`.
 
     Args:
-        name: ``sgd``, ``adam``, ``adamw``, ``rmsprop`` or ``lion``.
-        num_steps: length of the cosine schedule.
-        learning_rate: peak; None for the usual default.
-        weight_decay: decoupled for adamw and lion, added to the gradient for the
-            others.
-        momentum: momentum of SGD and RMSProp, first decay rate of the others.
+        name: a name in `FIVE` or `FURTHER`.
+        num_steps: length of the schedule.
+        learning_rate: peak; None for the usual default. Of Prodigy, a multiple of what
+            it estimates.
+        weight_decay: added to the gradient for sgd, adam and rmsprop; decoupled for the
+            others, for muon on matrices only.
+        momentum: momentum of SGD, RMSProp and Muon, weight of the average in
+            schedule-free AdamW's interpolation, first decay rate of the others.
         warmup_fraction: share of the run with linear warm-up.
 
     Returns:
@@ -41,27 +64,76 @@ def baseline(
     Raises:
         ValueError: an unknown name or ``num_steps`` below 1.
     """
-    if num_steps < 1:
+    if not isinstance(num_steps, jax.Array) and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
     if name not in DEFAULT_LEARNING_RATE:
         raise ValueError(
-            f"no baseline {name!r}; there are {', '.join(DEFAULT_LEARNING_RATE)}"
+            f"no baseline {name!r}{near_match(name, DEFAULT_LEARNING_RATE)}; there are "
+            f"{', '.join(DEFAULT_LEARNING_RATE)}"
         )
     peak = DEFAULT_LEARNING_RATE[name] if learning_rate is None else learning_rate
-    warmup = max(1, round(warmup_fraction * num_steps))
-    cosine = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1))
-    schedule = optax.join_schedules(
-        [lambda t: peak * (t + 1.0) / warmup, cosine], [warmup]
-    )
-    if name == "adamw":
-        tx = optax.adamw(schedule, b1=momentum, weight_decay=weight_decay)
-    elif name == "lion":
-        tx = optax.lion(schedule, b1=momentum, weight_decay=weight_decay)
-    else:
-        rule = {
-            "sgd": lambda: optax.sgd(schedule, momentum=momentum),
-            "adam": lambda: optax.adam(schedule, b1=momentum),
-            "rmsprop": lambda: optax.rmsprop(schedule, momentum=momentum),
-        }[name]()
-        tx = optax.chain(optax.add_decayed_weights(weight_decay), rule)
-    return optax.with_extra_args_support(tx)
+    decays = name != "schedule_free_adamw"
+    schedule = _warmup_cosine(peak, num_steps, warmup_fraction, decays)
+    rule: Callable[[], optax.GradientTransformation] = {
+        "sgd": lambda: optax.sgd(schedule, momentum=momentum),
+        "adam": lambda: optax.adam(schedule, b1=momentum),
+        "adamw": lambda: optax.adamw(schedule, b1=momentum, weight_decay=weight_decay),
+        "rmsprop": lambda: optax.rmsprop(schedule, momentum=momentum),
+        "lion": lambda: optax.lion(schedule, b1=momentum, weight_decay=weight_decay),
+        "muon": lambda: optax.contrib.muon(
+            schedule,
+            beta=momentum,
+            adam_b1=momentum,
+            weight_decay=weight_decay,
+            consistent_rms=_MUON_RMS,
+        ),
+        "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(
+            schedule, b1=momentum, weight_decay=weight_decay
+        ),
+        "prodigy": lambda: optax.contrib.prodigy(
+            schedule,
+            betas=(momentum, 0.999),
+            weight_decay=weight_decay,
+            safeguard_warmup=True,
+        ),
+    }[name]
+    tx = rule()
+    if name in ("sgd", "adam", "rmsprop"):
+        tx = optax.chain(optax.add_decayed_weights(weight_decay), tx)
+    tx = optax.with_extra_args_support(tx)
+    if name == "prodigy":
+        # Its state holds the parameters themselves, which could not be donated then.
+        init = tx.init
+        return tx._replace(init=lambda params: init(jax.tree.map(jnp.copy, params)))
+    return tx
+
+
+def averaged_params(state: optax.OptState, params: PyTree) -> PyTree:
+    """Returns the parameters to judge or ship: schedule-free averages, else ``params``.
+
+    Args:
+        state: of any optimizer, not wrapped.
+        params: the parameters that it trains.
+    """
+    if isinstance(state, optax.contrib.ScheduleFreeState):
+        return optax.contrib.schedule_free_eval_params(state, params)
+    return params
+
+
+def _warmup_cosine(
+    peak: float | jax.Array,
+    num_steps: int | jax.Array,
+    warmup_fraction: float | jax.Array,
+    decays: bool,
+) -> optax.Schedule:
+    """Linear to ``peak`` over the warm-up, then to zero by cosine or constant."""
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        # Here and not outside, so that no value need be known before a step is traced.
+        warmup = jnp.maximum(1, jnp.round(jnp.float32(warmup_fraction) * num_steps))
+        rising = peak * (count + 1.0) / warmup
+        done = (count - warmup) / jnp.maximum(num_steps - warmup, 1)
+        falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1))) if decays else 1.0
+        return jnp.where(count < warmup, rising, peak * falling)
+
+    return schedule

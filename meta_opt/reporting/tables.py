@@ -122,7 +122,7 @@ def comparison(
     def row(
         label: str, better: str, read: Reader, digits: int, scale: float = 1
     ) -> Row:
-        return _row(label, better, [read(run) for run in runs], digits, scale)
+        return numbers_row(label, better, [read(run) for run in runs], digits, scale)
 
     def scored(name: str) -> Reader:
         return lambda run: run.result.get("test", {}).get(name)
@@ -169,10 +169,24 @@ def comparison(
     )
 
 
-def _row(
-    label: str, better: str, values: list[float | None], digits: int, scale: float
+def numbers_row(
+    label: str,
+    better: str,
+    values: Sequence[float | None],
+    digits: int,
+    scale: float = 1,
+    infinite: str = _NOT_REACHED,
 ) -> Row:
-    """Formats values; the best are those that read best, ties included."""
+    """Formats values; the best are those that read best, ties included.
+
+    Args:
+        label: with the unit.
+        better: ``lower``, ``higher`` or "".
+        values: one for each column; None is shown as ``-``.
+        digits: after the point.
+        scale: factor on the values.
+        infinite: what is shown for infinity.
+    """
     # What is shown decides: a difference that is rounded away is none.
     shown = [None if v is None else round(v * scale, digits) for v in values]
     real = [v for v in shown if v is not None and math.isfinite(v)]
@@ -183,7 +197,7 @@ def _row(
     def text(value: float | None) -> str:
         if value is None:
             return _NONE
-        return _NOT_REACHED if math.isinf(value) else f"{value:.{digits}f}"
+        return infinite if math.isinf(value) else f"{value:.{digits}f}"
 
     return Row(
         label, better, tuple(Cell(text(v), v is not None and v == best) for v in shown)
@@ -220,4 +234,27 @@ def to_text(table: Table) -> str:
             )
             lines.append(f"{label:<{first}}{cells}".rstrip())
     lines += [rule, "↓ lower is better, ↑ higher is better, * best of the row"]
+    return "\n".join(lines)
+
+
+def to_markdown(table: Table) -> str:
+    """Formats a table for Markdown; the best of a row is bold.
+
+    >>> row = Row("loss", "lower", (Cell("1.5", best=True), Cell("2.0")))
+    >>> print(to_markdown(Table(("ours", "theirs"), (Section("", (row,)),))))
+    | | ours | theirs |
+    |---|---:|---:|
+    | loss ↓ | **1.5** | 2.0 |
+    """
+    arrows = {"lower": " ↓", "higher": " ↑", "": ""}
+    lines = [
+        f"| | {' | '.join(table.columns)} |",
+        "|---|" + "---:|" * len(table.columns),
+    ]
+    for section in table.sections:
+        if section.title:
+            lines.append(f"| *{section.title}* |" + " |" * len(table.columns))
+        for row in section.rows:
+            cells = [f"**{c.text}**" if c.best else c.text for c in row.cells]
+            lines.append(f"| {row.label}{arrows[row.better]} | {' | '.join(cells)} |")
     return "\n".join(lines)

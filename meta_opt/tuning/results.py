@@ -28,33 +28,34 @@ def write_results(
         value, params, intermediate values by step, seconds, error).
     """
     best = study.best_trial
-    cut_off = study.user_attrs.get("interrupted", [])
-    trials = [
-        trial
-        for trial in study.trials
-        if trial.state.is_finished() and trial.number not in cut_off
-    ]
     record = {
         **about,
         "study": study.study_name,
         **study.user_attrs["setup"],
         "environment": describe_environment(),
         "best": {"number": best.number, "value": best.value, "params": best.params},
-        "trials": [
-            {
-                "number": trial.number,
-                "state": trial.state.name.lower(),
-                "value": trial.value,
-                "params": trial.params,
-                "intermediate": trial.intermediate_values,
-                **trial.user_attrs,
-            }
-            for trial in trials
-        ],
+        "trials": describe_trials(study),
     }
     with write_atomic(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def describe_trials(study: "optuna.Study") -> list[dict[str, Any]]:
+    """Returns the trials that ended by themselves, as JSON values in order."""
+    cut_off = study.user_attrs.get("interrupted", [])
+    return [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value,
+            "params": trial.params,
+            "intermediate": trial.intermediate_values,
+            **trial.user_attrs,
+        }
+        for trial in study.trials
+        if trial.state.is_finished() and trial.number not in cut_off
+    ]
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def search(
     name: str,
     setup: Mapping[str, Any] | None = None,
     stop_on: tuple[type[BaseException], ...] = (),
+    may_all_fail: bool = False,
 ) -> "optuna.Study":
     """Minimises ``objective``, going on with the study in ``storage`` if there is one.
 
@@ -99,13 +100,14 @@ def search(
         setup: what the objective depends on, as a JSON value; a study is only resumed
             under the same setup, space and seed.
         stop_on: exceptions that end the search, beside KeyboardInterrupt and its like.
+        may_all_fail: whether to return a study without any complete trial, too.
 
     Returns:
         The study. Its user attribute ``interrupted`` lists the trials cut off.
 
     Raises:
         ValueError: if the study in ``storage`` was made under another setup.
-        RuntimeError: if no trial completed.
+        RuntimeError: if no trial completed, unless ``may_all_fail``.
     """
     import optuna
 
@@ -142,7 +144,7 @@ def search(
             bar.update(done - bar.n)
             if _any_complete(study):
                 bar.set_postfix(best=f"{study.best_value:.4g}")
-    if not _any_complete(study):
+    if not _any_complete(study) and not may_all_fail:
         errors = {str(t.user_attrs.get(_ERROR)) for t in _counted(study)}
         raise RuntimeError(
             f"none of {done} trials of {name!r} completed: {'; '.join(sorted(errors))}"

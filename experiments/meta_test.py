@@ -1,0 +1,182 @@
+"""The meta-test: the learned optimizer, untuned, against tuned baselines.
+
+    python -m experiments.meta_test --config configs/meta_test.py:test
+
+The result of each optimizer on each task is kept in ``--config.results``, beside the
+report. Run again, it goes on where it was and measures only what is not there.
+"""
+
+import dataclasses
+import logging
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from meta_opt.evaluation import meta_test, records
+from meta_opt.evaluation.entrants import Entrant, MetaTestConfig, entrants
+from meta_opt.reporting.meta_test import write_meta_test
+from meta_opt.run_log import describe_environment
+from meta_opt.tasks.families import make_task
+from meta_opt.tasks.fingerprint import task_fingerprint
+from meta_opt.tasks.inner_run import InnerRun
+from meta_opt.tasks.task import Task
+from meta_opt.tuning.on_task import Tuned, tune_on_task
+from meta_opt.tuning.search import SearchConfig
+from meta_opt.types import check_keys, from_config
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
+WORKDIR = flags.DEFINE_string("workdir", "runs/meta_test", "Folder for the studies.")
+
+
+def measured(
+    task: Task,
+    fingerprint: dict[str, Any],
+    entrant: Entrant,
+    config: MetaTestConfig,
+    search: SearchConfig,
+    results: Path,
+    workdir: Path,
+) -> records.Record:
+    """Returns an entrant's result on a task: what is there, or measured now."""
+    num_steps, path = config.steps(task), results / task.name / f"{entrant.file}.json"
+    setup = {"num_steps": num_steps, "seeds": list(config.seeds), **entrant.setup}
+    if entrant.tuned:
+        # Its own random trials: luck with them should not be the same everywhere.
+        own = zlib.crc32(f"{task.name}/{entrant.name}".encode())
+        search = dataclasses.replace(
+            search, num_trials=setup.pop("trials"), seed=(search.seed + own) % 4096
+        )
+        setup["tuning_seeds"] = list(config.tuning_seeds)
+        setup["search"] = dataclasses.asdict(search)
+        del setup["search"]["progress"]
+    else:
+        setup["budgets"] = list(config.budgets)
+    if record := records.fresh_record(path, fingerprint, setup):
+        return record
+    run = InnerRun(task, entrant.make(task), config.seeds_at_once)
+    tuned, settings, budgets = Tuned({}, [], 0.0), entrant.settings, config.budgets
+    if entrant.tuned:
+        tuned = tune_on_task(
+            run,
+            entrant.name,
+            num_steps,
+            search,
+            seeds=config.tuning_seeds,
+            storage=workdir / task.name / f"{entrant.file}.sqlite3",
+            setup={"task": task.name, "fingerprint": fingerprint},
+        )
+        settings, budgets = tuned.settings, (1.0,)
+    record = records.Record(
+        task=task.name,
+        optimizer=entrant.name,
+        fingerprint=fingerprint,
+        setup=setup,
+        settings=tuned.settings,
+        trials=tuple(tuned.trials),
+        runs=meta_test.measure(run, num_steps, config.seeds, settings, budgets),
+        tuning_seconds=tuned.seconds,
+        compile_seconds=run.compile_seconds,
+    )
+    records.write_record(path, record)
+    return record
+
+
+def measure_all(
+    config: MetaTestConfig,
+    search: SearchConfig,
+    data_dir: str | None,
+    results: Path,
+    workdir: Path,
+) -> dict[str, dict[str, records.Record]]:
+    """Returns all results, by task and entrant's name."""
+    from tqdm import tqdm
+
+    field, found = entrants(config), {}
+    total = len(field) * len(config.tasks)
+    with tqdm(total=total, desc="meta-test", unit="result", disable=None) as bar:
+        for name in config.tasks:
+            bar.set_postfix_str(name)
+            task = make_task(name, data_dir)
+            fingerprint = task_fingerprint(task)
+            found[name] = {}
+            for entrant in field:
+                bar.set_postfix_str(f"{name}, {entrant.name}")
+                found[name][entrant.name] = measured(
+                    task, fingerprint, entrant, config, search, results, workdir
+                )
+                bar.update()
+    return found
+
+
+def report(
+    config: MetaTestConfig, found: dict[str, dict[str, records.Record]], results: Path
+) -> str:
+    """Compares, writes the report and returns its summary."""
+    field, rows = entrants(config), {}
+    for subject in (entrant.name for entrant in field if not entrant.tuned):
+        rows[subject] = [
+            meta_test.compare(
+                by_name[subject], {e.name: by_name[e.name] for e in field if e.tuned}
+            )
+            for by_name in found.values()
+        ]
+    finals = [
+        meta_test.final(r) for by_name in found.values() for r in by_name.values()
+    ]
+    return write_meta_test(
+        results,
+        summaries=[
+            dataclasses.asdict(meta_test.summarise(subject, of_subject))
+            for subject, of_subject in rows.items()
+        ],
+        rows={k: [dataclasses.asdict(row) for row in v] for k, v in rows.items()},
+        finals=[dataclasses.asdict(row) for row in finals],
+        facts={
+            "command": " ".join(["python -m experiments.meta_test", *sys.argv[1:]]),
+            "seeds": ", ".join(map(str, config.seeds)),
+            "trials": f"{config.trials_of_five} of each of the five, "
+            f"{config.trials_of_further} of each further baseline",
+            "revision of the report": describe_environment()["git"],
+        },
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, measures what is not there, reports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("meta_opt").setLevel(logging.WARNING)
+    import jax
+
+    workdir = Path(WORKDIR.value)
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    settings = CONFIG.value.to_dict()
+    try:
+        check_keys("config", settings, ("meta_test", "search", "data_dir", "results"))
+        config = from_config(MetaTestConfig, settings["meta_test"])
+        search = from_config(SearchConfig, settings["search"])
+        results, data_dir = Path(settings["results"]), settings["data_dir"] or None
+        found = measure_all(config, search, data_dir, results, workdir)
+        print(report(config, found, results))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"meta_test: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes it", file=sys.stderr)
+        sys.exit(130)
+    print(f"written: {results}/meta_test.md, meta_test.json, meta_test.csv")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)

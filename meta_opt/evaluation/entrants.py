@@ -1,0 +1,153 @@
+"""Who takes part in the meta-test: baselines to be tuned, and untuned optimizers."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from meta_opt.optimizers.baselines import FIVE, FURTHER, baseline
+from meta_opt.optimizers.hand_designed import hand_designed
+from meta_opt.optimizers.learned import learned_optimizer
+from meta_opt.optimizers.weights import load_theta
+from meta_opt.tasks.inner_run import MakeOptimizer
+from meta_opt.tasks.task import Task
+from meta_opt.types import PyTree, near_match
+
+_UNTUNED = ("learned", "hand_designed")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaTestConfig:
+    """What is measured.
+
+    Attributes:
+        tasks: names of task families.
+        num_steps: full budget by task; a task's larger horizon where it is left out.
+        five: baselines among the five.
+        further: baselines among the further ones.
+        untuned: ``learned`` and ``hand_designed``, or one of them.
+        weights: of the learned optimizer, shipped names or paths; each is an entrant.
+        budgets: shares of the full budget for the untuned; 1 is among them.
+        tuning_seeds: of every trial.
+        seeds: of what is reported; none of the former.
+        seeds_at_once: seeds side by side in one program.
+        trials_of_five: trials of each of the five.
+        trials_of_further: trials of each further baseline.
+    """
+
+    tasks: tuple[str, ...]
+    num_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    five: tuple[str, ...] = FIVE
+    further: tuple[str, ...] = FURTHER
+    untuned: tuple[str, ...] = _UNTUNED
+    weights: tuple[str, ...] = ()
+    budgets: tuple[float, ...] = (1.0, 0.75, 0.6, 0.5, 0.35, 0.25)
+    tuning_seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds_at_once: int = 1
+    trials_of_five: int = 20
+    trials_of_further: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        if not self.tasks:
+            raise ValueError("tasks is empty; name at least one task family")
+        known = {"five": FIVE, "further": FURTHER, "untuned": _UNTUNED}
+        for field, names in known.items():
+            for name in getattr(self, field):
+                if name not in names:
+                    raise ValueError(
+                        f"{field} has {name!r}{near_match(name, names)}; there are "
+                        f"{', '.join(names)}"
+                    )
+        if "adamw" not in self.five:
+            raise ValueError("five lacks 'adamw', which all is compared with")
+        if unknown := set(self.num_steps) - set(self.tasks):
+            raise ValueError(f"num_steps names {sorted(unknown)}, not among the tasks")
+        if 1.0 not in self.budgets or not all(0 < b <= 1 for b in self.budgets):
+            raise ValueError(f"budgets={self.budgets} must be in (0, 1], 1 among them")
+        if not self.seeds or not self.tuning_seeds:
+            raise ValueError("seeds and tuning_seeds need at least one seed each")
+        if shared := set(self.seeds) & set(self.tuning_seeds):
+            raise ValueError(f"seeds {sorted(shared)} are in tuning_seeds too")
+
+    def steps(self, task: Task) -> int:
+        """Returns the full budget of a task."""
+        return self.num_steps.get(task.name, task.horizons[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Entrant:
+    """An optimizer that takes part.
+
+    Attributes:
+        name: in reports.
+        file: name of its results, without suffix.
+        make: task to ``(num_steps, settings) -> optimizer``.
+        setup: JSON values that its results depend on.
+        settings: those it runs with; None if they are to be tuned.
+    """
+
+    name: str
+    file: str
+    make: Callable[[Task], MakeOptimizer]
+    setup: dict[str, Any]
+    settings: PyTree | None = None
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it is a baseline to be tuned."""
+        return self.settings is None
+
+
+def entrants(config: MetaTestConfig) -> list[Entrant]:
+    """Lists who takes part: the untuned, the five, the further ones.
+
+    Raises:
+        ValueError: weights that are not there or damaged.
+    """
+    found = []
+    for name in config.untuned:
+        if name == "learned":
+            found += [_learned(weights) for weights in config.weights]
+        else:
+            found.append(Entrant(name, name, _make_hand_designed, {}, settings={}))
+    for name in (*config.five, *config.further):
+        trials = config.trials_of_five if name in FIVE else config.trials_of_further
+        found.append(Entrant(name, name, _make_baseline(name), {"trials": trials}))
+    return found
+
+
+def _make_baseline(name: str) -> Callable[[Task], MakeOptimizer]:
+    return lambda task: lambda n, settings: baseline(name, n, **settings)
+
+
+def _make_hand_designed(task: Task) -> MakeOptimizer:
+    return lambda n, settings: hand_designed(n, stacked=task.stacked)
+
+
+def _learned(weights: str) -> Entrant:
+    theta, config = load_theta(weights)
+    digest = hashlib.sha256(repr(config).encode())
+    for leaf in jax.tree.leaves(theta):
+        digest.update(np.asarray(leaf).tobytes())
+    short = digest.hexdigest()[:10]
+    is_path = weights.endswith(".safetensors")
+
+    def make(task: Task) -> MakeOptimizer:
+        # The weights are an argument of the program: other weights, same program.
+        return lambda n, theta: learned_optimizer(
+            n, theta=theta, config=config, stacked=task.stacked
+        )
+
+    return Entrant(
+        name=f"{Path(weights).stem}@{short[:6]}" if is_path else weights,
+        file=f"learned-{short}",
+        make=make,
+        setup={"weights": digest.hexdigest()},
+        settings=theta,
+    )

@@ -1,0 +1,346 @@
+"""The protocol of the meta-test: an untuned optimizer against tuned baselines.
+
+End-of-training comparison at fixed budgets, as in MLCommons AlgoPerf (Dahl et al. 2023,
+arXiv:2306.07179). Baselines are tuned and run at the full budget; the subject is run
+with no tuning, at the full budget and at parts of it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from meta_opt.evaluation.records import Record, Run, make_run
+from meta_opt.optimizers.baselines import FIVE
+from meta_opt.tasks.inner_run import InnerRun
+from meta_opt.types import PyTree
+
+BUDGETS = (1.0, 0.75, 0.6, 0.5, 0.35, 0.25)
+MISS = 4.0
+"""What a target that no budget reaches counts as."""
+_REFERENCE = "adamw"
+_CLOSE = 0.05
+
+
+def measure(
+    run: InnerRun,
+    num_steps: int,
+    seeds: Sequence[int],
+    settings: PyTree,
+    budgets: Sequence[float] = (1.0,),
+) -> tuple[Run, ...]:
+    """Runs an optimizer at each budget.
+
+    Args:
+        run: the task under the optimizer.
+        num_steps: the full budget.
+        seeds: the same for all optimizers.
+        settings: of the optimizer.
+        budgets: shares of ``num_steps``.
+    """
+    runs = []
+    for budget in budgets:
+        steps = max(1, round(budget * num_steps))
+        outcome, seconds = run(seeds, steps, settings)
+        runs.append(make_run(budget, steps, outcome, seconds))
+    return tuple(runs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean and its 95% confidence interval (Student's t).
+
+    Attributes:
+        mean: of all values.
+        low: lower end; None where there is only one value.
+        high: upper end; likewise.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """Returns ``mean ± t(0.975, n - 1) s / sqrt(n)``.
+
+    >>> [round(x, 3) for x in dataclasses.astuple(interval([1.0, 2.0, 3.0]))]
+    [2.0, -0.484, 4.484]
+    """
+    from scipy.stats import t
+
+    x = np.array(list(values))
+    mean = float(np.mean(x))
+    if len(x) < 2:
+        return Interval(mean, None, None)
+    half = float(t.ppf(0.975, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x)))
+    return Interval(mean, mean - half, mean + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRow:
+    """The subject against the baselines on one task.
+
+    Losses are means over seeds, infinite where a seed failed. The best in loss is by
+    mean validation loss, the best in accuracy by mean *test* accuracy, which favours
+    the baselines.
+
+    Attributes:
+        task: its name.
+        num_steps: the full budget.
+        budget_to_adamw: least budget at which the validation loss is at or below that
+            of tuned AdamW at the full one; `MISS` if none.
+        budget_to_best_of_five: the same for the best in loss of the five.
+        validation_loss: of the subject, at the full budget.
+        adamw_validation_loss: of tuned AdamW.
+        best_of_five: which of the five is best in loss.
+        best_of_five_validation_loss: its loss.
+        best_of_all: which of all baselines is best in loss.
+        best_of_all_validation_loss: its loss.
+        test_accuracy: of the subject, percent; a failed seed counts as 0.
+        accuracy_over_adamw: percentage points, paired by seed.
+        accuracy_over_best_of_five: likewise, over the best in accuracy.
+        accuracy_over_best_of_all: likewise.
+        as_accurate_as_best_of_five: whether that mean is not negative.
+        close_to_best_of_all: whether its loss is within 5% of the best one's.
+        failures: runs of the subject that failed, over all budgets.
+        runs: how many there were.
+        seconds: of one run of the subject at the full budget.
+        adamw_seconds: of one run of AdamW.
+        adamw_tuning_seconds: of its search.
+        time_ratio: seconds over AdamW's; None if measured on different machines.
+        time_ratio_with_tuning: seconds over AdamW's with its search; likewise.
+    """
+
+    task: str
+    num_steps: int
+    budget_to_adamw: float
+    budget_to_best_of_five: float
+    validation_loss: float
+    adamw_validation_loss: float
+    best_of_five: str
+    best_of_five_validation_loss: float
+    best_of_all: str
+    best_of_all_validation_loss: float
+    test_accuracy: float
+    accuracy_over_adamw: Interval
+    accuracy_over_best_of_five: Interval
+    accuracy_over_best_of_all: Interval
+    as_accurate_as_best_of_five: bool
+    close_to_best_of_all: bool
+    failures: int
+    runs: int
+    seconds: float
+    adamw_seconds: float
+    adamw_tuning_seconds: float
+    time_ratio: float | None
+    time_ratio_with_tuning: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The subject over all tasks.
+
+    Attributes:
+        subject: name of the optimizer.
+        tasks: how many.
+        budget_to_adamw: geometric mean over tasks.
+        budget_to_best_of_five: likewise.
+        accuracy_over_adamw: percentage points, mean and interval over tasks.
+        accuracy_over_best_of_five: likewise.
+        accuracy_over_best_of_all: likewise.
+        share_as_accurate_as_best_of_five: of the tasks, in [0, 1].
+        share_close_to_best_of_all: likewise.
+        misses: tasks on which AdamW's loss was not reached.
+        failures: runs that failed.
+        runs: how many there were.
+        time_ratio: geometric mean over the tasks where it is known.
+        time_ratio_with_tuning: likewise.
+    """
+
+    subject: str
+    tasks: int
+    budget_to_adamw: float
+    budget_to_best_of_five: float
+    accuracy_over_adamw: Interval
+    accuracy_over_best_of_five: Interval
+    accuracy_over_best_of_all: Interval
+    share_as_accurate_as_best_of_five: float
+    share_close_to_best_of_all: float
+    misses: int
+    failures: int
+    runs: int
+    time_ratio: float | None
+    time_ratio_with_tuning: float | None
+
+
+def budget_to(runs: Sequence[Run], target: float) -> float:
+    """Returns the least budget whose mean validation loss is at or below ``target``.
+
+    A run that failed reaches nothing; `MISS` if none reaches it.
+    """
+    losses = {run.budget: run.mean_validation_loss for run in runs}
+    reached = [b for b, x in losses.items() if math.isfinite(x) and x <= target]
+    return min(reached, default=MISS)
+
+
+def compare(subject: Record, baselines: Mapping[str, Record]) -> TaskRow:
+    """Compares a subject with tuned baselines on one task.
+
+    Args:
+        subject: at the full budget and at parts of it.
+        baselines: by name, AdamW among them. Those of the five that are there count as
+            "the five".
+
+    Raises:
+        ValueError: AdamW is missing, or records are of other tasks, steps or seeds.
+    """
+    if _REFERENCE not in baselines:
+        raise ValueError(f"{subject.task}: there is no result of {_REFERENCE}")
+    for name, record in baselines.items():
+        for what in ("num_steps", "seeds"):
+            ours, theirs = subject.setup[what], record.setup[what]
+            if subject.task != record.task or ours != theirs:
+                raise ValueError(
+                    f"{subject.optimizer} and {name} do not compare: {what} is {ours} "
+                    f"and {theirs}, task {subject.task} and {record.task}"
+                )
+    adamw = baselines[_REFERENCE]
+    five = [name for name in baselines if name in FIVE]
+    losses = {n: r.full.mean_validation_loss for n, r in baselines.items()}
+    accuracies = {n: 100 * r.full.test_accuracy for n, r in baselines.items()}
+    ours, ours_accuracy = subject.full, 100 * subject.full.test_accuracy
+
+    def least(names: Iterable[str]) -> str:
+        return min(names, key=losses.__getitem__)
+
+    def over(names: Iterable[str]) -> Interval:
+        best = max(names, key=lambda name: float(np.mean(accuracies[name])))
+        return interval(ours_accuracy - accuracies[best])
+
+    best_of_five, best_of_all = least(five), least(baselines)
+    over_five = over(five)
+    bound = losses[best_of_all] + _CLOSE * abs(losses[best_of_all])
+    same_machine = _machine(subject) == _machine(adamw)
+    alone, searched = adamw.full.seconds, adamw.full.seconds + adamw.tuning_seconds
+    return TaskRow(
+        task=subject.task,
+        num_steps=ours.num_steps,
+        budget_to_adamw=budget_to(subject.runs, losses[_REFERENCE]),
+        budget_to_best_of_five=budget_to(subject.runs, losses[best_of_five]),
+        validation_loss=ours.mean_validation_loss,
+        adamw_validation_loss=losses[_REFERENCE],
+        best_of_five=best_of_five,
+        best_of_five_validation_loss=losses[best_of_five],
+        best_of_all=best_of_all,
+        best_of_all_validation_loss=losses[best_of_all],
+        test_accuracy=float(np.mean(ours_accuracy)),
+        accuracy_over_adamw=over([_REFERENCE]),
+        accuracy_over_best_of_five=over_five,
+        accuracy_over_best_of_all=over(baselines),
+        as_accurate_as_best_of_five=over_five.mean >= -1e-6,
+        close_to_best_of_all=ours.failures == 0 and ours.mean_validation_loss <= bound,
+        failures=sum(run.failures for run in subject.runs),
+        runs=sum(len(run.validation_loss) for run in subject.runs),
+        seconds=ours.seconds,
+        adamw_seconds=alone,
+        adamw_tuning_seconds=adamw.tuning_seconds,
+        time_ratio=ours.seconds / alone if same_machine else None,
+        time_ratio_with_tuning=ours.seconds / searched if same_machine else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalRow:
+    """One optimizer at the full budget of one task.
+
+    Attributes:
+        task: its name.
+        optimizer: its name.
+        validation_loss: mean over seeds, infinite if one failed.
+        validation_accuracy: percent, likewise; a failed seed counts as 0.
+        test_accuracy: likewise.
+        failures: seeds that failed.
+        seconds: of one run.
+        tuning_seconds: of the search.
+        compile_seconds: of the program.
+        settings: tuned ones.
+    """
+
+    task: str
+    optimizer: str
+    validation_loss: float
+    validation_accuracy: float
+    test_accuracy: float
+    failures: int
+    seconds: float
+    tuning_seconds: float
+    compile_seconds: float
+    settings: dict[str, float]
+
+
+def final(record: Record) -> FinalRow:
+    """Returns what a record says of the full budget."""
+    run = record.full
+    return FinalRow(
+        task=record.task,
+        optimizer=record.optimizer,
+        validation_loss=run.mean_validation_loss,
+        validation_accuracy=100 * float(np.mean(run.validation_accuracy)),
+        test_accuracy=100 * float(np.mean(run.test_accuracy)),
+        failures=run.failures,
+        seconds=run.seconds,
+        tuning_seconds=record.tuning_seconds,
+        compile_seconds=record.compile_seconds,
+        settings=record.settings,
+    )
+
+
+def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
+    """Sums up rows of one subject: geometric means, shares and counts over tasks.
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    if not rows:
+        raise ValueError(f"there is no task to sum up for {subject!r}")
+    return Summary(
+        subject=subject,
+        tasks=len(rows),
+        budget_to_adamw=_geometric(row.budget_to_adamw for row in rows),
+        budget_to_best_of_five=_geometric(row.budget_to_best_of_five for row in rows),
+        accuracy_over_adamw=interval(row.accuracy_over_adamw.mean for row in rows),
+        accuracy_over_best_of_five=interval(
+            row.accuracy_over_best_of_five.mean for row in rows
+        ),
+        accuracy_over_best_of_all=interval(
+            row.accuracy_over_best_of_all.mean for row in rows
+        ),
+        share_as_accurate_as_best_of_five=float(
+            np.mean([row.as_accurate_as_best_of_five for row in rows])
+        ),
+        share_close_to_best_of_all=float(
+            np.mean([row.close_to_best_of_all for row in rows])
+        ),
+        misses=sum(row.budget_to_adamw == MISS for row in rows),
+        failures=sum(row.failures for row in rows),
+        runs=sum(row.runs for row in rows),
+        time_ratio=_known(row.time_ratio for row in rows),
+        time_ratio_with_tuning=_known(row.time_ratio_with_tuning for row in rows),
+    )
+
+
+def _geometric(values: Iterable[float]) -> float:
+    return float(np.exp(np.mean(np.log(list(values)))))
+
+
+def _known(values: Iterable[float | None]) -> float | None:
+    known = [x for x in values if x is not None]
+    return _geometric(known) if known else None
+
+
+def _machine(record: Record) -> tuple:
+    """What seconds depend on, as far as it was written down."""
+    found = record.environment
+    return found.get("platform"), found.get("device"), found.get("device_count")

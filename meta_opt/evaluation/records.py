@@ -1,0 +1,174 @@
+"""What one optimizer reached on one task of the meta-test, as a JSON file."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.run_log import describe_environment
+from meta_opt.tasks.fingerprint import same_task
+from meta_opt.tasks.inner_run import Outcome
+from meta_opt.types import from_config, write_atomic
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The seeds' outcomes at one budget.
+
+    Attributes:
+        budget: share of the task's steps.
+        num_steps: the steps.
+        validation_loss: one for each seed; None where the run failed.
+        validation_error: likewise, in [0, 1].
+        test_loss: likewise.
+        test_error: likewise, in [0, 1].
+        seconds: of one seed, without compilation.
+    """
+
+    budget: float
+    num_steps: int
+    validation_loss: tuple[float | None, ...]
+    validation_error: tuple[float | None, ...]
+    test_loss: tuple[float | None, ...]
+    test_error: tuple[float | None, ...]
+    seconds: float
+
+    @property
+    def failures(self) -> int:
+        """How many seeds failed."""
+        return self.validation_loss.count(None)
+
+    @property
+    def mean_validation_loss(self) -> float:
+        """Mean over seeds; infinite if one failed."""
+        losses = [math.inf if x is None else x for x in self.validation_loss]
+        return float(np.mean(losses))
+
+    @property
+    def validation_accuracy(self) -> np.ndarray:
+        """Of each seed, in [0, 1]; 0 if it failed."""
+        return _accuracy(self.validation_error)
+
+    @property
+    def test_accuracy(self) -> np.ndarray:
+        """Of each seed, in [0, 1]; 0 if it failed."""
+        return _accuracy(self.test_error)
+
+
+def _accuracy(errors: tuple[float | None, ...]) -> np.ndarray:
+    return np.array([0.0 if x is None else 1.0 - x for x in errors])
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One optimizer on one task.
+
+    Attributes:
+        task: its name.
+        optimizer: name of the baseline or rule; ``learned:NAME`` with weights' name.
+        fingerprint: of the task.
+        setup: what else the outcomes depend on; a result is stale under another.
+        settings: tuned ones; empty if there is nothing to tune.
+        trials: of the search.
+        runs: one for each budget, the full one first.
+        tuning_seconds: of all trials, 0 if there are none.
+        compile_seconds: of the one program.
+        environment: code, versions and device.
+    """
+
+    task: str
+    optimizer: str
+    fingerprint: dict[str, Any]
+    setup: dict[str, Any]
+    settings: dict[str, Any]
+    trials: tuple[dict[str, Any], ...]
+    runs: tuple[Run, ...]
+    tuning_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    environment: dict[str, Any] = dataclasses.field(
+        default_factory=describe_environment
+    )
+
+    @property
+    def full(self) -> Run:
+        """The run at full budget."""
+        return next(run for run in self.runs if run.budget == 1.0)
+
+
+def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) -> Run:
+    """Joins an outcome's seeds; of one that failed nothing is kept."""
+    failed = outcome.failed()
+    values = {
+        name: tuple(
+            None if bad else float(x) for x, bad in zip(xs, failed, strict=True)
+        )
+        for name, xs in outcome._asdict().items()
+    }
+    return Run(budget=budget, num_steps=num_steps, seconds=seconds, **values)
+
+
+def write_record(path: str | Path, record: Record) -> None:
+    """Writes a record, whole or not at all."""
+    text = json.dumps({"format": FORMAT, **dataclasses.asdict(record)}, indent=1)
+    with write_atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(path: str | Path) -> Record:
+    """Reads what :func:`write_record` wrote.
+
+    Raises:
+        ValueError: if it is not such a file; says what to do.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        runs = tuple(from_config(Run, run) for run in values.pop("runs"))
+        return from_config(Record, {**values, "runs": runs})
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a result of this meta-test ({error}); delete it to measure "
+            "again"
+        ) from None
+
+
+def fresh_record(
+    path: str | Path, fingerprint: Mapping[str, Any], setup: Mapping[str, Any]
+) -> Record | None:
+    """Reads a result if there is one, and checks that it may be used.
+
+    Args:
+        path: the JSON file.
+        fingerprint: of the task as it is now.
+        setup: as it is now.
+
+    Returns:
+        The record, or None if there is no file.
+
+    Raises:
+        ValueError: if the result is of another task or setup; says what to do.
+    """
+    if not Path(path).is_file():
+        return None
+    record = read_record(path)
+    now = json.loads(json.dumps(dict(setup)))
+    changed = [
+        f"{key} was {record.setup.get(key)}, is {now.get(key)}"
+        for key in sorted(now.keys() | record.setup.keys())
+        if record.setup.get(key) != now.get(key)
+    ]
+    if not same_task(record.fingerprint, fingerprint):
+        changed.insert(0, f"the task {record.task!r} changed")
+    if changed:
+        raise ValueError(
+            f"{path} is stale: {'; '.join(changed)}. Delete it (and its study) to "
+            "measure again, or write elsewhere with --config.results=FOLDER"
+        )
+    return record

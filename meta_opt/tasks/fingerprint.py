@@ -1,0 +1,64 @@
+"""What a result on a task depends on, short enough to be kept beside it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from meta_opt.tasks.task import Task
+
+_TOLERANCE = 1e-2
+"""Relative: features and pretrained weights differ a little between machines."""
+
+
+def task_fingerprint(task: Task) -> dict[str, Any]:
+    """Describes a task's data, parameters, loss and settings.
+
+    Args:
+        task: any task.
+
+    Returns:
+        JSON values: ``exact`` (a hash of shapes, types, integer data and settings) and
+        ``numbers`` (of float data, and the loss on the validation examples at one
+        initialisation), which depend on the machine in their last digits.
+    """
+    params = jax.jit(task.init)(jax.random.key(0))
+    exact: dict[str, Any] = {
+        "params": str(jax.tree.map(lambda p: (p.shape, str(p.dtype)), params)),
+        "batch_size": task.batch_size,
+        "stacked": task.stacked,
+        "gives_value": task.gives_value,
+        "feedback_every": task.feedback_every,
+    }
+    loss = jax.jit(task.loss)(params, task.splits.validation)[0]
+    numbers = {"loss": float(loss)}
+    for split, arrays in task.splits._asdict().items():
+        for name, array in sorted(arrays.items()):
+            key, x = f"{split}/{name}", np.asarray(array)
+            exact[key] = f"{x.shape} {x.dtype}"
+            if np.issubdtype(x.dtype, np.floating):
+                # One number of about the size of an element, sensitive to the order.
+                flat = x.astype(np.float64).ravel()
+                mixed = flat @ np.cos(np.arange(flat.size)) / math.sqrt(flat.size)
+                numbers[key] = float(mixed)
+            else:
+                exact[key] += hashlib.sha256(x.tobytes()).hexdigest()
+    text = json.dumps(exact, sort_keys=True)
+    return {"exact": hashlib.sha256(text.encode()).hexdigest(), "numbers": numbers}
+
+
+def same_task(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Says whether two fingerprints are of the same task, rounding aside."""
+    one, other = a["numbers"], b["numbers"]
+    return (
+        a["exact"] == b["exact"]
+        and one.keys() == other.keys()
+        and all(
+            math.isclose(one[k], other[k], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+            for k in one
+        )
+    )

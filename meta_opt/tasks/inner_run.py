@@ -1,0 +1,167 @@
+"""One inner run of any optimizer: a task trained from start to end, and judged."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from meta_opt.optimizers.baselines import averaged_params
+from meta_opt.tasks.task import Splits, Task
+from meta_opt.types import PyTree
+
+MakeOptimizer = Callable[[jax.Array, Any], optax.GradientTransformationExtraArgs]
+"""``(num_steps, settings)`` to an optimizer; both are traced."""
+
+
+class Outcome(NamedTuple):
+    """What trained parameters are worth; float32 [seeds], not finite on failure."""
+
+    validation_loss: Any
+    validation_error: Any
+    test_loss: Any
+    test_error: Any
+
+    def failed(self) -> np.ndarray:
+        """Says of each seed whether any number is not finite."""
+        return ~np.isfinite(np.stack([np.asarray(x) for x in self])).all(axis=0)
+
+
+def train_and_judge(
+    task: Task,
+    make_tx: Callable[[Any], optax.GradientTransformationExtraArgs],
+    keys: jax.Array,
+    num_steps: jax.Array | int,
+) -> Outcome:
+    """Trains ``task`` once for each key and judges the trained parameters.
+
+    Pure. The same key gives the same initial parameters and batches, whatever the
+    optimizer. The optimizer is told the loss as ``value`` and the validation loss as
+    ``feedback`` where the task says so.
+
+    Args:
+        task: the task.
+        make_tx: builds the optimizer from the number of steps.
+        keys: random keys, [seeds].
+        num_steps: length of the runs; may be traced, so that one program serves all.
+
+    Returns:
+        Loss and error rate on all validation and all test examples.
+    """
+    size = len(next(iter(task.splits.train.values())))
+    tx = make_tx(num_steps)
+
+    def run(key: jax.Array) -> Outcome:
+        init_key, batch_key = jax.random.split(key)
+
+        def step(t: jax.Array, carry: tuple) -> tuple:
+            params, state = carry
+            picks = jax.random.randint(
+                jax.random.fold_in(batch_key, t), (task.batch_size,), 0, size
+            )
+            batch = {name: x[picks] for name, x in task.splits.train.items()}
+            (value, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
+                params, batch
+            )
+            known = {"value": value} if task.gives_value else {}
+            if task.feedback_every:
+                known["feedback"] = jax.lax.cond(
+                    t % task.feedback_every == 0,
+                    lambda p: task.loss(p, task.splits.validation)[0],
+                    lambda p: jnp.float32(jnp.nan),
+                    params,
+                )
+            updates, state = tx.update(grads, state, params, **known)
+            return optax.apply_updates(params, updates), state
+
+        params = task.init(init_key)
+        params, state = jax.lax.fori_loop(0, num_steps, step, (params, tx.init(params)))
+        params = averaged_params(state, params)
+        return Outcome(
+            *task.loss(params, task.splits.validation),
+            *task.loss(params, task.splits.test),
+        )
+
+    return jax.vmap(run)(keys)
+
+
+class InnerRun:
+    """`train_and_judge` as one compiled program for all settings, seeds and lengths.
+
+    Args:
+        task: the task; its examples are arguments of the program and no constants.
+        make_tx: ``(num_steps, settings)`` to an optimizer.
+        seeds_at_once: seeds that run side by side in the program. Its compilation and
+            memory are for that many, and a run of fewer takes as long.
+
+    Attributes:
+        compile_seconds: spent on compilation; 0 before.
+    """
+
+    def __init__(
+        self, task: Task, make_tx: MakeOptimizer, seeds_at_once: int = 1
+    ) -> None:
+        if seeds_at_once < 1:
+            raise ValueError(f"seeds_at_once={seeds_at_once} must be at least 1")
+        self._task = task
+        self._make_tx = make_tx
+        self._at_once = seeds_at_once
+        self._compiled: Any = None
+        self.compile_seconds = 0.0
+
+    def __call__(
+        self, seeds: Sequence[int], num_steps: int, settings: PyTree
+    ) -> tuple[Outcome, float]:
+        """Runs all seeds.
+
+        Args:
+            seeds: of initialisation and batches.
+            num_steps: length of the runs.
+            settings: pytree of numbers, of one structure and shape in all calls.
+
+        Returns:
+            The outcome, NumPy float32 [seeds], and the seconds of one seed, without
+            compilation.
+        """
+        self.compile(settings)
+        parts, seconds = [], 0.0
+        for start in range(0, len(seeds), self._at_once):
+            some = seeds[start : start + self._at_once]
+            args = self._arguments(some, num_steps, settings)
+            began = time.perf_counter()
+            outcome = jax.block_until_ready(self._compiled(*args))
+            seconds += time.perf_counter() - began
+            parts.append(Outcome(*(np.asarray(x)[: len(some)] for x in outcome)))
+        joined = Outcome(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        return joined, seconds / len(seeds)
+
+    def compile(self, settings: PyTree) -> None:
+        """Compiles the program, unless it is; only structure and shapes matter."""
+        if self._compiled is not None:
+            return
+
+        def program(
+            splits: Splits, keys: jax.Array, num_steps: jax.Array, settings: PyTree
+        ) -> Outcome:
+            task = dataclasses.replace(self._task, splits=splits)
+            return train_and_judge(
+                task, lambda n: self._make_tx(n, settings), keys, num_steps
+            )
+
+        args = self._arguments([0], 1, settings)
+        began = time.perf_counter()
+        self._compiled = jax.jit(program).lower(*args).compile()
+        self.compile_seconds = time.perf_counter() - began
+
+    def _arguments(
+        self, seeds: Sequence[int], num_steps: int, settings: PyTree
+    ) -> tuple[Splits, jax.Array, jax.Array, PyTree]:
+        # A short group is filled up: another size would be another program.
+        filled = [*seeds, *[seeds[-1]] * (self._at_once - len(seeds))]
+        keys = jax.vmap(jax.random.key)(jnp.array(filled, jnp.uint32))
+        numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), settings)
+        return self._task.splits, keys, jnp.int32(num_steps), numbers

@@ -1,0 +1,519 @@
+"""The meta-test's numbers from known outcomes, its runs, and its resumption."""
+
+import csv
+import dataclasses
+import functools
+import importlib
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from meta_opt.evaluation import entrants as entrants_module
+from meta_opt.evaluation.entrants import MetaTestConfig, entrants
+from meta_opt.evaluation.meta_test import (
+    BUDGETS,
+    MISS,
+    budget_to,
+    compare,
+    final,
+    interval,
+    summarise,
+)
+from meta_opt.evaluation.records import (
+    Record,
+    fresh_record,
+    make_run,
+    read_record,
+    write_record,
+)
+from meta_opt.optimizers.baselines import (
+    DEFAULT_LEARNING_RATE,
+    FIVE,
+    FURTHER,
+    averaged_params,
+    baseline,
+)
+from meta_opt.reporting.meta_test import write_meta_test
+from meta_opt.tasks.fingerprint import same_task, task_fingerprint
+from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_judge
+from meta_opt.tasks.task import Splits, Task
+from meta_opt.tuning.baseline_spaces import baseline_space
+from meta_opt.tuning.on_task import tune_on_task
+from meta_opt.tuning.search import SearchConfig
+from meta_opt.types import from_config
+
+ROOT = Path(__file__).parents[1]
+MACHINE = {"platform": "p", "device": "d", "device_count": 1}
+
+
+def run_of(budget, losses, errors=None, seconds=1.0):
+    losses = np.array(losses, np.float64)
+    errors = np.full(len(losses), 0.5) if errors is None else np.array(errors)
+    outcome = Outcome(losses, errors, losses, errors)
+    return make_run(budget, round(100 * budget), outcome, seconds)
+
+
+def record_of(name, losses, errors, *, parts=(), seconds=1.0, tuning=0.0, task="t"):
+    runs = [run_of(1.0, losses, errors, seconds)]
+    return Record(
+        task=task,
+        optimizer=name,
+        fingerprint={"exact": "x", "numbers": {}},
+        setup={"num_steps": 100, "seeds": [1, 2, 3]},
+        settings={},
+        trials=(),
+        runs=(*runs, *(run_of(b, x) for b, x in parts)),
+        tuning_seconds=tuning,
+        environment=MACHINE,
+    )
+
+
+# The protocol, from known outcomes
+
+
+def test_budget_is_the_least_that_reaches_the_target():
+    runs = [
+        run_of(b, [x, x]) for b, x in zip(BUDGETS, [1, 2, 1, 3, 1.5, 4], strict=True)
+    ]
+    assert budget_to(runs, 0.9) == MISS
+    assert budget_to(runs, 1.0) == 0.6  # at or below, and not only from there on
+    assert budget_to(runs, 1.5) == 0.35
+    assert budget_to(runs, 9.0) == 0.25
+    # One seed that failed: that budget reaches nothing, not even a failed target.
+    failed = [*runs[:-1], run_of(0.25, [0.1, math.nan])]
+    assert failed[-1].failures == 1 and failed[-1].validation_loss == (0.1, None)
+    assert budget_to(failed, math.inf) == 0.35
+
+
+def test_interval_is_students():
+    found = interval([1.0, 2.0, 3.0])
+    # t(0.975, 2) = 4.30265
+    assert found.mean == 2.0
+    assert found.high - 2.0 == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
+    assert 2.0 - found.low == pytest.approx(found.high - 2.0)
+    assert dataclasses.astuple(interval([0.5])) == (0.5, None, None)
+
+
+def known_baselines(task="t"):
+    """AdamW; of the five the best in loss, and in accuracy; one failed; the best."""
+    entries = [
+        record_of("adamw", [1.0, 1.2, 0.8], [0.3, 0.3, 0.3], seconds=2.0, tuning=38.0),
+        record_of("sgd", [0.5, 0.5, 0.5], [0.4, 0.4, 0.4]),
+        record_of("lion", [3.0, 3.0, 3.0], [0.2, 0.2, 0.2]),
+        record_of("adam", [math.nan, 0.1, 0.1], [math.nan, 0.1, 0.1]),
+        record_of("muon", [0.4, 0.4, 0.4], [0.1, 0.1, 0.1]),
+    ]
+    return {e.optimizer: dataclasses.replace(e, task=task) for e in entries}
+
+
+def test_a_row_of_known_outcomes():
+    parts = [(0.75, [0.6] * 3), (0.5, [0.9] * 3), (0.25, [1.1, 1.1, math.nan])]
+    subject = record_of(
+        "learned", [0.41, 0.42, 0.43], [0.21, 0.22, 0.2], parts=parts, seconds=3.0
+    )
+    row = compare(subject, known_baselines())
+    assert row.budget_to_adamw == 0.5 and row.adamw_validation_loss == pytest.approx(1)
+    assert row.budget_to_best_of_five == 1.0
+    assert (row.best_of_five, row.best_of_all) == ("sgd", "muon")
+    assert row.test_accuracy == pytest.approx(79.0)
+    assert row.accuracy_over_adamw.mean == pytest.approx(9.0)
+    half = 4.30265 / math.sqrt(3)
+    assert row.accuracy_over_adamw.high == pytest.approx(9.0 + half, rel=1e-5)
+    # The most accurate of the five is Lion: a failed seed of Adam's counts as 0.
+    assert row.accuracy_over_best_of_five.mean == pytest.approx(-1.0)
+    assert row.accuracy_over_best_of_all.mean == pytest.approx(-11.0)
+    assert not row.as_accurate_as_best_of_five
+    assert row.close_to_best_of_all  # 0.42 is 1.05 times 0.4
+    assert (row.failures, row.runs) == (1, 12)
+    assert row.time_ratio == 1.5 and row.time_ratio_with_tuning == 3.0 / 40.0
+    # Paired by seed: equal differences have no spread.
+    even = record_of("learned", [0.43] * 3, [0.2] * 3)
+    row = compare(even, known_baselines())
+    assert dataclasses.astuple(row.accuracy_over_best_of_five) == (0.0, 0.0, 0.0)
+    assert row.as_accurate_as_best_of_five and not row.close_to_best_of_all
+
+
+def test_a_failed_subject_misses_and_is_counted():
+    subject = record_of("learned", [math.nan] * 3, [math.nan] * 3)
+    row = compare(subject, known_baselines())
+    assert row.budget_to_adamw == MISS and row.failures == 3
+    assert row.test_accuracy == 0.0 and math.isinf(row.validation_loss)
+    assert not row.close_to_best_of_all and not row.as_accurate_as_best_of_five
+
+
+def test_records_that_do_not_compare_are_errors():
+    subject = record_of("learned", [1.0] * 3, [0.5] * 3)
+    with pytest.raises(ValueError, match="no result of adamw"):
+        compare(subject, {"sgd": known_baselines()["sgd"]})
+    other = {"num_steps": 100, "seeds": [4, 5, 6]}
+    with pytest.raises(ValueError, match="seeds is"):
+        compare(dataclasses.replace(subject, setup=other), known_baselines())
+    with pytest.raises(ValueError, match="do not compare"):
+        compare(subject, known_baselines(task="other"))
+
+
+def test_the_summary_and_its_files(tmp_path):
+    def subject(task, losses, errors, parts=(), **changes):
+        found = record_of("ours", losses, errors, parts=parts, task=task, seconds=4.0)
+        return dataclasses.replace(found, **changes)
+
+    records = [
+        subject("a", [0.4] * 3, [0.1] * 3, [(0.25, [1.0] * 3)]),
+        subject("b", [9.0] * 3, [0.5] * 3),
+        subject("c", [0.9] * 3, [0.2] * 3, environment={"device": "another"}),
+    ]
+    rows = [compare(r, known_baselines(r.task)) for r in records]
+    found = summarise("ours", rows)
+    assert found.budget_to_adamw == pytest.approx((0.25 * 4 * 1) ** (1 / 3))
+    assert found.budget_to_best_of_five == pytest.approx((1 * 4 * 4) ** (1 / 3))
+    assert found.accuracy_over_adamw.mean == pytest.approx((20 - 20 + 10) / 3)
+    assert found.share_as_accurate_as_best_of_five == pytest.approx(2 / 3)
+    assert found.share_close_to_best_of_all == pytest.approx(1 / 3)
+    assert (found.misses, found.failures, found.runs) == (1, 0, 12)
+    # Seconds of another machine do not compare.
+    assert rows[2].time_ratio is None and found.time_ratio == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="no task"):
+        summarise("ours", [])
+
+    everyone = [*records, *known_baselines("a").values()]
+    text = write_meta_test(
+        tmp_path,
+        summaries=[dataclasses.asdict(found)],
+        rows={"ours": [dataclasses.asdict(row) for row in rows]},
+        finals=[dataclasses.asdict(final(record)) for record in everyone],
+        facts={"seeds": "1, 2, 3"},
+    )
+    assert "+3.3 [" in text and "0.67" in text
+    markdown = (tmp_path / "meta_test.md").read_text("utf-8")
+    assert "| b | 4 | 4 | 9 |" in markdown and "failed" in markdown
+    values = json.loads((tmp_path / "meta_test.json").read_text("utf-8"))
+    assert values["summaries"][0]["misses"] == 1
+    (adam,) = [f for f in values["finals"] if f["optimizer"] == "adam"]
+    assert adam["validation_loss"] is None and adam["failures"] == 1
+    with (tmp_path / "meta_test.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["task"] for line in lines] == ["a", "b", "c"]
+    assert float(lines[0]["accuracy_over_adamw"]) == pytest.approx(20)
+    assert float(lines[0]["accuracy_over_adamw_low"]) == pytest.approx(20)
+
+
+# Records
+
+
+def test_a_stale_record_is_an_error_that_says_what_to_do(tmp_path):
+    path = tmp_path / "r.json"
+    record = record_of("adamw", [1.0, 2.0, math.nan], [0.1, 0.2, math.nan])
+    assert fresh_record(path, record.fingerprint, record.setup) is None
+    write_record(path, record)
+    assert fresh_record(path, record.fingerprint, record.setup) == record
+    with pytest.raises(ValueError, match=r"'t' changed\. Delete it"):
+        fresh_record(path, {"exact": "y", "numbers": {}}, record.setup)
+    with pytest.raises(ValueError, match="num_steps was 100, is 50"):
+        fresh_record(path, record.fingerprint, {**record.setup, "num_steps": 50})
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="delete it"):
+        read_record(path)
+
+
+def line_task(**changes):
+    """Least squares with a matrix and a bias: compiles in a second."""
+    x = jax.random.normal(jax.random.key(7), (24, 3))
+    y = x @ jnp.array([[1.0], [-2.0], [0.5]]) + 0.3
+
+    def part(s):
+        return {"x": x[s], "y": y[s]}
+
+    def loss(params, arrays):
+        error = arrays["x"] @ params["w"] + params["b"][None] - arrays["y"]
+        return jnp.mean(jnp.square(error)), jnp.mean((jnp.abs(error) > 1) * 1.0)
+
+    def init(key):
+        return {"w": jax.random.normal(key, (3, 1)), "b": jnp.zeros(1)}
+
+    splits = Splits(part(slice(0, 12)), part(slice(12, 18)), part(slice(18, 24)))
+    task = Task("line", "line", init, loss, splits, batch_size=4, horizons=(3, 8))
+    return dataclasses.replace(task, **changes)
+
+
+def test_fingerprint_tells_tasks_apart_and_forgives_rounding():
+    task = line_task()
+    found = task_fingerprint(task)
+    assert same_task(found, json.loads(json.dumps(found)))
+    train = task.splits.train
+    rounded = task.splits._replace(train={**train, "x": train["x"] * (1 + 1e-6)})
+    assert same_task(found, task_fingerprint(line_task(splits=rounded)))
+    shuffled = task.splits._replace(train={k: v[::-1] for k, v in train.items()})
+    others = (
+        {"splits": shuffled},
+        {"batch_size": 5},
+        {"feedback_every": 2},
+        {"loss": lambda p, x: (2 * task.loss(p, x)[0], task.loss(p, x)[1])},
+    )
+    for other in others:
+        assert not same_task(found, task_fingerprint(line_task(**other)))
+
+
+# Inner runs
+
+
+def telling(num_steps):
+    """Gradient descent that shows which ``value`` and ``feedback`` it was given."""
+
+    def update(grads, state, params=None, *, value, feedback, **extra):
+        seen = 0.1 * value + jnp.where(jnp.isnan(feedback), 0.0, feedback)
+        step = 0.05 / (1.0 + seen) * (1.0 - state / num_steps)
+        return jax.tree.map(lambda g: -step * g, grads), state + 1
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
+
+
+def test_train_and_judge_equals_a_plain_loop():
+    task = line_task(feedback_every=2)
+    key = jax.random.key(3)
+    outcome = jax.jit(lambda k: train_and_judge(task, telling, k, 5))(key[None])
+    init_key, batch_key = jax.random.split(key)
+    tx = telling(5)
+    params = task.init(init_key)
+    state = tx.init(params)
+    loss = jax.jit(task.loss)
+
+    @jax.jit
+    def step(params, state, t, told):
+        picks = jax.random.randint(jax.random.fold_in(batch_key, t), (4,), 0, 12)
+        batch = {k: v[picks] for k, v in task.splits.train.items()}
+        (value, _), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
+        updates, state = tx.update(grads, state, params, value=value, feedback=told)
+        return optax.apply_updates(params, updates), state
+
+    for t in range(5):
+        told = loss(params, task.splits.validation)[0] if t % 2 == 0 else math.nan
+        params, state = step(params, state, t, jnp.float32(told))
+    expected = [*loss(params, task.splits.validation), *loss(params, task.splits.test)]
+    np.testing.assert_allclose(jnp.stack(outcome)[:, 0], jnp.stack(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DEFAULT_LEARNING_RATE)
+def test_traced_settings_are_untraced_ones(name):
+    """One program serves two settings and two lengths; each as if it were constant."""
+    params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    noise = jax.random.normal(jax.random.key(0), (7, 3, 2))
+    grads = {"w": 1.0 + noise, "b": 0.5 + noise[:, 0]}
+
+    def train(num_steps, settings):
+        tx = baseline(name, num_steps, **settings)
+
+        def step(carry, grads):
+            updates, state = tx.update(grads, carry[1], carry[0], value=1.0)
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        (final, state), _ = jax.lax.scan(step, (params, tx.init(params)), grads)
+        return averaged_params(state, final)
+
+    program, rate = jax.jit(train), DEFAULT_LEARNING_RATE[name]
+    seen = []
+    for steps, *values in ((7, 10 * rate, 0.8, 0.1, 0.3), (12, rate, 0.95, 0.0, 0.0)):
+        names = ("learning_rate", "momentum", "weight_decay", "warmup_fraction")
+        settings = dict(zip(names, values, strict=True))
+        found = program(steps, settings)
+        plain = jax.jit(functools.partial(train, steps, settings))()
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+            found,
+            plain,
+        )
+        seen.append(float(found["w"][0, 0]))
+    assert seen[0] != seen[1] and program._cache_size() == 1
+
+
+def test_seeds_side_by_side_are_seeds_alone():
+    task = line_task()
+
+    def make(n, settings):
+        return optax.sgd(settings["rate"])
+
+    alone, _ = InnerRun(task, make)([3, 4, 5], 6, {"rate": 0.1})
+    pairs, _ = InnerRun(task, make, seeds_at_once=2)([3, 4, 5], 6, {"rate": 0.1})
+    np.testing.assert_allclose(np.stack(alone), np.stack(pairs), rtol=1e-5)
+    assert len(set(alone.validation_loss.tolist())) == 3
+
+
+def test_divergence_is_an_outcome_and_a_search_survives_it(tmp_path):
+    task = line_task()
+    run = InnerRun(task, lambda n, settings: optax.sgd(1e30 * settings["momentum"]))
+    outcome, _ = run([1, 2], 8, dict.fromkeys(baseline_space("sgd"), 1.0))
+    assert outcome.failed().all()
+    found = tune_on_task(
+        run,
+        "sgd",
+        8,
+        SearchConfig(num_trials=2, progress=False),
+        seeds=[0],
+        storage=tmp_path / "s.sqlite3",
+        setup={},
+    )
+    assert [t["state"] for t in found.trials] == ["pruned", "pruned"]
+    assert found.settings == found.trials[0]["params"]
+
+
+def test_baselines_are_told_apart():
+    assert not set(FIVE) & set(FURTHER)
+    assert {*FIVE, *FURTHER} == set(DEFAULT_LEARNING_RATE)
+    for name, default in DEFAULT_LEARNING_RATE.items():
+        rate = baseline_space(name)["learning_rate"]
+        assert rate.low < default < rate.high
+    with pytest.raises(ValueError, match="did you mean 'prodigy'"):
+        baseline("prodgy", 10)
+    with pytest.raises(ValueError, match="no search space"):
+        baseline_space("hand_designed")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x, y = jnp.asarray(images / 8.0 - 1.0, jnp.float32), jnp.asarray(labels)
+
+    def loss(params, arrays):
+        hidden = jax.nn.relu(arrays["x"] @ params["in"])
+        logits = hidden @ params["out"] + params["bias"][None]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, arrays["y"])
+        return loss.mean(), jnp.mean((logits.argmax(-1) != arrays["y"]) * 1.0)
+
+    def init(key):
+        one, two = jax.random.split(key)
+        return {
+            "in": 0.15 * jax.random.normal(one, (64, 32)),
+            "out": 0.2 * jax.random.normal(two, (32, 10)),
+            "bias": jnp.zeros(10),
+        }
+
+    parts = (slice(0, 1000), slice(1000, 1300), slice(1300, None))
+    splits = Splits(*({"x": x[s], "y": y[s]} for s in parts))
+    return Task("digits", "digits", init, loss, splits, horizons=(50, 150))
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_baselines_train_digits(digits, name):
+    run = InnerRun(digits, lambda n, settings: baseline(name, n, **settings))
+    rate = {"muon": 0.03, "schedule_free_adamw": 0.03, "prodigy": 3.0}[name]
+    outcome, _ = run([0], 150, {"learning_rate": rate})
+    assert outcome.test_error[0] < 0.2 and outcome.validation_loss[0] < 0.6
+    start, _ = run([0], 0, {"learning_rate": rate})
+    assert start.test_error[0] > 0.7
+
+
+# The experiment
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("experiments.meta_test")
+
+
+def config_of(variant, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("configs.meta_test")
+    return module.get_config(variant).to_dict()
+
+
+def test_smoke_is_resumed_after_an_interruption(
+    experiment, digits, monkeypatch, tmp_path
+):
+    settings = config_of("smoke", monkeypatch)
+    config = from_config(MetaTestConfig, settings["meta_test"])
+    search = from_config(SearchConfig, settings["search"])
+    named = dataclasses.replace(digits, name="digits_mlp")
+    monkeypatch.setattr(experiment, "make_task", lambda name, data_dir: named)
+    # In place of the hand-designed rule, which compiles three times as long.
+    cheap = lambda task: lambda n, settings: optax.sgd(0.1)  # noqa: E731
+    monkeypatch.setattr(entrants_module, "_make_hand_designed", cheap)
+    calls, call = [], InnerRun.__call__
+
+    def counted(self, seeds, num_steps, values):
+        calls.append(tuple(seeds))
+        if len(calls) == 4:  # 2 budgets of the hand-designed rule, then sgd's trials
+            raise KeyboardInterrupt
+        return call(self, seeds, num_steps, values)
+
+    monkeypatch.setattr(InnerRun, "__call__", counted)
+    where = (config, search, None, tmp_path / "results", tmp_path / "work")
+    with pytest.raises(KeyboardInterrupt):
+        experiment.measure_all(*where)
+    folder = tmp_path / "results" / "digits_mlp"
+    assert [f.name for f in folder.iterdir()] == ["hand_designed.json"]
+    found = experiment.measure_all(*where)
+    # sgd's second trial again, then its seeds; adamw's trials and seeds.
+    assert calls[3:] == [(0,), (0,), (1, 2), (0,), (0,), (1, 2)]
+    assert experiment.measure_all(*where) == found and len(calls) == 9
+    records = found["digits_mlp"]
+    assert [len(records[n].trials) for n in ("hand_designed", "sgd")] == [0, 2]
+    assert [run.num_steps for run in records["hand_designed"].runs] == [30, 15]
+    best = min(t["value"] for t in records["adamw"].trials)
+    (chosen,) = [t for t in records["adamw"].trials if t["value"] == best]
+    assert records["adamw"].settings == chosen["params"]
+    text = experiment.report(config, found, tmp_path / "results")
+    assert "budget to tuned AdamW" in text
+    assert (tmp_path / "results" / "meta_test.md").is_file()
+
+    longer = dataclasses.replace(config, num_steps={"digits_mlp": 31})
+    with pytest.raises(ValueError, match="num_steps was 30, is 31"):
+        experiment.measure_all(longer, *where[1:])
+
+
+def test_configs_build_and_the_sets_are_of_their_data(monkeypatch):
+    from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
+
+    for variant in ("test", "validation", "smoke"):
+        settings = config_of(variant, monkeypatch)
+        tasks = settings["meta_test"]["tasks"]
+        from_config(SearchConfig, settings["search"])
+        assert set(tasks) <= set(FAMILIES)
+        if variant != "smoke":
+            of_split = {k for k, v in SPLIT_OF_DATASET.items() if v == variant}
+            assert all(name.split("_")[0] in of_split for name in tasks)
+        if tasks:
+            config = from_config(MetaTestConfig, settings["meta_test"])
+            assert "adamw" in config.five
+    settings["meta_test"]["five"] = ("sgd", "adamv")
+    with pytest.raises(ValueError, match="did you mean 'adam"):
+        from_config(MetaTestConfig, settings["meta_test"])
+    for wrong, why in (
+        ({"tasks": ()}, "tasks is empty"),
+        ({"five": ("sgd",)}, "lacks 'adamw'"),
+        ({"budgets": (0.5,)}, "1 among them"),
+        ({"seeds": (0, 1)}, "in tuning_seeds too"),
+        ({"num_steps": {"other": 3}}, "not among the tasks"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            MetaTestConfig(**{"tasks": ("digits_mlp",), **wrong})
+
+
+def test_learned_results_are_keyed_by_the_weights(tmp_path):
+    from meta_opt.optimizers.controller import ControllerConfig, init_theta
+    from meta_opt.optimizers.weights import save_theta
+
+    small = ControllerConfig(global_hidden=3, tensor_hidden=2, directions=("adam",))
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        save_theta(tmp_path / name, init_theta(jax.random.key(seed), small), small)
+    paths = tuple(str(tmp_path / f"{name}.safetensors") for name in "abc")
+    config = MetaTestConfig(tasks=("t",), untuned=("learned",), weights=paths)
+    a, b, c, *others = entrants(config)
+    assert a.file == c.file != b.file and a.setup == c.setup != b.setup
+    assert all(other.tuned for other in others) and not a.tuned
+    assert [other.name for other in others] == [*FIVE, *FURTHER]
+    assert [other.setup["trials"] for other in others] == [20] * 5 + [8] * 3
+    task = line_task()
+    make = a.make(task)
+    outcome = jax.eval_shape(
+        lambda keys, n, theta: train_and_judge(task, lambda n: make(n, theta), keys, n),
+        *(jax.random.key(0)[None], jnp.int32(5), a.settings),
+    )
+    assert outcome.test_loss.shape == (1,)
