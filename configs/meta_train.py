@@ -1,12 +1,12 @@
-"""Meta-training: ``v1`` makes `lstm-v1` on two cores; ``smoke`` shows it runs."""
+"""Meta-training: ``small`` is for two cores; ``smoke`` shows that it runs."""
 
 import ml_collections
 
 from configs import common
 
 
-def v1() -> ml_collections.ConfigDict:
-    """Twelve families on six data sets; the recipe of ``lstm-v1``."""
+def small() -> ml_collections.ConfigDict:
+    """Twelve families on six data sets; back-propagation through whole runs."""
     return ml_collections.ConfigDict(
         {
             "meta": {
@@ -69,7 +69,7 @@ def v1() -> ml_collections.ConfigDict:
 
 def smoke() -> ml_collections.ConfigDict:
     """A few outer steps on scikit-learn's digits; needs no prepared data."""
-    config = v1()
+    config = small()
     config.meta.families = ("digits_mlp",)
     config.meta.outer_steps = 4
     config.meta.particles = 2
@@ -79,6 +79,6 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "v1") -> ml_collections.ConfigDict:
+def get_config(arg: str = "small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (v1, smoke)})
+    return common.choose(arg, {v.__name__: v for v in (small, smoke)})

@@ -18,7 +18,8 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from meta_opt.evaluation.records import read_record
-from meta_opt.meta_training.outer_loop import MetaTrainConfig, meta_train
+from meta_opt.meta_training.config import MetaTrainConfig
+from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.weights import save_theta
 from meta_opt.tasks.families import make_task

@@ -15,82 +15,19 @@ import optax
 from tqdm import tqdm
 
 from meta_opt.checkpoints import Checkpoints
-from meta_opt.meta_training.evolution import Estimate, antithetic
-from meta_opt.meta_training.unroll import Augmentation, unroll
+from meta_opt.meta_training.config import MetaTrainConfig
+from meta_opt.meta_training.estimation import make_estimator
+from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.validation import Validation
-from meta_opt.optimizers.controller import ControllerConfig, init_theta
+from meta_opt.optimizers.controller import init_theta
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.task import Task
-from meta_opt.types import PyTree, near_match
+from meta_opt.types import PyTree
 
 _log = logging.getLogger(__name__)
 
-_CAP = 1.5
-"""Bound on the log ratio to the hand-designed rule; also what a diverged run scores."""
 _MAPPINGS = 6000
 """Memory mappings that a program takes on the CPU."""
-_COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
-"""Half the compilation time of the default, at the same speed (see the log in docs)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MetaTrainConfig:
-    """Settings of meta-training.
-
-    Attributes:
-        families: names of task families, taken in turn, one for each device a step; a
-            name may stand twice.
-        outer_steps: length of meta-training.
-        estimator: ``bptt`` (back-propagation through whole runs) or ``es``
-            (antithetic evolution strategies over whole runs).
-        particles: of ``bptt``: inner runs a family, each with its own seed.
-        pairs: of ``es``: antithetic pairs a family.
-        sigma: of ``es``: standard deviation of the perturbations of theta.
-        learning_rate: of Adam on theta; decays by cosine to a tenth.
-        seed: of everything.
-        augmentation: see `Augmentation`.
-        error_weight: weight of the error rate beside the log loss in the objective.
-        weight_decay: pull of theta's output weights towards zero, which is the
-            hand-designed rule.
-        checkpoint_every: outer steps between checkpoints.
-        validate_every: outer steps between meta-validations; 0 for none.
-        stop_after: stop (resumable) after this many outer steps; 0 for all of them.
-        budget_seconds: stop (resumable) after this wall-clock time; 0 for no limit.
-        controller: the controller's shape.
-    """
-
-    families: tuple[str, ...]
-    outer_steps: int = 1000
-    estimator: str = "bptt"
-    particles: int = 4
-    pairs: int = 12
-    sigma: float = 0.05
-    learning_rate: float = 3e-3
-    seed: int = 0
-    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
-    error_weight: float = 1.0
-    weight_decay: float = 0.0
-    checkpoint_every: int = 50
-    validate_every: int = 0
-    stop_after: int = 0
-    budget_seconds: float = 0.0
-    controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
-
-    def __post_init__(self) -> None:
-        """Checks ranges."""
-        if not self.families:
-            raise ValueError("families is empty; name at least one task family")
-        for name in ("outer_steps", "particles", "pairs", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.sigma <= 0:
-            raise ValueError(f"sigma={self.sigma} must be above 0")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"no estimator {self.estimator!r}"
-                f"{near_match(self.estimator, ESTIMATORS)}; there are "
-                f"{', '.join(ESTIMATORS)}"
-            )
 
 
 class MetaState(NamedTuple):
@@ -103,6 +40,8 @@ class MetaState(NamedTuple):
     best: PyTree
     """The average with the best meta-validation; the latest one without validation."""
     best_score: jax.Array
+    inner: tuple[PyTree, ...] = ()
+    """Of each program: inner runs under way; () where runs are whole."""
 
 
 class MetaResult(NamedTuple):
@@ -121,113 +60,6 @@ class MetaResult(NamedTuple):
     steps: int
     seconds: float
     finished: bool
-
-
-def relative_score(loss: jax.Array, reference: jax.Array) -> jax.Array:
-    """Log of loss over reference, bounded; what is not finite scores worst.
-
-    Each task is judged on its own scale: 0 is as good as the hand-designed rule on the
-    same initialisation and batches, below is better.
-    """
-    ratio = jnp.log((loss + 1e-2) / (reference + 1e-2))
-    return jnp.where(jnp.isfinite(ratio), jnp.clip(ratio, -_CAP, _CAP), _CAP)
-
-
-def _draw_horizon(task: Task, key: jax.Array) -> jax.Array:
-    low, high = (float(np.log(h)) for h in task.horizons)
-    log_steps = jax.random.uniform(key, (), minval=low, maxval=high)
-    return jnp.round(jnp.exp(log_steps)).astype(jnp.int32)
-
-
-def _backpropagation(
-    task: Task, config: MetaTrainConfig
-) -> Callable[[PyTree, jax.Array], Estimate]:
-    """Mean over particles of unit meta-gradients of log loss and error.
-
-    Scaled to unit length, a run in which small changes grow without bound (chaos)
-    has one vote like any other, and where runs disagree their mean is short.
-    """
-
-    def objective(theta: PyTree, key: jax.Array, steps: jax.Array) -> jax.Array:
-        # The safeguard has no derivative and doubles the branches to compile.
-        outcome = unroll(
-            task,
-            theta,
-            config.controller,
-            key,
-            steps,
-            config.augmentation,
-            differentiable_steps=task.horizons[1],
-            safeguard=False,
-        )
-        value = jnp.log(outcome.loss + 1e-2) + config.error_weight * outcome.error
-        return jnp.where(jnp.isfinite(value), value, 10.0)
-
-    def estimate(theta: PyTree, key: jax.Array) -> Estimate:
-        run_key, horizon_key = jax.random.split(key)
-        steps = _draw_horizon(task, horizon_key)
-        keys = jax.random.split(run_key, config.particles)
-        values, gradients = jax.vmap(jax.value_and_grad(objective), (None, 0, None))(
-            theta, keys, steps
-        )
-        units = jax.vmap(_unit)(gradients)
-        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), units)
-        return Estimate(mean, jnp.mean(values), optax.global_norm(mean))
-
-    return estimate
-
-
-def _unit(gradient: PyTree) -> PyTree:
-    """Scaled to norm 1; zero if any of it is not finite."""
-    norm = optax.global_norm(gradient)
-    sound = jnp.isfinite(norm) & (norm > 0)
-    return jax.tree.map(lambda g: jnp.where(sound, g / norm, 0.0), gradient)
-
-
-def _evolution(
-    task: Task, config: MetaTrainConfig
-) -> Callable[[PyTree, jax.Array], Estimate]:
-    """Antithetic evolution strategies over whole runs; scaled to unit norm."""
-
-    def estimate(theta: PyTree, key: jax.Array) -> Estimate:
-        noise_key, run_key, horizon_key = jax.random.split(key, 3)
-        steps = _draw_horizon(task, horizon_key)
-        hand = jax.tree.map(jnp.zeros_like, theta)
-
-        def objective(thetas: PyTree) -> jax.Array:
-            # The hand-designed rule (zero weights) runs along as the yardstick.
-            everyone = jax.tree.map(
-                lambda t, h: jnp.concatenate([t, h[None]]), thetas, hand
-            )
-            outcome = jax.vmap(
-                lambda t: unroll(
-                    task, t, config.controller, run_key, steps, config.augmentation
-                )
-            )(everyone)
-            score = relative_score(outcome.loss[:-1], outcome.loss[-1])
-            error = jnp.where(jnp.isfinite(outcome.error), outcome.error, 1.0)
-            return score + config.error_weight * (error[:-1] - error[-1])
-
-        found = antithetic(objective, theta, noise_key, config.pairs, config.sigma)
-        return found._replace(gradient=_unit(found.gradient))
-
-    return estimate
-
-
-ESTIMATORS = {"bptt": _backpropagation, "es": _evolution}
-
-
-def make_estimator(
-    task: Task, config: MetaTrainConfig
-) -> Callable[[PyTree, jax.Array], Estimate]:
-    """(theta, key) to an `Estimate` on one family, to be compiled once.
-
-    The horizon is drawn log-uniformly from the task's range inside the program.
-    """
-    estimate = ESTIMATORS[config.estimator](task, config)
-    return jax.jit(
-        estimate, compiler_options=_COMPILER_OPTIONS.get(jax.default_backend())
-    )
 
 
 def make_outer_step(config: MetaTrainConfig) -> tuple[Callable, Callable]:
@@ -302,6 +134,15 @@ def meta_train(
     init, outer_step = make_outer_step(config)
     seed = jax.random.key(config.seed)
     state = init(jax.random.fold_in(seed, 0))
+    programs, places = _programs(families, tasks, config)
+    starts = jax.random.split(
+        jax.random.fold_in(seed, config.outer_steps + 1), len(programs)
+    )
+    state = state._replace(
+        inner=tuple(
+            p.init(state.theta, k) for p, k in zip(programs, starts, strict=True)
+        )
+    )
     checkpoints = Checkpoints(workdir / "checkpoints", keep_best=0)
     restored = checkpoints.restore(state)
     limits = {"budget_seconds": None, "stop_after": None}
@@ -317,9 +158,8 @@ def meta_train(
     log = RunLog(workdir, resume_step=start if restored else None)
     began = time.monotonic()
     last = min(config.stop_after or config.outer_steps, config.outer_steps)
-    programs = []
     if start < last:
-        programs = _compile(families, tasks, config, state.theta, show_progress)
+        _compile(programs, state, show_progress)
     recent: dict[str, float] = {}
     step = start
     bar = progress_bar(
@@ -332,16 +172,23 @@ def meta_train(
                 break
             key = jax.random.fold_in(seed, step + 1)
             turns = _turns(len(families), step)
-            estimates = [
-                programs[turn](state.theta, jax.random.fold_in(key, i))
+            taken = [
+                programs[places[turn]].estimate(
+                    state.theta, state.inner[places[turn]], jax.random.fold_in(key, i)
+                )
                 for i, turn in enumerate(turns)
             ]
+            estimates = [estimate for estimate, _ in taken]
+            inner = list(state.inner)
+            for turn, (_, moved) in zip(turns, taken, strict=True):
+                inner[places[turn]] = moved
+            state = state._replace(inner=tuple(inner))
             gradients = [jax.device_put(e.gradient, home) for e in estimates]
             state = outer_step(state, gradients, jnp.int32(step))
             step += 1
             row = {}
             for turn, estimate in zip(turns, estimates, strict=True):
-                name, score = families[turn], float(estimate.centre)
+                name, score = families[turn], float(estimate.loss)
                 recent[name] = 0.8 * recent.get(name, score) + 0.2 * score
                 row[f"meta_loss/{name}"] = score
                 row[f"spread/{name}"] = float(estimate.spread)
@@ -388,40 +235,42 @@ def _turns(families: int, step: int) -> list[int]:
     return [i for i in range(first, first + devices) if i < families]
 
 
-def _compile(
-    families: Sequence[str],
-    tasks: Mapping[str, Task],
-    config: MetaTrainConfig,
-    theta: PyTree,
-    show_progress: bool,
-) -> list[Callable[[PyTree, jax.Array], Estimate]]:
-    """A program for each place in ``families``, compiled side by side."""
+def _programs(
+    families: Sequence[str], tasks: Mapping[str, Task], config: MetaTrainConfig
+) -> tuple[list[Estimator], list[int]]:
+    """Programs, and for each place in ``families`` the index of its own."""
     devices = jax.local_devices()
-    places = [(name, i % len(devices)) for i, name in enumerate(families)]
+    wanted = [(name, i % len(devices)) for i, name in enumerate(families)]
+    unique = list(dict.fromkeys(wanted))
 
-    def build(place: tuple[str, int]) -> Callable[[PyTree, jax.Array], Estimate]:
-        name, device = place
+    def build(name: str, device: jax.Device) -> Estimator:
         jitted = make_estimator(tasks[name], config)
-        target = devices[device]
 
-        def program(theta: PyTree, key: jax.Array) -> Estimate:
-            return jitted(*jax.device_put((theta, key), target))
+        def on_device(function: Callable) -> Callable:
+            return lambda *args: function(*jax.device_put(args, device))
 
-        return program
+        return Estimator(on_device(jitted.init), on_device(jitted.estimate))
 
-    programs = {place: build(place) for place in dict.fromkeys(places)}
+    built = [build(name, devices[device]) for name, device in unique]
+    return built, [unique.index(place) for place in wanted]
+
+
+def _compile(
+    programs: Sequence[Estimator], state: MetaState, show_progress: bool
+) -> None:
+    """Runs every program once, as many side by side as there are devices."""
     _check_mappings(len(programs))
 
-    def warm(place: tuple[str, int]) -> None:
-        jax.block_until_ready(programs[place](theta, jax.random.key(0)))
+    def warm(i: int) -> None:
+        taken = programs[i].estimate(state.theta, state.inner[i], jax.random.key(0))
+        jax.block_until_ready(taken)
 
-    with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
-        done = pool.map(warm, programs)
+    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
+        done = pool.map(warm, range(len(programs)))
         for _ in tqdm(
             done, desc="compile", total=len(programs), disable=not show_progress
         ):
             pass
-    return [programs[place] for place in places]
 
 
 def _check_mappings(programs: int) -> None:

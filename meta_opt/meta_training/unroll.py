@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,8 @@ def _calm(carry: tuple) -> tuple:
     steps overflow. Where that with respect to the parameters is longer than
     `_LONGEST`, all derivatives are shortened alike.
     """
+    leaves: list[Any]
+    treedef: Any
     leaves, treedef = jax.tree.flatten(carry)
     moving = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
     params = len(jax.tree.leaves(carry[0]))
@@ -121,7 +123,7 @@ def _calm_forward(params: int, leaves: list[jax.Array]) -> tuple:
 
 
 def _calm_backward(params: int, _: None, slopes: list[jax.Array]) -> tuple:
-    norm = optax.global_norm(slopes[:params])
+    norm = optax.tree.norm(slopes[:params])
     factor = jnp.where(jnp.isfinite(norm), _LONGEST / jnp.maximum(norm, _LONGEST), 0.0)
     return (
         [
@@ -132,6 +134,113 @@ def _calm_backward(params: int, _: None, slopes: list[jax.Array]) -> tuple:
 
 
 _calm_leaves.defvjp(_calm_forward, _calm_backward)
+
+
+class Unroll:
+    """One inner run under given weights: its start, its steps, its end.
+
+    Everything random is decided by ``key``, so that a run can be cut into windows and
+    taken up again from parameters and optimizer state alone.
+
+    Args:
+        task: the task.
+        theta: controller weights.
+        config: their shape.
+        key: random key of initialisation, batches and augmentation.
+        num_steps: length of the run; may be traced, so that one program serves all.
+        augmentation: random changes of the task.
+        safeguard: whether the optimizer's safeguard is on.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        theta: PyTree,
+        config: ControllerConfig,
+        key: jax.Array,
+        num_steps: jax.Array | int,
+        augmentation: Augmentation,
+        safeguard: bool = True,
+    ) -> None:
+        self._init_key, self._batch_key, augment_key = jax.random.split(key, 3)
+        self._task = task
+        self._rounds = augmentation.low_precision > 0
+        self._drawn = _augment(augmentation, task, augment_key)
+        self._tx = controlled(
+            num_steps,
+            theta=theta,
+            config=config,
+            stacked=task.stacked,
+            safeguard=safeguard,
+        )
+
+    def start(self) -> tuple[PyTree, optax.OptState]:
+        """Parameters and optimizer state before the first step."""
+        scale = self._drawn.scale
+        params = jax.tree.map(lambda p: p / scale, self._task.init(self._init_key))
+        return params, self._tx.init(params)
+
+    def step(self, t: jax.Array, carry: tuple) -> tuple[PyTree, optax.OptState]:
+        """The state after step ``t``."""
+        task, drawn = self._task, self._drawn
+        params, state = carry
+        picks = jax.random.randint(
+            jax.random.fold_in(self._batch_key, t), (task.batch_size,), 0, drawn.size
+        )
+        batch = {name: x[picks] for name, x in drawn.train.items()}
+        (value, _), grads = jax.value_and_grad(self._loss, has_aux=True)(params, batch)
+        if self._rounds:
+            grads = jax.tree.map(
+                lambda g: jnp.where(
+                    drawn.round_grads, g.astype(jnp.bfloat16).astype(g.dtype), g
+                ),
+                grads,
+            )
+        known = {}
+        if task.gives_value:
+            known["value"] = value
+        if task.feedback_every:
+            known["feedback"] = jax.lax.cond(
+                t % task.feedback_every == 0,
+                lambda p: self._loss(p, task.splits.validation)[0],
+                lambda p: jnp.float32(jnp.nan),
+                params,
+            )
+        updates, state = self._tx.update(grads, state, params, **known)
+        return optax.apply_updates(params, updates), state
+
+    def run(
+        self, carry: tuple, first: jax.Array | int, last: jax.Array | int, longest: int
+    ) -> tuple[PyTree, optax.OptState]:
+        """The state after steps ``first`` to ``last`` (exclusive).
+
+        Args:
+            carry: the state before.
+            first: may be traced.
+            last: may be traced.
+            longest: 0 for a loop without reverse-mode derivative; otherwise the largest
+                number of steps, and each is rematerialised in the backward pass.
+        """
+        if not longest:
+            return jax.lax.fori_loop(first, last, self.step, carry)
+
+        # The branch inside, the checkpoint outside: the other way round the branch
+        # would save the whole data set for every step.
+        def scanned(carry: tuple, i: jax.Array) -> tuple:
+            t = first + i
+            now = jax.lax.cond(t < last, self.step, lambda t, c: c, t, _calm(carry))
+            return now, None
+
+        body = jax.checkpoint(scanned, prevent_cse=False)
+        return jax.lax.scan(body, carry, jnp.arange(longest))[0]
+
+    def judge(self, carry: tuple) -> Outcome:
+        """Loss and error on the task's test examples."""
+        return Outcome(*self._loss(carry[0], self._task.splits.test))
+
+    def _loss(self, params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+        scaled = jax.tree.map(lambda p: p * self._drawn.scale, params)
+        return self._task.loss(scaled, arrays)
 
 
 def unroll(
@@ -164,57 +273,5 @@ def unroll(
     Returns:
         The outcome; not finite if the run diverged.
     """
-    init_key, batch_key, augment_key = jax.random.split(key, 3)
-    tx = controlled(
-        num_steps,
-        theta=theta,
-        config=config,
-        stacked=task.stacked,
-        safeguard=safeguard,
-    )
-    drawn = _augment(augmentation, task, augment_key)
-
-    def loss(params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        return task.loss(jax.tree.map(lambda p: p * drawn.scale, params), arrays)
-
-    def step(t: jax.Array, carry: tuple) -> tuple:
-        params, state = carry
-        picks = jax.random.randint(
-            jax.random.fold_in(batch_key, t), (task.batch_size,), 0, drawn.size
-        )
-        batch = {name: x[picks] for name, x in drawn.train.items()}
-        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        if augmentation.low_precision:
-            grads = jax.tree.map(
-                lambda g: jnp.where(
-                    drawn.round_grads, g.astype(jnp.bfloat16).astype(g.dtype), g
-                ),
-                grads,
-            )
-        known = {}
-        if task.gives_value:
-            known["value"] = value
-        if task.feedback_every:
-            known["feedback"] = jax.lax.cond(
-                t % task.feedback_every == 0,
-                lambda p: loss(p, task.splits.validation)[0],
-                lambda p: jnp.float32(jnp.nan),
-                params,
-            )
-        updates, state = tx.update(grads, state, params, **known)
-        return optax.apply_updates(params, updates), state
-
-    params = jax.tree.map(lambda p: p / drawn.scale, task.init(init_key))
-    carry = (params, tx.init(params))
-    if differentiable_steps:
-        # The branch inside, the checkpoint outside: the other way round the branch
-        # would save the whole data set for every step.
-        def scanned(carry: tuple, t: jax.Array) -> tuple:
-            carry = _calm(carry)
-            return jax.lax.cond(t < num_steps, step, lambda t, c: c, t, carry), None
-
-        body = jax.checkpoint(scanned, prevent_cse=False)
-        carry, _ = jax.lax.scan(body, carry, jnp.arange(differentiable_steps))
-    else:
-        carry = jax.lax.fori_loop(0, num_steps, step, carry)
-    return Outcome(*loss(carry[0], task.splits.test))
+    run = Unroll(task, theta, config, key, num_steps, augmentation, safeguard)
+    return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))

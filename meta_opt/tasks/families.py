@@ -369,7 +369,8 @@ def _clipart_vit_finetune(data_dir: str | None) -> Task:
 
 def _clipart_clip_finetune(data_dir: str | None) -> Task:
     model = finetuning(_clip(), _clip_start(data_dir))
-    return _task("clipart", model, sources.clipart(), held_out=128, horizons=(50, 300))
+    arrays = sources.clipart(with_words=True)
+    return _task("clipart", model, arrays, held_out=128, horizons=(50, 300))
 
 
 def _clipart_writer_lora(data_dir: str | None) -> Task:
@@ -379,7 +380,7 @@ def _clipart_writer_lora(data_dir: str | None) -> Task:
 
 def _clipart_fusion(data_dir: str | None) -> Task:
     del data_dir
-    arrays = sources.clipart()
+    arrays = sources.clipart(with_words=True)
     return _task(
         "clipart", _both(_classes(arrays)), arrays, batch=24, horizons=(50, 300)
     )

@@ -110,17 +110,17 @@ def emoji(artist: str, data_dir: str | None, size: int = 16) -> NumpyArrays:
 
 
 @functools.cache
-def clipart(size: int = 16) -> NumpyArrays:
+def clipart(size: int = 16, with_words: bool = False) -> NumpyArrays:
     """The bundled shard of Open Clip Art, all its splits, with titles; 15 classes."""
     parts = [bundled_clipart(s) for s in ("train", "validation", "test")]
     pairs = [source_arrays(source, size) for source in parts]
     texts = [captions[0] for source in parts for captions in source.captions]
-    return {
+    found = {
         "image": _pixels(np.concatenate([images for images, _ in pairs])),
         "label": np.concatenate([labels for _, labels in pairs]).astype(np.int32),
         "text": letters(texts),
-        "words": words(texts),
     }
+    return {**found, "words": words(texts)} if with_words else found
 
 
 def _parts(read: Callable[[str], NumpyArrays]) -> Parts:

@@ -1,0 +1,78 @@
+"""Settings of meta-training."""
+
+import dataclasses
+
+from meta_opt.meta_training.unroll import Augmentation
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.types import near_match
+
+ESTIMATORS = ("bptt", "es", "truncated_bptt", "truncated_es", "pes", "nres")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaTrainConfig:
+    """Settings of meta-training.
+
+    Attributes:
+        families: names of task families, taken in turn, one for each device a step; a
+            name may stand twice.
+        outer_steps: length of meta-training.
+        estimator: one of `ESTIMATORS`. Over whole runs: ``bptt`` (back-propagation) or
+            ``es`` (evolution strategies). Over one window of each run at a time, with
+            runs out of step: ``truncated_bptt``, ``truncated_es``, ``pes``, ``nres``.
+        particles: of back-propagation: inner runs a family, each with its own seed.
+        pairs: of evolution strategies: antithetic pairs a family.
+        sigma: likewise: standard deviation of the perturbations of theta.
+        windows: windows that runs are cut into, where they are.
+        learning_rate: of Adam on theta; decays by cosine to a tenth.
+        seed: of everything.
+        augmentation: see `Augmentation`.
+        error_weight: weight of the error rate beside the log loss in the objective.
+        weight_decay: pull of theta's output weights towards zero, which is the
+            hand-designed rule.
+        checkpoint_every: outer steps between checkpoints.
+        validate_every: outer steps between meta-validations; 0 for none.
+        stop_after: stop (resumable) after this many outer steps; 0 for all of them.
+        budget_seconds: stop (resumable) after this wall-clock time; 0 for no limit.
+        controller: the controller's shape.
+    """
+
+    families: tuple[str, ...]
+    outer_steps: int = 1000
+    estimator: str = "bptt"
+    particles: int = 4
+    pairs: int = 12
+    sigma: float = 0.05
+    windows: int = 4
+    learning_rate: float = 3e-3
+    seed: int = 0
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+    error_weight: float = 1.0
+    weight_decay: float = 0.0
+    checkpoint_every: int = 50
+    validate_every: int = 0
+    stop_after: int = 0
+    budget_seconds: float = 0.0
+    controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not self.families:
+            raise ValueError("families is empty; name at least one task family")
+        for name in (
+            "outer_steps",
+            "particles",
+            "pairs",
+            "checkpoint_every",
+            "windows",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.sigma <= 0:
+            raise ValueError(f"sigma={self.sigma} must be above 0")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(
+                f"no estimator {self.estimator!r}"
+                f"{near_match(self.estimator, ESTIMATORS)}; there are "
+                f"{', '.join(ESTIMATORS)}"
+            )

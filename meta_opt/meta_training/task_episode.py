@@ -1,0 +1,102 @@
+"""A task as an `Episode` of windows, for the estimators that see one at a time."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.meta_training.estimators.episode import Episode
+from meta_opt.meta_training.unroll import Augmentation, Unroll
+from meta_opt.optimizers.controller import ControllerConfig, init_theta
+from meta_opt.tasks.task import Task
+from meta_opt.types import PyTree
+
+
+class WindowState(NamedTuple):
+    """An inner run between two windows.
+
+    Attributes:
+        params: parameters.
+        optimizer: the optimizer's state.
+        window: int32 [], windows done.
+        num_steps: int32 [], length of the run.
+        key: uint32, data of the key that decides the whole run.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+    window: jax.Array
+    num_steps: jax.Array
+    key: jax.Array
+
+
+def task_episode(
+    task: Task,
+    config: ControllerConfig,
+    windows: int,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008
+    error_weight: float = 1.0,
+    final_only: bool = False,
+    differentiable: bool = False,
+) -> Episode:
+    """Cuts a task's runs into windows.
+
+    A run's length is drawn log-uniformly from the task's horizons when it begins, and
+    each of its windows has that length over ``windows`` steps (to one step), so that
+    runs of any length are cut alike.
+
+    Args:
+        task: the task.
+        config: the controller's shape.
+        windows: windows of a run.
+        augmentation: random changes of the task, drawn for each run.
+        error_weight: weight of the error beside the log loss.
+        final_only: whether only the last window's end is judged; else all of them are.
+        differentiable: whether windows are to be back-propagated through.
+
+    Returns:
+        The episode; a window's loss is the log of the loss on the task's test examples
+        at its end, and the error.
+
+    Raises:
+        ValueError: if the shortest horizon is below the number of windows.
+    """
+    if task.horizons[0] < windows:
+        raise ValueError(
+            f"task {task.name!r}: its shortest horizon {task.horizons[0]} is below "
+            f"windows={windows}; a window needs a step"
+        )
+    low, high = (float(np.log(h)) for h in task.horizons)
+    longest = -(-task.horizons[1] // windows) + 1 if differentiable else 0
+    blank = jax.tree.map(jnp.zeros_like, init_theta(jax.random.key(0), config))
+
+    def run(theta: PyTree, key: jax.Array, num_steps: jax.Array) -> Unroll:
+        return Unroll(task, theta, config, key, num_steps, augmentation)
+
+    def init(key: jax.Array) -> WindowState:
+        horizon_key, run_key = jax.random.split(key)
+        log_steps = jax.random.uniform(horizon_key, (), minval=low, maxval=high)
+        num_steps = jnp.round(jnp.exp(log_steps)).astype(jnp.int32)
+        params, optimizer = run(blank, run_key, num_steps).start()
+        return WindowState(
+            params, optimizer, jnp.int32(0), num_steps, jax.random.key_data(run_key)
+        )
+
+    def segment(
+        theta: PyTree, state: WindowState, key: jax.Array
+    ) -> tuple[WindowState, jax.Array]:
+        del key  # The run's own decides everything.
+        inner = run(theta, jax.random.wrap_key_data(state.key), state.num_steps)
+        first = state.window * state.num_steps // windows
+        last = (state.window + 1) * state.num_steps // windows
+        carry = inner.run((state.params, state.optimizer), first, last, longest)
+        outcome = inner.judge(carry)
+        value = jnp.log(outcome.loss + 1e-2) + error_weight * outcome.error
+        return (
+            WindowState(*carry, state.window + 1, state.num_steps, state.key),
+            value,
+        )
+
+    weights = (0.0,) * (windows - 1) + (1.0,) if final_only else None
+    return Episode(init, segment, windows, weights)
