@@ -345,7 +345,14 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n not in ("es", "bptt")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "nres" else pytest.mark.slow)
+        for name in ESTIMATORS
+        if name not in ("es", "bptt")
+    ],
+)
 def test_windows_of_runs_under_way_are_kept_over_an_interruption(tmp_path, name):
     tasks = {"line": line_task()}
     settings = config(estimator=name, windows=3, outer_steps=4)

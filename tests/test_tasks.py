@@ -32,7 +32,17 @@ def test_there_are_enough_families_and_each_part_has_some():
     assert parts == {"train", "validation", "test"}
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+# One of each kind of model; the others are compiled in the slow tests.
+QUICK = {"cancer_mlp", "glyphs_conv", "cldr_writer", "tuxpaint_head", "emoji_clip_lora"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in sorted(FAMILIES)
+    ],
+)
 def test_family_is_sound(family):
     task = built(family)
     assert task.name == family
@@ -115,14 +125,14 @@ def test_letters_are_the_same_for_upper_case_and_cut_to_length():
 def started():
     model = classifier("mlp", mlp_tower("image", (64, 16)), 10)
     arrays = sources.digits()
-    return model, arrays, pretrain(model, arrays, steps=60)
+    return model, arrays, pretrain(model, arrays, steps=300)
 
 
 def test_pretraining_learns_and_is_deterministic(started):
     model, arrays, start = started
     data = {k: jnp.asarray(v) for k, v in arrays.items()}
-    assert model.loss(start, data)[1] < 0.4
-    again = pretrain(model, arrays, steps=60)
+    assert model.loss(start, data)[1] < 0.3
+    again = pretrain(model, arrays, steps=300)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, start, again))
 
 
@@ -155,6 +165,6 @@ def _leaves(tree):
 def test_conv_classifier_learns_digits():
     arrays = sources.digits()
     model = classifier("vision", conv_tower("image", 1, (8, 16)), 10)
-    params = pretrain(model, arrays, steps=80)
+    params = pretrain(model, arrays, steps=300)
     data = {k: jnp.asarray(v) for k, v in arrays.items()}
-    assert model.loss(params, data)[1] < 0.3
+    assert model.loss(params, data)[1] < 0.5
