@@ -1,34 +1,56 @@
-"""Meta-training: ``small`` is for two cores; ``smoke`` shows that it runs."""
+"""Meta-training on two cores: ``direct``, then ``small``; ``smoke`` shows it runs."""
 
 import ml_collections
 
 from configs import common
 
+_FAMILIES = (
+    # In pairs of about equal cost: two devices take one each.
+    *("emoji_vit", "cldr_writer_lora"),
+    *("digits_mlp", "cancer_mlp"),
+    *("emoji_vit_finetune", "emoji_clip_lora"),
+    *("klettres_transformer", "cldr_writer"),
+    *("emoji_head", "glyphs_mlp"),
+    *("emoji_clip_finetune", "emoji_clip"),
+    *("digits_conv", "emoji_conv_finetune"),
+    *("klettres_finetune", "cldr_reader"),
+    *("emoji_fusion", "glyphs_conv"),
+)
 
-def small() -> ml_collections.ConfigDict:
-    """Twelve families on six data sets; back-propagation through whole runs."""
+# Direct weights from features to outputs, see meta_opt/optimizers/controller.py.
+_STEP = (
+    *("constant", "log_num_steps", "past_60%", "past_90%"),
+    *("loss_known", "loss_level", "loss_low", "feedback_over_best", "usual/peak"),
+    *(
+        "momentum/gradient",
+        "alignment",
+        "parameter",
+        "model_matrices",
+        "rows",
+        "columns",
+    ),
+    *("rank_1", "role_embedding", "role_lora_a", "role_lora_b", "group_head"),
+)
+_DIRECT = (
+    *(f"{feature}>step" for feature in _STEP),
+    *("constant>weight_decay", "log_num_steps>weight_decay", "loss_level>weight_decay"),
+    *("constant>forget_momentum", "log_num_steps>forget_momentum"),
+    *("constant>adam", "role_lora_b>adam", "group_head>adam", "constant>momentum"),
+)
+
+
+def direct() -> ml_collections.ConfigDict:
+    """Evolution strategies over whole, long runs; few weights, no LSTM yet."""
     return ml_collections.ConfigDict(
         {
             "meta": {
-                # In pairs of about equal cost: two devices take one each.
-                "families": (
-                    "emoji_vit_finetune",
-                    "klettres_transformer",
-                    "digits_mlp",
-                    "emoji_head",
-                    "emoji_clip_lora",
-                    "cldr_writer_lora",
-                    "glyphs_mlp",
-                    "cancer_mlp",
-                    "emoji_clip_finetune",
-                    "cldr_reader",
-                    "digits_conv",
-                    "emoji_conv_finetune",
-                ),
-                "outer_steps": 210,
-                "estimator": "bptt",
+                "families": _FAMILIES,
+                "outer_steps": 200,
+                "estimator": "es",
                 "particles": 3,
-                "learning_rate": 5e-3,
+                "pairs": 12,
+                "sigma": 0.4,
+                "learning_rate": 0.05,
                 "seed": 0,
                 "augmentation": {
                     "reparametrisation": 1.5,
@@ -37,9 +59,9 @@ def small() -> ml_collections.ConfigDict:
                     "low_precision": 0.25,
                 },
                 "error_weight": 1.0,
-                "weight_decay": 0.3,
-                "checkpoint_every": 15,
-                "validate_every": 30,
+                "weight_decay": 0.0,
+                "checkpoint_every": 9,
+                "validate_every": 36,
                 "stop_after": 0,
                 "budget_seconds": 0.0,
                 "controller": {
@@ -48,7 +70,11 @@ def small() -> ml_collections.ConfigDict:
                     "directions": ("orthogonal", "adam", "momentum"),
                     "orthogonal": True,
                 },
+                "direct": _DIRECT,
+                "longest": 0,
             },
+            # Weights to begin from: a shipped name or a path; "": random LSTMs.
+            "start": "",
             "validation": {
                 "tasks": (
                     "clipart_conv",
@@ -67,6 +93,17 @@ def small() -> ml_collections.ConfigDict:
     )
 
 
+def small() -> ml_collections.ConfigDict:
+    """All weights by back-propagation through whole runs of up to 200 steps."""
+    config = direct()
+    config.meta.estimator = "bptt"
+    config.meta.learning_rate = 5e-3
+    config.meta.weight_decay = 0.3
+    config.meta.direct = ()
+    config.meta.longest = 200
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """A few outer steps on scikit-learn's digits; needs no prepared data."""
     config = small()
@@ -81,4 +118,4 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (small, smoke)})
+    return common.choose(arg, {v.__name__: v for v in (direct, small, smoke)})

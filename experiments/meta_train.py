@@ -21,7 +21,7 @@ from meta_opt.evaluation.records import read_record
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.meta_training.validation import Validation
-from meta_opt.optimizers.weights import save_theta
+from meta_opt.optimizers.weights import load_theta, save_theta
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
@@ -36,7 +36,9 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells of every file.
     settings = _CONFIG.value.to_dict()
     check_keys(
-        "config", settings, ("meta", "validation", "cpu_devices", "data_dir", "export")
+        "config",
+        settings,
+        ("meta", "start", "validation", "cpu_devices", "data_dir", "export"),
     )
     if settings["cpu_devices"]:
         jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
@@ -58,7 +60,14 @@ def main(argv: list[str]) -> None:
             },
             config.controller,
         )
-    result = meta_train(config, tasks, _WORKDIR.value, validation=validation)
+    start = None
+    if settings["start"]:
+        start, shape = load_theta(settings["start"])
+        if shape != config.controller:
+            sys.exit(f"meta_train: {settings['start']} has another controller: {shape}")
+    result = meta_train(
+        config, tasks, _WORKDIR.value, validation=validation, start=start
+    )
     done = "finished" if result.finished else "stopped; run again to go on"
     print(f"{result.steps} outer steps, {result.seconds:.0f} s this time, {done}")
     if settings["export"] and result.finished:

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meta_opt.features.progress import (
-    NUM_PROGRESS,
+    PROGRESS_FEATURES,
     init_progress,
     progress_features,
     update_progress,
 )
 from meta_opt.features.statistics import (
-    NUM_GROUP,
-    NUM_TENSOR,
+    GROUP_FEATURES,
+    TENSOR_FEATURES,
     Statistics,
     grad_rms,
     group_features,
@@ -28,8 +28,8 @@ from meta_opt.features.statistics import (
 )
 from meta_opt.features.tensors import (
     GROUPS,
-    NUM_STATIC,
     ROLES,
+    STATIC_FEATURES,
     balanced_split,
     describe,
     path_name,
@@ -144,7 +144,7 @@ def test_a_pattern_that_finds_nothing_lists_paths():
 def test_static_features_are_of_moderate_size():
     for path, shape in [("a/kernel", (4096, 4096)), ("b", ()), ("embedding", (9, 2))]:
         found = static_features(describe_one(path, shape))
-        assert found.shape == (1, NUM_STATIC) and found.dtype == np.float32
+        assert found.shape == (1, len(STATIC_FEATURES)) and found.dtype == np.float32
         assert np.all(np.abs(found) < 2)
     different = static_features(describe_one("vision/kernel", (3, 5)))
     assert np.any(different != static_features(describe_one("text/kernel", (3, 5))))
@@ -176,7 +176,7 @@ def statistics(scale=1.0, noise=0.0):
 def test_tensor_features():
     past = jnp.log(jnp.arange(1.0, 5.0))
     found = tensor_features(statistics(), table(), past, past + 2.0)
-    assert found.shape == (4, NUM_TENSOR) and found.dtype == jnp.float32
+    assert found.shape == (4, len(TENSOR_FEATURES)) and found.dtype == jnp.float32
     assert np.isfinite(found).all()
     names = dict(zip(("overall", "momentum", "param", "past"), found.T, strict=False))
     # Halved log ratios: to the whole gradient, to the gradient, to itself before.
@@ -212,13 +212,13 @@ def test_degenerate_statistics_are_finite():
     empty = unit_table([])
     none = jnp.zeros(0)
     stats = Statistics(none, none, none, none)
-    assert tensor_features(stats, empty, none, none).shape == (0, NUM_TENSOR)
+    assert tensor_features(stats, empty, none, none).shape == (0, len(TENSOR_FEATURES))
     assert np.isfinite(group_features(stats, empty)).all()
 
 
 def test_group_features():
     found = group_features(statistics(), table())
-    assert found.shape == (NUM_GROUP,)
+    assert found.shape == (len(GROUP_FEATURES),)
     share, alignment = np.split(np.asarray(found), 2)
     present = [GROUPS.index("vision"), GROUPS.index("text")]
     np.testing.assert_allclose(alignment[present], 0.5, rtol=1e-6)
@@ -246,7 +246,7 @@ def seen(values, feedback=()):
 def test_unknown_losses_read_zero():
     start = init_progress()
     found = FEATURES(start, 0)
-    assert found.shape == (NUM_PROGRESS,) and np.isfinite(found).all()
+    assert found.shape == (len(PROGRESS_FEATURES),) and np.isfinite(found).all()
     assert not np.any(found[11:])
     for value, feedback in ((None, None), (NAN, NAN), (NAN, None), (None, jnp.inf)):
         state = update_progress(start, 3, 100, value, feedback)

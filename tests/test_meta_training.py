@@ -15,9 +15,10 @@ from meta_opt.meta_training.estimation import make_estimator, relative_score
 from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.outer_loop import meta_train
+from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.unroll import Augmentation, unroll
 from meta_opt.meta_training.validation import Validation
-from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.controller import ControllerConfig, output_index
 from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.task import Splits, Task
@@ -47,6 +48,11 @@ def line_task(name="line", init_scale=1.0):
         feedback_every=2,
         horizons=(3, 8),
     )
+
+
+def parametrisation(direct=()):
+    """All weights, or a few of them."""
+    return Parametrisation(meta_opt.init_theta(jax.random.key(0), SMALL), SMALL, direct)
 
 
 def config(**changes):
@@ -221,7 +227,9 @@ def test_backpropagation_estimate_is_the_mean_of_unit_gradients():
     task = dataclasses.replace(line_task(), horizons=(5, 5))
     settings = config(estimator="bptt", particles=2, error_weight=0.0)
     theta, key = moved_theta(), jax.random.key(4)
-    estimate, _ = make_estimator(task, settings).estimate(theta, (), key)
+    estimate, _ = make_estimator(task, settings, parametrisation()).estimate(
+        theta, (), key
+    )
     assert 0 < float(estimate.spread) <= 1 + 1e-6
     run_key, _ = jax.random.split(key)
 
@@ -297,6 +305,46 @@ def test_validation_scores_against_the_reference_and_keeps_the_best(tmp_path):
     assert same(result.theta, kept[1]) and not same(result.theta, kept[2])
 
 
+def test_direct_weights_are_the_only_ones_that_move(tmp_path):
+    names = ("constant>step", "loss_level>weight_decay")
+    start = moved_theta()
+    result = meta_train(
+        config(outer_steps=2, direct=names),
+        {"line": line_task()},
+        tmp_path,
+        show_progress=False,
+        start=start,
+    )
+    moved = np.argwhere(result.theta["output"]["kernel"] != start["output"]["kernel"])
+    places = [output_index(SMALL, name) for name in names]
+    assert sorted(map(tuple, moved.tolist())) == sorted(places)
+    for part in ("global", "tensor"):
+        assert same(result.theta[part], start[part])
+
+
+def test_direct_weight_does_what_its_name_says():
+    few = parametrisation(("constant>step",))
+    theta, plain = few.theta(jnp.array([np.log(2.0)])), few.theta(few.trained())
+    params = {"w": jnp.ones(3)}
+
+    def first_update(theta):
+        tx = controlled(10, theta=theta, config=SMALL)
+        return tx.update(params, tx.init(params), params)[0]["w"]
+
+    np.testing.assert_allclose(
+        first_update(theta), 2.0 * first_update(plain), rtol=1e-5
+    )
+
+
+def test_direct_weights_that_do_not_exist_are_named():
+    with pytest.raises(ValueError, match=r"no feature .*did you mean 'loss_level'"):
+        parametrisation(("loss_levl>step",))
+    with pytest.raises(ValueError, match=r"no output .*did you mean 'step'"):
+        parametrisation(("loss_level>steps",))
+    with pytest.raises(ValueError, match="stands twice"):
+        parametrisation(("depth>step", "depth>step"))
+
+
 def test_relative_score_is_zero_at_the_reference_and_worst_for_nan():
     score = relative_score(jnp.array([2.0, 1.0, 1e9, jnp.nan]), jnp.float32(2.0))
     assert score[0] == 0 and score[1] < 0
@@ -313,12 +361,14 @@ def test_zero_output_weights_score_as_the_hand_designed_rule(estimator):
 @pytest.fixture(scope="module")
 def estimator():
     """One compiled estimator for every run of the outer loop below."""
-    return make_estimator(line_task(), config())
+    return make_estimator(line_task(), config(), parametrisation())
 
 
 @pytest.fixture
 def use_estimator(monkeypatch, estimator):
-    monkeypatch.setattr(outer_loop, "make_estimator", lambda task, config: estimator)
+    monkeypatch.setattr(
+        outer_loop, "make_estimator", lambda task, config, parts: estimator
+    )
 
 
 @pytest.mark.usefixtures("use_estimator")
@@ -335,7 +385,7 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
 
     broken = Estimator(estimator.init, breaking)
     with monkeypatch.context() as patch:
-        patch.setattr(outer_loop, "make_estimator", lambda task, config: broken)
+        patch.setattr(outer_loop, "make_estimator", lambda task, config, parts: broken)
         with pytest.raises(KeyboardInterrupt):
             meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
     resumed = meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
@@ -374,7 +424,9 @@ def test_windows_of_runs_under_way_are_kept_over_an_interruption(tmp_path, name)
 
 def test_window_needs_a_step():
     with pytest.raises(ValueError, match="shortest horizon 3 is below windows=4"):
-        make_estimator(line_task(), config(estimator="pes", windows=4))
+        make_estimator(
+            line_task(), config(estimator="pes", windows=4), parametrisation()
+        )
 
 
 @pytest.mark.usefixtures("use_estimator")

@@ -12,7 +12,17 @@ _CENTRES = np.array([0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1], np.float32)
 _SCALES = 4
 """Time scales of the loss averages, log-spaced from 4 steps to half the run."""
 
-NUM_PROGRESS = len(_CENTRES) + 2 + (_SCALES - 1) + 4 + 4
+_LOW = 0.1
+"""Share of the first loss below which a loss is low."""
+
+PROGRESS_FEATURES = (
+    *(f"past_{100 * float(c):.0f}%" for c in _CENTRES),
+    *("log_step", "log_num_steps"),
+    *(f"loss_slope_{i}" for i in range(_SCALES - 1)),
+    *("loss_fall", "loss_noise", "loss_level", "loss_low", "loss_known"),
+    *("feedback_gap", "feedback_over_best", "feedback_age", "feedback_known"),
+)
+"""Names of what `progress_features` gives."""
 
 
 class ProgressState(NamedTuple):
@@ -129,7 +139,7 @@ def progress_features(
     zero (with a flag) while the loss is unknown.
 
     Returns:
-        float32 [`NUM_PROGRESS`].
+        float32 [`PROGRESS_FEATURES`].
     """
     step = jnp.asarray(step, jnp.float32)
     num_steps = jnp.asarray(num_steps, jnp.float32)
@@ -145,12 +155,16 @@ def progress_features(
     noise = state.deviation + 1e-4 * jnp.abs(average[0]) + TINY
     known = (state.weights[0] > 0).astype(jnp.float32)
     slopes = jnp.tanh((average[:-1] - average[1:]) / noise)
-    size = jnp.abs(average[0]) + jnp.abs(state.first) + TINY
+    first = jnp.abs(state.first)
+    size = jnp.abs(average[0]) + first + TINY
     level = jnp.stack(
         [
             (average[0] - state.first) / size * 2.0,
             clipped(jnp.log(noise / size), 0.2),
             clipped(jnp.log((jnp.abs(average[0]) + TINY) / size), 0.2),
+            # Flat until a tenth of the first loss is left: then there is little to
+            # gain, and examples are known by heart.
+            clipped(-jnp.log1p(_LOW * first / (jnp.abs(average[0]) + TINY)), 0.2),
             1.0,
         ]
     )

@@ -5,13 +5,20 @@ them summed over devices once. They are free of the loss's scale: gradients ente
 through ratios.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_opt.features.tensors import GROUPS, NUM_STATIC, TensorInfo, static_features
+from meta_opt.features.tensors import (
+    GROUPS,
+    ROLES,
+    STATIC_FEATURES,
+    TensorInfo,
+    static_features,
+)
 
 TINY = 1e-30
 """Added before a logarithm or a division; below any useful mean square in float32."""
@@ -32,15 +39,17 @@ class UnitTable(NamedTuple):
 
     Attributes:
         size: float32 [N], elements of each unit.
-        static: float32 [N, `NUM_STATIC`].
+        static: float32 [N, static], see `STATIC_FEATURES`.
         membership: float32 [N, G], one-hot modality group of each unit.
         matrix: float32 [N], 1 where the orthogonalised direction applies.
+        model: float32 [`MODEL_FEATURES`], what is trained as a whole.
     """
 
     size: np.ndarray
     static: np.ndarray
     membership: np.ndarray
     matrix: np.ndarray
+    model: np.ndarray
 
 
 def unit_table(infos: list[TensorInfo]) -> UnitTable:
@@ -58,10 +67,26 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
 
     return UnitTable(
         join(size),
-        join(static, NUM_STATIC),
+        join(static, len(STATIC_FEATURES)),
         join(member, len(GROUPS)),
         join(matrix),
+        _model_features(infos),
     )
+
+
+def _model_features(infos: list[TensorInfo]) -> np.ndarray:
+    """One, log size, log number of matrices, share of each role in the parameters.
+
+    They tell a linear probe from a head in a deep model, and adapters from full
+    training, which no tensor shows by itself.
+    """
+    matrices = sum(info.units for info in infos if info.is_matrix)
+    by_role = np.zeros(len(ROLES))
+    for info in infos:
+        by_role[ROLES.index(info.role)] += info.units * math.prod(info.shape)
+    total = max(by_role.sum(), 1.0)
+    first = [1.0, math.log10(total) / 4 - 1.0, math.log10(matrices + 1)]
+    return np.concatenate([first, by_role / total]).astype(np.float32)
 
 
 def smooth(mean_square: jax.Array) -> jax.Array:
@@ -98,9 +123,24 @@ def grad_rms(stats: Statistics, table: UnitTable) -> jax.Array:
     return jnp.sqrt(smooth(jnp.sum(stats.grad_square) / total))
 
 
-NUM_DYNAMIC = 8
-NUM_TENSOR = NUM_DYNAMIC + NUM_STATIC
-NUM_GROUP = 2 * len(GROUPS)
+_DYNAMIC = (
+    "gradient/all",
+    "momentum/gradient",
+    "parameter",
+    "gradient/usual",
+    "usual/peak",
+    "alignment",
+    "alignment_squared",
+    "group_share",
+)
+TENSOR_FEATURES = (*_DYNAMIC, *STATIC_FEATURES)
+GROUP_FEATURES = (*(f"share_{g}" for g in GROUPS), *(f"alignment_{g}" for g in GROUPS))
+MODEL_FEATURES = (
+    "constant",
+    "model_size",
+    "model_matrices",
+    *(f"model_{r}" for r in ROLES),
+)
 
 
 def tensor_features(
@@ -119,7 +159,7 @@ def tensor_features(
         peak_log_square: float32 [N], the largest that average has been.
 
     Returns:
-        float32 [N, `NUM_TENSOR`].
+        float32 [N, `TENSOR_FEATURES`].
     """
     size = table.size
     g = _log(stats.grad_square / size)
@@ -151,7 +191,7 @@ def group_features(stats: Statistics, table: UnitTable) -> jax.Array:
     """Cross-modal sensitivity: each group's gradient share and mean alignment.
 
     Returns:
-        float32 [`NUM_GROUP`]; zeros for groups that the model does not have.
+        float32 [`GROUP_FEATURES`]; zeros for groups that the model does not have.
     """
     present = np.any(table.membership > 0, axis=0).astype(np.float32)
     count = np.maximum(np.sum(table.membership, axis=0), 1.0).astype(np.float32)

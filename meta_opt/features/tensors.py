@@ -18,6 +18,14 @@ from meta_opt.types import PyTree
 ROLES = ("matrix", "embedding", "norm", "bias", "lora_a", "lora_b")
 GROUPS = ("vision", "text", "audio", "video", "fusion", "head", "other")
 
+STATIC_FEATURES = (
+    *("size", "rows", "columns", "rank_0", "rank_1", "rank_2"),
+    *(f"role_{role}" for role in ROLES),
+    *(f"group_{group}" for group in GROUPS),
+    "depth",
+)
+"""Names of what `static_features` gives."""
+
 _DEFAULT_GROUPS: tuple[tuple[str, str], ...] = (
     (r"fusion|cross_?att|multi_?modal", "fusion"),
     (r"video|temporal", "video"),
@@ -221,8 +229,9 @@ def static_features(info: TensorInfo) -> np.ndarray:
     """Features of a leaf's units that never change.
 
     Returns:
-        float32 [units, `NUM_STATIC`]: log size, log fan-in, log fan-out (each about in
-        [-1, 1]), rank one-hot (0, 1, 2 or more), role one-hot, group one-hot, depth.
+        float32 [units, `STATIC_FEATURES`]: log size, log fan-in, log fan-out (each
+        about in [-1, 1]), rank one-hot (0, 1, 2 or more), role one-hot, group one-hot,
+        depth.
     """
     size = math.prod(info.shape)
     logs = [math.log10(max(n, 1)) / 4 - 0.5 for n in (size, info.rows, info.columns)]
@@ -231,7 +240,4 @@ def static_features(info: TensorInfo) -> np.ndarray:
     group = np.eye(len(GROUPS))[GROUPS.index(info.group)]
     shared = np.concatenate([logs, rank, role, group])
     rows = [[*shared, 2 * depth - 1] for depth in info.depths[: info.units]]
-    return np.asarray(rows, np.float32).reshape(info.units, NUM_STATIC)
-
-
-NUM_STATIC = 3 + 3 + len(ROLES) + len(GROUPS) + 1
+    return np.asarray(rows, np.float32).reshape(info.units, len(STATIC_FEATURES))

@@ -28,13 +28,16 @@ class MetaTrainConfig:
         seed: of everything.
         augmentation: see `Augmentation`.
         error_weight: weight of the error rate beside the log loss in the objective.
-        weight_decay: pull of theta's output weights towards zero, which is the
-            hand-designed rule.
+        weight_decay: pull of theta's output weights towards where they began: the
+            hand-designed rule, or the weights that meta-training starts from.
         checkpoint_every: outer steps between checkpoints.
         validate_every: outer steps between meta-validations; 0 for none.
         stop_after: stop (resumable) after this many outer steps; 0 for all of them.
         budget_seconds: stop (resumable) after this wall-clock time; 0 for no limit.
         controller: the controller's shape.
+        direct: names of the direct weights that are trained, see `Parametrisation`;
+            empty: all weights.
+        longest: bound on the length of runs; 0 for the families' own.
     """
 
     families: tuple[str, ...]
@@ -54,6 +57,8 @@ class MetaTrainConfig:
     stop_after: int = 0
     budget_seconds: float = 0.0
     controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
+    direct: tuple[str, ...] = ()
+    longest: int = 0
 
     def __post_init__(self) -> None:
         """Checks ranges."""

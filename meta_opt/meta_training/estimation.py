@@ -1,5 +1,6 @@
 """Meta-gradients on task families: the estimators by name, each one program."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -20,12 +21,13 @@ from meta_opt.meta_training.estimators.evolution_strategies import (
     truncated_es,
 )
 from meta_opt.meta_training.evolution import antithetic
+from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.task_episode import task_episode
 from meta_opt.meta_training.unroll import unroll
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
-_CAP = 1.5
+_CAP = 4.0
 """Bound on the log ratio to the hand-designed rule; also what a diverged run scores."""
 _COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
 """Half the compilation time of the default, at the same speed (see the log in docs)."""
@@ -54,18 +56,20 @@ def _whole(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
     )
 
 
-def _backpropagation(task: Task, config: MetaTrainConfig) -> Estimator:
+def _backpropagation(
+    task: Task, config: MetaTrainConfig, parts: Parametrisation
+) -> Estimator:
     """Mean over particles of unit meta-gradients of log loss and error.
 
     Scaled to unit length, a run in which small changes grow without bound (chaos)
     has one vote like any other, and where runs disagree their mean is short.
     """
 
-    def objective(theta: PyTree, key: jax.Array, steps: jax.Array) -> jax.Array:
+    def objective(trained: PyTree, key: jax.Array, steps: jax.Array) -> jax.Array:
         # The safeguard has no derivative and doubles the branches to compile.
         outcome = unroll(
             task,
-            theta,
+            parts.theta(trained),
             config.controller,
             key,
             steps,
@@ -97,24 +101,31 @@ def _unit(gradient: PyTree) -> PyTree:
     return jax.tree.map(lambda g: jnp.where(sound, g / norm, 0.0), gradient)
 
 
-def _evolution(task: Task, config: MetaTrainConfig) -> Estimator:
-    """Antithetic evolution strategies over whole runs; scaled to unit norm."""
+def _evolution(
+    task: Task, config: MetaTrainConfig, parts: Parametrisation
+) -> Estimator:
+    """Antithetic evolution strategies over whole runs; scaled to unit norm.
+
+    All runs of an estimate are of one length. Each pair has its own initialisation,
+    batches and augmentation; theta itself and the hand-designed rule share a pair's.
+    """
 
     def estimate(theta: PyTree, key: jax.Array) -> Estimate:
         noise_key, run_key, horizon_key = jax.random.split(key, 3)
         steps = _draw_horizon(task, horizon_key)
-        hand = jax.tree.map(jnp.zeros_like, theta)
+        keys = jax.random.split(run_key, config.pairs)
 
-        def objective(thetas: PyTree) -> jax.Array:
+        def objective(population: PyTree) -> jax.Array:
             # The hand-designed rule (zero weights) runs along as the yardstick.
             everyone = jax.tree.map(
-                lambda t, h: jnp.concatenate([t, h[None]]), thetas, hand
+                lambda t: jnp.concatenate([t, jnp.zeros_like(t[:1])]),
+                jax.vmap(parts.theta)(population),
             )
             outcome = jax.vmap(
-                lambda t: unroll(
-                    task, t, config.controller, run_key, steps, config.augmentation
+                lambda t, k: unroll(
+                    task, t, config.controller, k, steps, config.augmentation
                 )
-            )(everyone)
+            )(everyone, jnp.concatenate([keys, keys, keys[:1], keys[:1]]))
             score = relative_score(outcome.loss[:-1], outcome.loss[-1])
             error = jnp.where(jnp.isfinite(outcome.error), outcome.error, 1.0)
             return score + config.error_weight * (error[:-1] - error[-1])
@@ -127,13 +138,13 @@ def _evolution(task: Task, config: MetaTrainConfig) -> Estimator:
 
 def _windowed(
     build: Callable[[Episode, MetaTrainConfig], Estimator], differentiable: bool = False
-) -> Callable[[Task, MetaTrainConfig], Estimator]:
+) -> Callable[[Task, MetaTrainConfig, Parametrisation], Estimator]:
     """An estimator of `estimators` on a task's windows; gradients of unit norm."""
 
-    def make(task: Task, config: MetaTrainConfig) -> Estimator:
+    def make(task: Task, config: MetaTrainConfig, parts: Parametrisation) -> Estimator:
         episode = task_episode(
             task,
-            config.controller,
+            parts,
             config.windows,
             config.augmentation,
             config.error_weight,
@@ -156,7 +167,9 @@ def _population(config: MetaTrainConfig) -> EvolutionConfig:
     return EvolutionConfig(pairs=config.pairs, sigma=config.sigma)
 
 
-_ESTIMATORS: dict[str, Callable[[Task, MetaTrainConfig], Estimator]] = {
+_ESTIMATORS: dict[
+    str, Callable[[Task, MetaTrainConfig, Parametrisation], Estimator]
+] = {
     "bptt": _backpropagation,
     "es": _evolution,
     "truncated_bptt": _windowed(
@@ -168,12 +181,18 @@ _ESTIMATORS: dict[str, Callable[[Task, MetaTrainConfig], Estimator]] = {
 }
 
 
-def make_estimator(task: Task, config: MetaTrainConfig) -> Estimator:
+def make_estimator(
+    task: Task, config: MetaTrainConfig, parts: Parametrisation
+) -> Estimator:
     """The configured estimator on one family, to be compiled once.
 
-    The horizon is drawn log-uniformly from the task's range inside the program.
+    The horizon is drawn log-uniformly from the task's range inside the program. The
+    gradient is by what ``parts`` says is trained.
     """
-    estimator = _ESTIMATORS[config.estimator](task, config)
+    if config.longest:
+        low, high = (min(steps, config.longest) for steps in task.horizons)
+        task = dataclasses.replace(task, horizons=(low, high))
+    estimator = _ESTIMATORS[config.estimator](task, config, parts)
     options = _COMPILER_OPTIONS.get(jax.default_backend())
     return Estimator(
         *(jax.jit(function, compiler_options=options) for function in estimator)

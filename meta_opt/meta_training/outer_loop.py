@@ -18,6 +18,7 @@ from meta_opt.checkpoints import Checkpoints
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.estimation import make_estimator
 from meta_opt.meta_training.estimators.episode import Estimator
+from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import init_theta
 from meta_opt.run_log import RunLog, progress_bar, write_config
@@ -34,9 +35,10 @@ class MetaState(NamedTuple):
     """State of the outer loop."""
 
     theta: PyTree
+    """What is trained, see `Parametrisation`."""
     outer: optax.OptState
     average: PyTree
-    """Average of theta over about the last fifty steps."""
+    """Average of it over about the last fifty steps."""
     best: PyTree
     """The average with the best meta-validation; the latest one without validation."""
     best_score: jax.Array
@@ -62,15 +64,17 @@ class MetaResult(NamedTuple):
     finished: bool
 
 
-def make_outer_step(config: MetaTrainConfig) -> tuple[Callable, Callable]:
-    """Initial state and the jitted outer update: Adam on theta."""
+def make_outer_step(
+    config: MetaTrainConfig, parts: Parametrisation
+) -> tuple[Callable, Callable]:
+    """Initial state and the jitted outer update: Adam on what is trained."""
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, config.outer_steps, alpha=0.1
     )
     tx = optax.adam(schedule, b1=0.9, b2=0.99)
 
-    def init(key: jax.Array) -> MetaState:
-        theta = init_theta(key, config.controller)
+    def init() -> MetaState:
+        theta = parts.trained()
         return MetaState(
             theta,
             tx.init(theta),
@@ -87,7 +91,7 @@ def make_outer_step(config: MetaTrainConfig) -> tuple[Callable, Callable]:
         updates, outer = tx.update(gradient, state.outer, state.theta)
         theta = optax.apply_updates(state.theta, updates)
         shrink = 1.0 - schedule(step) * config.weight_decay
-        theta = {**theta, "output": jax.tree.map(lambda w: shrink * w, theta["output"])}
+        theta = parts.pulled(theta, shrink)
         rate = jnp.maximum(0.04, 1.0 / (step + 1.0))
         average = jax.tree.map(lambda a, b: a + rate * (b - a), state.average, theta)
         return state._replace(theta=theta, outer=outer, average=average)
@@ -102,6 +106,7 @@ def meta_train(
     resolved_config: Mapping[str, Any] | None = None,
     show_progress: bool = True,
     validation: Validation | None = None,
+    start: PyTree | None = None,
 ) -> MetaResult:
     """Meta-trains, or goes on from the newest checkpoint in ``workdir``.
 
@@ -118,6 +123,8 @@ def meta_train(
         show_progress: whether to show bars.
         validation: judges the averaged weights every ``config.validate_every`` steps
             and at the end; the best ones are kept.
+        start: the controller's weights to begin from; None: random ones, with zero
+            output weights.
 
     Returns:
         The result; not ``finished`` if the budget of seconds ran out.
@@ -131,39 +138,40 @@ def meta_train(
     if not families:
         raise ValueError("no family left: every task's loss is not finite at its start")
     workdir = Path(workdir)
-    init, outer_step = make_outer_step(config)
     seed = jax.random.key(config.seed)
-    state = init(jax.random.fold_in(seed, 0))
-    programs, places = _programs(families, tasks, config)
-    starts = jax.random.split(
+    if start is None:
+        start = init_theta(jax.random.fold_in(seed, 0), config.controller)
+    parts = Parametrisation(start, config.controller, config.direct)
+    init, outer_step = make_outer_step(config, parts)
+    state = init()
+    programs, places = _programs(families, tasks, config, parts)
+    keys = jax.random.split(
         jax.random.fold_in(seed, config.outer_steps + 1), len(programs)
     )
     state = state._replace(
-        inner=tuple(
-            p.init(state.theta, k) for p, k in zip(programs, starts, strict=True)
-        )
+        inner=tuple(p.init(state.theta, k) for p, k in zip(programs, keys, strict=True))
     )
     checkpoints = Checkpoints(workdir / "checkpoints", keep_best=0)
     restored = checkpoints.restore(state)
     limits = {"budget_seconds": None, "stop_after": None}
     settings = {**dataclasses.asdict(config), **limits}
     write_config(workdir, resolved_config or settings, resuming=restored is not None)
-    start = 0
+    first = 0
     if restored is not None:
-        start, state = restored.step, restored.state
-        _log.info("resumed from outer step %d", start)
+        first, state = restored.step, restored.state
+        _log.info("resumed from outer step %d", first)
     # Committed to one device like all that comes after, else jit compiles twice.
     home = jax.local_devices()[0]
     state = jax.device_put(state, home)
-    log = RunLog(workdir, resume_step=start if restored else None)
+    log = RunLog(workdir, resume_step=first if restored else None)
     began = time.monotonic()
     last = min(config.stop_after or config.outer_steps, config.outer_steps)
-    if start < last:
+    if first < last:
         _compile(programs, state, show_progress)
     recent: dict[str, float] = {}
-    step = start
+    step = first
     bar = progress_bar(
-        config.outer_steps, start=start, label="meta-train", show=show_progress
+        config.outer_steps, start=first, label="meta-train", show=show_progress
     )
     try:
         while step < last:
@@ -194,7 +202,7 @@ def meta_train(
                 row[f"spread/{name}"] = float(estimate.spread)
             due = config.validate_every and step % config.validate_every == 0
             if validation and (due or step == last):
-                scores = validation(state.average)
+                scores = validation(parts.theta(state.average))
                 row |= {f"validation/{n}": s for n, s in scores.items()}
                 mean = float(np.mean(list(scores.values())))
                 row["validation/mean"] = mean
@@ -219,7 +227,7 @@ def meta_train(
         log.close()
         bar.close()
     return MetaResult(
-        state.best,
+        parts.theta(state.best),
         float(state.best_score),
         step,
         time.monotonic() - began,
@@ -236,7 +244,10 @@ def _turns(families: int, step: int) -> list[int]:
 
 
 def _programs(
-    families: Sequence[str], tasks: Mapping[str, Task], config: MetaTrainConfig
+    families: Sequence[str],
+    tasks: Mapping[str, Task],
+    config: MetaTrainConfig,
+    parts: Parametrisation,
 ) -> tuple[list[Estimator], list[int]]:
     """Programs, and for each place in ``families`` the index of its own."""
     devices = jax.local_devices()
@@ -244,7 +255,7 @@ def _programs(
     unique = list(dict.fromkeys(wanted))
 
     def build(name: str, device: jax.Device) -> Estimator:
-        jitted = make_estimator(tasks[name], config)
+        jitted = make_estimator(tasks[name], config, parts)
 
         def on_device(function: Callable) -> Callable:
             return lambda *args: function(*jax.device_put(args, device))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.meta_training.estimators.episode import Episode
+from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.unroll import Augmentation, Unroll
-from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -33,7 +33,7 @@ class WindowState(NamedTuple):
 
 def task_episode(
     task: Task,
-    config: ControllerConfig,
+    parts: Parametrisation,
     windows: int,
     augmentation: Augmentation = Augmentation(),  # noqa: B008
     error_weight: float = 1.0,
@@ -48,7 +48,7 @@ def task_episode(
 
     Args:
         task: the task.
-        config: the controller's shape.
+        parts: what the episode's theta is of the controller's weights.
         windows: windows of a run.
         augmentation: random changes of the task, drawn for each run.
         error_weight: weight of the error beside the log loss.
@@ -69,16 +69,16 @@ def task_episode(
         )
     low, high = (float(np.log(h)) for h in task.horizons)
     longest = -(-task.horizons[1] // windows) + 1 if differentiable else 0
-    blank = jax.tree.map(jnp.zeros_like, init_theta(jax.random.key(0), config))
 
-    def run(theta: PyTree, key: jax.Array, num_steps: jax.Array) -> Unroll:
-        return Unroll(task, theta, config, key, num_steps, augmentation)
+    def run(trained: PyTree, key: jax.Array, num_steps: jax.Array) -> Unroll:
+        theta = parts.theta(trained)
+        return Unroll(task, theta, parts.config, key, num_steps, augmentation)
 
     def init(key: jax.Array) -> WindowState:
         horizon_key, run_key = jax.random.split(key)
         log_steps = jax.random.uniform(horizon_key, (), minval=low, maxval=high)
         num_steps = jnp.round(jnp.exp(log_steps)).astype(jnp.int32)
-        params, optimizer = run(blank, run_key, num_steps).start()
+        params, optimizer = run(parts.trained(), run_key, num_steps).start()
         return WindowState(
             params, optimizer, jnp.int32(0), num_steps, jax.random.key_data(run_key)
         )

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meta_opt.features.progress import NUM_PROGRESS
+from meta_opt.features.progress import PROGRESS_FEATURES
 from meta_opt.features.statistics import (
-    NUM_GROUP,
-    NUM_TENSOR,
+    GROUP_FEATURES,
+    MODEL_FEATURES,
+    TENSOR_FEATURES,
     Statistics,
     UnitTable,
     group_features,
@@ -25,9 +26,15 @@ from meta_opt.optimizers.update_rule import (
     Controls,
     hand_designed_controls,
 )
-from meta_opt.types import PyTree
+from meta_opt.types import PyTree, near_match
 
-_NUM_OUTPUTS = len(DIRECTIONS) + 5
+OVERVIEW_FEATURES = (*PROGRESS_FEATURES, *GROUP_FEATURES, *MODEL_FEATURES)
+"""What describes the run as a whole, in order."""
+OUTPUTS = (
+    *DIRECTIONS,
+    *("step", "forget_momentum", "forget_second", "weight_decay", "compress"),
+)
+"""What the controller puts out for every tensor, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,15 +109,46 @@ def init_theta(key: jax.Array, config: ControllerConfig | None = None) -> PyTree
     config = config or ControllerConfig()
     first, second = jax.random.split(key)
     context = config.global_hidden
-    read = config.tensor_hidden + context + NUM_TENSOR
+    read = config.tensor_hidden + context + len(TENSOR_FEATURES + OVERVIEW_FEATURES)
     return {
-        "global": _lstm_init(first, NUM_PROGRESS + NUM_GROUP, context),
-        "tensor": _lstm_init(second, NUM_TENSOR + context, config.tensor_hidden),
+        "global": _lstm_init(first, len(OVERVIEW_FEATURES), context),
+        "tensor": _lstm_init(
+            second, len(TENSOR_FEATURES) + context, config.tensor_hidden
+        ),
         "output": {
-            "kernel": jnp.zeros((read, _NUM_OUTPUTS), jnp.float32),
-            "bias": jnp.zeros(_NUM_OUTPUTS, jnp.float32),
+            "kernel": jnp.zeros((read, len(OUTPUTS)), jnp.float32),
+            "bias": jnp.zeros(len(OUTPUTS), jnp.float32),
         },
     }
+
+
+def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
+    """Place in ``theta["output"]["kernel"]`` of a direct weight.
+
+    Args:
+        config: the controller's shape.
+        name: ``feature>output``, such as ``loss_level>step``; of `TENSOR_FEATURES` or
+            `OVERVIEW_FEATURES`, and `OUTPUTS`.
+
+    Returns:
+        Row and column.
+
+    Raises:
+        ValueError: no such feature or output.
+    """
+    feature, _, output = name.partition(">")
+    features = TENSOR_FEATURES + OVERVIEW_FEATURES
+    for what, given, known in (
+        ("feature", feature, features),
+        ("output", output, OUTPUTS),
+    ):
+        if given not in known:
+            raise ValueError(
+                f"{name!r} names no {what} of the controller"
+                f"{near_match(given, known)}; there are {', '.join(known)}"
+            )
+    hidden = config.tensor_hidden + config.global_hidden
+    return hidden + features.index(feature), OUTPUTS.index(output)
 
 
 def init_controller(config: ControllerConfig, units: int) -> ControllerState:
@@ -154,7 +192,7 @@ def control(
         table: constants of the units.
         past_log_square: float32 [N], usual log mean square of each gradient.
         peak_log_square: float32 [N], the largest that it has been.
-        progress: float32 [`NUM_PROGRESS`] from `progress_features`.
+        progress: float32 [`PROGRESS_FEATURES`] from `progress_features`.
         base: controls of the hand-designed rule, which the outputs modify.
         config: the controller's shape and directions.
 
@@ -162,19 +200,23 @@ def control(
         Controls, and the new memory.
     """
     tensors = tensor_features(stats, table, past_log_square, peak_log_square)
-    overview = jnp.concatenate([progress, group_features(stats, table)])
+    overview = jnp.concatenate([progress, group_features(stats, table), table.model])
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell
     )
     units = tensors.shape[0]
-    context = jnp.broadcast_to(global_hidden[None], (units, global_hidden.shape[0]))
+
+    def each(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x[None], (units, x.shape[0]))
+
+    context = each(global_hidden)
     tensor_hidden, tensor_cell = _lstm(
         theta["tensor"],
         jnp.concatenate([tensors, context], axis=1),
         state.tensor_hidden,
         state.tensor_cell,
     )
-    read = jnp.concatenate([tensor_hidden, context, tensors], axis=1)
+    read = jnp.concatenate([tensor_hidden, context, tensors, each(overview)], axis=1)
     output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
     controls = _modify(base, output, jnp.asarray(table.matrix), config)
     return controls, ControllerState(
@@ -198,15 +240,16 @@ def _modify(
     )
     step, momentum, second, decay, compress = jnp.split(output[:, k:], 5, axis=1)
 
-    def grown(x: jax.Array, by: jax.Array, limit: float) -> jax.Array:
-        return x * jnp.exp(jnp.clip(by[:, 0], -limit, limit))
+    def grown(x: jax.Array, by: jax.Array, low: float, high: float) -> jax.Array:
+        return x * jnp.exp(jnp.clip(by[:, 0], low, high))
 
     return Controls(
-        step=grown(base.step, step, 2.0),
+        # Stopping must be possible, and going much faster is never safe.
+        step=grown(base.step, step, -6.0, 2.0),
         weights=weights,
-        forget_momentum=grown(base.forget_momentum, momentum, 1.6),
-        forget_second=grown(base.forget_second, second, 2.3),
-        weight_decay=grown(base.weight_decay, decay, 2.3),
+        forget_momentum=grown(base.forget_momentum, momentum, -1.6, 1.6),
+        forget_second=grown(base.forget_second, second, -2.3, 2.3),
+        weight_decay=grown(base.weight_decay, decay, -2.3, 3.0),
         compress=base.compress + jnp.clip(compress[:, 0], 0.0, 1.0),
     )
 

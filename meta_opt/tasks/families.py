@@ -226,19 +226,37 @@ Builder = Callable[[str | None], Task]
 def _digits_mlp(data_dir: str | None) -> Task:
     del data_dir
     model = classifier("mlp", mlp_tower("image", (64, 32, 32)), 10)
-    return _task("digits", model, sources.digits(), train=400, batch=16, value=False)
+    return _task(
+        "digits",
+        model,
+        sources.digits(),
+        train=400,
+        batch=16,
+        value=False,
+        horizons=(30, 2000),
+    )
 
 
 def _digits_conv(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.digits()
-    return _task("digits", _conv(10, (12, 24), 1), arrays, train=800, seed=1)
+    return _task(
+        "digits", _conv(10, (12, 24), 1), arrays, train=800, seed=1, horizons=(30, 250)
+    )
 
 
 def _cancer_mlp(data_dir: str | None) -> Task:
     del data_dir
     model = classifier("mlp", mlp_tower("feature", (30, 48, 48, 48)), 2)
-    return _task("cancer", model, sources.cancer(), train=100, held_out=240, batch=16)
+    return _task(
+        "cancer",
+        model,
+        sources.cancer(),
+        train=100,
+        held_out=240,
+        batch=16,
+        horizons=(30, 2000),
+    )
 
 
 def _glyphs_mlp(data_dir: str | None) -> Task:
@@ -247,25 +265,25 @@ def _glyphs_mlp(data_dir: str | None) -> Task:
     model = classifier(
         "mlp", mlp_tower("image", (256, 96, 64, 64, 64)), _classes(arrays)
     )
-    return _task("glyphs", model, arrays, train=700)
+    return _task("glyphs", model, arrays, train=700, horizons=(30, 800))
 
 
 def _glyphs_conv(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.glyphs()
     model = _conv(_classes(arrays), (8, 16, 32), 1)
-    return _task("glyphs", model, arrays, horizons=(30, 150), batch=24)
+    return _task("glyphs", model, arrays, batch=24, horizons=(30, 150), value=False)
 
 
 def _emoji_vit(data_dir: str | None) -> Task:
     arrays = sources.emoji("twitter", data_dir)
-    return _task("emoji", _vit(9), arrays, batch=24, horizons=(30, 180))
+    return _task("emoji", _vit(9), arrays, batch=24, horizons=(30, 400))
 
 
 def _emoji_vit_finetune(data_dir: str | None) -> Task:
     model = finetuning(_vit(9), _vit_start(data_dir))
     arrays = sources.emoji("openmoji", data_dir)
-    return _task("emoji", model, arrays, train=150, batch=24, horizons=(20, 180))
+    return _task("emoji", model, arrays, train=150, batch=24, horizons=(20, 400))
 
 
 def _emoji_conv_finetune(data_dir: str | None) -> Task:
@@ -277,26 +295,28 @@ def _emoji_conv_finetune(data_dir: str | None) -> Task:
         arrays,
         train=150,
         batch=24,
-        horizons=(20, 180),
         feedback_every=10,
+        horizons=(20, 200),
     )
 
 
 def _emoji_clip(data_dir: str | None) -> Task:
     arrays = sources.emoji("fluent", data_dir)
-    return _task("emoji", _clip(), arrays, held_out=128, horizons=(30, 180))
+    return _task(
+        "emoji", _clip(), arrays, held_out=128, horizons=(30, 250), value=False
+    )
 
 
 def _emoji_clip_finetune(data_dir: str | None) -> Task:
     model = finetuning(_clip(), _clip_start(data_dir))
     arrays = sources.emoji("openmoji", data_dir)
-    return _task("emoji", model, arrays, train=200, held_out=128, horizons=(20, 150))
+    return _task("emoji", model, arrays, train=200, held_out=128, horizons=(20, 300))
 
 
 def _emoji_clip_lora(data_dir: str | None) -> Task:
     model = lora(_clip(), _clip_start(data_dir))
     arrays = sources.emoji("twitter", data_dir)
-    return _task("emoji", model, arrays, train=600, held_out=128, horizons=(20, 150))
+    return _task("emoji", model, arrays, train=600, held_out=128, horizons=(20, 300))
 
 
 def _emoji_head(data_dir: str | None) -> Task:
@@ -304,45 +324,60 @@ def _emoji_head(data_dir: str | None) -> Task:
     arrays = frozen_features(_clip(), _clip_start(data_dir), arrays)
     model = head(arrays["feature"].shape[1], 9)
     return _task(
-        "emoji", model, arrays, train=250, held_out=400, batch=16, horizons=(30, 400)
+        "emoji",
+        model,
+        arrays,
+        train=250,
+        held_out=400,
+        batch=16,
+        horizons=(30, 2000),
+        feedback_every=20,
     )
 
 
 def _emoji_fusion(data_dir: str | None) -> Task:
     arrays = sources.emoji("openmoji", data_dir)
-    return _task("emoji", _both(9), arrays, batch=24, horizons=(30, 150))
+    return _task("emoji", _both(9), arrays, batch=24, horizons=(30, 250))
 
 
 def _klettres_transformer(data_dir: str | None) -> Task:
     arrays = sources.klettres(data_dir)
     model = _speech(_classes(arrays))
-    return _task("klettres", model, arrays, horizons=(30, 180))
+    return _task("klettres", model, arrays, horizons=(30, 300))
 
 
 def _klettres_conv(data_dir: str | None) -> Task:
     arrays = _with_picture(sources.klettres(data_dir))
     model = _speech_conv(_classes(arrays))
-    return _task("klettres", model, arrays, batch=16, horizons=(30, 120), value=False)
+    return _task("klettres", model, arrays, batch=16, value=False, horizons=(30, 150))
 
 
 def _klettres_finetune(data_dir: str | None) -> Task:
     arrays = sources.klettres(data_dir)
     arrays = _some_classes(arrays, range(8, _classes(arrays)))
     model = finetuning(_speech(_classes(arrays)), _speech_start(data_dir))
-    return _task("klettres", model, arrays, held_out=200, batch=16, horizons=(20, 150))
+    return _task(
+        "klettres",
+        model,
+        arrays,
+        held_out=200,
+        batch=16,
+        horizons=(20, 300),
+        feedback_every=10,
+    )
 
 
 def _cldr_reader(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.cldr()
     model = _reads(_classes(arrays))
-    return _task("cldr", model, arrays, train=4000, horizons=(30, 200))
+    return _task("cldr", model, arrays, train=4000, horizons=(30, 400), value=False)
 
 
 def _cldr_writer(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.cldr()
-    return _task("cldr", _writes(), arrays, batch=16, held_out=200, horizons=(30, 180))
+    return _task("cldr", _writes(), arrays, batch=16, held_out=200, horizons=(30, 300))
 
 
 def _cldr_writer_lora(data_dir: str | None) -> Task:
@@ -350,7 +385,7 @@ def _cldr_writer_lora(data_dir: str | None) -> Task:
     arrays = _some_classes(arrays, range(20, _classes(arrays)))
     model = lora(_writes(), _writer_start(data_dir), rank=4)
     return _task(
-        "cldr", model, arrays, train=2000, batch=16, held_out=200, horizons=(20, 150)
+        "cldr", model, arrays, train=2000, batch=16, held_out=200, horizons=(20, 400)
     )
 
 
