@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.estimators.backpropagation import (
@@ -22,6 +23,8 @@ from meta_opt.meta_training.estimators.evolution_strategies import (
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.task_episode import task_episode
 from meta_opt.meta_training.unroll import unroll
+from meta_opt.parallel.mesh import replicated
+from meta_opt.parallel.particles import Vmap, particle_sharding, vmap_over
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -54,7 +57,7 @@ def _whole(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
     )
 
 
-def _backpropagation(task: Task, config: MetaTrainConfig) -> Estimator:
+def _backpropagation(task: Task, config: MetaTrainConfig, vmap: Vmap) -> Estimator:
     """Mean over particles of unit meta-gradients of log loss and error.
 
     Scaled to unit length, a run in which small changes grow without bound (chaos)
@@ -80,7 +83,7 @@ def _backpropagation(task: Task, config: MetaTrainConfig) -> Estimator:
         run_key, horizon_key = jax.random.split(key)
         steps = _draw_horizon(task, horizon_key)
         keys = jax.random.split(run_key, config.particles)
-        values, gradients = jax.vmap(jax.value_and_grad(objective), (None, 0, None))(
+        values, gradients = vmap(jax.value_and_grad(objective), (None, 0, None))(
             theta, keys, steps
         )
         units = jax.vmap(_unit)(gradients)
@@ -97,7 +100,7 @@ def _unit(gradient: PyTree) -> PyTree:
     return jax.tree.map(lambda g: jnp.where(sound, g / norm, 0.0), gradient)
 
 
-def _evolution(task: Task, config: MetaTrainConfig) -> Estimator:
+def _evolution(task: Task, config: MetaTrainConfig, vmap: Vmap) -> Estimator:
     """Antithetic evolution strategies over whole runs; scaled to unit norm."""
 
     def estimate(theta: PyTree, key: jax.Array) -> Estimate:
@@ -110,7 +113,7 @@ def _evolution(task: Task, config: MetaTrainConfig) -> Estimator:
             everyone = jax.tree.map(
                 lambda t, h: jnp.concatenate([t, h[None]]), thetas, hand
             )
-            outcome = jax.vmap(
+            outcome = vmap(
                 lambda t: unroll(
                     task, t, config.controller, run_key, steps, config.augmentation
                 )
@@ -126,11 +129,12 @@ def _evolution(task: Task, config: MetaTrainConfig) -> Estimator:
 
 
 def _windowed(
-    build: Callable[[Episode, MetaTrainConfig], Estimator], differentiable: bool = False
-) -> Callable[[Task, MetaTrainConfig], Estimator]:
+    build: Callable[[Episode, MetaTrainConfig, Vmap], Estimator],
+    differentiable: bool = False,
+) -> Callable[[Task, MetaTrainConfig, Vmap], Estimator]:
     """An estimator of `estimators` on a task's windows; gradients of unit norm."""
 
-    def make(task: Task, config: MetaTrainConfig) -> Estimator:
+    def make(task: Task, config: MetaTrainConfig, vmap: Vmap) -> Estimator:
         episode = task_episode(
             task,
             config.controller,
@@ -139,7 +143,7 @@ def _windowed(
             config.error_weight,
             differentiable=differentiable,
         )
-        inner = build(episode, config)
+        inner = build(episode, config, vmap)
 
         def estimate(
             theta: PyTree, state: PyTree, key: jax.Array
@@ -156,25 +160,47 @@ def _population(config: MetaTrainConfig) -> EvolutionConfig:
     return EvolutionConfig(pairs=config.pairs, sigma=config.sigma)
 
 
-_ESTIMATORS: dict[str, Callable[[Task, MetaTrainConfig], Estimator]] = {
+_ESTIMATORS: dict[str, Callable[[Task, MetaTrainConfig, Vmap], Estimator]] = {
     "bptt": _backpropagation,
     "es": _evolution,
     "truncated_bptt": _windowed(
-        lambda e, c: bptt(e, BackpropagationConfig(c.particles, remat=False)), True
+        lambda e, c, v: bptt(e, BackpropagationConfig(c.particles, remat=False), v),
+        differentiable=True,
     ),
-    "truncated_es": _windowed(lambda e, c: truncated_es(e, _population(c))),
-    "pes": _windowed(lambda e, c: pes(e, _population(c))),
-    "nres": _windowed(lambda e, c: nres(e, _population(c))),
+    "truncated_es": _windowed(lambda e, c, v: truncated_es(e, _population(c), v)),
+    "pes": _windowed(lambda e, c, v: pes(e, _population(c), v)),
+    "nres": _windowed(lambda e, c, v: nres(e, _population(c), v)),
 }
 
 
-def make_estimator(task: Task, config: MetaTrainConfig) -> Estimator:
+def make_estimator(
+    task: Task, config: MetaTrainConfig, mesh: Mesh | None = None
+) -> Estimator:
     """The configured estimator on one family, to be compiled once.
 
     The horizon is drawn log-uniformly from the task's range inside the program.
+
+    Args:
+        task: of the family.
+        config: settings.
+        mesh: from `particle_mesh`: particles, and the state of their runs, are divided
+            over its devices, the estimate is on all of them. None for one device.
+
+    Returns:
+        The estimator, jitted.
     """
-    estimator = _ESTIMATORS[config.estimator](task, config)
+    estimator = _ESTIMATORS[config.estimator](task, config, vmap_over(mesh))
     options = _COMPILER_OPTIONS.get(jax.default_backend())
+    if mesh is None:
+        return Estimator(
+            *(jax.jit(function, compiler_options=options) for function in estimator)
+        )
+    whole, divided = replicated(mesh), particle_sharding(mesh)
     return Estimator(
-        *(jax.jit(function, compiler_options=options) for function in estimator)
+        jax.jit(estimator.init, compiler_options=options, out_shardings=divided),
+        jax.jit(
+            estimator.estimate,
+            compiler_options=options,
+            out_shardings=(whole, divided),
+        ),
     )
