@@ -27,6 +27,8 @@ def small() -> ml_collections.ConfigDict:
                 ),
                 "outer_steps": 210,
                 "estimator": "bptt",
+                # "particles": one family a step, its particles on all devices.
+                "parallel": "families",
                 "particles": 3,
                 "learning_rate": 5e-3,
                 "seed": 0,

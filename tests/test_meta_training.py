@@ -7,59 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from meta_training_toy import SMALL, config, line_task
 
 import meta_opt
 from meta_opt.meta_training import estimation, outer_loop
-from meta_opt.meta_training.config import ESTIMATORS, MetaTrainConfig
+from meta_opt.meta_training.config import ESTIMATORS
 from meta_opt.meta_training.estimation import make_estimator, relative_score
 from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.meta_training.unroll import Augmentation, unroll
 from meta_opt.meta_training.validation import Validation
-from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.families import make_task
-from meta_opt.tasks.task import Splits, Task
-
-SMALL = ControllerConfig(global_hidden=3, tensor_hidden=2, directions=("adam",))
-
-
-def line_task(name="line", init_scale=1.0):
-    """Least squares in three dimensions: compiles in a second."""
-    x = jax.random.normal(jax.random.key(7), (24, 3))
-    y = x @ jnp.array([1.0, -2.0, 0.5])
-
-    def part(s):
-        return {"x": x[s], "y": y[s]}
-
-    def loss(params, arrays):
-        error = arrays["x"] @ params["w"] - arrays["y"]
-        return jnp.mean(jnp.square(error)), jnp.mean((jnp.abs(error) > 1) * 1.0)
-
-    return Task(
-        name=name,
-        dataset="line",
-        init=lambda key: {"w": init_scale * jax.random.normal(key, (3,))},
-        loss=loss,
-        splits=Splits(part(slice(0, 12)), part(slice(12, 18)), part(slice(18, 24))),
-        batch_size=4,
-        feedback_every=2,
-        horizons=(3, 8),
-    )
-
-
-def config(**changes):
-    base = MetaTrainConfig(
-        families=("line",),
-        outer_steps=6,
-        estimator="es",
-        pairs=2,
-        particles=2,
-        checkpoint_every=2,
-        controller=SMALL,
-    )
-    return dataclasses.replace(base, **changes)
+from meta_opt.tasks.task import Splits
 
 
 def same(a, b):

@@ -6,6 +6,7 @@ from meta_opt.meta_training.unroll import Augmentation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.types import near_match
 
+PARALLEL = ("families", "particles")
 ESTIMATORS = ("bptt", "es", "truncated_bptt", "truncated_es", "pes", "nres")
 
 
@@ -14,12 +15,15 @@ class MetaTrainConfig:
     """Settings of meta-training.
 
     Attributes:
-        families: names of task families, taken in turn, one for each device a step; a
-            name may stand twice.
+        families: names of task families, taken in turn; a name may stand twice.
         outer_steps: length of meta-training.
         estimator: one of `ESTIMATORS`. Over whole runs: ``bptt`` (back-propagation) or
             ``es`` (evolution strategies). Over one window of each run at a time, with
             runs out of step: ``truncated_bptt``, ``truncated_es``, ``pes``, ``nres``.
+        parallel: what devices share. ``families``: a step takes as many families as
+            there are devices, one on each; for few devices. ``particles``: a step
+            takes one family, whose particles are divided over all devices of all
+            processes; results do not depend on their number.
         particles: of back-propagation: inner runs a family, each with its own seed.
         pairs: of evolution strategies: antithetic pairs a family.
         sigma: likewise: standard deviation of the perturbations of theta.
@@ -40,6 +44,7 @@ class MetaTrainConfig:
     families: tuple[str, ...]
     outer_steps: int = 1000
     estimator: str = "bptt"
+    parallel: str = "families"
     particles: int = 4
     pairs: int = 12
     sigma: float = 0.05
@@ -70,9 +75,10 @@ class MetaTrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.sigma <= 0:
             raise ValueError(f"sigma={self.sigma} must be above 0")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"no estimator {self.estimator!r}"
-                f"{near_match(self.estimator, ESTIMATORS)}; there are "
-                f"{', '.join(ESTIMATORS)}"
-            )
+        for name, allowed in (("estimator", ESTIMATORS), ("parallel", PARALLEL)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"no {name} {value!r}{near_match(value, allowed)}; there are "
+                    f"{', '.join(allowed)}"
+                )
