@@ -29,7 +29,7 @@ lint: $(STAMP)  ## ruff and mypy
 data: $(STAMP)  ## download and prepare the datasets, all but the largest
 	$(BIN)/python -m meta_opt.data.prepare
 
-bench: $(STAMP)  ## update time, step time, state size, compile time, import time
+bench: $(STAMP)  ## update, step, compile and import time, state size, meta-training
 	$(BIN)/python -m experiments.benchmark
 
 clean:  ## remove the environment and runs; data stay

@@ -19,21 +19,15 @@ _FAMILIES = (
 
 # Direct weights from features to outputs, see meta_opt/optimizers/controller.py.
 _STEP = (
-    *("constant", "log_num_steps", "past_60%", "past_90%"),
-    *("loss_known", "loss_level", "loss_low", "feedback_over_best", "usual/peak"),
-    *(
-        "momentum/gradient",
-        "alignment",
-        "parameter",
-        "model_matrices",
-        "rows",
-        "columns",
-    ),
-    *("rank_1", "role_embedding", "role_lora_a", "role_lora_b", "group_head"),
+    *("constant", "log_num_steps", "past_60%", "past_90%", "loss_known"),
+    *("loss_level", "loss_low", "feedback_over_best", "usual/peak"),
+    *("momentum/gradient", "alignment", "parameter", "model_matrices", "rank_1"),
+    *("role_embedding", "role_lora_a", "role_lora_b", "group_head"),
 )
 _DIRECT = (
     *(f"{feature}>step" for feature in _STEP),
     *("constant>weight_decay", "log_num_steps>weight_decay", "loss_level>weight_decay"),
+    *("parameter>weight_decay", "model_matrices>weight_decay"),
     *("constant>forget_momentum", "log_num_steps>forget_momentum"),
     *("constant>adam", "role_lora_b>adam", "group_head>adam", "constant>momentum"),
 )
@@ -45,12 +39,14 @@ def direct() -> ml_collections.ConfigDict:
         {
             "meta": {
                 "families": _FAMILIES,
-                "outer_steps": 200,
+                "outer_steps": 252,
                 "estimator": "es",
-                "particles": 3,
+                # "particles": one family a step, its particles on all devices.
+                "parallel": "families",
+                "particles": 2,
                 "pairs": 12,
-                "sigma": 0.4,
-                "learning_rate": 0.05,
+                "sigma": 0.3,
+                "learning_rate": 0.04,
                 "seed": 0,
                 "augmentation": {
                     "reparametrisation": 1.5,
@@ -58,7 +54,7 @@ def direct() -> ml_collections.ConfigDict:
                     "label_noise": 0.2,
                     "low_precision": 0.25,
                 },
-                "error_weight": 1.0,
+                "error_weight": 2.0,
                 "weight_decay": 0.0,
                 "checkpoint_every": 9,
                 "validate_every": 36,
@@ -71,7 +67,10 @@ def direct() -> ml_collections.ConfigDict:
                     "orthogonal": True,
                 },
                 "direct": _DIRECT,
+                "shortest": 80,
                 "longest": 0,
+                "rates": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+                "least_budget": 0.4,
             },
             # Weights to begin from: a shipped name or a path; "": random LSTMs.
             "start": "",
@@ -81,6 +80,8 @@ def direct() -> ml_collections.ConfigDict:
                     "clipart_vit_finetune",
                     "clipart_writer_lora",
                     "clipart_head",
+                    "clipart_fusion",
+                    "asterisk_transformer",
                 ),
                 "baseline": "adamw",
                 "results": "results/meta_validation",
@@ -100,7 +101,9 @@ def small() -> ml_collections.ConfigDict:
     config.meta.learning_rate = 5e-3
     config.meta.weight_decay = 0.3
     config.meta.direct = ()
+    config.meta.shortest = 1
     config.meta.longest = 200
+    config.meta.particles = 3
     return config
 
 

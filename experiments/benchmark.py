@@ -1,17 +1,19 @@
 """Benchmarks of the learned optimizer: medians and ratios measured in one run.
 
-    python -m experiments.benchmark [--only update,step,compile,memory,import]
+    python -m experiments.benchmark [--only update,step,compile,memory,import,meta]
 
 Alternatives take turns within each round, so that a drift of the machine's speed
 touches them alike; ratios are of medians. Nothing here is a test: a busy machine
 prints other numbers.
 """
 
+import dataclasses
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,26 +22,43 @@ import optax
 from absl import app, flags
 
 import meta_opt
+from configs.meta_train import small
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.finetuning.vision_text import ModelConfig, build_model, make_loss
+from meta_opt.meta_training.config import MetaTrainConfig
+from meta_opt.meta_training.estimation import make_estimator
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.vision_text import STACKED
-from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import FSDP_RULES
+from meta_opt.tasks.families import make_task
+from meta_opt.tasks.task import Task
+from meta_opt.types import from_config
 
 _ONLY = flags.DEFINE_list(
-    "only", ["update", "step", "compile", "memory", "import"], "what to measure"
+    "only",
+    ["update", "step", "compile", "memory", "import", "meta"],
+    "what to measure",
 )
+_FAMILIES = flags.DEFINE_list(
+    "families",
+    ["digits_mlp", "cldr_reader", "cldr_writer_lora"],
+    "task families of the meta-training benchmark",
+)
+_ESTIMATORS = flags.DEFINE_list("estimators", ["es", "bptt"], "and its estimators")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "batch of the training step")
 
 Params = dict[str, jax.Array]
 
 
 class Ratio(NamedTuple):
-    """One line of the report: milliseconds (or another unit) and their ratio."""
+    """One line of the report: milliseconds (or another unit) and their ratio.
+
+    The target is a bound on the ratio: from above, or for rates from below.
+    """
 
     what: str
     ours: float
@@ -205,6 +224,69 @@ def bench_import() -> Iterator[Ratio]:
     yield Ratio("import meta_opt / import optax", ours, theirs, "ms", 1.3)
 
 
+def bench_meta() -> Iterator[Ratio]:
+    """Inner steps per second in a meta-gradient and in plain AdamW training.
+
+    Both train the same number of vmapped runs of a family from start to end, with the
+    settings of ``configs/meta_train.py:small``, and judge them on the test examples.
+    Where the estimator gives all runs the same batches, so does plain training.
+    """
+    num_steps = 50
+    for family in _FAMILIES.value:
+        task = dataclasses.replace(make_task(family), horizons=(num_steps, num_steps))
+        for name in _ESTIMATORS.value:
+            settings = small().meta.to_dict() | {"families": (family,)}
+            config = from_config(MetaTrainConfig, settings | {"estimator": name})
+            forward = name == "es"
+            runs = 2 * config.pairs + 2 if forward else config.particles
+            estimator = make_estimator(task, config)
+            theta = init_theta(jax.random.key(0), config.controller)
+            key = jax.random.key(1)
+            ms = medians(
+                {
+                    "ours": partial(estimator.estimate, theta, (), key),
+                    "adamw": plain_training(task, runs, num_steps, shared=forward),
+                },
+                5,
+            )
+            rate = {n: 1e3 * runs * num_steps / t for n, t in ms.items()}
+            label = f"inner steps, {family}, {name} of {runs} runs / adamw"
+            target = 0.5 if forward else None
+            yield Ratio(label, rate["ours"], rate["adamw"], "steps/s", target)
+
+
+def plain_training(
+    task: Task, runs: int, num_steps: int, shared: bool
+) -> Callable[[], jax.Array]:
+    """AdamW training of ``runs`` vmapped runs, of one seed if ``shared``."""
+    size = len(next(iter(task.splits.train.values())))
+
+    def train(
+        key: jax.Array, rate: jax.Array, steps: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        tx = optax.adamw(rate)
+        init_key, batch_key = jax.random.split(key)
+
+        def step(t: jax.Array, carry: tuple) -> tuple:
+            params, state = carry
+            picks = jax.random.randint(
+                jax.random.fold_in(batch_key, t), (task.batch_size,), 0, size
+            )
+            batch = {name: x[picks] for name, x in task.splits.train.items()}
+            grads = jax.grad(lambda p: task.loss(p, batch)[0])(params)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = task.init(init_key)
+        carry = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
+        return task.loss(carry[0], task.splits.test)
+
+    key = jax.random.key(1)
+    keys = key if shared else jax.random.split(key, runs)
+    mapped = jax.vmap(train, (None if shared else 0, 0, None))
+    return partial(jax.jit(mapped), keys, jnp.linspace(1e-4, 1e-3, runs), num_steps)
+
+
 def main(argv: list[str]) -> None:
     """Runs what was asked for and prints a line for each ratio."""
     if len(argv) > 1:
@@ -215,16 +297,18 @@ def main(argv: list[str]) -> None:
         "compile": bench_compile,
         "memory": bench_memory,
         "import": bench_import,
+        "meta": bench_meta,
     }
     unknown = set(_ONLY.value) - set(benches)
     if unknown:
         raise app.UsageError(f"unknown {sorted(unknown)}; there are {list(benches)}")
-    print(f"{'':52} {'ours':>9} {'theirs':>9} {'':8} {'ratio':>6} target")
+    print(f"{'':56} {'ours':>9} {'theirs':>9} {'':8} {'ratio':>6} target")
     for name in _ONLY.value:
         for what, ours, theirs, unit, target in benches[name]():
-            wanted = "" if target is None else f"<= {target:g}"
+            bound = ">=" if unit.endswith("/s") else "<="
+            wanted = "" if target is None else f"{bound} {target:g}"
             numbers = f"{ours:9.2f} {theirs:9.2f} {unit:8} {ours / theirs:6.2f}"
-            print(f"{what:52} {numbers} {wanted}", flush=True)
+            print(f"{what:56} {numbers} {wanted}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,13 @@
 
 Interrupted or out of its ``budget_seconds``, the same command goes on where it was.
 ``small`` needs the emoji that ``make data`` prepares; ``smoke`` needs nothing.
+
+With ``--config.meta.parallel=particles`` the devices share each family's particles.
+Several processes then work together; the command is the same for all but its last flag:
+
+    python experiments/meta_train.py --config configs/meta_train.py:small \
+        --workdir /shared/meta_train --config.meta.parallel=particles \
+        --coordinator host0:1234 --processes 2 --process_index 0
 """
 
 import sys
@@ -22,11 +29,15 @@ from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.weights import load_theta, save_theta
+from meta_opt.parallel.processes import start_processes
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints and logs go here")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "processes of this run")
+_INDEX = flags.DEFINE_integer("process_index", 0, "which of them this is, from 0")
 
 
 def main(argv: list[str]) -> None:
@@ -42,6 +53,7 @@ def main(argv: list[str]) -> None:
     )
     if settings["cpu_devices"]:
         jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
+    start_processes(_COORDINATOR.value, _PROCESSES.value, _INDEX.value)
     # Programs take a minute each to compile; a resumed run finds them there.
     jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/compiled")
     config = from_config(MetaTrainConfig, settings["meta"])
@@ -68,6 +80,8 @@ def main(argv: list[str]) -> None:
     result = meta_train(
         config, tasks, _WORKDIR.value, validation=validation, start=start
     )
+    if jax.process_index() != 0:
+        return
     done = "finished" if result.finished else "stopped; run again to go on"
     print(f"{result.steps} outer steps, {result.seconds:.0f} s this time, {done}")
     if settings["export"] and result.finished:

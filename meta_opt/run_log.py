@@ -157,6 +157,8 @@ def write_config(
 ) -> None:
     """Writes the resolved configuration, or on resume checks that it is the same.
 
+    Of several processes the first one writes.
+
     Args:
         workdir: the run's directory.
         config: nested mapping of JSON values.
@@ -166,6 +168,8 @@ def write_config(
         ValueError: if the run resumes under other settings than it was started with;
             names them with both values.
     """
+    import jax
+
     path = Path(workdir) / "config.json"
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     if resuming and path.exists():
@@ -181,6 +185,8 @@ def write_config(
                 f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
                 "take those again to resume it, or another --workdir"
             )
+        return
+    if jax.process_index() != 0:
         return
     with write_atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -7,65 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from meta_training_toy import SMALL, config, line_task, parametrisation
 
 import meta_opt
 from meta_opt.meta_training import estimation, outer_loop
-from meta_opt.meta_training.config import ESTIMATORS, MetaTrainConfig
+from meta_opt.meta_training.config import ESTIMATORS
 from meta_opt.meta_training.estimation import make_estimator, relative_score
 from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.outer_loop import meta_train
-from meta_opt.meta_training.parametrisation import Parametrisation
-from meta_opt.meta_training.unroll import Augmentation, unroll
+from meta_opt.meta_training.unroll import Augmentation, unroll, unroll_with
 from meta_opt.meta_training.validation import Validation
-from meta_opt.optimizers.controller import ControllerConfig, output_index
+from meta_opt.optimizers.baselines import baseline
+from meta_opt.optimizers.controller import output_index
 from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.families import make_task
-from meta_opt.tasks.task import Splits, Task
-
-SMALL = ControllerConfig(global_hidden=3, tensor_hidden=2, directions=("adam",))
-
-
-def line_task(name="line", init_scale=1.0):
-    """Least squares in three dimensions: compiles in a second."""
-    x = jax.random.normal(jax.random.key(7), (24, 3))
-    y = x @ jnp.array([1.0, -2.0, 0.5])
-
-    def part(s):
-        return {"x": x[s], "y": y[s]}
-
-    def loss(params, arrays):
-        error = arrays["x"] @ params["w"] - arrays["y"]
-        return jnp.mean(jnp.square(error)), jnp.mean((jnp.abs(error) > 1) * 1.0)
-
-    return Task(
-        name=name,
-        dataset="line",
-        init=lambda key: {"w": init_scale * jax.random.normal(key, (3,))},
-        loss=loss,
-        splits=Splits(part(slice(0, 12)), part(slice(12, 18)), part(slice(18, 24))),
-        batch_size=4,
-        feedback_every=2,
-        horizons=(3, 8),
-    )
-
-
-def parametrisation(direct=()):
-    """All weights, or a few of them."""
-    return Parametrisation(meta_opt.init_theta(jax.random.key(0), SMALL), SMALL, direct)
-
-
-def config(**changes):
-    base = MetaTrainConfig(
-        families=("line",),
-        outer_steps=6,
-        estimator="es",
-        pairs=2,
-        particles=2,
-        checkpoint_every=2,
-        controller=SMALL,
-    )
-    return dataclasses.replace(base, **changes)
+from meta_opt.tasks.task import Splits
 
 
 def same(a, b):
@@ -351,10 +308,30 @@ def test_relative_score_is_zero_at_the_reference_and_worst_for_nan():
     assert score[2] == score[3] == estimation._CAP
 
 
-def test_zero_output_weights_score_as_the_hand_designed_rule(estimator):
-    theta = meta_opt.init_theta(jax.random.key(0), SMALL)
-    estimate, _ = estimator.estimate(theta, (), jax.random.key(2))
-    np.testing.assert_allclose(estimate.loss, 0.0, atol=1e-6)
+def test_evolution_scores_against_adamw_at_its_best_rate_on_the_same_run():
+    task = dataclasses.replace(line_task(), horizons=(8, 8))
+    settings = config(rates=(1e-2, 1.0), particles=1, error_weight=0.0)
+    theta, key = moved_theta(), jax.random.key(2)
+    estimate, _ = make_estimator(task, settings, parametrisation()).estimate(
+        theta, (), key
+    )
+    run_key = jax.random.split(jax.random.split(key, 4)[1], 1)[0]
+    ours = unroll(task, theta, SMALL, run_key, 8).loss
+    adamw = min(
+        float(
+            unroll_with(
+                task,
+                baseline("adamw", 8, learning_rate=rate, weight_decay=1e-2),
+                run_key,
+                8,
+            ).loss
+        )
+        for rate in settings.rates
+    )
+    ratio = np.log((ours + 1e-2) / (adamw + 1e-2))
+    priced = np.log1p(ratio) if ratio > 0 else -np.log1p(-ratio) / 3
+    assert abs(ratio) > 0.05
+    np.testing.assert_allclose(estimate.loss, priced, rtol=1e-3)
     assert float(estimate.spread) > 0
 
 
@@ -366,9 +343,7 @@ def estimator():
 
 @pytest.fixture
 def use_estimator(monkeypatch, estimator):
-    monkeypatch.setattr(
-        outer_loop, "make_estimator", lambda task, config, parts: estimator
-    )
+    monkeypatch.setattr(outer_loop, "make_estimator", lambda *args: estimator)
 
 
 @pytest.mark.usefixtures("use_estimator")
@@ -385,7 +360,9 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
 
     broken = Estimator(estimator.init, breaking)
     with monkeypatch.context() as patch:
-        patch.setattr(outer_loop, "make_estimator", lambda task, config, parts: broken)
+        patch.setattr(
+            outer_loop, "make_estimator", lambda task, config, parts, mesh=None: broken
+        )
         with pytest.raises(KeyboardInterrupt):
             meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
     resumed = meta_train(config(), tasks, tmp_path / "broken", show_progress=False)

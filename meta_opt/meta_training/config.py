@@ -6,6 +6,7 @@ from meta_opt.meta_training.unroll import Augmentation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.types import near_match
 
+PARALLEL = ("families", "particles")
 ESTIMATORS = ("bptt", "es", "truncated_bptt", "truncated_es", "pes", "nres")
 
 
@@ -14,13 +15,17 @@ class MetaTrainConfig:
     """Settings of meta-training.
 
     Attributes:
-        families: names of task families, taken in turn, one for each device a step; a
-            name may stand twice.
+        families: names of task families, taken in turn; a name may stand twice.
         outer_steps: length of meta-training.
         estimator: one of `ESTIMATORS`. Over whole runs: ``bptt`` (back-propagation) or
             ``es`` (evolution strategies). Over one window of each run at a time, with
             runs out of step: ``truncated_bptt``, ``truncated_es``, ``pes``, ``nres``.
-        particles: of back-propagation: inner runs a family, each with its own seed.
+        parallel: what devices share. ``families``: a step takes as many families as
+            there are devices, one on each; for few devices. ``particles``: a step
+            takes one family, whose particles are divided over all devices of all
+            processes; results do not depend on their number.
+        particles: inner runs a family, each with its own seed, of back-propagation;
+            seeds that pairs take turns with, of ``es``.
         pairs: of evolution strategies: antithetic pairs a family.
         sigma: likewise: standard deviation of the perturbations of theta.
         windows: windows that runs are cut into, where they are.
@@ -37,12 +42,16 @@ class MetaTrainConfig:
         controller: the controller's shape.
         direct: names of the direct weights that are trained, see `Parametrisation`;
             empty: all weights.
+        shortest: least length of runs, where a family's own is less.
         longest: bound on the length of runs; 0 for the families' own.
+        rates: of ``es``: learning rates of the AdamW that it is scored against.
+        least_budget: of ``es``: least share of AdamW's steps that is given.
     """
 
     families: tuple[str, ...]
     outer_steps: int = 1000
     estimator: str = "bptt"
+    parallel: str = "families"
     particles: int = 4
     pairs: int = 12
     sigma: float = 0.05
@@ -58,7 +67,10 @@ class MetaTrainConfig:
     budget_seconds: float = 0.0
     controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
     direct: tuple[str, ...] = ()
+    shortest: int = 1
     longest: int = 0
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    least_budget: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -73,11 +85,16 @@ class MetaTrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.rates or min(self.rates) <= 0:
+            raise ValueError(f"rates={self.rates} must be above 0, one at least")
+        if not 0 < self.least_budget <= 1:
+            raise ValueError(f"least_budget={self.least_budget} must be in (0, 1]")
         if self.sigma <= 0:
             raise ValueError(f"sigma={self.sigma} must be above 0")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"no estimator {self.estimator!r}"
-                f"{near_match(self.estimator, ESTIMATORS)}; there are "
-                f"{', '.join(ESTIMATORS)}"
-            )
+        for name, allowed in (("estimator", ESTIMATORS), ("parallel", PARALLEL)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"no {name} {value!r}{near_match(value, allowed)}; there are "
+                    f"{', '.join(allowed)}"
+                )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.estimators.backpropagation import (
@@ -23,12 +24,15 @@ from meta_opt.meta_training.estimators.evolution_strategies import (
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.task_episode import task_episode
-from meta_opt.meta_training.unroll import unroll
+from meta_opt.meta_training.unroll import Outcome, unroll, unroll_with
+from meta_opt.optimizers.baselines import baseline
+from meta_opt.parallel.mesh import replicated
+from meta_opt.parallel.particles import Vmap, particle_sharding, vmap_over
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
 _CAP = 4.0
-"""Bound on the log ratio to the hand-designed rule; also what a diverged run scores."""
+"""Bound on the log ratio to the reference; also what a diverged run scores."""
 _COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
 """Half the compilation time of the default, at the same speed (see the log in docs)."""
 
@@ -36,8 +40,8 @@ _COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
 def relative_score(loss: jax.Array, reference: jax.Array) -> jax.Array:
     """Log of loss over reference, bounded; what is not finite scores worst.
 
-    Each task is judged on its own scale: 0 is as good as the hand-designed rule on the
-    same initialisation and batches, below is better.
+    Each task is judged on its own scale: 0 is as good as the reference, below is
+    better.
     """
     ratio = jnp.log((loss + 1e-2) / (reference + 1e-2))
     return jnp.where(jnp.isfinite(ratio), jnp.clip(ratio, -_CAP, _CAP), _CAP)
@@ -57,7 +61,7 @@ def _whole(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
 
 
 def _backpropagation(
-    task: Task, config: MetaTrainConfig, parts: Parametrisation
+    task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
 ) -> Estimator:
     """Mean over particles of unit meta-gradients of log loss and error.
 
@@ -84,7 +88,7 @@ def _backpropagation(
         run_key, horizon_key = jax.random.split(key)
         steps = _draw_horizon(task, horizon_key)
         keys = jax.random.split(run_key, config.particles)
-        values, gradients = jax.vmap(jax.value_and_grad(objective), (None, 0, None))(
+        values, gradients = vmap(jax.value_and_grad(objective), (None, 0, None))(
             theta, keys, steps
         )
         units = jax.vmap(_unit)(gradients)
@@ -92,6 +96,13 @@ def _backpropagation(
         return Estimate(mean, jnp.mean(values), optax.tree.norm(mean))
 
     return _whole(estimate)
+
+
+def _at_most_unit(gradient: PyTree) -> PyTree:
+    """Scaled to norm 1 if it is longer; zero if any of it is not finite."""
+    norm = optax.tree.norm(gradient)
+    factor = jnp.where(jnp.isfinite(norm), 1.0 / jnp.maximum(norm, 1.0), 0.0)
+    return jax.tree.map(lambda g: jnp.where(factor > 0, g * factor, 0.0), gradient)
 
 
 def _unit(gradient: PyTree) -> PyTree:
@@ -102,46 +113,80 @@ def _unit(gradient: PyTree) -> PyTree:
 
 
 def _evolution(
-    task: Task, config: MetaTrainConfig, parts: Parametrisation
+    task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
 ) -> Estimator:
-    """Antithetic evolution strategies over whole runs; scaled to unit norm.
+    """Antithetic evolution strategies over whole runs, scored against tuned AdamW.
 
-    All runs of an estimate are of one length. Each pair has its own initialisation,
-    batches and augmentation; theta itself and the hand-designed rule share a pair's.
+    AdamW runs along on the same initialisations, batches and augmentation, at each of
+    ``config.rates``; its best final loss is the yardstick. The population gets a share
+    of its steps, log-uniform between ``config.least_budget`` and 1. Pairs take turns
+    with ``config.particles`` seeds, and both of a pair have the same.
     """
+    rates = jnp.array(config.rates, jnp.float32)
 
     def estimate(theta: PyTree, key: jax.Array) -> Estimate:
-        noise_key, run_key, horizon_key = jax.random.split(key, 3)
-        steps = _draw_horizon(task, horizon_key)
-        keys = jax.random.split(run_key, config.pairs)
+        noise_key, run_key, horizon_key, budget_key = jax.random.split(key, 4)
+        full = _draw_horizon(task, horizon_key)
+        least = jnp.log(jnp.float32(config.least_budget))
+        budget = jnp.exp(least * jax.random.uniform(budget_key))
+        steps = jnp.maximum(jnp.round(budget * full), 1).astype(jnp.int32)
+        keys = jax.random.split(run_key, config.particles)
+        turns = jnp.arange(config.pairs) % config.particles
+        turns = jnp.concatenate([turns, turns, jnp.zeros(1, turns.dtype)])
+
+        def reference(key: jax.Array, rate: jax.Array) -> Outcome:
+            tx = baseline("adamw", full, learning_rate=rate, weight_decay=1e-2)
+            return unroll_with(task, tx, key, full, config.augmentation)
+
+        tuned = vmap(reference)(
+            jnp.repeat(keys, len(rates)), jnp.tile(rates, config.particles)
+        )
+        # The rate of least mean loss over the seeds, as a user would choose it.
+        losses = jnp.where(jnp.isfinite(tuned.loss), tuned.loss, jnp.inf)
+        losses = losses.reshape(config.particles, -1)
+        chosen = jnp.argmin(jnp.mean(losses, axis=0))
+        loss = losses[:, chosen]
+        error = tuned.error.reshape(config.particles, -1)[:, chosen]
 
         def objective(population: PyTree) -> jax.Array:
-            # The hand-designed rule (zero weights) runs along as the yardstick.
-            everyone = jax.tree.map(
-                lambda t: jnp.concatenate([t, jnp.zeros_like(t[:1])]),
-                jax.vmap(parts.theta)(population),
-            )
-            outcome = jax.vmap(
-                lambda t, k: unroll(
-                    task, t, config.controller, k, steps, config.augmentation
+            outcome = vmap(
+                lambda trained, key: unroll(
+                    task,
+                    parts.theta(trained),
+                    config.controller,
+                    key,
+                    steps,
+                    config.augmentation,
                 )
-            )(everyone, jnp.concatenate([keys, keys, keys[:1], keys[:1]]))
-            score = relative_score(outcome.loss[:-1], outcome.loss[-1])
-            error = jnp.where(jnp.isfinite(outcome.error), outcome.error, 1.0)
-            return score + config.error_weight * (error[:-1] - error[-1])
+            )(population, keys[turns])
+            ratio = relative_score(outcome.loss, loss[turns])
+            more = jnp.where(jnp.isfinite(outcome.error), outcome.error, 1.0)
+            return _priced(ratio) + config.error_weight * _priced(more - error[turns])
 
         found = antithetic(objective, theta, noise_key, config.pairs, config.sigma)
-        return Estimate(_unit(found.gradient), found.centre, found.spread)
+        return Estimate(_at_most_unit(found.gradient), found.centre, found.spread)
 
     return _whole(estimate)
 
 
+def _priced(x: jax.Array) -> jax.Array:
+    """Being worse than the yardstick counts in full, being better a third.
+
+    What is far off has less weight still, so that a task on which all rules are much
+    better, or much worse, does not decide for the others.
+    """
+    return jnp.where(x > 0, jnp.log1p(jnp.abs(x)), -jnp.log1p(jnp.abs(x)) / 3.0)
+
+
 def _windowed(
-    build: Callable[[Episode, MetaTrainConfig], Estimator], differentiable: bool = False
-) -> Callable[[Task, MetaTrainConfig, Parametrisation], Estimator]:
+    build: Callable[[Episode, MetaTrainConfig, Vmap], Estimator],
+    differentiable: bool = False,
+) -> Callable[[Task, MetaTrainConfig, Parametrisation, Vmap], Estimator]:
     """An estimator of `estimators` on a task's windows; gradients of unit norm."""
 
-    def make(task: Task, config: MetaTrainConfig, parts: Parametrisation) -> Estimator:
+    def make(
+        task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
+    ) -> Estimator:
         episode = task_episode(
             task,
             parts,
@@ -150,7 +195,7 @@ def _windowed(
             config.error_weight,
             differentiable=differentiable,
         )
-        inner = build(episode, config)
+        inner = build(episode, config, vmap)
 
         def estimate(
             theta: PyTree, state: PyTree, key: jax.Array
@@ -168,32 +213,56 @@ def _population(config: MetaTrainConfig) -> EvolutionConfig:
 
 
 _ESTIMATORS: dict[
-    str, Callable[[Task, MetaTrainConfig, Parametrisation], Estimator]
+    str, Callable[[Task, MetaTrainConfig, Parametrisation, Vmap], Estimator]
 ] = {
     "bptt": _backpropagation,
     "es": _evolution,
     "truncated_bptt": _windowed(
-        lambda e, c: bptt(e, BackpropagationConfig(c.particles, remat=False)), True
+        lambda e, c, v: bptt(e, BackpropagationConfig(c.particles, remat=False), v),
+        differentiable=True,
     ),
-    "truncated_es": _windowed(lambda e, c: truncated_es(e, _population(c))),
-    "pes": _windowed(lambda e, c: pes(e, _population(c))),
-    "nres": _windowed(lambda e, c: nres(e, _population(c))),
+    "truncated_es": _windowed(lambda e, c, v: truncated_es(e, _population(c), v)),
+    "pes": _windowed(lambda e, c, v: pes(e, _population(c), v)),
+    "nres": _windowed(lambda e, c, v: nres(e, _population(c), v)),
 }
 
 
 def make_estimator(
-    task: Task, config: MetaTrainConfig, parts: Parametrisation
+    task: Task,
+    config: MetaTrainConfig,
+    parts: Parametrisation,
+    mesh: Mesh | None = None,
 ) -> Estimator:
     """The configured estimator on one family, to be compiled once.
 
-    The horizon is drawn log-uniformly from the task's range inside the program. The
-    gradient is by what ``parts`` says is trained.
+    The horizon is drawn log-uniformly from the task's range inside the program.
+
+    Args:
+        task: of the family.
+        config: settings.
+        parts: what is trained, which the gradient is by.
+        mesh: from `particle_mesh`: particles, and the state of their runs, are divided
+            over its devices, the estimate is on all of them. None for one device.
+
+    Returns:
+        The estimator, jitted.
     """
+    low, high = (max(steps, config.shortest) for steps in task.horizons)
     if config.longest:
-        low, high = (min(steps, config.longest) for steps in task.horizons)
-        task = dataclasses.replace(task, horizons=(low, high))
-    estimator = _ESTIMATORS[config.estimator](task, config, parts)
+        low, high = (min(steps, config.longest) for steps in (low, high))
+    task = dataclasses.replace(task, horizons=(low, high))
+    estimator = _ESTIMATORS[config.estimator](task, config, parts, vmap_over(mesh))
     options = _COMPILER_OPTIONS.get(jax.default_backend())
+    if mesh is None:
+        return Estimator(
+            *(jax.jit(function, compiler_options=options) for function in estimator)
+        )
+    whole, divided = replicated(mesh), particle_sharding(mesh)
     return Estimator(
-        *(jax.jit(function, compiler_options=options) for function in estimator)
+        jax.jit(estimator.init, compiler_options=options, out_shardings=divided),
+        jax.jit(
+            estimator.estimate,
+            compiler_options=options,
+            out_shardings=(whole, divided),
+        ),
     )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from meta_opt.checkpoints import Checkpoints
@@ -21,6 +22,9 @@ from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import init_theta
+from meta_opt.parallel.mesh import replicated
+from meta_opt.parallel.particles import PARTICLES, check_particles, particle_mesh
+from meta_opt.parallel.processes import from_first
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
@@ -110,10 +114,13 @@ def meta_train(
 ) -> MetaResult:
     """Meta-trains, or goes on from the newest checkpoint in ``workdir``.
 
-    Each step takes as many families as there are local devices, one on each, and a
-    family stays with its device, so that it is compiled once. Every random draw comes
-    from the seed and the outer step's number, so an interrupted and resumed run ends
-    in the same weights as an unbroken one.
+    With ``config.parallel`` at ``families`` each step takes as many families as there
+    are local devices, one on each, and a family stays with its device, so that it is
+    compiled once. At ``particles`` it takes one family, whose particles are divided
+    over the devices of all processes; each process calls this with the same arguments,
+    and ``workdir`` is a folder that all of them see. Every random draw comes from the
+    seed and the outer step's number, so an interrupted and resumed run ends in the
+    same weights as an unbroken one.
 
     Args:
         config: settings.
@@ -130,27 +137,34 @@ def meta_train(
         The result; not ``finished`` if the budget of seconds ran out.
 
     Raises:
-        ValueError: a family without task, or no task left because every loss is not
-            finite at the start.
+        ValueError: a family without task, no task left because every loss is not
+            finite at the start, particles that the devices cannot share evenly, or
+            several processes without ``parallel="particles"``.
         CheckpointMismatchError: ``workdir`` holds another controller's checkpoint.
     """
     families = [name for name in config.families if _is_sound(tasks[name])]
     if not families:
         raise ValueError("no family left: every task's loss is not finite at its start")
     workdir = Path(workdir)
+    mesh = _mesh(config)
+    at_once = min(len(families), len(jax.local_devices()) if mesh is None else 1)
+    # Committed like all that comes after, else jit compiles twice.
+    home = jax.local_devices()[0] if mesh is None else replicated(mesh)
     seed = jax.random.key(config.seed)
     if start is None:
         start = init_theta(jax.random.fold_in(seed, 0), config.controller)
     parts = Parametrisation(start, config.controller, config.direct)
     init, outer_step = make_outer_step(config, parts)
-    state = init()
-    programs, places = _programs(families, tasks, config, parts)
+    state = jax.device_put(init(), home)
+    programs, places = _programs(families, tasks, config, parts, mesh)
     keys = jax.random.split(
         jax.random.fold_in(seed, config.outer_steps + 1), len(programs)
     )
     state = state._replace(
         inner=tuple(p.init(state.theta, k) for p, k in zip(programs, keys, strict=True))
     )
+    if mesh is None:
+        state = jax.device_put(state, home)
     checkpoints = Checkpoints(workdir / "checkpoints", keep_best=0)
     restored = checkpoints.restore(state)
     limits = {"budget_seconds": None, "stop_after": None}
@@ -160,26 +174,26 @@ def meta_train(
     if restored is not None:
         first, state = restored.step, restored.state
         _log.info("resumed from outer step %d", first)
-    # Committed to one device like all that comes after, else jit compiles twice.
-    home = jax.local_devices()[0]
-    state = jax.device_put(state, home)
     log = RunLog(workdir, resume_step=first if restored else None)
     began = time.monotonic()
     last = min(config.stop_after or config.outer_steps, config.outer_steps)
     if first < last:
-        _compile(programs, state, show_progress)
+        _compile(programs, state, show_progress, at_once)
     recent: dict[str, float] = {}
     step = first
+    show_progress = show_progress and jax.process_index() == 0
     bar = progress_bar(
         config.outer_steps, start=first, label="meta-train", show=show_progress
     )
+    unbroken = False
     try:
         while step < last:
-            spent = time.monotonic() - began
-            if config.budget_seconds and spent > config.budget_seconds:
+            if config.budget_seconds and (
+                from_first(time.monotonic() - began) > config.budget_seconds
+            ):
                 break
             key = jax.random.fold_in(seed, step + 1)
-            turns = _turns(len(families), step)
+            turns = _turns(len(families), at_once, step)
             taken = [
                 programs[places[turn]].estimate(
                     state.theta, state.inner[places[turn]], jax.random.fold_in(key, i)
@@ -202,13 +216,14 @@ def meta_train(
                 row[f"spread/{name}"] = float(estimate.spread)
             due = config.validate_every and step % config.validate_every == 0
             if validation and (due or step == last):
-                scores = validation(parts.theta(state.average))
+                scores = validation(parts.theta(_local(state.average)))
                 row |= {f"validation/{n}": s for n, s in scores.items()}
-                mean = float(np.mean(list(scores.values())))
+                mean = from_first(float(np.mean(list(scores.values()))))
                 row["validation/mean"] = mean
                 if mean < float(state.best_score):
                     state = state._replace(
-                        best=state.average, best_score=jnp.float32(mean)
+                        best=state.average,
+                        best_score=jax.device_put(jnp.float32(mean), home),
                     )
             elif not validation:
                 state = state._replace(best=state.average)
@@ -220,14 +235,17 @@ def meta_train(
             bar.update()
             if step % config.checkpoint_every == 0:
                 checkpoints.save(step, state, {"families": families})
+        unbroken = True
     finally:
-        # An interrupt keeps what is done: state and step always belong together.
-        checkpoints.save(step, state, {"families": families})
-        checkpoints.close()
+        # An interrupt keeps what is done: state and step always belong together. Of
+        # several processes one cannot save alone; the newest checkpoint has to do.
+        if unbroken or jax.process_count() == 1:
+            checkpoints.save(step, state, {"families": families})
+            checkpoints.close()
         log.close()
         bar.close()
     return MetaResult(
-        parts.theta(state.best),
+        parts.theta(_local(state.best)),
         float(state.best_score),
         step,
         time.monotonic() - began,
@@ -235,12 +253,43 @@ def meta_train(
     )
 
 
-def _turns(families: int, step: int) -> list[int]:
-    """Indices of this step's families, one a device; each keeps to its device."""
-    devices = min(len(jax.local_devices()), families)
-    rounds = -(-families // devices)
-    first = step % rounds * devices
-    return [i for i in range(first, first + devices) if i < families]
+def _mesh(config: MetaTrainConfig) -> Mesh | None:
+    """The mesh of the particles; None where devices share families."""
+    if config.parallel == "families":
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"parallel='families' is for one process, and there are "
+                f"{jax.process_count()}: set parallel='particles'"
+            )
+        return None
+    mesh = particle_mesh()
+    if config.estimator in ("bptt", "truncated_bptt"):
+        check_particles(mesh, "particles", config.particles)
+    elif config.estimator != "es":
+        check_particles(mesh, "pairs", config.pairs)
+    else:
+        # With theta itself the number is never even.
+        runs, devices = 2 * config.pairs + 1, mesh.shape[PARTICLES]
+        _log.info(
+            "%d runs over %d devices: %d on each, %d of the places idle",
+            runs,
+            devices,
+            -(-runs // devices),
+            -runs % devices,
+        )
+    return mesh
+
+
+def _local(tree: PyTree) -> PyTree:
+    """The copy of replicated arrays that is on this process's first device."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def _turns(families: int, at_once: int, step: int) -> list[int]:
+    """Indices of this step's families; each keeps to its place, and so its device."""
+    rounds = -(-families // at_once)
+    first = step % rounds * at_once
+    return [i for i in range(first, first + at_once) if i < families]
 
 
 def _programs(
@@ -248,8 +297,13 @@ def _programs(
     tasks: Mapping[str, Task],
     config: MetaTrainConfig,
     parts: Parametrisation,
+    mesh: Mesh | None,
 ) -> tuple[list[Estimator], list[int]]:
     """Programs, and for each place in ``families`` the index of its own."""
+    if mesh is not None:
+        names = list(dict.fromkeys(families))
+        shared = [make_estimator(tasks[name], config, parts, mesh) for name in names]
+        return shared, [names.index(name) for name in families]
     devices = jax.local_devices()
     wanted = [(name, i % len(devices)) for i, name in enumerate(families)]
     unique = list(dict.fromkeys(wanted))
@@ -267,16 +321,16 @@ def _programs(
 
 
 def _compile(
-    programs: Sequence[Estimator], state: MetaState, show_progress: bool
+    programs: Sequence[Estimator], state: MetaState, show_progress: bool, at_once: int
 ) -> None:
-    """Runs every program once, as many side by side as there are devices."""
+    """Runs every program once, as many side by side as a step does."""
     _check_mappings(len(programs))
 
     def warm(i: int) -> None:
         taken = programs[i].estimate(state.theta, state.inner[i], jax.random.key(0))
         jax.block_until_ready(taken)
 
-    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         done = pool.map(warm, range(len(programs)))
         for _ in tqdm(
             done, desc="compile", total=len(programs), disable=not show_progress

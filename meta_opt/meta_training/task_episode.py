@@ -9,6 +9,7 @@ import numpy as np
 from meta_opt.meta_training.estimators.episode import Episode
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.unroll import Augmentation, Unroll
+from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -71,8 +72,13 @@ def task_episode(
     longest = -(-task.horizons[1] // windows) + 1 if differentiable else 0
 
     def run(trained: PyTree, key: jax.Array, num_steps: jax.Array) -> Unroll:
-        theta = parts.theta(trained)
-        return Unroll(task, theta, parts.config, key, num_steps, augmentation)
+        tx = controlled(
+            num_steps,
+            theta=parts.theta(trained),
+            config=parts.config,
+            stacked=task.stacked,
+        )
+        return Unroll(task, tx, key, augmentation)
 
     def init(key: jax.Array) -> WindowState:
         horizon_key, run_key = jax.random.split(key)

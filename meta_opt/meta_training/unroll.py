@@ -137,42 +137,30 @@ _calm_leaves.defvjp(_calm_forward, _calm_backward)
 
 
 class Unroll:
-    """One inner run under given weights: its start, its steps, its end.
+    """One inner run under an optimizer: its start, its steps, its end.
 
     Everything random is decided by ``key``, so that a run can be cut into windows and
     taken up again from parameters and optimizer state alone.
 
     Args:
         task: the task.
-        theta: controller weights.
-        config: their shape.
+        tx: the optimizer.
         key: random key of initialisation, batches and augmentation.
-        num_steps: length of the run; may be traced, so that one program serves all.
         augmentation: random changes of the task.
-        safeguard: whether the optimizer's safeguard is on.
     """
 
     def __init__(
         self,
         task: Task,
-        theta: PyTree,
-        config: ControllerConfig,
+        tx: optax.GradientTransformationExtraArgs,
         key: jax.Array,
-        num_steps: jax.Array | int,
         augmentation: Augmentation,
-        safeguard: bool = True,
     ) -> None:
         self._init_key, self._batch_key, augment_key = jax.random.split(key, 3)
         self._task = task
         self._rounds = augmentation.low_precision > 0
         self._drawn = _augment(augmentation, task, augment_key)
-        self._tx = controlled(
-            num_steps,
-            theta=theta,
-            config=config,
-            stacked=task.stacked,
-            safeguard=safeguard,
-        )
+        self._tx = tx
 
     def start(self) -> tuple[PyTree, optax.OptState]:
         """Parameters and optimizer state before the first step."""
@@ -243,6 +231,19 @@ class Unroll:
         return self._task.loss(scaled, arrays)
 
 
+def unroll_with(
+    task: Task,
+    tx: optax.GradientTransformationExtraArgs,
+    key: jax.Array,
+    num_steps: jax.Array | int,
+    augmentation: Augmentation = Augmentation(),
+    differentiable_steps: int = 0,
+) -> Outcome:
+    """`unroll` under any optimizer, which is built for ``num_steps``."""
+    run = Unroll(task, tx, key, augmentation)
+    return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))
+
+
 def unroll(
     task: Task,
     theta: PyTree,
@@ -273,5 +274,11 @@ def unroll(
     Returns:
         The outcome; not finite if the run diverged.
     """
-    run = Unroll(task, theta, config, key, num_steps, augmentation, safeguard)
-    return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))
+    tx = controlled(
+        num_steps,
+        theta=theta,
+        config=config,
+        stacked=task.stacked,
+        safeguard=safeguard,
+    )
+    return unroll_with(task, tx, key, num_steps, augmentation, differentiable_steps)

@@ -249,7 +249,7 @@ def _modify(
         weights=weights,
         forget_momentum=grown(base.forget_momentum, momentum, -1.6, 1.6),
         forget_second=grown(base.forget_second, second, -2.3, 2.3),
-        weight_decay=grown(base.weight_decay, decay, -2.3, 3.0),
+        weight_decay=grown(base.weight_decay, decay, -2.3, 4.5),
         compress=base.compress + jnp.clip(compress[:, 0], 0.0, 1.0),
     )
 

@@ -18,6 +18,7 @@ from meta_opt.meta_training.estimators.episode import (
     put_out_of_step,
     renew,
 )
+from meta_opt.parallel.particles import Vmap
 from meta_opt.types import PyTree
 
 
@@ -56,7 +57,9 @@ class BackpropagationConfig:
             )
 
 
-def bptt(episode: Episode, config: BackpropagationConfig) -> Estimator:
+def bptt(
+    episode: Episode, config: BackpropagationConfig, vmap: Vmap = jax.vmap
+) -> Estimator:
     r"""Back-propagation through ``windows`` windows; the state before is a constant.
 
     .. math::
@@ -67,7 +70,7 @@ def bptt(episode: Episode, config: BackpropagationConfig) -> Estimator:
     start, if nothing is clipped. With all windows in one block it is
     :math:`\nabla_\theta F` exactly; with fewer it is biased (Wu et al. 2018,
     arXiv:1803.02021). A particle whose gradient is not finite counts as 0 in the mean.
-    A loss beyond the cap has no gradient.
+    A loss beyond the cap has no gradient. Particles are mapped by ``vmap``.
 
     Raises:
         ValueError: if the episode's segments are not a multiple of ``windows``.
@@ -121,7 +124,7 @@ def bptt(episode: Episode, config: BackpropagationConfig) -> Estimator:
     def init(theta: PyTree, key: jax.Array) -> Runs:
         def advance(runs: Runs, key: jax.Array) -> Runs:
             runs, arguments = begin(runs, key)
-            _, carry = jax.vmap(run, (None, 0, 0, 0, 0))(theta, *arguments)
+            _, carry = vmap(run, (None, 0, 0, 0, 0))(theta, *arguments)
             return end(runs, *carry)
 
         fresh_key, phase_key = jax.random.split(key)
@@ -130,7 +133,7 @@ def bptt(episode: Episode, config: BackpropagationConfig) -> Estimator:
 
     def estimate(theta: PyTree, state: Runs, key: jax.Array) -> tuple[Estimate, Runs]:
         state, arguments = begin(state, key)
-        (values, carry), gradients = jax.vmap(clipped, (None, 0, 0, 0, 0))(
+        (values, carry), gradients = vmap(clipped, (None, 0, 0, 0, 0))(
             theta, *arguments
         )
         gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients)

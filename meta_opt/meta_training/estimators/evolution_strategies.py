@@ -6,7 +6,7 @@ All of them average, over P mirrored pairs with :math:`\epsilon \sim N(0, \sigma
 
 and differ in how a window is perturbed, in the inner state it starts from, and in the
 noise :math:`\nu` that its loss is held to be due to. The two runs of a pair have the
-same initial state and batches.
+same initial state and batches. Pairs are mapped by ``vmap``.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from meta_opt.meta_training.estimators.episode import (
     put_out_of_step,
     renew,
 )
+from meta_opt.parallel.particles import Vmap
 from meta_opt.types import PyTree
 
 _Perturb = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -59,7 +60,9 @@ class EvolutionConfig:
             )
 
 
-def full_es(episode: Episode, config: EvolutionConfig) -> Estimator:
+def full_es(
+    episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap
+) -> Estimator:
     r"""Whole episodes, each under one perturbation.
 
     .. math:: E[\hat g] = \nabla_\theta E_\epsilon[F(\theta + \epsilon)]
@@ -103,13 +106,15 @@ def full_es(episode: Episode, config: EvolutionConfig) -> Estimator:
         keys = jax.random.split(key, 1 + config.pairs)
         noise = _draw(config, theta, keys[0])
         thetas = _move(theta, noise, np.array([1.0, -1.0]))
-        values = jax.vmap(jax.vmap(run, (0, None)))(thetas, keys[1:])
+        values = vmap(jax.vmap(run, (0, None)))(thetas, keys[1:])
         return _estimate(config, theta, values, noise), state
 
     return Estimator(init, estimate)
 
 
-def truncated_es(episode: Episode, config: EvolutionConfig) -> Estimator:
+def truncated_es(
+    episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap
+) -> Estimator:
     r"""One window at a time, both runs of a pair from one unperturbed inner state.
 
     .. math::
@@ -126,10 +131,10 @@ def truncated_es(episode: Episode, config: EvolutionConfig) -> Estimator:
         del begins, noise
         return draw, draw
 
-    return _online(episode, config, perturb, unperturbed_state=True)
+    return _online(episode, config, perturb, vmap, unperturbed_state=True)
 
 
-def pes(episode: Episode, config: EvolutionConfig) -> Estimator:
+def pes(episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap) -> Estimator:
     r"""Persistent evolution strategies: a new perturbation each window, accumulated.
 
     .. math::
@@ -146,10 +151,10 @@ def pes(episode: Episode, config: EvolutionConfig) -> Estimator:
     ) -> tuple[jax.Array, jax.Array]:
         return draw, jnp.where(begins, 0.0, noise) + draw
 
-    return _online(episode, config, perturb)
+    return _online(episode, config, perturb, vmap)
 
 
-def nres(episode: Episode, config: EvolutionConfig) -> Estimator:
+def nres(episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap) -> Estimator:
     r"""Noise-reuse evolution strategies: one perturbation for all of an episode.
 
     .. math:: E[\hat g] = \nabla_\theta E_\epsilon[F(\theta + \epsilon)],
@@ -166,13 +171,14 @@ def nres(episode: Episode, config: EvolutionConfig) -> Estimator:
         noise = jnp.where(begins, draw, noise)
         return noise, noise
 
-    return _online(episode, config, perturb)
+    return _online(episode, config, perturb, vmap)
 
 
 def _online(
     episode: Episode,
     config: EvolutionConfig,
     perturb: _Perturb,
+    vmap: Vmap,
     unperturbed_state: bool = False,
 ) -> Estimator:
     """One window an estimate; every pair at its own window of its own episode."""
@@ -191,7 +197,7 @@ def _online(
         runs = renew(episode, runs, keys[1 : 1 + pairs])
         draw = _draw(config, theta, keys[0])
         move, noise = perturb((runs.window == 0)[:, None], runs.noise, draw)
-        inner, alive, losses = jax.vmap(jax.vmap(window, (0, 0, 0, None)))(
+        inner, alive, losses = vmap(jax.vmap(window, (0, 0, 0, None)))(
             _move(theta, move, signs),
             _members(runs.inner, starts),
             _members(runs.alive, starts),
