@@ -19,6 +19,7 @@ from meta_opt.features.progress import (
 )
 from meta_opt.features.statistics import (
     GROUP_FEATURES,
+    MODEL_FEATURES,
     TENSOR_FEATURES,
     Statistics,
     grad_rms,
@@ -228,6 +229,23 @@ def test_group_features():
     np.testing.assert_allclose(total.sum(), 1.0, rtol=1e-5)
 
 
+def test_model_features_tell_a_probe_from_a_deep_model_and_adapters():
+    def features(params):
+        found = unit_table(list(describe(params))).model
+        return dict(zip(MODEL_FEATURES, found.tolist(), strict=True))
+
+    layer = {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}
+    probe = features({"head": layer})
+    deep = features({"head": layer, "body": {str(i): layer for i in range(8)}})
+    adapters = features({"a": {"lora_a": jnp.ones((8, 2)), "lora_b": jnp.ones((2, 8))}})
+    assert probe["constant"] == deep["constant"] == 1.0
+    assert probe["model_matrices"] == pytest.approx(np.log10(2.0))
+    assert deep["model_matrices"] == pytest.approx(1.0)  # nine and one
+    assert deep["model_size"] > probe["model_size"]
+    assert probe["model_matrix"] == pytest.approx(32 / 36)
+    assert adapters["model_lora_a"] == adapters["model_lora_b"] == 0.5
+
+
 # Progress
 
 UPDATE = jax.jit(lambda s, t, v, f: update_progress(s, t, 100, v, f))
@@ -270,6 +288,13 @@ def test_progress_features_do_not_depend_on_the_scale_of_the_loss():
         scaled = {t: scale * v for t, v in feedback.items()}
         found = FEATURES(seen(scale * values, scaled), 30)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_low_loss_is_flat_until_a_tenth_is_left():
+    place = PROGRESS_FEATURES.index("loss_low")
+    share = np.array([1.0, 0.5, 0.1, 0.01, 0.001])
+    found = [FEATURES(seen([4.0] + [4.0 * s] * 200), 200)[place] for s in share]
+    np.testing.assert_allclose(found, -0.2 * np.log1p(0.1 / share), rtol=1e-3)
 
 
 def test_feedback_is_remembered():
