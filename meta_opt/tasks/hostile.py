@@ -41,7 +41,7 @@ class Condition(NamedTuple):
     """How a run is disturbed; every field is a number or a float32 [] array.
 
     Attributes:
-        length: steps of the run over the task's largest horizon in meta-training.
+        length: steps of the run over those of an ordinary one.
         told: ``num_steps`` that the optimizer is told, over the steps of the run.
         broken: share of steps, at random, whose loss and gradient are NaN.
         spikes: share of steps, at random, whose loss and gradient are 1e6 times as
