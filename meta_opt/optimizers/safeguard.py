@@ -1,13 +1,22 @@
-"""The safeguard: skips broken steps, and falls back when the loss keeps rising.
+"""The safeguard: skips broken steps, falls back when the loss keeps rising.
 
-It costs a dozen scalar operations a step. Two layers:
+It costs a few dozen scalar operations a step. Three layers:
 
 1. A step whose gradient or loss is not finite, or whose gradient is a thousand times
    its usual size, is skipped: no update, no statistics. It is counted. A new size that
-   persists is accepted after five steps, since the data may have changed for good.
+   persists is accepted after five steps, since the data may have changed for good. A
+   gradient no larger than was usual earlier in the run is never an explosion: where
+   the training loss is nearly zero, the one example that still is wrong is a thousand
+   times above the rest, and the only one that matters. The first three gradients are
+   taken as they are.
 2. Where the loss is given: when its average stays above its best by several times its
    noise for 20 steps, the step is halved and the controller's decisions fade to the
-   hand-designed rule; both recover when the loss does.
+   hand-designed rule; both recover when the loss does. A loss that jumps within one
+   step, as when the data change, is no such rise: what is to be learned anew needs the
+   whole step, and the watch begins anew at the new level.
+3. Where the gradient has fallen to less than a hundred thousandth of its peak, the step
+   shrinks with it. Directions are normalised, so without this a loss that has become
+   zero or constant would be run away from at full speed.
 """
 
 from typing import NamedTuple
@@ -17,10 +26,16 @@ import jax.numpy as jnp
 
 _EXPLODING = 6.9
 """Log of the gradient's growth over its average at which a step is skipped (1000)."""
+_VANISHED = 11.5
+"""Log of the fall of the gradient's average from its peak that counts as vanishing."""
+_FIRST = 3
+"""Gradients before any is called an explosion."""
 _SETTLE = 10
 _ACCEPT_AFTER = 5
 _LOSS_RATE = 0.1
 _NOISE_MARGIN = 4.0
+_JUMP = 10.0
+"""Rise within a step, in average deviations, that is taken for a change of the data."""
 _PATIENCE = 20
 _CALM = 0.98
 
@@ -33,9 +48,11 @@ class GuardState(NamedTuple):
         in_a_row: int32, exploding steps skipped without a break.
         seen: int32, finite gradients seen.
         log_rms: float32, moving average of the log gradient RMS.
+        peak: float32, its largest value.
+        faint: float32, factor on the step for a gradient that has vanished, in (0, 1].
         loss: float32, moving average of the loss.
         deviation: float32, moving average of its distance from that average.
-        losses: int32, losses seen.
+        losses: int32, losses seen since the watch began or began anew.
         best: float32, lowest average.
         rising: int32, steps in a row above the best by the margin.
         shrink: float32, factor on the step, in (0, 1].
@@ -46,6 +63,8 @@ class GuardState(NamedTuple):
     in_a_row: jax.Array
     seen: jax.Array
     log_rms: jax.Array
+    peak: jax.Array
+    faint: jax.Array
     loss: jax.Array
     deviation: jax.Array
     losses: jax.Array
@@ -63,7 +82,8 @@ def init_guard() -> GuardState:
         name: jnp.zeros((), jnp.int32 if name in whole else jnp.float32)
         for name in GuardState._fields
     }
-    return GuardState(**{**state, "shrink": jnp.ones((), jnp.float32)})
+    ones = {name: jnp.ones((), jnp.float32) for name in ("shrink", "faint")}
+    return GuardState(**{**state, **ones})
 
 
 def guard_step(
@@ -85,18 +105,29 @@ def guard_step(
         finite &= jnp.isfinite(value)
     log_rms = jnp.log(jnp.where(finite, grad_rms, 1.0) + 1e-15)
     jump = log_rms - state.log_rms
-    exploding = finite & (state.seen >= _SETTLE) & (jump > _EXPLODING)
+    exploding = finite & (state.seen >= _FIRST) & (jump > _EXPLODING)
+    exploding &= log_rms > state.peak
     accepted = exploding & (state.in_a_row >= _ACCEPT_AFTER)
     ok = finite & (~exploding | accepted)
 
-    # Zero gradients pull the average down slowly, else what follows looks exploding.
-    moved = state.log_rms + 0.1 * jnp.maximum(jump, -2.0)
-    restart = accepted | (state.seen == 0)
+    # At first the plain mean of all, which one explosion among them does not spoil;
+    # zeros, as of an empty batch, do not count. Later they pull it down slowly.
+    early = state.seen < _SETTLE
+    rate = jnp.maximum(0.1, 1.0 / (1.0 + state.seen))
+    moved = state.log_rms + rate * jnp.where(early, jump, jnp.maximum(jump, -2.0))
+    moved = jnp.where(accepted, log_rms, moved)
+    counts = ok & ((grad_rms > 0) | ~early)
+    average = jnp.where(counts, moved, state.log_rms)
+    peak = jnp.where(early, average, jnp.maximum(state.peak, average))
+    depth = jnp.maximum(log_rms, average) - peak + _VANISHED
     new = state._replace(
         skipped=state.skipped + (~ok).astype(jnp.int32),
         in_a_row=jnp.where(exploding & ~accepted, state.in_a_row + 1, 0),
-        seen=state.seen + ok.astype(jnp.int32),
-        log_rms=jnp.where(ok, jnp.where(restart, log_rms, moved), state.log_rms),
+        seen=state.seen + counts.astype(jnp.int32),
+        log_rms=average,
+        peak=peak,
+        # No slope: that of the log of next to nothing is no use to meta-gradients.
+        faint=jax.lax.stop_gradient(jnp.exp(jnp.minimum(0.0, depth))),
     )
     if value is None:
         return ok, new
@@ -105,14 +136,19 @@ def guard_step(
 
 def _watch(state: GuardState, value: jax.Array) -> GuardState:
     """Follows the loss; acts on a sustained rise."""
-    first = state.losses == 0
+    # Steps are bounded: a loss that jumps in one of them is the data's doing.
+    jumped = (state.losses >= 2 * _SETTLE) & (
+        value - state.loss > _JUMP * state.deviation + 1e-2 * jnp.abs(state.loss)
+    )
+    losses = jnp.where(jumped, 0, state.losses)
+    first = losses == 0
+    settled = losses >= 2 * _SETTLE
     distance = jnp.abs(value - state.loss)
-    rate = jnp.maximum(_LOSS_RATE, 1.0 / (1.0 + state.losses))
+    rate = jnp.maximum(_LOSS_RATE, 1.0 / (1.0 + losses))
     loss = jnp.where(first, value, state.loss + rate * (value - state.loss))
     deviation = jnp.where(
         first, 0.0, state.deviation + rate * (distance - state.deviation)
     )
-    settled = state.losses >= 2 * _SETTLE
     best = jnp.where(settled, jnp.minimum(state.best, loss), loss)
     margin = _NOISE_MARGIN * deviation * _LOSS_RATE**0.5 + 1e-3 * jnp.abs(best)
     above = settled & (loss > best + margin)
@@ -122,7 +158,7 @@ def _watch(state: GuardState, value: jax.Array) -> GuardState:
     return state._replace(
         loss=loss,
         deviation=deviation,
-        losses=state.losses + 1,
+        losses=losses + 1,
         best=jnp.where(act, loss, best),
         rising=jnp.where(act, 0, rising),
         shrink=jnp.where(

@@ -268,7 +268,7 @@ def controlled(
             controls = jax.tree.map(
                 lambda a, b: a + guard.fallback * (b - a), controls, base
             )
-        size = scheduled_step(state.count, num_steps) * guard.shrink
+        size = scheduled_step(state.count, num_steps) * guard.shrink * guard.faint
         controls = controls._replace(step=controls.step * size)
 
         # Gradients above their usual size are compressed towards it.

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from meta_opt.optimizers.baselines import averaged_params
+from meta_opt.tasks.hostile import Condition, Moment, largest
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.types import PyTree
 
@@ -36,6 +37,7 @@ def train_and_judge(
     make_tx: Callable[[Any], optax.GradientTransformationExtraArgs],
     keys: jax.Array,
     num_steps: jax.Array | int,
+    condition: Condition | None = None,
 ) -> Outcome:
     """Trains ``task`` once for each key and judges the trained parameters.
 
@@ -48,25 +50,34 @@ def train_and_judge(
         make_tx: builds the optimizer from the number of steps.
         keys: random keys, [seeds].
         num_steps: length of the runs; may be traced, so that one program serves all.
+        condition: disturbs what is trained on and what the optimizer is told; its
+            ``length`` is for the caller to heed.
 
     Returns:
         Loss and error rate on all validation and all test examples.
     """
     size = len(next(iter(task.splits.train.values())))
-    tx = make_tx(num_steps)
+    tx = make_tx(num_steps if condition is None else condition.told_steps(num_steps))
+    classes = largest(task.splits.train)
 
     def run(key: jax.Array) -> Outcome:
         init_key, batch_key = jax.random.split(key)
+        start = task.init(init_key)
 
         def step(t: jax.Array, carry: tuple) -> tuple:
             params, state = carry
-            picks = jax.random.randint(
-                jax.random.fold_in(batch_key, t), (task.batch_size,), 0, size
-            )
+            key = jax.random.fold_in(batch_key, t)
+            picks = jax.random.randint(key, (task.batch_size,), 0, size)
             batch = {name: x[picks] for name, x in task.splits.train.items()}
+            # Of its own stream: the batches are those of an ordinary run.
+            moment = Moment(t, num_steps, jax.random.fold_in(key, 1))
+            if condition is not None:
+                batch = condition.batch(batch, classes, moment)
             (value, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
                 params, batch
             )
+            if condition is not None:
+                value, grads = condition.signal(value, grads, params, start, moment)
             known = {"value": value} if task.gives_value else {}
             if task.feedback_every:
                 known["feedback"] = jax.lax.cond(
@@ -78,8 +89,7 @@ def train_and_judge(
             updates, state = tx.update(grads, state, params, **known)
             return optax.apply_updates(params, updates), state
 
-        params = task.init(init_key)
-        params, state = jax.lax.fori_loop(0, num_steps, step, (params, tx.init(params)))
+        params, state = jax.lax.fori_loop(0, num_steps, step, (start, tx.init(start)))
         params = averaged_params(state, params)
         return Outcome(
             *task.loss(params, task.splits.validation),
@@ -114,7 +124,11 @@ class InnerRun:
         self.compile_seconds = 0.0
 
     def __call__(
-        self, seeds: Sequence[int], num_steps: int, settings: PyTree
+        self,
+        seeds: Sequence[int],
+        num_steps: int,
+        settings: PyTree,
+        condition: Condition | None = None,
     ) -> tuple[Outcome, float]:
         """Runs all seeds.
 
@@ -122,16 +136,17 @@ class InnerRun:
             seeds: of initialisation and batches.
             num_steps: length of the runs.
             settings: pytree of numbers, of one structure and shape in all calls.
+            condition: as in `train_and_judge`; given in all calls or in none.
 
         Returns:
             The outcome, NumPy float32 [seeds], and the seconds of one seed, without
             compilation.
         """
-        self.compile(settings)
+        self.compile(settings, condition)
         parts, seconds = [], 0.0
         for start in range(0, len(seeds), self._at_once):
             some = seeds[start : start + self._at_once]
-            args = self._arguments(some, num_steps, settings)
+            args = self._arguments(some, num_steps, settings, condition)
             began = time.perf_counter()
             outcome = jax.block_until_ready(self._compiled(*args))
             seconds += time.perf_counter() - began
@@ -139,29 +154,39 @@ class InnerRun:
         joined = Outcome(*(np.concatenate(x) for x in zip(*parts, strict=True)))
         return joined, seconds / len(seeds)
 
-    def compile(self, settings: PyTree) -> None:
+    def compile(self, settings: PyTree, condition: Condition | None = None) -> None:
         """Compiles the program, unless it is; only structure and shapes matter."""
         if self._compiled is not None:
             return
 
         def program(
-            splits: Splits, keys: jax.Array, num_steps: jax.Array, settings: PyTree
+            splits: Splits,
+            keys: jax.Array,
+            num_steps: jax.Array,
+            settings: PyTree,
+            condition: Condition | None,
         ) -> Outcome:
             task = dataclasses.replace(self._task, splits=splits)
             return train_and_judge(
-                task, lambda n: self._make_tx(n, settings), keys, num_steps
+                task, lambda n: self._make_tx(n, settings), keys, num_steps, condition
             )
 
-        args = self._arguments([0], 1, settings)
+        args = self._arguments([0], 1, settings, condition)
         began = time.perf_counter()
         self._compiled = jax.jit(program).lower(*args).compile()
         self.compile_seconds = time.perf_counter() - began
 
     def _arguments(
-        self, seeds: Sequence[int], num_steps: int, settings: PyTree
-    ) -> tuple[Splits, jax.Array, jax.Array, PyTree]:
+        self,
+        seeds: Sequence[int],
+        num_steps: int,
+        settings: PyTree,
+        condition: Condition | None,
+    ) -> tuple[Splits, jax.Array, jax.Array, PyTree, PyTree]:
         # A short group is filled up: another size would be another program.
         filled = [*seeds, *[seeds[-1]] * (self._at_once - len(seeds))]
         keys = jax.vmap(jax.random.key)(jnp.array(filled, jnp.uint32))
-        numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), settings)
-        return self._task.splits, keys, jnp.int32(num_steps), numbers
+        numbers, disturbed = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float32), (settings, condition)
+        )
+        return self._task.splits, keys, jnp.int32(num_steps), numbers, disturbed

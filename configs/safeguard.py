@@ -1,0 +1,48 @@
+"""The safeguard under hostile conditions: ``hostile`` is reported; and ``smoke``."""
+
+import ml_collections
+
+from configs import common
+
+
+def hostile() -> ml_collections.ConfigDict:
+    """All conditions on small families of meta-training."""
+    config = ml_collections.ConfigDict()
+    config.hostile = dict(
+        tasks=(
+            "digits_mlp",
+            "cancer_mlp",
+            "emoji_head",
+            "emoji_vit_finetune",
+            "cldr_writer_lora",
+        ),
+        weights="lstm-v0",
+        # All there are, if empty.
+        conditions=(),
+        # Steps of an ordinary run; a task's larger horizon where it is not named here.
+        # Half of it for the transformers, whose ten times longer run takes minutes.
+        num_steps=ml_collections.ConfigDict(
+            {"emoji_vit_finetune": 90, "cldr_writer_lora": 75}
+        ),
+        seeds=(1, 2, 3),
+    )
+    config.data_dir = ""
+    config.results = "results/safeguard"
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """Three conditions on scikit-learn's digits; needs no prepared data."""
+    config = hostile()
+    config.hostile.tasks = ("digits_mlp",)
+    config.hostile.conditions = ("ordinary", "NaN in 5% of steps", "constant loss")
+    config.hostile.num_steps = {"digits_mlp": 60}
+    config.hostile.seeds = (1, 2)
+    config.results = "runs/safeguard/smoke"
+    return config
+
+
+def get_config(arg: str = "hostile") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    variants = (hostile, smoke)
+    return common.choose(arg, {variant.__name__: variant for variant in variants})

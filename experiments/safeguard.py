@@ -1,0 +1,86 @@
+"""The safeguard under hostile conditions: failures with it and without it.
+
+    python -m experiments.safeguard --config configs/safeguard.py:hostile
+
+Writes ``safeguard.md`` and ``safeguard.json`` into ``--config.results``. Everything is
+measured anew each time; compiled programs are kept in ``--workdir``.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from meta_opt.evaluation.hostile import ENTRANTS, HostileConfig, compare, measure
+from meta_opt.reporting.hostile import write_hostile
+from meta_opt.run_log import describe_environment
+from meta_opt.tasks.families import make_task
+from meta_opt.types import check_keys, from_config
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
+WORKDIR = flags.DEFINE_string("workdir", "runs/safeguard", "Folder for programs.")
+
+
+def measure_and_report(
+    config: HostileConfig, data_dir: str | None, results: Path
+) -> str:
+    """Measures everything, writes the report and returns its table."""
+    from tqdm import tqdm
+
+    endings = []
+    total = len(config.tasks) * len(ENTRANTS) * len(config.chosen())
+    with tqdm(total=total, desc="safeguard", unit="ending", disable=None) as bar:
+        for name in config.tasks:
+            bar.set_postfix_str(name)
+            for ending in measure(make_task(name, data_dir), config):
+                bar.set_postfix_str(f"{name}, {ending.entrant}, {ending.condition}")
+                endings.append(ending)
+                bar.update()
+    rows, by_task = compare(endings)
+    return write_hostile(
+        results,
+        rows=[dataclasses.asdict(row) for row in rows],
+        by_task=[dataclasses.asdict(row) for row in by_task],
+        endings=[dataclasses.asdict(ending) for ending in endings],
+        facts={
+            "command": " ".join(["python -m experiments.safeguard", *sys.argv[1:]]),
+            "weights": config.weights,
+            "seeds": ", ".join(map(str, config.seeds)),
+            "revision": describe_environment()["git"],
+        },
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, measures, reports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("meta_opt").setLevel(logging.WARNING)
+    import jax
+
+    compiled = Path(WORKDIR.value).absolute() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    settings = CONFIG.value.to_dict()
+    try:
+        check_keys("config", settings, ("hostile", "data_dir", "results"))
+        config = from_config(HostileConfig, settings["hostile"])
+        results = Path(settings["results"])
+        print(measure_and_report(config, settings["data_dir"] or None, results))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"safeguard: {error}")
+    print(f"written: {results}/safeguard.md, safeguard.json")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)

@@ -1,0 +1,268 @@
+"""How optimizers end under hostile conditions, with the safeguard and without it.
+
+Four entrants on each task under each condition: the learned optimizer and the
+hand-designed rule, both guarded and not. The guarded hand-designed rule, which the
+safeguard falls back to, is what the others are held against: under the same condition,
+from the same initial parameters, on the same batches.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from meta_opt.optimizers.hand_designed import hand_designed
+from meta_opt.optimizers.learned import learned_optimizer
+from meta_opt.optimizers.weights import load_theta
+from meta_opt.tasks.hostile import CONDITIONS, Condition
+from meta_opt.tasks.inner_run import InnerRun, MakeOptimizer
+from meta_opt.tasks.task import Task
+from meta_opt.types import near_match
+
+GUARDED = "learned, guarded"
+FALLBACK = "hand-designed, guarded"
+ENTRANTS = (GUARDED, "learned", FALLBACK, "hand-designed")
+ORDINARY = "ordinary"
+TOLERANCE = 0.05
+"""Relative: how much worse a loss may be before it counts as worse."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostileConfig:
+    """What is measured.
+
+    Attributes:
+        tasks: names of task families.
+        weights: of the learned optimizer: a shipped name or a path.
+        conditions: names in `meta_opt.tasks.hostile.CONDITIONS`, the ordinary one among
+            them; empty for all.
+        num_steps: steps of an ordinary run by task; where it is left out, the largest
+            horizon of its meta-training.
+        seeds: of initialisation, batches and disturbance.
+    """
+
+    tasks: tuple[str, ...]
+    weights: str
+    conditions: tuple[str, ...] = ()
+    num_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+    def __post_init__(self) -> None:
+        """Checks names."""
+        if not self.tasks or not self.seeds:
+            raise ValueError("tasks and seeds need at least one entry each")
+        for name in self.conditions:
+            if name not in CONDITIONS:
+                raise ValueError(
+                    f"no condition {name!r}{near_match(name, CONDITIONS)}; there are "
+                    f"{', '.join(CONDITIONS)}"
+                )
+        if self.conditions and ORDINARY not in self.conditions:
+            raise ValueError(f"conditions lack {ORDINARY!r}, for comparison")
+        if unknown := set(self.num_steps) - set(self.tasks):
+            raise ValueError(f"num_steps names {sorted(unknown)}, not among the tasks")
+
+    def chosen(self) -> dict[str, Condition]:
+        """Returns the conditions by name."""
+        names = self.conditions or tuple(CONDITIONS)
+        return {name: CONDITIONS[name] for name in names}
+
+    def steps(self, task: Task) -> int:
+        """Returns the steps of an ordinary run."""
+        return self.num_steps.get(task.name, task.horizons[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How the seeds of one entrant ended under one condition.
+
+    Attributes:
+        task: its name.
+        condition: its name.
+        entrant: one of `ENTRANTS`.
+        num_steps: length of the runs.
+        start: validation loss of each seed before the run.
+        loss: validation loss of each seed after it; infinite where a loss of it is not
+            finite.
+    """
+
+    task: str
+    condition: str
+    entrant: str
+    num_steps: int
+    start: tuple[float, ...]
+    loss: tuple[float, ...]
+
+    @property
+    def failures(self) -> int:
+        """Seeds that failed.
+
+        A run has failed if its final loss is not finite, or more than 5% above that at
+        initialisation. The margin is for conditions under which nothing can be learned,
+        such as a constant loss: standing still is no failure, and neither is what
+        weight decay changes; running away is one. A run that overfits beyond its start
+        is one too, under whatever optimizer.
+        """
+        pairs = zip(self.loss, self.start, strict=True)
+        return sum(not loss <= (1 + TOLERANCE) * start for loss, start in pairs)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the final losses over seeds."""
+        return float(np.mean(self.loss))
+
+
+def measure(task: Task, config: HostileConfig) -> Iterator[Ending]:
+    """Yields how each entrant ends under each condition, entrant by entrant.
+
+    Args:
+        task: the task; its losses are without disturbance.
+        config: the rest.
+
+    Raises:
+        ValueError: weights that are not there or damaged.
+    """
+    for entrant in ENTRANTS:
+        make, settings = _optimizer(entrant, task, config.weights)
+        run = InnerRun(task, make, seeds_at_once=len(config.seeds))
+        start, _ = run(config.seeds, 0, settings, Condition())
+        for name, condition in config.chosen().items():
+            steps = max(1, round(float(condition.length) * config.steps(task)))
+            outcome, _ = run(config.seeds, steps, settings, condition)
+            losses = np.where(outcome.failed(), math.inf, outcome.validation_loss)
+            yield Ending(
+                task=task.name,
+                condition=name,
+                entrant=entrant,
+                num_steps=steps,
+                start=tuple(map(float, start.validation_loss)),
+                loss=tuple(map(float, losses)),
+            )
+
+
+def _optimizer(entrant: str, task: Task, weights: str) -> tuple[MakeOptimizer, Any]:
+    """Builds an entrant, and the settings that are arguments of its program."""
+    guard = entrant.endswith("guarded")
+    if not entrant.startswith("learned"):
+        return (
+            lambda n, _: hand_designed(n, stacked=task.stacked, safeguard=guard)
+        ), {}
+    theta, config = load_theta(weights)
+
+    def make(num_steps: Any, theta: Any) -> Any:
+        return learned_optimizer(
+            num_steps,
+            theta=theta,
+            config=config,
+            stacked=task.stacked,
+            safeguard=guard,
+        )
+
+    return make, theta
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRow:
+    """The guarded learned optimizer against the fallback, one task and condition.
+
+    Attributes:
+        task: its name.
+        condition: its name.
+        ratio: mean final validation loss over that of the guarded hand-designed rule
+            under the same condition; infinite where a seed's is not finite.
+        over_ordinary: that ratio over the one of an ordinary run. What is above 1 was
+            done by the condition, and not by what the optimizer is like anyway.
+        worse: whether the ratio is above 1.05.
+    """
+
+    task: str
+    condition: str
+    ratio: float
+    over_ordinary: float
+    worse: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionRow:
+    """One condition over all tasks.
+
+    Attributes:
+        condition: its name.
+        runs: of each entrant.
+        failures: failed runs by entrant, see `Ending.failures`.
+        ratio: geometric mean over tasks of `TaskRow.ratio`.
+        worst_ratio: largest of them.
+        worst_task: where that is.
+        over_ordinary: geometric mean over tasks of `TaskRow.over_ordinary`.
+        worse: tasks on which it ends more than 5% above the fallback.
+    """
+
+    condition: str
+    runs: int
+    failures: dict[str, int]
+    ratio: float
+    worst_ratio: float
+    worst_task: str
+    over_ordinary: float
+    worse: int
+
+
+def compare(endings: Sequence[Ending]) -> tuple[list[ConditionRow], list[TaskRow]]:
+    """Compares the learned optimizer with its fallback.
+
+    Args:
+        endings: of all entrants on all tasks under all conditions.
+
+    Returns:
+        A row for each condition, and one for each condition and task.
+    """
+    found = {(e.task, e.condition, e.entrant): e for e in endings}
+    tasks = list(dict.fromkeys(e.task for e in endings))
+    conditions = list(dict.fromkeys(e.condition for e in endings))
+
+    def ratio(task: str, condition: str) -> float:
+        ours = found[task, condition, GUARDED].mean_loss
+        theirs = found[task, condition, FALLBACK].mean_loss
+        return 1.0 if ours == theirs else ours / theirs
+
+    rows, by_task = [], []
+    for condition in conditions:
+        of_condition = [
+            TaskRow(
+                task=task,
+                condition=condition,
+                ratio=(r := ratio(task, condition)),
+                over_ordinary=r / ratio(task, ORDINARY),
+                worse=not r <= 1 + TOLERANCE,
+            )
+            for task in tasks
+        ]
+        worst = max(of_condition, key=lambda row: row.ratio)
+        failures = {
+            entrant: sum(found[task, condition, entrant].failures for task in tasks)
+            for entrant in ENTRANTS
+        }
+        runs = sum(len(found[task, condition, GUARDED].loss) for task in tasks)
+        rows.append(
+            ConditionRow(
+                condition=condition,
+                runs=runs,
+                failures=failures,
+                ratio=_geometric_mean([row.ratio for row in of_condition]),
+                worst_ratio=worst.ratio,
+                worst_task=worst.task,
+                over_ordinary=_geometric_mean(
+                    [row.over_ordinary for row in of_condition]
+                ),
+                worse=sum(row.worse for row in of_condition),
+            )
+        )
+        by_task += of_condition
+    return rows, by_task
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    with np.errstate(divide="ignore"):
+        return float(np.exp(np.mean(np.log(values))))

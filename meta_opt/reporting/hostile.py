@@ -1,0 +1,117 @@
+"""The report on hostile conditions: Markdown and JSON in one folder."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meta_opt.reporting.tables import Cell, Row, Section, Table, to_markdown, to_text
+from meta_opt.types import write_atomic
+
+Values = Mapping[str, Any]
+
+_NOTES = (
+    "Failed: the final validation loss is not finite, or more than 5% above that at "
+    "initialisation.",
+    "Loss over the fallback's: mean final validation loss of the guarded learned "
+    "optimizer over that of the guarded hand-designed rule under the same condition, "
+    "geometric mean and largest over tasks; 1.05 is the bar.",
+    "Over an ordinary run: that ratio over the one of the ordinary run, geometric mean "
+    "over tasks. What is above 1 was done by the condition.",
+)
+
+
+def write_hostile(
+    folder: str | Path,
+    *,
+    rows: Sequence[Values],
+    by_task: Sequence[Values],
+    endings: Sequence[Values],
+    facts: Values,
+) -> str:
+    """Writes ``safeguard.md`` and ``safeguard.json``.
+
+    Args:
+        folder: created if needed.
+        rows: one for each condition, as `meta_opt.evaluation.hostile.ConditionRow`.
+        by_task: one for each condition and task, as `TaskRow` of the same module.
+        endings: everything measured, as its `Ending`.
+        facts: how it was measured.
+
+    Returns:
+        The table of conditions, for a terminal.
+    """
+    summary = _summary(rows)
+    parts = [
+        "# Safeguard under hostile conditions",
+        to_markdown(summary),
+        "## Loss over the fallback's by task",
+        to_markdown(_grid(by_task)),
+        "## How to read this",
+        "\n".join(f"- {note}" for note in _NOTES),
+        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+    ]
+    everything = {
+        "facts": dict(facts),
+        "conditions": list(rows),
+        "tasks": list(by_task),
+        "endings": list(endings),
+    }
+    text = json.dumps(_finite(everything), indent=1, allow_nan=False)
+    for name, content in (
+        ("safeguard.md", "\n\n".join(parts)),
+        ("safeguard.json", text),
+    ):
+        with write_atomic(Path(folder) / name) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+    return to_text(summary)
+
+
+def _summary(rows: Sequence[Values]) -> Table:
+    entrants = tuple(rows[0]["failures"])
+
+    def cells(row: Values) -> tuple[Cell, ...]:
+        return (
+            *(Cell(str(row["failures"][entrant])) for entrant in entrants),
+            Cell(_ratio(row["ratio"])),
+            Cell(f"{_ratio(row['worst_ratio'])} ({row['worst_task']})"),
+            Cell(str(row["worse"])),
+            Cell(_ratio(row["over_ordinary"])),
+        )
+
+    runs = ", ".join(sorted({str(row["runs"]) for row in rows}))
+    columns = (
+        *(f"failed: {entrant}" for entrant in entrants),
+        "loss over fallback's",
+        "worst",
+        "tasks above 1.05",
+        "over ordinary run",
+    )
+    table = tuple(Row(row["condition"], "", cells(row)) for row in rows)
+    return Table(columns, (Section(f"of {runs} runs each", table),))
+
+
+def _grid(by_task: Sequence[Values]) -> Table:
+    tasks = list(dict.fromkeys(row["task"] for row in by_task))
+    found = {(row["condition"], row["task"]): row["ratio"] for row in by_task}
+    rows = tuple(
+        Row(condition, "", tuple(Cell(_ratio(found[condition, t])) for t in tasks))
+        for condition in dict.fromkeys(row["condition"] for row in by_task)
+    )
+    return Table(tuple(tasks), (Section("", rows),))
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "failed"
+
+
+def _finite(value: Any) -> Any:
+    """Replaces what JSON has no number for by None."""
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
