@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meta_opt.evaluation.records import read_record
+from meta_opt.evaluation.records import baseline_losses
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.meta_training.validation import Validation
@@ -64,12 +64,9 @@ def main(argv: list[str]) -> None:
     if held_out["tasks"]:
         validation = Validation(
             {name: make_task(name, data_dir) for name in held_out["tasks"]},
-            {
-                name: read_record(
-                    Path(held_out["results"], name, f"{held_out['baseline']}.json")
-                ).full.mean_validation_loss
-                for name in held_out["tasks"]
-            },
+            baseline_losses(
+                held_out["results"], held_out["tasks"], held_out["baseline"]
+            ),
             config.controller,
         )
     start = None

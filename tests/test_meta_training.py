@@ -10,12 +10,13 @@ import pytest
 from meta_training_toy import SMALL, config, line_task, parametrisation
 
 import meta_opt
-from meta_opt.meta_training import estimation, outer_loop
+from meta_opt.meta_training import outer_loop
 from meta_opt.meta_training.config import ESTIMATORS
-from meta_opt.meta_training.estimation import make_estimator, relative_score
+from meta_opt.meta_training.estimation import make_estimator
 from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.outer_loop import meta_train
+from meta_opt.meta_training.scoring import CAP, relative_score
 from meta_opt.meta_training.unroll import Augmentation, unroll, unroll_with
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
@@ -312,7 +313,7 @@ def test_direct_weights_that_do_not_exist_are_named():
 def test_relative_score_is_zero_at_the_reference_and_worst_for_nan():
     score = relative_score(jnp.array([2.0, 1.0, 1e9, jnp.nan]), jnp.float32(2.0))
     assert score[0] == 0 and score[1] < 0
-    assert score[2] == score[3] == estimation._CAP
+    assert score[2] == score[3] == CAP
 
 
 def test_evolution_scores_against_adamw_at_its_best_rate_on_the_same_run():

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,27 @@ def read_record(path: str | Path) -> Record:
             f"{path} is not a result of this meta-test ({error}); delete it to measure "
             "again"
         ) from None
+
+
+def baseline_losses(
+    results: str | Path, tasks: Iterable[str], baseline: str
+) -> dict[str, float]:
+    """Final validation losses of a tuned baseline, the mean over seeds.
+
+    Args:
+        results: folder of the meta-test's results.
+        tasks: names of tasks.
+        baseline: its name.
+
+    Raises:
+        FileNotFoundError: a task on which it has not been measured.
+    """
+    return {
+        name: read_record(
+            Path(results, name, f"{baseline}.json")
+        ).full.mean_validation_loss
+        for name in tasks
+    }
 
 
 def fresh_record(

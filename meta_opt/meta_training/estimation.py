@@ -23,6 +23,7 @@ from meta_opt.meta_training.estimators.evolution_strategies import (
 )
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.parametrisation import Parametrisation
+from meta_opt.meta_training.scoring import against
 from meta_opt.meta_training.task_episode import task_episode
 from meta_opt.meta_training.unroll import Outcome, unroll, unroll_with
 from meta_opt.optimizers.baselines import baseline
@@ -31,20 +32,8 @@ from meta_opt.parallel.particles import Vmap, particle_sharding, vmap_over
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
-_CAP = 4.0
-"""Bound on the log ratio to the reference; also what a diverged run scores."""
 _COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
 """Half the compilation time of the default, at the same speed (see the log in docs)."""
-
-
-def relative_score(loss: jax.Array, reference: jax.Array) -> jax.Array:
-    """Log of loss over reference, bounded; what is not finite scores worst.
-
-    Each task is judged on its own scale: 0 is as good as the reference, below is
-    better.
-    """
-    ratio = jnp.log((loss + 1e-2) / (reference + 1e-2))
-    return jnp.where(jnp.isfinite(ratio), jnp.clip(ratio, -_CAP, _CAP), _CAP)
 
 
 def _draw_horizon(task: Task, key: jax.Array) -> jax.Array:
@@ -159,23 +148,18 @@ def _evolution(
                     config.augmentation,
                 )
             )(population, keys[turns])
-            ratio = relative_score(outcome.loss, loss[turns])
-            more = jnp.where(jnp.isfinite(outcome.error), outcome.error, 1.0)
-            return _priced(ratio) + config.error_weight * _priced(more - error[turns])
+            return against(
+                outcome.loss,
+                outcome.error,
+                loss[turns],
+                error[turns],
+                config.error_weight,
+            )
 
         found = antithetic(objective, theta, noise_key, config.pairs, config.sigma)
         return Estimate(_at_most_unit(found.gradient), found.centre, found.spread)
 
     return _whole(estimate)
-
-
-def _priced(x: jax.Array) -> jax.Array:
-    """Being worse than the yardstick counts in full, being better a third.
-
-    What is far off has less weight still, so that a task on which all rules are much
-    better, or much worse, does not decide for the others.
-    """
-    return jnp.where(x > 0, jnp.log1p(jnp.abs(x)), -jnp.log1p(jnp.abs(x)) / 3.0)
 
 
 def _windowed(

@@ -1,0 +1,74 @@
+"""Searches a few direct weights of the controller by CMA-ES.
+
+    python experiments/direct_search.py --config configs/direct_search.py:small \
+        --workdir runs/direct_search --config.export=runs/direct_search/theta
+
+The weights it leaves are what meta-training can begin from (``--config.start``).
+Interrupted, the same command goes on after the last whole generation. ``small`` needs
+what ``make data`` prepares; ``smoke`` needs nothing.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from meta_opt.evaluation.records import baseline_losses
+from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
+from meta_opt.meta_training.validation import Validation
+from meta_opt.optimizers.weights import save_theta
+from meta_opt.tasks.families import make_task
+from meta_opt.types import check_keys, from_config
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "scores and logs go here")
+
+
+def main(argv: list[str]) -> None:
+    """Parses, builds, searches, exports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are flags")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    settings = _CONFIG.value.to_dict()
+    check_keys(
+        "config",
+        settings,
+        ("search", "validation", "cpu_devices", "data_dir", "export"),
+    )
+    if settings["cpu_devices"]:
+        jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
+    # Programs take a minute each to compile; a resumed search finds them there.
+    jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/compiled")
+    config = from_config(DirectSearchConfig, settings["search"])
+    data_dir, held_out = settings["data_dir"] or None, settings["validation"]
+    validation = None
+    if held_out["tasks"]:
+        validation = Validation(
+            {name: make_task(name, data_dir) for name in held_out["tasks"]},
+            baseline_losses(
+                held_out["results"], held_out["tasks"], held_out["baseline"]
+            ),
+            config.controller,
+        )
+    tasks = {name: make_task(name, data_dir) for name in config.families}
+    result = direct_search(config, tasks, _WORKDIR.value, validation=validation)
+    print(f"{result.steps} generations, {result.seconds:.0f} s this time")
+    if settings["export"]:
+        recipe = {
+            "generations": result.steps,
+            "families": list(config.families),
+            "datasets": sorted({task.dataset for task in tasks.values()}),
+            "command": " ".join(["python", *sys.argv]),
+        }
+        save_theta(settings["export"], result.theta, config.controller, recipe)
+        print(f"weights written to {settings['export']}.safetensors")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

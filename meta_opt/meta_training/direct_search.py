@@ -1,0 +1,382 @@
+"""Search of a few direct weights by CMA-ES over whole runs of all families.
+
+Where a few dozen numbers decide, and runs are long, a search that compares whole
+populations on the same seeds needs fewer runs than gradients that are mostly chaos. The
+covariance matrix adaptation is that of the package ``cmaes`` (Hansen 2016,
+arXiv:1604.00772).
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from meta_opt.meta_training.outer_loop import MetaResult
+from meta_opt.meta_training.parametrisation import Parametrisation
+from meta_opt.meta_training.scoring import against
+from meta_opt.meta_training.validation import Validation
+from meta_opt.optimizers.baselines import baseline
+from meta_opt.optimizers.controller import ControllerConfig, init_theta
+from meta_opt.optimizers.transformation import controlled
+from meta_opt.run_log import RunLog, progress_bar, write_config
+from meta_opt.tasks.inner_run import Outcome, train_and_judge
+from meta_opt.tasks.task import Splits, Task
+from meta_opt.types import PyTree, write_atomic
+
+_TOLD = "population.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectSearchConfig:
+    """Settings of the search.
+
+    Attributes:
+        families: names of task families; all are run in every generation.
+        num_steps: AdamW's steps by family; a family's larger horizon where left out.
+        direct: (name, centre, scale) of each number that is searched: where it begins
+            and its first standard deviation. A name is that of a direct weight, see
+            `Parametrisation`, or several joined by ``+`` that share the number.
+        generations: length of the search.
+        population: candidates of a generation; the centre is judged beside them.
+        seeds: inner runs of each candidate and family, other ones each generation.
+        budgets: shares of AdamW's steps that candidates are judged at.
+        rates: learning rates of the AdamW that is the yardstick.
+        decays: its weight decays; every pair is run once, and the best counts.
+        error_weight: weight of the error rate beside the log loss, at the full budget.
+        seed: of the search.
+        validate_every: generations between meta-validations of the centre.
+        controller: the controller's shape.
+    """
+
+    families: tuple[str, ...]
+    direct: tuple[tuple[str, float, float], ...]
+    num_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    generations: int = 16
+    population: int = 15
+    seeds: int = 2
+    budgets: tuple[float, ...] = (1.0, 0.4)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    decays: tuple[float, ...] = (1e-2, 0.5)
+    error_weight: float = 2.0
+    seed: int = 0
+    validate_every: int = 2
+    controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
+
+    def __post_init__(self) -> None:
+        """Checks ranges.
+
+        Raises:
+            ValueError: an empty list, a number out of range, a family that is not
+                there.
+        """
+        for name in ("families", "direct", "budgets", "rates", "decays"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name at least one")
+        for name in ("generations", "seeds", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.population < 4:
+            raise ValueError(f"population={self.population} must be at least 4")
+        if not all(0 < b <= 1 for b in self.budgets):
+            raise ValueError(f"budgets={self.budgets} must be in (0, 1]")
+        if bad := [name for name, _, scale in self.direct if scale <= 0]:
+            raise ValueError(f"the scale of {', '.join(bad)} must be above 0")
+        if unknown := set(self.num_steps) - set(self.families):
+            raise ValueError(f"num_steps names {sorted(unknown)}, not among families")
+
+
+@dataclasses.dataclass(frozen=True)
+class Yardstick:
+    """What AdamW reached at its best setting: mean loss and error rate over seeds."""
+
+    loss: float
+    error: float
+
+
+def direct_search(
+    config: DirectSearchConfig,
+    tasks: Mapping[str, Task],
+    workdir: str | Path,
+    show_progress: bool = True,
+    validation: Validation | None = None,
+) -> MetaResult:
+    """Searches, or goes on from the last whole generation in ``workdir``.
+
+    Every generation draws candidates, runs each on every family at every budget and
+    with the same seeds, and scores it by the mean of `against` over families and
+    budgets. A generation's scores are all that is kept: the search is drawn anew from
+    them, to the bit.
+
+    Args:
+        config: settings.
+        tasks: a task for each of ``config.families``.
+        workdir: scores, yardsticks, logs and the resolved config go there.
+        show_progress: whether to show bars.
+        validation: judges the centre every few generations and at the end.
+
+    Returns:
+        The centre with the best meta-validation; the last one without.
+
+    Raises:
+        ValueError: an unknown direct weight, or a family without task.
+    """
+    from cmaes import CMA
+
+    workdir = Path(workdir)
+    began = time.monotonic()
+    write_config(
+        workdir, dataclasses.asdict(config), resuming=(workdir / _TOLD).is_file()
+    )
+    weights = _Weights(config)
+    yardsticks = _yardsticks(config, tasks, workdir, show_progress)
+    judges = [
+        _Judge(tasks[name], config, yardsticks[name], device)
+        for name, device in _places(config.families)
+    ]
+    told: list[dict[str, Any]] = _read(workdir / _TOLD)
+    log = RunLog(workdir, resume_step=len(told) if told else None)
+    optimizer = CMA(
+        mean=np.zeros(len(config.direct)),
+        sigma=1.0,
+        population_size=config.population,
+        seed=config.seed,
+    )
+    best, best_score = weights.theta(optimizer.mean), float("inf")
+    bar = progress_bar(
+        config.generations, start=len(told), label="search", show=show_progress
+    )
+    for generation in range(config.generations):
+        drawn = [optimizer.ask() for _ in range(config.population)]
+        centre = optimizer.mean.copy()
+        replayed = generation < len(told)
+        row: dict[str, float] = {}
+        entry: dict[str, Any]
+        if not replayed:
+            candidates = [weights.theta(z) for z in (*drawn, centre)]
+            scores, row = _judge_all(judges, candidates, generation)
+            told.append({"scores": scores, "validation": None})
+        entry = told[generation]
+        optimizer.tell(list(zip(drawn, entry["scores"][:-1], strict=True)))
+        after = weights.theta(optimizer.mean)
+        last = generation + 1 == config.generations
+        due = (generation + 1) % config.validate_every == 0 or last
+        if validation and due and entry["validation"] is None:
+            found = validation(after)
+            mean = float(np.mean(list(found.values())))
+            row |= {f"validation/{name}": score for name, score in found.items()}
+            row["validation/mean"] = entry["validation"] = mean
+        if not validation:
+            best = after
+        elif entry["validation"] is not None and entry["validation"] < best_score:
+            best, best_score = after, entry["validation"]
+        if replayed:
+            continue
+        with write_atomic(workdir / _TOLD) as temporary:
+            temporary.write_text(json.dumps(told, indent=1) + "\n")
+        row |= {"score/centre": entry["scores"][-1], "score/best": min(entry["scores"])}
+        row |= weights.named(optimizer.mean)
+        log.write(generation + 1, row)
+        bar.set_postfix({"centre": f"{entry['scores'][-1]:+.3f}"})
+        bar.update()
+    bar.close()
+    log.close()
+    return MetaResult(
+        best, best_score, config.generations, time.monotonic() - began, finished=True
+    )
+
+
+class _Weights:
+    """From the search's standard coordinates to the controller's weights."""
+
+    def __init__(self, config: DirectSearchConfig) -> None:
+        self._names = [name.split("+") for name, _, _ in config.direct]
+        self._centre = np.array([centre for _, centre, _ in config.direct])
+        self._scale = np.array([scale for _, _, scale in config.direct])
+        flat = tuple(n for names in self._names for n in names)
+        # Nothing random: the LSTMs have no output weight and can begin anew later.
+        start = init_theta(jax.random.key(config.seed), config.controller)
+        self._parts = Parametrisation(start, config.controller, flat)
+
+    def theta(self, z: np.ndarray) -> PyTree:
+        values = self._centre + self._scale * z
+        each = [v for v, names in zip(values, self._names, strict=True) for _ in names]
+        return self._parts.theta(jnp.array(each, jnp.float32))
+
+    def named(self, z: np.ndarray) -> dict[str, float]:
+        values = self._centre + self._scale * z
+        return {
+            f"weight/{'+'.join(names)}": float(v)
+            for v, names in zip(values, self._names, strict=True)
+        }
+
+
+def _whole(outcome: Outcome, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and error rate on validation and test examples together."""
+    sizes = [len(next(iter(part.values()))) for part in task.splits[1:]]
+    share = sizes[0] / sum(sizes)
+    loss = share * outcome.validation_loss + (1 - share) * outcome.test_loss
+    error = share * outcome.validation_error + (1 - share) * outcome.test_error
+    return np.asarray(loss), np.asarray(error)
+
+
+class _Judge:
+    """A family's program: a population of weights on several seeds, of any length."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: DirectSearchConfig,
+        yardstick: Yardstick,
+        device: jax.Device,
+    ) -> None:
+        self.name = task.name
+        self._task, self._config, self._yardstick = task, config, yardstick
+        self._device = device
+        self._full = config.num_steps.get(task.name, task.horizons[1])
+
+        def program(
+            splits: Splits, thetas: PyTree, keys: jax.Array, num_steps: jax.Array
+        ) -> Outcome:
+            own = dataclasses.replace(task, splits=splits)
+
+            def run(theta: PyTree) -> Outcome:
+                return train_and_judge(
+                    own,
+                    lambda n: controlled(
+                        n, theta=theta, config=config.controller, stacked=task.stacked
+                    ),
+                    keys,
+                    num_steps,
+                )
+
+            return jax.vmap(run)(thetas)
+
+        self._program = jax.jit(program)
+
+    def __call__(self, thetas: PyTree, keys: jax.Array) -> np.ndarray:
+        """Scores [candidates] of stacked weights: the mean over budgets."""
+        scores = []
+        for budget in self._config.budgets:
+            steps = jnp.int32(max(1, round(budget * self._full)))
+            outcome = self._program(
+                *jax.device_put((self._task.splits, thetas, keys, steps), self._device)
+            )
+            loss, error = (np.mean(x, axis=1) for x in _whole(outcome, self._task))
+            weight = self._config.error_weight if budget == 1.0 else 0.0
+            price = against(
+                jnp.asarray(loss),
+                jnp.asarray(error),
+                jnp.float32(self._yardstick.loss),
+                jnp.float32(self._yardstick.error),
+                weight,
+            )
+            scores.append(np.asarray(price))
+        return np.mean(scores, axis=0)
+
+
+def _judge_all(
+    judges: Sequence[_Judge], candidates: Sequence[PyTree], generation: int
+) -> tuple[list[float], dict[str, float]]:
+    """Mean score of every candidate, and the last one's on each family."""
+    thetas = jax.tree.map(lambda *x: jnp.stack(x), *candidates)
+    seeds = judges[0]._config.seeds
+    keys = jax.random.split(jax.random.key(1000 + generation), seeds)
+    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
+        found = list(pool.map(lambda judge: judge(thetas, keys), judges))
+    rows = {
+        f"score/{judge.name}": float(scores[-1])
+        for judge, scores in zip(judges, found, strict=True)
+    }
+    return [float(x) for x in np.mean(found, axis=0)], rows
+
+
+def _yardsticks(
+    config: DirectSearchConfig,
+    tasks: Mapping[str, Task],
+    workdir: Path,
+    show_progress: bool,
+) -> dict[str, Yardstick]:
+    """AdamW's best results on each family, measured once and kept."""
+    path = workdir / "yardsticks.json"
+    found = _read(path, {})
+    pairs = [(rate, decay) for rate in config.rates for decay in config.decays]
+    missing = [name for name in config.families if name not in found]
+    places = _places(missing)
+
+    def measure(place: tuple[str, jax.Device]) -> tuple[str, dict[str, float]]:
+        name, device = place
+        return name, _adamw(tasks[name], config, pairs, device)
+
+    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
+        for name, reached in tqdm(
+            pool.map(measure, places),
+            desc="AdamW",
+            total=len(missing),
+            disable=not (show_progress and missing),
+            unit="family",
+        ):
+            found[name] = reached
+            with write_atomic(path) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return {
+        name: Yardstick(found[name]["loss"], found[name]["error"])
+        for name in config.families
+    }
+
+
+def _adamw(
+    task: Task,
+    config: DirectSearchConfig,
+    pairs: Sequence[tuple[float, float]],
+    device: jax.Device,
+) -> dict[str, float]:
+    """The pair of least loss, that loss, and the least error rate of any pair."""
+    steps = config.num_steps.get(task.name, task.horizons[1])
+
+    def program(splits: Splits, settings: jax.Array, keys: jax.Array) -> Outcome:
+        own = dataclasses.replace(task, splits=splits)
+
+        def run(pair: jax.Array) -> Outcome:
+            return train_and_judge(
+                own,
+                lambda n: baseline(
+                    "adamw", n, learning_rate=pair[0], weight_decay=pair[1]
+                ),
+                keys,
+                steps,
+            )
+
+        return jax.vmap(run)(settings)
+
+    keys = jax.random.split(jax.random.key(999), config.seeds + 1)
+    settings = jnp.array(pairs, jnp.float32)
+    outcome = jax.jit(program)(*jax.device_put((task.splits, settings, keys), device))
+    loss, error = (np.mean(x, axis=1) for x in _whole(outcome, task))
+    chosen = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)))
+    return {
+        "loss": float(loss[chosen]),
+        "error": float(np.nanmin(error)),
+        "learning_rate": pairs[chosen][0],
+        "weight_decay": pairs[chosen][1],
+    }
+
+
+def _places(families: Sequence[str]) -> list[tuple[str, jax.Device]]:
+    """Families in turn on the local devices."""
+    devices = jax.local_devices()
+    return [(name, devices[i % len(devices)]) for i, name in enumerate(families)]
+
+
+def _read(path: Path, default: Any = ()) -> Any:
+    """The JSON value of a file; ``default`` (a tuple as a list) if there is none."""
+    if path.is_file():
+        return json.loads(path.read_text())
+    return list(default) if isinstance(default, tuple) else default

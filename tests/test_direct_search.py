@@ -1,0 +1,118 @@
+"""The search of direct weights: it finds what is there, and resumes to the bit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from meta_training_toy import SMALL, line_task
+
+from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
+from meta_opt.meta_training.scoring import against
+from meta_opt.optimizers.controller import output_index
+
+TASK = dataclasses.replace(line_task(), horizons=(40, 40), feedback_every=0)
+
+
+def settings(**changes):
+    return dataclasses.replace(
+        DirectSearchConfig(
+            families=("line",),
+            direct=(("constant>step", 0.0, 0.7),),
+            generations=4,
+            population=4,
+            budgets=(1.0,),
+            rates=(1e-1,),
+            decays=(1e-2,),
+            controller=SMALL,
+        ),
+        **changes,
+    )
+
+
+def search(config, workdir, **arguments):
+    return direct_search(
+        config, {"line": TASK}, workdir, show_progress=False, **arguments
+    )
+
+
+def step_weight(theta):
+    return float(theta["output"]["kernel"][output_index(SMALL, "constant>step")])
+
+
+def same(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_search_takes_larger_steps_where_they_pay_and_resumes_to_the_bit(tmp_path):
+    # Weights of size 2 are 1,000 of the hand-designed steps away.
+    whole = search(settings(), tmp_path / "whole")
+    assert whole.steps == 4 and whole.finished
+    assert step_weight(whole.theta) > 0.5
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert rows[-1]["score/centre"] < rows[0]["score/centre"]
+    assert rows[-1]["weight/constant>step"] == pytest.approx(step_weight(whole.theta))
+    # A kill between generations leaves the first ones.
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for name in ("population.json", "yardsticks.json", "config.json"):
+        (folder / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    told = json.loads((folder / "population.json").read_text())
+    (folder / "population.json").write_text(json.dumps(told[:2]))
+    assert same(search(settings(), folder).theta, whole.theta)
+    assert json.loads((folder / "population.json").read_text()) == told
+
+
+def test_centre_with_the_best_validation_is_kept(tmp_path):
+    seen, scores = [], iter([0.3, 0.1, 0.2, 0.4])
+
+    def validation(theta):
+        seen.append(theta)
+        return {"line": next(scores)}
+
+    result = search(settings(validate_every=1), tmp_path, validation=validation)
+    assert result.score == 0.1 and same(result.theta, seen[1])
+
+
+def test_names_may_share_a_number(tmp_path):
+    shared = (("constant>step+loss_known>weight_decay", 0.25, 0.1),)
+    theta = search(settings(direct=shared, generations=1), tmp_path).theta
+    kernel = theta["output"]["kernel"]
+    places = [output_index(SMALL, n) for n in shared[0][0].split("+")]
+    assert kernel[places[0]] == kernel[places[1]] != 0
+
+
+def test_price_of_a_run():
+    def price(*numbers):
+        return float(against(*map(np.float32, numbers), 2.0))
+
+    assert price(1.0, 0.2, 1.0, 0.2) == 0
+    assert price(np.nan, np.nan, 1.0, 0.2) == pytest.approx(
+        np.log1p(4.0) + 2 * np.log1p(0.8), rel=1e-5
+    )
+    better, worse = price(0.5, 0.2, 1.0, 0.2), price(2.0, 0.2, 1.0, 0.2)
+    assert better == pytest.approx(-worse / 3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"families": ()}, "families is empty"),
+        ({"population": 3}, "population=3 must be at least 4"),
+        ({"budgets": (1.5,)}, r"budgets=\(1.5,\) must be in"),
+        ({"direct": (("constant>step", 0.0, 0.0),)}, "scale of constant>step"),
+        ({"num_steps": {"lin": 3}}, r"\['lin'\], not among families"),
+    ],
+)
+def test_settings_out_of_range_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_unknown_direct_weight_is_named(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'constant'"):
+        search(settings(direct=(("constnt>step", 0.0, 1.0),)), tmp_path)
