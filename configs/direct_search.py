@@ -47,7 +47,7 @@ def small() -> ml_collections.ConfigDict:
                     "klettres_finetune": 400,
                 },
                 "direct": _DIRECT,
-                "generations": 4,
+                "generations": 3,
                 "population": 15,
                 "seeds": 2,
                 "budgets": (1.0, 0.4),

@@ -24,8 +24,8 @@ def priced(x: jax.Array) -> jax.Array:
     What is far off has less weight still, so that a task on which all rules are much
     better, or much worse, does not decide for the others.
 
-    >>> [round(float(priced(jnp.float32(x))), 3) for x in (0.0, 1.0, -1.0)]
-    [0.0, 0.693, -0.231]
+    >>> [round(float(priced(jnp.float32(x))), 3) for x in (1.0, -1.0)]
+    [0.693, -0.231]
     """
     size = jnp.log1p(jnp.abs(x))
     return jnp.where(x > 0, size, -_BETTER * size)
