@@ -37,7 +37,7 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         weight_decay=0.0,
         momentum=0.9,
         warmup_fraction=0.05,
-        weights="direct-v1",
+        weights="lstm-v0",
         stacked=STACKED,
         groups=(),
         safeguard=True,

@@ -18,8 +18,8 @@ def nano() -> ml_collections.ConfigDict:
     config.eval_batch_size = 176
     config.runs = dict(
         learned=dict(
-            label="learned, direct-v1",
-            optimizer=dict(name="learned", weights="direct-v1"),
+            label="learned, lstm-v0",
+            optimizer=dict(name="learned", weights="lstm-v0"),
             tuned="",
         ),
         adamw_tuned=dict(

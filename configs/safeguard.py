@@ -16,7 +16,7 @@ def hostile() -> ml_collections.ConfigDict:
             "emoji_vit_finetune",
             "cldr_writer_lora",
         ),
-        weights="direct-v1",
+        weights="lstm-v0",
         # All there are, if empty.
         conditions=(),
         # Steps of an ordinary run; a task's larger horizon where it is not named here.

@@ -26,9 +26,13 @@ RATES = {
 NUM_STEPS = 40
 
 
-def noisy_theta(config=None, scale=0.02):
-    """Weights that decide something: the hand-designed rule plus noise."""
+def noisy_theta(config=None, scale=0.165):
+    """Weights that decide something: the hand-designed rule plus noise.
+
+    Of one size in the outputs, however many inputs they read.
+    """
     theta = meta_opt.init_theta(jax.random.key(0), config)
+    scale /= np.sqrt(len(theta["output"]["kernel"]))
     rng = np.random.default_rng(0)
     theta["output"] = {
         name: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32)
