@@ -75,6 +75,22 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
     return config
 
 
+def meta_validation() -> dict:
+    """Held-out tasks that weights are chosen by, and the tuned baseline on them."""
+    return {
+        "tasks": (
+            "clipart_conv",
+            "clipart_vit_finetune",
+            "clipart_writer_lora",
+            "clipart_head",
+            "clipart_fusion",
+            "asterisk_transformer",
+        ),
+        "baseline": "adamw",
+        "results": "results/meta_validation",
+    }
+
+
 def choose(arg: str, variants: dict) -> ml_collections.ConfigDict:
     """Calls the variant that ``--config file.py:arg`` names.
 

@@ -74,18 +74,7 @@ def direct() -> ml_collections.ConfigDict:
             },
             # Weights to begin from: a shipped name or a path; "": random LSTMs.
             "start": "",
-            "validation": {
-                "tasks": (
-                    "clipart_conv",
-                    "clipart_vit_finetune",
-                    "clipart_writer_lora",
-                    "clipart_head",
-                    "clipart_fusion",
-                    "asterisk_transformer",
-                ),
-                "baseline": "adamw",
-                "results": "results/meta_validation",
-            },
+            "validation": common.meta_validation(),
             # Devices to split the CPU into; 0 leaves it (and accelerators) alone.
             "cpu_devices": 2,
             "data_dir": "",

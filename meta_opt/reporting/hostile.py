@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meta_opt.reporting.tables import Cell, Row, Section, Table, to_markdown, to_text
+from meta_opt.reporting.tables import (
+    Cell,
+    Row,
+    Section,
+    Table,
+    finite,
+    to_markdown,
+    to_text,
+)
 from meta_opt.types import write_atomic
 
 Values = Mapping[str, Any]
@@ -58,7 +66,7 @@ def write_hostile(
         "tasks": list(by_task),
         "endings": list(endings),
     }
-    text = json.dumps(_finite(everything), indent=1, allow_nan=False)
+    text = json.dumps(finite(everything), indent=1, allow_nan=False)
     for name, content in (
         ("safeguard.md", "\n\n".join(parts)),
         ("safeguard.json", text),
@@ -104,14 +112,3 @@ def _grid(by_task: Sequence[Values]) -> Table:
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "failed"
-
-
-def _finite(value: Any) -> Any:
-    """Replaces what JSON has no number for by None."""
-    if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -12,6 +12,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    finite,
     numbers_row,
     to_markdown,
     to_text,
@@ -104,7 +105,7 @@ def write_meta_test(
         "rows": {subject: list(found) for subject, found in rows.items()},
         "finals": finals,
     }
-    text = json.dumps(_finite(everything), indent=1, allow_nan=False)
+    text = json.dumps(finite(everything), indent=1, allow_nan=False)
     _write(folder / "meta_test.json", text + "\n")
     flat = [
         {"subject": subject, **_flat(row)}
@@ -205,17 +206,6 @@ def _flat(row: Values) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _finite(value: Any) -> Any:
-    """Replaces what JSON has no number for by None."""
-    if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from meta_opt.reporting.runs import Run
 
@@ -258,3 +259,14 @@ def to_markdown(table: Table) -> str:
             cells = [f"**{c.text}**" if c.best else c.text for c in row.cells]
             lines.append(f"| {row.label}{arrows[row.better]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def finite(value: Any) -> Any:
+    """Replaces what JSON has no number for by None."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
