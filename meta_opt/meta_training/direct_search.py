@@ -27,11 +27,12 @@ from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.optimizers.transformation import controlled
 from meta_opt.run_log import RunLog, progress_bar, write_config
-from meta_opt.tasks.inner_run import Outcome, train_and_judge
-from meta_opt.tasks.task import Splits, Task
+from meta_opt.tasks.inner_run import Outcome, PopulationRun
+from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, write_atomic
 
 _TOLD = "population.json"
+_YARDSTICK_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,36 +240,20 @@ class _Judge:
     ) -> None:
         self.name = task.name
         self._task, self._config, self._yardstick = task, config, yardstick
-        self._device = device
         self._full = config.num_steps.get(task.name, task.horizons[1])
-
-        def program(
-            splits: Splits, thetas: PyTree, keys: jax.Array, num_steps: jax.Array
-        ) -> Outcome:
-            own = dataclasses.replace(task, splits=splits)
-
-            def run(theta: PyTree) -> Outcome:
-                return train_and_judge(
-                    own,
-                    lambda n: controlled(
-                        n, theta=theta, config=config.controller, stacked=task.stacked
-                    ),
-                    keys,
-                    num_steps,
-                )
-
-            return jax.vmap(run)(thetas)
-
-        self._program = jax.jit(program)
+        self._run = PopulationRun(
+            task,
+            lambda n, theta: controlled(
+                n, theta=theta, config=config.controller, stacked=task.stacked
+            ),
+            device,
+        )
 
     def __call__(self, thetas: PyTree, keys: jax.Array) -> np.ndarray:
         """Scores [candidates] of stacked weights: the mean over budgets."""
         scores = []
         for budget in self._config.budgets:
-            steps = jnp.int32(max(1, round(budget * self._full)))
-            outcome = self._program(
-                *jax.device_put((self._task.splits, thetas, keys, steps), self._device)
-            )
+            outcome = self._run(thetas, keys, max(1, round(budget * self._full)))
             loss, error = (np.mean(x, axis=1) for x in _whole(outcome, self._task))
             weight = self._config.error_weight if budget == 1.0 else 0.0
             price = against(
@@ -339,26 +324,18 @@ def _adamw(
     device: jax.Device,
 ) -> dict[str, float]:
     """The pair of least loss, that loss, and the least error rate of any pair."""
-    steps = config.num_steps.get(task.name, task.horizons[1])
-
-    def program(splits: Splits, settings: jax.Array, keys: jax.Array) -> Outcome:
-        own = dataclasses.replace(task, splits=splits)
-
-        def run(pair: jax.Array) -> Outcome:
-            return train_and_judge(
-                own,
-                lambda n: baseline(
-                    "adamw", n, learning_rate=pair[0], weight_decay=pair[1]
-                ),
-                keys,
-                steps,
-            )
-
-        return jax.vmap(run)(settings)
-
-    keys = jax.random.split(jax.random.key(999), config.seeds + 1)
-    settings = jnp.array(pairs, jnp.float32)
-    outcome = jax.jit(program)(*jax.device_put((task.splits, settings, keys), device))
+    run = PopulationRun(
+        task,
+        lambda n, pair: baseline(
+            "adamw", n, learning_rate=pair[0], weight_decay=pair[1]
+        ),
+        device,
+    )
+    outcome = run(
+        jnp.array(pairs, jnp.float32),
+        jax.random.split(jax.random.key(999), _YARDSTICK_SEEDS),
+        config.num_steps.get(task.name, task.horizons[1]),
+    )
     loss, error = (np.mean(x, axis=1) for x in _whole(outcome, task))
     chosen = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)))
     return {

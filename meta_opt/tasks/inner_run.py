@@ -190,3 +190,53 @@ class InnerRun:
             lambda x: jnp.asarray(x, jnp.float32), (settings, condition)
         )
         return self._task.splits, keys, jnp.int32(num_steps), numbers, disturbed
+
+
+class PopulationRun:
+    """`train_and_judge` under many settings side by side, one compiled program.
+
+    Args:
+        task: the task; its examples are arguments of the program and no constants.
+        make_tx: ``(num_steps, settings)`` to an optimizer.
+        device: that the program runs on; None for the default.
+
+    Example:
+        >>> from meta_opt.tasks.families import make_task
+        >>> import optax
+        >>> task = make_task("digits_mlp")
+        >>> run = PopulationRun(task, lambda n, rate: optax.sgd(rate))
+        >>> keys = jax.random.split(jax.random.key(0))
+        >>> run(jnp.array([0.1, 0.01, 0.0]), keys, 5).validation_loss.shape
+        (3, 2)
+    """
+
+    def __init__(
+        self, task: Task, make_tx: MakeOptimizer, device: jax.Device | None = None
+    ) -> None:
+        def program(
+            splits: Splits, settings: PyTree, keys: jax.Array, num_steps: jax.Array
+        ) -> Outcome:
+            own = dataclasses.replace(task, splits=splits)
+            return jax.vmap(
+                lambda one: train_and_judge(
+                    own, lambda n: make_tx(n, one), keys, num_steps
+                )
+            )(settings)
+
+        self._task, self._device = task, device
+        self._program = jax.jit(program)
+
+    def __call__(self, settings: PyTree, keys: jax.Array, num_steps: int) -> Outcome:
+        """Runs all settings on all seeds.
+
+        Args:
+            settings: pytree of arrays whose first axis is that of the population.
+            keys: random keys, [seeds]; the same for all settings.
+            num_steps: length of the runs.
+
+        Returns:
+            The outcome, NumPy float32 [population, seeds].
+        """
+        given = (self._task.splits, settings, keys, jnp.int32(num_steps))
+        outcome = self._program(*jax.device_put(given, self._device))
+        return Outcome(*map(np.asarray, outcome))

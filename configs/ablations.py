@@ -1,0 +1,40 @@
+"""Ablations of the shipped weights: ``shipped`` is reported; and ``smoke``."""
+
+import ml_collections
+
+from configs import common
+
+
+def shipped() -> ml_collections.ConfigDict:
+    """On meta-validation, whose data sets no meta-training has seen."""
+    held_out = common.meta_validation()
+    config = ml_collections.ConfigDict()
+    config.ablations = dict(
+        tasks=held_out["tasks"],
+        weights="direct-v1",
+        # Weights that were trained without something, by the name they get.
+        others=ml_collections.ConfigDict(),
+        budgets=(1.0, 0.5),
+        # Those of the stored results of the baseline.
+        seeds=(1, 2, 3),
+    )
+    config.baseline = held_out["baseline"]
+    config.baseline_results = held_out["results"]
+    config.data_dir = ""
+    config.results = "results/ablations"
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """One task at a fiftieth of its steps, on one seed."""
+    config = shipped()
+    config.ablations.tasks = ("clipart_conv",)
+    config.ablations.budgets = (0.02,)
+    config.ablations.seeds = (1,)
+    config.results = "runs/ablations/smoke"
+    return config
+
+
+def get_config(arg: str = "shipped") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    return common.choose(arg, {v.__name__: v for v in (shipped, smoke)})

@@ -1,0 +1,79 @@
+"""The report on ablations: Markdown and JSON in one folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.reporting.tables import (
+    Cell,
+    Row,
+    Section,
+    Table,
+    finite,
+    to_markdown,
+    to_text,
+)
+from meta_opt.types import write_atomic
+
+Values = Mapping[str, Any]
+
+_NOTES = (
+    "A number is the log of the mean final validation loss over that of the tuned "
+    "baseline at its full length: below 0 is better.",
+    "The parts named `without` and `only` were removed from the shipped weights, which "
+    "were not trained again.",
+)
+
+
+def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -> str:
+    """Writes ``ablations.md`` and ``ablations.json``.
+
+    Args:
+        folder: created if needed.
+        rows: as `meta_opt.evaluation.ablations.AblationRow`.
+        facts: how they were measured.
+
+    Returns:
+        The table, for a terminal.
+    """
+    table = _table(rows)
+    parts = [
+        "# Ablations on meta-validation",
+        to_markdown(table),
+        "\n".join(f"- {note}" for note in _NOTES),
+        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+    ]
+    everything = finite({"facts": dict(facts), "rows": list(rows)})
+    text = json.dumps(everything, indent=1, allow_nan=False)
+    for name, content in (
+        ("ablations.md", "\n\n".join(parts)),
+        ("ablations.json", text),
+    ):
+        with write_atomic(Path(folder) / name) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+    return to_text(table)
+
+
+def _table(rows: Sequence[Values]) -> Table:
+    """A section a budget, a row for all weights, a column a task and their mean."""
+    found = {(r["budget"], r["name"], r["task"]): r["log_ratio"] for r in rows}
+    budgets, names, tasks = (
+        list(dict.fromkeys(row[key] for row in rows))
+        for key in ("budget", "name", "task")
+    )
+
+    def cells(budget: float, name: str) -> tuple[Cell, ...]:
+        values = [found[budget, name, task] for task in tasks]
+        return tuple(Cell(f"{x:+.3f}") for x in (*values, np.mean(values)))
+
+    sections = tuple(
+        Section(
+            f"{100 * budget:.0f}% of the steps",
+            tuple(Row(name, "", cells(budget, name)) for name in names),
+        )
+        for budget in budgets
+    )
+    return Table((*tasks, "mean"), sections)
