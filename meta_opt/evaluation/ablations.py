@@ -28,15 +28,22 @@ from meta_opt.types import PyTree
 
 WHOLE = "as shipped"
 _FEEDBACK = tuple(f for f in PROGRESS_FEATURES if f.startswith("feedback"))
+_EPOCHS = ("passes", "epochs", "epochs_known")
 _GROUPS = (
     *GROUP_FEATURES,
     *(f for f in TENSOR_FEATURES if f.startswith("group_")),
 )
+_UNSEEN = {
+    "without feedback": _FEEDBACK,
+    "without epochs": _EPOCHS,
+    "without group features": _GROUPS,
+}
 _HAND = "everything (the hand-designed rule)"
 ABLATIONS = (
     WHOLE,
     "without LSTMs",
     "without feedback",
+    "without epochs",
     "without group features",
     "step size only",
     "without mixture",
@@ -96,8 +103,7 @@ def ablated(theta: PyTree, config: ControllerConfig, what: str) -> PyTree:
         return _with_output(theta, columns=set(range(len(OUTPUTS))) - {kept})
     if what == "without mixture":
         return _with_output(theta, columns=range(len(DIRECTIONS)))
-    if what in ("without feedback", "without group features"):
-        unseen = _FEEDBACK if what == "without feedback" else _GROUPS
+    if unseen := _UNSEEN.get(what):
         blind = _with_output(theta, rows=[memory + features.index(f) for f in unseen])
         for lstm, known in (("global", OVERVIEW_FEATURES), ("tensor", TENSOR_FEATURES)):
             rows = [known.index(f) for f in unseen if f in known]
@@ -167,7 +173,11 @@ def measure(task: Task, reference: float, config: AblationConfig) -> list[Ablati
     run = PopulationRun(
         task,
         lambda n, weights: learned_optimizer(
-            n, theta=weights, config=shape, stacked=task.stacked
+            n,
+            theta=weights,
+            config=shape,
+            epochs=task.epochs(n),
+            stacked=task.stacked,
         ),
     )
     population = jax.tree.map(lambda *x: jnp.stack(x), *rows.values())

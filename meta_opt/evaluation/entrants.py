@@ -141,7 +141,11 @@ def _learned(weights: str) -> Entrant:
     def make(task: Task) -> MakeOptimizer:
         # The weights are an argument of the program: other weights, same program.
         return lambda n, theta: learned_optimizer(
-            n, theta=theta, config=config, stacked=task.stacked
+            n,
+            theta=theta,
+            config=config,
+            epochs=task.epochs(n),
+            stacked=task.stacked,
         )
 
     return Entrant(

@@ -156,6 +156,7 @@ def _optimizer(entrant: str, task: Task, weights: str) -> tuple[MakeOptimizer, A
             num_steps,
             theta=theta,
             config=config,
+            epochs=task.epochs(num_steps),
             stacked=task.stacked,
             safeguard=guard,
         )

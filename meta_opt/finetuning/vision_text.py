@@ -258,7 +258,12 @@ def run_vision_text(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    batches = make_iterator(build_source(config.data, "train"), tokenizer, pipeline)
+    source = build_source(config.data, "train")
+    batches = make_iterator(source, tokenizer, pipeline)
+    optimizer = config.optimizer
+    if optimizer.epochs is None:
+        epochs = config.loop.num_steps * config.loop.batch_size / len(source)
+        optimizer = dataclasses.replace(optimizer, epochs=epochs)
 
     def evaluation_on(split: str) -> Evaluate:
         return make_evaluate(model, score_on(build_source(config.data, split)))
@@ -268,7 +273,7 @@ def run_vision_text(
         params=model.params,
         frozen=model.frozen,
         loss_fn=make_loss(model, config.model.loss),
-        tx=make_optimizer(config.optimizer),
+        tx=make_optimizer(optimizer),
         batches=batches,
         evaluate=evaluation_on("validation"),
         mesh=config.mesh,

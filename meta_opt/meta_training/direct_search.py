@@ -244,7 +244,11 @@ class _Judge:
         self._run = PopulationRun(
             task,
             lambda n, theta: controlled(
-                n, theta=theta, config=config.controller, stacked=task.stacked
+                n,
+                theta=theta,
+                config=config.controller,
+                epochs=task.epochs(n),
+                stacked=task.stacked,
             ),
             device,
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,10 @@ from meta_opt.types import PyTree
 
 _LONGEST = 10.0
 """Bound on the length of the derivative by the parameters, of a log loss."""
+
+
+MakeOptimizer = Callable[[jax.Array], optax.GradientTransformationExtraArgs]
+"""Number of training examples to an optimizer."""
 
 
 class Outcome(NamedTuple):
@@ -144,7 +149,7 @@ class Unroll:
 
     Args:
         task: the task.
-        tx: the optimizer.
+        make_tx: builds the optimizer from the number of training examples.
         key: random key of initialisation, batches and augmentation.
         augmentation: random changes of the task.
     """
@@ -152,7 +157,7 @@ class Unroll:
     def __init__(
         self,
         task: Task,
-        tx: optax.GradientTransformationExtraArgs,
+        make_tx: MakeOptimizer,
         key: jax.Array,
         augmentation: Augmentation,
     ) -> None:
@@ -160,7 +165,7 @@ class Unroll:
         self._task = task
         self._rounds = augmentation.low_precision > 0
         self._drawn = _augment(augmentation, task, augment_key)
-        self._tx = tx
+        self._tx = make_tx(self._drawn.size)
 
     def start(self) -> tuple[PyTree, optax.OptState]:
         """Parameters and optimizer state before the first step."""
@@ -240,7 +245,7 @@ def unroll_with(
     differentiable_steps: int = 0,
 ) -> Outcome:
     """`unroll` under any optimizer, which is built for ``num_steps``."""
-    run = Unroll(task, tx, key, augmentation)
+    run = Unroll(task, lambda examples: tx, key, augmentation)
     return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))
 
 
@@ -274,11 +279,16 @@ def unroll(
     Returns:
         The outcome; not finite if the run diverged.
     """
-    tx = controlled(
-        num_steps,
-        theta=theta,
-        config=config,
-        stacked=task.stacked,
-        safeguard=safeguard,
-    )
-    return unroll_with(task, tx, key, num_steps, augmentation, differentiable_steps)
+
+    def make_tx(examples: jax.Array) -> optax.GradientTransformationExtraArgs:
+        return controlled(
+            num_steps,
+            theta=theta,
+            config=config,
+            epochs=task.epochs(num_steps, examples),
+            stacked=task.stacked,
+            safeguard=safeguard,
+        )
+
+    run = Unroll(task, make_tx, key, augmentation)
+    return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))

@@ -19,9 +19,15 @@ _WORST = math.log(4.0)
 
 
 def _optimizer(
-    config: ControllerConfig, stacked: str | None, num_steps: jax.Array, theta: PyTree
+    config: ControllerConfig, task: Task, num_steps: jax.Array, theta: PyTree
 ) -> optax.GradientTransformationExtraArgs:
-    return controlled(num_steps, theta=theta, config=config, stacked=stacked)
+    return controlled(
+        num_steps,
+        theta=theta,
+        config=config,
+        epochs=task.epochs(num_steps),
+        stacked=task.stacked,
+    )
 
 
 class Validation:
@@ -61,7 +67,7 @@ class Validation:
         self._runs = {
             name: InnerRun(
                 task,
-                functools.partial(_optimizer, config, task.stacked),
+                functools.partial(_optimizer, config, task),
                 seeds_at_once=len(seeds),
             )
             for name, task in tasks.items()

@@ -18,6 +18,7 @@ def learned_optimizer(
     weights: str | os.PathLike = DEFAULT,
     theta: PyTree | None = None,
     config: ControllerConfig | None = None,
+    epochs: float | jax.Array | None = None,
     stacked: str | None = None,
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
@@ -36,6 +37,10 @@ def learned_optimizer(
         theta: the controller's weights as a pytree, instead of ``weights``; may be
             traced and batched by ``vmap``.
         config: the controller's shape that belongs to ``theta``.
+        epochs: passes over the training examples in the whole run, ``num_steps`` times
+            the batch size over their number. Few examples seen many times call for
+            smaller steps, and nothing else tells the optimizer in time. None if it is
+            not known, as for a stream.
         stacked: regular expression over ``/``-joined parameter paths; leaves that it
             finds have a leading layer axis and are controlled per layer.
         groups: ordered (regular expression, modality group) pairs before the default
@@ -50,9 +55,9 @@ def learned_optimizer(
         there is one (NaN or None otherwise).
 
     Raises:
-        ValueError: ``num_steps`` below 1, unknown or damaged weights, a pattern that
-            matches nothing; later, ``update`` without params or with gradients that do
-            not match.
+        ValueError: ``num_steps`` below 1, ``epochs`` not above 0, unknown or damaged
+            weights, a pattern that matches nothing; later, ``update`` without params or
+            with gradients that do not match.
         TypeError: parameters that are not floating-point.
 
     Example:
@@ -74,6 +79,7 @@ def learned_optimizer(
         num_steps,
         theta=theta,
         config=config or ControllerConfig(),
+        epochs=epochs,
         stacked=stacked,
         groups=groups,
         safeguard=safeguard,

@@ -107,6 +107,7 @@ def controlled(
     *,
     theta: PyTree | None,
     config: ControllerConfig,
+    epochs: float | jax.Array | None = None,
     stacked: str | None = None,
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
@@ -118,6 +119,8 @@ def controlled(
         num_steps: length of the run; the schedule ends there.
         theta: the controller's weights; None runs the hand-designed rule.
         config: the controller's shape and directions.
+        epochs: passes over the training examples in the whole run; None or NaN if that
+            is not known.
         stacked: regular expression over ``/``-joined paths of leaves with a leading
             layer axis (see `meta_opt.features.tensors.describe`).
         groups: (regular expression, modality group) pairs.
@@ -129,12 +132,16 @@ def controlled(
         this step) and ``feedback`` (validation loss, given now and then; NaN: not now).
 
     Raises:
-        ValueError: ``num_steps`` below 1, a pattern without match, ``update`` without
-            params or with gradients of another structure.
+        ValueError: ``num_steps`` below 1, ``epochs`` not above 0, a pattern without
+            match, ``update`` without params or with gradients of another structure.
         TypeError: parameters that are not floating-point.
     """
     if not isinstance(num_steps, jax.Array) and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    if isinstance(epochs, float | int) and epochs <= 0:
+        raise ValueError(
+            f"epochs is {epochs}; it must be above 0, or None if it is not known"
+        )
     learned = theta is not None
 
     def plan(params: PyTree) -> _Plan:
@@ -261,7 +268,7 @@ def controlled(
                 known.table,
                 past,
                 peak,
-                progress_features(progress, state.count, num_steps),
+                progress_features(progress, state.count, num_steps, epochs),
                 base,
                 config,
             )

@@ -33,6 +33,7 @@ def task_fingerprint(task: Task) -> dict[str, Any]:
         "stacked": task.stacked,
         "gives_value": task.gives_value,
         "feedback_every": task.feedback_every,
+        "gives_epochs": task.gives_epochs,
     }
     loss = jax.jit(task.loss)(params, task.splits.validation)[0]
     numbers = {"loss": float(loss)}

@@ -43,6 +43,7 @@ class Task:
         stacked: pattern of scan-stacked parameters, for the optimizer.
         gives_value: whether the optimizer is told the loss.
         feedback_every: steps between values of ``feedback``; 0 for none.
+        gives_epochs: whether it is told how often it will see the examples.
         horizons: smallest and largest number of inner steps.
     """
 
@@ -55,4 +56,20 @@ class Task:
     stacked: str | None = None
     gives_value: bool = True
     feedback_every: int = 0
+    gives_epochs: bool = True
     horizons: tuple[int, int] = (40, 300)
+
+    def epochs(
+        self, num_steps: jax.Array | int, examples: jax.Array | int | None = None
+    ) -> jax.Array | float | None:
+        """Passes over the training examples in a run, None if that is not told.
+
+        Args:
+            num_steps: length of the run.
+            examples: that are trained on, if not all are.
+        """
+        if not self.gives_epochs:
+            return None
+        if examples is None:
+            examples = len(next(iter(self.splits.train.values())))
+        return num_steps * self.batch_size / examples
