@@ -33,9 +33,9 @@ def trajectory(tx, feedback):
     return params
 
 
-def learned(what, feedback=True, groups=None):
+def learned(what, feedback=True, **told):
     theta = ablated(THETA, CONFIG, what)
-    tx = learned_optimizer(STEPS, theta=theta, config=CONFIG, groups=groups)
+    tx = learned_optimizer(STEPS, theta=theta, config=CONFIG, **told)
     return trajectory(tx, feedback)
 
 
@@ -54,6 +54,12 @@ def test_without_anything_it_is_the_hand_designed_rule():
 def test_without_feedback_it_does_not_hear_it():
     assert_close(learned("without feedback"), learned("without feedback", False))
     assert differ(learned("as shipped"), learned("as shipped", False))
+
+
+def test_without_epochs_it_does_not_heed_them():
+    name = "without epochs"
+    assert_close(learned(name), learned(name, epochs=30.0))
+    assert differ(learned("as shipped"), learned("as shipped", epochs=30.0))
 
 
 def test_without_group_features_groups_change_nothing():

@@ -283,7 +283,8 @@ def test_progress_features_do_not_depend_on_the_scale_of_the_loss():
     feedback = {10: 1.8, 20: 1.5}
     expected = FEATURES(seen(values, feedback), 30)
     assert np.all(np.abs(expected) <= 2)
-    assert np.any(expected[11:14] != 0) and expected[-1] == 1
+    assert np.any(expected[11:14] != 0)
+    assert expected[PROGRESS_FEATURES.index("feedback_known")] == 1
     for scale in (1e6, 1e-6):
         scaled = {t: scale * v for t, v in feedback.items()}
         found = FEATURES(seen(scale * values, scaled), 30)
@@ -307,6 +308,20 @@ def test_feedback_is_remembered():
     # A constant loss: every average is that loss from the first step on.
     np.testing.assert_allclose(state.averages / state.weights, 2.0, rtol=1e-5)
     assert float(state.deviation) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_epochs_and_passes_so_far():
+    start = init_progress()
+    place = PROGRESS_FEATURES.index("passes")
+
+    def repeats(step, epochs):
+        return progress_features(start, step, 100, epochs)[place : place + 3]
+
+    for step, passes in ((0, 0.0), (25, 3.0), (100, 12.0), (150, 12.0)):
+        expected = [0.5 * np.log1p(passes), 0.5 * np.log1p(12.0), 1.0]
+        np.testing.assert_allclose(repeats(step, 12.0), expected, rtol=1e-6)
+    for unknown in (None, NAN, jnp.inf):
+        assert not np.any(repeats(50, unknown))
 
 
 def test_time_features_move_with_the_run():

@@ -21,6 +21,7 @@ from meta_opt.finetuning.vision_text import (
     DataConfig,
     ModelConfig,
     RunConfig,
+    informed,
     make_evaluate,
     make_loss,
     split_model,
@@ -189,6 +190,14 @@ def test_bad_names_and_variants(configs):
     config["optimizer"]["num_steps"] = 5
     with pytest.raises(ValueError, match=r"loop.num_steps=4 .* 5, differ"):
         from_config(RunConfig, config)
+
+
+def test_epochs_follow_from_the_data_unless_they_are_given(configs):
+    config = from_config(RunConfig, configs("finetune").get_config("smoke").to_dict())
+    steps, batch = config.loop.num_steps, config.loop.batch_size
+    assert informed(config, 2 * steps * batch).epochs == 0.5
+    given = dataclasses.replace(config.optimizer, epochs=3.0)
+    assert informed(dataclasses.replace(config, optimizer=given), 10).epochs == 3.0
 
 
 def run_experiment(script, *args):

@@ -12,7 +12,7 @@ from flax import nnx
 from optimizer_cases import noisy_theta
 
 import meta_opt
-from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.controller import ControllerConfig, output_index
 from meta_opt.types import from_config
 
 SMALL = ControllerConfig(global_hidden=4, tensor_hidden=3)
@@ -298,6 +298,25 @@ def test_bad_updates(rule):
         tx.update(sequence, state, params)
 
 
+def test_epochs_steer_where_they_are_known():
+    theta = zero_theta()
+    place = output_index(SMALL, "epochs>step")
+    theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(-2.0)
+    params = make_params()
+    grads = make_grads(params, 1)[0]
+
+    def first_update(epochs):
+        tx = learned(theta=theta, epochs=epochs)
+        return tx.update(grads, tx.init(params), params)[0]["dense"]["kernel"]
+
+    unknown = first_update(None)
+    np.testing.assert_array_equal(first_update(NONE), unknown)
+    # exp(-2 * 0.5 * log(1 + epochs))
+    np.testing.assert_allclose(first_update(9.0), unknown / 10, rtol=1e-4)
+    traced = jax.jit(first_update)(jnp.float32(9.0))
+    np.testing.assert_allclose(traced, unknown / 10, rtol=1e-4)
+
+
 def test_bad_configs():
     with pytest.raises(ValueError, match=r"no optimizer 'adamm'; did you mean 'adam"):
         meta_opt.make_optimizer(meta_opt.OptimizerConfig(name="adamm"))
@@ -306,6 +325,8 @@ def test_bad_configs():
     for name in ("sgd", "hand_designed"):
         with pytest.raises(ValueError, match="num_steps is 0"):
             meta_opt.make_optimizer(meta_opt.OptimizerConfig(name=name, num_steps=0))
+    with pytest.raises(ValueError, match=r"epochs is 0; it must be above 0"):
+        meta_opt.make_optimizer(meta_opt.OptimizerConfig(epochs=0))
     with pytest.raises(ValueError, match=r"'learning_rte'; did you mean 'learning_r"):
         from_config(meta_opt.OptimizerConfig, {"learning_rte": 0.1})
     with pytest.raises(ValueError, match="config belongs to theta"):

@@ -17,7 +17,7 @@ from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.meta_training.scoring import CAP, relative_score
-from meta_opt.meta_training.unroll import Augmentation, unroll, unroll_with
+from meta_opt.meta_training.unroll import Augmentation, Unroll, unroll, unroll_with
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import output_index
@@ -73,11 +73,12 @@ def test_unroll_equals_a_plain_loop():
     task = line_task()
     key = jax.random.key(3)
     theta = meta_opt.init_theta(jax.random.key(1), SMALL)
-    theta["output"]["bias"] += 0.3
+    theta["output"] = jax.tree.map(lambda x: x + 0.1, theta["output"])
     outcome = unroll(task, theta, SMALL, key, 5)
 
     init_key, batch_key, _ = jax.random.split(key, 3)
-    tx = meta_opt.learned_optimizer(5, theta=theta, config=SMALL)
+    # Five batches of four from twelve examples.
+    tx = meta_opt.learned_optimizer(5, theta=theta, config=SMALL, epochs=20 / 12)
     params = task.init(init_key)
     state = tx.init(params)
     for t in range(5):
@@ -134,7 +135,8 @@ def test_differentiable_unroll_has_the_value_and_gradient_of_a_plain_loop():
 
     def plain(theta):
         init_key, batch_key, _ = jax.random.split(key, 3)
-        tx = controlled(6, theta=theta, config=SMALL)
+        # Six batches of four from twelve examples.
+        tx = controlled(6, theta=theta, config=SMALL, epochs=2.0)
         params = task.init(init_key)
         state = tx.init(params)
         for t in range(6):
@@ -223,11 +225,17 @@ def test_subset_leaves_examples_out_and_label_noise_exchanges_labels():
         line_task(), loss=loss, splits=Splits(part, part, part), feedback_every=0
     )
     theta = meta_opt.init_theta(jax.random.key(1), SMALL)
-    few, noisy = [], []
+    few, noisy, sizes = [], [], []
+
+    def sized(examples):
+        sizes.append(int(examples))
+        return optax.sgd(0.1)
+
     for k in range(6):
         seen.clear()
         changes = Augmentation(subset=0.1, label_noise=1.0)
         unroll(task, theta, SMALL, jax.random.key(k), 30, changes)
+        Unroll(task, sized, jax.random.key(k), changes)
         jax.effects_barrier()
         batches = [(i, y) for i, y in seen if len(i) == task.batch_size]
         shown = np.concatenate([i[:, 0] for i, _ in batches])
@@ -235,6 +243,9 @@ def test_subset_leaves_examples_out_and_label_noise_exchanges_labels():
         few.append(len(set(shown.tolist())))
         noisy.append(np.mean(labels != shown))
     assert min(few) < 12 and max(few) > 30
+    # The optimizer's epochs are of the examples that are really used.
+    assert all(shown <= size for shown, size in zip(few, sizes, strict=True))
+    assert min(sizes) < 12 and max(sizes) == 40
     assert min(noisy) == 0 and 0 < max(noisy) < 1
 
 

@@ -36,7 +36,7 @@ def with_optimizer(base: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """
     kept = {
         name: getattr(base.optimizer, name)
-        for name in ("num_steps", "stacked", "groups")
+        for name in ("num_steps", "epochs", "stacked", "groups")
     }
     optimizer = from_config(OptimizerConfig, {**kept, **settings})
     make_optimizer(optimizer)

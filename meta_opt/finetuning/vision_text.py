@@ -232,6 +232,19 @@ def build_source(config: DataConfig, split: str) -> MemorySource:
     )
 
 
+def informed(config: RunConfig, examples: int) -> OptimizerConfig:
+    """The optimizer's settings, with the epochs that follow from the rest.
+
+    Args:
+        config: a run.
+        examples: that it trains on.
+    """
+    if config.optimizer.epochs is not None:
+        return config.optimizer
+    epochs = config.loop.num_steps * config.loop.batch_size / examples
+    return dataclasses.replace(config.optimizer, epochs=epochs)
+
+
 def run_vision_text(
     config: RunConfig,
     score_on: Callable[[MemorySource], Score],
@@ -260,10 +273,6 @@ def run_vision_text(
     )
     source = build_source(config.data, "train")
     batches = make_iterator(source, tokenizer, pipeline)
-    optimizer = config.optimizer
-    if optimizer.epochs is None:
-        epochs = config.loop.num_steps * config.loop.batch_size / len(source)
-        optimizer = dataclasses.replace(optimizer, epochs=epochs)
 
     def evaluation_on(split: str) -> Evaluate:
         return make_evaluate(model, score_on(build_source(config.data, split)))
@@ -273,7 +282,7 @@ def run_vision_text(
         params=model.params,
         frozen=model.frozen,
         loss_fn=make_loss(model, config.model.loss),
-        tx=make_optimizer(optimizer),
+        tx=make_optimizer(informed(config, len(source))),
         batches=batches,
         evaluate=evaluation_on("validation"),
         mesh=config.mesh,
