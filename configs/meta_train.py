@@ -67,6 +67,7 @@ def direct() -> ml_collections.ConfigDict:
                     "orthogonal": True,
                 },
                 "direct": _DIRECT,
+                "keep_direct": False,
                 "shortest": 80,
                 "longest": 0,
                 "rates": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
@@ -84,12 +85,23 @@ def direct() -> ml_collections.ConfigDict:
 
 
 def small() -> ml_collections.ConfigDict:
-    """All weights by back-propagation through whole runs of up to 200 steps."""
+    """The LSTMs, by back-propagation through whole runs of up to 200 steps."""
     config = direct()
+    config.meta.families = (
+        *("emoji_vit", "cldr_writer_lora"),
+        *("digits_mlp", "cancer_mlp"),
+        *("emoji_vit_finetune", "klettres_transformer"),
+        *("emoji_head", "glyphs_mlp"),
+    )
     config.meta.estimator = "bptt"
-    config.meta.learning_rate = 5e-3
+    config.meta.outer_steps = 200
+    config.meta.validate_every = 20
+    config.meta.checkpoint_every = 10
+    config.meta.learning_rate = 3e-3
     config.meta.weight_decay = 0.3
+    config.meta.error_weight = 1.0
     config.meta.direct = ()
+    config.meta.keep_direct = True
     config.meta.shortest = 1
     config.meta.longest = 200
     config.meta.particles = 3

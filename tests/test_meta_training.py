@@ -16,6 +16,7 @@ from meta_opt.meta_training.estimation import make_estimator
 from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.outer_loop import meta_train
+from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.scoring import CAP, relative_score
 from meta_opt.meta_training.unroll import Augmentation, Unroll, unroll, unroll_with
 from meta_opt.meta_training.validation import Validation
@@ -296,6 +297,25 @@ def test_direct_weights_are_the_only_ones_that_move(tmp_path):
     assert sorted(map(tuple, moved.tolist())) == sorted(places)
     for part in ("global", "tensor"):
         assert same(result.theta[part], start[part])
+
+
+def test_direct_weights_can_be_kept(tmp_path):
+    start = moved_theta()
+    result = meta_train(
+        config(outer_steps=2, keep_direct=True),
+        {"line": line_task()},
+        tmp_path,
+        show_progress=False,
+        start=start,
+    )
+    memory = SMALL.tensor_hidden + SMALL.global_hidden
+    kernels = [t["output"]["kernel"] for t in (result.theta, start)]
+    np.testing.assert_array_equal(*(k[memory:] for k in kernels))
+    moved = np.any(kernels[0][:memory] != kernels[1][:memory], axis=1)
+    assert moved.all()
+    assert not same(result.theta["tensor"], start["tensor"])
+    with pytest.raises(ValueError, match="keep_direct leaves nothing of direct="):
+        Parametrisation(start, SMALL, ("constant>step",), keep_direct=True)
 
 
 def test_direct_weight_does_what_its_name_says():

@@ -42,6 +42,7 @@ class MetaTrainConfig:
         controller: the controller's shape.
         direct: names of the direct weights that are trained, see `Parametrisation`;
             empty: all weights.
+        keep_direct: train all weights but the direct ones.
         shortest: least length of runs, where a family's own is less.
         longest: bound on the length of runs; 0 for the families' own.
         rates: of ``es``: learning rates of the AdamW that it is scored against.
@@ -67,6 +68,7 @@ class MetaTrainConfig:
     budget_seconds: float = 0.0
     controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
     direct: tuple[str, ...] = ()
+    keep_direct: bool = False
     shortest: int = 1
     longest: int = 0
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -153,7 +153,7 @@ def meta_train(
     seed = jax.random.key(config.seed)
     if start is None:
         start = init_theta(jax.random.fold_in(seed, 0), config.controller)
-    parts = Parametrisation(start, config.controller, config.direct)
+    parts = Parametrisation(start, config.controller, config.direct, config.keep_direct)
     init, outer_step = make_outer_step(config, parts)
     state = jax.device_put(init(), home)
     programs, places = _programs(families, tasks, config, parts, mesh)

@@ -1,4 +1,4 @@
-"""What of the controller is meta-trained: all of its weights, or a few by name."""
+"""What of the controller is meta-trained: all, the LSTMs, or a few weights by name."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from meta_opt.types import PyTree
 class Parametrisation:
     """Maps what is meta-trained to the controller's weights.
 
-    With ``direct`` empty, all weights are trained, from ``start``. Otherwise only the
+    With ``direct`` empty, all weights are trained, from ``start``, or all but the
+    direct weights: LSTMs on top of a rule that is right already. Otherwise only the
     named direct weights from features to outputs are, as one vector added to
     ``start``: few enough for evolution strategies over long runs, where gradients by
     back-propagation are chaotic.
@@ -23,6 +24,7 @@ class Parametrisation:
         start: the controller's weights to begin from.
         config: their shape.
         direct: names for `output_index`, such as ``loss_level>step``.
+        keep_direct: whether direct weights stay those of ``start``.
 
     Example:
         >>> from meta_opt.optimizers.controller import init_theta
@@ -36,13 +38,17 @@ class Parametrisation:
     start: PyTree
     config: ControllerConfig
     direct: Sequence[str] = ()
+    keep_direct: bool = False
 
     def __post_init__(self) -> None:
         """Checks the names.
 
         Raises:
-            ValueError: an unknown feature or output, or a name that stands twice.
+            ValueError: an unknown feature or output, a name that stands twice, or
+                names of what is to be kept.
         """
+        if self.direct and self.keep_direct:
+            raise ValueError(f"keep_direct leaves nothing of direct={self.direct}")
         if len(set(self.direct)) < len(self.direct):
             raise ValueError(f"a name stands twice in direct={tuple(self.direct)}")
         for name in self.direct:
@@ -54,6 +60,11 @@ class Parametrisation:
 
     def theta(self, trained: PyTree) -> PyTree:
         """The controller's weights."""
+        if self.keep_direct:
+            memory = self.config.tensor_hidden + self.config.global_hidden
+            output, fixed = trained["output"], self.start["output"]["kernel"]
+            kernel = output["kernel"].at[memory:].set(fixed[memory:])
+            return {**trained, "output": {**output, "kernel": kernel}}
         if not self.direct:
             return trained
         places = [output_index(self.config, name) for name in self.direct]
