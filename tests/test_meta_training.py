@@ -382,7 +382,9 @@ def estimator():
 
 @pytest.fixture
 def use_estimator(monkeypatch, estimator):
-    monkeypatch.setattr(outer_loop, "make_estimator", lambda *args: estimator)
+    monkeypatch.setattr(
+        outer_loop, "make_estimator", lambda *args, **settings: estimator
+    )
 
 
 @pytest.mark.usefixtures("use_estimator")
@@ -399,9 +401,7 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
 
     broken = Estimator(estimator.init, breaking)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            outer_loop, "make_estimator", lambda task, config, parts, mesh=None: broken
-        )
+        patch.setattr(outer_loop, "make_estimator", lambda *args, **settings: broken)
         with pytest.raises(KeyboardInterrupt):
             meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
     resumed = meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
@@ -436,6 +436,34 @@ def test_windows_of_runs_under_way_are_kept_over_an_interruption(tmp_path, name)
     assert same(whole.theta, parts[1].theta)
     start = meta_opt.init_theta(jax.random.fold_in(jax.random.key(0), 0), SMALL)
     assert not same(whole.theta, start)
+
+
+def test_runs_grow_by_schedule_and_resume_to_the_bit(tmp_path):
+    tasks = {"line": line_task()}
+    settings = config(longest=((0, 3), (2, 5)), outer_steps=4)
+    assert [settings.longest_at(s) for s in range(4)] == [3, 3, 5, 5]
+    assert config(longest=((2, 5),)).longest_at(1) is None
+    whole = meta_train(settings, tasks, tmp_path / "whole", show_progress=False)
+    for stop in (3, 0):
+        parts = meta_train(
+            dataclasses.replace(settings, stop_after=stop),
+            tasks,
+            tmp_path / "parts",
+            show_progress=False,
+        )
+    assert same(whole.theta, parts.theta)
+    # Every run has three steps until the bound is five.
+    fixed = {"line": dataclasses.replace(line_task(), horizons=(3, 3))}
+    early = [
+        meta_train(config(outer_steps=2, **changes), given, folder, show_progress=False)
+        for given, changes, folder in (
+            (tasks, {"longest": ((0, 3),)}, tmp_path / "bound"),
+            (fixed, {}, tmp_path / "fixed"),
+        )
+    ]
+    assert same(early[0].theta, early[1].theta)
+    with pytest.raises(ValueError, match=r"longest=\(\(2, 5\), \(0, 3\)\) must be"):
+        config(longest=((2, 5), (0, 3)))
 
 
 def test_window_needs_a_step():

@@ -44,7 +44,10 @@ class MetaTrainConfig:
             empty: all weights.
         keep_direct: train all weights but the direct ones.
         shortest: least length of runs, where a family's own is less.
-        longest: bound on the length of runs; 0 for the families' own.
+        longest: bound on the length of runs, and so of windows: (first outer step,
+            bound) pairs in ascending order, ``((0, 100), (500, 400))`` for short runs
+            first. Programs are compiled anew where it changes. Empty, and before the
+            first of them, for the families' own.
         rates: of ``es``: learning rates of the AdamW that it is scored against.
         least_budget: of ``es``: least share of AdamW's steps that is given.
     """
@@ -70,7 +73,7 @@ class MetaTrainConfig:
     direct: tuple[str, ...] = ()
     keep_direct: bool = False
     shortest: int = 1
-    longest: int = 0
+    longest: tuple[tuple[int, int], ...] = ()
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     least_budget: float = 1.0
 
@@ -91,6 +94,12 @@ class MetaTrainConfig:
             raise ValueError(f"rates={self.rates} must be above 0, one at least")
         if not 0 < self.least_budget <= 1:
             raise ValueError(f"least_budget={self.least_budget} must be in (0, 1]")
+        starts = [start for start, _ in self.longest]
+        if starts != sorted(set(starts)) or any(n < 1 for _, n in self.longest):
+            raise ValueError(
+                f"longest={self.longest} must be pairs of an outer step, ascending, "
+                "and a bound of at least 1"
+            )
         if self.sigma <= 0:
             raise ValueError(f"sigma={self.sigma} must be above 0")
         for name, allowed in (("estimator", ESTIMATORS), ("parallel", PARALLEL)):
@@ -100,3 +109,8 @@ class MetaTrainConfig:
                     f"no {name} {value!r}{near_match(value, allowed)}; there are "
                     f"{', '.join(allowed)}"
                 )
+
+    def longest_at(self, step: int) -> int | None:
+        """The bound on the length of runs at an outer step; None for no bound."""
+        bounds = [bound for start, bound in self.longest if start <= step]
+        return bounds[-1] if bounds else None

@@ -216,6 +216,7 @@ def make_estimator(
     config: MetaTrainConfig,
     parts: Parametrisation,
     mesh: Mesh | None = None,
+    longest: int | None = None,
 ) -> Estimator:
     """The configured estimator on one family, to be compiled once.
 
@@ -227,13 +228,14 @@ def make_estimator(
         parts: what is trained, which the gradient is by.
         mesh: from `particle_mesh`: particles, and the state of their runs, are divided
             over its devices, the estimate is on all of them. None for one device.
+        longest: bound on the length of runs; None for the task's own.
 
     Returns:
         The estimator, jitted.
     """
     low, high = (max(steps, config.shortest) for steps in task.horizons)
-    if config.longest:
-        low, high = (min(steps, config.longest) for steps in (low, high))
+    if longest is not None:
+        low, high = (min(steps, longest) for steps in (low, high))
     task = dataclasses.replace(task, horizons=(low, high))
     estimator = _ESTIMATORS[config.estimator](task, config, parts, vmap_over(mesh))
     options = _COMPILER_OPTIONS.get(jax.default_backend())

@@ -156,7 +156,8 @@ def meta_train(
     parts = Parametrisation(start, config.controller, config.direct, config.keep_direct)
     init, outer_step = make_outer_step(config, parts)
     state = jax.device_put(init(), home)
-    programs, places = _programs(families, tasks, config, parts, mesh)
+    longest = config.longest_at(0)
+    programs, places = _programs(families, tasks, config, parts, mesh, longest)
     keys = jax.random.split(
         jax.random.fold_in(seed, config.outer_steps + 1), len(programs)
     )
@@ -177,8 +178,7 @@ def meta_train(
     log = RunLog(workdir, resume_step=first if restored else None)
     began = time.monotonic()
     last = min(config.stop_after or config.outer_steps, config.outer_steps)
-    if first < last:
-        _compile(programs, state, show_progress, at_once)
+    compiled = False
     recent: dict[str, float] = {}
     step = first
     show_progress = show_progress and jax.process_index() == 0
@@ -192,6 +192,10 @@ def meta_train(
                 from_first(time.monotonic() - began) > config.budget_seconds
             ):
                 break
+            if not compiled or config.longest_at(step) != longest:
+                longest, compiled = config.longest_at(step), True
+                programs, _ = _programs(families, tasks, config, parts, mesh, longest)
+                _compile(programs, state, show_progress, at_once)
             key = jax.random.fold_in(seed, step + 1)
             turns = _turns(len(families), at_once, step)
             taken = [
@@ -298,18 +302,21 @@ def _programs(
     config: MetaTrainConfig,
     parts: Parametrisation,
     mesh: Mesh | None,
+    longest: int | None,
 ) -> tuple[list[Estimator], list[int]]:
     """Programs, and for each place in ``families`` the index of its own."""
     if mesh is not None:
         names = list(dict.fromkeys(families))
-        shared = [make_estimator(tasks[name], config, parts, mesh) for name in names]
+        shared = [
+            make_estimator(tasks[name], config, parts, mesh, longest) for name in names
+        ]
         return shared, [names.index(name) for name in families]
     devices = jax.local_devices()
     wanted = [(name, i % len(devices)) for i, name in enumerate(families)]
     unique = list(dict.fromkeys(wanted))
 
     def build(name: str, device: jax.Device) -> Estimator:
-        jitted = make_estimator(tasks[name], config, parts)
+        jitted = make_estimator(tasks[name], config, parts, longest=longest)
 
         def on_device(function: Callable) -> Callable:
             return lambda *args: function(*jax.device_put(args, device))

@@ -244,8 +244,8 @@ def _modify(
         return x * jnp.exp(jnp.clip(by[:, 0], low, high))
 
     return Controls(
-        # Stopping must be possible, and going much faster is never safe.
-        step=grown(base.step, step, -6.0, 2.0),
+        # Stopping must be possible; adapters want twenty times the usual step.
+        step=grown(base.step, step, -6.0, 3.5),
         weights=weights,
         forget_momentum=grown(base.forget_momentum, momentum, -1.6, 1.6),
         forget_second=grown(base.forget_second, second, -2.3, 2.3),
