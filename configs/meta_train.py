@@ -51,6 +51,7 @@ def direct() -> ml_collections.ConfigDict:
                 "augmentation": {
                     "reparametrisation": 1.5,
                     "subset": 0.15,
+                    "batch": 0.25,
                     "label_noise": 0.2,
                     "low_precision": 0.25,
                 },

@@ -228,8 +228,8 @@ def test_subset_leaves_examples_out_and_label_noise_exchanges_labels():
     theta = meta_opt.init_theta(jax.random.key(1), SMALL)
     few, noisy, sizes = [], [], []
 
-    def sized(examples):
-        sizes.append(int(examples))
+    def sized(passes):
+        sizes.append(round(float(task.batch_size / passes)))
         return optax.sgd(0.1)
 
     for k in range(6):
@@ -248,6 +248,37 @@ def test_subset_leaves_examples_out_and_label_noise_exchanges_labels():
     assert all(shown <= size for shown, size in zip(few, sizes, strict=True))
     assert min(sizes) < 12 and max(sizes) == 40
     assert min(noisy) == 0 and 0 < max(noisy) < 1
+
+
+def test_smaller_batches_are_repeated_and_counted():
+    images = jnp.arange(1e6)[:, None]
+    part = {"image": images}
+    seen, told = [], []
+
+    def loss(params, arrays):
+        jax.debug.callback(lambda i: seen.append(i[:, 0]), arrays["image"])
+        return jnp.sum(params["w"] ** 2), jnp.float32(0)
+
+    task = dataclasses.replace(
+        line_task(),
+        loss=loss,
+        splits=Splits(part, part, part),
+        batch_size=16,
+        feedback_every=0,
+    )
+
+    def make_tx(passes):
+        told.append(round(float(passes) * 1e6))
+        return optax.sgd(0.1)
+
+    for k in range(6):
+        seen.clear()
+        run = Unroll(task, make_tx, jax.random.key(k), Augmentation(batch=0.1))
+        run.run(run.start(), 0, 5, 0)
+        jax.effects_barrier()
+        sizes = {len(np.unique(batch)) for batch in seen}
+        assert sizes == {told[-1]} and {len(batch) for batch in seen} == {16}
+    assert min(told) < 8 and max(told) == 16
 
 
 def test_augmentation_out_of_range_is_named():

@@ -73,12 +73,12 @@ def task_episode(
     longest = -(-task.horizons[1] // windows) + 1 if differentiable else 0
 
     def run(trained: PyTree, key: jax.Array, num_steps: jax.Array) -> Unroll:
-        def make_tx(examples: jax.Array) -> optax.GradientTransformationExtraArgs:
+        def make_tx(passes: jax.Array) -> optax.GradientTransformationExtraArgs:
             return controlled(
                 num_steps,
                 theta=parts.theta(trained),
                 config=parts.config,
-                epochs=task.epochs(num_steps, examples),
+                epochs=task.epochs(num_steps, passes),
                 stacked=task.stacked,
             )
 

@@ -19,7 +19,7 @@ _LONGEST = 10.0
 
 
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformationExtraArgs]
-"""Number of training examples to an optimizer."""
+"""Passes over the training examples that a step makes, to an optimizer."""
 
 
 class Outcome(NamedTuple):
@@ -39,6 +39,8 @@ class Augmentation:
         subset: in half of the runs only a share of the training examples is used,
             log-uniform between this and 1: few-shot learning, where overfitting is
             the danger. 1 for none.
+        batch: in half of the runs batches are smaller, down to this share of the
+            task's size, log-uniform: as noisy as those of that size. 1 for none.
         label_noise: in a quarter of the runs up to this share of training labels is
             exchanged among examples.
         low_precision: share of runs whose gradients are rounded to bfloat16.
@@ -46,6 +48,7 @@ class Augmentation:
 
     reparametrisation: float = 1.0
     subset: float = 1.0
+    batch: float = 1.0
     label_noise: float = 0.0
     low_precision: float = 0.0
 
@@ -55,8 +58,9 @@ class Augmentation:
             raise ValueError(
                 f"reparametrisation={self.reparametrisation} must be at least 1"
             )
-        if not 0 < self.subset <= 1:
-            raise ValueError(f"subset={self.subset} must be in (0, 1]")
+        for name in ("subset", "batch"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in (0, 1]")
         for name in ("label_noise", "low_precision"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
@@ -67,12 +71,13 @@ class _Draw(NamedTuple):
 
     scale: jax.Array
     size: jax.Array
+    batch: jax.Array
     train: Arrays
     round_grads: jax.Array
 
 
 def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
-    scale_key, subset_key, noise_key, low_key = jax.random.split(key, 4)
+    scale_key, subset_key, batch_key, noise_key, low_key = jax.random.split(key, 5)
     train = task.splits.train
     examples = len(next(iter(train.values())))
 
@@ -82,10 +87,15 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
 
     spread = augmentation.reparametrisation
     scale = log_uniform(scale_key, 1 / spread, spread)
-    share_key, whether_key = jax.random.split(subset_key)
-    share = log_uniform(share_key, augmentation.subset, 1.0)
-    share = jnp.where(jax.random.bernoulli(whether_key), share, 1.0)
-    size = jnp.clip(share * examples, min(task.batch_size, examples), examples)
+
+    def reduced(key: jax.Array, whole: int, least: float, floor: int) -> jax.Array:
+        share_key, whether_key = jax.random.split(key)
+        share = log_uniform(share_key, least, 1.0)
+        share = jnp.where(jax.random.bernoulli(whether_key), share, 1.0)
+        return jnp.clip(share * whole, min(floor, whole), whole).astype(jnp.int32)
+
+    size = reduced(subset_key, examples, augmentation.subset, task.batch_size)
+    batch = reduced(batch_key, task.batch_size, augmentation.batch, 1)
     if augmentation.label_noise and "label" in train:
         rate_key, pick_key, swap_key = jax.random.split(noise_key, 3)
         rate = augmentation.label_noise * jnp.maximum(
@@ -95,7 +105,7 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
         others = jax.random.permutation(swap_key, train["label"])
         train = {**train, "label": jnp.where(swapped, others, train["label"])}
     low = jax.random.bernoulli(low_key, augmentation.low_precision)
-    return _Draw(scale, size.astype(jnp.int32), train, low)
+    return _Draw(scale, size, batch, train, low)
 
 
 def _calm(carry: tuple) -> tuple:
@@ -149,7 +159,8 @@ class Unroll:
 
     Args:
         task: the task.
-        make_tx: builds the optimizer from the number of training examples.
+        make_tx: builds the optimizer from the passes over the training examples that a
+            step makes: batch size over their number.
         key: random key of initialisation, batches and augmentation.
         augmentation: random changes of the task.
     """
@@ -165,7 +176,7 @@ class Unroll:
         self._task = task
         self._rounds = augmentation.low_precision > 0
         self._drawn = _augment(augmentation, task, augment_key)
-        self._tx = make_tx(self._drawn.size)
+        self._tx = make_tx(self._drawn.batch / self._drawn.size)
 
     def start(self) -> tuple[PyTree, optax.OptState]:
         """Parameters and optimizer state before the first step."""
@@ -180,6 +191,8 @@ class Unroll:
         picks = jax.random.randint(
             jax.random.fold_in(self._batch_key, t), (task.batch_size,), 0, drawn.size
         )
+        # A smaller batch, repeated: the shape stays.
+        picks = picks[jnp.arange(task.batch_size) % drawn.batch]
         batch = {name: x[picks] for name, x in drawn.train.items()}
         (value, _), grads = jax.value_and_grad(self._loss, has_aux=True)(params, batch)
         if self._rounds:
@@ -245,7 +258,7 @@ def unroll_with(
     differentiable_steps: int = 0,
 ) -> Outcome:
     """`unroll` under any optimizer, which is built for ``num_steps``."""
-    run = Unroll(task, lambda examples: tx, key, augmentation)
+    run = Unroll(task, lambda passes: tx, key, augmentation)
     return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))
 
 
@@ -280,12 +293,12 @@ def unroll(
         The outcome; not finite if the run diverged.
     """
 
-    def make_tx(examples: jax.Array) -> optax.GradientTransformationExtraArgs:
+    def make_tx(passes: jax.Array) -> optax.GradientTransformationExtraArgs:
         return controlled(
             num_steps,
             theta=theta,
             config=config,
-            epochs=task.epochs(num_steps, examples),
+            epochs=task.epochs(num_steps, passes),
             stacked=task.stacked,
             safeguard=safeguard,
         )

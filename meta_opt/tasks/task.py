@@ -60,16 +60,16 @@ class Task:
     horizons: tuple[int, int] = (40, 300)
 
     def epochs(
-        self, num_steps: jax.Array | int, examples: jax.Array | int | None = None
+        self, num_steps: jax.Array | int, passes: jax.Array | float | None = None
     ) -> jax.Array | float | None:
         """Passes over the training examples in a run, None if that is not told.
 
         Args:
             num_steps: length of the run.
-            examples: that are trained on, if not all are.
+            passes: that a step makes, if not batch size over number of examples.
         """
         if not self.gives_epochs:
             return None
-        if examples is None:
-            examples = len(next(iter(self.splits.train.values())))
-        return num_steps * self.batch_size / examples
+        if passes is None:
+            passes = self.batch_size / len(next(iter(self.splits.train.values())))
+        return num_steps * passes
