@@ -3,6 +3,7 @@
 import ml_collections
 
 from configs import common
+from meta_opt.optimizers.weights import DEFAULT
 
 
 def shipped() -> ml_collections.ConfigDict:
@@ -11,7 +12,7 @@ def shipped() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.ablations = dict(
         tasks=held_out["tasks"],
-        weights="direct-v1",
+        weights=DEFAULT,
         # Weights that were trained without something, by the name they get.
         others=ml_collections.ConfigDict(),
         budgets=(1.0, 0.5),

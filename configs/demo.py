@@ -3,6 +3,7 @@
 import ml_collections
 
 from configs import common
+from meta_opt.optimizers.weights import DEFAULT
 
 
 def nano() -> ml_collections.ConfigDict:
@@ -18,8 +19,8 @@ def nano() -> ml_collections.ConfigDict:
     config.eval_batch_size = 176
     config.runs = dict(
         learned=dict(
-            label="learned, lstm-v0",
-            optimizer=dict(name="learned", weights="lstm-v0"),
+            label=f"learned, {DEFAULT}",
+            optimizer=dict(name="learned", weights=DEFAULT),
             tuned="",
         ),
         adamw_tuned=dict(

@@ -266,7 +266,7 @@ def test_configs_build_and_keep_to_meta_training_data(monkeypatch):
         ({"num_steps": {"other": 3}}, "not among the tasks"),
     ):
         with pytest.raises(ValueError, match=why):
-            HostileConfig(**{"tasks": ("digits_mlp",), "weights": "lstm-v0", **wrong})
+            HostileConfig(**{"tasks": ("digits_mlp",), "weights": "any", **wrong})
 
 
 def test_measure_yields_every_ending(monkeypatch):
