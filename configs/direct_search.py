@@ -64,7 +64,7 @@ def small() -> ml_collections.ConfigDict:
                     "emoji_clip_lora": 250,
                 },
                 "direct": _DIRECT,
-                "generations": 12,
+                "generations": 4,
                 "population": 24,
                 "seeds": 1,
                 "budgets": (1.0, 0.4),

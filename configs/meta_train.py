@@ -86,7 +86,7 @@ def direct() -> ml_collections.ConfigDict:
 
 
 def small() -> ml_collections.ConfigDict:
-    """The LSTMs, by back-propagation through whole runs of up to 200 steps."""
+    """The LSTMs, by back-propagation through whole runs of up to 120 steps."""
     config = direct()
     config.meta.families = (
         *("emoji_vit", "cldr_writer_lora"),
@@ -95,17 +95,17 @@ def small() -> ml_collections.ConfigDict:
         *("emoji_head", "glyphs_mlp"),
     )
     config.meta.estimator = "bptt"
-    config.meta.outer_steps = 200
-    config.meta.validate_every = 20
-    config.meta.checkpoint_every = 10
+    config.meta.outer_steps = 320
+    config.meta.validate_every = 64
+    config.meta.checkpoint_every = 16
     config.meta.learning_rate = 3e-3
     config.meta.weight_decay = 0.3
     config.meta.error_weight = 1.0
     config.meta.direct = ()
     config.meta.keep_direct = True
     config.meta.shortest = 1
-    # Short runs first: their gradients agree, and they compile in half the time.
-    config.meta.longest = ((0, 100), (80, 200))
+    # Gradients of different seeds agree on short runs, and these compile sooner.
+    config.meta.longest = ((0, 120),)
     config.meta.particles = 3
     return config
 

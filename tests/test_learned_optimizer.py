@@ -12,7 +12,11 @@ from flax import nnx
 from optimizer_cases import noisy_theta
 
 import meta_opt
-from meta_opt.optimizers.controller import ControllerConfig, output_index
+from meta_opt.optimizers.controller import (
+    STRONGEST_PULL,
+    ControllerConfig,
+    output_index,
+)
 from meta_opt.types import from_config
 
 SMALL = ControllerConfig(global_hidden=4, tensor_hidden=3)
@@ -315,6 +319,28 @@ def test_epochs_steer_where_they_are_known():
     np.testing.assert_allclose(first_update(9.0), unknown / 10, rtol=1e-4)
     traced = jax.jit(first_update)(jnp.float32(9.0))
     np.testing.assert_allclose(traced, unknown / 10, rtol=1e-4)
+
+
+def test_weight_decay_never_outweighs_the_direction():
+    def first_update(decay, size):
+        theta = zero_theta()
+        place = output_index(SMALL, "constant>weight_decay")
+        theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(decay)
+        params = {"kernel": size * jnp.ones((4, 6))}
+        grads = {"kernel": -jnp.ones((4, 6))}
+        tx = learned(theta=theta)
+        return tx.update(grads, tx.init(params), params)[0]["kernel"]
+
+    for size in (0.01, 1.0):
+        none, some, most = (first_update(x, size) for x in (-9.0, 3.5, 4.5))
+        # The direction is one of RMS one, upwards; the pull is downwards.
+        assert np.all(most > 0)
+        if size == 1.0:
+            np.testing.assert_allclose(most, some, rtol=1e-4)
+            pulled = 1 - np.mean(most) / np.mean(none)
+            assert pulled == pytest.approx(STRONGEST_PULL, rel=0.1)
+        else:
+            assert np.all(most < some)
 
 
 def test_bad_configs():

@@ -202,6 +202,10 @@ def test_the_summary_and_its_files(tmp_path):
     assert float(lines[0]["accuracy_over_adamw"]) == pytest.approx(20)
     assert float(lines[0]["accuracy_over_adamw_low"]) == pytest.approx(20)
 
+    finals = [dataclasses.asdict(final(record)) for record in everyone[3:]]
+    alone = write_meta_test(tmp_path, summaries=[], rows={}, finals=finals)
+    assert "validation loss" in alone and "adamw" in alone
+
 
 # Records
 

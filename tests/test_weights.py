@@ -104,6 +104,28 @@ def test_another_architecture(saved):
 
 
 @pytest.mark.parametrize("name", available())
+def test_shipped_weights_keep_parameters_of_size_one(name):
+    """Weight decay of networks must not shrink what has to be large."""
+    rng = np.random.default_rng(0)
+    start = {"kernel": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}
+    target = start["kernel"] + 0.1 * np.sign(rng.normal(size=(6, 4)))
+    tx = meta_opt.learned_optimizer(200, weights=name)
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(
+            lambda p: jnp.sum(jnp.square(p["kernel"] - target))
+        )(params)
+        updates, state = tx.update(grads, state, params, value=value)
+        return (jax.tree.map(jnp.add, params, updates), state), value
+
+    _, losses = jax.jit(
+        lambda: jax.lax.scan(step, (start, tx.init(start)), length=200)
+    )()
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("name", available())
 def test_shipped_weights(name):
     """They load, are finite, have a model card, and beat the hand-designed rule."""
     theta, _ = load_theta(name)

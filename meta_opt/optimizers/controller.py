@@ -16,9 +16,11 @@ from meta_opt.features.statistics import (
     GROUP_FEATURES,
     MODEL_FEATURES,
     TENSOR_FEATURES,
+    TINY,
     Statistics,
     UnitTable,
     group_features,
+    smooth,
     tensor_features,
 )
 from meta_opt.optimizers.update_rule import (
@@ -35,6 +37,10 @@ OUTPUTS = (
     *("step", "forget_momentum", "forget_second", "weight_decay", "compress"),
 )
 """What the controller puts out for every tensor, in order."""
+
+
+STRONGEST_PULL = 0.7
+"""Bound on the RMS of weight decay times parameters, in that of a direction."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +225,10 @@ def control(
     read = jnp.concatenate([tensor_hidden, context, tensors, each(overview)], axis=1)
     output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
     controls = _modify(base, output, jnp.asarray(table.matrix), config)
+    # Beside directions of RMS one, a stronger pull to zero could not be resisted.
+    size = jnp.sqrt(smooth(stats.param_square / table.size) + TINY)
+    bound = jnp.maximum(base.weight_decay, STRONGEST_PULL / size)
+    controls = controls._replace(weight_decay=jnp.minimum(controls.weight_decay, bound))
     return controls, ControllerState(
         global_hidden, global_cell, tensor_hidden, tensor_cell
     )

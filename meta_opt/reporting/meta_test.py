@@ -82,20 +82,22 @@ def write_meta_test(
 
     Args:
         folder: created if needed.
-        summaries: one for each subject, as `meta_opt.evaluation.meta_test.Summary`.
+        summaries: one for each subject, as `meta_opt.evaluation.meta_test.Summary`;
+            none if only baselines were measured.
         rows: by subject, one for each task, as `TaskRow` of the same module.
         finals: one for each optimizer and task, as its `FinalRow`.
         facts: how it was measured.
 
     Returns:
-        The summary, for a terminal.
+        The summary, for a terminal; without subjects, what baselines reached.
     """
     folder, facts = Path(folder), dict(facts or {})
-    summary = _summary(summaries)
+    summary = _summary(summaries) if summaries else _finals(finals)
     parts = ["# Meta-test", to_markdown(summary)]
     for subject, found in rows.items():
         parts += [f"## {subject}", _by_task(found)]
-    parts += ["## All optimizers at the full budget", to_markdown(_finals(finals))]
+    if summaries:
+        parts += ["## All optimizers at the full budget", to_markdown(_finals(finals))]
     parts += ["## How to read this", "\n".join(f"- {note}" for note in _NOTES)]
     parts += ["\n".join(f"- {key}: {value}" for key, value in facts.items())]
     _write(folder / "meta_test.md", "\n\n".join(filter(None, parts)) + "\n")
