@@ -81,6 +81,10 @@ def direct() -> ml_collections.ConfigDict:
             "cpu_devices": 2,
             "data_dir": "",
             "export": "",
+            # What is exported: the "best" by meta-validation or the "last" weights, and
+            # how much of the way from ``start`` to them.
+            "export_from": "best",
+            "export_share": 1.0,
         }
     )
 
@@ -107,6 +111,9 @@ def small() -> ml_collections.ConfigDict:
     # Gradients of different seeds agree on short runs, and these compile sooner.
     config.meta.longest = ((0, 120),)
     config.meta.particles = 3
+    # Half of the way has the best meta-validation at all budgets, see docs.
+    config.export_from = "last"
+    config.export_share = 0.5
     return config
 
 
@@ -119,6 +126,7 @@ def smoke() -> ml_collections.ConfigDict:
     config.meta.checkpoint_every = 2
     config.validation.tasks = ()
     config.cpu_devices = 0
+    config.export_share = 1.0
     return config
 
 

@@ -49,8 +49,17 @@ def main(argv: list[str]) -> None:
     check_keys(
         "config",
         settings,
-        ("meta", "start", "validation", "cpu_devices", "data_dir", "export"),
+        (
+            *("meta", "start", "validation", "cpu_devices", "data_dir"),
+            *("export", "export_from", "export_share"),
+        ),
     )
+    if settings["export_from"] not in ("best", "last"):
+        sys.exit(
+            f"meta_train: no export_from {settings['export_from']!r}: best or last"
+        )
+    if settings["export_share"] != 1.0 and not settings["start"]:
+        sys.exit("meta_train: export_share is of the way from start; name a start")
     if settings["cpu_devices"]:
         jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
     start_processes(_COORDINATOR.value, _PROCESSES.value, _INDEX.value)
@@ -82,13 +91,17 @@ def main(argv: list[str]) -> None:
     done = "finished" if result.finished else "stopped; run again to go on"
     print(f"{result.steps} outer steps, {result.seconds:.0f} s this time, {done}")
     if settings["export"] and result.finished:
+        theta = result.theta if settings["export_from"] == "best" else result.last
+        if start is not None:
+            share = settings["export_share"]
+            theta = jax.tree.map(lambda a, b: a + share * (b - a), start, theta)
         recipe = {
             "outer_steps": result.steps,
             "families": list(config.families),
             "datasets": sorted({task.dataset for task in tasks.values()}),
             "command": " ".join(["python", *sys.argv]),
         }
-        save_theta(settings["export"], result.theta, config.controller, recipe)
+        save_theta(settings["export"], theta, config.controller, recipe)
         print(f"weights written to {settings['export']}.safetensors")
 
 

@@ -124,7 +124,7 @@ def direct_search(
         validation: judges the centre every few generations and at the end.
 
     Returns:
-        The centre with the best meta-validation; the last one without.
+        The centre with the best meta-validation (the last one without), and the last.
 
     Raises:
         ValueError: an unknown direct weight, or a family without task.
@@ -190,7 +190,12 @@ def direct_search(
     bar.close()
     log.close()
     return MetaResult(
-        best, best_score, config.generations, time.monotonic() - began, finished=True
+        best,
+        weights.theta(optimizer.mean),
+        best_score,
+        config.generations,
+        time.monotonic() - began,
+        finished=True,
     )
 
 

@@ -55,6 +55,7 @@ class MetaResult(NamedTuple):
 
     Attributes:
         theta: the averaged weights, those of the best meta-validation if there is one.
+        last: the averaged weights at the end.
         score: their meta-validation, inf without.
         steps: outer steps done, over all sessions.
         seconds: spent by this session.
@@ -62,6 +63,7 @@ class MetaResult(NamedTuple):
     """
 
     theta: PyTree
+    last: PyTree
     score: float
     steps: int
     seconds: float
@@ -250,6 +252,7 @@ def meta_train(
         bar.close()
     return MetaResult(
         parts.theta(_local(state.best)),
+        parts.theta(_local(state.average)),
         float(state.best_score),
         step,
         time.monotonic() - began,
