@@ -3,7 +3,6 @@
 import ml_collections
 
 from configs import common
-from meta_opt.optimizers.weights import DEFAULT
 
 
 def shipped() -> ml_collections.ConfigDict:
@@ -12,7 +11,7 @@ def shipped() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.ablations = dict(
         tasks=held_out["tasks"],
-        weights=DEFAULT,
+        weights=common.WEIGHTS,
         # Weights that were trained without something, by the name they get.
         others=ml_collections.ConfigDict(),
         budgets=(1.0, 0.5),

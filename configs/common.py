@@ -7,8 +7,8 @@ Every setting of a component is listed, so that each can be overridden:
 import ml_collections
 from ml_collections import config_dict
 
-from meta_opt.optimizers.weights import DEFAULT
-
+# Of the learned optimizer; the library's default.
+WEIGHTS = "lstm-v1"
 # Leaves with a leading layer axis, in the models of this repository.
 STACKED = r"(^|/)layers/"
 
@@ -41,7 +41,7 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         warmup_fraction=0.05,
         # Passes over the training examples; from data and batch size if not given.
         epochs=config_dict.placeholder(float),
-        weights=DEFAULT,
+        weights=WEIGHTS,
         stacked=STACKED,
         groups=(),
         safeguard=True,

@@ -3,7 +3,6 @@
 import ml_collections
 
 from configs import common
-from meta_opt.optimizers.weights import DEFAULT
 
 
 def nano() -> ml_collections.ConfigDict:
@@ -19,8 +18,8 @@ def nano() -> ml_collections.ConfigDict:
     config.eval_batch_size = 176
     config.runs = dict(
         learned=dict(
-            label=f"learned, {DEFAULT}",
-            optimizer=dict(name="learned", weights=DEFAULT),
+            label=f"learned, {common.WEIGHTS}",
+            optimizer=dict(name="learned", weights=common.WEIGHTS),
             tuned="",
         ),
         adamw_tuned=dict(

@@ -3,7 +3,6 @@
 import ml_collections
 
 from configs import common
-from meta_opt.optimizers.weights import DEFAULT
 
 
 def test() -> ml_collections.ConfigDict:
@@ -27,7 +26,7 @@ def test() -> ml_collections.ConfigDict:
         further=("muon", "schedule_free_adamw", "prodigy"),
         # Run without tuning; "learned" once with each of the weights (names or paths).
         untuned=("learned", "hand_designed"),
-        weights=(DEFAULT,),
+        weights=(common.WEIGHTS,),
         budgets=(1.0, 0.75, 0.6, 0.5, 0.35, 0.25),
         # Of initialisation and batches. What is reported has other seeds than the
         # trials that settings are chosen by.

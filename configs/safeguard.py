@@ -3,7 +3,6 @@
 import ml_collections
 
 from configs import common
-from meta_opt.optimizers.weights import DEFAULT
 
 
 def hostile() -> ml_collections.ConfigDict:
@@ -17,7 +16,7 @@ def hostile() -> ml_collections.ConfigDict:
             "emoji_vit_finetune",
             "cldr_writer_lora",
         ),
-        weights=DEFAULT,
+        weights=common.WEIGHTS,
         # All there are, if empty.
         conditions=(),
         # Steps of an ordinary run; a task's larger horizon where it is not named here.

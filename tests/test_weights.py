@@ -1,11 +1,14 @@
 """Shipped weights: what is written is read, and nothing damaged is."""
 
+import importlib
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optimizer_cases import make_params, optimize
 
 import meta_opt
 from meta_opt.optimizers import weights
@@ -106,23 +109,25 @@ def test_another_architecture(saved):
 @pytest.mark.parametrize("name", available())
 def test_shipped_weights_keep_parameters_of_size_one(name):
     """Weight decay of networks must not shrink what has to be large."""
-    rng = np.random.default_rng(0)
-    start = {"kernel": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}
-    target = start["kernel"] + 0.1 * np.sign(rng.normal(size=(6, 4)))
+    params = make_params()
+    rng = np.random.default_rng(5)
+    target = jax.tree.map(
+        lambda p: p + 0.1 * np.sign(rng.normal(size=p.shape)).astype(np.float32), params
+    )
+
+    def loss(params):
+        off = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), params, target)
+        return sum(jax.tree.leaves(off))
+
     tx = meta_opt.learned_optimizer(200, weights=name)
-
-    def step(carry, _):
-        params, state = carry
-        value, grads = jax.value_and_grad(
-            lambda p: jnp.sum(jnp.square(p["kernel"] - target))
-        )(params)
-        updates, state = tx.update(grads, state, params, value=value)
-        return (jax.tree.map(jnp.add, params, updates), state), value
-
-    _, losses = jax.jit(
-        lambda: jax.lax.scan(step, (start, tx.init(start)), length=200)
-    )()
+    _, losses = optimize(tx, loss, params, 200)
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_configs_name_the_default(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    common = importlib.import_module("configs.common")
+    assert common.WEIGHTS == weights.DEFAULT
 
 
 @pytest.mark.parametrize("name", available())
