@@ -28,6 +28,7 @@ from meta_opt.finetuning.step import make_train_step
 from meta_opt.finetuning.vision_text import ModelConfig, build_model, make_loss
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.estimation import make_estimator
+from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.vision_text import STACKED
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
@@ -229,23 +230,26 @@ def bench_meta() -> Iterator[Ratio]:
 
     Both train the same number of vmapped runs of a family from start to end, with the
     settings of ``configs/meta_train.py:small``, and judge them on the test examples.
-    Where the estimator gives all runs the same batches, so does plain training.
+    The runs of AdamW that ``es`` scores its population against count like the others.
     """
     num_steps = 50
     for family in _FAMILIES.value:
         task = dataclasses.replace(make_task(family), horizons=(num_steps, num_steps))
         for name in _ESTIMATORS.value:
             settings = small().meta.to_dict() | {"families": (family,)}
-            config = from_config(MetaTrainConfig, settings | {"estimator": name})
-            forward = name == "es"
-            runs = 2 * config.pairs + 2 if forward else config.particles
-            estimator = make_estimator(task, config)
+            whole = {"estimator": name, "least_budget": 1.0, "longest": ()}
+            config = from_config(MetaTrainConfig, settings | whole)
+            forward, runs = name == "es", config.particles
+            if forward:
+                runs = 2 * config.pairs + 1 + config.particles * len(config.rates)
             theta = init_theta(jax.random.key(0), config.controller)
+            parts = Parametrisation(theta, config.controller)
+            estimator = make_estimator(task, config, parts)
             key = jax.random.key(1)
             ms = medians(
                 {
                     "ours": partial(estimator.estimate, theta, (), key),
-                    "adamw": plain_training(task, runs, num_steps, shared=forward),
+                    "adamw": plain_training(task, runs, num_steps),
                 },
                 5,
             )
@@ -255,10 +259,8 @@ def bench_meta() -> Iterator[Ratio]:
             yield Ratio(label, rate["ours"], rate["adamw"], "steps/s", target)
 
 
-def plain_training(
-    task: Task, runs: int, num_steps: int, shared: bool
-) -> Callable[[], jax.Array]:
-    """AdamW training of ``runs`` vmapped runs, of one seed if ``shared``."""
+def plain_training(task: Task, runs: int, num_steps: int) -> Callable[[], jax.Array]:
+    """AdamW training of ``runs`` vmapped runs, each with its own seed and rate."""
     size = len(next(iter(task.splits.train.values())))
 
     def train(
@@ -281,9 +283,8 @@ def plain_training(
         carry = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
         return task.loss(carry[0], task.splits.test)
 
-    key = jax.random.key(1)
-    keys = key if shared else jax.random.split(key, runs)
-    mapped = jax.vmap(train, (None if shared else 0, 0, None))
+    keys = jax.random.split(jax.random.key(1), runs)
+    mapped = jax.vmap(train, (0, 0, None))
     return partial(jax.jit(mapped), keys, jnp.linspace(1e-4, 1e-3, runs), num_steps)
 
 
