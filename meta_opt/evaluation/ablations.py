@@ -19,10 +19,9 @@ from meta_opt.optimizers.controller import (
     OVERVIEW_FEATURES,
     ControllerConfig,
 )
-from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.update_rule import DIRECTIONS
 from meta_opt.optimizers.weights import load_theta
-from meta_opt.tasks.inner_run import PopulationRun
+from meta_opt.tasks.inner_run import PopulationRun, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -170,16 +169,7 @@ def measure(task: Task, reference: float, config: AblationConfig) -> list[Ablati
         rows[name], other = load_theta(path)
         if other != shape:
             raise ValueError(f"{path} has another controller than {config.weights}")
-    run = PopulationRun(
-        task,
-        lambda n, weights: learned_optimizer(
-            n,
-            theta=weights,
-            config=shape,
-            epochs=task.epochs(n),
-            stacked=task.stacked,
-        ),
-    )
+    run = PopulationRun(task, learned_on(task, shape))
     population = jax.tree.map(lambda *x: jnp.stack(x), *rows.values())
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds, jnp.uint32))
     found = []

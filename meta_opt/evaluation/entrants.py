@@ -11,9 +11,8 @@ import numpy as np
 
 from meta_opt.optimizers.baselines import FIVE, FURTHER, baseline
 from meta_opt.optimizers.hand_designed import hand_designed
-from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.weights import load_theta
-from meta_opt.tasks.inner_run import MakeOptimizer
+from meta_opt.tasks.inner_run import MakeOptimizer, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, near_match
 
@@ -138,20 +137,10 @@ def _learned(weights: str) -> Entrant:
     short = digest.hexdigest()[:10]
     is_path = weights.endswith(".safetensors")
 
-    def make(task: Task) -> MakeOptimizer:
-        # The weights are an argument of the program: other weights, same program.
-        return lambda n, theta: learned_optimizer(
-            n,
-            theta=theta,
-            config=config,
-            epochs=task.epochs(n),
-            stacked=task.stacked,
-        )
-
     return Entrant(
         name=f"{Path(weights).stem}@{short[:6]}" if is_path else weights,
         file=f"learned-{short}",
-        make=make,
+        make=lambda task: learned_on(task, config),
         setup={"weights": digest.hexdigest()},
         settings=theta,
     )

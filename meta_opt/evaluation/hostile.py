@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from meta_opt.optimizers.hand_designed import hand_designed
-from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.weights import load_theta
 from meta_opt.tasks.hostile import CONDITIONS, Condition
-from meta_opt.tasks.inner_run import InnerRun, MakeOptimizer
+from meta_opt.tasks.inner_run import InnerRun, MakeOptimizer, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import near_match
 
@@ -150,18 +149,7 @@ def _optimizer(entrant: str, task: Task, weights: str) -> tuple[MakeOptimizer, A
             lambda n, _: hand_designed(n, stacked=task.stacked, safeguard=guard)
         ), {}
     theta, config = load_theta(weights)
-
-    def make(num_steps: Any, theta: Any) -> Any:
-        return learned_optimizer(
-            num_steps,
-            theta=theta,
-            config=config,
-            epochs=task.epochs(num_steps),
-            stacked=task.stacked,
-            safeguard=guard,
-        )
-
-    return make, theta
+    return learned_on(task, config, safeguard=guard), theta
 
 
 @dataclasses.dataclass(frozen=True)

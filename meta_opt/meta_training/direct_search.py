@@ -25,9 +25,8 @@ from meta_opt.meta_training.scoring import against
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
-from meta_opt.optimizers.transformation import controlled
 from meta_opt.run_log import RunLog, progress_bar, write_config
-from meta_opt.tasks.inner_run import Outcome, PopulationRun
+from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, write_atomic
 
@@ -246,17 +245,7 @@ class _Judge:
         self.name = task.name
         self._task, self._config, self._yardstick = task, config, yardstick
         self._full = config.num_steps.get(task.name, task.horizons[1])
-        self._run = PopulationRun(
-            task,
-            lambda n, theta: controlled(
-                n,
-                theta=theta,
-                config=config.controller,
-                epochs=task.epochs(n),
-                stacked=task.stacked,
-            ),
-            device,
-        )
+        self._run = PopulationRun(task, learned_on(task, config.controller), device)
 
     def __call__(self, thetas: PyTree, keys: jax.Array) -> np.ndarray:
         """Scores [candidates] of stacked weights: the mean over budgets."""

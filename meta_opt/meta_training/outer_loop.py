@@ -194,10 +194,12 @@ def meta_train(
                 from_first(time.monotonic() - began) > config.budget_seconds
             ):
                 break
-            if not compiled or config.longest_at(step) != longest:
-                longest, compiled = config.longest_at(step), True
+            if config.longest_at(step) != longest:
+                longest, compiled = config.longest_at(step), False
                 programs, _ = _programs(families, tasks, config, parts, mesh, longest)
+            if not compiled:
                 _compile(programs, state, show_progress, at_once)
+                compiled = True
             key = jax.random.fold_in(seed, step + 1)
             turns = _turns(len(families), at_once, step)
             taken = [

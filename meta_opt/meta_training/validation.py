@@ -1,33 +1,17 @@
 """Meta-validation: weights judged on held-out tasks against tuned baselines."""
 
-import functools
 import math
 from collections.abc import Mapping
 
-import jax
 import numpy as np
-import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.transformation import controlled
-from meta_opt.tasks.inner_run import InnerRun
+from meta_opt.tasks.inner_run import InnerRun, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
 _WORST = math.log(4.0)
 """Score of a run that failed, and the bound on any score."""
-
-
-def _optimizer(
-    config: ControllerConfig, task: Task, num_steps: jax.Array, theta: PyTree
-) -> optax.GradientTransformationExtraArgs:
-    return controlled(
-        num_steps,
-        theta=theta,
-        config=config,
-        epochs=task.epochs(num_steps),
-        stacked=task.stacked,
-    )
 
 
 class Validation:
@@ -67,7 +51,7 @@ class Validation:
         self._runs = {
             name: InnerRun(
                 task,
-                functools.partial(_optimizer, config, task),
+                learned_on(task, config),
                 seeds_at_once=len(seeds),
             )
             for name, task in tasks.items()

@@ -1,6 +1,5 @@
 """The report on ablations: Markdown and JSON in one folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
-    finite,
     to_markdown,
     to_text,
+    write_report,
 )
-from meta_opt.types import write_atomic
 
 Values = Mapping[str, Any]
 
@@ -46,14 +44,7 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
         "\n".join(f"- {note}" for note in _NOTES),
         "\n".join(f"- {key}: {value}" for key, value in facts.items()),
     ]
-    everything = finite({"facts": dict(facts), "rows": list(rows)})
-    text = json.dumps(everything, indent=1, allow_nan=False)
-    for name, content in (
-        ("ablations.md", "\n\n".join(parts)),
-        ("ablations.json", text),
-    ):
-        with write_atomic(Path(folder) / name) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+    write_report(folder, "ablations", parts, {"facts": dict(facts), "rows": list(rows)})
     return to_text(table)
 
 

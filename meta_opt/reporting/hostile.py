@@ -1,6 +1,5 @@
 """The report on hostile conditions: Markdown and JSON in one folder."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,10 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
-    finite,
     to_markdown,
     to_text,
+    write_report,
 )
-from meta_opt.types import write_atomic
 
 Values = Mapping[str, Any]
 
@@ -66,13 +64,7 @@ def write_hostile(
         "tasks": list(by_task),
         "endings": list(endings),
     }
-    text = json.dumps(finite(everything), indent=1, allow_nan=False)
-    for name, content in (
-        ("safeguard.md", "\n\n".join(parts)),
-        ("safeguard.json", text),
-    ):
-        with write_atomic(Path(folder) / name) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+    write_report(folder, "safeguard", parts, everything)
     return to_text(summary)
 
 

@@ -1,7 +1,6 @@
 """The report of a meta-test: Markdown, JSON and CSV in one folder."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
-    finite,
     numbers_row,
     to_markdown,
     to_text,
+    write_report,
 )
 from meta_opt.types import write_atomic
 
@@ -100,15 +99,13 @@ def write_meta_test(
         parts += ["## All optimizers at the full budget", to_markdown(_finals(finals))]
     parts += ["## How to read this", "\n".join(f"- {note}" for note in _NOTES)]
     parts += ["\n".join(f"- {key}: {value}" for key, value in facts.items())]
-    _write(folder / "meta_test.md", "\n\n".join(filter(None, parts)) + "\n")
     everything = {
         "facts": facts,
         "summaries": summaries,
         "rows": {subject: list(found) for subject, found in rows.items()},
         "finals": finals,
     }
-    text = json.dumps(finite(everything), indent=1, allow_nan=False)
-    _write(folder / "meta_test.json", text + "\n")
+    write_report(folder, "meta_test", parts, everything)
     flat = [
         {"subject": subject, **_flat(row)}
         for subject, found in rows.items()
@@ -208,8 +205,3 @@ def _flat(row: Values) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _write(path: Path, text: str) -> None:
-    with write_atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

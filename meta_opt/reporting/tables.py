@@ -1,11 +1,14 @@
 """The table that compares runs: one column a run, one row a measurement."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from meta_opt.reporting.runs import Run
+from meta_opt.types import write_atomic
 
 LOSS = "validation/loss"
 _NOT_REACHED = "not reached"
@@ -261,12 +264,30 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
-def finite(value: Any) -> Any:
+def write_report(
+    folder: str | Path, name: str, parts: Sequence[str], values: Any
+) -> None:
+    """Writes ``name.md`` and ``name.json``.
+
+    Args:
+        folder: created if needed.
+        name: of both, without suffix.
+        parts: paragraphs of the Markdown; empty ones are left out.
+        values: for JSON; numbers that it does not have become null.
+    """
+    text = json.dumps(_finite(values), indent=1, allow_nan=False)
+    markdown = "\n\n".join(filter(None, parts))
+    for suffix, content in (("md", markdown), ("json", text)):
+        with write_atomic(Path(folder) / f"{name}.{suffix}") as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
     """Replaces what JSON has no number for by None."""
     if isinstance(value, Mapping):
-        return {key: finite(v) for key, v in value.items()}
+        return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
+        return [_finite(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

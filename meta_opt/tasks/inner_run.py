@@ -11,12 +11,31 @@ import numpy as np
 import optax
 
 from meta_opt.optimizers.baselines import averaged_params
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.hostile import Condition, Moment, largest
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.types import PyTree
 
 MakeOptimizer = Callable[[jax.Array, Any], optax.GradientTransformationExtraArgs]
 """``(num_steps, settings)`` to an optimizer; both are traced."""
+
+
+def learned_on(
+    task: Task, config: ControllerConfig, safeguard: bool = True
+) -> MakeOptimizer:
+    """The learned optimizer, told what the task tells; its settings are theta.
+
+    The weights are an argument of the program: other weights, same program.
+    """
+    return lambda num_steps, theta: controlled(
+        num_steps,
+        theta=theta,
+        config=config,
+        epochs=task.epochs(num_steps),
+        stacked=task.stacked,
+        safeguard=safeguard,
+    )
 
 
 class Outcome(NamedTuple):
