@@ -52,14 +52,9 @@ def test() -> ml_collections.ConfigDict:
 def validation() -> ml_collections.ConfigDict:
     """Held-out data sets of meta-training: to choose between weights."""
     config = test()
-    config.meta_test.tasks = (
-        "clipart_conv",
-        "clipart_vit_finetune",
-        "clipart_fusion",
-        "clipart_writer_lora",
-        "clipart_head",
-        "asterisk_transformer",
-    )
+    config.meta_test.tasks = common.meta_validation()["tasks"]
+    # One yardstick is enough to choose by.
+    config.meta_test.five = ("adamw",)
     config.meta_test.further = ()
     config.results = "results/meta_validation"
     return config

@@ -54,6 +54,7 @@ def direct() -> ml_collections.ConfigDict:
                     "batch": 0.25,
                     "label_noise": 0.2,
                     "low_precision": 0.25,
+                    "sparse": 0.1,
                 },
                 "error_weight": 2.0,
                 "weight_decay": 0.0,

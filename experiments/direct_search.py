@@ -18,10 +18,8 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meta_opt.evaluation.records import baseline_losses
+from experiments.common import export_weights, meta_validation
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
-from meta_opt.meta_training.validation import Validation
-from meta_opt.optimizers.weights import save_theta
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
@@ -45,28 +43,19 @@ def main(argv: list[str]) -> None:
     # Programs take a minute each to compile; a resumed search finds them there.
     jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/compiled")
     config = from_config(DirectSearchConfig, settings["search"])
-    data_dir, held_out = settings["data_dir"] or None, settings["validation"]
-    validation = None
-    if held_out["tasks"]:
-        validation = Validation(
-            {name: make_task(name, data_dir) for name in held_out["tasks"]},
-            baseline_losses(
-                held_out["results"], held_out["tasks"], held_out["baseline"]
-            ),
-            config.controller,
-        )
+    data_dir = settings["data_dir"] or None
+    validation = meta_validation(settings["validation"], config.controller, data_dir)
     tasks = {name: make_task(name, data_dir) for name in config.families}
     result = direct_search(config, tasks, _WORKDIR.value, validation=validation)
     print(f"{result.steps} generations, {result.seconds:.0f} s this time")
     if settings["export"]:
-        recipe = {
-            "generations": result.steps,
-            "families": list(config.families),
-            "datasets": sorted({task.dataset for task in tasks.values()}),
-            "command": " ".join(["python", *sys.argv]),
-        }
-        save_theta(settings["export"], result.theta, config.controller, recipe)
-        print(f"weights written to {settings['export']}.safetensors")
+        export_weights(
+            settings["export"],
+            result.theta,
+            config.controller,
+            tasks.values(),
+            {"generations": result.steps},
+        )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meta_opt.evaluation.records import baseline_losses
+from experiments.common import export_weights, meta_validation
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.outer_loop import meta_train
-from meta_opt.meta_training.validation import Validation
-from meta_opt.optimizers.weights import load_theta, save_theta
+from meta_opt.optimizers.weights import load_theta
 from meta_opt.parallel.processes import start_processes
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
@@ -68,16 +67,7 @@ def main(argv: list[str]) -> None:
     config = from_config(MetaTrainConfig, settings["meta"])
     data_dir = settings["data_dir"] or None
     tasks = {name: make_task(name, data_dir) for name in config.families}
-    held_out = settings["validation"]
-    validation = None
-    if held_out["tasks"]:
-        validation = Validation(
-            {name: make_task(name, data_dir) for name in held_out["tasks"]},
-            baseline_losses(
-                held_out["results"], held_out["tasks"], held_out["baseline"]
-            ),
-            config.controller,
-        )
+    validation = meta_validation(settings["validation"], config.controller, data_dir)
     start = None
     if settings["start"]:
         start, shape = load_theta(settings["start"])
@@ -95,14 +85,13 @@ def main(argv: list[str]) -> None:
         if start is not None:
             share = settings["export_share"]
             theta = jax.tree.map(lambda a, b: a + share * (b - a), start, theta)
-        recipe = {
-            "outer_steps": result.steps,
-            "families": list(config.families),
-            "datasets": sorted({task.dataset for task in tasks.values()}),
-            "command": " ".join(["python", *sys.argv]),
-        }
-        save_theta(settings["export"], theta, config.controller, recipe)
-        print(f"weights written to {settings['export']}.safetensors")
+        export_weights(
+            settings["export"],
+            theta,
+            config.controller,
+            tasks.values(),
+            {"outer_steps": result.steps},
+        )
 
 
 if __name__ == "__main__":

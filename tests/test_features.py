@@ -244,6 +244,15 @@ def test_model_features_tell_a_probe_from_a_deep_model_and_adapters():
     assert deep["model_size"] > probe["model_size"]
     assert probe["model_matrix"] == pytest.approx(32 / 36)
     assert adapters["model_lora_a"] == adapters["model_lora_b"] == 0.5
+    scale = {"logit_scale": jnp.ones(())}
+    towers = {"vision": layer, "text": layer, **scale}
+    assert features(towers)["two_towers"] == 1.0
+    for other in (
+        {"vision": layer, **scale},
+        {**towers, "head": layer},
+        {**towers, "fusion": layer},
+    ):
+        assert features(other)["two_towers"] == 0.0
 
 
 # Progress

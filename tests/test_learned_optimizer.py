@@ -343,6 +343,21 @@ def test_weight_decay_never_outweighs_the_direction():
             assert np.all(most < some)
 
 
+def test_without_a_gradient_weights_decay_no_more_than_usual():
+    theta = zero_theta()
+    place = output_index(SMALL, "constant>weight_decay")
+    theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(4.5)
+    params = {"still": jnp.full((4, 6), 0.1), "moving": jnp.full((4, 6), 0.1)}
+    grads = {"still": jnp.zeros((4, 6)), "moving": jnp.full((4, 6), 1e-8)}
+    usual, more = (
+        tx.update(grads, tx.init(params), params)[0]
+        for tx in (learned(theta=zero_theta()), learned(theta=theta))
+    )
+    np.testing.assert_array_equal(more["still"], usual["still"])
+    assert np.all(np.asarray(more["still"]) < 0)
+    assert np.all(more["moving"] < usual["moving"])
+
+
 def test_bad_configs():
     with pytest.raises(ValueError, match=r"no optimizer 'adamm'; did you mean 'adam"):
         meta_opt.make_optimizer(meta_opt.OptimizerConfig(name="adamm"))

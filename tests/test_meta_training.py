@@ -1,6 +1,7 @@
 """Estimator against known gradients; unroll against a plain loop; exact resume."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -281,6 +282,33 @@ def test_smaller_batches_are_repeated_and_counted():
     assert min(told) < 8 and max(told) == 16
 
 
+def test_sparse_gradients_are_those_of_rows_others_each_step():
+    task = line_task()
+    weights = {"w": jnp.ones((200, 3))}
+    task = dataclasses.replace(
+        task, init=lambda key: weights, loss=lambda p, x: (jnp.sum(p["w"]), 0.0)
+    )
+    seen = []
+    for k in range(20):
+        run = Unroll(
+            task, lambda _: optax.sgd(1.0), jax.random.key(k), Augmentation(sparse=0.5)
+        )
+        steps = [weights]
+        carry = run.start()
+        for t in range(2):
+            carry = run.step(jnp.int32(t), carry)
+            steps.append(carry[0])
+        moved = [np.asarray(a["w"] != b["w"]) for a, b in itertools.pairwise(steps)]
+        for rows in moved:
+            assert (rows == rows[:, :1]).all()
+        share = np.mean(moved)
+        seen.append(share)
+        assert share == 1.0 or (moved[0] != moved[1]).any()
+        assert share > 0.02
+    assert 5 <= sum(share == 1.0 for share in seen) <= 15
+    assert min(seen) < 0.4
+
+
 def test_augmentation_out_of_range_is_named():
     with pytest.raises(ValueError, match=r"reparametrisation=0.5"):
         Augmentation(reparametrisation=0.5)
@@ -288,13 +316,15 @@ def test_augmentation_out_of_range_is_named():
         Augmentation(subset=0.0)
     with pytest.raises(ValueError, match=r"label_noise=2"):
         Augmentation(label_noise=2.0)
+    with pytest.raises(ValueError, match=r"sparse=-1"):
+        Augmentation(sparse=-1.0)
 
 
 def test_validation_scores_against_the_reference_and_keeps_the_best(tmp_path):
     task = line_task()
     theta = moved_theta()
-    judge = Validation({"line": task}, {"line": 4.0}, SMALL)
-    losses = Validation({"line": task}, {"line": 8.0}, SMALL)(theta)
+    judge = Validation({"line": task}, {"line": (4.0, 4.0)}, SMALL)
+    losses = Validation({"line": task}, {"line": (8.0, 8.0)}, SMALL)(theta)
     np.testing.assert_allclose(judge(theta)["line"] - losses["line"], np.log(2.0), 1e-5)
     with pytest.raises(ValueError, match="no tuned baseline for line"):
         Validation({"line": task}, {}, SMALL)

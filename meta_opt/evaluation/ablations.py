@@ -21,7 +21,7 @@ from meta_opt.optimizers.controller import (
 )
 from meta_opt.optimizers.update_rule import DIRECTIONS
 from meta_opt.optimizers.weights import load_theta
-from meta_opt.tasks.inner_run import PopulationRun, learned_on
+from meta_opt.tasks.inner_run import PopulationRun, learned_on, pooled
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -139,25 +139,28 @@ class AblationRow:
         name: one of `ABLATIONS`, or of the further weights.
         task: its name.
         budget: share of the steps.
-        validation_loss: mean over seeds; infinite if one failed.
-        test_accuracy: percent, mean over seeds.
+        loss: on validation and test examples together, mean over seeds; infinite if
+            one failed.
+        accuracy: percent, likewise; a failed seed counts as 0.
         log_ratio: log of that loss over the reference's.
     """
 
     name: str
     task: str
     budget: float
-    validation_loss: float
-    test_accuracy: float
+    loss: float
+    accuracy: float
     log_ratio: float
 
 
-def measure(task: Task, reference: float, config: AblationConfig) -> list[AblationRow]:
+def measure(
+    task: Task, reference: tuple[float, float], config: AblationConfig
+) -> list[AblationRow]:
     """Measures all ablations and further weights on one task.
 
     Args:
         task: the task.
-        reference: final validation loss of the tuned baseline.
+        reference: final validation and test loss of the tuned baseline.
         config: the rest.
 
     Raises:
@@ -172,21 +175,23 @@ def measure(task: Task, reference: float, config: AblationConfig) -> list[Ablati
     run = PopulationRun(task, learned_on(task, shape))
     population = jax.tree.map(lambda *x: jnp.stack(x), *rows.values())
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds, jnp.uint32))
+    baseline = pooled(task.splits, *reference)
     found = []
     for budget in config.budgets:
         steps = max(1, round(budget * task.horizons[1]))
         outcome = run(population, keys, steps)
-        loss = np.mean(outcome.validation_loss, axis=1)
+        losses, errors = outcome.held_out(task.splits)
+        loss = np.mean(losses, axis=1)
         loss = np.where(np.isfinite(loss), loss, np.inf)
-        accuracy = 100 * np.mean(1 - np.nan_to_num(outcome.test_error, nan=1.0), axis=1)
+        accuracy = 100 * np.mean(1 - np.nan_to_num(errors, nan=1.0), axis=1)
         found += [
             AblationRow(
                 name=name,
                 task=task.name,
                 budget=budget,
-                validation_loss=float(loss[i]),
-                test_accuracy=float(accuracy[i]),
-                log_ratio=float(np.log(loss[i] / reference)),
+                loss=float(loss[i]),
+                accuracy=float(accuracy[i]),
+                log_ratio=float(np.log(loss[i] / baseline)),
             )
             for i, name in enumerate(rows)
         ]

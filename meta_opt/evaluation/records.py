@@ -47,8 +47,12 @@ class Run:
     @property
     def mean_validation_loss(self) -> float:
         """Mean over seeds; infinite if one failed."""
-        losses = [math.inf if x is None else x for x in self.validation_loss]
-        return float(np.mean(losses))
+        return _mean(self.validation_loss)
+
+    @property
+    def mean_test_loss(self) -> float:
+        """Likewise."""
+        return _mean(self.test_loss)
 
     @property
     def validation_accuracy(self) -> np.ndarray:
@@ -59,6 +63,10 @@ class Run:
     def test_accuracy(self) -> np.ndarray:
         """Of each seed, in [0, 1]; 0 if it failed."""
         return _accuracy(self.test_error)
+
+
+def _mean(losses: tuple[float | None, ...]) -> float:
+    return float(np.mean([math.inf if x is None else x for x in losses]))
 
 
 def _accuracy(errors: tuple[float | None, ...]) -> np.ndarray:
@@ -141,8 +149,8 @@ def read_record(path: str | Path) -> Record:
 
 def baseline_losses(
     results: str | Path, tasks: Iterable[str], baseline: str
-) -> dict[str, float]:
-    """Final validation losses of a tuned baseline, the mean over seeds.
+) -> dict[str, tuple[float, float]]:
+    """Final validation and test loss of a tuned baseline, means over seeds.
 
     Args:
         results: folder of the meta-test's results.
@@ -152,11 +160,13 @@ def baseline_losses(
     Raises:
         FileNotFoundError: a task on which it has not been measured.
     """
-    return {
-        name: read_record(
-            Path(results, name, f"{baseline}.json")
-        ).full.mean_validation_loss
+    full = {
+        name: read_record(Path(results, name, f"{baseline}.json")).full
         for name in tasks
+    }
+    return {
+        name: (run.mean_validation_loss, run.mean_test_loss)
+        for name, run in full.items()
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from meta_opt.features.tensors import (
     GROUPS,
+    MODALITIES,
     ROLES,
     STATIC_FEATURES,
     TensorInfo,
@@ -75,10 +76,11 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
 
 
 def _model_features(infos: list[TensorInfo]) -> np.ndarray:
-    """One, log size, log number of matrices, share of each role in the parameters.
+    """One, log size, log number of matrices, share of each role, two towers or not.
 
-    They tell a linear probe from a head in a deep model, and adapters from full
-    training, which no tensor shows by itself.
+    They tell a linear probe from a head in a deep model, adapters from full training,
+    and a contrastive model (several modalities that nothing joins), which no tensor
+    shows by itself.
     """
     matrices = sum(info.units for info in infos if info.is_matrix)
     by_role = np.zeros(len(ROLES))
@@ -86,7 +88,11 @@ def _model_features(infos: list[TensorInfo]) -> np.ndarray:
         by_role[ROLES.index(info.role)] += info.units * math.prod(info.shape)
     total = max(by_role.sum(), 1.0)
     first = [1.0, math.log10(total) / 4 - 1.0, math.log10(matrices + 1)]
-    return np.concatenate([first, by_role / total]).astype(np.float32)
+    # Of matrices: a logit scale is no head.
+    groups = {info.group for info in infos if info.is_matrix and info.units}
+    joined = groups & {"fusion", "head"}
+    towers = float(len(groups & set(MODALITIES)) > 1 and not joined)
+    return np.concatenate([first, by_role / total, [towers]]).astype(np.float32)
 
 
 def smooth(mean_square: jax.Array) -> jax.Array:
@@ -140,6 +146,7 @@ MODEL_FEATURES = (
     "model_size",
     "model_matrices",
     *(f"model_{r}" for r in ROLES),
+    "two_towers",
 )
 
 

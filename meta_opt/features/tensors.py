@@ -16,7 +16,8 @@ import numpy as np
 from meta_opt.types import PyTree
 
 ROLES = ("matrix", "embedding", "norm", "bias", "lora_a", "lora_b")
-GROUPS = ("vision", "text", "audio", "video", "fusion", "head", "other")
+MODALITIES = ("vision", "text", "audio", "video")
+GROUPS = (*MODALITIES, "fusion", "head", "other")
 
 STATIC_FEATURES = (
     *("size", "rows", "columns", "rank_0", "rank_1", "rank_2"),

@@ -26,7 +26,7 @@ from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.run_log import RunLog, progress_bar, write_config
-from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
+from meta_opt.tasks.inner_run import PopulationRun, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, write_atomic
 
@@ -223,15 +223,6 @@ class _Weights:
         }
 
 
-def _whole(outcome: Outcome, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and error rate on validation and test examples together."""
-    sizes = [len(next(iter(part.values()))) for part in task.splits[1:]]
-    share = sizes[0] / sum(sizes)
-    loss = share * outcome.validation_loss + (1 - share) * outcome.test_loss
-    error = share * outcome.validation_error + (1 - share) * outcome.test_error
-    return np.asarray(loss), np.asarray(error)
-
-
 class _Judge:
     """A family's program: a population of weights on several seeds, of any length."""
 
@@ -252,7 +243,9 @@ class _Judge:
         scores = []
         for budget in self._config.budgets:
             outcome = self._run(thetas, keys, max(1, round(budget * self._full)))
-            loss, error = (np.mean(x, axis=1) for x in _whole(outcome, self._task))
+            loss, error = (
+                np.mean(x, axis=1) for x in outcome.held_out(self._task.splits)
+            )
             weight = self._config.error_weight if budget == 1.0 else 0.0
             price = against(
                 jnp.asarray(loss),
@@ -334,7 +327,7 @@ def _adamw(
         jax.random.split(jax.random.key(999), _YARDSTICK_SEEDS),
         config.num_steps.get(task.name, task.horizons[1]),
     )
-    loss, error = (np.mean(x, axis=1) for x in _whole(outcome, task))
+    loss, error = (np.mean(x, axis=1) for x in outcome.held_out(task.splits))
     chosen = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)))
     return {
         "loss": float(loss[chosen]),

@@ -11,11 +11,13 @@ import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import controlled
+from meta_opt.tasks.hostile import uniform_rows
 from meta_opt.tasks.task import Arrays, Task
 from meta_opt.types import PyTree
 
 _LONGEST = 10.0
 """Bound on the length of the derivative by the parameters, of a log loss."""
+_SPARSEST = 0.95
 
 
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformationExtraArgs]
@@ -44,6 +46,8 @@ class Augmentation:
         label_noise: in a quarter of the runs up to this share of training labels is
             exchanged among examples.
         low_precision: share of runs whose gradients are rounded to bfloat16.
+        sparse: share of runs in which a part of the rows of each gradient is zero,
+            others in each step: up to 95%, uniform.
     """
 
     reparametrisation: float = 1.0
@@ -51,6 +55,7 @@ class Augmentation:
     batch: float = 1.0
     label_noise: float = 0.0
     low_precision: float = 0.0
+    sparse: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -61,7 +66,7 @@ class Augmentation:
         for name in ("subset", "batch"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in (0, 1]")
-        for name in ("label_noise", "low_precision"):
+        for name in ("label_noise", "low_precision", "sparse"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
 
@@ -74,10 +79,12 @@ class _Draw(NamedTuple):
     batch: jax.Array
     train: Arrays
     round_grads: jax.Array
+    zero_rows: jax.Array
 
 
 def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
-    scale_key, subset_key, batch_key, noise_key, low_key = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
+    scale_key, subset_key, batch_key, noise_key, low_key, sparse_key = keys
     train = task.splits.train
     examples = len(next(iter(train.values())))
 
@@ -105,7 +112,10 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
         others = jax.random.permutation(swap_key, train["label"])
         train = {**train, "label": jnp.where(swapped, others, train["label"])}
     low = jax.random.bernoulli(low_key, augmentation.low_precision)
-    return _Draw(scale, size, batch, train, low)
+    share_key, whether_key = jax.random.split(sparse_key)
+    sparse = jax.random.bernoulli(whether_key, augmentation.sparse)
+    zero = jnp.where(sparse, _SPARSEST * jax.random.uniform(share_key), 0.0)
+    return _Draw(scale, size, batch, train, low, zero)
 
 
 def _calm(carry: tuple) -> tuple:
@@ -174,7 +184,7 @@ class Unroll:
     ) -> None:
         self._init_key, self._batch_key, augment_key = jax.random.split(key, 3)
         self._task = task
-        self._rounds = augmentation.low_precision > 0
+        self._augmentation = augmentation
         self._drawn = _augment(augmentation, task, augment_key)
         self._tx = make_tx(self._drawn.batch / self._drawn.size)
 
@@ -195,13 +205,7 @@ class Unroll:
         picks = picks[jnp.arange(task.batch_size) % drawn.batch]
         batch = {name: x[picks] for name, x in drawn.train.items()}
         (value, _), grads = jax.value_and_grad(self._loss, has_aux=True)(params, batch)
-        if self._rounds:
-            grads = jax.tree.map(
-                lambda g: jnp.where(
-                    drawn.round_grads, g.astype(jnp.bfloat16).astype(g.dtype), g
-                ),
-                grads,
-            )
+        grads = self._disturbed(t, grads)
         known = {}
         if task.gives_value:
             known["value"] = value
@@ -214,6 +218,29 @@ class Unroll:
             )
         updates, state = self._tx.update(grads, state, params, **known)
         return optax.apply_updates(params, updates), state
+
+    def _disturbed(self, t: jax.Array, grads: PyTree) -> PyTree:
+        drawn = self._drawn
+        if self._augmentation.low_precision > 0:
+            grads = jax.tree.map(
+                lambda g: jnp.where(
+                    drawn.round_grads, g.astype(jnp.bfloat16).astype(g.dtype), g
+                ),
+                grads,
+            )
+        if self._augmentation.sparse > 0:
+            key = jax.random.fold_in(jax.random.fold_in(self._batch_key, t), 1)
+            leaves: list[Any]
+            treedef: Any
+            leaves, treedef = jax.tree.flatten(grads)
+            keys = jax.random.split(key, len(leaves))
+            grads = treedef.unflatten(
+                [
+                    jnp.where(uniform_rows(k, g) >= drawn.zero_rows, g, 0.0)
+                    for k, g in zip(keys, leaves, strict=True)
+                ]
+            )
+        return grads
 
     def run(
         self, carry: tuple, first: jax.Array | int, last: jax.Array | int, longest: int

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.tasks.inner_run import InnerRun, learned_on
+from meta_opt.tasks.inner_run import InnerRun, learned_on, pooled
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -15,12 +15,15 @@ _WORST = math.log(4.0)
 
 
 class Validation:
-    """Log of the final validation loss over a tuned baseline's, on each held-out task.
+    """Log of the final held-out loss over a tuned baseline's, on each held-out task.
+
+    Losses are on validation and test examples together: none of them trains or tunes
+    the optimizer, and fewer would be noise. The baseline was tuned on the former.
 
     Args:
         tasks: the held-out tasks.
-        references: final validation loss of the tuned baseline on each, at the task's
-            largest horizon.
+        references: final validation and test loss of the tuned baseline on each, at
+            the task's largest horizon.
         config: the controller's shape.
         seeds: of initialisation and batches.
 
@@ -35,7 +38,7 @@ class Validation:
     def __init__(
         self,
         tasks: Mapping[str, Task],
-        references: Mapping[str, float],
+        references: Mapping[str, tuple[float, float]],
         config: ControllerConfig,
         seeds: tuple[int, ...] = (11, 12),
     ) -> None:
@@ -46,7 +49,10 @@ class Validation:
                 "experiments/meta_test.py --config configs/meta_test.py:validation"
             )
         self._tasks = dict(tasks)
-        self._references = references
+        self._references = {
+            name: float(pooled(task.splits, *references[name]))
+            for name, task in tasks.items()
+        }
         self._seeds = seeds
         self._runs = {
             name: InnerRun(
@@ -62,8 +68,9 @@ class Validation:
         return {name: self._score(name, theta) for name in self._tasks}
 
     def _score(self, name: str, theta: PyTree) -> float:
-        outcome, _ = self._runs[name](self._seeds, self._tasks[name].horizons[1], theta)
-        loss = float(np.mean(outcome.validation_loss))
+        task = self._tasks[name]
+        outcome, _ = self._runs[name](self._seeds, task.horizons[1], theta)
+        loss = float(np.mean(outcome.held_out(task.splits)[0]))
         if not math.isfinite(loss):
             return _WORST
         score = math.log(loss / self._references[name])

@@ -39,8 +39,12 @@ OUTPUTS = (
 """What the controller puts out for every tensor, in order."""
 
 
-STRONGEST_PULL = 0.7
-"""Bound on the RMS of weight decay times parameters, in that of a direction."""
+STRONGEST_PULL = 0.5
+"""Bound on the RMS of weight decay times parameters, in that of a direction.
+
+The largest singular value of a random square matrix is twice that of an orthogonal one
+of the same RMS: beyond a half, the pull could not be resisted.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +229,10 @@ def control(
     read = jnp.concatenate([tensor_hidden, context, tensors, each(overview)], axis=1)
     output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
     controls = _modify(base, output, jnp.asarray(table.matrix), config)
-    # Beside directions of RMS one, a stronger pull to zero could not be resisted.
     size = jnp.sqrt(smooth(stats.param_square / table.size) + TINY)
-    bound = jnp.maximum(base.weight_decay, STRONGEST_PULL / size)
+    # Where there is no gradient, nothing speaks for more than the usual decay.
+    bound = jnp.where(stats.grad_square > 0, STRONGEST_PULL / size, 0.0)
+    bound = jnp.maximum(base.weight_decay, bound)
     controls = controls._replace(weight_decay=jnp.minimum(controls.weight_decay, bound))
     return controls, ControllerState(
         global_hidden, global_cell, tensor_hidden, tensor_cell

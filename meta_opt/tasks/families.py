@@ -322,6 +322,12 @@ def _emoji_clip_lora(data_dir: str | None) -> Task:
     return _task("emoji", model, arrays, train=600, held_out=128, horizons=(20, 300))
 
 
+def _emoji_clip_lora_few(data_dir: str | None) -> Task:
+    model = lora(_clip(), _clip_start(data_dir), rank=8)
+    arrays = sources.emoji("openmoji", data_dir)
+    return _task("emoji", model, arrays, train=200, held_out=128, horizons=(20, 300))
+
+
 def _emoji_head(data_dir: str | None) -> Task:
     arrays = sources.emoji("openmoji", data_dir)
     arrays = frozen_features(_clip(), _clip_start(data_dir), arrays)
@@ -337,6 +343,13 @@ def _emoji_head(data_dir: str | None) -> Task:
         feedback_every=20,
         epochs=False,
     )
+
+
+def _emoji_vit_head(data_dir: str | None) -> Task:
+    arrays = sources.emoji("twitter", data_dir)
+    arrays = frozen_features(_vit(9), _vit_start(data_dir), arrays)
+    model = head(arrays["feature"].shape[1], 9)
+    return _task("emoji", model, arrays, train=250, held_out=600, horizons=(30, 1000))
 
 
 def _emoji_fusion(data_dir: str | None) -> Task:
@@ -508,7 +521,9 @@ FAMILIES: dict[str, Builder] = {
     "emoji_clip": _emoji_clip,
     "emoji_clip_finetune": _emoji_clip_finetune,
     "emoji_clip_lora": _emoji_clip_lora,
+    "emoji_clip_lora_few": _emoji_clip_lora_few,
     "emoji_head": _emoji_head,
+    "emoji_vit_head": _emoji_vit_head,
     "emoji_fusion": _emoji_fusion,
     "klettres_transformer": _klettres_transformer,
     "klettres_conv": _klettres_conv,

@@ -121,7 +121,7 @@ class Condition(NamedTuple):
         broken = jax.random.uniform(broken_key) < self.broken
 
         def disturbed(path: int, g: jax.Array) -> jax.Array:
-            kept = _rows(jax.random.fold_in(rows_key, path), g) >= self.sparse
+            kept = uniform_rows(jax.random.fold_in(rows_key, path), g) >= self.sparse
             g = jnp.where(kept & (self.constant <= 0), g * self.scale, 0.0) * factor
             return jnp.where(broken, jnp.nan, _rounded(g, self.coarse))
 
@@ -150,7 +150,7 @@ class Condition(NamedTuple):
         pairs = zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True)
         for i, (p, p0) in enumerate(pairs):
             # The same rows in all steps.
-            curved = _rows(jax.random.fold_in(jax.random.key(0), i), p) < _CURVED
+            curved = uniform_rows(jax.random.fold_in(jax.random.key(0), i), p) < _CURVED
             away = jnp.where(curved & (h > 0), p - p0, 0.0)
             leaves[i] = leaves[i] + h * away
             extra = extra + 0.5 * h * jnp.sum(jnp.square(away))
@@ -166,7 +166,7 @@ def largest(arrays: Arrays) -> Arrays:
     }
 
 
-def _rows(key: jax.Array, x: jax.Array) -> jax.Array:
+def uniform_rows(key: jax.Array, x: jax.Array) -> jax.Array:
     """A uniform number for each row, in the shape [rows, 1, ...]."""
     return jax.random.uniform(key, (*x.shape[:1], *(1,) * (x.ndim - 1)))
 

@@ -50,6 +50,19 @@ class Outcome(NamedTuple):
         """Says of each seed whether any number is not finite."""
         return ~np.isfinite(np.stack([np.asarray(x) for x in self])).all(axis=0)
 
+    def held_out(self, splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+        """Loss and error rate on validation and test examples together."""
+        loss = pooled(splits, self.validation_loss, self.test_loss)
+        error = pooled(splits, self.validation_error, self.test_error)
+        return np.asarray(loss), np.asarray(error)
+
+
+def pooled(splits: Splits, validation: Any, test: Any) -> Any:
+    """The mean over validation and test examples, from the two means."""
+    sizes = [len(next(iter(part.values()))) for part in splits[1:]]
+    share = sizes[0] / sum(sizes)
+    return share * validation + (1 - share) * test
+
 
 def train_and_judge(
     task: Task,

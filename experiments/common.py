@@ -1,0 +1,46 @@
+"""What the experiments of meta-training share."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from meta_opt.evaluation.records import baseline_losses
+from meta_opt.meta_training.validation import Validation
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.weights import save_theta
+from meta_opt.tasks.families import make_task
+from meta_opt.tasks.task import Task
+from meta_opt.types import PyTree
+
+
+def meta_validation(
+    settings: Mapping[str, Any], controller: ControllerConfig, data_dir: str | None
+) -> Validation | None:
+    """The judge of weights that ``config.validation`` describes; None without tasks."""
+    names = settings["tasks"]
+    if not names:
+        return None
+    return Validation(
+        {name: make_task(name, data_dir) for name in names},
+        baseline_losses(settings["results"], names, settings["baseline"]),
+        controller,
+    )
+
+
+def export_weights(
+    path: str,
+    theta: PyTree,
+    controller: ControllerConfig,
+    tasks: Iterable[Task],
+    recipe: Mapping[str, Any],
+) -> None:
+    """Writes weights with what they were trained on and by which command."""
+    tasks = list(tasks)
+    made = {
+        **recipe,
+        "families": [task.name for task in tasks],
+        "datasets": sorted({task.dataset for task in tasks}),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    save_theta(path, theta, controller, made)
+    print(f"weights written to {path}.safetensors")
