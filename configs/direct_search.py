@@ -95,6 +95,20 @@ def small() -> ml_collections.ConfigDict:
     )
 
 
+def from_scratch() -> ml_collections.ConfigDict:
+    """An ablation: ``small`` without fine-tuning, LoRA and linear heads."""
+    config = small()
+    config.search.families = (
+        *("glyphs_mlp", "emoji_vit"),
+        *("klettres_transformer", "emoji_fusion"),
+        *("cancer_mlp", "digits_mlp"),
+        *("cldr_reader", "emoji_clip"),
+    )
+    for name in set(config.search.num_steps) - set(config.search.families):
+        del config.search.num_steps[name]
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """Two small generations on scikit-learn's digits; needs no prepared data."""
     config = small()
@@ -112,4 +126,4 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (small, smoke)})
+    return common.choose(arg, {v.__name__: v for v in (small, from_scratch, smoke)})

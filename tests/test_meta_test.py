@@ -77,6 +77,22 @@ def record_of(name, losses, errors, *, parts=(), seconds=1.0, tuning=0.0, task="
 # The protocol, from known outcomes
 
 
+def test_equal_accuracies_are_equal_whatever_float32_makes_of_them():
+    # 45 wrong of 165 in all, in two orders of summation.
+    one, two = np.float32([14 / 55, 16 / 55, 15 / 55]), np.float32([0.27272725] * 3)
+    losses = (1.0, 1.0, 1.0)
+    baselines = {name: record_of(name, losses, one) for name in FIVE}
+    assert compare(
+        record_of("ours", losses, two), baselines
+    ).as_accurate_as_best_of_five
+    rounded = compare(record_of("ours", losses, two + 2e-8), baselines)
+    assert rounded.as_accurate_as_best_of_five
+    worse = compare(
+        record_of("ours", losses, one + np.float32([0, 0, 1 / 55])), baselines
+    )
+    assert not worse.as_accurate_as_best_of_five
+
+
 def test_budget_is_the_least_that_reaches_the_target():
     runs = [
         run_of(b, [x, x]) for b, x in zip(BUDGETS, [1, 2, 1, 3, 1.5, 4], strict=True)
