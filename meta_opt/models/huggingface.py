@@ -257,6 +257,29 @@ _BUFFERS = (".position_ids",)
 """Endings of tensors that are no parameters."""
 
 
+def module_names(
+    config: VisionTextConfig, path: str, shape: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Names that Transformers gives the linear layers of a kernel.
+
+    Args:
+        config: CLIP's or SigLIP's.
+        path: '/'-joined, of a kernel.
+        shape: of the kernel; a stacked one has a name for each layer.
+
+    Raises:
+        ValueError: a kernel that is no linear layer of its own there.
+    """
+    names = _CLIP if _is_clip(config) else _SIGLIP
+    parent = path.removesuffix("/kernel")
+    if "/layers/" not in path and parent not in names:
+        raise ValueError(f"{path} is no linear layer of its own in Transformers")
+    place = _place(path, shape, names, config)
+    if place.to_file is not None:
+        raise ValueError(f"{path} is a convolution in Transformers")
+    return tuple(name.removesuffix(".weight") for name in place.names)
+
+
 def _is_clip(config: VisionTextConfig) -> bool:
     return config.class_token
 

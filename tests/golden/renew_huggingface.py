@@ -1,18 +1,21 @@
 """Renews the golden files of ``tests/test_models_huggingface.py``.
 
-    pip install torch transformers && python tests/golden/renew_huggingface.py
+    pip install torch transformers peft && python tests/golden/renew_huggingface.py
 
 Writes a CLIP and a SigLIP of small random configuration the way Transformers saves them
-and what PyTorch computes with them on the same images and token ids.
+and what PyTorch computes with them on the same images and token ids; and LoRA adapters
+of each as PEFT saves them.
 """
 
 from pathlib import Path
 
 import numpy as np
+import peft
 import torch
 import transformers
 
 HERE = Path(__file__).parent
+MODULES = ["q_proj", "fc1"]
 TEXT = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -79,17 +82,32 @@ def main() -> None:
         model.save_pretrained(folder, max_shard_size="60KB")
         (folder / "generation_config.json").unlink(missing_ok=True)
         pixels = (given["image"] / 255 - np.array(mean)) / np.array(std)
+        given_to_torch = {
+            "input_ids": torch.tensor(given["text"]).long(),
+            "pixel_values": torch.tensor(pixels.transpose(0, 3, 1, 2)).float(),
+        }
         with torch.no_grad():
-            out = model(
-                input_ids=torch.tensor(given["text"]).long(),
-                pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2)).float(),
-            )
+            out = model(**given_to_torch)
         np.savez_compressed(
             folder / "expected.npz",
             **given,
             image_embeds=out.image_embeds.numpy(),
             text_embeds=out.text_embeds.numpy(),
             logits=out.logits_per_image.numpy(),
+        )
+        adapter = peft.LoraConfig(
+            r=3, lora_alpha=6, use_rslora=name == "siglip", target_modules=MODULES
+        )
+        adapted = peft.get_peft_model(model, adapter).eval()
+        with torch.no_grad():
+            for tensor_name, tensor in adapted.named_parameters():
+                if "lora_B" in tensor_name:
+                    tensor.normal_(std=0.2)
+            out = adapted(**given_to_torch)
+        adapted.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)
+        np.savez_compressed(
+            folder / "adapter" / "expected.npz", logits=out.logits_per_image.numpy()
         )
         print(folder, sorted(path.name for path in folder.iterdir()))
 
