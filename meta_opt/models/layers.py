@@ -29,7 +29,34 @@ def flat_dot_general(
     return jnp.matmul(flat, kernel, **kwargs).reshape(*x.shape[:-1], -1)
 
 
-Linear = functools.partial(nnx.Linear, dot_general=flat_dot_general)
+class Linear(nnx.Linear):
+    """`nnx.Linear`, whose kernel may be int8 with a scale for each output.
+
+    See `meta_opt.models.int8`; without ``kernel_scale`` it is the plain layer.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"dot_general": flat_dot_general, **kwargs})
+
+    def full_kernel(self) -> jax.Array:
+        """The kernel as floats, [in, out] or [L, in, out]."""
+        if not hasattr(self, "kernel_scale"):
+            return self.kernel[...]
+        scale = self.kernel_scale[...]
+        return self.kernel[...].astype(scale.dtype) * scale[..., None, :]
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """[..., in] to [..., out]."""
+        if not hasattr(self, "kernel_scale"):
+            return super().__call__(inputs, out_sharding)
+        bias = None if self.bias is None else self.bias[...]
+        # The scale belongs to outputs, so it can come after the product.
+        x, kernel, scale, bias = self.promote_dtype(
+            (inputs, self.kernel[...], self.kernel_scale[...], bias), dtype=self.dtype
+        )
+        y = self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
