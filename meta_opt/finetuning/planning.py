@@ -161,7 +161,7 @@ def plan_step(
             raise
         total = int(float(used[1]) * _UNITS[used[2].upper()])
     else:
-        memory = compiled.memory_analysis()
+        memory: Any = compiled.memory_analysis()
         total = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
@@ -196,14 +196,14 @@ def abstract_state(
     of_params, of_frozen = parameter_shardings(rules, mesh, params, frozen)
     params, frozen = placed(params, of_params), placed(frozen, of_frozen)
     whole = replicated(mesh)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
     state = TrainState(
         step=scalar,
         params=params,
         frozen=frozen,
         opt_state=placed(jax.eval_shape(tx.init, params), state_shardings(tx, params)),
-        rng=jax.ShapeDtypeStruct((), key.dtype, sharding=whole),
+        rng=jax.ShapeDtypeStruct((), key.dtype, sharding=whole),  # type: ignore
         nonfinite=scalar,
     )
     return state, jax.tree.map(lambda x: x.sharding, state)

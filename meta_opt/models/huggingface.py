@@ -462,7 +462,7 @@ def load(
 
 def _reader(
     files: _Files, place: _Place, shape: tuple[int, ...], dtype: Any
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
+) -> Callable[[Any], np.ndarray]:
     """A function from an index of the parameter to that part of it."""
 
     def one(name: str, index: tuple[slice, ...]) -> np.ndarray:
@@ -659,8 +659,10 @@ def _check_writable(config: VisionTextConfig, settings: dict[str, Any]) -> None:
     """Raises ValueError unless the settings, read again, are the architecture."""
     import tempfile
 
-    free = ("image_mean", "image_std", "init_scale", "init_bias")
-    free += ("dtype", "param_dtype", "remat", "scan_layers", "pad_id")
+    free = {
+        *("image_mean", "image_std", "init_scale", "init_bias", "pad_id"),
+        *("dtype", "param_dtype", "remat", "scan_layers"),
+    }
     differ, why = [], ""
     with tempfile.TemporaryDirectory() as folder:
         _write_json(Path(folder) / "config.json", settings)

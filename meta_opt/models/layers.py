@@ -35,6 +35,8 @@ class Linear(nnx.Linear):
     See `meta_opt.models.int8`; without ``kernel_scale`` it is the plain layer.
     """
 
+    kernel_scale: nnx.Param
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"dot_general": flat_dot_general, **kwargs})
 

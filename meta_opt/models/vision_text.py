@@ -168,7 +168,7 @@ class VisionTextConfig:
         return self.image_size // self.patch_size
 
 
-def _siglip(width: int, depth: int, heads: int, mlp_width: int) -> dict[str, object]:
+def _siglip(width: int, depth: int, heads: int, mlp_width: int) -> dict[str, Any]:
     """SigLIP's two towers of one size (Zhai et al. 2023, arXiv:2303.15343)."""
     tower = TowerConfig(width=width, depth=depth, heads=heads, mlp_width=mlp_width)
     vision = dataclasses.replace(tower, pooling="attention", projection="none")
