@@ -52,6 +52,8 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         trainable="all",
         lora=dict(
             pattern=r"attention/(query|value)/kernel$",
+            # Modality groups that are adapted; none named: all.
+            groups=(),
             rank=8,
             alpha=16.0,
             rs_lora=False,

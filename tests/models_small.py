@@ -6,16 +6,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from meta_opt.models.vision_text import VisionText, VisionTextConfig
+from meta_opt.models.vision_text import TowerConfig, VisionText, VisionTextConfig
 
+TOWER = TowerConfig(width=16, depth=2, heads=2, mlp_width=32)
 SMALL = VisionTextConfig(
     image_size=8,
     patch_size=4,
-    width=16,
-    vision_depth=2,
-    text_depth=2,
-    heads=2,
-    mlp_ratio=2,
+    vision=TOWER,
+    text=TOWER,
     vocab_size=32,
     text_length=6,
     embed_dim=8,

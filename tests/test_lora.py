@@ -6,6 +6,7 @@ from flax import nnx
 from models_small import forward, small_batch, small_model
 
 from meta_opt.losses.contrastive import clip_loss
+from meta_opt.models.int8 import quantise_base
 from meta_opt.models.lora import (
     LoRAConfig,
     LoRALinear,
@@ -135,6 +136,45 @@ def test_zero_matches_lists_the_candidates():
         r"dates: text/layers/attention/key/kernel.*vision/patches",
     ):
         adapted(LoRAConfig(pattern="queri/kernel"))
+
+
+def test_groups_choose_modalities():
+    config = LoRAConfig(pattern="query/kernel", groups=("text",))
+    assert list(adapted(config)[1].shapes) == ["text/layers/attention/query/kernel"]
+    with pytest.raises(ValueError, match=r"query/kernel' matches no kernel of audio"):
+        adapted(LoRAConfig(pattern="query/kernel", groups=("audio",)))
+    with pytest.raises(ValueError, match=r"no modality group 'visio'.*'vision'"):
+        LoRAConfig(groups=("visio",))
+
+
+def test_int8_base_is_close_and_adapters_train_over_it():
+    model, _ = adapted()
+    randomise_b(model)
+    expected, kernels = forward(model, small_batch()), by_path(model)
+    summary = quantise_base(model)
+    assert "int8 base: 15 kernels" in str(summary)
+    assert summary.bytes_after < 0.4 * summary.bytes_before
+    found = forward(model, small_batch())
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        np.testing.assert_allclose(a, b, atol=0.03)
+        assert not np.array_equal(a, b)
+    for path, value in by_path(model).items():
+        if value.dtype == np.int8:
+            scale = by_path(model)[f"{path}_scale"][..., None, :]
+            error = np.abs(value * scale - kernels[path])
+            assert np.all(error <= 0.5001 * scale)
+    graphdef, params, frozen = nnx.split(model, LoRAParam, ...)
+
+    def loss(params):
+        return clip_loss(*nnx.merge(graphdef, params, frozen)(small_batch()))
+
+    grads = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+    assert all(np.any(np.asarray(g)) for g in grads)
+    merge_lora(model)
+    for a, b in zip(forward(model, small_batch()), found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    with pytest.raises(ValueError, match="'decoder' matches no kernel"):
+        quantise_base(model, "decoder")
 
 
 def test_merging_without_adapters_is_an_error():

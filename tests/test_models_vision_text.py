@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models_small import SMALL, forward, small_batch, small_model
+from models_small import SMALL, TOWER, forward, small_batch, small_model
 
 from meta_opt.losses.contrastive import clip_loss
 from meta_opt.models import layers
@@ -29,14 +29,16 @@ def test_outputs_are_unit_float32():
     np.testing.assert_allclose(bias, SMALL.init_bias)
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}, {"unroll": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"remat": "full"}, {"remat": "dots"}, {"unroll": True}]
+)
 def test_stack_equals_a_loop_over_layers(options):
     graphdef, params = nnx.split(small_model().vision.layers)
-    x = np.random.default_rng(0).normal(size=(2, 5, SMALL.width)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(2, 5, TOWER.width)).astype(np.float32)
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
     def loop(params, x):
-        for i in range(SMALL.vision_depth):
+        for i in range(TOWER.depth):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i], params)
             x = nnx.merge(graphdef, layer)(x, mask)
         return x
@@ -76,7 +78,8 @@ def test_bfloat16_computation_is_close_and_parameters_float32():
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_padding_does_not_change_the_text_embedding(pooling):
-    model = small_model(dataclasses.replace(SMALL, pooling=pooling))
+    tower = dataclasses.replace(TOWER, pooling=pooling)
+    model = small_model(dataclasses.replace(SMALL, text=tower))
     encode = jax.jit(lambda tokens: model.encode_text(tokens))
     text = small_batch()["text"]
     expected = encode(text[:, :4])
@@ -129,7 +132,8 @@ def test_nano_is_the_default_and_its_size():
 
 def test_stacked_pattern_matches_exactly_the_leaves_with_a_layer_axis():
     depths = {"vision": 3, "text": 5}
-    config = dataclasses.replace(SMALL, vision_depth=3, text_depth=5)
+    towers = {k: dataclasses.replace(TOWER, depth=d) for k, d in depths.items()}
+    config = dataclasses.replace(SMALL, **towers)
     model = nnx.eval_shape(lambda: VisionText(config, rngs=nnx.Rngs(0)))
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         stacked = re.search(STACKED, "/".join(path)) is not None
@@ -139,21 +143,40 @@ def test_stacked_pattern_matches_exactly_the_leaves_with_a_layer_axis():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("config", "changes", "message"),
     [
-        ({"patch_size": 7}, "patch_size=7 must divide image_size=8"),
-        ({"heads": 3}, "heads=3 must divide width=16"),
-        ({"pooling": "meen"}, "did you mean 'mean'"),
-        ({"dtype": "float16"}, "dtype='float16' is not one of"),
+        (SMALL, {"patch_size": 7}, "patch_size=7 must divide image_size=8"),
+        (TOWER, {"heads": 3}, "heads=3 must divide width=16"),
+        (TOWER, {"pooling": "meen"}, "did you mean 'mean'"),
+        (TOWER, {"activation": "relu"}, "activation='relu' is not one of gelu_tanh"),
+        (SMALL, {"dtype": "float16"}, "dtype='float16' is not one of"),
+        (SMALL, {"remat": "fulll"}, "did you mean 'full'"),
+        (
+            SMALL,
+            {"text": dataclasses.replace(TOWER, projection="none")},
+            "the text tower has no projection and width 16, .* embed_dim=8",
+        ),
+        (
+            SMALL,
+            {"vision": dataclasses.replace(TOWER, pooling="first")},
+            "needs class_token",
+        ),
+        (
+            SMALL,
+            {"text": dataclasses.replace(TOWER, pooling="end")},
+            "needs its end_id",
+        ),
     ],
 )
-def test_config_errors(changes, message):
+def test_config_errors(config, changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SMALL, **changes)
+        dataclasses.replace(config, **changes)
 
 
 def test_unknown_size_names_the_sizes():
-    with pytest.raises(ValueError, match=r"did you mean 'nano'.*sizes: nano, tiny"):
+    with pytest.raises(
+        ValueError, match=r"did you mean 'nano'.*sizes: nano, tiny, B/16"
+    ):
         named_config("nanno")
 
 

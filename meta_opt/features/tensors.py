@@ -129,8 +129,17 @@ def _role(path: str, rank: int) -> str:
     return "matrix"
 
 
-def _group(path: str, rules: Sequence[tuple[str, str]]) -> str:
-    for pattern, group in rules:
+def modality_group(path: str, groups: Sequence[tuple[str, str]] = ()) -> str:
+    """The modality group of a parameter, one of `GROUPS`.
+
+    Args:
+        path: '/'-joined.
+        groups: (regular expression, group) pairs that come before the default ones.
+
+    >>> modality_group("vision/layers/mlp/up/kernel")
+    'vision'
+    """
+    for pattern, group in (*groups, *_DEFAULT_GROUPS):
         if re.search(pattern, path, re.IGNORECASE):
             return group
     return "other"
@@ -188,7 +197,6 @@ def describe(
         if entry:
             deepest[entry[0]] = max(deepest.get(entry[0], 0), entry[1])
 
-    rules = (*(groups or ()), *_DEFAULT_GROUPS)
     infos = []
     for path, (_, leaf), number in zip(paths, leaves, numbered, strict=True):
         shape = tuple(leaf.shape)
@@ -210,7 +218,7 @@ def describe(
                 shape=shape,
                 layers=layers,
                 role=_role(path, len(shape)),
-                group=_group(path, rules),
+                group=modality_group(path, groups or ()),
                 depths=depths,
                 split=balanced_split(shape),
             )

@@ -4,6 +4,7 @@ Shapes use the letters of `meta_opt.types`: B batch, S sequence (patches or toke
 H heads, D width, L layers.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,17 +29,105 @@ def flat_dot_general(
     return jnp.matmul(flat, kernel, **kwargs).reshape(*x.shape[:-1], -1)
 
 
-Linear = functools.partial(nnx.Linear, dot_general=flat_dot_general)
+class Linear(nnx.Linear):
+    """`nnx.Linear`, whose kernel may be int8 with a scale for each output.
+
+    See `meta_opt.models.int8`; without ``kernel_scale`` it is the plain layer.
+    """
+
+    kernel_scale: nnx.Param
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"dot_general": flat_dot_general, **kwargs})
+
+    def full_kernel(self) -> jax.Array:
+        """The kernel as floats, [in, out] or [L, in, out]."""
+        if not hasattr(self, "kernel_scale"):
+            return self.kernel[...]
+        scale = self.kernel_scale[...]
+        return self.kernel[...].astype(scale.dtype) * scale[..., None, :]
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """[..., in] to [..., out]."""
+        if not hasattr(self, "kernel_scale"):
+            return super().__call__(inputs, out_sharding)
+        bias = None if self.bias is None else self.bias[...]
+        # The scale belongs to outputs, so it can come after the product.
+        x, kernel, scale, bias = self.promote_dtype(
+            (inputs, self.kernel[...], self.kernel_scale[...], bias), dtype=self.dtype
+        )
+        y = self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """``x sigmoid(1.702 x)``, the approximation that CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": quick_gelu,
+}
+"""Non-linearities of the MLP by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """Shape and numerics of a transformer block.
+
+    Attributes:
+        width: D.
+        heads: H; divides ``width``.
+        mlp_width: hidden width of the MLP.
+        activation: one of `ACTIVATIONS`.
+        norm_epsilon: of the layer norms.
+        causal: whether a place reads itself and those before it only.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    width: int
+    heads: int
+    mlp_width: int
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+    causal: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def linear(
+        self, inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = True
+    ) -> nnx.Linear:
+        """A linear layer of these types."""
+        return Linear(
+            inputs,
+            outputs,
+            use_bias=use_bias,
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=jnp.dtype(self.param_dtype),
+            rngs=rngs,
+        )
+
+    def norm(self, rngs: nnx.Rngs) -> nnx.LayerNorm:
+        """A layer norm of these types."""
+        return nnx.LayerNorm(
+            self.width,
+            epsilon=self.norm_epsilon,
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=jnp.dtype(self.param_dtype),
+            rngs=rngs,
+        )
 
 
 class Attention(nnx.Module):
     """Multi-head attention with plain [D, D] kernels."""
 
-    def __init__(
-        self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
-        linear = functools.partial(Linear, width, width, dtype=dtype, rngs=rngs)
-        self.heads = heads
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
+        linear = functools.partial(config.linear, config.width, config.width, rngs)
+        self.heads, self.causal = config.heads, config.causal
         self.query, self.key, self.value = linear(), linear(), linear()
         self.out = linear()
 
@@ -58,6 +147,7 @@ class Attention(nnx.Module):
         Returns:
             [B, S, D].
         """
+        causal = self.causal and context is None
         context = x if context is None else context
 
         def split_heads(y: jax.Array) -> jax.Array:
@@ -68,34 +158,32 @@ class Attention(nnx.Module):
             split_heads(self.key(context)),
             split_heads(self.value(context)),
             mask=None if mask is None else mask[:, None, None, :],
+            is_causal=causal,
         )
         return self.out(mixed.reshape(x.shape))
 
 
 class MLP(nnx.Module):
-    """Two linear layers with a GELU between, width ``ratio * D`` inside."""
+    """Two linear layers with a non-linearity between."""
 
-    def __init__(
-        self, width: int, ratio: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
-        self.up = Linear(width, ratio * width, dtype=dtype, rngs=rngs)
-        self.down = Linear(ratio * width, width, dtype=dtype, rngs=rngs)
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
+        self.activation = config.activation
+        self.up = config.linear(config.width, config.mlp_width, rngs)
+        self.down = config.linear(config.mlp_width, config.width, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, S, D] to [B, S, D]."""
-        return self.down(jax.nn.gelu(self.up(x)))
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class Block(nnx.Module):
     """Pre-LN block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
-    def __init__(
-        self, width: int, heads: int, ratio: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
-        self.attention_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.mlp_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(width, ratio, dtype=dtype, rngs=rngs)
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
+        self.attention_norm = config.norm(rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = config.norm(rngs)
+        self.mlp = MLP(config, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, S, D] to [B, S, D]; ``mask`` bool [B, S] is false on padding."""
@@ -104,19 +192,24 @@ class Block(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Pools a sequence by attention from one learned query (MAP head of big_vision)."""
+    """Pools a sequence by attention from one learned query, then an MLP.
 
-    def __init__(
-        self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
-        init = nnx.initializers.normal(width**-0.5)
-        self.probe = nnx.Param(init(rngs.params(), (1, 1, width)))
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+    The MAP head of big_vision and SigLIP (Zhai et al. 2022, arXiv:2106.04560).
+    """
+
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.normal(config.width**-0.5)
+        shape, dtype = (1, 1, config.width), jnp.dtype(config.param_dtype)
+        self.probe = nnx.Param(init(rngs.params(), shape, dtype))
+        self.attention = Attention(config, rngs=rngs)
+        self.norm = config.norm(rngs)
+        self.mlp = MLP(config, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, S, D] to [B, D]; ``mask`` bool [B, S] is false on padding."""
         probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[-1]))
-        return self.attention(probe.astype(x.dtype), x, mask)[:, 0]
+        z = self.attention(probe.astype(x.dtype), x, mask)
+        return (z + self.mlp(self.norm(z)))[:, 0]
 
 
 def mean_pool(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -141,12 +234,21 @@ def stack(create: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
     return create_all(rngs)
 
 
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass recomputes of a layer: nothing; all but the products with
+kernels; everything."""
+
+
 def apply_stack(
     layers: Block,
     x: jax.Array,
     mask: jax.Array | None = None,
     *,
-    remat: bool = False,
+    remat: str = "none",
     unroll: bool = False,
 ) -> jax.Array:
     """Applies the layers that `stack` made, one after the other.
@@ -155,7 +257,7 @@ def apply_stack(
         layers: a stacked module, leaves [L, ...].
         x: [B, S, D].
         mask: bool [B, S], false on padding.
-        remat: recompute each layer's activations in the backward pass.
+        remat: one of `REMAT`.
         unroll: write the loop out: longer to compile, sometimes faster to run.
 
     Returns:
@@ -166,6 +268,6 @@ def apply_stack(
     def body(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
         return nnx.merge(graphdef, layer)(x, mask), None
 
-    if remat:
-        body = jax.checkpoint(body, prevent_cse=unroll)
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=unroll, policy=REMAT[remat])
     return jax.lax.scan(body, x, params, unroll=unroll)[0]

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import LoRAParam
 
+from meta_opt.features.tensors import GROUPS, modality_group
+from meta_opt.models.layers import Linear
 from meta_opt.types import near_match
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 KeyPath: TypeAlias = tuple[Any, ...]
+
+_PLAIN = (nnx.Linear, Linear)
 
 _OPTIONS = (
     "in_features",
@@ -57,20 +61,35 @@ class LoRAConfig:
     Attributes:
         pattern: regex, searched in '/'-joined paths of kernels such as
             ``vision/layers/attention/query/kernel``.
+        groups: modality groups that are adapted, such as ``("vision",)``, see
+            `meta_opt.features.tensors.modality_group`; empty for all.
         rank: r.
         alpha: scale of the adapters, see `scaling`.
         rs_lora: scale by 1 / sqrt(r) instead of 1 / r.
     """
 
     pattern: str = r"attention/(query|value)/kernel$"
+    groups: tuple[str, ...] = ()
     rank: int = 8
     alpha: float = 16.0
     rs_lora: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rank below 1."""
+        """Raises ValueError for a rank below 1 and unknown groups."""
         if self.rank < 1:
             raise ValueError(f"rank={self.rank} of LoRA must be at least 1")
+        for group in self.groups:
+            if group not in GROUPS:
+                raise ValueError(
+                    f"no modality group {group!r}{near_match(group, GROUPS)}; there "
+                    f"are {', '.join(GROUPS)}"
+                )
+
+    def matches(self, path: str) -> bool:
+        """Whether the kernel at ``path`` gets an adapter."""
+        if self.groups and modality_group(path) not in self.groups:
+            return False
+        return re.search(self.pattern, path) is not None
 
     @property
     def scaling(self) -> float:
@@ -101,7 +120,7 @@ class LoRASummary:
         return "\n".join([head, *lines])
 
 
-class LoRALinear(nnx.Linear):
+class LoRALinear(Linear):
     """A linear layer that shares the parameters of ``linear`` and adds s x A B."""
 
     def __init__(
@@ -110,6 +129,8 @@ class LoRALinear(nnx.Linear):
         zeros = nnx.initializers.zeros_init()
         super().__init__(**_options(linear), kernel_init=zeros, rngs=rngs)
         self.kernel, self.bias = linear.kernel, linear.bias
+        if hasattr(linear, "kernel_scale"):
+            self.kernel_scale = linear.kernel_scale
         *stack, fan_in, fan_out = linear.kernel.shape
         init = nnx.initializers.normal(fan_in**-0.5)
         dtype = linear.param_dtype
@@ -132,12 +153,11 @@ class LoRALinear(nnx.Linear):
         """The change of the kernel, s A B: [in, out] or [L, in, out]."""
         return self.scaling * (self.lora_a[...] @ self.lora_b[...])
 
-    def merged(self) -> nnx.Linear:
-        """The plain linear layer with kernel W + s A B."""
-        linear = nnx.eval_shape(
-            lambda: nnx.Linear(**_options(self), rngs=nnx.Rngs(0)),
-        )
-        linear.kernel, linear.bias = nnx.Param(self.kernel + self.delta()), self.bias
+    def merged(self) -> Linear:
+        """The plain linear layer with kernel W + s A B, of floats."""
+        linear = nnx.eval_shape(lambda: Linear(**_options(self), rngs=nnx.Rngs(0)))
+        linear.kernel = nnx.Param(self.full_kernel() + self.delta())
+        linear.bias = self.bias
         return linear
 
 
@@ -160,11 +180,12 @@ def add_lora(
         ValueError: if nothing matches; the message lists the candidates.
     """
     config = config or LoRAConfig()
-    candidates = {_kernel_path(p): p for p, _ in _linears(model, nnx.Linear)}
-    chosen = {k: p for k, p in candidates.items() if re.search(config.pattern, k)}
+    candidates = {_kernel_path(p): p for p, _ in _linears(model, *_PLAIN)}
+    chosen = {k: p for k, p in candidates.items() if config.matches(k)}
     if not chosen:
+        of = f" of {', '.join(config.groups)}" if config.groups else ""
         raise ValueError(
-            f"the LoRA pattern {config.pattern!r} matches no kernel"
+            f"the LoRA pattern {config.pattern!r} matches no kernel{of}"
             f"{near_match(config.pattern, candidates)} (candidates: "
             f"{', '.join(candidates) or 'none'})"
         )
@@ -225,10 +246,10 @@ def _options(linear: nnx.Linear) -> dict[str, Any]:
 
 
 def _linears(
-    model: nnx.Module, kind: type[nnx.Linear]
+    model: nnx.Module, *kinds: type[nnx.Linear]
 ) -> Iterator[tuple[KeyPath, Any]]:
-    """Layers of exactly this type, with their paths, by path."""
-    found = {p: m for p, m in nnx.iter_modules(model) if type(m) is kind}
+    """Layers of exactly these types, with their paths, by path."""
+    found = {p: m for p, m in nnx.iter_modules(model) if type(m) in kinds}
     yield from sorted(found.items(), key=lambda item: _kernel_path(item[0]))
 
 

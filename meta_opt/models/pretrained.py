@@ -20,7 +20,7 @@ from flax import nnx
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
 from meta_opt.types import from_config, near_match, write_atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 """Where the shipped weights are."""
 

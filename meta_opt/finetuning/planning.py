@@ -1,0 +1,292 @@
+"""What a training step will need of each device, before there is one.
+
+The real step is compiled with abstract arrays, for the devices here or for a TPU
+topology that is only described (the libtpu wheel compiles without a TPU).
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import Mesh
+
+from meta_opt.finetuning.state import TrainState
+from meta_opt.finetuning.step import LossFn, make_train_step
+from meta_opt.optimizers.sharding import state_shardings
+from meta_opt.parallel.mesh import batch_sharding, batch_shards, replicated
+from meta_opt.parallel.sharding import Rule, parameter_shardings
+from meta_opt.types import PyTree
+
+HBM_BYTES = {
+    "TPU v2": 8 * 2**30,
+    "TPU v3": 16 * 2**30,
+    "TPU v4": 32 * 2**30,
+    "TPU v5 lite": 16 * 2**30,
+    "TPU v5": 95 * 2**30,
+    "TPU v6 lite": 32 * 2**30,
+}
+"""Memory of a device by its kind."""
+
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """Bytes and operations of one step, on each device.
+
+    Attributes:
+        batch_size: of all devices.
+        accumulation_steps: micro-batches that it is cut into.
+        parameters: bytes of trained parameters.
+        frozen: bytes of the others.
+        gradients: bytes of the gradients.
+        optimizer: bytes of the optimizer's state.
+        temporary: all else that the compiled step holds at its peak: activations,
+            updates, buffers. None if it was not compiled.
+        total: the peak; a lower bound if it was not compiled.
+        limit: bytes that the device has; None if unknown.
+        flops: floating-point operations of the step's matrix products, over the
+            devices; recomputation is counted.
+        compile_seconds: spent on it; 0 if it was not compiled.
+    """
+
+    batch_size: int
+    accumulation_steps: int
+    parameters: int
+    frozen: int
+    gradients: int
+    optimizer: int
+    temporary: int | None
+    total: int
+    limit: int | None
+    flops: float
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the peak is within the limit; None if that is not known."""
+        if self.limit is None:
+            return None
+        if self.total > self.limit:
+            return False
+        return True if self.temporary is not None else None
+
+
+def topology_devices(topology: str) -> Sequence[Any]:
+    """The devices of ``v5e:2x2``, ``v4:2x2x2``, ...; those here for ``""``.
+
+    Raises:
+        ValueError: an unknown topology, or no libtpu to compile for it.
+    """
+    if not topology:
+        return jax.devices()
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # Whatever the plugin raises is told.
+        raise ValueError(
+            f"no topology {topology!r} (such as v5e:2x2, v4:2x2x2, v6e:4x4): "
+            f"{_first_line(error)}; compiling for TPU needs `pip install libtpu`"
+        ) from None
+    return found.devices
+
+
+def plan_step(
+    params: PyTree,
+    frozen: PyTree,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    batch: PyTree,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+    accumulation_steps: int = 1,
+) -> StepPlan:
+    """Compiles a step and says what it needs of each device.
+
+    Where parameters, state and gradients alone are more than a device has, it is not
+    compiled.
+
+    Args:
+        params: abstract arrays, the trained part.
+        frozen: abstract arrays, the rest.
+        loss_fn: see `LossFn`.
+        tx: the optimizer.
+        batch: abstract arrays [B, ...].
+        mesh: of real or described devices.
+        rules: layout of params and frozen.
+        accumulation_steps: micro-batches.
+
+    Raises:
+        ValueError: a rule that matches nothing, a batch that does not divide.
+    """
+    state, shardings = abstract_state(params, frozen, tx, mesh, rules)
+    step = make_train_step(loss_fn, tx, accumulation_steps)
+    divided = batch_sharding(mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided), batch
+    )
+    size = jax.tree.leaves(batch)[0].shape[0]
+    known: dict[str, Any] = {
+        "batch_size": size,
+        "accumulation_steps": accumulation_steps,
+        "parameters": device_bytes(state.params),
+        "frozen": device_bytes(state.frozen),
+        "gradients": device_bytes(state.params),
+        "optimizer": device_bytes(state.opt_state),
+        "limit": device_limit(mesh.devices.flat[0]),
+        "flops": product_flops(step, state, batch) / mesh.size,
+    }
+    parts = ("parameters", "frozen", "gradients", "optimizer")
+    least = sum(known[name] for name in parts)
+    if known["limit"] is not None and least > known["limit"]:
+        return StepPlan(**known, temporary=None, total=least, compile_seconds=0.0)
+    began = time.perf_counter()
+    lowered = jax.jit(
+        step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
+    ).lower(state, batch)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = _USED.search(str(error))
+        if used is None:
+            raise
+        total = int(float(used[1]) * _UNITS[used[2].upper()])
+    else:
+        memory: Any = compiled.memory_analysis()
+        total = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.generated_code_size_in_bytes
+        )
+    return StepPlan(
+        **known,
+        temporary=max(total - least, 0),
+        total=total,
+        compile_seconds=time.perf_counter() - began,
+    )
+
+
+def abstract_state(
+    params: PyTree,
+    frozen: PyTree,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Sequence[Rule],
+) -> tuple[TrainState, PyTree]:
+    """The state of step 0 without arrays, and its shardings."""
+
+    def placed(tree: PyTree, shardings: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            tree,
+            shardings,
+        )
+
+    of_params, of_frozen = parameter_shardings(rules, mesh, params, frozen)
+    params, frozen = placed(params, of_params), placed(frozen, of_frozen)
+    whole = replicated(mesh)
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
+    state = TrainState(
+        step=scalar,
+        params=params,
+        frozen=frozen,
+        opt_state=placed(jax.eval_shape(tx.init, params), state_shardings(tx, params)),
+        rng=jax.ShapeDtypeStruct((), key.dtype, sharding=whole),  # type: ignore
+        nonfinite=scalar,
+    )
+    return state, jax.tree.map(lambda x: x.sharding, state)
+
+
+def largest_batch(
+    plan: Callable[[int], StepPlan], mesh: Mesh, most: int = 4096
+) -> StepPlan | None:
+    """The plan of the largest batch that fits, a power of two of examples a shard.
+
+    Args:
+        plan: from a batch size to its plan.
+        mesh: whose data and fsdp axes divide the batch.
+        most: examples a shard to try at most.
+
+    Returns:
+        That plan; None if not even one example a shard fits.
+    """
+    shards, found = batch_shards(mesh), None
+    for power in range(int(math.log2(most)) + 1):
+        tried = plan(shards * 2**power)
+        if not tried.fits:
+            break
+        found = tried
+    return found
+
+
+def product_flops(function: Callable[..., Any], *args: Any) -> float:
+    """Floating-point operations of all matrix products of a function.
+
+    Two for each multiplication and addition; loops count as often as they run, where
+    that is known when they are traced (scans), and once where it is not.
+
+    Args:
+        function: of (abstract) arrays.
+        *args: its arguments.
+
+    >>> x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    >>> product_flops(lambda a: jax.lax.fori_loop(0, 3, lambda i, y: y @ a, a), x)
+    384.0
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            depth = math.prod(shape[axis] for axis in contracted)
+            total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+            continue
+        inside = [_count(inner) for inner in jaxprs_in_params(params)]
+        if name == "cond":
+            total += max(inside, default=0.0)
+        else:
+            total += params.get("length", 1) * sum(inside)
+    return total
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Bytes on each device of (abstract) arrays with shardings."""
+
+    def leaf(x: Any) -> int:
+        shape = x.sharding.shard_shape(x.shape)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return 0
+        return math.prod(shape) * x.dtype.itemsize
+
+    return sum(leaf(x) for x in jax.tree.leaves(tree))
+
+
+def device_limit(device: Any) -> int | None:
+    """Bytes that a device has, None if that is not known."""
+    kind = getattr(device, "device_kind", "")
+    if kind in HBM_BYTES:
+        return HBM_BYTES[kind]
+    stats = getattr(device, "memory_stats", lambda: None)
+    found = stats() if callable(stats) and device in jax.local_devices() else None
+    return found.get("bytes_limit") if found else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,130 @@
+"""Plans of a step: their bytes are those of real arrays, their verdicts can be no."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from models_small import SMALL, small_batch, small_model
+
+from meta_opt.finetuning.planning import (
+    StepPlan,
+    device_bytes,
+    largest_batch,
+    plan_step,
+    product_flops,
+    topology_devices,
+)
+from meta_opt.finetuning.state import init_state
+from meta_opt.finetuning.vision_text import make_loss, split_model
+from meta_opt.models.vision_text import VisionText
+from meta_opt.optimizers.learned import learned_optimizer
+from meta_opt.parallel.mesh import MeshConfig, make_mesh
+from meta_opt.parallel.sharding import VISION_TEXT_RULES
+
+MESH = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
+RULES = [dataclasses.replace(rule, min_size=64) for rule in VISION_TEXT_RULES]
+
+
+def abstract_batch(size):
+    return {
+        name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+        for name, x in small_batch().items()
+        if name != "label"
+    }
+
+
+def plan(tx, size=16, **changes):
+    model = nnx.eval_shape(lambda: VisionText(SMALL, rngs=nnx.Rngs(0)))
+    parts = split_model(model)
+    found = plan_step(
+        parts.params,
+        parts.frozen,
+        make_loss(parts),
+        tx,
+        abstract_batch(size),
+        MESH,
+        RULES,
+    )
+    return dataclasses.replace(found, **changes)
+
+
+@pytest.mark.parametrize("name", ["adamw", "learned"])
+def test_bytes_are_those_of_the_arrays_on_a_device(name):
+    tx = optax.adamw(1e-3) if name == "adamw" else learned_optimizer(10)
+    found = plan(tx)
+    model = split_model(small_model())
+    state = init_state(model.params, model.frozen, tx, MESH, RULES)
+    first = MESH.devices.flat[0]
+
+    def held(tree):
+        shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards]
+        return sum(s.data.nbytes for s in shards if s.device == first)
+
+    assert found.parameters == found.gradients == held(state.params)
+    assert found.optimizer == held(state.opt_state) == device_bytes(state.opt_state)
+    assert found.frozen == 0
+    parts = (found.parameters, found.gradients, found.optimizer, found.temporary)
+    assert found.total >= max(parts) and found.compile_seconds > 0
+    assert found.fits is None  # a CPU has no limit that is known
+
+
+def test_flops_grow_with_the_batch_and_loops_are_counted():
+    small, large = plan(optax.sgd(0.1)), plan(optax.sgd(0.1), size=32)
+    assert small.flops > 0
+    assert large.flops == pytest.approx(2 * small.flops, rel=0.1)
+    x = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+    w = jax.ShapeDtypeStruct((5, 4, 4), jnp.float32)
+
+    def scanned(x, w):
+        return jax.lax.scan(lambda y, k: (y @ k, None), x, w)[0]
+
+    assert product_flops(scanned, x, w) == 5 * 2 * 8 * 4 * 4
+    assert product_flops(jax.jit(scanned), x, w) == 5 * 2 * 8 * 4 * 4
+    with_grad = product_flops(
+        jax.grad(lambda x, w: scanned(x, w).sum(), argnums=(0, 1)), x, w
+    )
+    assert with_grad == pytest.approx(3 * 5 * 2 * 8 * 4 * 4)
+
+
+def test_the_largest_batch_that_fits_is_found():
+    tried = []
+
+    def fake(size):
+        tried.append(size)
+        numbers = dict.fromkeys(("parameters", "frozen", "gradients", "optimizer"), 0)
+        return StepPlan(
+            batch_size=size,
+            accumulation_steps=1,
+            **numbers,
+            temporary=size,
+            total=size,
+            limit=100,
+            flops=1.0,
+            compile_seconds=0.0,
+        )
+
+    assert largest_batch(fake, MESH).batch_size == 64
+    assert tried == [8, 16, 32, 64, 128]
+    never = lambda size: dataclasses.replace(fake(size), total=101)  # noqa: E731
+    assert largest_batch(never, MESH) is None
+
+
+def test_a_step_that_cannot_fit_is_not_compiled(monkeypatch):
+    from meta_opt.finetuning import planning
+
+    monkeypatch.setattr(planning, "device_limit", lambda device: 1000)
+    found = plan(optax.adamw(1e-3))
+    assert found.fits is False and found.temporary is None
+    assert found.compile_seconds == 0
+    assert found.total == found.parameters + found.gradients + found.optimizer
+
+
+def test_the_devices_here_and_unknown_topologies():
+    assert topology_devices("") == jax.devices()
+    with pytest.raises(ValueError, match=r"no topology 'v99:2x2' \(such as v5e:2x2"):
+        topology_devices("v99:2x2")
+    assert np.prod(MESH.devices.shape) == 8
