@@ -25,6 +25,21 @@ def shipped() -> ml_collections.ConfigDict:
     return config
 
 
+def retrained() -> ml_collections.ConfigDict:
+    """Beside them the search's direct weights, with and without fine-tuning tasks.
+
+    Needs what two searches leave, see configs/direct_search.py.
+    """
+    config = shipped()
+    config.ablations.others = ml_collections.ConfigDict(
+        {
+            "all families, no LSTMs": "runs/direct_search/theta.safetensors",
+            "from scratch only, no LSTMs": "runs/scratch/theta.safetensors",
+        }
+    )
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """One task at a fiftieth of its steps, on one seed."""
     config = shipped()
@@ -37,4 +52,4 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "shipped") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (shipped, smoke)})
+    return common.choose(arg, {v.__name__: v for v in (shipped, retrained, smoke)})

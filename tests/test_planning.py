@@ -1,6 +1,7 @@
 """Plans of a step: their bytes are those of real arrays, their verdicts can be no."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from meta_opt.models.vision_text import VisionText
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
+from meta_opt.reporting.memory_plan import write_memory_plan
 
 MESH = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
 RULES = [dataclasses.replace(rule, min_size=64) for rule in VISION_TEXT_RULES]
@@ -128,3 +130,42 @@ def test_the_devices_here_and_unknown_topologies():
     with pytest.raises(ValueError, match=r"no topology 'v99:2x2' \(such as v5e:2x2"):
         topology_devices("v99:2x2")
     assert np.prod(MESH.devices.shape) == 8
+
+
+def test_the_report_says_what_dominates_and_what_fits(tmp_path):
+    def row(name, total, largest, **changes):
+        fields = dict(
+            zip(
+                ("parameters", "frozen", "gradients", "optimizer", "temporary"),
+                (2, 0, 2, 4, total - 8),
+                strict=True,
+            )
+        )
+        sizes = {k: v * 2**30 for k, v in fields.items()} | changes
+        return {
+            "trainable": "all",
+            "name": name,
+            **sizes,
+            "total": total * 2**30,
+            "fits": total <= 16,
+            "flops": 3e12,
+            "largest_examples": largest,
+        }
+
+    rows = [row("adamw", 10, 64), row("learned", 9, 128), row("lion", 20, 0)]
+    text = write_memory_plan(tmp_path, rows, {"command": "c"})
+    lines = {
+        line.split("  ")[0].strip(): line.split()[-3:] for line in text.split("\n")
+    }
+    assert lines["peak"] == ["10.00", "9.00", "20.00"]
+    assert lines["peak over AdamW's"] == ["1.00", "0.90", "2.00"]
+    assert lines["fits"] == ["yes", "yes", "no"]
+    assert lines["largest micro-batch, examples a shard"] == ["64", "128", "0"]
+    assert (
+        "| dominated by | optimizer state | optimizer state | activations and "
+        in (tmp_path / "memory_plan.md").read_text()
+    )
+    # One that was not compiled has no peak to compare.
+    rows[2]["temporary"] = None
+    text = write_memory_plan(tmp_path, rows, {})
+    assert "-" in next(x for x in text.split("\n") if "peak over" in x).split()

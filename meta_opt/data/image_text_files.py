@@ -61,8 +61,17 @@ class ImageTextFiles:
             (it is named), or no sample at all.
 
     Example:
-        >>> ImageTextFiles("pairs.jsonl", 224)  # doctest: +SKIP
-        ImageTextFiles(1000 records, 1 class, 224x224 px)
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (4, 4), "red").save(folder / "a.png")
+        >>> line = '{"image": "a.png", "text": "all red"}'
+        >>> _ = (folder / "pairs.jsonl").write_text(line)
+        >>> source = ImageTextFiles(folder / "pairs.jsonl", 224)
+        >>> source
+        ImageTextFiles(1 records, 1 class, 224x224 px)
+        >>> source[0]["text"]
+        'all red'
     """
 
     def __init__(

@@ -19,10 +19,10 @@ from meta_opt.reporting.tables import (
 Values = Mapping[str, Any]
 
 _NOTES = (
-    "A number is the log of the mean final validation loss over that of the tuned "
-    "baseline at its full length: below 0 is better.",
+    "A number is the log of the mean final loss, on validation and test examples, over "
+    "that of the tuned baseline at its full length: below 0 is better.",
     "The parts named `without` and `only` were removed from the shipped weights, which "
-    "were not trained again.",
+    "were not trained again; rows below them are of other weights.",
 )
 
 

@@ -1,0 +1,53 @@
+"""Memory plans: ``so400m``, ``base`` for TPU topologies; ``smoke`` for this machine."""
+
+import ml_collections
+
+from configs import common
+
+
+def so400m() -> ml_collections.ConfigDict:
+    """So400m/14 on four TPU v5e: three optimizers, full and LoRA."""
+    run = common.run_config(num_steps=1000, batch_size=32)
+    config = ml_collections.ConfigDict()
+    config.size = "So400m/14"
+    # v5e:2x2, v4:2x2x2, v6e:4x4, ...; "": the devices here.
+    config.topology = "v5e:2x2"
+    config.mesh = dict(data=1, fsdp=-1, tensor=1)
+    config.optimizers = ("adamw", "lion", "learned")
+    config.trainable = ("all", "lora")
+    config.lora = run.model.lora
+    config.dtype = "bfloat16"
+    config.param_dtype = "float32"
+    config.remat = "full"
+    config.loss = "siglip"
+    # Examples a shard of the batch that all are compared at.
+    config.examples = 32
+    # The largest that fits is looked for among powers of two up to this; 0: not at all.
+    config.most_examples = 1024
+    config.accumulation_steps = 1
+    config.weights = common.WEIGHTS
+    config.results = ""
+    return config
+
+
+def base() -> ml_collections.ConfigDict:
+    """B/16, which compiles in a minute."""
+    config = so400m()
+    config.size = "B/16"
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """Nano on the devices here: whether it runs at all."""
+    config = so400m()
+    config.size = "nano"
+    config.topology = ""
+    config.examples = 4
+    config.most_examples = 0
+    config.optimizers = ("adamw", "learned")
+    return config
+
+
+def get_config(arg: str = "so400m") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    return common.choose(arg, {v.__name__: v for v in (so400m, base, smoke)})

@@ -1,0 +1,140 @@
+"""What a fine-tuning step needs of each device, for a TPU that need not be there.
+
+    python -m experiments.plan_memory --config configs/plan_memory.py:so400m \
+        --config.topology=v5e:2x2
+
+Compiles the real step with abstract arrays: bytes of parameters, gradients, optimizer
+state and all else at the peak, floating-point operations, whether it fits, and the
+largest micro-batch that would. TPU topologies need the extra ``tpu``.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
+WORKDIR = flags.DEFINE_string("workdir", "runs/plan_memory", "Folder for programs.")
+
+
+def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each way of training and optimizer."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+    from tqdm import tqdm
+
+    from meta_opt.finetuning.planning import largest_batch, plan_step, topology_devices
+    from meta_opt.finetuning.vision_text import make_loss, split_model
+    from meta_opt.models.lora import LoRAConfig, add_lora
+    from meta_opt.models.vision_text import STACKED, VisionText, named_config
+    from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+    from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
+    from meta_opt.parallel.sharding import VISION_TEXT_RULES
+    from meta_opt.types import from_config
+
+    numerics = {k: settings[k] for k in ("dtype", "param_dtype", "remat")}
+    architecture = named_config(settings["size"], **numerics)
+    mesh = make_mesh(
+        from_config(MeshConfig, settings["mesh"]),
+        topology_devices(settings["topology"]),
+    )
+    lora = from_config(LoRAConfig, settings["lora"])
+
+    def build(trainable: str) -> VisionText:
+        model = VisionText(architecture, rngs=nnx.Rngs(0))
+        if trainable == "lora":
+            add_lora(model, lora, rngs=nnx.Rngs(0))
+        return model
+
+    def batch(size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        side, length = architecture.image_size, architecture.text_length
+        return {
+            "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((size, length), jnp.int32),
+        }
+
+    rows = []
+    cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
+    for trainable, optimizer in tqdm(cases, desc="plans", unit="plan", disable=None):
+        model = split_model(nnx.eval_shape(lambda t=trainable: build(t)), trainable)
+        learned = {"weights": settings["weights"], "stacked": STACKED}
+        tx = make_optimizer(
+            OptimizerConfig(
+                name=optimizer,
+                num_steps=1000,
+                **(learned if optimizer == "learned" else {"learning_rate": 1e-4}),
+            )
+        )
+
+        def plan(size: int, model: Any = model, tx: Any = tx) -> Any:
+            return plan_step(
+                model.params,
+                model.frozen,
+                make_loss(model, settings["loss"]),
+                tx,
+                batch(size),
+                mesh,
+                VISION_TEXT_RULES,
+                settings["accumulation_steps"],
+            )
+
+        found = plan(batch_shards(mesh) * settings["examples"])
+        most = None
+        if settings["most_examples"]:
+            best = largest_batch(plan, mesh, settings["most_examples"])
+            most = best.batch_size // batch_shards(mesh) if best else 0
+        rows.append(
+            {
+                "trainable": trainable,
+                "name": optimizer,
+                **dataclasses.asdict(found),
+                "fits": found.fits,
+                "largest_examples": most,
+            }
+        )
+    return rows
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, compiles, reports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    import jax
+
+    from meta_opt.reporting.memory_plan import memory_table, write_memory_plan
+
+    compiled = Path(WORKDIR.value).absolute() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    settings = CONFIG.value.to_dict()
+    try:
+        rows = plans(settings)
+    except ValueError as error:
+        sys.exit(f"plan_memory: {error}")
+    facts = {
+        "command": " ".join(["python -m experiments.plan_memory", *sys.argv[1:]]),
+        "model": settings["size"],
+        "topology": settings["topology"] or f"{len(jax.devices())} devices here",
+        "mesh": ", ".join(f"{k}={v}" for k, v in settings["mesh"].items()),
+        "examples a shard": settings["examples"],
+        "numerics": f"computation {settings['dtype']}, parameters "
+        f"{settings['param_dtype']}, recomputation {settings['remat']}",
+    }
+    print(memory_table(rows))
+    if settings["results"]:
+        write_memory_plan(settings["results"], rows, facts)
+        print(f"written: {settings['results']}/memory_plan.md, memory_plan.json")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)
