@@ -154,9 +154,8 @@ def test_the_report_says_what_dominates_and_what_fits(tmp_path):
 
     rows = [row("adamw", 10, 64), row("learned", 9, 128), row("lion", 20, 0)]
     text = write_memory_plan(tmp_path, rows, {"command": "c"})
-    lines = {
-        line.split("  ")[0].strip(): line.split()[-3:] for line in text.split("\n")
-    }
+    split = [re.split(r"\s{2,}", line.strip()) for line in text.split("\n")]
+    lines = {first: cells for first, *cells in split}
     assert lines["peak"] == ["10.00", "9.00", "20.00"]
     assert lines["peak over AdamW's"] == ["1.00", "0.90", "2.00"]
     assert lines["fits"] == ["yes", "yes", "no"]
