@@ -135,6 +135,9 @@ def plan_step(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided), batch
     )
     size = jax.tree.leaves(batch)[0].shape[0]
+    traced = jax.jit(
+        step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
+    ).trace(state, batch)
     known: dict[str, Any] = {
         "batch_size": size,
         "accumulation_steps": accumulation_steps,
@@ -143,16 +146,14 @@ def plan_step(
         "gradients": device_bytes(state.params),
         "optimizer": device_bytes(state.opt_state),
         "limit": device_limit(mesh.devices.flat[0]),
-        "flops": product_flops(step, state, batch) / mesh.size,
+        "flops": _count(traced.jaxpr.jaxpr) / mesh.size,
     }
     parts = ("parameters", "frozen", "gradients", "optimizer")
     least = sum(known[name] for name in parts)
     if known["limit"] is not None and least > known["limit"]:
         return StepPlan(**known, temporary=None, total=least, compile_seconds=0.0)
     began = time.perf_counter()
-    lowered = jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
-    ).lower(state, batch)
+    lowered = traced.lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 
 from meta_opt.models.huggingface import module_names
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
+from meta_opt.models.parameters import by_path, some
 from meta_opt.models.vision_text import VisionText
 from meta_opt.types import from_config, write_atomic
 
@@ -113,12 +113,13 @@ def save_peft(
         ValueError: a model without adapters, or adapters on a layer that is no linear
             layer of its own there (patches; query, key, value of the pooling head).
     """
-    tensors, modules = {}, set()
+    tensors, modules, params = {}, set(), by_path(model)
     for path, param in _adapters(model).items():
         parent, _, leaf = path.rpartition("/")
         value = np.asarray(param[...])
         stacked = value.ndim == 3
-        names = module_names(model.config, f"{parent}/kernel", _kernel(model, parent))
+        kernel = f"{parent}/kernel"
+        names = module_names(model.config, kernel, params[kernel].shape)
         for name, x in zip(names, value if stacked else value[None], strict=True):
             key = f"{_PREFIX}{name}.{_LEAVES[leaf]}"
             tensors[key] = np.array(x.T, order="C")
@@ -160,7 +161,7 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
     arrays: dict[str, np.ndarray] = {}
     kernels = {
         path: param
-        for path, param in _by_path(model, nnx.Param).items()
+        for path, param in by_path(model).items()
         if path.endswith("/kernel")
     }
     for path, param in kernels.items():
@@ -174,7 +175,7 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
             if there and len(there) < len(keys):
                 lost = [key for key in keys if key not in tensors]
                 raise ValueError(
-                    f"{folder} adapts a part of the layers: it lacks {_some(lost)}"
+                    f"{folder} adapts a part of the layers: it lacks {some(lost)}"
                 )
             if there:
                 found = [tensors.pop(key).T for key in keys]
@@ -182,7 +183,7 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
                 arrays[target] = np.stack(found) if param.ndim == 3 else found[0]
     if tensors:
         raise ValueError(
-            f"{folder} adapts layers that the model has not: {_some(sorted(tensors))}"
+            f"{folder} adapts layers that the model has not: {some(sorted(tensors))}"
         )
     paths = sorted({path.rpartition("/")[0] for path in arrays})
     config = LoRAConfig(
@@ -199,35 +200,26 @@ def _put_on(
     model: nnx.Module, config: LoRAConfig, arrays: dict[str, np.ndarray]
 ) -> None:
     """Adds adapters and gives them their values."""
-    if _by_path(model, LoRAParam):
+    if by_path(model, LoRAParam):
         raise ValueError("the model has adapters already; merge them first")
     add_lora(model, config, rngs=nnx.Rngs(0))
-    params = _by_path(model, LoRAParam)
+    params = by_path(model, LoRAParam)
     wrong = [
         f"{name} {list(arrays[name].shape) if name in arrays else 'missing'}"
         for name, param in params.items()
         if name not in arrays or arrays[name].shape != param.shape
     ]
     if wrong := wrong + sorted(arrays.keys() - params.keys()):
-        raise ValueError(f"adapters of another model: {_some(wrong)}")
+        raise ValueError(f"adapters of another model: {some(wrong)}")
     for name, param in params.items():
         param[...] = jnp.asarray(arrays[name], param.dtype)
 
 
 def _adapters(model: nnx.Module) -> dict[str, nnx.Param]:
-    found = _by_path(model, LoRAParam)
+    found = by_path(model, LoRAParam)
     if not found:
         raise ValueError("the model has no adapters to save")
     return found
-
-
-def _kernel(model: nnx.Module, parent: str) -> tuple[int, ...]:
-    return tuple(_by_path(model, nnx.Param)[f"{parent}/kernel"].shape)
-
-
-def _by_path(model: nnx.Module, kind: type[nnx.Param]) -> dict[str, nnx.Param]:
-    flat = nnx.to_flat_state(nnx.state(model, kind))
-    return {"/".join(map(str, path)): param for path, param in flat}
 
 
 def _write(
@@ -253,9 +245,3 @@ def _parse(path: Path, data: bytes) -> dict[str, np.ndarray]:
         return safetensors.numpy.load(data)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); fetch it again") from None
-
-
-def _some(items: Iterable[str], most: int = 5) -> str:
-    items = list(items)
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest

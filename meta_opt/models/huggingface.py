@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.models.parameters import by_path, mismatch, some
 from meta_opt.models.vision_text import (
     CLIP_MEAN,
     CLIP_STD,
@@ -35,54 +36,38 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 # What Transformers leaves out of config.json.
+_BASE = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+_IMAGES = {**_BASE, "num_channels": 3, "image_size": 224}
+_OF_CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_OF_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "clip": {
         "text_config": {
+            **_BASE,
+            **_OF_CLIP,
             "hidden_size": 512,
             "intermediate_size": 2048,
-            "num_hidden_layers": 12,
             "num_attention_heads": 8,
             "vocab_size": 49408,
             "max_position_embeddings": 77,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
             "eos_token_id": 49407,
         },
-        "vision_config": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "num_channels": 3,
-            "image_size": 224,
-            "patch_size": 32,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        },
+        "vision_config": {**_IMAGES, **_OF_CLIP, "patch_size": 32},
     },
     "siglip": {
         "text_config": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
+            **_BASE,
+            **_OF_SIGLIP,
             "vocab_size": 32000,
             "max_position_embeddings": 64,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
             "pad_token_id": 1,
         },
-        "vision_config": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "num_channels": 3,
-            "image_size": 224,
-            "patch_size": 16,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
-        },
+        "vision_config": {**_IMAGES, **_OF_SIGLIP, "patch_size": 16},
     },
 }
 _LEGACY_END = 2
@@ -100,10 +85,22 @@ def read_config(folder: str | os.PathLike) -> VisionTextConfig:
     """
     folder = Path(folder)
     given = _read_json(folder / "config.json")
+    processor = folder / "preprocessor_config.json"
+    channels = _read_json(processor) if processor.is_file() else {}
+    try:
+        return _parse_config(given, channels)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+
+
+def _parse_config(
+    given: Mapping[str, Any], channels: Mapping[str, Any]
+) -> VisionTextConfig:
+    """The architecture of the two files' contents."""
     kind = given.get("model_type")
     if kind not in _DEFAULTS:
         raise ValueError(
-            f"{folder / 'config.json'} is of a model_type {kind!r}"
+            f"it is of a model_type {kind!r}"
             f"{near_match(str(kind), _DEFAULTS)}; clip and siglip can be read"
         )
     text, vision = (
@@ -111,9 +108,7 @@ def read_config(folder: str | os.PathLike) -> VisionTextConfig:
         for part in ("text_config", "vision_config")
     )
     if vision["num_channels"] != 3 or not vision.get("vision_use_head", True):
-        raise ValueError(
-            f"{folder}: images need 3 channels and the model a pooling head"
-        )
+        raise ValueError("images need 3 channels and the model a pooling head")
     clip = kind == "clip"
     towers = {
         "vision": _tower(
@@ -130,11 +125,8 @@ def read_config(folder: str | os.PathLike) -> VisionTextConfig:
         ),
     }
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
-    processor = folder / "preprocessor_config.json"
-    if processor.is_file():
-        found = _read_json(processor)
-        mean = tuple(found.get("image_mean", mean))
-        std = tuple(found.get("image_std", std))
+    mean = tuple(channels.get("image_mean", mean))
+    std = tuple(channels.get("image_std", std))
     end = text.get("eos_token_id", -1)
     vocabulary = text["vocab_size"]
     if clip:
@@ -144,7 +136,7 @@ def read_config(folder: str | os.PathLike) -> VisionTextConfig:
         embed_dim = vision["hidden_size"]
         if text.get("projection_size", embed_dim) not in (None, embed_dim):
             raise ValueError(
-                f"{folder}: projection_size={text['projection_size']} of the text is "
+                f"projection_size={text['projection_size']} of the text is "
                 f"not the width {embed_dim} of the vision tower"
             )
     return VisionTextConfig(
@@ -373,7 +365,7 @@ class _Files:
             lost = sorted(k for k, f in listed.items() if f in absent)
             raise ValueError(
                 f"{folder} lacks {', '.join(absent)}"
-                + (f", where {_some(lost)} should be" if lost else "")
+                + (f", where {some(lost)} should be" if lost else "")
             )
         for name in files:
             try:
@@ -385,7 +377,7 @@ class _Files:
             self._open[name] = opened
             self._where.update(dict.fromkeys(opened.keys(), name))
         if gone := sorted(set(listed) - set(self._where)):
-            raise ValueError(f"{folder}: {index.name} lists {_some(gone)}, not there")
+            raise ValueError(f"{folder}: {index.name} lists {some(gone)}, not there")
 
     def names(self) -> set[str]:
         return set(self._where)
@@ -428,15 +420,11 @@ def load(
     config = dataclasses.replace(written, **changes)
     files = _Files(folder)
     model = nnx.eval_shape(lambda: VisionText(config, rngs=nnx.Rngs(0)))
-    state = nnx.state(model, nnx.Param)
-    abstract = nnx.to_pure_dict(state)
-    params = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(state)}
+    abstract = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params = by_path(model)
     placed = _flat(shardings(abstract)) if shardings else {}
     in_file = nnx.eval_shape(lambda: VisionText(written, rngs=nnx.Rngs(0)))
-    shapes = {
-        "/".join(map(str, p)): tuple(v.shape)
-        for p, v in nnx.to_flat_state(nnx.state(in_file, nnx.Param))
-    }
+    shapes = {path: tuple(param.shape) for path, param in by_path(in_file).items()}
     places = _places(written, shapes)
     _check(files, places)
     for path, param in params.items():
@@ -498,20 +486,13 @@ def _reader(
 
 def _check(files: _Files, places: Mapping[str, _Place]) -> None:
     """Raises ValueError naming tensors that are missing, unknown or of other shape."""
-    wanted = {name: place.shape for place in places.values() for name in place.names}
-    there = {name for name in files.names() if not name.endswith(_BUFFERS)}
-    missing = sorted(wanted.keys() - there)
-    unknown = sorted(there - wanted.keys())
-    other = [
-        f"{name} {list(files.shape(name))} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if name in there and files.shape(name) != shape
-    ]
-    kinds = (("lacks", missing), ("has unknown", unknown), ("has other shapes:", other))
-    if problems := [f"{what} {_some(which)}" for what, which in kinds if which]:
+    wanted = {name: list(p.shape) for p in places.values() for name in p.names}
+    there = [n for n in sorted(files.names()) if not n.endswith(_BUFFERS)]
+    problems = mismatch({name: list(files.shape(name)) for name in there}, wanted)
+    if problems:
         raise ValueError(
-            f"{files.folder} is of another architecture than its config.json: it "
-            f"{'; it '.join(problems)}"
+            f"{files.folder} is of another architecture than its config.json: "
+            f"{problems}"
         )
 
 
@@ -535,12 +516,9 @@ def save(
 
     folder, config = Path(folder), model.config
     settings = _write_config(config)
-    params = {
-        "/".join(map(str, p)): v
-        for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
+    params = by_path(model)
     if adapters := [name for name in params if "/lora_" in name]:
-        raise ValueError(f"merge the LoRA adapters before saving: {_some(adapters)}")
+        raise ValueError(f"merge the LoRA adapters before saving: {some(adapters)}")
     places = _places(config, {k: tuple(v.shape) for k, v in params.items()})
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
@@ -657,26 +635,21 @@ def _write_config(config: VisionTextConfig) -> dict[str, Any]:
 
 def _check_writable(config: VisionTextConfig, settings: dict[str, Any]) -> None:
     """Raises ValueError unless the settings, read again, are the architecture."""
-    import tempfile
-
     free = {
         *("image_mean", "image_std", "init_scale", "init_bias", "pad_id"),
         *("dtype", "param_dtype", "remat", "scan_layers"),
     }
-    differ, why = [], ""
-    with tempfile.TemporaryDirectory() as folder:
-        _write_json(Path(folder) / "config.json", settings)
-        try:
-            back = read_config(folder)
-        except ValueError as error:
-            why = str(error).replace(f"{folder}: ", "")
-        else:
-            ours, theirs = (dataclasses.asdict(c) for c in (config, back))
-            differ = [k for k in ours if k not in free and ours[k] != theirs[k]]
-    if differ or why:
+    try:
+        back = dataclasses.asdict(_parse_config(settings, {}))
+    except ValueError as error:
+        why = str(error)
+    else:
+        ours = dataclasses.asdict(config).items()
+        why = ", ".join(k for k, v in ours if k not in free and v != back[k])
+    if why:
         raise ValueError(
-            "this architecture is neither CLIP's nor SigLIP's: "
-            f"{why or ', '.join(differ)}; `meta_opt.models.pretrained.save` writes any"
+            f"this architecture is neither CLIP's nor SigLIP's: {why}; "
+            "`meta_opt.models.pretrained.save` writes any"
         )
 
 
@@ -699,8 +672,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with write_atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _some(items: list[str], most: int = 5) -> str:
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from meta_opt.models.parameters import by_path, mismatch, some
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
 from meta_opt.types import from_config, near_match, write_atomic
 
@@ -43,13 +44,13 @@ def save(path: str | os.PathLike, model: VisionText, card: str | None = None) ->
     """
     tensors = {
         name: np.asarray(param[...], np.float32)
-        for name, param in _by_path(nnx.state(model, nnx.Param)).items()
+        for name, param in by_path(model).items()
     }
     if adapters := [name for name in tensors if "/lora_" in name]:
-        raise ValueError(f"merge the LoRA adapters before saving: {_some(adapters)}")
+        raise ValueError(f"merge the LoRA adapters before saving: {some(adapters)}")
     limit = float(np.finfo(np.float16).max)
     if bad := [n for n, value in tensors.items() if not np.all(np.abs(value) <= limit)]:
-        raise ValueError(f"not finite in float16: {_some(bad)}")
+        raise ValueError(f"not finite in float16: {some(bad)}")
     data = safetensors.numpy.save({n: v.astype(np.float16) for n, v in tensors.items()})
     about = {
         "format_version": FORMAT_VERSION,
@@ -97,8 +98,16 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText:
         )
     tensors = safetensors.numpy.load(data)
     model = nnx.eval_shape(lambda: VisionText(config, rngs=nnx.Rngs(0)))
-    params = _by_path(nnx.state(model, nnx.Param))
-    _check_tensors(path, tensors, params)
+    params = by_path(model)
+    problems = mismatch(
+        {name: tensor.shape for name, tensor in tensors.items()},
+        {name: param.shape for name, param in params.items()},
+    )
+    if problems:
+        raise ValueError(
+            f"{path}.safetensors is of another architecture than its configuration: "
+            f"{problems}"
+        )
     for name, param in params.items():
         param.set_value(jnp.asarray(tensors[name], jnp.float32))
     return model
@@ -115,32 +124,5 @@ def _find(name_or_path: str | os.PathLike) -> Path:
     )
 
 
-def _check_tensors(
-    path: Path, tensors: dict[str, np.ndarray], params: dict[str, nnx.Param]
-) -> None:
-    missing = [name for name in params if name not in tensors]
-    unknown = [name for name in tensors if name not in params]
-    other = [
-        f"{name} {tensors[name].shape} instead of {param.shape}"
-        for name, param in params.items()
-        if name in tensors and tensors[name].shape != param.shape
-    ]
-    kinds = (("lacks", missing), ("has unknown", unknown), ("has other shapes:", other))
-    if problems := [f"{what} {_some(which)}" for what, which in kinds if which]:
-        raise ValueError(
-            f"{path}.safetensors is of another architecture than its configuration: "
-            f"it {'; it '.join(problems)}"
-        )
-
-
-def _by_path(state: nnx.State) -> dict[str, nnx.Param]:
-    return {"/".join(map(str, p)): param for p, param in nnx.to_flat_state(state)}
-
-
 def _with_suffix(path: str | os.PathLike, suffix: str) -> Path:
     return Path(f"{os.fspath(path)}{suffix}")
-
-
-def _some(items: list[str], most: int = 5) -> str:
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest

@@ -1,0 +1,50 @@
+"""Parameters of a module by path, and what tensors for them lack."""
+
+from collections.abc import Iterable, Mapping
+
+from flax import nnx
+
+
+def by_path(
+    model: nnx.Module, kind: type[nnx.Param] = nnx.Param
+) -> dict[str, nnx.Param]:
+    """The parameters of a kind by '/'-joined path."""
+    flat = nnx.to_flat_state(nnx.state(model, kind))
+    return {"/".join(map(str, path)): param for path, param in flat}
+
+
+def mismatch(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """What is wrong with tensors that should be the wanted ones.
+
+    Args:
+        found: shapes by name.
+        wanted: likewise.
+
+    Returns:
+        "it lacks ...; it has unknown ...; it has other shapes: ..."; "" if all is well.
+
+    >>> mismatch({"a": (1,), "b": (2,)}, {"b": (3,), "c": (4,)})
+    'it lacks c; it has unknown a; it has other shapes: b (2,) instead of (3,)'
+    """
+    other = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    kinds = (
+        ("lacks", [name for name in wanted if name not in found]),
+        ("has unknown", [name for name in found if name not in wanted]),
+        ("has other shapes:", other),
+    )
+    return "; ".join(f"it {what} {some(which)}" for what, which in kinds if which)
+
+
+def some(items: Iterable[str], most: int = 5) -> str:
+    """The first few of many names, for a message.
+
+    >>> some("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    items = list(items)
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
