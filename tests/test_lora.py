@@ -173,6 +173,10 @@ def test_int8_base_is_close_and_adapters_train_over_it():
     merge_lora(model)
     for a, b in zip(forward(model, small_batch()), found, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+    # What was not adapted is of floats again too, and is what it was but for rounding.
+    merged = by_path(model)
+    assert {value.dtype for value in merged.values()} == {np.dtype("float32")}
+    assert set(merged) == set(by_path(small_model()))
     with pytest.raises(ValueError, match="'decoder' matches no kernel"):
         quantise_base(model, "decoder")
 

@@ -17,6 +17,7 @@ from models_small import small_model
 from safetensors.numpy import load_file, save_file
 
 from meta_opt.models import huggingface
+from meta_opt.models.int8 import quantise_base, restore_base
 from meta_opt.models.vision_text import resize_positions
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES, parameter_shardings
@@ -70,6 +71,22 @@ def test_saved_again_it_is_the_same_to_the_bit(kind, tmp_path):
     huggingface.save(tmp_path / "one", again)
     assert (tmp_path / "one" / "model.safetensors").is_file()
     assert tensors(tmp_path / "one").keys() == golden.keys()
+
+
+def test_int8_kernels_are_not_written_before_they_are_floats_again(kind, tmp_path):
+    model = huggingface.load(GOLDEN / kind)
+    quantise_base(model)
+    quantised = model(dict(expected(kind)))
+    with pytest.raises(
+        ValueError, match=r"restore_base before saving.*mlp/down/kernel"
+    ):
+        huggingface.save(tmp_path / "new", model)
+    assert not (tmp_path / "new").exists()
+    restore_base(model)
+    huggingface.save(tmp_path / "new", model)
+    again = huggingface.load(tmp_path / "new")(dict(expected(kind)))
+    for a, b in zip(again[:3], quantised[:3], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_sharded_arrays_are_read_in_parts(kind):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from meta_opt.models.parameters import by_path, mismatch, some
+from meta_opt.models.parameters import by_path, exportable, mismatch, some
 from meta_opt.models.vision_text import (
     CLIP_MEAN,
     CLIP_STD,
@@ -510,15 +510,13 @@ def save(
         max_shard_bytes: files are no larger than this, or than one tensor.
 
     Raises:
-        ValueError: an architecture that is neither; a parameter of an adapter.
+        ValueError: an architecture that is neither; adapters; kernels in int8.
     """
     from safetensors.numpy import save_file
 
     folder, config = Path(folder), model.config
     settings = _write_config(config)
-    params = by_path(model)
-    if adapters := [name for name in params if "/lora_" in name]:
-        raise ValueError(f"merge the LoRA adapters before saving: {some(adapters)}")
+    params = exportable(model)
     places = _places(config, {k: tuple(v.shape) for k, v in params.items()})
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]

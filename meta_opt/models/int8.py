@@ -40,7 +40,8 @@ def quantise_base(model: nnx.Module, pattern: str = r"") -> Int8Summary:
     """Rounds the kernels of `layers.Linear` and LoRA layers to int8, in place.
 
     What is rounded must not be trained; adapters, biases, norms and embeddings stay as
-    they are. `meta_opt.models.lora.merge_lora` makes floats of it again.
+    they are. `restore_base` and `meta_opt.models.lora.merge_lora` make floats of it
+    again, those that the int8 kernels stand for.
 
     Args:
         model: with adapters or without.
@@ -71,3 +72,10 @@ def quantise_base(model: nnx.Module, pattern: str = r"") -> Int8Summary:
     if not count:
         raise ValueError(f"the int8 pattern {pattern!r} matches no kernel")
     return Int8Summary(count, before, after)
+
+
+def restore_base(model: nnx.Module) -> None:
+    """Makes floats of the int8 kernels of a model, in place; the outputs stay."""
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, Linear):
+            layer.restore_kernel()

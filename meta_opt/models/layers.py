@@ -47,6 +47,12 @@ class Linear(nnx.Linear):
         scale = self.kernel_scale[...]
         return self.kernel[...].astype(scale.dtype) * scale[..., None, :]
 
+    def restore_kernel(self) -> None:
+        """Makes a kernel of floats out of an int8 one, in place."""
+        if hasattr(self, "kernel_scale"):
+            self.kernel = nnx.Param(self.full_kernel().astype(self.param_dtype))
+            del self.kernel_scale
+
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """[..., in] to [..., out]."""
         if not hasattr(self, "kernel_scale"):

@@ -24,6 +24,7 @@ from flax import nnx
 from flax.nnx import LoRAParam
 
 from meta_opt.features.tensors import GROUPS, modality_group
+from meta_opt.models.int8 import restore_base
 from meta_opt.models.layers import Linear
 from meta_opt.types import near_match
 
@@ -202,6 +203,8 @@ def add_lora(
 def merge_lora(model: nnx.Module) -> nnx.State:
     """Folds the adapters into the kernels and takes them off, in place.
 
+    Kernels that were in int8, adapted or not, are floats then.
+
     Args:
         model: a module with adapters.
 
@@ -217,6 +220,7 @@ def merge_lora(model: nnx.Module) -> nnx.State:
         raise ValueError("the model has no LoRA adapters to merge")
     for path in paths:
         _replace(model, path, _child(model, path).merged())
+    restore_base(model)
     return adapters
 
 

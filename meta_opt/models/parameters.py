@@ -13,6 +13,23 @@ def by_path(
     return {"/".join(map(str, path)): param for path, param in flat}
 
 
+def exportable(model: nnx.Module) -> dict[str, nnx.Param]:
+    """The parameters by path, if they are a plain model's.
+
+    Raises:
+        ValueError: adapters, or kernels in int8.
+    """
+    params = by_path(model)
+    if adapters := [name for name in params if "/lora_" in name]:
+        raise ValueError(f"merge the LoRA adapters before saving: {some(adapters)}")
+    if scaled := [name for name in params if name.endswith("/kernel_scale")]:
+        raise ValueError(
+            "call meta_opt.models.int8.restore_base before saving; these are in int8: "
+            f"{some(name.removesuffix('_scale') for name in scaled)}"
+        )
+    return params
+
+
 def mismatch(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
     """What is wrong with tensors that should be the wanted ones.
 

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from meta_opt.models.parameters import by_path, mismatch, some
+from meta_opt.models.parameters import by_path, exportable, mismatch, some
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
 from meta_opt.types import from_config, near_match, write_atomic
 
@@ -40,14 +40,13 @@ def save(path: str | os.PathLike, model: VisionText, card: str | None = None) ->
         card: the model card, Markdown.
 
     Raises:
-        ValueError: if a parameter is not finite in float16, or belongs to an adapter.
+        ValueError: if a parameter is not finite in float16, belongs to an adapter or is
+            in int8.
     """
     tensors = {
         name: np.asarray(param[...], np.float32)
-        for name, param in by_path(model).items()
+        for name, param in exportable(model).items()
     }
-    if adapters := [name for name in tensors if "/lora_" in name]:
-        raise ValueError(f"merge the LoRA adapters before saving: {some(adapters)}")
     limit = float(np.finfo(np.float16).max)
     if bad := [n for n, value in tensors.items() if not np.all(np.abs(value) <= limit)]:
         raise ValueError(f"not finite in float16: {some(bad)}")
