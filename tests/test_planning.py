@@ -21,7 +21,7 @@ from meta_opt.finetuning.planning import (
 )
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.vision_text import make_loss, split_model
-from meta_opt.models.vision_text import VisionText
+from meta_opt.models.vision_text import STACKED, VisionText
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
@@ -39,16 +39,15 @@ def abstract_batch(size):
     }
 
 
-def plan(tx, size=16, **changes):
-    model = nnx.eval_shape(lambda: VisionText(SMALL, rngs=nnx.Rngs(0)))
-    parts = split_model(model)
+def plan(tx, size=16, mesh=MESH, model=SMALL, **changes):
+    parts = split_model(nnx.eval_shape(lambda: VisionText(model, rngs=nnx.Rngs(0))))
     found = plan_step(
         parts.params,
         parts.frozen,
         make_loss(parts),
         tx,
         abstract_batch(size),
-        MESH,
+        mesh,
         RULES,
     )
     return dataclasses.replace(found, **changes)
@@ -72,6 +71,28 @@ def test_bytes_are_those_of_the_arrays_on_a_device(name):
     parts = (found.parameters, found.gradients, found.optimizer, found.temporary)
     assert found.total >= max(parts) and found.compile_seconds > 0
     assert found.fits is None  # a CPU has no limit that is known
+
+
+def deep(depth):
+    """A model with matrices that are divided, of some number of layers a tower."""
+    towers = {
+        name: dataclasses.replace(getattr(SMALL, name), depth=depth, width=256)
+        for name in ("vision", "text")
+    }
+    return dataclasses.replace(SMALL, **towers, embed_dim=256)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_collectives_of_the_learned_optimizer_do_not_grow_with_depth(shape):
+    mesh = make_mesh(MeshConfig(*shape), jax.devices())
+    adamw, learned = optax.adamw(1e-3), learned_optimizer(10, stacked=STACKED)
+    of_adamw = plan(adamw, mesh=mesh, model=deep(2)).collectives
+    extra = [
+        plan(learned, mesh=mesh, model=deep(depth)).collectives - of_adamw
+        for depth in (2, 4)
+    ]
+    print(shape, of_adamw, extra)
+    assert extra[0] == extra[1]
 
 
 def test_flops_grow_with_the_batch_and_loops_are_counted():
@@ -106,6 +127,7 @@ def test_the_largest_batch_that_fits_is_found():
             total=size,
             limit=100,
             flops=1.0,
+            collectives=0,
             compile_seconds=0.0,
         )
 
@@ -149,6 +171,7 @@ def test_the_report_says_what_dominates_and_what_fits(tmp_path):
             "total": total * 2**30,
             "fits": total <= 16,
             "flops": 3e12,
+            "collectives": 7,
             "largest_examples": largest,
         }
 

@@ -254,15 +254,14 @@ class _Trainer:
             self.loss_fn, self.tx, self.config.accumulation_steps
         )
         feedback = (jnp.float32(math.nan),) if self.config.feedback else ()
-        compiled = (
-            jax.jit(
-                train_step,
-                donate_argnums=0,
-                out_shardings=(self.shardings, mesh_lib.replicated(self.mesh)),
-            )
-            .lower(self.state, batch, *feedback)
-            .compile()
+        jitted = jax.jit(
+            train_step,
+            donate_argnums=0,
+            out_shardings=(self.shardings, mesh_lib.replicated(self.mesh)),
         )
+        # The optimizer divides its work over the mesh that is set.
+        with jax.set_mesh(self.mesh):
+            compiled = jitted.lower(self.state, batch, *feedback).compile()
         self.compile_seconds = time.perf_counter() - started
         return compiled
 

@@ -35,6 +35,10 @@ HBM_BYTES = {
 """Memory of a device by its kind."""
 
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+_COLLECTIVE = re.compile(
+    r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+    r"(-start)?\("
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -55,6 +59,8 @@ class StepPlan:
         limit: bytes that the device has; None if unknown.
         flops: floating-point operations of the step's matrix products, over the
             devices; recomputation is counted.
+        collectives: operations of the compiled step that devices exchange data in; one
+            in a loop counts once. None if it was not compiled.
         compile_seconds: spent on it; 0 if it was not compiled.
     """
 
@@ -68,6 +74,7 @@ class StepPlan:
     total: int
     limit: int | None
     flops: float
+    collectives: int | None
     compile_seconds: float
 
     @property
@@ -135,9 +142,11 @@ def plan_step(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided), batch
     )
     size = jax.tree.leaves(batch)[0].shape[0]
-    traced = jax.jit(
+    jitted = jax.jit(
         step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
-    ).trace(state, batch)
+    )
+    with jax.set_mesh(mesh):
+        traced = jitted.trace(state, batch)
     known: dict[str, Any] = {
         "batch_size": size,
         "accumulation_steps": accumulation_steps,
@@ -151,31 +160,59 @@ def plan_step(
     parts = ("parameters", "frozen", "gradients", "optimizer")
     least = sum(known[name] for name in parts)
     if known["limit"] is not None and least > known["limit"]:
-        return StepPlan(**known, temporary=None, total=least, compile_seconds=0.0)
+        return StepPlan(
+            **known, temporary=None, total=least, collectives=None, compile_seconds=0.0
+        )
     began = time.perf_counter()
-    lowered = traced.lower()
+    with jax.set_mesh(mesh):
+        lowered = traced.lower()
+    total, collectives = _compiled(lowered)
+    return StepPlan(
+        **known,
+        temporary=max(total - least, 0),
+        total=total,
+        collectives=collectives,
+        compile_seconds=time.perf_counter() - began,
+    )
+
+
+def _compiled(lowered: jax.stages.Lowered) -> tuple[int, int | None]:
+    """Bytes at the peak and number of collectives, the latter None of what is too big.
+
+    A TPU's compiler refuses a step that does not fit, and says how much it would be.
+    """
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used = _USED.search(str(error))
         if used is None:
             raise
-        total = int(float(used[1]) * _UNITS[used[2].upper()])
-    else:
-        memory: Any = compiled.memory_analysis()
-        total = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        )
-    return StepPlan(
-        **known,
-        temporary=max(total - least, 0),
-        total=total,
-        compile_seconds=time.perf_counter() - began,
+        return int(float(used[1]) * _UNITS[used[2].upper()]), None
+    memory: Any = compiled.memory_analysis()
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
     )
+    return total, count_collectives(compiled.as_text() or "")
+
+
+def count_collectives(hlo: str) -> int:
+    """Number of collectives in the text of a compiled program.
+
+    A TPU's compiler writes an asynchronous one in several places, under one channel.
+
+    >>> count_collectives("%x = f32[4] all-reduce-start(%y), channel_id=3, ...")
+    1
+    """
+    channels = set()
+    for number, line in enumerate(hlo.splitlines()):
+        if _COLLECTIVE.search(line):
+            channel = re.search(r"channel_id=(\d+)", line)
+            channels.add(channel[1] if channel else f"line {number}")
+    return len(channels)
 
 
 def abstract_state(

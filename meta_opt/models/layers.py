@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from meta_opt.mesh_axes import divide_batch
+
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -272,8 +274,8 @@ def apply_stack(
     graphdef, params = nnx.split(layers)
 
     def body(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(graphdef, layer)(x, mask), None
+        return divide_batch(nnx.merge(graphdef, layer)(x, mask)), None
 
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=unroll, policy=REMAT[remat])
-    return jax.lax.scan(body, x, params, unroll=unroll)[0]
+    return jax.lax.scan(body, divide_batch(x), params, unroll=unroll)[0]

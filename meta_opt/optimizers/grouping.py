@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_opt.features.tensors import TensorInfo
+from meta_opt.mesh_axes import automatic_axes
 
 _STACK_BELOW = 1 << 15
 """Elements of a unit below which leaves of one shape are stacked."""
@@ -91,7 +92,8 @@ class Group:
             return x
         span = self.spans[chunk]
         slot = slots[self.chunks[chunk][0]] - self.start
-        return jax.lax.dynamic_slice_in_dim(x, slot, span.stop - span.start)
+        part = jax.lax.dynamic_slice_in_dim(x, slot, span.stop - span.start)
+        return everywhere(part)
 
     def pack(self, leaves: Leaves) -> list[jax.Array]:
         """Chunks ``[u, *shape]`` of this group's leaves, picked from all leaves."""
@@ -112,6 +114,8 @@ class Group:
         for chunk, infos, span, array in zip(
             self.chunks, self.infos, self.spans, chunks, strict=True
         ):
+            if len(chunk) > 1:
+                array = everywhere(array)
             for i, info in zip(chunk, infos, strict=True):
                 part = array
                 if len(chunk) > 1:
@@ -136,7 +140,9 @@ def _stack(leaves: list[jax.Array], infos: Sequence[TensorInfo]) -> jax.Array:
     parts = [
         x if info.layers else x[None] for x, info in zip(leaves, infos, strict=True)
     ]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    if len(parts) == 1:
+        return parts[0]
+    return everywhere(jnp.concatenate(parts))
 
 
 def group_leaves(
@@ -178,13 +184,23 @@ def is_explicit(x: jax.Array) -> bool:
 
 
 def replicated(x: jax.Array) -> jax.Array:
-    """``x`` on every device where shardings are explicit, otherwise ``x`` as it is."""
-    if not is_explicit(x):
-        return x
-    # With its mesh named, so that no mesh needs to be set around the call.
-    mesh = jax.typeof(x).sharding.mesh
-    spec = jax.sharding.PartitionSpec(*(None,) * x.ndim)
-    return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
+    """``x`` on every device of its mesh, or of the one in use; else ``x`` as it is."""
+    if is_explicit(x):
+        # With its mesh named, so that no mesh needs to be set around the call.
+        mesh = jax.typeof(x).sharding.mesh
+        spec = jax.sharding.PartitionSpec(*(None,) * x.ndim)
+        return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
+    if automatic_axes():
+        return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec())
+    return x
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+    """A small ``x`` on every device, where it is for the compiler to say.
+
+    Left to itself it divides what is stacked, and gathers it again leaf by leaf.
+    """
+    return x if is_explicit(x) else replicated(x)
 
 
 def sharded_like(x: jax.Array, reference: jax.Array) -> jax.Array:

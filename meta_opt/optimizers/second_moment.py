@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from meta_opt.features.statistics import TINY, smooth
 from meta_opt.features.tensors import TensorInfo
-from meta_opt.optimizers.grouping import Group
+from meta_opt.optimizers.grouping import Group, everywhere
 
 _EPSILON = 1e-8
 """Floor of the second moment, relative to its mean over the unit."""
@@ -80,9 +80,10 @@ def mean_squares(group: Group, grads: list[jax.Array], second: Second) -> Second
     squares = [jnp.square(g) for g in grads]
     if not isinstance(second, Factored):
         return _join(squares)
+    # On every device, so that what follows from them is sent no more.
     return Factored(
-        _join([jnp.mean(x, axis=group.column_axes) for x in squares]),
-        _join([jnp.mean(x, axis=group.row_axes) for x in squares]),
+        everywhere(_join([jnp.mean(x, axis=group.column_axes) for x in squares])),
+        everywhere(_join([jnp.mean(x, axis=group.row_axes) for x in squares])),
     )
 
 

@@ -25,7 +25,12 @@ import jax
 import jax.numpy as jnp
 
 from meta_opt.features.statistics import TINY, Statistics, smooth
-from meta_opt.optimizers.grouping import Group, replicated, sharded_like
+from meta_opt.optimizers.grouping import (
+    Group,
+    is_explicit,
+    replicated,
+    sharded_like,
+)
 from meta_opt.optimizers.orthogonal import orthogonalise
 from meta_opt.optimizers.second_moment import Second, accumulate, inverse_roots
 
@@ -276,7 +281,7 @@ def _orthogonal_chunks(
         (i, chunk) for i, want in enumerate(wanted) if want for chunk in nesterov[i]
     ]
     results = orthogonalise(
-        [replicated(chunk) for _, chunk in chosen],
+        [replicated(x) if is_explicit(x) else x for _, x in chosen],
         [groups[i].first.split for i, _ in chosen],
         steps,
     )

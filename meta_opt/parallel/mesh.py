@@ -8,10 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
-# Not ("data", "fsdp"): with data, fsdp and tensor all above 1, XLA's partitioner leaves
-# out an all-reduce for that order, and gradients are wrong (openxla/xla issue 40034).
-BATCH_AXES = ("fsdp", "data")
+from meta_opt.mesh_axes import AXES, BATCH_AXES
 
 
 @dataclasses.dataclass(frozen=True)

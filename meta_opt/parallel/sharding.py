@@ -50,6 +50,8 @@ VISION_TEXT_RULES = (
     Rule(r"mlp/up/kernel", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"mlp/down/kernel", ("tensor", None), "fsdp", _SMALL),
     Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
+    # Vectors: messages cost more than their memory.
+    Rule(r"(bias|scale)$"),
     Rule(r".*", largest="fsdp", min_size=_SMALL),
 )
 """`meta_opt.models.vision_text`: heads and hidden units over tensor, all over fsdp."""

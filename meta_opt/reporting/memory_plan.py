@@ -83,6 +83,10 @@ def _table(rows: Sequence[Values]) -> Table:
                 "TFLOP a device and step", [f"{c['flops'] / 1e12:.3g}" for c in columns]
             )
         )
+        exchanges = [
+            "-" if c["collectives"] is None else str(c["collectives"]) for c in columns
+        ]
+        lines.append(row("collectives in the program", exchanges))
         if any(c["largest_examples"] is not None for c in columns):
             largest = [str(c["largest_examples"]) for c in columns]
             lines.append(row("largest micro-batch, examples a shard", largest))
