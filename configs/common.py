@@ -47,7 +47,10 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         safeguard=True,
     )
     config.model = dict(
+        # A Hugging Face folder, shipped weights, or our own files; "": from scratch.
         weights="nano",
+        # A folder with the tokenizer, if it is not that of the weights.
+        processor="",
         size="nano",
         trainable="all",
         lora=dict(
@@ -58,16 +61,35 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
             alpha=16.0,
             rs_lora=False,
         ),
+        # "int8": a base of one byte a parameter, under adapters.
+        base="float",
         loss="clip",
         dtype="float32",
+        param_dtype="float32",
+        remat="full",
         seed=config.loop.get_ref("seed"),
     )
-    config.data = dict(name="clipart", artists=(), captions="name", data_dir="")
+    config.data = dict(
+        # clipart, openclipart, emoji, FILE.jsonl, SHARDS.tar or tfds:NAME.
+        name="clipart",
+        # Paths; "": splits of the dataset's own, or a share held out by hash.
+        validation="",
+        test="",
+        held_out=0.1,
+        max_evaluated=1000,
+        max_unreadable=100,
+        # Holds a whole split of the bundled clip art.
+        eval_batch_size=256,
+        artists=(),
+        captions="name",
+        data_dir="",
+    )
     config.pipeline = dict(
         batch_size=config.loop.get_ref("batch_size"),
         seed=config.loop.get_ref("seed"),
         shuffle=True,
         num_epochs=config_dict.placeholder(int),
+        # S; None: the model's context.
         text_length=16,
         captions="first",
         flip=False,
@@ -77,7 +99,8 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         process_count=1,
     )
     config.mesh = dict(data=1, fsdp=1, tensor=1)
-    config.export = ""
+    # model, adapters, peft or huggingface.
+    config.export = dict(path="", format="model")
     return config
 
 

@@ -1,6 +1,7 @@
-"""Fine-tuning on bundled clip art: ``nano_clipart[_lora]`` and ``smoke``."""
+"""Fine-tuning: ``nano_clipart[_lora]``, ``smoke``; ``so400m[_lora]`` on own data."""
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 
@@ -22,6 +23,35 @@ def nano_clipart_lora() -> ml_collections.ConfigDict:
     return config
 
 
+def so400m() -> ml_collections.ConfigDict:
+    """All parameters of SigLIP So400m, or any CLIP or SigLIP folder, on own pictures.
+
+    With ``--config.model.weights=FOLDER --config.data.name=FILE.jsonl``.
+    """
+    config = common.run_config(num_steps=1000, batch_size=32)
+    config.model.weights = "siglip-so400m-patch14-384"
+    config.model.loss = "siglip"
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.data.name = "captions.jsonl"
+    config.data.eval_batch_size = 64
+    config.pipeline.text_length = config_dict.placeholder(int)
+    config.pipeline.num_threads = 8
+    config.mesh.fsdp = -1
+    return config
+
+
+def so400m_lora() -> ml_collections.ConfigDict:
+    """Adapters on all attention and MLP kernels of its layers; the rest is frozen."""
+    config = so400m()
+    config.model.trainable = "lora"
+    config.model.lora.pattern = (
+        r"layers/(attention/(query|key|value|out)|mlp/(up|down))/kernel$"
+    )
+    config.model.lora.rank = 16
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """A few steps of an untrained model: whether it runs at all."""
     config = common.run_config(num_steps=4, batch_size=16)
@@ -36,5 +66,5 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "nano_clipart") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (nano_clipart, nano_clipart_lora, smoke)
+    variants = (nano_clipart, nano_clipart_lora, so400m, so400m_lora, smoke)
     return common.choose(arg, {variant.__name__: variant for variant in variants})

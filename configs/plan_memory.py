@@ -10,6 +10,8 @@ def so400m() -> ml_collections.ConfigDict:
     run = common.run_config(num_steps=1000, batch_size=32)
     config = ml_collections.ConfigDict()
     config.size = "So400m/14"
+    # A folder, as model.weights of a run: its architecture instead of ``size``.
+    config.model = ""
     # v5e:2x2, v4:2x2x2, v6e:4x4, ...; "": the devices here.
     config.topology = "v5e:2x2"
     config.mesh = dict(data=1, fsdp=-1, tensor=1)

@@ -23,9 +23,14 @@ from absl import app, flags
 
 import meta_opt
 from configs.meta_train import small
+from meta_opt.finetuning.model_source import (
+    ModelConfig,
+    build_model,
+    read_preprocessing,
+)
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
-from meta_opt.finetuning.vision_text import ModelConfig, build_model, make_loss
+from meta_opt.finetuning.vision_text import make_loss
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.estimation import make_estimator
 from meta_opt.meta_training.parametrisation import Parametrisation
@@ -155,7 +160,7 @@ def nano_step(name: str, trainable: str) -> tuple[Callable[[], Any], float]:
     """A training step of nano, and the optimizer's bytes a trained parameter."""
     lora = LoRAConfig(r"(attention/(query|value|out)|mlp/(up|down))/kernel$")
     config = ModelConfig(weights="", trainable=trainable, lora=lora)
-    model = build_model(config, vocab_size=2048, text_length=16)
+    model = build_model(config, read_preprocessing(config, text_length=16))
     tx = make_optimizer(OptimizerConfig(name=name, num_steps=1000, stacked=STACKED))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = init_state(model.params, model.frozen, tx, mesh, FSDP_RULES, seed=0)

@@ -1,7 +1,8 @@
-"""Fine-tunes a vision-text model.
+"""Fine-tunes a vision-text model, of this package or your own.
 
-    python experiments/finetune.py --config configs/finetune.py:nano_clipart \
-        --config.optimizer.name=adamw --workdir runs/adamw
+    python -m experiments.finetune --config configs/finetune.py:so400m_lora \
+        --config.model.weights=siglip-so400m-patch14-384 \
+        --config.data.name=captions.jsonl --workdir runs/mine
 
 Run again with the same workdir, it resumes.
 """
@@ -33,21 +34,24 @@ def main(argv: Sequence[str]) -> None:
     # Here, so that --help does not wait for JAX.
     from meta_opt.evaluation.split import score_on
     from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.finetuning.model_source import read_preprocessing
     from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
     from meta_opt.types import from_config
 
     try:
         config = from_config(RunConfig, CONFIG.value.to_dict())
+        reading = read_preprocessing(config.model, config.pipeline.text_length)
     except ValueError as error:
         sys.exit(f"config: {error}")
     try:
         scores = functools.partial(
             score_on,
             loss=config.model.loss,
-            text_length=config.pipeline.text_length,
-            batch_size=256,  # Holds a whole split of the bundled clip art.
+            tokenizer=reading.tokenizer,
+            text_length=reading.text_length,
+            batch_size=config.data.eval_batch_size,
         )
-        result, test = run_vision_text(config, scores, WORKDIR.value)
+        result, test, unreadable = run_vision_text(config, scores, WORKDIR.value)
     except Interrupted as interrupted:
         print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
         sys.exit(interrupted.exit_code)
@@ -59,6 +63,9 @@ def main(argv: Sequence[str]) -> None:
     share = result.optimizer_bytes / result.trainable
     print(f"  optimizer bytes a parameter   {share:.2f}")
     print(f"  steps with non-finite loss    {int(result.state.nonfinite)}")
+    print(f"  unreadable pictures skipped   {len(unreadable)}")
+    if config.export.path:
+        print(f"  {config.export.format} written to {config.export.path}")
 
 
 if __name__ == "__main__":

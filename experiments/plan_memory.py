@@ -32,17 +32,19 @@ def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
     from flax import nnx
     from tqdm import tqdm
 
+    from meta_opt.finetuning.model_source import ModelConfig, architecture, split_model
     from meta_opt.finetuning.planning import largest_batch, plan_step, topology_devices
-    from meta_opt.finetuning.vision_text import make_loss, split_model
+    from meta_opt.finetuning.vision_text import make_loss
     from meta_opt.models.lora import LoRAConfig, add_lora
-    from meta_opt.models.vision_text import STACKED, VisionText, named_config
+    from meta_opt.models.vision_text import STACKED, VisionText
     from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
     from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
     from meta_opt.parallel.sharding import VISION_TEXT_RULES
     from meta_opt.types import from_config
 
     numerics = {k: settings[k] for k in ("dtype", "param_dtype", "remat")}
-    architecture = named_config(settings["size"], **numerics)
+    model = {"weights": settings["model"], "size": settings["size"], **numerics}
+    made = architecture(from_config(ModelConfig, model))
     mesh = make_mesh(
         from_config(MeshConfig, settings["mesh"]),
         topology_devices(settings["topology"]),
@@ -50,13 +52,13 @@ def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
     lora = from_config(LoRAConfig, settings["lora"])
 
     def build(trainable: str) -> VisionText:
-        model = VisionText(architecture, rngs=nnx.Rngs(0))
+        model = VisionText(made, rngs=nnx.Rngs(0))
         if trainable == "lora":
             add_lora(model, lora, rngs=nnx.Rngs(0))
         return model
 
     def batch(size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        side, length = architecture.image_size, architecture.text_length
+        side, length = made.image_size, made.text_length
         return {
             "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
             "text": jax.ShapeDtypeStruct((size, length), jnp.int32),
@@ -122,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"plan_memory: {error}")
     facts = {
         "command": " ".join(["python -m experiments.plan_memory", *sys.argv[1:]]),
-        "model": settings["size"],
+        "model": settings["model"] or settings["size"],
         "topology": settings["topology"] or f"{len(jax.devices())} devices here",
         "mesh": ", ".join(f"{k}={v}" for k, v in settings["mesh"].items()),
         "examples a shard": settings["examples"],

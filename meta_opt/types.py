@@ -44,6 +44,15 @@ def near_match(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def check_name(setting: str, value: str, known: typing.Collection[str]) -> None:
+    """Raises ValueError for a value that is not known, naming the nearest one."""
+    if value not in known:
+        raise ValueError(
+            f"{setting}={value!r} is none of {', '.join(known)}"
+            f"{near_match(value, known)}"
+        )
+
+
 def check_keys(
     name: str, mapping: Mapping[str, Any], known: typing.Collection[str]
 ) -> None:

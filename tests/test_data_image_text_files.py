@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meta_opt.data.image_text_files import ImageTextFiles, UnreadableImagesError
+from meta_opt.data.image_fit import ImageFit
+from meta_opt.data.image_text_files import ImageTextFiles
+from meta_opt.data.pictures import (
+    Pictures,
+    Unreadable,
+    UnreadableImagesError,
+    hold_out,
+    sample,
+)
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
 from meta_opt.data.records import Source
 from meta_opt.data.tokenizer import load_tokenizer
@@ -35,6 +43,10 @@ def jsonl(folder, broken=(), **changes):
     return folder / "pairs.jsonl"
 
 
+def pictures(path, size=8, limit=100, part=None):
+    return Pictures(ImageTextFiles(path), ImageFit(size), Unreadable(limit), part)
+
+
 def tar(path, members):
     with tarfile.open(path, "w") as file:
         for name, data in members.items():
@@ -44,9 +56,9 @@ def tar(path, members):
 
 
 def test_jsonl(tmp_path):
-    source = ImageTextFiles(jsonl(tmp_path), 8)
+    source = pictures(jsonl(tmp_path))
     assert isinstance(source, Source) and len(source) == 5
-    assert repr(source) == "ImageTextFiles(5 records, 4 classes, 8x8 px)"
+    assert repr(source) == "Pictures(5 records, 4 classes, 8x8 px)"
     assert source.class_names == ("b", "l", "r", "w")
     record = source[0]
     assert record["text"] == "a red one" and record["label"] == 2
@@ -69,16 +81,22 @@ def test_webdataset(tmp_path):
         },
     )
     tar(tmp_path / "01.tar", {"1.jpg": picture("lime"), "1.txt": b"green"})
-    source = ImageTextFiles(tmp_path, 6)
+    source, rows = pictures(tmp_path, 6), ImageTextFiles(tmp_path)
     assert [source[i]["text"] for i in range(3)] == ["a red one", "blue", "green"]
-    assert source.captions[1] == ("blue", "sky")
+    assert rows.captions[1] == source[1]["captions"] == ("blue", "sky")
+    assert rows.key(2) == "01.tar/1.jpg" and rows.name(2) == f"{tmp_path}/01.tar/1.jpg"
     colours = [tuple(source[i]["image"][3, 3]) for i in range(3)]
     assert colours == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
-    assert len(ImageTextFiles(tmp_path / "00.tar", 6)) == 2
+    assert len(ImageTextFiles(tmp_path / "00.tar")) == 2
+    for pattern in ("*.tar", "{00..01}.tar", "0{0,1}.tar", "?[01].tar"):
+        found = ImageTextFiles(tmp_path / pattern)
+        assert [found.key(i) for i in range(3)] == [rows.key(i) for i in range(3)]
+    with pytest.raises(ValueError, match=r"\{00\.\.02\}\.tar: there is no .*/02.tar"):
+        ImageTextFiles(tmp_path / "{00..02}.tar")
 
 
 def test_batches_come_from_it_and_resume(tmp_path):
-    source = ImageTextFiles(jsonl(tmp_path), 8)
+    source = pictures(jsonl(tmp_path))
     config = PipelineConfig(batch_size=2, seed=3, text_length=6)
     iterator = make_iterator(source, load_tokenizer(), config)
     first = [next(iterator) for _ in range(2)]
@@ -91,12 +109,16 @@ def test_batches_come_from_it_and_resume(tmp_path):
 
 
 def test_unreadable_pictures_are_counted_and_the_next_one_is_given(tmp_path, caplog):
-    source = ImageTextFiles(jsonl(tmp_path, broken=(1, 2)), 8, max_unreadable=2)
+    source = pictures(jsonl(tmp_path, broken=(1, 2)), limit=2)
     with caplog.at_level(logging.WARNING):
         assert source[1]["text"] == "a white one"
         assert source[2]["text"] == "a white one"
-    assert list(source.unreadable) == ["1.png", "2.png"]
-    assert "skipped unreadable picture 1.png" in caplog.text
+    names = [str(tmp_path / f"{i}.png") for i in (1, 2)]
+    assert list(source.unreadable.reasons) == names
+    assert f"skipped unreadable picture {names[0]}" in caplog.text
+    whole = source.in_memory()
+    assert [c[0] for c in whole.captions] == ["a red one", "a white one", "a black one"]
+    np.testing.assert_array_equal(whole.images()[1], source[3]["image"])
     (tmp_path / "3.png").unlink()
     with pytest.raises(
         UnreadableImagesError, match=r"3 pictures.*at most 2 (.|\n)*1.png(.|\n)*3.png"
@@ -105,9 +127,57 @@ def test_unreadable_pictures_are_counted_and_the_next_one_is_given(tmp_path, cap
 
 
 def test_nothing_readable(tmp_path):
-    source = ImageTextFiles(jsonl(tmp_path, broken=range(5)), 8)
+    source = pictures(jsonl(tmp_path, broken=range(5)))
     with pytest.raises(UnreadableImagesError, match="none of 5 pictures can be read"):
         source[0]
+    with pytest.raises(UnreadableImagesError, match="none of 5 pictures can be read"):
+        source.in_memory()
+
+
+def test_random_captions_are_drawn_from_all_of_a_picture(tmp_path):
+    path = jsonl(tmp_path, text=["first", "second"])
+    config = PipelineConfig(batch_size=5, captions="random", text_length=6)
+    tokenizer = load_tokenizer()
+    iterator = make_iterator(pictures(path), tokenizer, config)
+    texts = {
+        text for _ in range(4) for text in tokenizer.decode(next(iterator)["text"])
+    }
+    assert texts == {"first", "second"}
+    first = make_iterator(pictures(path), tokenizer, PipelineConfig(batch_size=5))
+    assert set(tokenizer.decode(next(first)["text"])) == {"first"}
+
+
+class Keys:
+    """Rows of which only the keys matter."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+    def __len__(self):
+        return len(self.keys)
+
+    def key(self, index):
+        return self.keys[index]
+
+
+def test_what_is_held_out_depends_on_the_keys_alone():
+    shares = {"validation": 0.1, "test": 0.2}
+    keys = [f"{i}.png" for i in range(4000)]
+    found = hold_out(Keys(keys), shares)
+    assert sorted(i for part in found.values() for i in part) == list(range(4000))
+    assert [len(found[s]) / 4000 for s in shares] == pytest.approx([0.1, 0.2], abs=0.02)
+    # In another order, with more of them: each key is where it was, and equal ones are
+    # together.
+    again = hold_out(Keys(["new.png", *keys[::-1], *keys]), shares)
+    for split, part in found.items():
+        assert {4000 - i for i in part} <= set(again[split])
+        assert {4001 + i for i in part} <= set(again[split])
+    # More held out for the one adds to it and leaves its old ones there.
+    more = hold_out(Keys(keys), {"validation": 0.2})
+    assert set(found["validation"]) <= set(more["validation"])
+    chosen = sample(Keys(keys), found["test"], 100)
+    assert len(chosen) == 100 and chosen == sorted(set(chosen) & set(found["test"]))
+    assert max(chosen) > 3000 and chosen == sample(Keys(keys), found["test"], 100)
 
 
 @pytest.mark.parametrize(
@@ -120,21 +190,30 @@ def test_nothing_readable(tmp_path):
 )
 def test_broken_lines_are_named(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        ImageTextFiles(jsonl(tmp_path, **changes), 8)
+        ImageTextFiles(jsonl(tmp_path, **changes))
 
 
 def test_other_broken_sources_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(ValueError, match=r"a.jsonl, line 1: .*KeyError: 'image'"):
-        ImageTextFiles(tmp_path / "a.jsonl", 8)
+        ImageTextFiles(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"image": "x", "text": "x"}\n{"image": "x"}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2: .*KeyError: 'text'"):
+        ImageTextFiles(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"image": "x", "text": "x"}\n\nimage,text\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, line 3: .*JSONDecodeError"):
+        ImageTextFiles(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="has no pair of a picture and a caption"):
-        ImageTextFiles(tmp_path / "b.jsonl", 8)
+        ImageTextFiles(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match=r"is no JSONL file, no tar file and no folde"):
-        ImageTextFiles(tmp_path / "nowhere", 8)
+        ImageTextFiles(tmp_path / "nowhere")
     tar(tmp_path / "c.tar", {"1.png": picture("red")})
     with pytest.raises(ValueError, match=r"sample '1' has .png; it needs a picture"):
-        ImageTextFiles(tmp_path / "c.tar", 8)
+        ImageTextFiles(tmp_path / "c.tar")
     tar(tmp_path / "d.tar", {"1.png": picture("red"), "1.json": b"{"})
     with pytest.raises(ValueError, match=r"1\.json is no caption"):
-        ImageTextFiles(tmp_path / "d.tar", 8)
+        ImageTextFiles(tmp_path / "d.tar")
+    (tmp_path / "e.tar").write_bytes(b"no tar file" * 100)
+    with pytest.raises(ValueError, match=r"e\.tar is no tar file or is cut short"):
+        ImageTextFiles(tmp_path / "e.tar")

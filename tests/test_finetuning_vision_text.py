@@ -14,17 +14,16 @@ from flax import nnx
 from models_small import small_batch, small_model
 
 from meta_opt.evaluation.vision_text import evaluate
+from meta_opt.finetuning.data_source import DataConfig
 from meta_opt.finetuning.loop import LoopConfig, run
+from meta_opt.finetuning.model_source import ModelConfig, split_model
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.finetuning.vision_text import (
-    DataConfig,
-    ModelConfig,
     RunConfig,
     informed,
     make_evaluate,
     make_loss,
-    split_model,
 )
 from meta_opt.models.lora import LoRAConfig, add_lora
 from meta_opt.models.vision_text import STACKED
@@ -142,6 +141,8 @@ def test_a_run_lowers_the_loss_and_leaves_the_frozen_part(trainable, tmp_path):
     [
         ("finetune", "nano_clipart"),
         ("finetune", "nano_clipart_lora"),
+        ("finetune", "so400m"),
+        ("finetune", "so400m_lora"),
         ("finetune", "smoke"),
         ("pretrain", "nano_emoji"),
         ("pretrain", "smoke"),
@@ -228,7 +229,7 @@ def test_experiment_runs_and_exports(tmp_path):
         "--config=configs/finetune.py:smoke",
         f"--workdir={tmp_path / 'run'}",
         "--config.model.trainable=lora",
-        f"--config.export={tmp_path / 'exported'}",
+        f"--config.export.path={tmp_path / 'exported'}",
     )
     finished = run_experiment("finetune", *args)
     assert finished.returncode == 0, finished.stderr

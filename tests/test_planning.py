@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from models_small import SMALL, small_batch, small_model
 
+from meta_opt.finetuning.model_source import split_model
 from meta_opt.finetuning.planning import (
     StepPlan,
     device_bytes,
@@ -20,7 +21,7 @@ from meta_opt.finetuning.planning import (
     topology_devices,
 )
 from meta_opt.finetuning.state import init_state
-from meta_opt.finetuning.vision_text import make_loss, split_model
+from meta_opt.finetuning.vision_text import make_loss
 from meta_opt.models.vision_text import STACKED, VisionText
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh

@@ -7,26 +7,21 @@ WebDataset: in each tar file a sample is what shares a name up to the first dot,
 read when asked for.
 """
 
+import glob
+import itertools
 import json
-import logging
+import os
+import re
 import tarfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meta_opt.data.images import TooManyPixelsError, decode, fit_square
-from meta_opt.data.records import Record
-
-_log = logging.getLogger(__name__)
+from meta_opt.data.pictures import Picture
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_PIXELS = 50_000_000
-"""Larger pictures count as unreadable."""
-
-
-class UnreadableImagesError(ValueError):
-    """More pictures cannot be read than may be skipped; the message lists them."""
+_JSONL = (".jsonl", ".json")
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 class _Item(NamedTuple):
@@ -35,122 +30,121 @@ class _Item(NamedTuple):
     file: Path
     offset: int
     size: int
-    name: str
+    key: str
     captions: tuple[str, ...]
-    label: int
+    label: str
 
 
 class ImageTextFiles:
-    """A random-access source of `Record` over files.
-
-    A picture that cannot be read is counted, and the next one that can is given in its
-    place, so that a run of hours does not end on one broken file, and is the same
-    whenever it is repeated.
+    """Rows of `meta_opt.data.pictures.Pictures` over files.
 
     Args:
-        path: a JSONL file, a tar file, or a folder of tar files.
-        image_size: side in pixels that pictures are fitted to, padded with white.
-        max_unreadable: pictures that may be skipped.
+        path: a JSONL file, a folder of tar files, or tar files: one, a glob
+            (``shards/*.tar``), or a range in braces (``shards/{0000..0099}.tar``).
 
     Attributes:
         class_names: those of the labels, sorted; one, "", where there are none.
-        unreadable: name of each picture that was skipped, to the reason.
+        captions: of each picture.
 
     Raises:
-        ValueError: a path of neither kind, a line or sample without picture or caption
+        ValueError: a path of no such kind, a line or sample without picture or caption
             (it is named), or no sample at all.
 
     Example:
         >>> import tempfile
-        >>> from PIL import Image
         >>> folder = Path(tempfile.mkdtemp())
-        >>> Image.new("RGB", (4, 4), "red").save(folder / "a.png")
         >>> line = '{"image": "a.png", "text": "all red"}'
         >>> _ = (folder / "pairs.jsonl").write_text(line)
-        >>> source = ImageTextFiles(folder / "pairs.jsonl", 224)
-        >>> source
-        ImageTextFiles(1 records, 1 class, 224x224 px)
-        >>> source[0]["text"]
-        'all red'
+        >>> rows = ImageTextFiles(folder / "pairs.jsonl")
+        >>> len(rows), rows.captions[0], rows.key(0)
+        (1, ('all red',), 'a.png')
     """
 
-    def __init__(
-        self, path: str | Path, image_size: int, max_unreadable: int = 100
-    ) -> None:
-        path = Path(path)
-        self._size, self._most = image_size, max_unreadable
-        found = list(_samples(path))
-        if not found:
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._items = list(_samples(path))
+        if not self._items:
             raise ValueError(f"{path} has no pair of a picture and a caption")
-        self.class_names = tuple(sorted({label for _, label in found}))
-        numbers = {name: i for i, name in enumerate(self.class_names)}
-        self._items = [item._replace(label=numbers[name]) for item, name in found]
+        self.class_names = tuple(sorted({item.label for item in self._items}))
+        self._labels = {name: i for i, name in enumerate(self.class_names)}
         self.captions = tuple(item.captions for item in self._items)
-        self.unreadable: dict[str, str] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __repr__(self) -> str:
-        many = len(self.class_names)
-        return (
-            f"ImageTextFiles({len(self)} records, {many} class{'es' * (many > 1)}, "
-            f"{self._size}x{self._size} px)"
-        )
-
-    def __getitem__(self, index: int) -> Record:
-        """Reads one record.
+    def __getitem__(self, index: int) -> Picture:
+        """Reads a row.
 
         Raises:
-            IndexError: an index out of range.
-            UnreadableImagesError: more pictures than may be skipped are unreadable.
+            OSError: if the file is not there or cannot be read.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of a source of {len(self)}")
-        for step in range(len(self)):
-            item = self._items[(index + step) % len(self)]
-            if item.name in self.unreadable:
-                continue
-            try:
-                image = fit_square(decode(_read(item), MAX_PIXELS), self._size)
-            except (OSError, TooManyPixelsError, SyntaxError) as error:
-                self._skip(item.name, f"{type(error).__name__}: {error}")
-                continue
-            return Record(image=image, text=item.captions[0], label=item.label)
-        raise UnreadableImagesError(f"none of {len(self)} pictures can be read")
+        item = self._items[index]
+        with item.file.open("rb") as stream:
+            stream.seek(item.offset)
+            data = stream.read(item.size)
+        return Picture(data, item.captions, self._labels[item.label])
 
-    def _skip(self, name: str, reason: str) -> None:
-        with self._lock:
-            self.unreadable[name] = reason
-            count = len(self.unreadable)
-        _log.warning(
-            "skipped unreadable picture %s (%s); %d so far", name, reason, count
-        )
-        if count > self._most:
-            listed = "\n".join(f"  {n}: {r}" for n, r in self.unreadable.items())
-            raise UnreadableImagesError(
-                f"{count} pictures cannot be read and at most {self._most} may be "
-                f"skipped (max_unreadable):\n{listed}"
-            )
+    def key(self, index: int) -> str:
+        """The picture's path as its JSONL has it, or tar file and member."""
+        return self._items[index].key
+
+    def name(self, index: int) -> str:
+        """The picture's path, or that of the tar file with the member."""
+        item = self._items[index]
+        return str(item.file if item.size < 0 else item.file.parent / item.key)
 
 
-def _samples(path: Path) -> Iterator[tuple[_Item, str]]:
-    """Items, and the name of each one's label."""
-    if path.suffix in (".jsonl", ".json") and path.is_file():
+def is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path of this module's.
+
+    >>> is_path("captions.jsonl"), is_path("shards/{00..12}.tar"), is_path("emoji")
+    (True, True, False)
+    """
+    return name.endswith((*_JSONL, ".tar")) or "/" in name or os.sep in name
+
+
+def _samples(path: str | os.PathLike) -> Iterator[_Item]:
+    pattern, path = os.fspath(path), Path(path)
+    if path.suffix in _JSONL and path.is_file():
         yield from _from_jsonl(path)
-    elif path.suffix == ".tar" and path.is_file():
-        yield from _from_tar(path)
-    elif path.is_dir() and (tars := sorted(path.glob("*.tar"))):
-        for tar in tars:
-            yield from _from_tar(tar)
-    else:
+        return
+    tars = sorted(path.glob("*.tar")) if path.is_dir() else _expand(pattern)
+    if not tars:
         raise ValueError(
             f"{path} is no JSONL file, no tar file and no folder of tar files"
         )
+    for tar in tars:
+        yield from _from_tar(tar)
 
 
-def _from_jsonl(path: Path) -> Iterator[tuple[_Item, str]]:
+def _expand(pattern: str) -> list[Path]:
+    """Tar files that a pattern with braces and wildcards names.
+
+    Raises:
+        ValueError: a file between braces that is not there.
+    """
+    parts = _BRACES.split(pattern)
+    choices = [_alternatives(p) if i % 2 else [p] for i, p in enumerate(parts)]
+    found: list[Path] = []
+    for combination in itertools.product(*choices):
+        name = "".join(combination)
+        # A name with brackets may be meant as it is.
+        matches = [name] if Path(name).is_file() else sorted(glob.glob(name))
+        if not matches and len(parts) > 1:
+            raise ValueError(f"{pattern}: there is no {name}")
+        found += [Path(m) for m in matches if m.endswith(".tar")]
+    return found
+
+
+def _alternatives(inside: str) -> list[str]:
+    """What stands between braces: ``00..12`` or ``a,b``."""
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if ends is None:
+        return inside.split(",")
+    first, last = ends.groups()
+    return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+
+
+def _from_jsonl(path: Path) -> Iterator[_Item]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -158,28 +152,31 @@ def _from_jsonl(path: Path) -> Iterator[tuple[_Item, str]]:
             try:
                 value = json.loads(line)
                 name, captions = value["image"], _captions(value["text"])
+                file = path.parent / name
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number}: needs a JSON object with `image` and a "
                     f"`text` that is not empty ({type(error).__name__}: {error})"
                 ) from None
-            file = path.parent / name
-            yield _Item(file, 0, -1, name, captions, 0), str(value.get("label", ""))
+            yield _Item(file, 0, -1, name, captions, str(value.get("label", "")))
 
 
-def _from_tar(path: Path) -> Iterator[tuple[_Item, str]]:
+def _from_tar(path: Path) -> Iterator[_Item]:
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     texts: dict[str, dict[str, Any]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, base = member.name.rpartition("/")
-            stem, dot, ending = base.partition(".")
-            key, ending = f"{folder}/{stem}", (dot + ending).lower()
-            samples.setdefault(key, {})[ending] = member
-            if ending in (".txt", ".json"):
-                texts.setdefault(key, {}).update(_text(tar, member, ending, path))
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, dot, ending = base.partition(".")
+                key, ending = f"{folder}/{stem}", (dot + ending).lower()
+                samples.setdefault(key, {})[ending] = member
+                if ending in (".txt", ".json"):
+                    texts.setdefault(key, {}).update(_text(tar, member, ending, path))
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no tar file or is cut short ({error})") from None
     for key, members in samples.items():
         pictures = [members[e] for e in _IMAGES if e in members]
         if not pictures or "text" not in texts.get(key, {}):
@@ -189,10 +186,9 @@ def _from_tar(path: Path) -> Iterator[tuple[_Item, str]]:
             )
         picture, about = pictures[0], texts[key]
         name = f"{path.name}/{picture.name}"
-        yield (
-            _Item(path, picture.offset_data, picture.size, name, about["text"], 0),
-            str(about.get("label", "")),
-        )
+        label = str(about.get("label", ""))
+        offset = picture.offset_data
+        yield _Item(path, offset, picture.size, name, about["text"], label)
 
 
 def _text(
@@ -200,9 +196,10 @@ def _text(
 ) -> dict[str, Any]:
     stream = tar.extractfile(member)
     assert stream is not None  # it is a file
-    data = stream.read().decode("utf-8")
+    data = stream.read()
     try:
-        about = {"text": data.strip()} if ending == ".txt" else json.loads(data)
+        text = data.decode("utf-8")
+        about = {"text": text.strip()} if ending == ".txt" else json.loads(text)
         if "text" in about:
             about["text"] = _captions(about["text"])
     except (ValueError, TypeError) as error:
@@ -215,9 +212,3 @@ def _captions(text: Any) -> tuple[str, ...]:
     if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
         raise ValueError("an empty caption")
     return tuple(captions)
-
-
-def _read(item: _Item) -> bytes:
-    with item.file.open("rb") as stream:
-        stream.seek(item.offset)
-        return stream.read(item.size)

@@ -101,12 +101,17 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def fit_square(image: Image.Image, size: int) -> np.ndarray:
+def fit_square(
+    image: Image.Image,
+    size: int,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
     """Scales an RGB image to fit a square, padded with white, aspect kept.
 
     Args:
         image: a Pillow image of mode RGB.
         size: side of the square in pixels.
+        resample: the filter.
 
     Returns:
         uint8 [size, size, 3].
@@ -115,7 +120,7 @@ def fit_square(image: Image.Image, size: int) -> np.ndarray:
         return np.asarray(image)
     longest = max(image.size)
     width, height = (max(1, round(n * size / longest)) for n in image.size)
-    scaled = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    scaled = image.resize((width, height), resample, reducing_gap=3.0)
     square = Image.new("RGB", (size, size), "white")
     square.paste(scaled, ((size - width) // 2, (size - height) // 2))
     return np.asarray(square)

@@ -6,13 +6,12 @@ arrays, a whole batch at a time, so that a batch from memory costs about a milli
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import grain
 import numpy as np
 
 from meta_opt.data.records import MemorySource, Source, source_arrays
-from meta_opt.data.tokenizer import CaptionTokenizer
+from meta_opt.data.tokenizer import TextTokenizer
 from meta_opt.types import Batch
 
 CAPTIONS = ("first", "random")
@@ -27,7 +26,8 @@ class PipelineConfig:
         seed: of the order and of the augmentation, 0 to 2**32 - 1.
         shuffle: a new order in each epoch; else the source's own.
         num_epochs: passes over the source, each without its remainder; None for ever.
-        text_length: S, tokens of a caption.
+        text_length: S, tokens of a caption; None stands for the model's context and is
+            filled in by what knows the model.
         captions: ``first`` takes a record's main caption; ``random`` draws one of its
             captions each time (of a source that has several).
         flip: mirror each image left to right with probability 1/2.
@@ -43,7 +43,7 @@ class PipelineConfig:
     seed: int = 0
     shuffle: bool = True
     num_epochs: int | None = None
-    text_length: int = 16
+    text_length: int | None = 16
     captions: str = "first"
     flip: bool = False
     crop_pixels: int = 0
@@ -62,10 +62,9 @@ class PipelineConfig:
             "num_threads": 0,
         }
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"{name} must be at least {bound}, not {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {value}")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, not {self.seed}")
         if self.num_epochs is not None and self.num_epochs < 1:
@@ -90,7 +89,7 @@ class PipelineConfig:
 
 
 def make_iterator(
-    source: Source, tokenizer: CaptionTokenizer, config: PipelineConfig
+    source: Source, tokenizer: TextTokenizer, config: PipelineConfig
 ) -> grain.DatasetIterator[Batch]:
     """Returns an iterator of batches, with ``get_state`` and ``set_state``.
 
@@ -132,7 +131,7 @@ def make_iterator(
     return iter(dataset.to_iter_dataset(options))
 
 
-def as_arrays(source: Source, tokenizer: CaptionTokenizer, length: int = 16) -> Batch:
+def as_arrays(source: Source, tokenizer: TextTokenizer, length: int = 16) -> Batch:
     """Returns a whole source as one batch, in its order, for evaluation.
 
     Args:
@@ -163,15 +162,18 @@ class _Loader:
     """Turns the indices of a batch into this process's part of it."""
 
     def __init__(
-        self, source: Source, tokenizer: CaptionTokenizer, config: PipelineConfig
+        self, source: Source, tokenizer: TextTokenizer, config: PipelineConfig
     ):
         self._source = source
         self._tokenizer = tokenizer
         self._config = config
+        if config.text_length is None:
+            raise ValueError("text_length=None: batches need a length")
+        self._length = config.text_length
         if isinstance(source, MemorySource):
             # Every caption is encoded once; `first` is where a record's begin.
             texts = [text for captions in source.captions for text in captions]
-            self._tokens = tokenizer.encode(texts, config.text_length)
+            self._tokens = tokenizer.encode(texts, self._length)
             self._counts = np.asarray([len(c) for c in source.captions])
             self._first = np.cumsum(self._counts) - self._counts
 
@@ -207,13 +209,21 @@ class _Loader:
                 "text": self._tokens[self._first[indices] + chosen],
                 "label": source.labels[indices],
             }
-        records: Sequence[Any] = [source[int(i)] for i in indices]
-        texts = [record["text"] for record in records]
+        records = [source[int(i)] for i in indices]
+        texts = [
+            _drawn(record.get("captions", (record["text"],)), place)
+            for record, place in zip(records, variant, strict=True)
+        ]
         return {
             "image": np.stack([record["image"] for record in records]),
-            "text": self._tokenizer.encode(texts, self._config.text_length),
+            "text": self._tokenizer.encode(texts, self._length),
             "label": np.asarray([record["label"] for record in records], np.int32),
         }
+
+
+def _drawn(captions: Sequence[str], place: float) -> str:
+    """The caption at ``place`` in [0, 1) of all of them."""
+    return captions[int(place * len(captions))]
 
 
 def _shifted(images: np.ndarray, shifts: np.ndarray, margin: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Records of image, captions and label, and sources that hold them in memory."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -20,11 +20,15 @@ def check_split(split: str) -> str:
 
 
 class Record(TypedDict):
-    """One item: ``image`` uint8 [h, w, 3], its caption ``text`` and class ``label``."""
+    """One item: ``image`` uint8 [h, w, 3], its caption ``text`` and class ``label``.
+
+    ``captions`` has all its captions, the main one first, if there are several.
+    """
 
     image: np.ndarray
     text: str
     label: int
+    captions: NotRequired[tuple[str, ...]]
 
 
 @runtime_checkable
@@ -150,6 +154,22 @@ class MemorySource:
             self.class_names,
             self._pixels.shape[1],
             [self.keys[i] for i in indices] if self.keys is not None else None,
+        )
+
+    def resized(self, size: int) -> "MemorySource":
+        """Returns a source of the same records with images fitted to ``size`` pixels.
+
+        From the image files, where it has them.
+        """
+        if self._pixels.shape[1:3] == (size, size):
+            return self
+        images: np.ndarray | list[bytes]
+        if self._encoded is None:
+            images = np.stack([_resized(image, size) for image in self._pixels])
+        else:
+            images = self._encoded
+        return MemorySource(
+            images, self.captions, self.labels, self.class_names, size, self.keys
         )
 
     def _decode(self, indices: Sequence[int] | np.ndarray | range) -> None:

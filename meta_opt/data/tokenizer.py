@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,6 +13,34 @@ from meta_opt.data.clipart import BUNDLED
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 """Their ids are 0, 1, 2, 3."""
+
+
+class TextTokenizer(Protocol):
+    """What batches and evaluations need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows up."""
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Turns B texts into int32 [B, length]."""
+
+
+def check_texts(texts: Sequence[str], length: int, least: int) -> None:
+    """Checks what ``encode`` is given.
+
+    Raises:
+        ValueError: if ``length`` is below ``least``.
+        TypeError: if ``texts`` is one string.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"encode takes a list of texts, not the string {texts!r}")
+    if length < least:
+        raise ValueError(f"a row needs at least {least} tokens, not {length}")
 
 
 class CaptionTokenizer:
@@ -57,10 +86,7 @@ class CaptionTokenizer:
         >>> load_tokenizer().encode(["a cat"], 6).shape
         (1, 6)
         """
-        if isinstance(texts, str):
-            raise TypeError(f"encode takes a list of texts, not the string {texts!r}")
-        if length < 2:
-            raise ValueError(f"a row needs at least 2 tokens, not {length}")
+        check_texts(texts, length, least=2)
         rows = np.full((len(texts), length), self.pad_id, np.int32)
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         rows[:, 0] = self.bos_id

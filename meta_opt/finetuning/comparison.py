@@ -11,9 +11,10 @@ from typing import Any
 from flax import nnx
 
 from meta_opt.data.records import MemorySource
+from meta_opt.finetuning.export import ExportConfig
+from meta_opt.finetuning.model_source import load_weights, read_preprocessing
 from meta_opt.finetuning.state import fingerprint
 from meta_opt.finetuning.vision_text import RunConfig, Score, run_vision_text
-from meta_opt.models import pretrained
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import load_theta
 from meta_opt.run_log import describe_environment
@@ -90,7 +91,7 @@ def run_all(
         announce(name, finished)
         if not finished:
             run_vision_text(
-                dataclasses.replace(config, export=str(folder / EXPORT)),
+                dataclasses.replace(config, export=ExportConfig(str(folder / EXPORT))),
                 score_on,
                 folder,
             )
@@ -101,7 +102,7 @@ def _digest(config: RunConfig, environment: Any, extra: Any) -> str:
     """Returns 12 hexadecimal digits of a hash over all that decides the outcome."""
     weights: dict[str, int] = {}
     if config.model.weights:
-        model = pretrained.load(config.model.weights)
+        model = load_weights(config.model, read_preprocessing(config.model))
         weights["model"] = fingerprint(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     if config.optimizer.name == "learned":
         weights["optimizer"] = fingerprint(load_theta(config.optimizer.weights)[0])

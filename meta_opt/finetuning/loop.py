@@ -80,6 +80,7 @@ def run(
     workdir: str | Path | None = None,
     resolved_config: Mapping[str, Any] | None = None,
     label: str = "",
+    take_over: bool = False,
 ) -> RunResult:
     """Trains ``params``, resuming from ``workdir`` if it holds a checkpoint.
 
@@ -102,6 +103,7 @@ def run(
         resolved_config: nested mapping that is written to ``config.json``; a resumed
             run must have the same.
         label: text before the progress bar.
+        take_over: whether ``params`` and ``frozen`` are given up, see `init_state`.
 
     Returns:
         The final state and what was measured.
@@ -114,7 +116,9 @@ def run(
     """
     device_mesh = mesh_lib.make_mesh(mesh or mesh_lib.MeshConfig())
     mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
-    state = init_state(params, frozen, tx, device_mesh, rules, config.seed)
+    state = init_state(
+        params, frozen, tx, device_mesh, rules, config.seed, take_over=take_over
+    )
     trainer = _Trainer(
         config, state, device_mesh, loss_fn, tx, batches, evaluate, workdir
     )

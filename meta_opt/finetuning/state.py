@@ -50,6 +50,8 @@ def init_state(
     mesh: Mesh,
     rules: Sequence[Rule] = FSDP_RULES,
     seed: int = 0,
+    *,
+    take_over: bool = False,
 ) -> TrainState:
     """Makes the state of step 0 and lays it out over the mesh.
 
@@ -62,16 +64,19 @@ def init_state(
         mesh: see :func:`meta_opt.parallel.mesh.make_mesh`.
         rules: layout of params and frozen.
         seed: of the steps' randomness.
+        take_over: whether the caller gives ``params`` and ``frozen`` up. Those that lie
+            where they should are then not copied, and are gone once the state is
+            donated.
 
     Returns:
-        A state of fresh arrays, safe to donate.
+        A state that is safe to donate.
 
     Raises:
         ValueError: if a rule matches nothing.
     """
     shardings = parameter_shardings(rules, mesh, params, frozen)
-    # Copies, since the step donates its state and the caller keeps the arrays.
-    params, frozen = jax.device_put((params, frozen), shardings, may_alias=False)
+    # Copies where the caller keeps the arrays, since the step donates its state.
+    params, frozen = jax.device_put((params, frozen), shardings, may_alias=take_over)
     init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
     whole = replicated(mesh)
     return TrainState(

@@ -8,16 +8,10 @@ import optax
 
 from meta_opt.data.pipeline import make_iterator
 from meta_opt.data.records import MemorySource
-from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.finetuning.data_source import Splits
 from meta_opt.finetuning.loop import run
-from meta_opt.finetuning.vision_text import (
-    RunConfig,
-    Score,
-    build_model,
-    build_source,
-    make_evaluate,
-    make_loss,
-)
+from meta_opt.finetuning.model_source import build_model, read_preprocessing
+from meta_opt.finetuning.vision_text import RunConfig, Score, make_evaluate, make_loss
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.types import from_config
@@ -50,20 +44,21 @@ class Trial:
             make_tx: builds the optimizer.
 
         Raises:
-            ValueError: see :func:`meta_opt.finetuning.vision_text.build_model`.
+            ValueError: see :func:`meta_opt.finetuning.model_source.build_model`.
         """
         self._base = base
         self._make_tx = make_tx
-        self._tokenizer = load_tokenizer()
-        model = build_model(
-            base.model, self._tokenizer.vocab_size, base.pipeline.text_length
+        reading = read_preprocessing(base.model, base.pipeline.text_length)
+        self._tokenizer = reading.tokenizer
+        self._pipeline = dataclasses.replace(
+            base.pipeline, text_length=reading.text_length
         )
+        model = build_model(base.model, reading)
         self.params, self.frozen = model.params, model.frozen
         self._loss_fn = make_loss(model, base.model.loss)
-        self._train = build_source(base.data, "train")
-        self._evaluate = make_evaluate(
-            model, score_on(build_source(base.data, "validation"))
-        )
+        splits = Splits(base.data, reading.fit)
+        self._train = splits.train()
+        self._evaluate = make_evaluate(model, score_on(splits.held_out("validation")))
         # The last evaluation is the value and not a report.
         self._loop = dataclasses.replace(base.loop, evaluate_at_start=False)
 
@@ -99,7 +94,7 @@ class Trial:
             frozen=self.frozen,
             loss_fn=self._loss_fn,
             tx=self._make_tx(optimizer),
-            batches=make_iterator(self._train, self._tokenizer, self._base.pipeline),
+            batches=make_iterator(self._train, self._tokenizer, self._pipeline),
             evaluate=evaluate,
             mesh=self._base.mesh,
             rules=VISION_TEXT_RULES,

@@ -11,79 +11,31 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from flax import nnx
 
-from meta_opt.data.clipart import bundled_clipart
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
 from meta_opt.data.records import MemorySource
-from meta_opt.data.tfds_sources import tfds_source
-from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.finetuning import export
+from meta_opt.finetuning.data_source import CountedBatches, DataConfig, Splits
+from meta_opt.finetuning.export import ExportConfig
 from meta_opt.finetuning.loop import Evaluate, LoopConfig, RunResult, run
+from meta_opt.finetuning.model_source import (
+    Model,
+    ModelConfig,
+    build_model,
+    read_preprocessing,
+)
 from meta_opt.finetuning.step import LossFn
 from meta_opt.losses.contrastive import LOSSES
-from meta_opt.models import pretrained
-from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora, merge_lora
-from meta_opt.models.vision_text import VisionText, named_config, parameter_count
+from meta_opt.models.vision_text import VisionText
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
-from meta_opt.parallel.mesh import MeshConfig
+from meta_opt.parallel.mesh import MeshConfig, check_batch_size, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
-from meta_opt.types import Batch, PyTree, near_match, write_atomic
+from meta_opt.types import Batch, PyTree, write_atomic
 
 _log = logging.getLogger(__name__)
 
-
 Score: TypeAlias = Callable[[VisionText], Mapping[str, float]]
 """Metrics of a model on one split."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Which model, and which part of it trains.
-
-    Attributes:
-        weights: shipped weights by name, or a path; "" initialises a model of ``size``.
-        size: name of an architecture, for a model without weights.
-        trainable: ``all`` or ``lora``.
-        lora: the adapters, where ``trainable`` is ``lora``.
-        loss: ``clip`` or ``siglip``.
-        dtype: of the computation; parameters are float32.
-        seed: of the initialisation.
-    """
-
-    weights: str = "nano"
-    size: str = "nano"
-    trainable: str = "all"
-    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
-    loss: str = "clip"
-    dtype: str = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks the names."""
-        _check_name("trainable", self.trainable, ("all", "lora"))
-        _check_name("loss", self.loss, LOSSES)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which images and captions.
-
-    Attributes:
-        name: ``clipart`` (the bundled shard), or a dataset that ``make data`` prepares:
-            ``openclipart``, ``emoji``.
-        artists: of ``emoji``: whose drawings; empty for all.
-        captions: ``name``, or ``name_tags`` for more captions a record.
-        data_dir: where prepared datasets are; "" for the default.
-    """
-
-    name: str = "clipart"
-    artists: tuple[str, ...] = ()
-    captions: str = "name"
-    data_dir: str = ""
-
-    def __post_init__(self) -> None:
-        """Checks the name."""
-        _check_name("name", self.name, ("clipart", "openclipart", "emoji"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +46,10 @@ class RunConfig:
         loop: length and what is logged, evaluated and saved when.
         optimizer: the optimizer.
         model: the model.
-        data: training, validation and test data are its splits.
+        data: training, validation and test data.
         pipeline: batches and augmentation.
         mesh: devices.
-        export: path without suffix that the final weights are written to; "" for none.
+        export: where the final weights are written to, and as what.
     """
 
     loop: LoopConfig
@@ -106,10 +58,10 @@ class RunConfig:
     data: DataConfig
     pipeline: PipelineConfig
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    export: str = ""
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
-        """Checks that what the parts share is the same."""
+        """Checks that what the parts share is the same, and that they fit."""
         for name, one, two in (
             ("num_steps", self.loop.num_steps, self.optimizer.num_steps),
             ("batch_size", self.loop.batch_size, self.pipeline.batch_size),
@@ -118,73 +70,21 @@ class RunConfig:
                 raise ValueError(
                     f"loop.{name}={one} and the same setting elsewhere, {two}, differ"
                 )
+        export.check_settings(self.export, self.model)
 
 
-class Model(NamedTuple):
-    """A model in parts, the trainable ones as the optimizer sees them.
+class Finished(NamedTuple):
+    """What a finished run gives.
 
     Attributes:
-        graphdef: for ``nnx.merge(graphdef, params, frozen)``.
-        params: nested dict of the arrays that train.
-        frozen: nested dict of the others.
+        result: the run.
+        test: metrics of the final parameters on the test split.
+        unreadable: why pictures of the user's were skipped, by name.
     """
 
-    graphdef: nnx.GraphDef
-    params: PyTree
-    frozen: PyTree
-
-    def merge(self, params: PyTree, frozen: PyTree) -> VisionText:
-        """Puts a module together from parts that were trained."""
-        return nnx.merge(self.graphdef, params, frozen)
-
-
-def split_model(model: VisionText, trainable: str = "all") -> Model:
-    """Splits a module into what trains and what does not.
-
-    Args:
-        model: with adapters, if they are what trains.
-        trainable: ``all`` parameters, or those of ``lora``.
-    """
-    kind = LoRAParam if trainable == "lora" else nnx.Param
-    graphdef, *states = nnx.split(model, kind, ...)
-    params, frozen = map(nnx.to_pure_dict, states)
-    return Model(graphdef, params, frozen)
-
-
-def build_model(config: ModelConfig, vocab_size: int, text_length: int) -> Model:
-    """Loads or initialises the model and puts adapters on it if they are what trains.
-
-    Args:
-        config: which model.
-        vocab_size: of the tokenizer.
-        text_length: S, of the batches.
-
-    Raises:
-        ValueError: if names are unknown, the LoRA pattern matches nothing, or the
-            weights were made for another vocabulary or shorter captions.
-    """
-    if config.weights:
-        model = pretrained.load(config.weights, dtype=config.dtype)
-    else:
-        architecture = named_config(
-            config.size,
-            vocab_size=vocab_size,
-            text_length=text_length,
-            dtype=config.dtype,
-        )
-        model = nnx.jit(lambda: VisionText(architecture, rngs=nnx.Rngs(config.seed)))()
-    made_for = model.config
-    if made_for.vocab_size != vocab_size or made_for.text_length < text_length:
-        raise ValueError(
-            f"the weights {config.weights!r} are for {made_for.vocab_size} tokens and "
-            f"captions up to {made_for.text_length}; the data has {vocab_size} and "
-            f"{text_length}"
-        )
-    if config.trainable == "lora":
-        _log.info("%s", add_lora(model, config.lora, rngs=nnx.Rngs(config.seed)))
-    else:
-        _log.info("all %s parameters train", f"{parameter_count(model):,}")
-    return split_model(model, config.trainable)
+    result: RunResult
+    test: dict[str, float]
+    unreadable: dict[str, str]
 
 
 def make_loss(model: Model, loss: str = "clip") -> LossFn:
@@ -214,24 +114,6 @@ def make_evaluate(model: Model, score: Score) -> Evaluate:
     return lambda params, frozen: score(model.merge(params, frozen))
 
 
-def build_source(config: DataConfig, split: str) -> MemorySource:
-    """Opens a split of the data.
-
-    Raises:
-        ValueError: if names are unknown.
-        MissingDataError: if the dataset is missing; names the command that brings it.
-    """
-    if config.name == "clipart":
-        return bundled_clipart(split)
-    return tfds_source(
-        config.name,
-        split,
-        config.data_dir or None,
-        artists=config.artists or None,
-        captions=config.captions,
-    )
-
-
 def informed(config: RunConfig, examples: int) -> OptimizerConfig:
     """The optimizer's settings, with the epochs that follow from the rest.
 
@@ -249,34 +131,44 @@ def run_vision_text(
     config: RunConfig,
     score_on: Callable[[MemorySource], Score],
     workdir: str | Path | None = None,
-) -> tuple[RunResult, dict[str, float]]:
+) -> Finished:
     """Trains and evaluates; resumes where ``workdir`` has a checkpoint.
 
     Args:
         config: the run.
-        score_on: builds the evaluation on a split.
+        score_on: builds the evaluation on a split, whose images have the model's size.
         workdir: for logs and checkpoints; gets ``result.json`` too. None for neither.
 
     Returns:
-        The run, and the metrics of the final parameters on the test split.
+        The run, the metrics on the test split, and what was skipped.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, with all saved.
-        ValueError: see :func:`meta_opt.finetuning.loop.run` and the builders here.
+        ValueError: see :func:`meta_opt.finetuning.loop.run`, `build_model` and
+            `Splits`.
     """
-    tokenizer = load_tokenizer()
-    model = build_model(config.model, tokenizer.vocab_size, config.pipeline.text_length)
+    # What is quickly found to be wrong comes first; a large model takes minutes.
+    mesh = make_mesh(config.mesh)
+    check_batch_size(mesh, config.loop.batch_size, config.loop.accumulation_steps)
+    reading = read_preprocessing(config.model, config.pipeline.text_length)
+    splits = Splits(config.data, reading.fit)
     pipeline = dataclasses.replace(
         config.pipeline,
+        text_length=reading.text_length,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    source = build_source(config.data, "train")
-    batches = make_iterator(source, tokenizer, pipeline)
-
-    def evaluation_on(split: str) -> Evaluate:
-        return make_evaluate(model, score_on(build_source(config.data, split)))
-
+    source = splits.train()
+    batches = CountedBatches(
+        make_iterator(source, reading.tokenizer, pipeline),
+        splits.unreadable,
+        len(source),
+    )
+    scores = {
+        split: score_on(splits.held_out(split)) for split in ("validation", "test")
+    }
+    model = build_model(config.model, reading, mesh)
+    export.check_model(config.export, model.merge(model.params, model.frozen))
     result = run(
         config.loop,
         params=model.params,
@@ -284,27 +176,27 @@ def run_vision_text(
         loss_fn=make_loss(model, config.model.loss),
         tx=make_optimizer(informed(config, len(source))),
         batches=batches,
-        evaluate=evaluation_on("validation"),
+        evaluate=make_evaluate(model, scores["validation"]),
         mesh=config.mesh,
         rules=VISION_TEXT_RULES,
         workdir=workdir,
         resolved_config=dataclasses.asdict(config),
         label=config.optimizer.name,
+        take_over=True,
     )
-    test = dict(evaluation_on("test")(result.state.params, result.state.frozen))
+    trained = model.merge(result.state.params, result.state.frozen)
+    test = dict(scores["test"](trained))
+    finished = Finished(result, test, dict(splits.unreadable.reasons))
     if workdir is not None:
-        _write_result(Path(workdir), result, test)
-    if config.export:
-        trained = model.merge(jax.device_get(result.state.params), model.frozen)
-        if config.model.trainable == "lora":
-            merge_lora(trained)
-        pretrained.save(config.export, trained)
-    return result, test
+        _write_result(Path(workdir), finished)
+    export.write(config.export, trained, config.model)
+    return finished
 
 
-def _write_result(workdir: Path, result: RunResult, test: dict[str, float]) -> None:
+def _write_result(workdir: Path, finished: Finished) -> None:
+    result = finished.result
     summary: dict[str, Any] = {
-        "test": test,
+        "test": finished.test,
         "validation": next(
             (
                 record
@@ -318,14 +210,8 @@ def _write_result(workdir: Path, result: RunResult, test: dict[str, float]) -> N
         "optimizer_bytes": result.optimizer_bytes,
         "trainable": result.trainable,
         "nonfinite": int(result.state.nonfinite),
+        "unreadable": len(finished.unreadable),
+        "unreadable_pictures": finished.unreadable,
     }
     with write_atomic(workdir / "result.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_name(setting: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise ValueError(
-            f"{setting}={value!r} is none of {', '.join(known)}"
-            f"{near_match(value, known)}"
-        )

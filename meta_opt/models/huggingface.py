@@ -499,6 +499,11 @@ def _check(files: _Files, places: Mapping[str, _Place]) -> None:
 # Writing
 
 
+def check_writable(config: VisionTextConfig) -> None:
+    """Raises ValueError unless `save` could write models of this architecture."""
+    _write_config(config)
+
+
 def save(
     folder: str | os.PathLike, model: VisionText, max_shard_bytes: int = 5 * 10**9
 ) -> None:

@@ -134,7 +134,8 @@ class LoRALinear(Linear):
             self.kernel_scale = linear.kernel_scale
         *stack, fan_in, fan_out = linear.kernel.shape
         init = nnx.initializers.normal(fan_in**-0.5)
-        dtype = linear.param_dtype
+        # Adapters train: in less than float32 small updates would be lost.
+        dtype = jnp.promote_types(linear.param_dtype, jnp.float32)
         self.lora_a = LoRAParam(init(rngs.params(), (*stack, fan_in, rank), dtype))
         self.lora_b = LoRAParam(jnp.zeros((*stack, rank, fan_out), dtype))
         self.scaling = scaling
@@ -155,9 +156,10 @@ class LoRALinear(Linear):
         return self.scaling * (self.lora_a[...] @ self.lora_b[...])
 
     def merged(self) -> Linear:
-        """The plain linear layer with kernel W + s A B, of floats."""
+        """The plain linear layer with kernel W + s A B, of its ``param_dtype``."""
         linear = nnx.eval_shape(lambda: Linear(**_options(self), rngs=nnx.Rngs(0)))
-        linear.kernel = nnx.Param(self.full_kernel() + self.delta())
+        kernel = self.full_kernel() + self.delta()
+        linear.kernel = nnx.Param(kernel.astype(self.param_dtype))
         linear.bias = self.bias
         return linear
 

@@ -72,23 +72,19 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText:
     Args:
         name_or_path: one of `names`, or a path without suffix.
         **changes: fields of `VisionTextConfig` that differ from the saved ones and
-            leave the parameters as they are: ``dtype``, ``remat``, ``scan_layers``.
+            leave the parameters as they are: ``dtype``, ``param_dtype`` (float32 if not
+            given), ``remat``, ``scan_layers``.
 
     Returns:
-        The model, with float32 parameters.
+        The model.
 
     Raises:
         ValueError: if there are no such weights, the file is not the one that the JSON
             describes, or its tensors are not those of the configuration.
     """
     path = _find(name_or_path)
-    about = json.loads(_with_suffix(path, ".json").read_text())
-    if (version := about.get("format_version")) != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}.json has format version {version!r}; this code reads "
-            f"{FORMAT_VERSION}"
-        )
-    config = from_config(VisionTextConfig, {**about["config"], **changes})
+    about = _about(path)
+    config = _config(about, changes)
     data = _with_suffix(path, ".safetensors").read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
         raise ValueError(
@@ -108,8 +104,32 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText:
             f"{problems}"
         )
     for name, param in params.items():
-        param.set_value(jnp.asarray(tensors[name], jnp.float32))
+        param.set_value(jnp.asarray(tensors[name], param.dtype))
     return model
+
+
+def read_config(name_or_path: str | os.PathLike) -> VisionTextConfig:
+    """The architecture of weights that `save` wrote, without reading these.
+
+    Raises:
+        ValueError: if there are no such weights.
+    """
+    return _config(_about(_find(name_or_path)), {})
+
+
+def _about(path: Path) -> dict[str, Any]:
+    about = json.loads(_with_suffix(path, ".json").read_text())
+    if (version := about.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}.json has format version {version!r}; this code reads "
+            f"{FORMAT_VERSION}"
+        )
+    return about
+
+
+def _config(about: dict[str, Any], changes: dict[str, Any]) -> VisionTextConfig:
+    numerics = {"param_dtype": "float32", **changes}
+    return from_config(VisionTextConfig, {**about["config"], **numerics})
 
 
 def _find(name_or_path: str | os.PathLike) -> Path:

@@ -1,0 +1,211 @@
+"""From a configuration of the data to the splits of a run."""
+
+import dataclasses
+from typing import Any
+
+from meta_opt.data.clipart import bundled_clipart
+from meta_opt.data.image_fit import ImageFit
+from meta_opt.data.image_text_files import ImageTextFiles, is_path
+from meta_opt.data.pictures import Pictures, Rows, Unreadable, hold_out, sample
+from meta_opt.data.records import MemorySource, Source
+from meta_opt.data.tfds_captions import TfdsCaptions, tfds_splits
+from meta_opt.data.tfds_sources import tfds_source
+from meta_opt.finetuning.loop import Batches
+from meta_opt.types import check_name
+
+DRAWINGS = ("clipart", "openclipart", "emoji")
+"""Sources of this package, which have classes and splits of their own."""
+
+_TFDS = "tfds:"
+_HELD_OUT = ("validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images and captions.
+
+    Validation and test data are those named, else a TFDS dataset's own splits of that
+    name, else a share of the training data that a hash of each picture's path holds
+    out: always the same pictures, and none that is trained on.
+
+    Attributes:
+        name: ``clipart`` (the bundled shard), ``openclipart`` or ``emoji`` (which
+            ``make data`` prepares), a path as `ImageTextFiles` takes it (JSONL,
+            WebDataset), or ``tfds:NAME`` of a dataset prepared in ``data_dir``.
+        validation: path of validation data; "" for others, as said above.
+        test: likewise.
+        held_out: share of the training data that is held out for each of the two that
+            needs it.
+        max_evaluated: pairs of a split that are evaluated at most; they are held in
+            memory, 3 bytes a pixel. Of more a hash chooses.
+        max_unreadable: pictures of the user's that may be skipped as unreadable.
+        eval_batch_size: pairs that are encoded at a time and contrasted in the loss.
+        artists: of ``emoji``: whose drawings; empty for all.
+        captions: of ``openclipart`` and ``emoji``: ``name``, or ``name_tags`` for more
+            captions a record.
+        data_dir: where prepared datasets are; "" for the default.
+    """
+
+    name: str = "clipart"
+    validation: str = ""
+    test: str = ""
+    held_out: float = 0.1
+    max_evaluated: int = 1000
+    max_unreadable: int = 100
+    eval_batch_size: int = 256
+    artists: tuple[str, ...] = ()
+    captions: str = "name"
+    data_dir: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        own = self.name.startswith(_TFDS) or is_path(self.name)
+        if not own:
+            check_name("data.name", self.name, (*DRAWINGS, "FILE.jsonl", "tfds:NAME"))
+        for split in _HELD_OUT:
+            path = getattr(self, split)
+            if path and not own:
+                raise ValueError(
+                    f"data.{split}={path!r}: {self.name} has splits of its own"
+                )
+            if path and path.startswith(_TFDS):
+                raise ValueError(
+                    f"data.{split}={path!r} must be a path; of a TFDS dataset the "
+                    "splits of that name are taken"
+                )
+        if not 0 <= self.held_out < 0.5:
+            raise ValueError(
+                f"data.held_out={self.held_out} must be at least 0 and below 0.5: it "
+                "is taken twice, for validation and test"
+            )
+        for name, least in (
+            ("max_evaluated", 1),
+            ("max_unreadable", 0),
+            ("eval_batch_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)} must be at least {least}"
+                )
+
+
+class Splits:
+    """Training, validation and test data, each opened when it is asked for.
+
+    Args:
+        config: which.
+        fit: scales pictures to what the model takes. (The drawings of this package are
+            padded to its size.)
+
+    Attributes:
+        unreadable: the pictures that had to be skipped so far.
+
+    Raises:
+        ValueError: names that are unknown, files that are broken, splits that are
+            empty.
+        MissingDataError: if the dataset is missing; names the command that brings it.
+    """
+
+    def __init__(self, config: DataConfig, fit: ImageFit) -> None:
+        self._config, self._fit = config, fit
+        self.unreadable = Unreadable(config.max_unreadable)
+        self._parts: dict[str, tuple[Rows, list[int]]] = {}
+        if config.name not in DRAWINGS:
+            self._parts = _parts(config)
+
+    def train(self) -> Source:
+        """The training data, read picture by picture if they are the user's."""
+        if self._config.name in DRAWINGS:
+            return self._drawings("train")
+        rows, part = self._parts["train"]
+        return Pictures(rows, self._fit, self.unreadable, part)
+
+    def held_out(self, split: str) -> MemorySource:
+        """The ``validation`` or ``test`` data, in memory."""
+        if self._config.name in DRAWINGS:
+            return self._drawings(split)
+        rows, part = self._parts[split]
+        chosen = sample(rows, part, self._config.max_evaluated)
+        return Pictures(rows, self._fit, self.unreadable, chosen).in_memory()
+
+    def _drawings(self, split: str) -> MemorySource:
+        config, size = self._config, self._fit.size
+        if config.name == "clipart":
+            return bundled_clipart(split).resized(size)
+        return tfds_source(
+            config.name,
+            split,
+            config.data_dir or None,
+            artists=config.artists or None,
+            captions=config.captions,
+            image_size=size,
+        )
+
+
+def _parts(config: DataConfig) -> dict[str, tuple[Rows, list[int]]]:
+    """Rows of each split, and which of them belong to it."""
+    given: dict[str, Rows] = {
+        split: ImageTextFiles(path)
+        for split in _HELD_OUT
+        if (path := getattr(config, split))
+    }
+    rows: Rows
+    if config.name.startswith(_TFDS):
+        name, folder = config.name.removeprefix(_TFDS), config.data_dir or None
+        rows = TfdsCaptions(name, "train", folder)
+        for split in set(_HELD_OUT) & set(tfds_splits(name, folder)) - set(given):
+            given[split] = TfdsCaptions(name, split, folder)
+    else:
+        rows = ImageTextFiles(config.name)
+    shares = {split: config.held_out for split in _HELD_OUT if split not in given}
+    parts: dict[str, tuple[Rows, list[int]]] = {
+        split: (rows, part) for split, part in hold_out(rows, shares).items()
+    }
+    parts |= {split: (r, list(range(len(r)))) for split, r in given.items()}
+    for split, (_, part) in parts.items():
+        if not part:
+            raise ValueError(
+                f"no picture is left for {split}: {config.name} has {len(rows)} and "
+                f"data.held_out={config.held_out}; change that or name a file in "
+                f"data.{'validation, data.test' if split == 'train' else split}"
+            )
+    return parts
+
+
+class CountedBatches:
+    """Batches whose state has the pictures that were skipped on the way, too.
+
+    Args:
+        batches: an iterator with ``get_state`` and ``set_state``.
+        unreadable: what the data's sources count in.
+        records: how many there are to train on.
+    """
+
+    def __init__(self, batches: Batches, unreadable: Unreadable, records: int) -> None:
+        self._batches, self._unreadable, self._records = batches, unreadable, records
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns a JSON value."""
+        return {
+            "batches": self._batches.get_state(),
+            "unreadable": dict(self._unreadable.reasons),
+            "records": self._records,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from there.
+
+        Raises:
+            ValueError: if there were more or fewer records.
+        """
+        if state["records"] != self._records:
+            raise ValueError(
+                f"the run began with {state['records']} records to train on and now "
+                f"there are {self._records}: restore the data, or take another "
+                "--workdir"
+            )
+        self._unreadable.reasons.update(state["unreadable"])
+        self._batches.set_state(state["batches"])

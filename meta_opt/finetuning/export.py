@@ -1,0 +1,125 @@
+"""What a finished run leaves for others: the model or its adapters, in four formats."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from meta_opt.finetuning.model_source import ModelConfig, is_folder
+from meta_opt.models import huggingface, pretrained
+from meta_opt.models.adapters import save_adapters, save_peft
+from meta_opt.models.lora import LoRAParam, merge_lora
+from meta_opt.models.parameters import by_path
+from meta_opt.models.vision_text import VisionText
+from meta_opt.types import check_name
+
+FORMATS = ("model", "adapters", "peft", "huggingface")
+
+_OF_ADAPTERS = ("adapters", "peft")
+# What a folder has beside the weights and what is written anew.
+_BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Where the final weights are written to, and as what.
+
+    Attributes:
+        path: "" for nowhere; of ``model`` without suffix, else a folder.
+        format: ``model``, adapters merged into it, as
+            `meta_opt.models.pretrained` reads it; ``huggingface``, likewise, a folder
+            that Transformers reads and ``model.weights`` takes; ``adapters`` alone, as
+            `meta_opt.models.adapters.load_adapters` reads them; ``peft``, likewise, as
+            ``peft.PeftModel.from_pretrained`` does.
+    """
+
+    path: str = ""
+    format: str = "model"
+
+    def __post_init__(self) -> None:
+        """Checks the name, and that a format has a path."""
+        check_name("export.format", self.format, FORMATS)
+        if self.format != "model" and not self.path:
+            raise ValueError(f"export.format={self.format!r} needs an export.path")
+
+
+def check_settings(export: ExportConfig, model: ModelConfig) -> None:
+    """Finds what could not be written, as far as settings tell.
+
+    Raises:
+        ValueError: if there will be no adapters to write, no tokenizer to write beside
+            the model, or what the run reads would be overwritten.
+    """
+    if not export.path:
+        return
+    if export.format in _OF_ADAPTERS and model.trainable != "lora":
+        raise ValueError(
+            f"export.format={export.format!r} writes adapters, and "
+            f"model.trainable={model.trainable!r} has none; take 'model' or "
+            "'huggingface', or model.trainable='lora'"
+        )
+    path = Path(export.path).resolve()
+    if any(path == Path(f).resolve() for f in (model.weights, model.processor) if f):
+        raise ValueError(
+            f"export.path={export.path!r} is what the run reads; take another"
+        )
+    if export.format == "huggingface" and not model.folder:
+        raise ValueError(
+            "export.format='huggingface' writes a tokenizer too, and there is no "
+            f"folder with one: model.weights={model.weights!r} is none and "
+            "model.processor is not given"
+        )
+
+
+def check_model(export: ExportConfig, model: VisionText) -> None:
+    """Finds what could not be written of this model, before it is trained.
+
+    Raises:
+        ValueError: an architecture or adapters that the format does not have.
+    """
+    if not export.path:
+        return
+    if export.format in ("huggingface", "peft"):
+        huggingface.check_writable(model.config)
+    if export.format == "peft":
+        params = by_path(model)
+        for path in by_path(model, LoRAParam):
+            kernel = f"{path.rpartition('/')[0]}/kernel"
+            huggingface.module_names(model.config, kernel, params[kernel].shape)
+
+
+def write(export: ExportConfig, model: VisionText, config: ModelConfig) -> None:
+    """Writes a trained model; adapters are merged where they do not stay.
+
+    Args:
+        export: where and as what; without a path nothing is written.
+        model: with adapters if they were trained. It may be changed.
+        config: that it was built from.
+    """
+    if not export.path:
+        return
+    if export.format == "adapters":
+        save_adapters(export.path, model, config.lora)
+        return
+    if export.format == "peft":
+        base = config.weights if is_folder(config.weights) else ""
+        save_peft(export.path, model, config.lora, base)
+        return
+    if config.trainable == "lora":
+        merge_lora(model)
+    if export.format == "model":
+        pretrained.save(export.path, model)
+        return
+    huggingface.save(export.path, model)
+    for name in _BESIDE:
+        if (there := Path(config.folder) / name).is_file():
+            shutil.copyfile(there, Path(export.path) / name)

@@ -1,0 +1,277 @@
+"""From a configuration of the model to its parts, and to how its data are prepared."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from meta_opt.data.folder_tokenizer import FolderTokenizer
+from meta_opt.data.image_fit import ImageFit, read_image_fit
+from meta_opt.data.tokenizer import TextTokenizer, load_tokenizer
+from meta_opt.losses.contrastive import LOSSES
+from meta_opt.models import huggingface, pretrained
+from meta_opt.models.int8 import quantise_base
+from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
+from meta_opt.models.vision_text import (
+    SIZES,
+    VisionText,
+    VisionTextConfig,
+    named_config,
+    parameter_count,
+)
+from meta_opt.parallel.sharding import VISION_TEXT_RULES, parameter_shardings
+from meta_opt.types import PyTree, check_name
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and which part of it trains.
+
+    Attributes:
+        weights: a CLIP or SigLIP folder of Hugging Face's form, shipped weights by
+            name, or a path of our own ones; "" initialises a model of ``size``.
+        processor: folder whose ``tokenizer.json`` and ``preprocessor_config.json``
+            prepare the data; "" for that of ``weights`` or, if that is no folder, for
+            the tokenizer that ships here.
+        size: name of an architecture, for a model without weights.
+        trainable: ``all`` or ``lora``.
+        lora: the adapters, where ``trainable`` is ``lora``.
+        base: ``float``, or ``int8`` for kernels of one byte under adapters.
+        loss: ``clip`` or ``siglip``.
+        dtype: of the computation, ``float32`` or ``bfloat16``.
+        param_dtype: of the parameters, likewise; adapters are float32.
+        remat: what the backward pass recomputes: ``full``, ``dots`` or ``none``.
+        seed: of the initialisation.
+    """
+
+    weights: str = "nano"
+    processor: str = ""
+    size: str = "nano"
+    trainable: str = "all"
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    base: str = "float"
+    loss: str = "clip"
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "full"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the names, and that nothing in int8 trains."""
+        check_name("model.trainable", self.trainable, ("all", "lora"))
+        check_name("model.base", self.base, ("float", "int8"))
+        check_name("model.loss", self.loss, LOSSES)
+        check_name("model.size", self.size, SIZES)
+        VisionTextConfig(**self.numerics())
+        if self.base == "int8" and self.trainable == "all":
+            raise ValueError(
+                "model.base='int8' cannot be trained itself; take model.trainable="
+                "'lora', or model.base='float'"
+            )
+
+    def numerics(self) -> dict[str, Any]:
+        """The fields of `VisionTextConfig` that are set here."""
+        return {name: getattr(self, name) for name in ("dtype", "param_dtype", "remat")}
+
+    @property
+    def folder(self) -> str:
+        """The folder that data are prepared as, "" if there is none."""
+        return self.processor or (self.weights if is_folder(self.weights) else "")
+
+
+def is_folder(weights: str) -> bool:
+    """Whether weights are those of a Hugging Face folder."""
+    return bool(weights) and Path(weights).is_dir()
+
+
+def architecture(config: ModelConfig) -> VisionTextConfig:
+    """What is known of a model before its weights are read.
+
+    Raises:
+        ValueError: if there are no such weights.
+    """
+    if is_folder(config.weights):
+        found = huggingface.read_config(config.weights)
+    elif config.weights:
+        found = pretrained.read_config(config.weights)
+    else:
+        found = named_config(config.size)
+    return dataclasses.replace(found, **config.numerics())
+
+
+class Preprocessing(NamedTuple):
+    """How images and captions are prepared for a model.
+
+    Attributes:
+        tokenizer: of the captions.
+        text_length: S, tokens of a caption.
+        fit: scales pictures.
+    """
+
+    tokenizer: TextTokenizer
+    text_length: int
+    fit: ImageFit
+
+
+def read_preprocessing(
+    config: ModelConfig, text_length: int | None = None
+) -> Preprocessing:
+    """Finds out how data are prepared for a model, without reading its weights.
+
+    Args:
+        config: which model.
+        text_length: S; None for the model's context.
+
+    Raises:
+        ValueError: no tokenizer in the folder, one of another vocabulary than the
+            weights', or captions longer than they can be.
+    """
+    made = architecture(config)
+    length = text_length or made.text_length
+    if not config.folder:
+        ours = load_tokenizer()
+        if config.weights and made.vocab_size != ours.vocab_size:
+            raise ValueError(
+                f"the weights {config.weights!r} are for {made.vocab_size} tokens and "
+                f"the tokenizer that ships here has {ours.vocab_size}: name the folder "
+                "with theirs in model.processor"
+            )
+        reading = Preprocessing(ours, length, ImageFit(made.image_size))
+    else:
+        tokenizer = FolderTokenizer(config.folder, made.pad_id)
+        how = "crop" if made.class_token else "stretch"
+        fit = read_image_fit(config.folder, made.image_size, how)
+        reading = Preprocessing(tokenizer, length, fit)
+        if config.weights:
+            _check_tokenizer(config, made, tokenizer)
+    if config.weights:
+        _check_length(config, made, length)
+    return reading
+
+
+def _check_tokenizer(
+    config: ModelConfig, made: VisionTextConfig, tokenizer: FolderTokenizer
+) -> None:
+    if tokenizer.vocab_size > made.vocab_size:
+        raise ValueError(
+            f"the weights {config.weights!r} are for {made.vocab_size} tokens and the "
+            f"tokenizer of {config.folder} has {tokenizer.vocab_size}"
+        )
+    if made.text.pooling == "end" and made.end_id not in tokenizer.special_ids:
+        raise ValueError(
+            f"the weights {config.weights!r} read a caption at its end token "
+            f"{made.end_id}, and the tokenizer of {config.folder} adds "
+            f"{list(tokenizer.special_ids)}"
+        )
+
+
+def _check_length(config: ModelConfig, made: VisionTextConfig, length: int) -> None:
+    if length > made.text_length:
+        raise ValueError(
+            f"the weights {config.weights!r} are for captions up to {made.text_length} "
+            f"tokens; pipeline.text_length={length} is more"
+        )
+    if made.text.pooling == "last" and length != made.text_length:
+        raise ValueError(
+            f"the weights {config.weights!r} read a caption at the last of "
+            f"{made.text_length} places; pipeline.text_length={length} must be that "
+            "or None"
+        )
+
+
+class Model(NamedTuple):
+    """A model in parts, the trainable ones as the optimizer sees them.
+
+    Attributes:
+        graphdef: for ``nnx.merge(graphdef, params, frozen)``.
+        params: nested dict of the arrays that train.
+        frozen: nested dict of the others.
+    """
+
+    graphdef: nnx.GraphDef
+    params: PyTree
+    frozen: PyTree
+
+    def merge(self, params: PyTree, frozen: PyTree) -> VisionText:
+        """Puts a module together from parts that were trained."""
+        return nnx.merge(self.graphdef, params, frozen)
+
+
+def split_model(model: VisionText, trainable: str = "all") -> Model:
+    """Splits a module into what trains and what does not.
+
+    Args:
+        model: with adapters, if they are what trains.
+        trainable: ``all`` parameters, or those of ``lora``.
+    """
+    kind = LoRAParam if trainable == "lora" else nnx.Param
+    graphdef, *states = nnx.split(model, kind, ...)
+    params, frozen = map(nnx.to_pure_dict, states)
+    return Model(graphdef, params, frozen)
+
+
+def load_weights(
+    config: ModelConfig, reading: Preprocessing, mesh: Mesh | None = None
+) -> VisionText:
+    """Loads or initialises the model without adapters.
+
+    Args:
+        config: which model.
+        reading: as `read_preprocessing` found it; a model without weights is made for
+            its vocabulary and text length.
+        mesh: that a folder's tensors are read straight onto, each device's part alone;
+            None for the default device.
+
+    Raises:
+        ValueError: if there are no such weights, or they are damaged.
+    """
+    if is_folder(config.weights):
+
+        def place(params: PyTree) -> PyTree:
+            assert mesh is not None
+            return parameter_shardings(VISION_TEXT_RULES, mesh, params)[0]
+
+        shardings = None if mesh is None else place
+        return huggingface.load(config.weights, shardings, **config.numerics())
+    if config.weights:
+        return pretrained.load(config.weights, **config.numerics())
+    made, tokenizer = architecture(config), reading.tokenizer
+    if made.text.pooling == "end":
+        # An empty text begins and ends.
+        end = int(tokenizer.encode([""], reading.text_length)[0, 1])
+        made = dataclasses.replace(made, end_id=end)
+    made = dataclasses.replace(
+        made,
+        vocab_size=tokenizer.vocab_size,
+        text_length=reading.text_length,
+        pad_id=tokenizer.pad_id,
+    )
+    return nnx.jit(lambda: VisionText(made, rngs=nnx.Rngs(config.seed)))()
+
+
+def build_model(
+    config: ModelConfig, reading: Preprocessing, mesh: Mesh | None = None
+) -> Model:
+    """Loads or initialises the model and puts adapters on it if they are what trains.
+
+    Args:
+        config: which model.
+        reading: as `read_preprocessing` found it.
+        mesh: see `load_weights`.
+
+    Raises:
+        ValueError: if there are no such weights, or the LoRA pattern matches nothing.
+    """
+    model = load_weights(config, reading, mesh)
+    if config.trainable == "lora":
+        _log.info("%s", add_lora(model, config.lora, rngs=nnx.Rngs(config.seed)))
+    else:
+        _log.info("all %s parameters train", f"{parameter_count(model):,}")
+    if config.base == "int8":
+        _log.info("%s", quantise_base(model))
+    return split_model(model, config.trainable)
