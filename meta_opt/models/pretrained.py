@@ -139,7 +139,7 @@ def _find(name_or_path: str | os.PathLike) -> Path:
     raise ValueError(
         f"no weights {os.fspath(name_or_path)!r}"
         f"{near_match(os.fspath(name_or_path), names())} (shipped: "
-        f"{', '.join(names()) or 'none'}; or a path without suffix)"
+        f"{', '.join(names()) or 'none'}; else a path without suffix, or a folder)"
     )
 
 
