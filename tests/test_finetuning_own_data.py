@@ -8,8 +8,11 @@ import functools
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -253,6 +256,17 @@ def test_exports_are_read_again(run, tmp_path, form):
         assert about["base_model_name_or_path"] == config.model.weights
 
 
+def test_a_finished_run_is_written_without_training_again(run, configured, tmp_path):
+    config, workdir, finished = run
+    metrics = (workdir / "metrics.jsonl").read_bytes()
+    where = {"path": str(tmp_path / "out"), "format": "adapters"}
+    again = train(configured(export=where), workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
+    assert again.test == finished.test
+    model = huggingface.load(config.model.weights)
+    assert adapters.load_adapters(where["path"], model) == config.model.lora
+
+
 def test_int8_base_under_adapters(configured):
     config = configured(model={"base": "int8", "dtype": "float32"}, mesh={"fsdp": 1})
     result, test, _ = train(config)
@@ -404,6 +418,42 @@ def test_every_size_can_begin_from_scratch(size, siglip, monkeypatch):
         if made[-1].text.pooling == "end":
             row = reading.tokenizer.encode(["a"], 8)[0]
             assert made[-1].end_id in row and made[-1].end_id != row[0]
+
+
+def readme_commands():
+    """The commands of README's section on this, as lists of words."""
+    _, _, rest = (ROOT / "README.md").read_text().partition("## Fine-tune your own")
+    section = rest.partition("\n## ")[0]
+    lines = [x for x in section.splitlines() if x.startswith("python -m experiments.")]
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_readmes_commands_work_as_written(siglip, captions, tmp_path):
+    for name in ("configs", "experiments", "meta_opt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "siglip-so400m-patch14-384").symlink_to(siglip)
+    shutil.copytree(captions.parent, tmp_path, dirs_exist_ok=True)
+    fewer = {
+        "experiments.plan_memory": ["config.topology=", "config.most_examples=0"],
+        "experiments.finetune": ["config.loop.num_steps=6", "config.loop.batch_size=8"],
+    }
+    commands = readme_commands()
+    assert [words[2] for words in commands] == [*fewer, "experiments.finetune"]
+    for _, *words in commands:
+        done = subprocess.run(
+            [sys.executable, *words, *(f"--{x}" for x in fewer[words[1]])],
+            cwd=tmp_path,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "huggingface written to mine" in done.stdout
+    assert "resuming runs/mine from step 6" in done.stderr
+    again = ModelConfig(weights=str(tmp_path / "mine"))
+    assert load_weights(again, read_preprocessing(again)).config.image_size == 16
 
 
 # Bad input

@@ -169,6 +169,9 @@ def run_vision_text(
     }
     model = build_model(config.model, reading, mesh)
     export.check_model(config.export, model.merge(model.params, model.frozen))
+    settings = dataclasses.asdict(config)
+    # A finished run may be asked for again, to write it in another format.
+    del settings["export"]
     result = run(
         config.loop,
         params=model.params,
@@ -180,7 +183,7 @@ def run_vision_text(
         mesh=config.mesh,
         rules=VISION_TEXT_RULES,
         workdir=workdir,
-        resolved_config=dataclasses.asdict(config),
+        resolved_config=settings,
         label=config.optimizer.name,
         take_over=True,
     )
