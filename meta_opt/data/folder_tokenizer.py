@@ -46,7 +46,8 @@ class FolderTokenizer:
         folder = Path(folder)
         if not (folder / _TOKENIZER).is_file():
             raise ValueError(
-                f"{folder} has no {_TOKENIZER}; Transformers writes it: "
+                f"{folder} has no {_TOKENIZER}: fetch it as well, name another folder "
+                "that has it in model.processor, or let Transformers write it, "
                 f"AutoTokenizer.from_pretrained({str(folder)!r}, use_fast=True)"
                 f".save_pretrained({str(folder)!r})"
             )
