@@ -92,3 +92,15 @@ def test_adapters_are_merged_before_saving(tmp_path):
     add_lora(model, LoRAConfig(rank=2), rngs=nnx.Rngs(1))
     with pytest.raises(ValueError, match="merge the LoRA adapters"):
         pretrained.save(tmp_path / "adapted", model)
+
+
+def test_parameters_are_float32_unless_others_are_asked_for(tmp_path):
+    model = small_model(dataclasses.replace(SMALL, param_dtype="bfloat16"))
+    pretrained.save(tmp_path / "half", model)
+    assert pretrained.read_config(tmp_path / "half") == SMALL
+    for dtype in ("float32", "bfloat16"):
+        changes = {} if dtype == "float32" else {"param_dtype": dtype}
+        loaded = pretrained.load(tmp_path / "half", **changes)
+        assert loaded.config.param_dtype == dtype
+        assert str(loaded.text.positions[...].dtype) == dtype
+        assert str(loaded.log_scale[...].dtype) == "float32"
