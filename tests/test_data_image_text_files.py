@@ -70,6 +70,21 @@ def test_jsonl(tmp_path):
         source[5]
 
 
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB")],
+)
+def test_pictures_are_turned_as_the_camera_was_held(tmp_path, form, mode):
+    image = Image.new("RGB", (8, 8), "white")
+    image.paste("black", (0, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The top of the scene is at the right of the stored picture.
+    image.convert(mode).save(tmp_path / "a.bin", form, exif=exif)
+    (tmp_path / "a.jsonl").write_text('{"image": "a.bin", "text": "a"}')
+    found = pictures(tmp_path / "a.jsonl")[0]["image"]
+    assert found[:, 6:].max() < 60 and found[:, :2].min() > 200
+
+
 def test_webdataset(tmp_path):
     tar(
         tmp_path / "00.tar",

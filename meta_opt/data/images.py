@@ -4,7 +4,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 MAX_PIXELS = 4_000_000
 """Files that would decode to more are refused (a few clip arts exceed 10^8)."""
@@ -16,6 +16,8 @@ class TooManyPixelsError(ValueError):
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file to RGB, composited on white where it is transparent.
+
+    It is turned as the camera was held, if the file says so (Exif).
 
     Args:
         data: a PNG, WebP, JPEG, ... file.
@@ -34,6 +36,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise TooManyPixelsError(
                 f"the image is {width} x {height} pixels, more than {max_pixels:,}"
             )
+        ImageOps.exif_transpose(image, in_place=True)
         return _on_white(image)
 
 

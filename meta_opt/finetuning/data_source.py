@@ -36,8 +36,8 @@ class DataConfig:
         test: likewise.
         held_out: share of the training data that is held out for each of the two that
             needs it.
-        max_evaluated: pairs of a split that are evaluated at most; they are held in
-            memory, 3 bytes a pixel. Of more a hash chooses.
+        max_evaluated: pairs of the user's that are evaluated of a split at most; they
+            are held in memory, 3 bytes a pixel. Of more a hash chooses.
         max_unreadable: pictures of the user's that may be skipped as unreadable.
         eval_batch_size: pairs that are encoded at a time and contrasted in the loss.
         artists: of ``emoji``: whose drawings; empty for all.

@@ -86,7 +86,8 @@ class ModelConfig:
 
 def is_folder(weights: str) -> bool:
     """Whether weights are those of a Hugging Face folder."""
-    return bool(weights) and Path(weights).is_dir()
+    shipped = weights in pretrained.names()
+    return bool(weights) and not shipped and Path(weights).is_dir()
 
 
 def architecture(config: ModelConfig) -> VisionTextConfig:
