@@ -166,6 +166,11 @@ def test_stacked_pattern_matches_exactly_the_leaves_with_a_layer_axis():
             {"text": dataclasses.replace(TOWER, pooling="end")},
             "needs its end_id",
         ),
+        (
+            SMALL,
+            {"text": dataclasses.replace(TOWER, pooling="none")},
+            "the text tower pools to no vector",
+        ),
     ],
 )
 def test_config_errors(config, changes, message):

@@ -1,4 +1,4 @@
-"""Transformer layers: attention, MLP, the pre-LN block, and a scanned stack of blocks.
+"""Transformer layers: attention, MLP, the pre-LN block, and scanned stacks of layers.
 
 Shapes use the letters of `meta_opt.types`: B batch, S sequence (patches or tokens),
 H heads, D width, L layers.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from meta_opt.mesh_axes import divide_batch
+from meta_opt.models.settings import check_names
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -82,6 +83,53 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """Non-linearities of the MLP by name."""
 
 
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass recomputes of a layer: nothing; all but the products with
+kernels; everything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """Types of a model, and what its stacks of layers keep and write out.
+
+    Attributes:
+        dtype: of the computation.
+        param_dtype: of the parameters.
+        remat: what the backward pass recomputes of each layer, see `REMAT`: ``full``,
+            all but the products with kernels (``dots``), or ``none``. Less memory, and
+            on CPU less time, since a scan copies what it keeps.
+        scan_layers: loop over layers, or (false) write the loop out: longer to compile,
+            sometimes faster to run. The parameters are stacked either way.
+    """
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "full"
+    scan_layers: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for unknown names."""
+        types = ("float32", "bfloat16")
+        check_names(self, dtype=types, param_dtype=types, remat=tuple(REMAT))
+
+    def linear(
+        self, inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = True
+    ) -> Linear:
+        """A linear layer of these types."""
+        return Linear(
+            inputs,
+            outputs,
+            use_bias=use_bias,
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=jnp.dtype(self.param_dtype),
+            rngs=rngs,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
     """Shape and numerics of a transformer block.
@@ -93,8 +141,7 @@ class BlockConfig:
         activation: one of `ACTIVATIONS`.
         norm_epsilon: of the layer norms.
         causal: whether a place reads itself and those before it only.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        numerics: types.
     """
 
     width: int
@@ -103,29 +150,15 @@ class BlockConfig:
     activation: str = "gelu_tanh"
     norm_epsilon: float = 1e-6
     causal: bool = False
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    def linear(
-        self, inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = True
-    ) -> nnx.Linear:
-        """A linear layer of these types."""
-        return Linear(
-            inputs,
-            outputs,
-            use_bias=use_bias,
-            dtype=jnp.dtype(self.dtype),
-            param_dtype=jnp.dtype(self.param_dtype),
-            rngs=rngs,
-        )
+    numerics: Numerics = Numerics()
 
     def norm(self, rngs: nnx.Rngs) -> nnx.LayerNorm:
         """A layer norm of these types."""
         return nnx.LayerNorm(
             self.width,
             epsilon=self.norm_epsilon,
-            dtype=jnp.dtype(self.dtype),
-            param_dtype=jnp.dtype(self.param_dtype),
+            dtype=jnp.dtype(self.numerics.dtype),
+            param_dtype=jnp.dtype(self.numerics.param_dtype),
             rngs=rngs,
         )
 
@@ -134,7 +167,8 @@ class Attention(nnx.Module):
     """Multi-head attention with plain [D, D] kernels."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
-        linear = functools.partial(config.linear, config.width, config.width, rngs)
+        width = config.width
+        linear = functools.partial(config.numerics.linear, width, width, rngs)
         self.heads, self.causal = config.heads, config.causal
         self.query, self.key, self.value = linear(), linear(), linear()
         self.out = linear()
@@ -176,8 +210,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
-        self.up = config.linear(config.width, config.mlp_width, rngs)
-        self.down = config.linear(config.mlp_width, config.width, rngs)
+        self.up = config.numerics.linear(config.width, config.mlp_width, rngs)
+        self.down = config.numerics.linear(config.mlp_width, config.width, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, S, D] to [B, S, D]."""
@@ -207,7 +241,7 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(config.width**-0.5)
-        shape, dtype = (1, 1, config.width), jnp.dtype(config.param_dtype)
+        shape, dtype = (1, 1, config.width), jnp.dtype(config.numerics.param_dtype)
         self.probe = nnx.Param(init(rngs.params(), shape, dtype))
         self.attention = Attention(config, rngs=rngs)
         self.norm = config.norm(rngs)
@@ -242,40 +276,54 @@ def stack(create: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
     return create_all(rngs)
 
 
-REMAT: dict[str, Callable[..., Any] | None] = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-"""What the backward pass recomputes of a layer: nothing; all but the products with
-kernels; everything."""
-
-
-def apply_stack(
-    layers: Block,
+def scan_stack(
+    step: Callable[[M, jax.Array, Any], tuple[jax.Array, Any]],
+    layers: M,
     x: jax.Array,
-    mask: jax.Array | None = None,
+    each: Any = None,
     *,
     remat: str = "none",
     unroll: bool = False,
-) -> jax.Array:
-    """Applies the layers that `stack` made, one after the other.
+) -> tuple[jax.Array, Any]:
+    """Takes ``x`` through the layers that `stack` made, one after the other.
 
     Args:
+        step: ``(layer, x, own) -> (x, result)``, where ``own`` is the layer's of
+            ``each``.
         layers: a stacked module, leaves [L, ...].
         x: [B, S, D].
-        mask: bool [B, S], false on padding.
+        each: a pytree of [L, ...] that belongs to the layers, as their caches do.
         remat: one of `REMAT`.
-        unroll: write the loop out: longer to compile, sometimes faster to run.
+        unroll: write the loop out.
+
+    Returns:
+        [B, S, D], and the results with a leading layer axis.
+    """
+    graphdef, params = nnx.split(layers)
+
+    def body(x: jax.Array, layer: tuple[nnx.State, Any]) -> tuple[jax.Array, Any]:
+        x, result = step(nnx.merge(graphdef, layer[0]), x, layer[1])
+        return divide_batch(x), result
+
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=unroll, policy=REMAT[remat])
+    return jax.lax.scan(body, divide_batch(x), (params, each), unroll=unroll)
+
+
+def apply_stack(
+    layers: Block, x: jax.Array, mask: jax.Array | None = None, **options: Any
+) -> jax.Array:
+    """Applies a stack of blocks.
+
+    Args:
+        layers: what `stack` made of `Block`, leaves [L, ...].
+        x: [B, S, D].
+        mask: bool [B, S], false on padding.
+        **options: ``remat`` and ``unroll`` of `scan_stack`.
 
     Returns:
         [B, S, D].
     """
-    graphdef, params = nnx.split(layers)
-
-    def body(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-        return divide_batch(nnx.merge(graphdef, layer)(x, mask)), None
-
-    if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=unroll, policy=REMAT[remat])
-    return jax.lax.scan(body, divide_batch(x), params, unroll=unroll)[0]
+    return scan_stack(lambda block, x, _: (block(x, mask), None), layers, x, **options)[
+        0
+    ]

@@ -1,7 +1,9 @@
 """Parameters of a module by path, and what tensors for them lack."""
 
+import math
 from collections.abc import Iterable, Mapping
 
+import jax
 from flax import nnx
 
 
@@ -11,6 +13,12 @@ def by_path(
     """The parameters of a kind by '/'-joined path."""
     flat = nnx.to_flat_state(nnx.state(model, kind))
     return {"/".join(map(str, path)): param for path, param in flat}
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """Number of parameters (scalars) in ``model``."""
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def exportable(model: nnx.Module) -> dict[str, nnx.Param]:

@@ -1,0 +1,266 @@
+"""Transformer encoders: what towers share, and the one that sees.
+
+Layers are scan-stacked: one compiled block whatever the depth, and each kernel a single
+[L, in, out] leaf.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from meta_opt.models import layers
+from meta_opt.models.layers import Numerics
+from meta_opt.models.settings import check_divides, check_names
+
+STACKED = r"(^|/)layers/"
+"""Matches the '/'-joined paths of the leaves that have a leading layer axis."""
+
+_POOLING = ("mean", "attention", "first", "last", "end", "none")
+_PROJECTIONS = ("linear", "linear_bias", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """A transformer encoder, mostly with a vector at its end.
+
+    Attributes:
+        width: D.
+        depth: L, layers.
+        heads: H; divides ``width``.
+        mlp_width: hidden width of the MLP.
+        activation: ``gelu_tanh``, ``gelu`` or ``quick_gelu``.
+        norm_epsilon: of the layer norms.
+        input_norm: a layer norm before the first block (CLIP's vision tower).
+        causal: a place reads itself and those before it only (CLIP's text tower).
+        pooling: which vector: the ``mean``, ``attention`` from a learned query, that of
+            the ``first`` or ``last`` place, or of the ``end`` token; ``none`` where
+            only the features of all places are asked for.
+        projection: to another width: ``linear``, ``linear_bias`` or ``none``.
+    """
+
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_width: int = 512
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+    input_norm: bool = False
+    causal: bool = False
+    pooling: str = "mean"
+    projection: str = "linear"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that do not fit together and unknown names."""
+        check_divides(self, "heads", "width")
+        check_names(
+            self,
+            activation=tuple(layers.ACTIVATIONS),
+            pooling=_POOLING,
+            projection=_PROJECTIONS,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig(Numerics):
+    """What any model with a `VisionTower` has; the numerics are of all its parts.
+
+    Attributes:
+        image_size: pixels a side.
+        patch_size: pixels a side of a patch; divides ``image_size``.
+        vision: the vision tower.
+        class_token: whether a learned token comes before the patches.
+        patch_bias: whether patches are embedded with a bias.
+        image_mean: subtracted from the channels of an image in [0, 1].
+        image_std: what they are then divided by.
+    """
+
+    image_size: int = 64
+    patch_size: int = 8
+    vision: TowerConfig = TowerConfig()
+    class_token: bool = False
+    patch_bias: bool = True
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that do not fit together and unknown names."""
+        super().__post_init__()
+        check_divides(self, "patch_size", "image_size")
+        if self.vision.pooling == "first" and not self.class_token:
+            raise ValueError("pooling the first place of an image needs class_token")
+        if self.vision.pooling == "end":
+            raise ValueError("an image has no end token to pool at")
+
+    @property
+    def grid(self) -> int:
+        """Patches a side.
+
+        >>> VisionConfig(image_size=224, patch_size=14).grid
+        16
+        """
+        return self.image_size // self.patch_size
+
+
+def resize_positions(
+    table: np.ndarray | jax.Array, old_grid: int, new_grid: int
+) -> jax.Array:
+    """Position embeddings of images for images of another size.
+
+    Bilinear with antialiasing, as in big_vision; a class token's row stays.
+
+    Args:
+        table: [P, D] or [1 + P, D], P = ``old_grid`` squared.
+        old_grid: patches a side.
+        new_grid: patches a side of the result.
+
+    Raises:
+        ValueError: a table of another length.
+    """
+    first = len(table) - old_grid**2
+    if first not in (0, 1):
+        raise ValueError(
+            f"{len(table)} positions are neither {old_grid}x{old_grid} patches nor one "
+            "more"
+        )
+    square = jnp.asarray(table[first:]).reshape(old_grid, old_grid, -1)
+    shape = (new_grid, new_grid, square.shape[-1])
+    resized = jax.image.resize(square, shape, "bilinear", antialias=True)
+    return jnp.concatenate(
+        [jnp.asarray(table[:first]), resized.reshape(new_grid**2, -1)]
+    )
+
+
+class Tower(nnx.Module):
+    """What both towers share: positions, blocks, norm, pooling, projection."""
+
+    def __init__(
+        self,
+        numerics: Numerics,
+        tower: TowerConfig,
+        length: int,
+        outputs: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.numerics, self.tower = numerics, tower
+        block = layers.BlockConfig(
+            width=tower.width,
+            heads=tower.heads,
+            mlp_width=tower.mlp_width,
+            activation=tower.activation,
+            norm_epsilon=tower.norm_epsilon,
+            causal=tower.causal,
+            numerics=numerics,
+        )
+        self.positions = self.embedding(length, rngs)
+        if tower.input_norm:
+            self.input_norm = block.norm(rngs)
+        self.layers = layers.stack(
+            lambda rngs: layers.Block(block, rngs=rngs), tower.depth, rngs
+        )
+        self.norm = block.norm(rngs)
+        if tower.pooling == "attention":
+            self.pool = layers.AttentionPool(block, rngs=rngs)
+        if tower.projection != "none":
+            self.projection = numerics.linear(
+                tower.width, outputs, rngs, tower.projection == "linear_bias"
+            )
+
+    def embedding(self, rows: int, rngs: nnx.Rngs) -> nnx.Param:
+        """A table [rows, D] of small random numbers."""
+        init = nnx.initializers.normal(self.tower.width**-0.5)
+        dtype = jnp.dtype(self.numerics.param_dtype)
+        return nnx.Param(init(rngs.params(), (rows, self.tower.width), dtype))
+
+    def transform(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Adds positions to ``x`` [B, S, D] and applies blocks and norm: [B, S, D]."""
+        x = x + self.positions[: x.shape[1]][None]
+        if self.tower.input_norm:
+            x = self.input_norm(x)
+        x = layers.apply_stack(
+            self.layers,
+            x.astype(self.numerics.dtype),
+            mask,
+            remat=self.numerics.remat,
+            unroll=not self.numerics.scan_layers,
+        )
+        return self.norm(x)
+
+    def pooled(
+        self, x: jax.Array, mask: jax.Array | None, end: jax.Array | None
+    ) -> jax.Array:
+        """One vector [B, D] of ``x`` [B, S, D]; ``end`` int [B] is where it ends."""
+        match self.tower.pooling:
+            case "attention":
+                return self.pool(x, mask)
+            case "first":
+                return x[:, 0]
+            case "last":
+                return x[:, -1]
+            case "end":
+                assert end is not None
+                return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+            case _:
+                return layers.mean_pool(x, mask)
+
+    def project(self, z: jax.Array) -> jax.Array:
+        """[..., D] to [..., outputs]."""
+        return z if self.tower.projection == "none" else self.projection(z)
+
+    def embed(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        end: jax.Array | None = None,
+    ) -> jax.Array:
+        """Pools and projects ``x`` [B, S, D] to float32 unit rows [B, outputs]."""
+        z = self.project(self.pooled(x, mask, end)).astype(jnp.float32)
+        # An all-padding caption has z = 0, where a plain norm has no gradient.
+        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+
+
+class VisionTower(Tower):
+    """ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), a class token or none."""
+
+    def __init__(self, config: VisionConfig, outputs: int, *, rngs: nnx.Rngs) -> None:
+        length = config.grid**2 + config.class_token
+        super().__init__(config, config.vision, length, outputs, rngs)
+        self.config = config
+        self.patches = config.linear(
+            3 * config.patch_size**2, config.vision.width, rngs, config.patch_bias
+        )
+        if config.class_token:
+            self.class_token = self.embedding(1, rngs)
+
+    def features(self, image: jax.Array) -> jax.Array:
+        """[B, h, w, 3], uint8 or float in [0, 1], to patch features [B, P, D].
+
+        With a class token its features come first.
+        """
+        config = self.config
+        size, patch, grid = config.image_size, config.patch_size, config.grid
+        if image.ndim != 4 or image.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images have shape {image.shape}; the model takes "
+                f"[B, {size}, {size}, 3]"
+            )
+        if image.dtype == jnp.uint8:
+            image = image.astype(jnp.float32) / 255
+        mean, std = (
+            jnp.asarray(channels, image.dtype).reshape(1, 1, 1, 3)
+            for channels in (config.image_mean, config.image_std)
+        )
+        x = ((image - mean) / std).reshape(-1, grid, patch, grid, patch, 3)
+        x = x.swapaxes(2, 3).reshape(-1, grid * grid, patch * patch * 3)
+        x = self.patches(x)
+        if config.class_token:
+            token = self.class_token[...][None]
+            first = jnp.broadcast_to(token, (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
+        return self.transform(x)
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """[B, h, w, 3] to unit vectors [B, outputs]."""
+        return self.embed(self.features(image))
