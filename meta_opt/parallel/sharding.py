@@ -57,6 +57,21 @@ VISION_TEXT_RULES = (
 """`meta_opt.models.vision_text`: heads and hidden units over tensor, all over fsdp."""
 
 
+GENERATIVE_RULES = (
+    Rule(r"decoder/tokens/embedding", (("tensor", "fsdp"), None)),
+    # Keys and values of the decoder may have one head for all queries. What follows
+    # a kernel's name is NNX's, and no scale of an int8 kernel.
+    Rule(r"decoder/.*attention/(key|value)/kernel(/|$)", (), "fsdp", _SMALL),
+    Rule(r"attention/(query|key|value)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
+    Rule(r"attention/out/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
+    Rule(r"mlp/(up|gate)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
+    Rule(r"mlp/down/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
+    Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
+    Rule(r".*", largest="fsdp", min_size=_SMALL),
+)
+"""`meta_opt.models.generative`: the same, and the vocabulary over tensor and fsdp."""
+
+
 def parameter_shardings(
     rules: Sequence[Rule], mesh: Mesh, *trees: PyTree
 ) -> tuple[PyTree, ...]:
