@@ -29,6 +29,8 @@ class GenerativeConfig(VisionConfig):
         decoder: the decoder.
         pad_id: token of the padding.
         end_id: token that ends an answer.
+        image_id: token that stands for a patch in Transformers, where patches are among
+            the tokens; -1 for one beyond the vocabulary. It is not read here.
     """
 
     vision: TowerConfig = dataclasses.field(
@@ -43,6 +45,7 @@ class GenerativeConfig(VisionConfig):
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     pad_id: int = 0
     end_id: int = 3
+    image_id: int = -1
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that do not fit together and unknown names."""
@@ -94,6 +97,7 @@ GENERATIVE_SIZES = {
             mlp_width=16_384,
         ),
         end_id=1,
+        image_id=257_152,
     ),
 }
 """Configurations by name."""

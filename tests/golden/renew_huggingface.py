@@ -2,11 +2,13 @@
 
     pip install torch transformers peft && python tests/golden/renew_huggingface.py
 
-Writes a CLIP and a SigLIP of small random configuration the way Transformers saves them
-and what PyTorch computes with them on the same images and token ids; and LoRA adapters
-of each as PEFT saves them.
+Writes a CLIP, a SigLIP and a PaliGemma of small random configuration the way
+Transformers saves them and what PyTorch computes with them on the same images and token
+ids; and LoRA adapters of each as PEFT saves them. ``paligemma`` (or ``contrastive``) as
+an argument renews that part alone.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +62,123 @@ def batch() -> dict[str, np.ndarray]:
     return {"image": image, "text": text.astype(np.int32)}
 
 
+def paligemma() -> transformers.PreTrainedModel:
+    config = transformers.PaliGemmaConfig(
+        text_config={
+            "model_type": "gemma",
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "vocab_size": 50,
+        },
+        vision_config={
+            "model_type": "siglip_vision_model",
+            **VISION,
+            "vision_use_head": False,
+        },
+        image_token_index=IMAGE_TOKEN,
+        projection_dim=24,
+        hidden_size=24,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=1,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config)
+
+
+def perturb(model: transformers.PreTrainedModel, by: float = 0.1) -> None:
+    """The initial scales are so small that nearly all is linear."""
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.ndim and "logit" not in name:
+                tensor.add_(by * torch.randn_like(tensor))
+
+
+def pixel_values(image: np.ndarray, mean: tuple, std: tuple) -> torch.Tensor:
+    pixels = (image / 255 - np.array(mean)) / np.array(std)
+    return torch.tensor(pixels.transpose(0, 3, 1, 2)).float()
+
+
+IMAGE_TOKEN, PATCHES = 49, 4
+
+
+def generative() -> None:
+    """PaliGemma: answers of training, where the prompt is read both ways, and written.
+
+    Prompts and answers are apart and padded in the file; PyTorch gets them one after
+    the other, as its processor makes them.
+    """
+    torch.manual_seed(0)
+    model = paligemma().eval()
+    perturb(model, 0.4)
+    # Answers would be repetitions otherwise.
+    model.get_input_embeddings().weight.data.mul_(0.3)
+    folder = HERE / "paligemma"
+    model.save_pretrained(folder, max_shard_size="60KB")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    rng = np.random.default_rng(0)
+    rows, prompt_length, length = 4, 5, 6
+    prompts = [[2, *rng.integers(3, 49, n)] for n in (4, 2, 0, 3)]
+    answers = [[*rng.integers(3, 49, n), 1] for n in (5, 3, 4, 1)]
+    prompt, text = np.zeros((rows, prompt_length)), np.zeros((rows, length))
+    image = rng.integers(0, 256, (rows, 16, 16, 3), dtype=np.uint8)
+    pixels = pixel_values(image, (0.5,) * 3, (0.5,) * 3)
+    ids = np.zeros((rows, PATCHES + prompt_length + length), np.int64)
+    kinds, labels = np.zeros_like(ids), np.full_like(ids, -100)
+    logits, written = np.zeros((rows, length, 50)), np.zeros((rows, length))
+    for row, (ask, answer) in enumerate(zip(prompts, answers, strict=True)):
+        prompt[row, : len(ask)], text[row, : len(answer)] = ask, answer
+        begin = PATCHES + len(ask)
+        end = begin + len(answer)
+        ids[row, :end] = [IMAGE_TOKEN] * PATCHES + ask + answer
+        kinds[row, begin:end] = 1
+        labels[row, begin:end] = answer
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(ids != 0).long(),
+            token_type_ids=torch.tensor(kinds),
+            labels=torch.tensor(labels),
+            pixel_values=pixels,
+        )
+        for row, (ask, answer) in enumerate(zip(prompts, answers, strict=True)):
+            begin = PATCHES + len(ask)
+            at = slice(begin - 1, begin - 1 + len(answer))
+            logits[row, : len(answer)] = out.logits[row, at]
+            read = torch.tensor(ids[row : row + 1, :begin])
+            answered = model.generate(
+                input_ids=read,
+                attention_mask=torch.ones_like(read),
+                token_type_ids=torch.zeros_like(read),
+                pixel_values=pixels[row : row + 1],
+                do_sample=False,
+                suppress_tokens=[0],
+                max_new_tokens=length,
+            )[0, begin:]
+            written[row, : len(answered)] = answered
+    np.savez_compressed(
+        folder / "expected.npz",
+        image=image,
+        prompt=prompt.astype(np.int32),
+        text=text.astype(np.int32),
+        logits=logits.astype(np.float32),
+        loss=out.loss.numpy(),
+        written=written.astype(np.int32),
+    )
+    print(folder, sorted(path.name for path in folder.iterdir()))
+
+
 def main() -> None:
+    if "contrastive" in sys.argv or not sys.argv[1:]:
+        contrastive()
+    if "paligemma" in sys.argv or not sys.argv[1:]:
+        generative()
+
+
+def contrastive() -> None:
     given = batch()
     for name, build, mean, std in (
         (
@@ -73,18 +191,13 @@ def main() -> None:
     ):
         torch.manual_seed(0)
         model = build().eval()
-        # The initial scales are so small that nearly all is linear.
-        with torch.no_grad():
-            for tensor_name, tensor in model.named_parameters():
-                if tensor.ndim and "logit" not in tensor_name:
-                    tensor.add_(0.1 * torch.randn_like(tensor))
+        perturb(model)
         folder = HERE / name
         model.save_pretrained(folder, max_shard_size="60KB")
         (folder / "generation_config.json").unlink(missing_ok=True)
-        pixels = (given["image"] / 255 - np.array(mean)) / np.array(std)
         given_to_torch = {
             "input_ids": torch.tensor(given["text"]).long(),
-            "pixel_values": torch.tensor(pixels.transpose(0, 3, 1, 2)).float(),
+            "pixel_values": pixel_values(given["image"], mean, std),
         }
         with torch.no_grad():
             out = model(**given_to_torch)

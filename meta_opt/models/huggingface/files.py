@@ -1,0 +1,125 @@
+"""The files of a folder: JSON, and tensors by name in one safetensors file or more."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.models.parameters import some
+from meta_opt.types import write_atomic
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+class Files:
+    """The tensors of a folder by name, memory-mapped.
+
+    Args:
+        folder: with ``model.safetensors``, or an index of several files.
+        spelling: a tensor's name in the files to the name that it has here.
+
+    Raises:
+        ValueError: files that are missing, damaged or lack tensors of the index.
+    """
+
+    def __init__(self, folder: Path, spelling: Callable[[str], str] = str) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.folder = folder
+        self._open: dict[str, Any] = {}
+        self._where: dict[str, tuple[str, str]] = {}
+        index = folder / _INDEX
+        if index.is_file():
+            listed: dict[str, str] = read_json(index)["weight_map"]
+            files = sorted(set(listed.values()))
+        else:
+            listed, files = {}, [_SINGLE]
+        absent = [name for name in files if not (folder / name).is_file()]
+        if absent:
+            lost = sorted(k for k, f in listed.items() if f in absent)
+            raise ValueError(
+                f"{folder} lacks {', '.join(absent)}"
+                + (f", where {some(lost)} should be" if lost else "")
+            )
+        there = set()
+        for name in files:
+            try:
+                opened = safe_open(folder / name, framework="np")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{folder / name} is damaged or cut short ({error}); fetch it again"
+                ) from None
+            self._open[name] = opened
+            there |= set(opened.keys())
+            self._where.update((spelling(k), (name, k)) for k in opened.keys())
+        if gone := sorted(set(listed) - there):
+            raise ValueError(f"{folder}: {index.name} lists {some(gone)}, not there")
+
+    def names(self) -> set[str]:
+        """Of all tensors."""
+        return set(self._where)
+
+    def slice(self, name: str) -> Any:
+        """A tensor of which an index reads a part."""
+        file, key = self._where[name]
+        return self._open[file].get_slice(key)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor."""
+        return tuple(self.slice(name).get_shape())
+
+
+def write_tensors(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
+) -> None:
+    """Writes tensors in files of at most ``max_shard_bytes``, or of one tensor."""
+    from safetensors.numpy import save_file
+
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in tensors:
+        if size + tensor.nbytes > max_shard_bytes and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    names = [
+        _SINGLE
+        if len(shards) == 1
+        else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(1, len(shards) + 1)
+    ]
+    for name, shard in zip(names, shards, strict=True):
+        with write_atomic(folder / name) as temporary:
+            save_file(shard, temporary, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {
+            "metadata": {
+                "total_size": sum(t.nbytes for s in shards for t in s.values())
+            },
+            "weight_map": {k: n for n, s in zip(names, shards, strict=True) for k in s},
+        }
+        write_json(folder / _INDEX, index)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}: not a model's folder")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

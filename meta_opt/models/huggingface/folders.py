@@ -1,0 +1,218 @@
+"""Whole folders: a model out of one, and one out of a model."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from meta_opt.models.generative import Generative, GenerativeConfig
+from meta_opt.models.huggingface import contrastive, paligemma
+from meta_opt.models.huggingface.files import (
+    Files,
+    read_json,
+    write_json,
+    write_tensors,
+)
+from meta_opt.models.huggingface.names import paligemma_spelling, places
+from meta_opt.models.huggingface.places import check, reader, tensors
+from meta_opt.models.parameters import by_path, exportable
+from meta_opt.models.towers import VisionConfig, resize_positions
+from meta_opt.models.vision_text import VisionText, VisionTextConfig
+from meta_opt.types import PyTree
+
+C = TypeVar("C", bound=VisionConfig)
+M = TypeVar("M", bound=nnx.Module)
+Shardings = Callable[[PyTree], PyTree]
+Settings = Mapping[str, Any]
+
+
+def read_config(folder: str | os.PathLike) -> VisionTextConfig:
+    """The architecture that the ``config.json`` of CLIP or SigLIP describes.
+
+    Channel statistics come from ``preprocessor_config.json`` if there is one.
+
+    Raises:
+        ValueError: no such file, a model that is neither CLIP nor SigLIP, or one with
+            parts that `VisionText` does not have; the setting is named.
+    """
+    return _read_config(Path(folder), contrastive.parse_config)
+
+
+def read_generative_config(folder: str | os.PathLike) -> GenerativeConfig:
+    """The architecture that the ``config.json`` of PaliGemma describes.
+
+    Raises:
+        ValueError: as `read_config`, of `Generative`.
+    """
+    return _read_config(Path(folder), paligemma.parse_config)
+
+
+def _read_config(folder: Path, parse: Callable[[Settings, Settings], C]) -> C:
+    given = read_json(folder / "config.json")
+    processor = folder / "preprocessor_config.json"
+    channels = read_json(processor) if processor.is_file() else {}
+    try:
+        return parse(given, channels)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+
+
+def load(
+    folder: str | os.PathLike, shardings: Shardings | None = None, **changes: Any
+) -> VisionText:
+    """Reads a CLIP or SigLIP folder.
+
+    Args:
+        folder: with ``config.json`` and safetensors.
+        shardings: from a nested dict of abstract parameters to their shardings, such as
+            ``lambda p: parameter_shardings(rules, mesh, p)[0]``; None for the default
+            device. No array is whole anywhere but where its sharding says so.
+        **changes: fields of `VisionTextConfig` that leave the parameters as they are
+            (``dtype``, ``param_dtype``, ``remat``), and ``image_size``, to which
+            position embeddings are resized.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a folder that is incomplete, damaged, or of another architecture
+            than its ``config.json`` says; tensors are named.
+
+    Example:
+        model = load("siglip-base-patch16-224", dtype="bfloat16")
+    """
+    written = read_config(folder)
+    config = dataclasses.replace(written, **changes)
+    model, there = (
+        nnx.eval_shape(lambda c=c: VisionText(c, rngs=nnx.Rngs(0)))
+        for c in (config, written)
+    )
+    _fill(model, there, config, written, Files(Path(folder)), shardings)
+    return model
+
+
+def load_generative(
+    folder: str | os.PathLike, shardings: Shardings | None = None, **changes: Any
+) -> Generative:
+    """Reads a PaliGemma folder.
+
+    Args, what is returned and errors as `load`, of `Generative`.
+
+    Example:
+        model = load_generative("paligemma-3b-pt-224", param_dtype="bfloat16")
+    """
+    written = read_generative_config(folder)
+    config = dataclasses.replace(written, **changes)
+    model, there = (
+        nnx.eval_shape(lambda c=c: Generative(c, rngs=nnx.Rngs(0)))
+        for c in (config, written)
+    )
+    files = Files(Path(folder), paligemma_spelling)
+    _fill(model, there, config, written, files, shardings)
+    return model
+
+
+def _fill(
+    model: nnx.Module,
+    there: nnx.Module,
+    config: VisionConfig,
+    written: VisionConfig,
+    files: Files,
+    shardings: Shardings | None,
+) -> None:
+    """Gives an abstract model its arrays.
+
+    Args:
+        model: what is wanted.
+        there: what the files have.
+        config: of ``model``.
+        written: of ``there``.
+        files: the tensors.
+        shardings: see `load`.
+    """
+    abstract = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    placed = _flat(shardings(abstract)) if shardings else {}
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = {path: tuple(param.shape) for path, param in by_path(there).items()}
+    where = places(written, shapes)
+    check(files, where)
+    for path, param in by_path(model).items():
+        if path not in where:  # CLIP's logit bias
+            assert isinstance(config, VisionTextConfig)
+            param.set_value(jnp.full(param.shape, config.init_bias, param.dtype))
+            continue
+        place = where[path]
+        if path == "vision/positions" and config.grid != written.grid:
+            place = place._replace(
+                from_file=lambda x: np.asarray(
+                    resize_positions(x, written.grid, config.grid)
+                )
+            )
+        value = jax.make_array_from_callback(
+            param.shape,
+            placed.get(path, default),
+            reader(files, place, param.shape, param.dtype),
+        )
+        param.set_value(value)
+
+
+def check_writable(config: VisionTextConfig | GenerativeConfig) -> dict[str, Any]:
+    """What `save` would write as ``config.json`` of this architecture.
+
+    Raises:
+        ValueError: an architecture that is not CLIP's, SigLIP's or PaliGemma's.
+    """
+    if isinstance(config, GenerativeConfig):
+        return paligemma.write_config(config)
+    return contrastive.write_config(config)
+
+
+def save(
+    folder: str | os.PathLike,
+    model: VisionText | Generative,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a model the way Transformers reads it: what was read, changed or not.
+
+    Args:
+        folder: created if needed.
+        model: of CLIP's, SigLIP's or PaliGemma's architecture, without adapters.
+        max_shard_bytes: files are no larger than this, or than one tensor.
+
+    Raises:
+        ValueError: an architecture that is none of these; adapters; kernels in int8.
+    """
+    folder, config = Path(folder), model.config
+    images = {
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "rescale_factor": 1 / 255,
+        "size": {"height": config.image_size, "width": config.image_size},
+    }
+    settings = check_writable(config)
+    if isinstance(config, GenerativeConfig):
+        images["image_seq_length"] = config.grid**2
+        images["processor_class"] = "PaliGemmaProcessor"
+    of_clip = settings["model_type"] == "clip"
+    kind = "CLIPImageProcessor" if of_clip else "SiglipImageProcessor"
+    params = exportable(model)
+    where = places(config, {k: tuple(v.shape) for k, v in params.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder, tensors(params, where), max_shard_bytes)
+    write_json(folder / "config.json", settings)
+    write_json(
+        folder / "preprocessor_config.json", {"image_processor_type": kind, **images}
+    )
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,0 +1,104 @@
+"""Settings in ``config.json``: those of an encoder, and whether they tell all."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from meta_opt.models.towers import TowerConfig, VisionConfig
+from meta_opt.types import near_match
+
+_ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+# What Transformers leaves out of config.json.
+BASE = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+IMAGES = {**BASE, "num_channels": 3, "image_size": 224}
+OF_CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+OF_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+
+
+def parse_activation(name: str) -> str:
+    """Our name of an activation.
+
+    Raises:
+        ValueError: one that is not known.
+
+    >>> parse_activation("gelu_pytorch_tanh")
+    'gelu_tanh'
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act={name!r} is none of {', '.join(_ACTIVATIONS)}"
+            f"{near_match(name, _ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def write_activation(name: str) -> str:
+    """Their name of an activation.
+
+    >>> write_activation("gelu_tanh")
+    'gelu_pytorch_tanh'
+    """
+    return {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[name]
+
+
+def parse_tower(settings: Mapping[str, Any], **changes: Any) -> TowerConfig:
+    """The encoder that settings describe.
+
+    Raises:
+        ValueError: an activation that is not known.
+    """
+    return TowerConfig(
+        width=settings["hidden_size"],
+        depth=settings["num_hidden_layers"],
+        heads=settings["num_attention_heads"],
+        mlp_width=settings["intermediate_size"],
+        activation=parse_activation(settings["hidden_act"]),
+        norm_epsilon=settings["layer_norm_eps"],
+        **changes,
+    )
+
+
+def write_tower(tower: TowerConfig, model_type: str) -> dict[str, Any]:
+    """The settings that describe an encoder."""
+    return {
+        "model_type": model_type,
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "hidden_act": write_activation(tower.activation),
+        "layer_norm_eps": tower.norm_epsilon,
+    }
+
+
+def lost(
+    config: VisionConfig, again: Callable[[], VisionConfig], free: Iterable[str]
+) -> str:
+    """What is another in a configuration that was written and read again.
+
+    Args:
+        config: what was written.
+        again: reads it.
+        free: fields that may differ, besides the numerics and the channels of images,
+            which ``config.json`` does not hold.
+
+    Returns:
+        Names of fields, or the error of reading; "" if all is well.
+    """
+    free = {*free, "dtype", "param_dtype", "remat", "scan_layers"}
+    free |= {"image_mean", "image_std"}
+    try:
+        back = dataclasses.asdict(again())
+    except ValueError as error:
+        return str(error)
+    ours = dataclasses.asdict(config).items()
+    return ", ".join(k for k, v in ours if k not in free and v != back[k])
