@@ -1,4 +1,4 @@
-"""Memory plans: ``so400m``, ``base`` for TPU topologies; ``smoke`` for this machine."""
+"""Memory plans: ``so400m``, ``generative``, ``base`` for TPUs; ``smoke`` for here."""
 
 import ml_collections
 
@@ -21,7 +21,11 @@ def so400m() -> ml_collections.ConfigDict:
     config.dtype = "bfloat16"
     config.param_dtype = "float32"
     config.remat = "full"
+    # Of a contrastive model; a generative one has its own.
     config.loss = "siglip"
+    # Tokens of a generative model's prompts and answers.
+    config.prompt_length = 32
+    config.text_length = 32
     # Examples a shard of the batch that all are compared at.
     config.examples = 32
     # The largest that fits is looked for among powers of two up to this; 0: not at all.
@@ -29,6 +33,16 @@ def so400m() -> ml_collections.ConfigDict:
     config.accumulation_steps = 1
     config.weights = common.WEIGHTS
     config.results = ""
+    return config
+
+
+def generative() -> ml_collections.ConfigDict:
+    """The generative model of 2.9B parameters on sixteen TPU v5e."""
+    config = so400m()
+    config.size = "3B/14"
+    config.topology = "v5e:4x4"
+    config.examples = 8
+    config.most_examples = 256
     return config
 
 
@@ -52,4 +66,6 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "so400m") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (so400m, base, smoke)})
+    return common.choose(
+        arg, {v.__name__: v for v in (so400m, generative, base, smoke)}
+    )

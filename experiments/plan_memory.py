@@ -9,6 +9,7 @@ largest micro-batch that would. TPU topologies need the extra ``tpu``.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,44 +26,66 @@ CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant"
 WORKDIR = flags.DEFINE_string("workdir", "runs/plan_memory", "Folder for programs.")
 
 
-def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each way of training and optimizer."""
+def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
+    """The model that is planned: its class with configuration, rules, batch and loss.
+
+    The batch is of one example, abstract.
+    """
     import jax
     import jax.numpy as jnp
-    from flax import nnx
-    from tqdm import tqdm
 
-    from meta_opt.finetuning.model_source import ModelConfig, architecture, split_model
-    from meta_opt.finetuning.planning import largest_batch, plan_step, topology_devices
-    from meta_opt.finetuning.vision_text import make_loss
-    from meta_opt.models.lora import LoRAConfig, add_lora
-    from meta_opt.models.vision_text import STACKED, VisionText
-    from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
-    from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
-    from meta_opt.parallel.sharding import VISION_TEXT_RULES
+    from meta_opt.finetuning.model_source import ModelConfig, architecture
+    from meta_opt.models import generative
+    from meta_opt.models.vision_text import VisionText
+    from meta_opt.parallel.sharding import GENERATIVE_RULES, VISION_TEXT_RULES
     from meta_opt.types import from_config
 
     numerics = {k: settings[k] for k in ("dtype", "param_dtype", "remat")}
-    model = {"weights": settings["model"], "size": settings["size"], **numerics}
-    made = architecture(from_config(ModelConfig, model))
+    if settings["size"] in generative.GENERATIVE_SIZES and not settings["model"]:
+        made: Any = generative.named_config(settings["size"], **numerics)
+        kind: Any = generative.Generative
+        rules, loss = GENERATIVE_RULES, "captioning"
+        lengths = {k: settings[f"{k}_length"] for k in ("prompt", "text")}
+    else:
+        model = {"weights": settings["model"], "size": settings["size"], **numerics}
+        made = architecture(from_config(ModelConfig, model))
+        kind, rules, loss = VisionText, VISION_TEXT_RULES, settings["loss"]
+        lengths = {"text": made.text_length}
+    image = (1, made.image_size, made.image_size, 3)
+    batch = {
+        "image": jax.ShapeDtypeStruct(image, jnp.uint8),
+        **{k: jax.ShapeDtypeStruct((1, n), jnp.int32) for k, n in lengths.items()},
+    }
+    return functools.partial(kind, made), rules, batch, loss
+
+
+def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each way of training and optimizer."""
+    import jax
+    from flax import nnx
+    from tqdm import tqdm
+
+    from meta_opt.finetuning.model_source import split_model
+    from meta_opt.finetuning.planning import largest_batch, plan_step, topology_devices
+    from meta_opt.finetuning.vision_text import make_loss
+    from meta_opt.models.lora import LoRAConfig, add_lora
+    from meta_opt.models.vision_text import STACKED
+    from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+    from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
+    from meta_opt.types import from_config
+
+    create, rules, example, loss = subject(settings)
     mesh = make_mesh(
         from_config(MeshConfig, settings["mesh"]),
         topology_devices(settings["topology"]),
     )
     lora = from_config(LoRAConfig, settings["lora"])
 
-    def build(trainable: str) -> VisionText:
-        model = VisionText(made, rngs=nnx.Rngs(0))
+    def build(trainable: str) -> nnx.Module:
+        model = create(rngs=nnx.Rngs(0))
         if trainable == "lora":
             add_lora(model, lora, rngs=nnx.Rngs(0))
         return model
-
-    def batch(size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        side, length = made.image_size, made.text_length
-        return {
-            "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
-            "text": jax.ShapeDtypeStruct((size, length), jnp.int32),
-        }
 
     rows = []
     cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
@@ -78,14 +101,18 @@ def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
         )
 
         def plan(size: int, model: Any = model, tx: Any = tx) -> Any:
+            batch = {
+                k: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+                for k, x in example.items()
+            }
             return plan_step(
                 model.params,
                 model.frozen,
-                make_loss(model, settings["loss"]),
+                make_loss(model, loss),
                 tx,
-                batch(size),
+                batch,
                 mesh,
-                VISION_TEXT_RULES,
+                rules,
                 settings["accumulation_steps"],
             )
 

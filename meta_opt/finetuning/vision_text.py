@@ -25,6 +25,7 @@ from meta_opt.finetuning.model_source import (
     read_preprocessing,
 )
 from meta_opt.finetuning.step import LossFn
+from meta_opt.losses.captioning import captioning_loss
 from meta_opt.losses.contrastive import LOSSES
 from meta_opt.models.vision_text import VisionText
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
@@ -88,18 +89,20 @@ class Finished(NamedTuple):
 
 
 def make_loss(model: Model, loss: str = "clip") -> LossFn:
-    """Returns the contrastive loss of a batch as a function of the model's parts.
+    """Returns the loss of a batch as a function of the model's parts.
 
     Args:
         model: its structure is used, its arrays are not.
-        loss: ``clip`` or ``siglip``.
+        loss: ``clip`` or ``siglip``; of a generative model ``captioning``.
     """
 
     def loss_fn(
         params: PyTree, frozen: PyTree, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        image_z, text_z, scale, bias = model.merge(params, frozen)(batch)
-        return LOSSES[loss](image_z, text_z, scale, bias), {"logit_scale": scale}
+        outputs = model.merge(params, frozen)(batch)
+        if loss == "captioning":
+            return captioning_loss(*outputs), {}
+        return LOSSES[loss](*outputs), {"logit_scale": outputs[2]}
 
     return loss_fn
 

@@ -44,14 +44,15 @@ FSDP_RULES = (Rule(r".*", largest="fsdp"),)
 """Every parameter over fsdp, along its largest divisible axis."""
 
 _SMALL = 2**14
+# Messages would cost more than their memory. (What follows a name is NNX's.)
+_VECTORS = Rule(r"(bias|scale)(/|$)")
 VISION_TEXT_RULES = (
     Rule(r"attention/(query|key|value)/kernel", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"attention/out/kernel", ("tensor", None), "fsdp", _SMALL),
     Rule(r"mlp/up/kernel", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"mlp/down/kernel", ("tensor", None), "fsdp", _SMALL),
     Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
-    # Vectors: messages cost more than their memory.
-    Rule(r"(bias|scale)$"),
+    _VECTORS,
     Rule(r".*", largest="fsdp", min_size=_SMALL),
 )
 """`meta_opt.models.vision_text`: heads and hidden units over tensor, all over fsdp."""
@@ -67,6 +68,7 @@ GENERATIVE_RULES = (
     Rule(r"mlp/(up|gate)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"mlp/down/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
     Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
+    _VECTORS,
     Rule(r".*", largest="fsdp", min_size=_SMALL),
 )
 """`meta_opt.models.generative`: the same, and the vocabulary over tensor and fsdp."""
