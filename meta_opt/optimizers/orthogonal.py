@@ -24,7 +24,7 @@ _LARGE = 1 << 15
 time. Of 768 x 3072 with singular values 1/k the result's cosine to that in float32 is
 0.9995, and both are as close to the orthogonal one (0.964)."""
 _AT_ONCE = 1 << 23
-"""Elements of large matrices that are worked on at a time."""
+"""Elements of large matrices that a device works on at a time."""
 
 
 def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
@@ -75,76 +75,103 @@ def orthogonalise(
         Arrays shaped as ``matrices``, each unit scaled to RMS one; float32, or bfloat16
         for matrices of 2**15 elements and more.
     """
-    flat, tall = [], []
     buckets: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
     for i, (x, split) in enumerate(zip(matrices, splits, strict=True)):
-        rows = math.prod(x.shape[1 : 1 + split])
-        m = x.astype(_kept(x)).reshape(x.shape[0], rows, -1)
-        tall.append(m.shape[1] > m.shape[2])
-        flat.append(jnp.swapaxes(m, 1, 2) if tall[-1] else m)
-        buckets[flat[-1].shape[1:]].append(i)
-    out: list = [None] * len(flat)
+        rows, columns = _sides(x, split)
+        buckets[len(x), min(rows, columns), max(rows, columns)].append(i)
+    out: list = [None] * len(matrices)
     for members in buckets.values():
-        result = _batched([flat[i] for i in members], steps)
-        offset = 0
-        for i in members:
-            part = result[offset : offset + matrices[i].shape[0]]
-            offset += matrices[i].shape[0]
-            if tall[i]:
-                part = jnp.swapaxes(part, 1, 2)
-            out[i] = part.reshape(matrices[i].shape)
+        done = _bucket(
+            [matrices[i] for i in members], [splits[i] for i in members], steps
+        )
+        for i, x in zip(members, done, strict=True):
+            out[i] = x
     return out
 
 
-def _kept(x: jax.Array) -> jnp.dtype:
-    """The type in which units of ``x`` [U, ...] are exchanged and held."""
-    large = math.prod(x.shape[1:]) >= _LARGE
-    return jnp.dtype(jnp.bfloat16 if large else jnp.float32)
+def _sides(x: jax.Array, split: int) -> tuple[int, int]:
+    """Rows and columns of the units of ``x`` [U, *shape]."""
+    return math.prod(x.shape[1 : 1 + split]), math.prod(x.shape[1 + split :])
 
 
-def _batched(matrices: list[jax.Array], steps: int) -> jax.Array:
-    """Orthogonalised [U, rows, columns] of RMS one, joined, in the type given.
+def _bucket(
+    matrices: list[jax.Array], splits: list[int], steps: int
+) -> list[jax.Array]:
+    """`orthogonalise` of arrays of one U whose matrices have one shape.
 
-    Large ones a few at a time, and over all devices of the mesh in use, if any; U is
-    then rounded up.
+    Large ones in rounds of a few units of each array, in place: no array is copied, and
+    what is exchanged and transposed is small.
     """
-    units = sum(len(x) for x in matrices)
-    _, rows, columns = matrices[0].shape
-    axes = automatic_axes()
-    devices = math.prod(axes.values())
-    # Of each device in one round: evenly, and no more than need be at once.
-    share = math.ceil(units / devices)
-    if rows * columns >= _LARGE:
-        rounds = math.ceil(share / max(1, _AT_ONCE // (rows * columns)))
-        share = math.ceil(share / rounds)
-    rounds = math.ceil(units / (share * devices))
-    missing = rounds * share * devices - units
+    units, size = len(matrices[0]), math.prod(matrices[0].shape[1:])
+    large = size >= _LARGE
+    matrices = [x.astype(jnp.bfloat16 if large else jnp.float32) for x in matrices]
+    at_once = _units_at_once(len(matrices), units, size) if large else units
+    if at_once == units:
+        return _round(matrices, splits, steps)
+    rounds = math.ceil(units / at_once)
 
-    def one_round(x: jax.Array) -> jax.Array:
-        if not axes:
-            return _scaled(x, steps)
-        by_unit = PartitionSpec(tuple(axes))
-        return _spread(
-            jax.shard_map(
-                lambda x: _scaled(x, steps), in_specs=by_unit, out_specs=by_unit
-            )(_spread(x, axes)),
-            axes,
-        )
+    def in_place(i: jax.Array, cut: list[jax.Array]) -> list[jax.Array]:
+        parts = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in cut]
+        return [
+            jax.lax.dynamic_update_index_in_dim(x, part, i, axis=0)
+            for x, part in zip(cut, _round(parts, splits, steps), strict=True)
+        ]
 
-    if missing:
-        zeros = jnp.zeros((missing, rows, columns), matrices[0].dtype)
-        matrices = [*matrices, zeros]
-    joined = matrices[0] if len(matrices) == 1 else jnp.concatenate(matrices)
-    if rounds == 1:
-        return one_round(joined)
-
-    def in_place(i: jax.Array, cut: jax.Array) -> jax.Array:
-        done = one_round(jax.lax.dynamic_index_in_dim(cut, i, keepdims=False))
-        return jax.lax.dynamic_update_index_in_dim(cut, done, i, axis=0)
-
+    cut = []
+    for x in matrices:
+        rest = [(0, 0)] * (x.ndim - 1)
+        padded = jnp.pad(x, [(0, rounds * at_once - units), *rest])
+        cut.append(padded.reshape(rounds, at_once, *x.shape[1:]))
     # Not lax.map: the compiler sets its output aside before the forward pass.
-    cut = joined.reshape(rounds, -1, rows, columns)
-    return jax.lax.fori_loop(0, rounds, in_place, cut).reshape(joined.shape)
+    cut = jax.lax.fori_loop(0, rounds, in_place, cut)
+    return [x.reshape(-1, *x.shape[2:])[:units] for x in cut]
+
+
+def _units_at_once(arrays: int, units: int, size: int) -> int:
+    """How many units of each array go into a round.
+
+    As many as leave the least to do for the device with the most, and no more than it
+    should hold at a time.
+    """
+    devices = math.prod(automatic_axes().values())
+
+    def share(at_once: int) -> int:
+        return math.ceil(arrays * at_once / devices)
+
+    limit = max(share(1), _AT_ONCE // size)
+    possible = [n for n in range(1, units + 1) if share(n) <= limit]
+    return min(possible, key=lambda n: (math.ceil(units / n) * share(n), -n))
+
+
+def _round(matrices: list[jax.Array], splits: list[int], steps: int) -> list[jax.Array]:
+    """`_scaled` of the units of all arrays, divided over the mesh in use, if any."""
+    flat = []
+    for x, split in zip(matrices, splits, strict=True):
+        rows, columns = _sides(x, split)
+        m = x.reshape(-1, rows, columns)
+        flat.append(jnp.swapaxes(m, 1, 2) if rows > columns else m)
+    axes = automatic_axes()
+    missing = -sum(map(len, flat)) % math.prod(axes.values())
+    if missing:
+        flat.append(jnp.zeros((missing, *flat[0].shape[1:]), flat[0].dtype))
+    joined = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
+    if axes:
+        by_unit = PartitionSpec(tuple(axes))
+        result = jax.shard_map(
+            lambda x: _scaled(x, steps), in_specs=by_unit, out_specs=by_unit
+        )(_spread(joined, axes))
+        result = _spread(result, axes)
+    else:
+        result = _scaled(joined, steps)
+    out, offset = [], 0
+    for x, split in zip(matrices, splits, strict=True):
+        rows, columns = _sides(x, split)
+        part = result[offset : offset + len(x)]
+        offset += len(x)
+        if rows > columns:
+            part = jnp.swapaxes(part, 1, 2)
+        out.append(part.reshape(x.shape))
+    return out
 
 
 def _spread(x: jax.Array, axes: dict[str, int]) -> jax.Array:
