@@ -119,7 +119,7 @@ def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
         found = plan(batch_shards(mesh) * settings["examples"])
         most = None
         if settings["most_examples"]:
-            best = largest_batch(plan, mesh, settings["most_examples"])
+            best = largest_batch(plan, found, mesh, settings["most_examples"])
             most = best.batch_size // batch_shards(mesh) if best else 0
         rows.append(
             {

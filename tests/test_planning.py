@@ -132,10 +132,12 @@ def test_the_largest_batch_that_fits_is_found():
             compile_seconds=0.0,
         )
 
-    assert largest_batch(fake, MESH).batch_size == 64
-    assert tried == [8, 16, 32, 64, 128]
+    assert largest_batch(fake, fake(16), MESH).batch_size == 64
+    assert tried == [16, 32, 64, 128]
+    assert largest_batch(fake, fake(512), MESH).batch_size == 64
+    assert largest_batch(fake, fake(16), MESH, most=4).batch_size == 32
     never = lambda size: dataclasses.replace(fake(size), total=101)  # noqa: E731
-    assert largest_batch(never, MESH) is None
+    assert largest_batch(never, never(32), MESH) is None
 
 
 def test_a_step_that_cannot_fit_is_not_compiled(monkeypatch):

@@ -248,24 +248,31 @@ def abstract_state(
 
 
 def largest_batch(
-    plan: Callable[[int], StepPlan], mesh: Mesh, most: int = 4096
+    plan: Callable[[int], StepPlan], known: StepPlan, mesh: Mesh, most: int = 4096
 ) -> StepPlan | None:
-    """The plan of the largest batch that fits, a power of two of examples a shard.
+    """The plan of the largest batch that fits, twice or half ``known`` and so on.
+
+    Every plan is compiled, so the search begins where one is.
 
     Args:
         plan: from a batch size to its plan.
+        known: one of them.
         mesh: whose data and fsdp axes divide the batch.
         most: examples a shard to try at most.
 
     Returns:
-        That plan; None if not even one example a shard fits.
+        That plan; None if no batch that was tried fits.
     """
-    shards, found = batch_shards(mesh), None
-    for power in range(int(math.log2(most)) + 1):
-        tried = plan(shards * 2**power)
+    shards, found = batch_shards(mesh), known
+    while found.fits and 2 * found.batch_size <= most * shards:
+        tried = plan(2 * found.batch_size)
         if not tried.fits:
-            break
+            return found
         found = tried
+    while not found.fits:
+        if found.batch_size % (2 * shards):
+            return None
+        found = plan(found.batch_size // 2)
     return found
 
 
