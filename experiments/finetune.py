@@ -3,7 +3,13 @@
     python experiments/finetune.py --config configs/finetune.py:nano_clipart \
         --config.optimizer.name=adamw --workdir runs/adamw
 
-Run again with the same workdir, it resumes.
+Run again with the same workdir, it resumes. Under SLURM, Open MPI and on Cloud TPU the
+processes of a run find each other; elsewhere each is told, by its last flag, which it
+is. ``config.mesh`` is of the devices of all of them:
+
+    python experiments/finetune.py --config configs/finetune.py:nano_clipart \
+        --config.mesh.fsdp=-1 --workdir /shared/run \
+        --coordinator host0:1234 --processes 2 --process 0
 """
 
 import functools
@@ -11,6 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -18,6 +25,8 @@ from ml_collections import config_flags
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.processes import joined
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for logs and checkpoints.")
@@ -40,17 +49,24 @@ def main(argv: Sequence[str]) -> None:
         config = from_config(RunConfig, CONFIG.value.to_dict())
     except ValueError as error:
         sys.exit(f"config: {error}")
-    try:
-        scores = functools.partial(
-            score_on,
-            loss=config.model.loss,
-            text_length=config.pipeline.text_length,
-            batch_size=256,  # Holds a whole split of the bundled clip art.
-        )
-        result, test = run_vision_text(config, scores, WORKDIR.value)
-    except Interrupted as interrupted:
-        print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
+    scores = functools.partial(
+        score_on,
+        loss=config.model.loss,
+        text_length=config.pipeline.text_length,
+        batch_size=256,  # Holds a whole split of the bundled clip art.
+    )
+    with joined() as first:
+        try:
+            result, test = run_vision_text(config, scores, WORKDIR.value)
+        except Interrupted as interrupted:
+            message = f"stopped by {interrupted}; the same command resumes it"
+            print(message, file=sys.stderr)
+            sys.exit(interrupted.exit_code)
+    if first:
+        _report(config, result, test)
+
+
+def _report(config: Any, result: Any, test: dict[str, float]) -> None:
     print(f"{config.optimizer.name}: {config.loop.num_steps} steps")
     for name, value in test.items():
         print(f"  test {name:24} {value:.4f}")

@@ -25,7 +25,8 @@ from meta_opt.models import pretrained
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora, merge_lora
 from meta_opt.models.vision_text import VisionText, named_config, parameter_count
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
-from meta_opt.parallel.mesh import MeshConfig
+from meta_opt.parallel.mesh import MeshConfig, local_rows, make_mesh
+from meta_opt.parallel.placement import to_host
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.types import Batch, PyTree, near_match, write_atomic
 
@@ -252,6 +253,8 @@ def run_vision_text(
 ) -> tuple[RunResult, dict[str, float]]:
     """Trains and evaluates; resumes where ``workdir`` has a checkpoint.
 
+    Several processes call this alike; process 0 writes the results.
+
     Args:
         config: the run.
         score_on: builds the evaluation on a split.
@@ -266,13 +269,9 @@ def run_vision_text(
     """
     tokenizer = load_tokenizer()
     model = build_model(config.model, tokenizer.vocab_size, config.pipeline.text_length)
-    pipeline = dataclasses.replace(
-        config.pipeline,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     source = build_source(config.data, "train")
-    batches = make_iterator(source, tokenizer, pipeline)
+    rows = local_rows(make_mesh(config.mesh), config.loop.batch_size)
+    batches = make_iterator(source, tokenizer, config.pipeline, rows)
 
     def evaluation_on(split: str) -> Evaluate:
         return make_evaluate(model, score_on(build_source(config.data, split)))
@@ -292,13 +291,14 @@ def run_vision_text(
         label=config.optimizer.name,
     )
     test = dict(evaluation_on("test")(result.state.params, result.state.frozen))
-    if workdir is not None:
+    if workdir is not None and jax.process_index() == 0:
         _write_result(Path(workdir), result, test)
     if config.export:
-        trained = model.merge(jax.device_get(result.state.params), model.frozen)
+        trained = model.merge(*to_host((result.state.params, model.frozen)))
         if config.model.trainable == "lora":
             merge_lora(trained)
-        pretrained.save(config.export, trained)
+        if jax.process_index() == 0:
+            pretrained.save(config.export, trained)
     return result, test
 
 
