@@ -76,9 +76,7 @@ def launched_together(environment: Mapping[str, str]) -> bool:
 def _join_as_launched() -> None:
     together = launched_together(os.environ)
     # Only JAX can tell whether a TPU has further hosts; it asks the cloud.
-    platforms = jax.config.jax_platforms or "tpu"  # type: ignore[attr-defined]
-    perhaps_tpu = "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
-    if not together and not perhaps_tpu:
+    if not together and not _perhaps_tpu():
         return
     try:
         _join(local_device_ids=[] if _alone_on_node(os.environ) else None)
@@ -91,6 +89,12 @@ def _join_as_launched() -> None:
                 "a launcher has started several processes, and JAX does not find the "
                 "others; name them with --coordinator, --processes and --process"
             ) from error
+
+
+def _perhaps_tpu() -> bool:
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    allowed = not platforms or "tpu" in platforms
+    return allowed and importlib.util.find_spec("libtpu") is not None
 
 
 def _alone_on_node(environment: Mapping[str, str]) -> bool:
