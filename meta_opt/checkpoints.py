@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from meta_opt.parallel.processes import any_process
 from meta_opt.types import PyTree, write_atomic
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Checkpoints:
         self._saving_step: int | None = None
         if jax.process_index() == 0:
             self._set_damaged_aside()
-        any_process(False)  # The others look for checkpoints when that is done.
+        _any_process(False)  # The others look for checkpoints when that is done.
         keep: list[Any] = [policy.LatestN(keep_latest)]
         if keep_best:
             keep.append(policy.BestN(get_metric_fn=self._score, n=keep_best))
@@ -180,11 +180,11 @@ class Checkpoints:
                 if step is not None:
                     raise
                 problem = f"{type(error).__name__}: {error}"
-            if not any_process(restored is None):
+            if not _any_process(restored is None):
                 return restored
             if jax.process_index() == 0:
                 self._set_aside(candidate, problem)
-            any_process(False)  # Until it is gone.
+            _any_process(False)  # Until it is gone.
             self._manager.reload()
         return None
 
@@ -279,6 +279,15 @@ class Checkpoints:
             problem,
             target,
         )
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; a barrier, too."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def _flatten(tree: PyTree) -> dict[str, Any]:
