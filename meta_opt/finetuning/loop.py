@@ -101,7 +101,7 @@ def run(
         rules: layout of params and frozen on the mesh.
         workdir: for logs and checkpoints; None for neither.
         resolved_config: nested mapping that is written to ``config.json``; a resumed
-            run must have the same.
+            run must have the same, but for ``mesh``.
         label: text before the progress bar.
 
     Returns:
@@ -178,6 +178,8 @@ class _Trainer:
                     self.workdir,
                     resolved_config,
                     resuming=bool(self.checkpoints.steps()),
+                    # A checkpoint fits any layout.
+                    may_change=("mesh",),
                 )
             resume_step = self._restore(self.checkpoints)
             if jax.process_index() == 0:

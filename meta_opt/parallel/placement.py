@@ -19,14 +19,17 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     Returns:
         The arrays, on the devices of all processes.
     """
-    if jax.process_count() == 1:
-        return jax.device_put(tree, shardings, may_alias=False)
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda x: _place(x, shardings), tree)
     return jax.tree.map(_place, tree, shardings)
 
 
 def _place(x: jax.Array | np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    if jax.process_count() == 1:
+        if isinstance(x, jax.Array) and sharding.shard_shape(x.shape) == x.shape:
+            # JAX keeps the array itself as its own device's copy, asked for or not.
+            x = x.copy()
+        return jax.device_put(x, sharding, may_alias=False)
     if isinstance(x, jax.Array):
         if not x.is_fully_addressable:
             return jax.device_put(x, sharding, may_alias=False)
