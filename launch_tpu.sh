@@ -11,7 +11,8 @@ run     creates the TPU VM NAME or takes the one that is there, copies the check
         (all that git does not ignore), installs it, and runs COMMAND on every host;
         what the hosts print goes to the terminal and to runs/launch/NAME.log. If the TPU is
         preempted it is made anew and COMMAND runs again, so COMMAND must resume by
-        itself: give it a --workdir in a bucket or on a shared disk.
+        itself: give it a --workdir on a disk that all hosts see (a bucket's name will
+        not do: mount it, on every host).
 delete  deletes it.
 
   --zone ZONE        such as us-east5-b
@@ -28,7 +29,7 @@ delete  deletes it.
 Example:
   ./launch_tpu.sh run so400m --zone us-east5-b --type v6e-16 --spot -- \
     python experiments/finetune.py --config configs/finetune.py:so400m_lora \
-    --workdir gs://bucket/so400m
+    --workdir /mnt/shared/so400m
 EOF
 }
 

@@ -95,8 +95,6 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         flip=False,
         crop_pixels=0,
         num_threads=1,
-        process_index=0,
-        process_count=1,
     )
     config.mesh = dict(data=1, fsdp=1, tensor=1)
     # model, adapters, peft or huggingface.

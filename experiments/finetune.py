@@ -4,7 +4,13 @@
         --config.model.weights=siglip-so400m-patch14-384 \
         --config.data.name=captions.jsonl --workdir runs/mine
 
-Run again with the same workdir, it resumes.
+Run again with the same workdir, it resumes. Under SLURM, Open MPI and on Cloud TPU the
+processes of a run find each other; elsewhere each is told, by its last flag, which it
+is. ``config.mesh`` is of the devices of all of them:
+
+    python experiments/finetune.py --config configs/finetune.py:nano_clipart \
+        --config.mesh.fsdp=-1 --workdir /shared/run \
+        --coordinator host0:1234 --processes 2 --process 0
 """
 
 import functools
@@ -12,6 +18,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -19,6 +26,8 @@ from ml_collections import config_flags
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.processes import joined
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for logs and checkpoints.")
@@ -43,18 +52,27 @@ def main(argv: Sequence[str]) -> None:
         reading = read_preprocessing(config.model, config.pipeline.text_length)
     except ValueError as error:
         sys.exit(f"config: {error}")
-    try:
-        scores = functools.partial(
-            score_on,
-            loss=config.model.loss,
-            tokenizer=reading.tokenizer,
-            text_length=reading.text_length,
-            batch_size=config.data.eval_batch_size,
-        )
-        result, test, unreadable = run_vision_text(config, scores, WORKDIR.value)
-    except Interrupted as interrupted:
-        print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
+    scores = functools.partial(
+        score_on,
+        loss=config.model.loss,
+        tokenizer=reading.tokenizer,
+        text_length=reading.text_length,
+        batch_size=config.data.eval_batch_size,
+    )
+    with joined() as first:
+        try:
+            finished = run_vision_text(config, scores, WORKDIR.value)
+        except Interrupted as interrupted:
+            message = f"stopped by {interrupted}; the same command resumes it"
+            print(message, file=sys.stderr)
+            sys.exit(interrupted.exit_code)
+    if first:
+        _report(config, *finished)
+
+
+def _report(
+    config: Any, result: Any, test: dict[str, float], unreadable: dict[str, str]
+) -> None:
     print(f"{config.optimizer.name}: {config.loop.num_steps} steps")
     for name, value in test.items():
         print(f"  test {name:24} {value:.4f}")

@@ -7,15 +7,16 @@ Interrupted or out of its ``budget_seconds``, the same command goes on where it 
 ``small`` needs the emoji that ``make data`` prepares; ``smoke`` needs nothing.
 
 With ``--config.meta.parallel=particles`` the devices share each family's particles.
-Several processes then work together; the command is the same for all but its last flag:
+Several processes then work together, as those of ``finetune.py`` do:
 
     python experiments/meta_train.py --config configs/meta_train.py:small \
         --workdir /shared/meta_train --config.meta.parallel=particles \
-        --coordinator host0:1234 --processes 2 --process_index 0
+        --coordinator host0:1234 --processes 2 --process 0
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -25,18 +26,15 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.common import export_weights, meta_validation
+from experiments.processes import joined
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.optimizers.weights import load_theta
-from meta_opt.parallel.processes import start_processes
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "checkpoints and logs go here")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0")
-_PROCESSES = flags.DEFINE_integer("processes", 1, "processes of this run")
-_INDEX = flags.DEFINE_integer("process_index", 0, "which of them this is, from 0")
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +59,11 @@ def main(argv: list[str]) -> None:
         sys.exit("meta_train: export_share is of the way from start; name a start")
     if settings["cpu_devices"]:
         jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
-    start_processes(_COORDINATOR.value, _PROCESSES.value, _INDEX.value)
+    with joined() as first:
+        _run(settings, first)
+
+
+def _run(settings: dict[str, Any], first: bool) -> None:
     # Programs take a minute each to compile; a resumed run finds them there.
     jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/compiled")
     config = from_config(MetaTrainConfig, settings["meta"])
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
     result = meta_train(
         config, tasks, _WORKDIR.value, validation=validation, start=start
     )
-    if jax.process_index() != 0:
+    if not first:
         return
     done = "finished" if result.finished else "stopped; run again to go on"
     print(f"{result.steps} outer steps, {result.seconds:.0f} s this time, {done}")

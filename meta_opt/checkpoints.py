@@ -10,11 +10,13 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from meta_opt.types import PyTree, write_atomic
 
@@ -50,7 +52,7 @@ class Checkpoints:
         mode: "min" or "max", what is best.
 
     Raises:
-        ValueError: if a count or the mode is out of range.
+        ValueError: if a count or the mode is out of range, or ``directory`` is a URL.
     """
 
     def __init__(
@@ -68,6 +70,11 @@ class Checkpoints:
             )
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', not {mode!r}")
+        if url := re.match(r"[a-z0-9]+:/", str(directory)):
+            raise ValueError(
+                f"{directory}: checkpoints and logs go to a file system, not to "
+                f"{url[0]}/; mount the bucket, and name the folder it is mounted on"
+            )
         # Orbax takes a third of a second to import.
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
@@ -79,6 +86,7 @@ class Checkpoints:
         self._saving_step: int | None = None
         if jax.process_index() == 0:
             self._set_damaged_aside()
+        _any_process(False)  # The others look for checkpoints when that is done.
         keep: list[Any] = [policy.LatestN(keep_latest)]
         if keep_best:
             keep.append(policy.BestN(get_metric_fn=self._score, n=keep_best))
@@ -163,15 +171,21 @@ class Checkpoints:
         if step is not None and step not in self.steps():
             raise ValueError(f"no checkpoint of step {step}; there are {self.steps()}")
         for candidate in reversed(self.steps()) if step is None else [step]:
+            restored, problem = None, "another process cannot read it"
             try:
-                return self._restore(template, candidate)
+                restored = self._restore(template, candidate)
             except CheckpointMismatchError:
                 raise
             except Exception as error:
                 if step is not None:
                     raise
-                self._set_aside(candidate, f"{type(error).__name__}: {error}")
-                self._manager.reload()
+                problem = f"{type(error).__name__}: {error}"
+            if not _any_process(restored is None):
+                return restored
+            if jax.process_index() == 0:
+                self._set_aside(candidate, problem)
+            _any_process(False)  # Until it is gone.
+            self._manager.reload()
         return None
 
     def _restore(self, template: PyTree, step: int) -> Restored:
@@ -265,6 +279,15 @@ class Checkpoints:
             problem,
             target,
         )
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; a barrier, too."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def _flatten(tree: PyTree) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,11 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def write_config(
-    workdir: str | Path, config: Mapping[str, Any], *, resuming: bool
+    workdir: str | Path,
+    config: Mapping[str, Any],
+    *,
+    resuming: bool,
+    may_change: Sequence[str] = (),
 ) -> None:
     """Writes the resolved configuration, or on resume checks that it is the same.
 
@@ -163,6 +167,7 @@ def write_config(
         workdir: the run's directory.
         config: nested mapping of JSON values.
         resuming: whether the directory holds a checkpoint that the run goes on from.
+        may_change: sections whose settings may be others on resume.
 
     Raises:
         ValueError: if the run resumes under other settings than it was started with;
@@ -179,6 +184,7 @@ def write_config(
             f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
             for key in sorted(before.keys() | now.keys())
             if before.get(key, path) != now.get(key, path)
+            and key.split(".")[0] not in may_change
         ]
         if changed:
             raise ValueError(

@@ -2,11 +2,13 @@
 
 As a program (``python finetuning_toy.py WORKDIR [--signal NAME --at STEP]``) it trains
 in WORKDIR, resuming if it can, sends itself the signal while step STEP runs, and in the
-end writes the hash of its parameters to ``WORKDIR/params.sha256``.
+end writes its parameters to ``WORKDIR/params.npz`` and their hash to ``params.sha256``.
+With ``--processes`` and the rest it is one of several, and takes its rows of the data.
 """
 
 import argparse
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -22,6 +24,9 @@ import optax
 
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.loop import LoopConfig, RunResult, run
+from meta_opt.parallel.mesh import MeshConfig, local_rows, make_mesh
+from meta_opt.parallel.placement import to_host
+from meta_opt.parallel.processes import start_processes
 
 CONFIG = LoopConfig(
     num_steps=30,
@@ -70,10 +75,12 @@ def make_data(seed=0, count=40):
     return {"x": x, "y": np.tanh(x @ w)}
 
 
-def make_batches(data, batch_size, seed=0):
+def make_batches(data, batch_size, seed=0, rows=slice(None)):
     dataset = grain.MapDataset.range(len(data["x"])).shuffle(seed=seed).repeat()
     dataset = dataset.map(lambda i: {k: v[i] for k, v in data.items()})
-    return iter(dataset.batch(batch_size).to_iter_dataset())
+    dataset = dataset.batch(batch_size)
+    dataset = dataset.map(lambda batch: {k: v[rows] for k, v in batch.items()})
+    return iter(dataset.to_iter_dataset())
 
 
 @jax.jit
@@ -104,9 +111,13 @@ def train(workdir=None, config=CONFIG, batches=None, **kwargs) -> RunResult:
     return run(config, batches=batches, workdir=workdir, **kwargs)
 
 
+def leaves_by_path(tree):
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
 def digest(tree) -> str:
     sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    for path, leaf in leaves_by_path(tree):
         sha.update(jax.tree_util.keystr(path).encode())
         sha.update(np.asarray(leaf).tobytes())
     return sha.hexdigest()
@@ -146,18 +157,29 @@ def main() -> None:
     parser.add_argument("--signal", default=None)
     parser.add_argument("--at", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--mesh", type=json.loads, default={})
     args = parser.parse_args()
     logging.getLogger("meta_opt").setLevel(logging.INFO)
     logging.getLogger("meta_opt").addHandler(logging.StreamHandler())
-    batches = make_batches(make_data(), CONFIG.batch_size)
+    start_processes(args.coordinator, args.processes, args.process)
+    mesh = MeshConfig(**args.mesh)
+    rows = local_rows(make_mesh(mesh), CONFIG.batch_size)
+    batches = make_batches(make_data(), CONFIG.batch_size, rows=rows)
     if args.signal:
         signum = getattr(signal, args.signal)
         batches = SignallingBatches(batches, signum, args.at, args.delay)
     try:
-        result = train(args.workdir, batches=batches)
+        result = train(args.workdir, batches=batches, mesh=mesh)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
-    (args.workdir / "params.sha256").write_text(digest(result.state.params))
+    params = to_host(result.state.params)
+    if jax.process_index() == 0:
+        flat = {"/".join(k.key for k in path): x for path, x in leaves_by_path(params)}
+        np.savez(args.workdir / "params.npz", **flat)
+        (args.workdir / "params.sha256").write_text(digest(params))
 
 
 if __name__ == "__main__":

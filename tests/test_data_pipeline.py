@@ -26,10 +26,10 @@ def source():
     return MemorySource(images, captions, range(COUNT), [str(i) for i in range(COUNT)])
 
 
-def batches(source, count=None, state=None, **settings):
+def batches(source, count=None, state=None, rows=None, **settings):
     """Returns ``count`` batches, or all, and the state after them."""
     config = PipelineConfig(**{"batch_size": 4, "seed": 3, **settings})
-    iterator = make_iterator(source, load_tokenizer(), config)
+    iterator = make_iterator(source, load_tokenizer(), config, rows)
     if state is not None:
         iterator.set_state(state)
     taken = list(iterator) if count is None else [next(iterator) for _ in range(count)]
@@ -101,18 +101,21 @@ def test_threads_do_not_change_the_batches(source):
     assert_same(batches(source, 9)[0], batches(source, 9, num_threads=3)[0])
 
 
-def test_processes_share_the_batch_of_one(source):
+@pytest.mark.parametrize("shares", [((0, 1), (2, 3)), ((0, 2), (1, 3))])
+def test_rows_are_those_of_the_whole_batch(source, shares):
     settings = {"captions": "random", "flip": True, "crop_pixels": 1}
-    whole, _ = batches(source, 7, **settings)
-    parts = [
-        batches(source, 7, process_index=i, process_count=2, **settings)[0]
-        for i in range(2)
-    ]
-    joined = [
-        {key: np.concatenate([a[key], b[key]]) for key in a}
-        for a, b in zip(*parts, strict=True)
-    ]
-    assert_same(joined, whole)
+    whole, end = batches(source, 7, **settings)
+    for rows in shares:
+        part, part_end = batches(source, 7, rows=np.array(rows), **settings)
+        wanted = [{k: v[list(rows)] for k, v in batch.items()} for batch in whole]
+        assert_same(part, wanted)
+        assert part_end == end
+
+
+@pytest.mark.parametrize("rows", [(), (0, 4), (-1,)])
+def test_rows_that_a_batch_has_not(source, rows):
+    with pytest.raises(ValueError, match="rows of a batch of 4 are 0 to 3, not"):
+        batches(source, 1, rows=np.array(rows, int))
 
 
 def test_other_sources_give_the_same_batches(source):
@@ -192,8 +195,6 @@ def test_a_small_source_is_refused(source):
         ({"seed": 2**32}, "seed must be below"),
         ({"num_epochs": 0}, "num_epochs must be at least 1"),
         ({"captions": "any"}, "one of first, random, not 'any'"),
-        ({"process_index": 1}, "process_index 1 needs a process_count above"),
-        ({"batch_size": 5, "process_count": 2}, "5 does not divide among 2"),
     ],
 )
 def test_bad_settings(settings, message):

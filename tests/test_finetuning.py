@@ -192,10 +192,15 @@ def test_nonfinite_losses_are_counted():
     assert result.history[-2]["train/nonfinite"] == expected
 
 
-def test_the_callers_arrays_survive():
-    params = jax.tree.map(jnp.asarray, toy.make_params())
-    toy.train(config=dataclasses.replace(toy.CONFIG, num_steps=1), params=params)
+@pytest.mark.parametrize("kind", [np.array, jnp.array])
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=8), MeshConfig(fsdp=8)])
+def test_the_callers_arrays_survive(mesh, kind):
+    params, frozen = jax.tree.map(kind, (toy.make_params(), {"noise": np.ones(3)}))
+    state = init_state(params, frozen, toy.tuned(), make_mesh(mesh))
+    double = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)
+    jax.block_until_ready(double((state.params, state.frozen)))
     assert_close(params, toy.make_params(), rtol=0, atol=0)
+    assert_close(frozen, {"noise": np.ones(3)}, rtol=0, atol=0)
 
 
 def test_fingerprint_tells_contents_apart_and_ignores_the_layout():

@@ -27,7 +27,6 @@ from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.optimizers.controller import init_theta
 from meta_opt.parallel.mesh import replicated
 from meta_opt.parallel.particles import particle_mesh, vmap_over
-from meta_opt.parallel.processes import start_processes
 from meta_opt.run_log import read_records
 from meta_opt.tasks.families import make_task
 
@@ -203,11 +202,3 @@ def test_several_processes_cannot_share_families(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="set parallel='particles'"):
         meta_train(config(), {"line": line_task()}, tmp_path)
-
-
-def test_processes_need_a_coordinator():
-    start_processes("", 1, 0)
-    with pytest.raises(ValueError, match="process 0 of 2 with coordinator ''"):
-        start_processes("", 2, 0)
-    with pytest.raises(ValueError, match="process 2 of 2"):
-        start_processes("localhost:1", 2, 2)

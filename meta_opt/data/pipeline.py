@@ -33,8 +33,6 @@ class PipelineConfig:
         flip: mirror each image left to right with probability 1/2.
         crop_pixels: shift each image by up to so many pixels either way, padding with
             white; 0 does not.
-        process_index: which part of each batch this process gets.
-        process_count: how many processes share a batch.
         num_threads: threads that make batches ahead of their use; 0 makes them when
             they are asked for. The batches are the same.
     """
@@ -47,8 +45,6 @@ class PipelineConfig:
     captions: str = "first"
     flip: bool = False
     crop_pixels: int = 0
-    process_index: int = 0
-    process_count: int = 1
     num_threads: int = 0
 
     def __post_init__(self) -> None:
@@ -57,8 +53,6 @@ class PipelineConfig:
             "seed": 0,
             "text_length": 2,
             "crop_pixels": 0,
-            "process_index": 0,
-            "process_count": 1,
             "num_threads": 0,
         }
         for name, bound in least.items():
@@ -76,20 +70,13 @@ class PipelineConfig:
             raise ValueError(
                 f"captions must be one of {', '.join(CAPTIONS)}, not {self.captions!r}"
             )
-        if self.process_index >= self.process_count:
-            raise ValueError(
-                f"process_index {self.process_index} needs a process_count above it, "
-                f"not {self.process_count}"
-            )
-        if self.batch_size % self.process_count:
-            raise ValueError(
-                f"a batch of {self.batch_size} does not divide among "
-                f"{self.process_count} processes"
-            )
 
 
 def make_iterator(
-    source: Source, tokenizer: TextTokenizer, config: PipelineConfig
+    source: Source,
+    tokenizer: TextTokenizer,
+    config: PipelineConfig,
+    rows: np.ndarray | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Returns an iterator of batches, with ``get_state`` and ``set_state``.
 
@@ -97,33 +84,42 @@ def make_iterator(
     settings continues from it with exactly the batches that would have come. Grain's
     Orbax handlers save and restore the iterator as well.
 
-    The parts of the processes make up the batch that one process would get: it
-    does not depend on ``process_count``.
+    Of several processes each reads and prepares only its rows. They are those of the
+    batch that one process would get, and the state is the same in all processes.
 
     Args:
         source: records; those of :class:`~meta_opt.data.records.MemorySource` are read
             a batch at a time, any other's one by one.
         tokenizer: of the captions.
         config: how batches are made.
+        rows: int [B], which rows of each batch to make, of its ``batch_size``
+            (`meta_opt.parallel.mesh.local_rows`); None for all.
 
     Returns:
         An iterator of ``image`` uint8 [B, h, w, 3], ``text`` int32 [B, S], ``label``
-        int32 [B], where B is this process's share of the batch.
+        int32 [B].
 
     Raises:
-        ValueError: if the source has fewer records than a batch.
+        ValueError: if the source has fewer records than a batch, or it has no such
+            rows.
     """
     if len(source) < config.batch_size:
         raise ValueError(
             f"a batch of {config.batch_size} needs as many records and the source has "
             f"{len(source)}: lower batch_size or take a larger split"
         )
+    rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
+        raise ValueError(
+            f"rows of a batch of {config.batch_size} are 0 to "
+            f"{config.batch_size - 1}, not {rows}"
+        )
     dataset = grain.MapDataset.range(len(source)).seed(config.seed)
     if config.shuffle:
         dataset = dataset.shuffle()
     dataset = dataset.batch(config.batch_size, drop_remainder=True, batch_fn=np.asarray)
     dataset = dataset.repeat(config.num_epochs)
-    dataset = dataset.random_map(_Loader(source, tokenizer, config))
+    dataset = dataset.random_map(_Loader(source, tokenizer, config, rows))
     options = grain.ReadOptions(
         num_threads=config.num_threads,
         prefetch_buffer_size=2 * config.num_threads,
@@ -159,10 +155,14 @@ def as_arrays(source: Source, tokenizer: TextTokenizer, length: int = 16) -> Bat
 
 
 class _Loader:
-    """Turns the indices of a batch into this process's part of it."""
+    """Turns the indices of a batch into those of its rows that are wanted."""
 
     def __init__(
-        self, source: Source, tokenizer: TextTokenizer, config: PipelineConfig
+        self,
+        source: Source,
+        tokenizer: TextTokenizer,
+        config: PipelineConfig,
+        rows: np.ndarray,
     ):
         self._source = source
         self._tokenizer = tokenizer
@@ -170,6 +170,7 @@ class _Loader:
         if config.text_length is None:
             raise ValueError("text_length=None: batches need a length")
         self._length = config.text_length
+        self._rows = rows
         if isinstance(source, MemorySource):
             # Every caption is encoded once; `first` is where a record's begin.
             texts = [text for captions in source.captions for text in captions]
@@ -178,26 +179,24 @@ class _Loader:
             self._first = np.cumsum(self._counts) - self._counts
 
     def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
-        config = self._config
+        config, rows = self._config, self._rows
         size = config.batch_size
-        # Drawn for the whole batch, so that a process's share does not depend on how
-        # many there are.
+        # Drawn for the whole batch, so that a row does not depend on which others are
+        # wanted.
         variant = rng.random(size)
         flipped = rng.random(size) < 0.5
         shifts = rng.integers(0, 2 * config.crop_pixels + 1, (size, 2))
-        share = size // config.process_count
-        mine = slice(share * config.process_index, share * (config.process_index + 1))
         if config.captions == "first":
             variant = np.zeros(size)
-        batch = self._read(indices[mine], variant[mine])
+        batch = self._read(indices[rows], variant[rows])
         if config.flip:
             batch["image"] = np.where(
-                flipped[mine, None, None, None],
+                flipped[rows, None, None, None],
                 batch["image"][:, :, ::-1],
                 batch["image"],
             )
         if config.crop_pixels:
-            batch["image"] = _shifted(batch["image"], shifts[mine], config.crop_pixels)
+            batch["image"] = _shifted(batch["image"], shifts[rows], config.crop_pixels)
         return batch
 
     def _read(self, indices: np.ndarray, variant: np.ndarray) -> Batch:

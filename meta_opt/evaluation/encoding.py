@@ -1,4 +1,8 @@
-"""Embeddings of whole splits, in batches of one shape."""
+"""Embeddings of whole splits, in batches of one shape.
+
+Where the model is laid out over a mesh the batches are divided over it as in training,
+and the embeddings come back whole to every process.
+"""
 
 import functools
 
@@ -7,6 +11,8 @@ import numpy as np
 from flax import nnx
 
 from meta_opt.models.vision_text import VisionText
+from meta_opt.parallel.mesh import batch_sharding, batch_shards, mesh_of
+from meta_opt.parallel.placement import place, to_host
 
 
 def encode_images(
@@ -27,12 +33,18 @@ def _encode(
     model: VisionText, inputs: np.ndarray, batch_size: int, method: str
 ) -> np.ndarray:
     graphdef, params = nnx.split(model)
+    mesh = mesh_of(params)
+    if mesh is not None:
+        batch_size += -batch_size % batch_shards(mesh)
     outputs = []
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
         padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        z = _encode_batch(graphdef, params, np.pad(batch, padding), method)
-        outputs.append(np.asarray(z)[: len(batch)])
+        padded = np.pad(batch, padding)
+        if mesh is not None:
+            padded = place(padded, batch_sharding(mesh))
+        z = _encode_batch(graphdef, params, padded, method)
+        outputs.append(to_host(z)[: len(batch)])
     return np.concatenate(outputs)
 
 

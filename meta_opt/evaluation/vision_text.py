@@ -9,6 +9,7 @@ from meta_opt.evaluation.retrieval import evaluate_retrieval
 from meta_opt.evaluation.zero_shot import class_embeddings, evaluate_zero_shot
 from meta_opt.losses.contrastive import LOSSES
 from meta_opt.models.vision_text import VisionText
+from meta_opt.parallel.placement import to_host
 from meta_opt.types import Batch
 
 
@@ -44,8 +45,8 @@ def evaluate(
     losses = contrast(
         jnp.reshape(image_z[:full], (-1, size, image_z.shape[-1])),
         jnp.reshape(text_z[:full], (-1, size, text_z.shape[-1])),
-        model.scale(),
-        model.logit_bias[...],
+        to_host(model.scale()),
+        to_host(model.logit_bias[...]),
     )
     metrics = {"loss": float(losses.mean())}
     metrics |= evaluate_retrieval(image_z, text_z, data["text"])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,6 +20,7 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.state import TrainState, fingerprint, init_state
 from meta_opt.finetuning.step import LossFn, make_train_step
 from meta_opt.parallel import mesh as mesh_lib
+from meta_opt.parallel.processes import LaggedMax, check_shared
 from meta_opt.parallel.sharding import FSDP_RULES, Rule
 from meta_opt.types import PyTree
 
@@ -34,7 +34,7 @@ class Batches(Protocol):
     """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
 
     def __next__(self) -> PyTree:
-        """Returns the next batch."""
+        """Returns the next batch; of several processes, each its ``local_rows``."""
 
     def get_state(self) -> Any:
         """Returns a JSON value."""
@@ -87,7 +87,8 @@ def run(
     On the same topology an interrupted and resumed run ends in the same bits, in
     parameters and in ``metrics.jsonl``, as one that was never interrupted. SIGINT and
     SIGTERM let the step finish, save, and raise :class:`Interrupted`; a second one
-    ends the process at once.
+    ends the process at once. Of several processes, which all call this with the same
+    arguments, it is enough that one gets the signal: all stop after the same step.
 
     Args:
         config: the loop's settings.
@@ -101,7 +102,7 @@ def run(
         rules: layout of params and frozen on the mesh.
         workdir: for logs and checkpoints; None for neither.
         resolved_config: nested mapping that is written to ``config.json``; a resumed
-            run must have the same.
+            run must have the same, but for ``mesh``.
         label: text before the progress bar.
         take_over: whether ``params`` and ``frozen`` are given up, see `init_state`.
 
@@ -111,8 +112,8 @@ def run(
     Raises:
         Interrupted: on SIGINT or SIGTERM.
         ValueError: if sizes do not fit the mesh, the data gives other batches than
-            ``batch_size``, or the run in ``workdir`` was of another configuration,
-            model or optimizer.
+            ``batch_size``, the run in ``workdir`` was of another configuration, model
+            or optimizer, or the processes do not share ``workdir``.
     """
     device_mesh = mesh_lib.make_mesh(mesh or mesh_lib.MeshConfig())
     mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
@@ -149,6 +150,7 @@ class _Trainer:
         self.shardings = jax.tree.map(lambda x: x.sharding, state)
         self.fingerprint = fingerprint(state.frozen)
         self.mesh = mesh
+        self.rows = mesh_lib.local_rows(mesh, config.batch_size)
         self.loss_fn = loss_fn
         self.tx = tx
         self.batches = batches
@@ -168,6 +170,7 @@ class _Trainer:
         """Restores the newest checkpoint, if any, and opens the log behind it."""
         resume_step = None
         if self.workdir is not None:
+            check_shared(self.workdir)
             self.checkpoints = Checkpoints(
                 self.workdir / "checkpoints",
                 keep_latest=self.config.keep_latest,
@@ -179,6 +182,8 @@ class _Trainer:
                     self.workdir,
                     resolved_config,
                     resuming=bool(self.checkpoints.steps()),
+                    # A checkpoint fits any layout.
+                    may_change=("mesh",),
                 )
             resume_step = self._restore(self.checkpoints)
             if jax.process_index() == 0:
@@ -216,15 +221,17 @@ class _Trainer:
             self._evaluate()
         if self.step >= config.num_steps:
             return
+        show = config.progress and jax.process_index() == 0
         bar = run_log.progress_bar(
-            config.num_steps, start=self.step, label=label, show=config.progress
+            config.num_steps, start=self.step, label=label, show=show
         )
+        agreed = LaggedMax(self.mesh)
         with contextlib.closing(bar):
             batch = self._next_batch()
             step_fn = self._compile(batch)
             self._resume_clock()
             while True:
-                feedback = (jnp.float32(self.feedback),) if config.feedback else ()
+                feedback = (np.float32(self.feedback),) if config.feedback else ()
                 self.state, metrics = step_fn(self.state, batch, *feedback)
                 self.step += 1
                 self.feedback = math.nan
@@ -232,9 +239,9 @@ class _Trainer:
                 self._after_step(bar)
                 bar.update()
                 last = self.step == config.num_steps
-                if signals.received is not None:
+                if signum := agreed(signals.received or 0):
                     self._save()
-                    raise Interrupted(signals.received, self.step)
+                    raise Interrupted(signum, self.step)
                 if last:
                     return
                 self._resume_clock()
@@ -257,7 +264,7 @@ class _Trainer:
         train_step = make_train_step(
             self.loss_fn, self.tx, self.config.accumulation_steps
         )
-        feedback = (jnp.float32(math.nan),) if self.config.feedback else ()
+        feedback = (np.float32(math.nan),) if self.config.feedback else ()
         jitted = jax.jit(
             train_step,
             donate_argnums=0,
@@ -278,17 +285,18 @@ class _Trainer:
                 f"the training data ended after {self.step} of "
                 f"{self.config.num_steps} steps; the iterator must repeat"
             ) from None
-        local = self.config.batch_size // jax.process_count()
+        size = self.config.batch_size
         for leaf in jax.tree.leaves(batch):
-            if leaf.shape[:1] != (local,):
+            if leaf.shape[:1] != self.rows.shape:
                 raise ValueError(
-                    f"the data gives batches of shape {leaf.shape}; batch_size="
-                    f"{self.config.batch_size} over {jax.process_count()} processes "
-                    f"needs {local} rows"
+                    f"the data gives batches of shape {leaf.shape}; batch_size={size} "
+                    f"over {jax.process_count()} processes needs {len(self.rows)} rows"
                 )
         sharding = mesh_lib.batch_sharding(self.mesh)
         return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+            lambda x: jax.make_array_from_process_local_data(
+                sharding, np.asarray(x), (size, *x.shape[1:])
+            ),
             batch,
         )
 

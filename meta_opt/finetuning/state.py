@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from meta_opt.optimizers.sharding import state_shardings
 from meta_opt.parallel.mesh import replicated
+from meta_opt.parallel.placement import place
 from meta_opt.parallel.sharding import FSDP_RULES, Rule, parameter_shardings
 from meta_opt.types import PyTree
 
@@ -76,17 +77,12 @@ def init_state(
     """
     shardings = parameter_shardings(rules, mesh, params, frozen)
     # Copies where the caller keeps the arrays, since the step donates its state.
-    params, frozen = jax.device_put((params, frozen), shardings, may_alias=take_over)
+    params, frozen = place((params, frozen), shardings, take_over)
     init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
-    whole = replicated(mesh)
-    return TrainState(
-        step=jax.device_put(jnp.int32(0), whole),
-        params=params,
-        frozen=frozen,
-        opt_state=init(params),
-        rng=jax.device_put(jax.random.key(seed), whole),
-        nonfinite=jax.device_put(jnp.int32(0), whole),
+    step, nonfinite, rng = place(
+        (jnp.int32(0), jnp.int32(0), jax.random.key(seed)), replicated(mesh)
     )
+    return TrainState(step, params, frozen, init(params), rng, nonfinite)
 
 
 def fingerprint(tree: PyTree) -> int:

@@ -29,7 +29,13 @@ from meta_opt.losses.captioning import captioning_loss
 from meta_opt.losses.contrastive import LOSSES
 from meta_opt.models.vision_text import VisionText
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
-from meta_opt.parallel.mesh import MeshConfig, check_batch_size, make_mesh
+from meta_opt.parallel.mesh import (
+    MeshConfig,
+    check_batch_size,
+    local_rows,
+    make_mesh,
+)
+from meta_opt.parallel.placement import to_host
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.types import Batch, PyTree, write_atomic
 
@@ -137,6 +143,8 @@ def run_vision_text(
 ) -> Finished:
     """Trains and evaluates; resumes where ``workdir`` has a checkpoint.
 
+    Several processes call this alike; process 0 writes the results.
+
     Args:
         config: the run.
         score_on: builds the evaluation on a split, whose images have the model's size.
@@ -155,15 +163,11 @@ def run_vision_text(
     check_batch_size(mesh, config.loop.batch_size, config.loop.accumulation_steps)
     reading = read_preprocessing(config.model, config.pipeline.text_length)
     splits = Splits(config.data, reading.fit)
-    pipeline = dataclasses.replace(
-        config.pipeline,
-        text_length=reading.text_length,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    pipeline = dataclasses.replace(config.pipeline, text_length=reading.text_length)
     source = splits.train()
+    rows = local_rows(mesh, config.loop.batch_size)
     batches = CountedBatches(
-        make_iterator(source, reading.tokenizer, pipeline),
+        make_iterator(source, reading.tokenizer, pipeline, rows),
         splits.unreadable,
         len(source),
     )
@@ -190,12 +194,17 @@ def run_vision_text(
         label=config.optimizer.name,
         take_over=True,
     )
-    trained = model.merge(result.state.params, result.state.frozen)
-    test = dict(scores["test"](trained))
+    parts = result.state.params, result.state.frozen
+    test = dict(make_evaluate(model, scores["test"])(*parts))
     finished = Finished(result, test, dict(splits.unreadable.reasons))
-    if workdir is not None:
+    first = jax.process_index() == 0
+    if workdir is not None and first:
         _write_result(Path(workdir), finished)
-    export.write(config.export, trained, config.model)
+    if config.export.path:
+        # A process alone sees all arrays; of several each has a part.
+        trained = model.merge(*(parts if jax.process_count() == 1 else to_host(parts)))
+        if first:
+            export.write(config.export, trained, config.model)
     return finished
 
 

@@ -24,7 +24,7 @@ from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import init_theta
 from meta_opt.parallel.mesh import replicated
 from meta_opt.parallel.particles import PARTICLES, check_particles, particle_mesh
-from meta_opt.parallel.processes import from_first
+from meta_opt.parallel.processes import check_shared, from_first
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
@@ -141,7 +141,8 @@ def meta_train(
     Raises:
         ValueError: a family without task, no task left because every loss is not
             finite at the start, particles that the devices cannot share evenly, or
-            several processes without ``parallel="particles"``.
+            several processes without ``parallel="particles"`` or without a common
+            ``workdir``.
         CheckpointMismatchError: ``workdir`` holds another controller's checkpoint.
     """
     families = [name for name in config.families if _is_sound(tasks[name])]
@@ -168,6 +169,7 @@ def meta_train(
     )
     if mesh is None:
         state = jax.device_put(state, home)
+    check_shared(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep_best=0)
     restored = checkpoints.restore(state)
     limits = {"budget_seconds": None, "stop_after": None}

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from meta_opt.mesh_axes import AXES, BATCH_AXES
+from meta_opt.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """Returns the mesh that the arrays of a pytree are laid out over, if any."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return None
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Returns over how many shards the batch is divided."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -101,6 +111,25 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the layout of a batch: the first axis (B) over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Returns which rows of a batch the devices of this process hold.
+
+    Processes whose devices differ in data or fsdp hold disjoint rows, and all together
+    the whole batch. Where a process's devices are several shards of the batch, its rows
+    need not be next to each other.
+
+    Args:
+        mesh: the mesh.
+        batch_size: B; a multiple of the shards.
+
+    Returns:
+        int [rows], ascending.
+    """
+    shards = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    parts = {index[0].indices(batch_size)[:2] for index in shards.values() if index}
+    return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,30 +1,117 @@
 """Several processes of one run: start-up, and what they must agree on."""
 
+import importlib.util
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from meta_opt.parallel.mesh import replicated
+
+_SLURM_TASKS, _SLURM_NODES = "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"
+_MPI_TASKS, _MPI_HERE = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"
 
 
-def start_processes(coordinator: str, processes: int, index: int) -> None:
-    """Joins this process to the others; to be called before any computation.
+def start_processes(
+    coordinator: str = "", processes: int | None = None, index: int | None = None
+) -> None:
+    """Joins this process to the others of its run; before any computation.
+
+    Without arguments the environment says whether there are others: tasks of a SLURM
+    step, ranks of Open MPI, hosts of a Cloud TPU, all of them as JAX detects them. A
+    process that was started alone stays alone.
 
     Args:
         coordinator: ``host:port`` of process 0.
-        processes: how many there are; 1 does nothing.
+        processes: how many there are; 1 does nothing, None asks the environment.
         index: of this one.
 
     Raises:
-        ValueError: without coordinator, or an index out of range.
+        ValueError: if only some of the arguments are given, the index is out of range,
+            or a launcher has started several processes and JAX does not find them.
+        RuntimeError: if the others do not come within five minutes.
+
+    Example:
+        >>> start_processes("", 1, 0)
+        >>> jax.process_count()
+        1
     """
     if processes == 1:
         return
-    if not coordinator or not 0 <= index < processes:
+    if (coordinator, processes, index) == ("", None, None):
+        _join_as_launched()
+        return
+    if not coordinator or index is None or index not in range(processes or 0):
         raise ValueError(
             f"process {index} of {processes} with coordinator {coordinator!r}: give "
-            "host:port of process 0, and each process its index from 0"
+            "host:port of process 0, the number of processes, and each process its "
+            "index from 0"
         )
+    _join(coordinator_address=coordinator, num_processes=processes, process_id=index)
+
+
+def launched_together(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM or Open MPI has started this process together with others.
+
+    Args:
+        environment: variables by name.
+
+    Example:
+        >>> launched_together({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"})
+        True
+        >>> launched_together({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"})
+        False
+    """
+    # The step's tasks, not the job's: what runs in a job's shell, or in its batch
+    # script without srun, is alone, whatever was reserved, and would wait for ever.
+    tasks = (environment.get(name, "1") for name in (_SLURM_TASKS, _MPI_TASKS))
+    return any(int(count) > 1 for count in tasks)
+
+
+def _join_as_launched() -> None:
+    together = launched_together(os.environ)
+    # Only JAX can tell whether a TPU has further hosts; it asks the cloud.
+    if not together and not _perhaps_tpu():
+        return
+    try:
+        _join(local_device_ids=[] if _alone_on_node(os.environ) else None)
+    except ValueError as error:
+        # JAX's word for: no cluster.
+        if "coordinator_address" not in str(error):
+            raise
+        if together:
+            raise ValueError(
+                "a launcher has started several processes, and JAX does not find the "
+                "others; name them with --coordinator, --processes and --process"
+            ) from error
+
+
+def _perhaps_tpu() -> bool:
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    allowed = not platforms or "tpu" in platforms
+    return allowed and importlib.util.find_spec("libtpu") is not None
+
+
+def _alone_on_node(environment: Mapping[str, str]) -> bool:
+    """Whether this is its node's only process, to which all the GPUs then belong."""
+    if _MPI_TASKS in environment:
+        return environment.get(_MPI_HERE) == "1"
+    tasks = environment.get(_SLURM_TASKS)
+    return tasks is not None and tasks == environment.get(_SLURM_NODES)
+
+
+def _join(**kwargs: object) -> None:
     # On the CPU collectives need a library of their own; accelerators ignore this.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, processes, index)
+    jax.distributed.initialize(**kwargs)  # type: ignore[arg-type]
+    # JAX now swallows SIGTERM, as a notice that somebody would have to ask for. It
+    # shall end the process, but where the training loop catches it.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def from_first(value: float) -> float:
@@ -34,3 +121,70 @@ def from_first(value: float) -> float:
     from jax.experimental import multihost_utils
 
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them must call this."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+class LaggedMax:
+    """The largest number that a process has named, known to all of them one call late.
+
+    A call starts the exchange of its number and returns the outcome of the call before,
+    so that devices have work while the host waits. Since every process gets the same
+    outcome from the same call, they can act on it together.
+
+    Args:
+        mesh: of all devices of all processes.
+
+    Example:
+        >>> from meta_opt.parallel.mesh import MeshConfig, make_mesh
+        >>> LaggedMax(make_mesh(MeshConfig()))(3)  # One process need not wait.
+        3
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._each_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._max = jax.jit(jnp.max, out_shardings=replicated(mesh))
+        self._pending: jax.Array | None = None
+
+    def __call__(self, number: int) -> int:
+        """Names a number, at least 0; all processes must call this equally often."""
+        if jax.process_count() == 1:
+            return number
+        mine = np.full(jax.local_device_count(), number, np.int32)
+        numbers = jax.make_array_from_process_local_data(self._each_device, mine)
+        before, self._pending = self._pending, self._max(numbers)
+        return 0 if before is None else int(before)
+
+
+def check_shared(folder: str | Path) -> None:
+    """Checks that all processes see one folder; all of them must call this.
+
+    Args:
+        folder: created if needed.
+
+    Raises:
+        ValueError: in every process, if one of them has another folder of that name.
+    """
+    if jax.process_count() == 1:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    token = from_first(int.from_bytes(os.urandom(4)))
+    file = folder / f".shared-{int(token):08x}"
+    if jax.process_index() == 0:
+        file.touch()
+    any_process(False)  # Until it is there.
+    unseen = any_process(not file.exists())
+    file.unlink(missing_ok=True)
+    if unseen:
+        raise ValueError(
+            f"the {jax.process_count()} processes do not see the same {folder}: take a "
+            "--workdir on a disk that all hosts share"
+        )

@@ -1,0 +1,61 @@
+"""Flags and start-up of an experiment that several processes run together."""
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+from absl import flags
+from absl import logging as absl_logging
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "host:port of process 0. Not needed under SLURM, Open MPI and on Cloud TPU.",
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "Of how many processes.")
+_PROCESS = flags.DEFINE_integer("process", None, "The index of this one, from 0.")
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[bool]:
+    """Joins the other processes, if there are any, for a ``with`` block.
+
+    Lines of the log then begin with the process's index. A process that fails ends at
+    once, without the usual goodbye, for which the others would have to come to an end:
+    they wait for its share of their next step, and so learn of it.
+
+    Yields:
+        Whether this is process 0, which prints.
+
+    Raises:
+        SystemExit: if flags or environment name processes that are not to be found.
+    """
+    import jax
+
+    from meta_opt.parallel.processes import start_processes
+
+    try:
+        start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"processes: {error}")
+    if jax.process_count() == 1:
+        yield True
+        return
+    index = jax.process_index()
+
+    def name_process(record: logging.LogRecord) -> bool:
+        record.msg = f"[process {index}] {record.msg}"
+        return True
+
+    absl_logging.get_absl_handler().addFilter(name_process)
+    try:
+        yield index == 0
+    except Exception:
+        traceback.print_exc()
+        print(f"process {index} failed; the others cannot go on", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
