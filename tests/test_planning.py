@@ -18,6 +18,7 @@ from meta_opt.finetuning.planning import (
     largest_batch,
     plan_step,
     product_flops,
+    refused,
     topology_devices,
 )
 from meta_opt.finetuning.state import init_state
@@ -148,6 +149,20 @@ def test_a_step_that_cannot_fit_is_not_compiled(monkeypatch):
     assert found.fits is False and found.temporary is None
     assert found.compile_seconds == 0
     assert found.total == found.parameters + found.gradients + found.optimizer
+
+
+def test_a_refusal_of_the_compiler_is_read():
+    temporaries = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the "
+        "total memory required for HLO temporaries (17.04G) exceeds available HBM "
+        "(15.75G). HLO module: jit_train_step."
+    )
+    total, limit = refused(temporaries, held=2**30)
+    assert total == pytest.approx(18.04 * 2**30) and limit == 15.75 * 2**30
+    used = "Ran out of memory in memory space hbm. Used 512.0M of 256M hbm. Exceeded"
+    assert refused(used, held=5) == (512 * 2**20, 256 * 2**20)
+    with pytest.raises(RuntimeError, match="not compiled: INTERNAL"):
+        refused("INTERNAL: something else", held=0)
 
 
 def test_the_devices_here_and_unknown_topologies():

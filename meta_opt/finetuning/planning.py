@@ -34,7 +34,12 @@ HBM_BYTES = {
 }
 """Memory of a device by its kind."""
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+_SIZE = r"([\d.]+)([KMGT]?)"
+# How a TPU's compiler refuses: the peak, or its temporary part alone, and what there is.
+_PEAK = re.compile(rf"Used {_SIZE} of {_SIZE} hbm", re.IGNORECASE)
+_TEMPORARY = re.compile(
+    rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)", re.IGNORECASE
+)
 _COLLECTIVE = re.compile(
     r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
     r"(-start)?\("
@@ -166,7 +171,23 @@ def plan_step(
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = traced.lower()
-    total, collectives = _compiled(lowered)
+    # What the compiled step holds from its beginning: all but gradients.
+    held = least - known["gradients"]
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        total, known["limit"] = refused(str(error), held)
+        collectives = None
+    else:
+        memory: Any = compiled.memory_analysis()
+        total = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.generated_code_size_in_bytes
+        )
+        collectives = count_collectives(compiled.as_text() or "")
     return StepPlan(
         **known,
         temporary=max(total - least, 0),
@@ -176,27 +197,27 @@ def plan_step(
     )
 
 
-def _compiled(lowered: jax.stages.Lowered) -> tuple[int, int | None]:
-    """Bytes at the peak and number of collectives, the latter None of what is too big.
+def refused(message: str, held: int) -> tuple[int, int]:
+    """Bytes at the peak, and those there are, of a step that a compiler says is too big.
 
-    A TPU's compiler refuses a step that does not fit, and says how much it would be.
+    Args:
+        message: the compiler's.
+        held: bytes of the step's arguments.
+
+    Raises:
+        RuntimeError: the message is of something else.
+
+    >>> refused("Used 17.5G of 15.75G hbm. Exceeded", held=0)[0] / 2**30
+    17.5
     """
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        used = _USED.search(str(error))
-        if used is None:
-            raise
-        return int(float(used[1]) * _UNITS[used[2].upper()]), None
-    memory: Any = compiled.memory_analysis()
-    total = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-    return total, count_collectives(compiled.as_text() or "")
+    for pattern, more in ((_PEAK, 0), (_TEMPORARY, held)):
+        if found := pattern.search(message):
+            used, limit = (
+                int(float(number) * _UNITS[unit.upper()])
+                for number, unit in (found.group(1, 2), found.group(3, 4))
+            )
+            return used + more, limit
+    raise RuntimeError(f"the step was not compiled: {message}")
 
 
 def count_collectives(hlo: str) -> int:
