@@ -35,7 +35,7 @@ HBM_BYTES = {
 """Memory of a device by its kind."""
 
 _SIZE = r"([\d.]+)([KMGT]?)"
-# How a TPU's compiler refuses: the peak, or its temporary part alone, and what there is.
+# How a TPU compiler refuses: the peak or its temporary part, and what there is.
 _PEAK = re.compile(rf"Used {_SIZE} of {_SIZE} hbm", re.IGNORECASE)
 _TEMPORARY = re.compile(
     rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)", re.IGNORECASE
@@ -198,7 +198,7 @@ def plan_step(
 
 
 def refused(message: str, held: int) -> tuple[int, int]:
-    """Bytes at the peak, and those there are, of a step that a compiler says is too big.
+    """Bytes at the peak, and those there are, of a step that a compiler refuses.
 
     Args:
         message: the compiler's.
