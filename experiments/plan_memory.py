@@ -142,9 +142,10 @@ def main(argv: Sequence[str]) -> None:
 
     from meta_opt.reporting.memory_plan import memory_table, write_memory_plan
 
-    compiled = Path(WORKDIR.value).absolute() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
     settings = CONFIG.value.to_dict()
+    if not settings["topology"]:  # What is compiled for others cannot be read here.
+        compiled = Path(WORKDIR.value).absolute() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
     try:
         rows = plans(settings)
     except ValueError as error:
