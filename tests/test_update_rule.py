@@ -11,10 +11,12 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import meta_opt
 from meta_opt.features.statistics import Statistics
 from meta_opt.features.tensors import describe
+from meta_opt.optimizers import orthogonal
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.grouping import first_units, group_leaves
@@ -302,6 +304,46 @@ def test_orthogonalise_batches_shapes_without_mixing():
         for a, b in zip(x, np.asarray(y), strict=True):
             expected = oracle_orthogonal(a.reshape(a.shape[0], -1).astype(np.float64))
             np.testing.assert_allclose(b.reshape(expected.shape), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "mesh_shape"), [(1, ()), (6, ()), (2, (8,)), (2, (2, 4))]
+)
+def test_large_matrices_in_rounds_and_over_devices(monkeypatch, at_once, mesh_shape):
+    """In bfloat16, so close to the oracle in direction; each unit has RMS one."""
+    size = 160 * 224
+    monkeypatch.setattr(orthogonal, "_AT_ONCE", at_once * size)
+    rng = np.random.default_rng(4)
+    # Three arrays that share rounds, tall and wide, and one of another depth.
+    shapes = [(5, 160, 224), (5, 224, 160), (5, 160, 2, 112), (1, 160, 224)]
+    arrays = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    run = jax.jit(functools.partial(orthogonalise, splits=[1, 1, 1, 1]))
+    if mesh_shape:
+        axes = ("x", "y")[: len(mesh_shape)]
+        mesh = jax.make_mesh(mesh_shape, axes, (AxisType.Auto,) * len(axes))
+        sharding = NamedSharding(mesh, PartitionSpec(None, "x"))
+        with jax.set_mesh(mesh):
+            found = run(jax.device_put(arrays, sharding))
+    else:
+        found = run(arrays)
+    for x, y in zip(arrays, found, strict=True):
+        assert y.shape == x.shape and y.dtype == jnp.bfloat16
+        for a, b in zip(x, np.asarray(y, np.float64), strict=True):
+            expected = oracle_orthogonal(a.reshape(a.shape[0], -1).astype(np.float64))
+            assert rms(b) == pytest.approx(1, abs=0.01)
+            assert np.mean(b.reshape(expected.shape) * expected) > 0.998
+
+
+@pytest.mark.parametrize("arrays", [1, 3, 8])
+@pytest.mark.parametrize("units", [1, 7, 18])
+@pytest.mark.parametrize("log_size", [20, 22, 25])
+def test_rounds_are_no_larger_than_a_device_should_hold(arrays, units, log_size):
+    size = 1 << log_size
+    found = orthogonal._units_at_once(arrays, units, size)
+    assert 1 <= found <= units
+    assert found == 1 or found * arrays * size <= orthogonal._AT_ONCE
+    if units * arrays * size <= orthogonal._AT_ONCE:
+        assert found == units
 
 
 # Groups
