@@ -5,11 +5,14 @@
 
 Compiles the real step with abstract arrays: bytes of parameters, gradients, optimizer
 state and all else at the peak, floating-point operations, whether it fits, and the
-largest micro-batch that would. TPU topologies need the extra ``tpu``.
+largest micro-batch that would. TPU topologies need the extra ``tpu``. What is finished
+is kept in ``--workdir``: the same command goes on where it was stopped (take another
+folder after a change of the code).
 """
 
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +26,12 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
-WORKDIR = flags.DEFINE_string("workdir", "runs/plan_memory", "Folder for programs.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/plan_memory", "Folder for plans that are finished."
+)
+
+_OF_THE_WHOLE = ("trainable", "optimizers", "results")
+"""Settings that a single plan does not depend on."""
 
 
 def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
@@ -59,8 +67,11 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
     return functools.partial(kind, made), rules, batch, loss
 
 
-def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each way of training and optimizer."""
+def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
+    """A row for each way of training and optimizer.
+
+    Those that are finished are kept in a file, and not compiled again.
+    """
     import jax
     from flax import nnx
     from tqdm import tqdm
@@ -72,7 +83,7 @@ def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
     from meta_opt.models.vision_text import STACKED
     from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
     from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
-    from meta_opt.types import from_config
+    from meta_opt.types import from_config, write_atomic
 
     create, rules, example, loss = subject(settings)
     mesh = make_mesh(
@@ -87,9 +98,15 @@ def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
             add_lora(model, lora, rngs=nnx.Rngs(0))
         return model
 
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     rows = []
     cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
-    for trainable, optimizer in tqdm(cases, desc="plans", unit="plan", disable=None):
+    for trainable, optimizer in tqdm(cases, desc="plans", unit="plan"):
+        same = {k: v for k, v in settings.items() if k not in _OF_THE_WHOLE}
+        key = json.dumps([trainable, optimizer, jax.__version__, same], sort_keys=True)
+        if key in known:
+            rows.append(known[key])
+            continue
         model = split_model(nnx.eval_shape(lambda t=trainable: build(t)), trainable)
         learned = {"weights": settings["weights"], "stacked": STACKED}
         tx = make_optimizer(
@@ -130,6 +147,9 @@ def plans(settings: dict[str, Any]) -> list[dict[str, Any]]:
                 "largest_examples": most,
             }
         )
+        known[key] = rows[-1]
+        with write_atomic(kept) as temporary:
+            temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     return rows
 
 
@@ -147,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
         compiled = Path(WORKDIR.value).absolute() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(compiled))
     try:
-        rows = plans(settings)
+        rows = plans(settings, Path(WORKDIR.value) / "plans.json")
     except ValueError as error:
         sys.exit(f"plan_memory: {error}")
     facts = {
