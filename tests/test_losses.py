@@ -118,12 +118,17 @@ def test_captioning_holds_the_logits_of_a_chunk_only():
 
 
 def test_captioning_sums_the_gradient_of_a_float32_embedding_in_float32():
-    hidden, embedding, targets, mask = captions()
-    grad = jax.grad(captioning_loss, argnums=1)
+    """Of equal terms a sum in bfloat16 stops growing at the 256th."""
+    hidden, embedding, targets, _ = captions()
+    hidden, targets = (
+        jnp.tile(x[:1, :1], (1, 1024, 1)[: x.ndim]) for x in (hidden, targets)
+    )
+    mask, grad = jnp.ones((1, 1024), bool), jax.grad(captioning_loss, argnums=1)
     exact = grad(hidden, embedding, targets, mask, 1)
     low = grad(hidden.astype(jnp.bfloat16), embedding, targets, mask, 1)
     assert low.dtype == jnp.float32
-    np.testing.assert_allclose(low, exact, atol=0.01)
+    np.testing.assert_allclose(low, exact, atol=0.02)
+    assert np.abs(exact).max() > 0.5
 
 
 def test_captioning_without_tokens_is_zero_and_has_a_finite_gradient():

@@ -11,7 +11,7 @@ from generative_small import SMALL, logits, small_batch, small_model
 
 from meta_opt.losses.captioning import captioning_loss
 from meta_opt.models.decoder import RMSNorm, rotate
-from meta_opt.models.generative import Generative, named_config
+from meta_opt.models.generative import Generative, named_config, prefix_mask
 from meta_opt.models.int8 import quantise_base
 from meta_opt.models.lora import LoRAParam, add_lora, merge_lora
 from meta_opt.models.parameters import by_path, parameter_count
@@ -28,8 +28,8 @@ def value_and_grad(graphdef, params, frozen, batch):
     return jax.value_and_grad(loss)(params)
 
 
-def loss_and_grads(model, batch, kind=nnx.Param):
-    return value_and_grad(*nnx.split(model, kind, ...), batch)
+def loss_and_grads(model, batch):
+    return value_and_grad(*nnx.split(model, nnx.Param, ...), batch)
 
 
 def close(found, expected, **tolerance):
@@ -73,8 +73,7 @@ def test_prompt_and_image_read_each_other():
     @jax.jit
     def states(prompt):
         prefix = model.prefix(batch["image"], prompt)
-        length = prefix.x.shape[1]
-        mask = jnp.broadcast_to(prefix.real[:, None], (4, length, length))
+        mask = prefix_mask(prefix.real, prefix.x.shape[1])
         positions = jnp.cumsum(prefix.real, axis=1) - 1
         return model.decoder(prefix.x, positions, mask)[0]
 
@@ -167,14 +166,19 @@ def test_rematerialisation_does_not_change_gradients(changes):
 
 
 def test_bfloat16_computation_is_close_and_parameters_are_what_is_asked_for():
-    batch, expected = small_batch(), loss_and_grads(small_model(), small_batch())[0]
+    batch, expected = small_batch(), logits(small_model(), small_batch())
     for param_dtype in ("float32", "bfloat16"):
         model = small_model(dtype="bfloat16", param_dtype=param_dtype)
         assert {str(p.dtype) for p in by_path(model).values()} == {param_dtype}
-        value, grads = loss_and_grads(model, batch)
+        found = logits(model, batch)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, atol=0.15)
+        assert not np.array_equal(found, expected)
+        value, grads = jax.eval_shape(lambda m=model: loss_and_grads(m, batch))
         assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, expected, rtol=0.03)
         assert {str(g.dtype) for g in jax.tree.leaves(grads)} == {param_dtype}
+        hidden = jax.eval_shape(lambda m=model: m(batch)[0])
+        assert hidden.dtype == jnp.bfloat16
 
 
 def test_the_loss_falls_and_reaches_every_parameter():
@@ -255,7 +259,7 @@ def test_wrong_names_and_shapes_are_errors():
 # Adapters, int8, devices
 
 
-def test_adapters_train_over_an_int8_base():
+def test_adapters_go_over_an_int8_base():
     model, batch = small_model(), small_batch()
     expected = logits(model, batch)
     summary = add_lora(model, rngs=nnx.Rngs(1))
@@ -270,10 +274,6 @@ def test_adapters_train_over_an_int8_base():
     found = logits(model, batch)
     np.testing.assert_allclose(found, expected, atol=0.1)
     assert not np.array_equal(found, expected)
-    value, grads = loss_and_grads(model, batch, LoRAParam)
-    assert np.isfinite(value)
-    for path, grad in nnx.to_flat_state(grads):
-        assert np.any(grad[...]) == (path[-1] == "lora_b"), path
     merge_lora(model)
     np.testing.assert_allclose(logits(model, batch), found, atol=1e-4)
 
@@ -287,6 +287,10 @@ def test_a_sharded_step_is_the_unsharded_one(rounded, caplog):
     kind = LoRAParam if rounded else nnx.Param
     graphdef, params, frozen = nnx.split(model, kind, ...)
     expected = value_and_grad(graphdef, params, frozen, batch)
+    if rounded:
+        for path, grad in nnx.to_flat_state(expected[1]):
+            # With B at zero only B moves.
+            assert np.any(grad[...]) == (path[-1] == "lora_b"), path
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     rules = [dataclasses.replace(r, min_size=0) for r in GENERATIVE_RULES]
     if not rounded:
