@@ -84,7 +84,9 @@ def deep(depth):
     return dataclasses.replace(SMALL, **towers, embed_dim=256)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)]
+)
 def test_collectives_of_the_learned_optimizer_do_not_grow_with_depth(shape):
     mesh = make_mesh(MeshConfig(*shape), jax.devices())
     adamw, learned = optax.adamw(1e-3), learned_optimizer(10, stacked=STACKED)
@@ -93,7 +95,6 @@ def test_collectives_of_the_learned_optimizer_do_not_grow_with_depth(shape):
         plan(learned, mesh=mesh, model=deep(depth)).collectives - of_adamw
         for depth in (2, 4)
     ]
-    print(shape, of_adamw, extra)
     assert extra[0] == extra[1]
 
 

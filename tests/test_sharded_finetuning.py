@@ -126,7 +126,9 @@ each_layout = pytest.mark.parametrize(
         for name in LAYOUTS
     ],
 )
-each_way = pytest.mark.parametrize("trainable", ["all", "lora"])
+each_way = pytest.mark.parametrize(
+    "trainable", ["all", pytest.param("lora", marks=pytest.mark.slow)]
+)
 
 
 @each_way
@@ -154,7 +156,9 @@ def test_learned_sharded_is_learned_unsharded(layout, trainable):
     assert_all_below(params, expected[1], 1e-4 if trainable == "lora" else 1e-2)
 
 
-@pytest.mark.parametrize("name", ["adamw", "learned"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("adamw", marks=pytest.mark.slow), "learned"]
+)
 def test_no_device_holds_a_large_array_whole(name):
     # Matrices that the learned optimizer does not count as small.
     tower = dataclasses.replace(TOWER, width=192, mlp_width=320, depth=3)
