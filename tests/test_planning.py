@@ -1,7 +1,9 @@
 """Plans of a step: their bytes are those of real arrays, their verdicts can be no."""
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -210,3 +212,21 @@ def test_the_report_says_what_dominates_and_what_fits(tmp_path):
     rows[2]["temporary"] = None
     text = write_memory_plan(tmp_path, rows, {})
     assert "-" in next(x for x in text.split("\n") if "peak over" in x).split()
+
+
+def test_readme_says_what_the_published_plans_hold():
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    files = sorted((root / "results/plans").glob("*/memory_plan.json"))
+    assert files
+    for file in files:
+        plans = json.loads(file.read_text(encoding="utf-8"))
+        full = {
+            r["name"]: r["total"] / 2**30
+            for r in plans["rows"]
+            if r["trainable"] == "all"
+        }
+        cells = [f"{full[name]:.2f}" for name in ("adamw", "lion", "learned")]
+        cells.append(f"{full['learned'] / full['adamw']:.2f}")
+        line = f"| {plans['facts']['topology']} | {' | '.join(cells)} |"
+        assert line in readme, f"{file}: README should have {line}"
