@@ -99,7 +99,7 @@ def fine_tune(tmp_path_factory):
                     *SETTINGS,
                     *arguments,
                     f"--workdir={workdirs[index] if workdirs else workdir}",
-                    f"--config.export={workdir}/exported",
+                    f"--config.export.path={workdir}/exported",
                     *((*others, "--process", str(index)) if count > 1 else ()),
                     *(extra or {}).get(index, ()),
                 ),
