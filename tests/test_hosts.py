@@ -253,10 +253,16 @@ def test_kill_9_ends_the_other_and_both_resume_to_the_same_bits(
     began = time.monotonic()
     ended = fine_tune(tmp_path, 2, FSDP, {who: killed})
     assert ended[who][0] == -signal.SIGKILL
-    # A broken connection fails the step, or the coordinator misses a heartbeat.
+    # A broken connection fails the step, the coordinator misses a heartbeat, or JAX
+    # ends the process from C++.
     code, _, errors = ended[1 - who]
     assert code not in (0, -signal.SIGKILL)
-    assert "failed; the others cannot go on" in errors or "heartbeat" in errors
+    told = (
+        "failed; the others cannot go on",
+        "heartbeat",
+        "distributed service detected fatal errors",
+    )
+    assert any(phrase in errors for phrase in told), errors
     assert time.monotonic() - began < 200
     resumed = fine_tune(tmp_path, 2, FSDP)
     check_finished(resumed)
