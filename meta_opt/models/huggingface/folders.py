@@ -88,13 +88,7 @@ def load(
         model = load("siglip-base-patch16-224", dtype="bfloat16")
     """
     written = read_config(folder)
-    config = dataclasses.replace(written, **changes)
-    model, there = (
-        nnx.eval_shape(lambda c=c: VisionText(c, rngs=nnx.Rngs(0)))
-        for c in (config, written)
-    )
-    _fill(model, there, config, written, Files(Path(folder)), shardings)
-    return model
+    return _load(VisionText, written, changes, Files(Path(folder)), shardings)
 
 
 def load_generative(
@@ -108,12 +102,22 @@ def load_generative(
         model = load_generative("paligemma-3b-pt-224", param_dtype="bfloat16")
     """
     written = read_generative_config(folder)
+    files = Files(Path(folder), paligemma_spelling)
+    return _load(Generative, written, changes, files, shardings)
+
+
+def _load(
+    kind: Callable[..., M],
+    written: VisionConfig,
+    changes: Settings,
+    files: Files,
+    shardings: Shardings | None,
+) -> M:
+    """A model of ``written`` with ``changes``, out of files that have ``written``."""
     config = dataclasses.replace(written, **changes)
     model, there = (
-        nnx.eval_shape(lambda c=c: Generative(c, rngs=nnx.Rngs(0)))
-        for c in (config, written)
+        nnx.eval_shape(lambda c=c: kind(c, rngs=nnx.Rngs(0))) for c in (config, written)
     )
-    files = Files(Path(folder), paligemma_spelling)
     _fill(model, there, config, written, files, shardings)
     return model
 
