@@ -28,7 +28,7 @@ def so400m() -> ml_collections.ConfigDict:
     config.text_length = 32
     # Examples a shard of the batch that all are compared at.
     config.examples = 32
-    # The largest that fits is looked for among powers of two up to this; 0: not at all.
+    # The largest that fits is sought among multiples of 8 up to this; 0: not at all.
     config.most_examples = 1024
     config.accumulation_steps = 1
     config.weights = common.WEIGHTS

@@ -77,6 +77,12 @@ def _report(
     for name, value in test.items():
         print(f"  test {name:24} {value:.4f}")
     print(f"  seconds training              {result.train_seconds:.1f}")
+    examples = config.loop.num_steps * config.loop.batch_size
+    for name, seconds in (
+        ("examples a second", result.train_seconds),
+        ("  by the input alone", result.input_seconds),
+    ):
+        print(f"  {name:29} {examples / max(seconds, 1e-9):.1f}")
     print(f"  seconds compiling             {result.compile_seconds:.1f}")
     share = result.optimizer_bytes / result.trainable
     print(f"  optimizer bytes a parameter   {share:.2f}")

@@ -12,7 +12,7 @@ from meta_training_toy import line_task
 @pytest.mark.parametrize("estimator", ["es", "bptt"])
 def test_meta_training_is_compared_with_plain_training(monkeypatch, estimator):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    benchmark = importlib.import_module("experiments.benchmark")
+    benchmark = importlib.import_module("experiments.benchmarks.meta")
     monkeypatch.setattr(benchmark, "make_task", lambda name: line_task(name))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["benchmark"])

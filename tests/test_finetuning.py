@@ -162,6 +162,7 @@ def test_loop_logs_means_and_learns():
     assert validation == [0, 8, 16, 24, 30]
     assert train[-1]["train/loss"] < train[0]["train/loss"]
     assert 0 < result.train_seconds < 60 and result.compile_seconds > 0
+    assert 0 < result.input_seconds < result.train_seconds
     size = sum(x.size for x in jax.tree.leaves(result.state.params))
     assert result.trainable == size
     assert result.optimizer_bytes == 8 * size + 4

@@ -136,12 +136,39 @@ def test_the_largest_batch_that_fits_is_found():
             compile_seconds=0.0,
         )
 
-    assert largest_batch(fake, fake(16), MESH).batch_size == 64
-    assert tried == [16, 32, 64, 128]
-    assert largest_batch(fake, fake(512), MESH).batch_size == 64
-    assert largest_batch(fake, fake(16), MESH, most=4).batch_size == 32
+    # 8 shards: the sizes are multiples of 8 with this grain.
+    assert largest_batch(fake, fake(16), MESH, grain=1).batch_size == 96
+    assert tried == [16, 32, 96, 104]
+    assert largest_batch(fake, fake(512), MESH, grain=1).batch_size == 96
+    assert largest_batch(fake, fake(16), MESH, grain=1, most=4).batch_size == 32
+    assert largest_batch(fake, fake(8), MESH, grain=2).batch_size == 96
+    assert largest_batch(fake, fake(8), MESH, grain=8).batch_size == 64
     never = lambda size: dataclasses.replace(fake(size), total=101)  # noqa: E731
-    assert largest_batch(never, never(32), MESH) is None
+    assert largest_batch(never, never(32), MESH, grain=1) is None
+
+
+def test_the_largest_batch_is_found_whatever_the_peak_does():
+    """Steps, a curve, and peaks that fall: a wrong line costs plans, not the answer."""
+    for peak in (lambda n: n // 40 * 40, lambda n: n * n / 100, lambda n: 90):
+
+        def fake(size, peak=peak):
+            numbers = dict.fromkeys(("parameters", "frozen", "gradients"), 0)
+            rest = {"flops": 1.0, "collectives": None, "compile_seconds": 0.0}
+            return StepPlan(
+                batch_size=size,
+                accumulation_steps=1,
+                **numbers,
+                optimizer=0,
+                temporary=0,
+                total=peak(size),
+                limit=100,
+                **rest,
+            )
+
+        expected = max(n for n in range(8, 1601, 8) if peak(n) <= 100)
+        for start in (8, 48, 800):
+            best = largest_batch(fake, fake(start), MESH, most=200, grain=1)
+            assert best.batch_size == expected
 
 
 def test_a_step_that_cannot_fit_is_not_compiled(monkeypatch):

@@ -53,6 +53,7 @@ class RunResult:
             ``{"step": ..., "validation/...": ...}``.
         train_seconds: in steps, input included; without compilation, evaluation and
             saving; all parts of an interrupted run together.
+        input_seconds: those of ``train_seconds`` that were spent waiting for batches.
         compile_seconds: tracing and compiling the step, in this process.
         optimizer_bytes: bytes of optimizer state, of all devices' shards once.
         trainable: number of trainable parameters.
@@ -61,6 +62,7 @@ class RunResult:
     state: TrainState
     history: list[dict[str, Any]]
     train_seconds: float
+    input_seconds: float
     compile_seconds: float
     optimizer_bytes: int
     trainable: int
@@ -163,6 +165,7 @@ class _Trainer:
         self.feedback = math.nan
         self.best: float | None = None  # best_metric, if this step was evaluated
         self.train_seconds = 0.0
+        self.input_seconds = 0.0
         self.compile_seconds = 0.0
         self._resumed_at: float | None = None
 
@@ -210,6 +213,7 @@ class _Trainer:
         self.pending = host["pending"]
         self.feedback = math.nan if host["feedback"] is None else host["feedback"]
         self.train_seconds = host["train_seconds"]
+        self.input_seconds = host["input_seconds"]
         self.step = restored.step
         _log.info("resuming %s from step %d", self.workdir, self.step)
         return self.step
@@ -278,6 +282,7 @@ class _Trainer:
 
     def _next_batch(self) -> PyTree:
         """Takes a batch and divides it over the devices."""
+        asked = time.perf_counter()
         try:
             batch = next(self.batches)
         except StopIteration:
@@ -285,6 +290,8 @@ class _Trainer:
                 f"the training data ended after {self.step} of "
                 f"{self.config.num_steps} steps; the iterator must repeat"
             ) from None
+        if self._resumed_at is not None:
+            self.input_seconds += time.perf_counter() - asked
         size = self.config.batch_size
         for leaf in jax.tree.leaves(batch):
             if leaf.shape[:1] != self.rows.shape:
@@ -331,9 +338,8 @@ class _Trainer:
         means["train/nonfinite"] = self.pending[-1]["nonfinite"]
         self.pending = []
         self.log.write(self.step, means)
-        timing = {"train_seconds": self.train_seconds}
-        timing["compile_seconds"] = self.compile_seconds
-        self.log.write_timing(self.step, timing)
+        names = ("train_seconds", "input_seconds", "compile_seconds")
+        self.log.write_timing(self.step, {name: getattr(self, name) for name in names})
         return means["train/loss"]
 
     def _evaluate(self) -> None:
@@ -362,6 +368,7 @@ class _Trainer:
                 "pending": self.pending,
                 "feedback": self.feedback if math.isfinite(self.feedback) else None,
                 "train_seconds": self.train_seconds,
+                "input_seconds": self.input_seconds,
                 "frozen": self.fingerprint,
             },
             metric=self.best,
@@ -381,6 +388,7 @@ class _Trainer:
             state=self.state,
             history=self.log.history,
             train_seconds=self.train_seconds,
+            input_seconds=self.input_seconds,
             compile_seconds=self.compile_seconds,
             optimizer_bytes=sum(
                 x.nbytes for x in jax.tree.leaves(self.state.opt_state)

@@ -65,7 +65,7 @@ class StepPlan:
         flops: floating-point operations of the step's matrix products, over the
             devices; recomputation is counted.
         collectives: operations of the compiled step that devices exchange data in; one
-            in a loop counts once. None if it was not compiled.
+            in a loop counts once. None if it was not compiled, or cannot be read.
         compile_seconds: spent on it; 0 if it was not compiled.
     """
 
@@ -187,7 +187,12 @@ def plan_step(
             + memory.temp_size_in_bytes
             + memory.generated_code_size_in_bytes
         )
-        collectives = count_collectives(compiled.as_text() or "")
+        try:
+            collectives = count_collectives(compiled.as_text() or "")
+        except (
+            jax.errors.JaxRuntimeError
+        ):  # A newer compiler's text, not readable here.
+            collectives = None
     return StepPlan(
         **known,
         temporary=max(total - least, 0),
@@ -269,32 +274,52 @@ def abstract_state(
 
 
 def largest_batch(
-    plan: Callable[[int], StepPlan], known: StepPlan, mesh: Mesh, most: int = 4096
+    plan: Callable[[int], StepPlan],
+    known: StepPlan,
+    mesh: Mesh,
+    most: int = 1024,
+    grain: int = 8,
 ) -> StepPlan | None:
-    """The plan of the largest batch that fits, twice or half ``known`` and so on.
+    """The plan of the largest batch that fits.
 
-    Every plan is compiled, so the search begins where one is.
+    Every plan is compiled, which takes its time: the peak is taken for a straight line
+    through the last two, and the next is where that meets the limit.
 
     Args:
         plan: from a batch size to its plan.
         known: one of them.
         mesh: whose data and fsdp axes divide the batch.
-        most: examples a shard to try at most.
+        most: examples a shard to try at most, a multiple of ``grain``.
+        grain: examples a shard that sizes are multiples of.
 
     Returns:
-        That plan; None if no batch that was tried fits.
+        That plan; None if no batch of a multiple fits.
     """
-    shards, found = batch_shards(mesh), known
-    while found.fits and 2 * found.batch_size <= most * shards:
-        tried = plan(2 * found.batch_size)
-        if not tried.fits:
-            return found
-        found = tried
-    while not found.fits:
-        if found.batch_size % (2 * shards):
-            return None
-        found = plan(found.batch_size // 2)
-    return found
+    unit = grain * batch_shards(mesh)
+    plans = [known]
+    best = known if known.fits else None
+    fits = known.batch_size // unit if known.fits else 0
+    too_much = most // grain + 1 if known.fits else -(-known.batch_size // unit)
+    while too_much - fits > 1:
+        guess = min(max(_next(plans) // unit, fits + 1), too_much - 1)
+        plans.append(plan(guess * unit))
+        if plans[-1].fits:
+            best, fits = plans[-1], guess
+        else:
+            too_much = guess
+    return best
+
+
+def _next(plans: Sequence[StepPlan]) -> int:
+    """Batch size to try: where the line through the last two plans meets the limit."""
+    last = plans[-1]
+    if len(plans) == 1:
+        return 2 * last.batch_size if last.fits else last.batch_size // 2
+    more = last.total - plans[-2].total
+    if last.limit is None or more * (last.batch_size - plans[-2].batch_size) <= 0:
+        return 2 * last.batch_size
+    per_example = more / (last.batch_size - plans[-2].batch_size)
+    return int(last.batch_size + (last.limit - last.total) / per_example)
 
 
 def product_flops(function: Callable[..., Any], *args: Any) -> float:

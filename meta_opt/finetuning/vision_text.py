@@ -221,6 +221,7 @@ def _write_result(workdir: Path, finished: Finished) -> None:
             None,
         ),
         "train_seconds": result.train_seconds,
+        "input_seconds": result.input_seconds,
         "compile_seconds": result.compile_seconds,
         "optimizer_bytes": result.optimizer_bytes,
         "trainable": result.trainable,

@@ -48,6 +48,11 @@ class Group:
         return self.infos[0][0]
 
     @property
+    def large(self) -> bool:
+        """Whether the units are too large to be stacked: a chunk is a leaf."""
+        return _is_large(self.first.shape)
+
+    @property
     def leaves(self) -> tuple[int, ...]:
         """Indices of all leaves, in the order of their units."""
         return tuple(i for chunk in self.chunks for i in chunk)
@@ -165,15 +170,18 @@ def group_leaves(
     groups = []
     start = 0
     for members in buckets.values():
-        if math.prod(infos[members[0]].shape) < _STACK_BELOW:
-            chunks: tuple[tuple[int, ...], ...] = (tuple(members),)
-        else:
+        chunks: tuple[tuple[int, ...], ...] = (tuple(members),)
+        if _is_large(infos[members[0]].shape):
             chunks = tuple((i,) for i in members)
         described = tuple(tuple(infos[i] for i in chunk) for chunk in chunks)
         group = Group(chunks, described, start)
         groups.append(group)
         start += group.units
     return tuple(groups)
+
+
+def _is_large(shape: tuple[int, ...]) -> bool:
+    return math.prod(shape) >= _STACK_BELOW
 
 
 def is_explicit(x: jax.Array) -> bool:

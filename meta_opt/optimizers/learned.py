@@ -23,6 +23,7 @@ def learned_optimizer(
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
     newton_schulz_steps: int = 5,
+    pallas: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that needs the number of steps and no learning rate.
 
@@ -48,6 +49,8 @@ def learned_optimizer(
         safeguard: skip broken steps, fall back to the hand-designed rule on sustained
             rise of the loss.
         newton_schulz_steps: iterations of the orthogonalisation.
+        pallas: measure large matrices by a Pallas kernel, which on a GPU saves 4 of 28
+            bytes a parameter; for parameters on one device.
 
     Returns:
         A transformation whose ``update(grads, state, params, value=..., feedback=...)``
@@ -84,4 +87,5 @@ def learned_optimizer(
         groups=groups,
         safeguard=safeguard,
         newton_schulz_steps=newton_schulz_steps,
+        pallas=pallas,
     )

@@ -6,18 +6,85 @@ import jax
 import jax.numpy as jnp
 
 from meta_opt.features.statistics import Statistics
-from meta_opt.optimizers.grouping import Group, replicated
-from meta_opt.optimizers.second_moment import Second, square_sums
+from meta_opt.mesh_axes import automatic_axes
+from meta_opt.optimizers.grouping import Group, is_explicit, replicated
+from meta_opt.optimizers.second_moment import (
+    Factored,
+    Second,
+    joined,
+    mean_squares,
+    square_sums,
+)
 from meta_opt.optimizers.update_rule import GroupArrays
 
 _PARAM_EVERY = 8
 """Steps between measurements of the parameters' size."""
 
 
+def measure_gradients(
+    group: Group, arrays: GroupArrays, *, products: bool, pallas: bool
+) -> tuple[Second, jax.Array | None]:
+    """What a step needs of a group's gradients before it can say how to move.
+
+    Args:
+        group: the group.
+        arrays: its arrays.
+        products: whether to measure gradient times momentum.
+        pallas: measure large matrices by `fused_sums`, where they have second moments.
+
+    Returns:
+        `mean_squares`, and the sum of gradient times momentum of each unit [U].
+
+    Raises:
+        ValueError: ``pallas`` with arrays on a mesh of several devices.
+    """
+    if pallas and products and group.large and isinstance(arrays.second, Factored):
+        return _by_kernel(group, arrays)
+    means = mean_squares(group, arrays.grads, arrays.second)
+    if not products:
+        return means, None
+    chunks = zip(arrays.grads, arrays.momentum, strict=True)
+    return means, joined([_product_sum(group, g, m) for g, m in chunks])
+
+
+def _product_sum(group: Group, grad: jax.Array, momentum: jax.Array) -> jax.Array:
+    """Sum of grad times momentum of each unit [u]."""
+    product = grad * momentum.astype(jnp.float32)
+    if not (group.large and group.column_axes):
+        return jnp.sum(product, axis=group.all_axes)
+    # By columns first and kept so, as the squares are: one pass makes both.
+    rows = jax.lax.optimization_barrier(jnp.sum(product, axis=group.column_axes))
+    return jnp.sum(rows, axis=tuple(range(1, rows.ndim)))
+
+
+def _by_kernel(group: Group, arrays: GroupArrays) -> tuple[Second, jax.Array]:
+    from meta_opt.optimizers.fused_sums import factored_sums
+
+    axes = automatic_axes()
+    if is_explicit(arrays.grads[0]) or any(n > 1 for n in axes.values()):
+        raise ValueError(
+            "pallas=True is for arrays on one device, and the mesh has "
+            f"{axes or 'explicit axes'}: leave it out"
+        )
+    unit = group.first
+    shape = (-1, unit.rows, unit.columns)
+    sums = [
+        factored_sums(g.reshape(shape), m.reshape(shape))
+        for g, m in zip(arrays.grads, arrays.momentum, strict=True)
+    ]
+    row, column, product = (joined(list(parts)) for parts in zip(*sums, strict=True))
+    means = Factored(
+        row.reshape(-1, *unit.shape[: unit.split]),
+        column.reshape(-1, *unit.shape[unit.split :]),
+    )
+    return means, product
+
+
 def gather_statistics(
     groups: Sequence[Group],
     arrays: Sequence[GroupArrays],
     means: Sequence[Second],
+    products: Sequence[jax.Array | None],
     momentum_square: jax.Array,
     param_square_before: jax.Array,
     count: jax.Array,
@@ -29,6 +96,7 @@ def gather_statistics(
         groups: the groups, in the order of their units.
         arrays: their arrays.
         means: `mean_squares` of each.
+        products: sums of gradient times momentum of each [U], see `measure_gradients`.
         momentum_square: [N], sums of squares of the momenta, which are known.
         param_square_before: [N], those of the parameters when last measured.
         count: int32 [], steps so far; parameters are measured every few.
@@ -51,13 +119,7 @@ def gather_statistics(
     if not learned:  # The hand-designed rule reads nothing else.
         zero = jnp.zeros_like(grad_square)
         return Statistics(grad_square, zero, zero, zero)
-    grad_momentum = gather(
-        [
-            jnp.sum(g * m.astype(jnp.float32), axis=group.all_axes)
-            for group, array in zip(groups, arrays, strict=True)
-            for g, m in zip(array.grads, array.momentum, strict=True)
-        ]
-    )
+    grad_momentum = gather([x for x in products if x is not None])
 
     def param_square() -> jax.Array:
         return gather(

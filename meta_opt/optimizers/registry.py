@@ -31,6 +31,7 @@ class OptimizerConfig:
             hand-designed).
         groups: (regular expression, modality group) pairs (likewise).
         safeguard: (likewise).
+        pallas: of the learned optimizer; see `learned_optimizer`.
     """
 
     name: str = "learned"
@@ -44,6 +45,7 @@ class OptimizerConfig:
     stacked: str | None = None
     groups: tuple[tuple[str, str], ...] = ()
     safeguard: bool = True
+    pallas: bool = False
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
@@ -92,4 +94,5 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         stacked=config.stacked,
         groups=config.groups,
         safeguard=config.safeguard,
+        pallas=config.pallas,
     )

@@ -79,18 +79,18 @@ def mean_squares(group: Group, grads: list[jax.Array], second: Second) -> Second
         return None
     squares = [jnp.square(g) for g in grads]
     if not isinstance(second, Factored):
-        return _join(squares)
+        return joined(squares)
     # On every device, so that what follows from them is sent no more.
     return Factored(
-        everywhere(_join([jnp.mean(x, axis=group.column_axes) for x in squares])),
-        everywhere(_join([jnp.mean(x, axis=group.row_axes) for x in squares])),
+        everywhere(joined([jnp.mean(x, axis=group.column_axes) for x in squares])),
+        everywhere(joined([jnp.mean(x, axis=group.row_axes) for x in squares])),
     )
 
 
 def square_sums(group: Group, grads: list[jax.Array], means: Second) -> jax.Array:
     """Sum of squared gradients of each unit [U], from ``means`` where it exists."""
     if means is None:
-        return _join([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
+        return joined([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
     if isinstance(means, Factored):
         axes = tuple(range(1, means.row.ndim))
         return jnp.sum(means.row, axis=axes) * group.first.columns
@@ -126,7 +126,8 @@ def inverse_roots(second: Factored | jax.Array, group: Group) -> tuple[jax.Array
     return (root(second, ()),)
 
 
-def _join(chunks: list[jax.Array]) -> jax.Array:
+def joined(chunks: list[jax.Array]) -> jax.Array:
+    """Chunks [u, ...] as one array [U, ...]."""
     return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks)
 
 

@@ -17,16 +17,17 @@ def unless_skipped(
 ) -> list[GroupResult]:
     """``taken`` where the step is ok, else no update and the old statistics.
 
-    A select for large leaves, fused into their arithmetic. What is cut up afterwards
-    goes through a branch instead: the many slices that follow would else be fused with
-    the arithmetic of the whole stack, which makes compilation many times slower.
+    A select for large leaves' updates, fused into their arithmetic (their momenta have
+    it already). What is cut up afterwards goes through a branch instead: the many
+    slices that follow would else be fused with the arithmetic of the whole stack, which
+    makes compilation many times slower.
     """
     skipped = [
         GroupResult([jnp.zeros_like(u) for u in t.updates], a.momentum, a.second)
         for t, a in zip(taken, arrays, strict=True)
     ]
 
-    def stacked(results: Sequence[GroupResult]) -> list:
+    def branched(results: Sequence[GroupResult]) -> list:
         return [
             (
                 [x for x, c in zip(r.updates, g.chunks, strict=True) if len(c) > 1],
@@ -36,20 +37,32 @@ def unless_skipped(
             for g, r in zip(groups, results, strict=True)
         ]
 
-    branched = jax.lax.cond(
-        ok, lambda new, old: new, lambda new, old: old, stacked(taken), stacked(skipped)
+    kept = jax.lax.cond(
+        ok,
+        lambda new, old: new,
+        lambda new, old: old,
+        branched(taken),
+        branched(skipped),
     )
     outputs = []
     for group, new, old, (updates, momenta, second) in zip(
-        groups, taken, skipped, branched, strict=True
+        groups, taken, skipped, kept, strict=True
     ):
-        rest = [iter(updates), iter(momenta)]
-        chosen: list[list[jax.Array]] = [[], []]
-        for j, chunk in enumerate(group.chunks):
-            for k, (x, y) in enumerate(
-                ((new.updates, old.updates), (new.momentum, old.momentum))
-            ):
-                one = next(rest[k]) if len(chunk) > 1 else jnp.where(ok, x[j], y[j])
-                chosen[k].append(one)
-        outputs.append(GroupResult(chosen[0], chosen[1], second))
+        updates, momenta = iter(updates), iter(momenta)
+        stacked = [len(chunk) > 1 for chunk in group.chunks]
+        outputs.append(
+            GroupResult(
+                [
+                    next(updates) if several else jnp.where(ok, x, y)
+                    for several, x, y in zip(
+                        stacked, new.updates, old.updates, strict=True
+                    )
+                ],
+                [
+                    next(momenta) if several else x
+                    for several, x in zip(stacked, new.momentum, strict=True)
+                ],
+                second,
+            )
+        )
     return outputs

@@ -39,11 +39,10 @@ from meta_opt.optimizers.grouping import (
     group_leaves,
     sharded_like,
 )
-from meta_opt.optimizers.measuring import gather_statistics
+from meta_opt.optimizers.measuring import gather_statistics, measure_gradients
 from meta_opt.optimizers.safeguard import GuardState, guard_step, init_guard
 from meta_opt.optimizers.second_moment import (
     init_second,
-    mean_squares,
     pack_second,
     unpack_second,
 )
@@ -112,6 +111,7 @@ def controlled(
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
     newton_schulz_steps: int = 5,
+    pallas: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The update rule under a controller, or under its fixed defaults.
 
@@ -126,6 +126,7 @@ def controlled(
         groups: (regular expression, modality group) pairs.
         safeguard: skip broken steps and fall back on rising loss.
         newton_schulz_steps: iterations of the orthogonalisation.
+        pallas: measure large matrices by `meta_opt.optimizers.fused_sums`.
 
     Returns:
         A transformation whose ``update`` takes the optional keywords ``value`` (loss of
@@ -133,7 +134,8 @@ def controlled(
 
     Raises:
         ValueError: ``num_steps`` below 1, ``epochs`` not above 0, a pattern without
-            match, ``update`` without params or with gradients of another structure.
+            match, ``update`` without params or with gradients of another structure,
+            ``pallas`` on a mesh of several devices.
         TypeError: parameters that are not floating-point.
     """
     if not isinstance(num_steps, jax.Array) and num_steps < 1:
@@ -228,14 +230,16 @@ def controlled(
             )
             for group in known.groups
         ]
-        means = [
-            mean_squares(group, array.grads, array.second)
+        measured = [
+            measure_gradients(group, array, products=learned, pallas=pallas)
             for group, array in zip(known.groups, arrays, strict=True)
         ]
+        means = [mean for mean, _ in measured]
         stats = gather_statistics(
             known.groups,
             arrays,
             means,
+            [product for _, product in measured],
             state.momentum_square,
             state.param_square,
             state.count,
@@ -292,6 +296,7 @@ def controlled(
             controls,
             momentum_square / known.table.size,
             slots,
+            ok=ok,
             scale=scale,
             mixable=config.mixable if learned else frozenset(),
             newton_schulz_steps=newton_schulz_steps,

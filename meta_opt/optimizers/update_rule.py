@@ -161,6 +161,7 @@ def apply_rule(
     momentum_mean_square: jax.Array,
     slots: Sequence[jax.Array],
     *,
+    ok: jax.Array,
     scale: jax.Array | None,
     mixable: frozenset[str],
     newton_schulz_steps: int,
@@ -174,6 +175,7 @@ def apply_rule(
         controls: what steers each unit; ``step`` includes the schedule.
         momentum_mean_square: [N], mean square of the new momentum.
         slots: int32 [] a leaf, index of its first unit.
+        ok: bool []; where false momenta stay as they are (see `skipping` for the rest).
         scale: [N] factor on the gradients, or None for 1.
         mixable: directions that may have weight; empty for the hand-designed rule.
         newton_schulz_steps: iterations of the orthogonalisation; a group of matrices
@@ -192,35 +194,12 @@ def apply_rule(
         [keep, take, controls.step, controls.weight_decay, *weight.values()], axis=1
     )
 
-    # Per chunk: its part of the table as columns that multiply [u, *shape] arrays.
-    steering: list[list[_Steering]] = []
-    moved: list[list[jax.Array]] = []
-    nesterov: list[list[jax.Array]] = []
-    for group, array in zip(groups, arrays, strict=True):
-        parts = group.select(table)
-        rank = (1,) * len(group.first.shape)
-        steering.append([])
-        moved.append([])
-        nesterov.append([])
-        for j, (g, m) in enumerate(zip(array.grads, array.momentum, strict=True)):
-            cut = group.cut(parts, j, slots)
-            s = _Steering(*(cut[:, c].reshape(-1, *rank) for c in range(cut.shape[1])))
-            new = s.keep * m.astype(jnp.float32) + s.take * g
-            steering[-1].append(s)
-            moved[-1].append(new)
-            nesterov[-1].append(s.keep * new + s.take * g)
-
-    orthogonal = _orthogonal_chunks(
-        groups,
-        [
-            group.first.is_matrix and (array.second is None or "orthogonal" in mixable)
-            for group, array in zip(groups, arrays, strict=True)
-        ],
-        nesterov,
-        newton_schulz_steps,
-    )
-
-    outputs = []
+    orthogonalised = [
+        group.first.is_matrix and (array.second is None or "orthogonal" in mixable)
+        for group, array in zip(groups, arrays, strict=True)
+    ]
+    seconds: list[Second] = []
+    moved: list[list[_Moved]] = []
     for i, (group, array) in enumerate(zip(groups, arrays, strict=True)):
         second = array.second
         factors: tuple[jax.Array, ...] = ()
@@ -228,32 +207,34 @@ def apply_rule(
             forget = group.select(controls.forget_second)
             square = None if scale is None else jnp.square(group.select(scale))
             second = accumulate(second, means[i], square, forget)
-            if "adam" in mixable or i not in orthogonal:
+            if "adam" in mixable or not orthogonalised[i]:
                 factors = inverse_roots(second, group)
-        updates, momenta = [], []
-        for j, (s, new) in enumerate(zip(steering[i], moved[i], strict=True)):
-            gain: jax.Array | float = 0.0
-            if factors:
-                pieces = [group.cut(f, j, slots) for f in factors]
-                shaped = new
-                for piece in pieces:
-                    shaped = shaped * piece
-                mean_square = jnp.mean(
-                    jnp.square(shaped), axis=group.all_axes, keepdims=True
-                )
-                gain = s.adam * _inverse_rms(mean_square)
-                for piece in pieces:
-                    gain = gain * piece
+        seconds.append(second)
+        parts = group.select(table)
+        rank = (1,) * len(group.first.shape)
+        moved.append([])
+        for j, (g, m) in enumerate(zip(array.grads, array.momentum, strict=True)):
+            cut = group.cut(parts, j, slots)
+            s = _Steering(*(cut[:, c].reshape(-1, *rank) for c in range(cut.shape[1])))
+            pieces = [group.cut(f, j, slots) for f in factors]
+            moved[i].append(_move(ok, s, g, m, pieces, group))
+
+    orthogonal = _orthogonal_chunks(groups, orthogonalised, moved, newton_schulz_steps)
+    outputs = []
+    for i, array in enumerate(arrays):
+        updates = []
+        for j, (s, momentum, nesterov, gain) in enumerate(moved[i]):
             if "momentum" in mixable:
                 gain = gain + s.momentum
-            direction = new * gain + s.decay * array.params[j].astype(jnp.float32)
+            direction = s.decay * array.params[j].astype(jnp.float32)
+            direction += momentum * gain
             if "sign" in mixable:
-                direction += s.sign * jnp.sign(nesterov[i][j])
+                direction += s.sign * jnp.sign(nesterov)
             if i in orthogonal:
                 direction += s.orthogonal * orthogonal[i][j]
             updates.append(-s.step * direction)
-            momenta.append(new.astype(array.momentum[j].dtype))
-        outputs.append(GroupResult(updates, momenta, second))
+        momenta = [x.momentum.astype(jnp.bfloat16) for x in moved[i]]
+        outputs.append(GroupResult(updates, momenta, seconds[i]))
     return outputs
 
 
@@ -270,15 +251,68 @@ class _Steering(NamedTuple):
     momentum: jax.Array
 
 
+class _Moved(NamedTuple):
+    """A chunk after its momentum has moved.
+
+    Attributes:
+        steering: what steers it.
+        momentum: the new one [u, *shape], bfloat16 if it is large, else float32.
+        nesterov: Nesterov momentum, float32.
+        gain: what makes momentum the Adam direction times its weight; 0 without it.
+    """
+
+    steering: _Steering
+    momentum: jax.Array
+    nesterov: jax.Array
+    gain: jax.Array | float
+
+
+def _move(
+    ok: jax.Array,
+    s: _Steering,
+    grad: jax.Array,
+    momentum: jax.Array,
+    factors: Sequence[jax.Array],
+    group: Group,
+) -> _Moved:
+    """Moves a chunk's momentum, in one pass over gradient and momentum.
+
+    Args:
+        ok: bool [], whether to move at all.
+        s: what steers the chunk.
+        grad: [u, *shape], float32.
+        momentum: [u, *shape], bfloat16.
+        factors: `inverse_roots` that the Adam direction multiplies momentum with.
+        group: the chunk's.
+    """
+    old = momentum.astype(jnp.float32)
+    new = jnp.where(ok, s.keep * old + s.take * grad, old)
+    gain: jax.Array | float = 0.0
+    if factors:
+        shaped = new
+        for factor in factors:
+            shaped = shaped * factor
+        mean_square = jnp.mean(jnp.square(shaped), axis=group.all_axes, keepdims=True)
+        gain = s.adam * _inverse_rms(mean_square)
+        for factor in factors:
+            gain = gain * factor
+    nesterov = s.keep * new + s.take * grad
+    if group.large:
+        # What follows reads the new momentum's two bytes; without the barrier a
+        # compiler reads the gradient's four and the old momentum's two once more.
+        new = jax.lax.optimization_barrier(new.astype(momentum.dtype))
+    return _Moved(s, new, nesterov, gain)
+
+
 def _orthogonal_chunks(
     groups: Sequence[Group],
     wanted: Sequence[bool],
-    nesterov: list[list[jax.Array]],
+    moved: Sequence[Sequence[_Moved]],
     steps: int,
 ) -> dict[int, list[jax.Array]]:
     """Orthogonalised chunks by index of group; one batch for each matrix shape."""
     chosen = [
-        (i, chunk) for i, want in enumerate(wanted) if want for chunk in nesterov[i]
+        (i, x.nesterov) for i, want in enumerate(wanted) if want for x in moved[i]
     ]
     results = orthogonalise(
         [replicated(x) if is_explicit(x) else x for _, x in chosen],

@@ -18,8 +18,9 @@ class Run:
     Attributes:
         label: as in tables and figures.
         result: of ``result.json``: ``test`` metrics and, if something was trained,
-            ``train_seconds``, ``compile_seconds``, ``optimizer_bytes``, ``trainable``,
-            ``nonfinite``, and ``validation``, the last record of that kind.
+            ``train_seconds``, ``input_seconds``, ``compile_seconds``,
+            ``optimizer_bytes``, ``trainable``, ``nonfinite``, and ``validation``, the
+            last record of that kind.
         records: of ``metrics.jsonl``.
         timing: of ``timing.jsonl``.
         config: the resolved configuration, empty if there is none.

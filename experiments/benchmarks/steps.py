@@ -1,0 +1,126 @@
+"""The whole training step of a vision-text model, and what feeds it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from experiments.benchmarks.timing import Ratio, medians
+from meta_opt.data.clipart import bundled_clipart
+from meta_opt.data.pipeline import PipelineConfig, make_iterator
+from meta_opt.finetuning.data_source import DataConfig, Splits
+from meta_opt.finetuning.model_source import (
+    ModelConfig,
+    build_model,
+    read_preprocessing,
+)
+from meta_opt.finetuning.state import init_state
+from meta_opt.finetuning.step import make_train_step
+from meta_opt.finetuning.vision_text import make_loss
+from meta_opt.models.lora import LoRAConfig
+from meta_opt.models.vision_text import STACKED
+from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.parallel.mesh import MeshConfig, make_mesh
+from meta_opt.parallel.sharding import FSDP_RULES
+
+_SIZE = flags.DEFINE_string("size", "nano", "model of the training step")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "batch of the training step")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "in which the model computes")
+_ROUNDS = flags.DEFINE_integer("rounds", 12, "training steps of each optimizer")
+
+
+def training_step(
+    size: str, name: str, trainable: str
+) -> tuple[Callable[[], Any], float]:
+    """A training step of a model, and the optimizer's bytes a trained parameter."""
+    lora = LoRAConfig(r"(attention/(query|value|out)|mlp/(up|down))/kernel$")
+    config = ModelConfig(
+        weights="", size=size, trainable=trainable, lora=lora, dtype=_DTYPE.value
+    )
+    reading = read_preprocessing(config, 16 if size == "nano" else None)
+    model = build_model(config, reading)
+    tx = make_optimizer(OptimizerConfig(name=name, num_steps=1000, stacked=STACKED))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state = init_state(model.params, model.frozen, tx, mesh, FSDP_RULES, seed=0)
+    step = jax.jit(make_train_step(make_loss(model), tx), donate_argnums=0)
+    pixels, length = reading.fit.size, reading.text_length
+    batch = {
+        "image": jnp.zeros((_BATCH.value, pixels, pixels, 3), jnp.uint8),
+        "text": jax.random.randint(jax.random.key(1), (_BATCH.value, length), 4, 2048),
+        "label": jnp.zeros(_BATCH.value, jnp.int32),
+    }
+    trained = sum(x.size for x in jax.tree.leaves(model.params))
+    nbytes = sum(x.nbytes for x in jax.tree.leaves(state.opt_state))
+    held = [state]
+
+    def run() -> Any:
+        held[0], metrics = step(held[0], batch)
+        return metrics
+
+    return run, nbytes / trained
+
+
+def bench_step() -> Iterator[Ratio]:
+    """The whole training step."""
+    nano = _SIZE.value == "nano"
+    for trainable, target in (
+        ("all", 1.25 if nano else 1.1),
+        ("lora", 1.05 if nano else 1.02),
+    ):
+        runs = {
+            n: training_step(_SIZE.value, n, trainable)[0] for n in ("adamw", "learned")
+        }
+        ms = medians(runs, _ROUNDS.value)
+        label = f"{_SIZE.value} step at batch {_BATCH.value}, {trainable}"
+        yield Ratio(
+            f"{label}, learned / adamw", ms["learned"], ms["adamw"], "ms", target
+        )
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    """Bundled drawings as JPEG files of 500 x 375 pixels, as photographs often are."""
+    images = bundled_clipart("train").images(np.arange(count))
+    lines = []
+    for i in range(count):
+        picture = Image.fromarray(images[i])
+        picture.convert("RGB").resize((500, 375)).save(folder / f"{i}.jpg", quality=90)
+        lines.append(json.dumps({"image": f"{i}.jpg", "text": f"drawing number {i}"}))
+    path = folder / "captions.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def bench_input() -> Iterator[Ratio]:
+    """Images a second from JPEG files to batches, and of the LoRA step they feed."""
+    config = ModelConfig(weights="", size=_SIZE.value)
+    reading = read_preprocessing(config, 16 if _SIZE.value == "nano" else None)
+    pipeline = PipelineConfig(
+        batch_size=_BATCH.value,
+        text_length=reading.text_length,
+        num_threads=os.cpu_count() or 1,
+    )
+    step = training_step(_SIZE.value, "learned", "lora")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        data = DataConfig(name=str(write_pictures(Path(folder), 256)))
+        source = Splits(data, reading.fit).train()
+        batches = make_iterator(source, reading.tokenizer, pipeline)
+        # One after the other: side by side they would share the processor's cores.
+        ms = medians({"input": lambda: next(batches)}, _ROUNDS.value)
+        ms |= medians({"step": step}, _ROUNDS.value)
+    rate = {name: 1e3 * _BATCH.value / time for name, time in ms.items()}
+    label = f"{_SIZE.value} at batch {_BATCH.value}, input / LoRA step"
+    yield Ratio(label, rate["input"], rate["step"], "images/s", 1.0)
+
+
+def bench_memory() -> Iterator[Ratio]:
+    """Bytes of optimizer state a parameter."""
+    ours, theirs = (training_step("nano", n, "all")[1] for n in ("learned", "adamw"))
+    yield Ratio("state of nano, learned (target: bytes)", ours, theirs, "B/param", None)
