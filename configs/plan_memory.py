@@ -30,6 +30,8 @@ def so400m() -> ml_collections.ConfigDict:
     config.examples = 32
     # The largest that fits is sought among multiples of 8 up to this; 0: not at all.
     config.most_examples = 1024
+    # Of what is trained so.
+    config.largest_of = ("all",)
     config.accumulation_steps = 1
     config.weights = common.WEIGHTS
     config.results = ""
@@ -42,7 +44,7 @@ def generative() -> ml_collections.ConfigDict:
     config.size = "3B/14"
     config.topology = "v5e:4x4"
     config.examples = 8
-    config.most_examples = 256
+    config.most_examples = 1024
     return config
 
 

@@ -30,7 +30,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "runs/plan_memory", "Folder for plans that are finished."
 )
 
-_OF_THE_WHOLE = ("trainable", "optimizers", "results")
+_OF_THE_WHOLE = ("trainable", "optimizers", "results", "largest_of")
 """Settings that a single plan does not depend on."""
 
 
@@ -102,7 +102,9 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
     rows = []
     cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
     for trainable, optimizer in tqdm(cases, desc="plans", unit="plan"):
+        at_most = settings["most_examples"] * (trainable in settings["largest_of"])
         same = {k: v for k, v in settings.items() if k not in _OF_THE_WHOLE}
+        same["most_examples"] = at_most
         key = json.dumps([trainable, optimizer, jax.__version__, same], sort_keys=True)
         if key in known:
             rows.append(known[key])
@@ -135,8 +137,8 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
 
         found = plan(batch_shards(mesh) * settings["examples"])
         most = None
-        if settings["most_examples"]:
-            best = largest_batch(plan, found, mesh, settings["most_examples"])
+        if at_most:
+            best = largest_batch(plan, found, mesh, at_most)
             most = best.batch_size // batch_shards(mesh) if best else 0
         rows.append(
             {
