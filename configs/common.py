@@ -45,6 +45,8 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         stacked=STACKED,
         groups=(),
         safeguard=True,
+        # A Pallas kernel of the learned optimizer, for one GPU.
+        pallas=False,
     )
     config.model = dict(
         # A Hugging Face folder, shipped weights, or our own files; "": from scratch.
@@ -82,6 +84,8 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         eval_batch_size=256,
         artists=(),
         captions="name",
+        # What a generative model is asked where no question comes with a picture.
+        prompt="",
         data_dir="",
     )
     config.pipeline = dict(
@@ -91,6 +95,8 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         num_epochs=config_dict.placeholder(int),
         # S; None: the model's context.
         text_length=16,
+        # P, of a generative model's prompts.
+        prompt_length=32,
         captions="first",
         flip=False,
         crop_pixels=0,

@@ -1,4 +1,7 @@
-"""Fine-tuning: ``nano_clipart[_lora]``, ``smoke``; ``so400m[_lora]`` on own data."""
+"""Fine-tuning: ``nano_clipart[_lora]``, ``nano_captions``, ``smoke``.
+
+Of your own data: ``so400m[_lora]``, ``paligemma[_lora]``.
+"""
 
 import ml_collections
 from ml_collections import config_dict
@@ -20,6 +23,20 @@ def nano_clipart_lora() -> ml_collections.ConfigDict:
     config = nano_clipart()
     config.model.trainable = "lora"
     config.model.lora.pattern = r"(attention/(query|value|out)|mlp/(up|down))/kernel$"
+    return config
+
+
+def nano_captions() -> ml_collections.ConfigDict:
+    """A small model that learns to name clip art, from scratch."""
+    config = common.run_config(num_steps=1000, batch_size=64)
+    config.model.weights = ""
+    config.model.size = "nano-generative"
+    config.model.loss = "captioning"
+    config.loop.eval_every = 250
+    config.data.prompt = "caption"
+    config.pipeline.prompt_length = 4
+    config.pipeline.flip = True
+    config.pipeline.crop_pixels = 4
     return config
 
 
@@ -52,6 +69,31 @@ def so400m_lora() -> ml_collections.ConfigDict:
     return config
 
 
+def paligemma() -> ml_collections.ConfigDict:
+    """All parameters of PaliGemma, on own pictures with captions or answers.
+
+    With ``--config.model.weights=FOLDER --config.data.name=FILE.jsonl``.
+    """
+    config = so400m()
+    config.model.weights = "paligemma-3b-pt-224"
+    config.model.loss = "captioning"
+    config.data.prompt = "caption en"
+    config.data.eval_batch_size = 32
+    config.pipeline.text_length = 32
+    return config
+
+
+def paligemma_lora() -> ml_collections.ConfigDict:
+    """Adapters on all attention and MLP kernels of both towers."""
+    config = paligemma()
+    config.model.trainable = "lora"
+    config.model.lora.pattern = (
+        r"layers/(attention/(query|key|value|out)|mlp/(up|gate|down))/kernel$"
+    )
+    config.model.lora.rank = 16
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """A few steps of an untrained model: whether it runs at all."""
     config = common.run_config(num_steps=4, batch_size=16)
@@ -66,5 +108,8 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "nano_clipart") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (nano_clipart, nano_clipart_lora, so400m, so400m_lora, smoke)
+    variants = (
+        *(nano_clipart, nano_clipart_lora, nano_captions, so400m, so400m_lora),
+        *(paligemma, paligemma_lora, smoke),
+    )
     return common.choose(arg, {variant.__name__: variant for variant in variants})

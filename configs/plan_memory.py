@@ -21,7 +21,6 @@ def so400m() -> ml_collections.ConfigDict:
     config.dtype = "bfloat16"
     config.param_dtype = "float32"
     config.remat = "full"
-    # Of a contrastive model; a generative one has its own.
     config.loss = "siglip"
     # Tokens of a generative model's prompts and answers.
     config.prompt_length = 32
@@ -42,6 +41,7 @@ def generative() -> ml_collections.ConfigDict:
     """The generative model of 2.9B parameters on sixteen TPU v5e."""
     config = so400m()
     config.size = "3B/14"
+    config.loss = "captioning"
     config.topology = "v5e:4x4"
     config.examples = 8
     config.most_examples = 1024

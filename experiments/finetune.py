@@ -43,13 +43,16 @@ def main(argv: Sequence[str]) -> None:
     # Here, so that --help does not wait for JAX.
     from meta_opt.evaluation.split import score_on
     from meta_opt.finetuning.interruption import Interrupted
-    from meta_opt.finetuning.model_source import read_preprocessing
-    from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
+    from meta_opt.finetuning.vision_text import (
+        RunConfig,
+        read_preprocessing_of,
+        run_vision_text,
+    )
     from meta_opt.types import from_config
 
     try:
         config = from_config(RunConfig, CONFIG.value.to_dict())
-        reading = read_preprocessing(config.model, config.pipeline.text_length)
+        reading = read_preprocessing_of(config)
     except ValueError as error:
         sys.exit(f"config: {error}")
     scores = functools.partial(

@@ -42,29 +42,29 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
     import jax
     import jax.numpy as jnp
 
-    from meta_opt.finetuning.model_source import ModelConfig, architecture
-    from meta_opt.models import generative
-    from meta_opt.models.vision_text import VisionText
-    from meta_opt.parallel.sharding import GENERATIVE_RULES, VISION_TEXT_RULES
+    from meta_opt.finetuning.model_source import (
+        GENERATIVE,
+        ModelConfig,
+        architecture,
+        kind_of,
+    )
     from meta_opt.types import from_config
 
-    numerics = {k: settings[k] for k in ("dtype", "param_dtype", "remat")}
-    if settings["size"] in generative.GENERATIVE_SIZES and not settings["model"]:
-        made: Any = generative.named_config(settings["size"], **numerics)
-        kind: Any = generative.Generative
-        rules, loss = GENERATIVE_RULES, "captioning"
-        lengths = {k: settings[f"{k}_length"] for k in ("prompt", "text")}
+    names = ("size", "loss", "dtype", "param_dtype", "remat")
+    model = {"weights": settings["model"], **{k: settings[k] for k in names}}
+    made = architecture(from_config(ModelConfig, model))
+    kind = kind_of(made)
+    lengths = {"text": settings["text_length"]}
+    if kind is GENERATIVE:
+        lengths["prompt"] = settings["prompt_length"]
     else:
-        model = {"weights": settings["model"], "size": settings["size"], **numerics}
-        made = architecture(from_config(ModelConfig, model))
-        kind, rules, loss = VisionText, VISION_TEXT_RULES, settings["loss"]
-        lengths = {"text": made.text_length}
+        lengths["text"] = made.text_length  # type: ignore[union-attr]
     image = (1, made.image_size, made.image_size, 3)
     batch = {
         "image": jax.ShapeDtypeStruct(image, jnp.uint8),
         **{k: jax.ShapeDtypeStruct((1, n), jnp.int32) for k, n in lengths.items()},
     }
-    return functools.partial(kind, made), rules, batch, loss
+    return functools.partial(kind.module, made), kind.rules, batch, settings["loss"]
 
 
 def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:

@@ -96,6 +96,17 @@ class FolderTokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts, without the special tokens around them."""
+        cleaned = [self._clean(text) for text in texts]
+        found = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
+        """The texts of rows of ids [B, S], special tokens left out."""
+        rows = ids if isinstance(ids, list) else np.atleast_2d(ids).tolist()
+        return [text.strip() for text in self._tokenizer.decode_batch(rows)]
+
     def _clean(self, text: str) -> str:
         if self._lower:
             text = text.lower()

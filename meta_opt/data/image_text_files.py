@@ -1,7 +1,8 @@
 """A user's own pictures and captions: a JSONL file, or WebDataset tar files.
 
 JSONL: a line a picture, ``{"image": "a/b.jpg", "text": "a caption"}``; paths are
-relative to the file, ``text`` may be a list of captions, ``label`` a class name.
+relative to the file, ``text`` may be a list of captions, ``label`` a class name,
+``prompt`` what is asked about the picture, and ``text`` then the answer.
 WebDataset: in each tar file a sample is what shares a name up to the first dot,
 ``0001.jpg`` with ``0001.txt``, or with ``0001.json`` that has a ``text``. Pictures are
 read when asked for.
@@ -33,6 +34,7 @@ class _Item(NamedTuple):
     key: str
     captions: tuple[str, ...]
     label: str
+    prompt: str
 
 
 class ImageTextFiles:
@@ -81,7 +83,7 @@ class ImageTextFiles:
         with item.file.open("rb") as stream:
             stream.seek(item.offset)
             data = stream.read(item.size)
-        return Picture(data, item.captions, self._labels[item.label])
+        return Picture(data, item.captions, self._labels[item.label], item.prompt)
 
     def key(self, index: int) -> str:
         """The picture's path as its JSONL has it, or tar file and member."""
@@ -158,7 +160,8 @@ def _from_jsonl(path: Path) -> Iterator[_Item]:
                     f"{path}, line {number}: needs a JSON object with `image` and a "
                     f"`text` that is not empty ({type(error).__name__}: {error})"
                 ) from None
-            yield _Item(file, 0, -1, name, captions, str(value.get("label", "")))
+            rest = (str(value.get(key, "")) for key in ("label", "prompt"))
+            yield _Item(file, 0, -1, name, captions, *rest)
 
 
 def _from_tar(path: Path) -> Iterator[_Item]:
@@ -186,9 +189,9 @@ def _from_tar(path: Path) -> Iterator[_Item]:
             )
         picture, about = pictures[0], texts[key]
         name = f"{path.name}/{picture.name}"
-        label = str(about.get("label", ""))
+        rest = (str(about.get(key, "")) for key in ("label", "prompt"))
         offset = picture.offset_data
-        yield _Item(path, offset, picture.size, name, about["text"], label)
+        yield _Item(path, offset, picture.size, name, about["text"], *rest)
 
 
 def _text(

@@ -28,11 +28,16 @@ class UnreadableImagesError(ValueError):
 
 
 class Picture(NamedTuple):
-    """One row: an image file's bytes, its captions, the number of its class."""
+    """One row: an image file's bytes, its captions, the number of its class, a prompt.
+
+    Of a question about a picture the question is the prompt, "" where there is none,
+    and the answers are the captions.
+    """
 
     data: bytes
     captions: tuple[str, ...]
     label: int
+    prompt: str = ""
 
 
 class Rows(Protocol):
@@ -161,6 +166,7 @@ class Pictures:
             [record["captions"] for record in found],
             [record["label"] for record in found],
             self.class_names,
+            prompts=[record["prompt"] for record in found],
         )
 
     def _read(self, row: int) -> Record | None:
@@ -168,13 +174,19 @@ class Pictures:
         if name in self.unreadable.reasons:
             return None
         try:
-            data, captions, label = self._rows[row]
-            image = self._fit(decode(data, MAX_PIXELS))
+            picture = self._rows[row]
+            image = self._fit(decode(picture.data, MAX_PIXELS))
         # A decoder raises anything on a damaged file.
         except Exception as error:
             self.unreadable.add(name, f"{type(error).__name__}: {error}")
             return None
-        return Record(image=image, text=captions[0], captions=captions, label=label)
+        return Record(
+            image=image,
+            text=picture.captions[0],
+            captions=picture.captions,
+            label=picture.label,
+            prompt=picture.prompt,
+        )
 
 
 def hold_out(rows: Rows, shares: Mapping[str, float]) -> dict[str, list[int]]:

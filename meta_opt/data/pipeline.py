@@ -5,7 +5,8 @@ arrays, a whole batch at a time, so that a batch from memory costs about a milli
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import grain
 import numpy as np
@@ -15,6 +16,8 @@ from meta_opt.data.tokenizer import TextTokenizer
 from meta_opt.types import Batch
 
 CAPTIONS = ("first", "random")
+EncodePrompts: TypeAlias = Callable[[Sequence[str]], np.ndarray]
+"""From B prompts to int32 [B, P]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class PipelineConfig:
         num_epochs: passes over the source, each without its remainder; None for ever.
         text_length: S, tokens of a caption; None stands for the model's context and is
             filled in by what knows the model.
+        prompt_length: P, tokens of what a generative model is asked.
         captions: ``first`` takes a record's main caption; ``random`` draws one of its
             captions each time (of a source that has several).
         flip: mirror each image left to right with probability 1/2.
@@ -42,6 +46,7 @@ class PipelineConfig:
     shuffle: bool = True
     num_epochs: int | None = None
     text_length: int | None = 16
+    prompt_length: int = 32
     captions: str = "first"
     flip: bool = False
     crop_pixels: int = 0
@@ -52,6 +57,7 @@ class PipelineConfig:
             "batch_size": 1,
             "seed": 0,
             "text_length": 2,
+            "prompt_length": 1,
             "crop_pixels": 0,
             "num_threads": 0,
         }
@@ -77,6 +83,7 @@ def make_iterator(
     tokenizer: TextTokenizer,
     config: PipelineConfig,
     rows: np.ndarray | None = None,
+    prompts: EncodePrompts | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Returns an iterator of batches, with ``get_state`` and ``set_state``.
 
@@ -94,10 +101,13 @@ def make_iterator(
         config: how batches are made.
         rows: int [B], which rows of each batch to make, of its ``batch_size``
             (`meta_opt.parallel.mesh.local_rows`); None for all.
+        prompts: encodes the records' prompts, as
+            `meta_opt.data.answers.AnswerTokenizer.encode_prompts` does; None leaves
+            them out.
 
     Returns:
         An iterator of ``image`` uint8 [B, h, w, 3], ``text`` int32 [B, S], ``label``
-        int32 [B].
+        int32 [B] and, if they are encoded, ``prompt`` int32 [B, P].
 
     Raises:
         ValueError: if the source has fewer records than a batch, or it has no such
@@ -119,7 +129,7 @@ def make_iterator(
         dataset = dataset.shuffle()
     dataset = dataset.batch(config.batch_size, drop_remainder=True, batch_fn=np.asarray)
     dataset = dataset.repeat(config.num_epochs)
-    dataset = dataset.random_map(_Loader(source, tokenizer, config, rows))
+    dataset = dataset.random_map(_Loader(source, tokenizer, config, rows, prompts))
     options = grain.ReadOptions(
         num_threads=config.num_threads,
         prefetch_buffer_size=2 * config.num_threads,
@@ -127,17 +137,23 @@ def make_iterator(
     return iter(dataset.to_iter_dataset(options))
 
 
-def as_arrays(source: Source, tokenizer: TextTokenizer, length: int = 16) -> Batch:
+def as_arrays(
+    source: Source,
+    tokenizer: TextTokenizer,
+    length: int = 16,
+    prompts: EncodePrompts | None = None,
+) -> Batch:
     """Returns a whole source as one batch, in its order, for evaluation.
 
     Args:
         source: any source whose images have one shape.
         tokenizer: of the captions.
         length: S, tokens of a caption.
+        prompts: as of `make_iterator`.
 
     Returns:
-        ``image`` uint8 [B, h, w, 3], ``text`` int32 [B, S] of the main captions,
-        ``label`` int32 [B]. The arrays of an in-memory source are read-only views.
+        As `make_iterator`, of the main captions. The arrays of an in-memory source are
+        read-only views.
 
     Raises:
         ValueError: if the source is empty.
@@ -147,11 +163,22 @@ def as_arrays(source: Source, tokenizer: TextTokenizer, length: int = 16) -> Bat
     else:
         texts = [source[i]["text"] for i in range(len(source))]
     images, labels = source_arrays(source)
-    return {
+    batch = {
         "image": images,
         "text": tokenizer.encode(texts, length),
         "label": labels,
     }
+    if prompts is not None:
+        batch["prompt"] = prompts(_asked(source, range(len(source))))
+    return batch
+
+
+def _asked(source: Source, indices: Iterable[int]) -> list[str]:
+    """The records' prompts, "" for those without."""
+    if isinstance(source, MemorySource):
+        asked = source.prompts
+        return ["" if asked is None else asked[i] for i in indices]
+    return [source[i].get("prompt", "") for i in indices]
 
 
 class _Loader:
@@ -163,8 +190,10 @@ class _Loader:
         tokenizer: TextTokenizer,
         config: PipelineConfig,
         rows: np.ndarray,
+        prompts: EncodePrompts | None,
     ):
         self._source = source
+        self._prompts = prompts
         self._tokenizer = tokenizer
         self._config = config
         if config.text_length is None:
@@ -203,21 +232,28 @@ class _Loader:
         source = self._source
         if isinstance(source, MemorySource):
             chosen = (variant * self._counts[indices]).astype(np.int64)
-            return {
+            batch = {
                 "image": source.images(indices),
                 "text": self._tokens[self._first[indices] + chosen],
                 "label": source.labels[indices],
             }
+            if self._prompts is not None:
+                batch["prompt"] = self._prompts(_asked(source, indices))
+            return batch
         records = [source[int(i)] for i in indices]
         texts = [
             _drawn(record.get("captions", (record["text"],)), place)
             for record, place in zip(records, variant, strict=True)
         ]
-        return {
+        batch = {
             "image": np.stack([record["image"] for record in records]),
             "text": self._tokenizer.encode(texts, self._length),
             "label": np.asarray([record["label"] for record in records], np.int32),
         }
+        if self._prompts is not None:
+            asked = [record.get("prompt", "") for record in records]
+            batch["prompt"] = self._prompts(asked)
+        return batch
 
 
 def _drawn(captions: Sequence[str], place: float) -> str:

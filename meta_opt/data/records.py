@@ -1,7 +1,7 @@
 """Records of image, captions and label, and sources that hold them in memory."""
 
 from collections.abc import Sequence
-from typing import NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -22,13 +22,15 @@ def check_split(split: str) -> str:
 class Record(TypedDict):
     """One item: ``image`` uint8 [h, w, 3], its caption ``text`` and class ``label``.
 
-    ``captions`` has all its captions, the main one first, if there are several.
+    ``captions`` has all its captions, the main one first, if there are several;
+    ``prompt`` is what a model is asked about the image, if that is known.
     """
 
     image: np.ndarray
     text: str
     label: int
     captions: NotRequired[tuple[str, ...]]
+    prompt: NotRequired[str]
 
 
 @runtime_checkable
@@ -55,6 +57,7 @@ class MemorySource:
         class_names: Sequence[str],
         image_size: int | None = None,
         keys: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
     ):
         """Checks that the columns fit each other.
 
@@ -65,6 +68,7 @@ class MemorySource:
             class_names: K names that ``labels`` index.
             image_size: side in pixels that image files are fitted to; needed for them.
             keys: an identity for each record (a path, a code point), if it has one.
+            prompts: what is asked about each image, "" where nothing is; None: nothing.
 
         Raises:
             ValueError: if lengths differ, a caption is missing or a label has no name.
@@ -76,15 +80,18 @@ class MemorySource:
         self.labels.setflags(write=False)
         self.class_names = tuple(class_names)
         self.keys = tuple(keys) if keys is not None else None
+        self.prompts = tuple(prompts) if prompts is not None else None
         count = len(self.captions)
-        if not (len(images) == len(self.labels) == count) or (
-            self.keys is not None and len(self.keys) != count
-        ):
-            raise ValueError(
-                f"columns differ in length: {len(images)} images, {count} captions, "
-                f"{len(self.labels)} labels"
-                + (f", {len(self.keys)} keys" if self.keys is not None else "")
-            )
+        columns: dict[str, Any] = {
+            "images": images,
+            "captions": self.captions,
+            "labels": self.labels,
+        }
+        columns |= {"keys": self.keys, "prompts": self.prompts}
+        lengths = {k: len(v) for k, v in columns.items() if v is not None}
+        if set(lengths.values()) != {count}:
+            listed = ", ".join(f"{n} {name}" for name, n in lengths.items())
+            raise ValueError(f"columns differ in length: {listed}")
         if not all(self.captions):
             empty = next(i for i, c in enumerate(self.captions) if not c)
             raise ValueError(f"record {empty} has no caption")
@@ -120,11 +127,14 @@ class MemorySource:
             raise IndexError(f"record {index} of a source of {len(self)}")
         index %= len(self)
         self._decode([index])
-        return Record(
+        record = Record(
             image=self._pixels[index],
             text=self.captions[index][0],
             label=int(self.labels[index]),
         )
+        if self.prompts is not None:
+            record["prompt"] = self.prompts[index]
+        return record
 
     def __repr__(self) -> str:
         return (
@@ -153,7 +163,10 @@ class MemorySource:
             self.labels[indices],
             self.class_names,
             self._pixels.shape[1],
-            [self.keys[i] for i in indices] if self.keys is not None else None,
+            *(
+                None if column is None else [column[i] for i in indices]
+                for column in (self.keys, self.prompts)
+            ),
         )
 
     def resized(self, size: int) -> "MemorySource":
@@ -169,7 +182,13 @@ class MemorySource:
         else:
             images = self._encoded
         return MemorySource(
-            images, self.captions, self.labels, self.class_names, size, self.keys
+            images,
+            self.captions,
+            self.labels,
+            self.class_names,
+            size,
+            self.keys,
+            self.prompts,
         )
 
     def _decode(self, indices: Sequence[int] | np.ndarray | range) -> None:

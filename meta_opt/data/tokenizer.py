@@ -26,8 +26,18 @@ class TextTokenizer(Protocol):
     def pad_id(self) -> int:
         """The id that fills rows up."""
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that are put around a text, in their order."""
+
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Turns B texts into int32 [B, length]."""
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts, nothing put around them."""
+
+    def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
+        """Turns rows of ids into texts, special tokens left out."""
 
 
 def check_texts(texts: Sequence[str], length: int, least: int) -> None:
@@ -51,9 +61,11 @@ class CaptionTokenizer:
         pad_id: 0.
         bos_id: of the token that begins each row.
         eos_id: of the token that ends each text.
+        special_ids: these two.
     """
 
     pad_id, unk_id, bos_id, eos_id = range(4)
+    special_ids: tuple[int, ...] = (bos_id, eos_id)
 
     def __init__(self, tokenizer: Tokenizer):
         """Wraps a tokenizer whose first ids are :data:`SPECIAL_TOKENS`.
@@ -88,13 +100,17 @@ class CaptionTokenizer:
         """
         check_texts(texts, length, least=2)
         rows = np.full((len(texts), length), self.pad_id, np.int32)
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         rows[:, 0] = self.bos_id
-        for row, encoding in zip(rows, encodings, strict=True):
-            ids = encoding.ids[: length - 2]
+        for row, ids in zip(rows, self.pieces(texts), strict=True):
+            ids = ids[: length - 2]
             row[1 : len(ids) + 1] = ids
             row[len(ids) + 1] = self.eos_id
         return rows
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts, without the tokens that begin and end a row."""
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
         """Returns the texts of rows of ids, special tokens left out.
@@ -105,7 +121,7 @@ class CaptionTokenizer:
         Returns:
             B texts, lower case, as far as they were not cut.
         """
-        rows = np.atleast_2d(np.asarray(ids)).tolist()
+        rows = ids if isinstance(ids, list) else np.atleast_2d(ids).tolist()
         return [text.strip() for text in self._tokenizer.decode_batch(rows)]
 
 

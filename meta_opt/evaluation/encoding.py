@@ -1,10 +1,12 @@
-"""Embeddings of whole splits, in batches of one shape.
+"""What a model makes of whole splits, in batches of one shape.
 
 Where the model is laid out over a mesh the batches are divided over it as in training,
-and the embeddings come back whole to every process.
+and the results come back whole to every process.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -13,44 +15,71 @@ from flax import nnx
 from meta_opt.models.vision_text import VisionText
 from meta_opt.parallel.mesh import batch_sharding, batch_shards, mesh_of
 from meta_opt.parallel.placement import place, to_host
+from meta_opt.types import Batch
+
+Apply: TypeAlias = Callable[[Any, Batch], jax.Array]
+"""From a model and arrays [B, ...] to an array [B, ...]."""
 
 
 def encode_images(
     model: VisionText, images: np.ndarray, batch_size: int = 256
 ) -> np.ndarray:
     """Embeds ``images`` [N, h, w, 3] in batches: float32 [N, embed_dim]."""
-    return _encode(model, images, batch_size, "encode_image")
+    return in_batches(model, _encode_image, {"image": images}, batch_size)
 
 
 def encode_texts(
     model: VisionText, tokens: np.ndarray, batch_size: int = 256
 ) -> np.ndarray:
     """Embeds ``tokens`` int [N, S] in batches: float32 [N, embed_dim]."""
-    return _encode(model, tokens, batch_size, "encode_text")
+    return in_batches(model, _encode_text, {"text": tokens}, batch_size)
 
 
-def _encode(
-    model: VisionText, inputs: np.ndarray, batch_size: int, method: str
+def _encode_image(model: VisionText, batch: Batch) -> jax.Array:
+    return model.encode_image(batch["image"])
+
+
+def _encode_text(model: VisionText, batch: Batch) -> jax.Array:
+    return model.encode_text(batch["text"])
+
+
+def in_batches(
+    model: nnx.Module, apply: Apply, data: Batch, batch_size: int
 ) -> np.ndarray:
+    """Applies a function of a model to arrays, a batch at a time.
+
+    Args:
+        model: laid out over a mesh or not.
+        apply: hashable, so that it is compiled once: a function of a module, or an
+            instance of a frozen dataclass.
+        data: arrays [N, ...]; the last batch is filled up with zeros.
+        batch_size: rows at a time, or a few more where a mesh divides them.
+
+    Returns:
+        What ``apply`` gives for all rows, [N, ...], on the host.
+    """
     graphdef, params = nnx.split(model)
     mesh = mesh_of(params)
     if mesh is not None:
         batch_size += -batch_size % batch_shards(mesh)
     outputs = []
-    for start in range(0, len(inputs), batch_size):
-        batch = inputs[start : start + batch_size]
-        padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        padded = np.pad(batch, padding)
+    count = len(next(iter(data.values())))
+    for start in range(0, count, batch_size):
+        batch = {k: x[start : start + batch_size] for k, x in data.items()}
+        size = len(next(iter(batch.values())))
+        batch = {
+            k: np.pad(x, [(0, batch_size - size)] + [(0, 0)] * (x.ndim - 1))
+            for k, x in batch.items()
+        }
         if mesh is not None:
-            padded = place(padded, batch_sharding(mesh))
-        z = _encode_batch(graphdef, params, padded, method)
-        outputs.append(to_host(z)[: len(batch)])
+            batch = {k: place(x, batch_sharding(mesh)) for k, x in batch.items()}
+        outputs.append(to_host(_apply(graphdef, params, batch, apply))[:size])
     return np.concatenate(outputs)
 
 
 # Graph definitions compare by value: evaluating later steps of a run compiles nothing.
-@functools.partial(jax.jit, static_argnames=("graphdef", "method"))
-def _encode_batch(
-    graphdef: nnx.GraphDef, params: nnx.State, batch: np.ndarray, method: str
+@functools.partial(jax.jit, static_argnames=("graphdef", "apply"))
+def _apply(
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, apply: Apply
 ) -> jax.Array:
-    return getattr(nnx.merge(graphdef, params), method)(batch)
+    return apply(nnx.merge(graphdef, params), batch)

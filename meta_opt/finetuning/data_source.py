@@ -43,6 +43,8 @@ class DataConfig:
         artists: of ``emoji``: whose drawings; empty for all.
         captions: of ``openclipart`` and ``emoji``: ``name``, or ``name_tags`` for more
             captions a record.
+        prompt: what a generative model is asked about pictures that come without a
+            question of their own.
         data_dir: where prepared datasets are; "" for the default.
     """
 
@@ -55,6 +57,7 @@ class DataConfig:
     eval_batch_size: int = 256
     artists: tuple[str, ...] = ()
     captions: str = "name"
+    prompt: str = ""
     data_dir: str = ""
 
     def __post_init__(self) -> None:

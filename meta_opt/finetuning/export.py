@@ -4,12 +4,11 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from meta_opt.finetuning.model_source import ModelConfig, is_folder
+from meta_opt.finetuning.model_source import ModelConfig, Module, is_folder
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.adapters import save_adapters, save_peft
 from meta_opt.models.lora import LoRAParam, merge_lora
 from meta_opt.models.parameters import by_path
-from meta_opt.models.vision_text import VisionText
 from meta_opt.types import check_name
 
 FORMATS = ("model", "adapters", "peft", "huggingface")
@@ -80,7 +79,7 @@ def check_settings(export: ExportConfig, model: ModelConfig) -> None:
         )
 
 
-def check_model(export: ExportConfig, model: VisionText) -> None:
+def check_model(export: ExportConfig, model: Module) -> None:
     """Finds what could not be written of this model, before it is trained.
 
     Raises:
@@ -97,7 +96,7 @@ def check_model(export: ExportConfig, model: VisionText) -> None:
             huggingface.module_names(model.config, kernel, params[kernel].shape)
 
 
-def write(export: ExportConfig, model: VisionText, config: ModelConfig) -> None:
+def write(export: ExportConfig, model: Module, config: ModelConfig) -> None:
     """Writes a trained model; adapters are merged where they do not stay.
 
     Args:

@@ -2,30 +2,72 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from flax import nnx
 from jax.sharding import Mesh
 
+from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.folder_tokenizer import FolderTokenizer
 from meta_opt.data.image_fit import ImageFit, read_image_fit
+from meta_opt.data.pipeline import EncodePrompts
 from meta_opt.data.tokenizer import TextTokenizer, load_tokenizer
 from meta_opt.losses.contrastive import LOSSES
-from meta_opt.models import huggingface, pretrained
+from meta_opt.models import generative, huggingface, pretrained, vision_text
+from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.int8 import quantise_base
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.vision_text import (
-    SIZES,
     VisionText,
     VisionTextConfig,
-    named_config,
     parameter_count,
 )
-from meta_opt.parallel.sharding import VISION_TEXT_RULES, parameter_shardings
+from meta_opt.parallel.sharding import (
+    GENERATIVE_RULES,
+    VISION_TEXT_RULES,
+    Rule,
+    parameter_shardings,
+)
 from meta_opt.types import PyTree, check_name
 
 _log = logging.getLogger(__name__)
+
+Architecture: TypeAlias = VisionTextConfig | GenerativeConfig
+Module: TypeAlias = VisionText | Generative
+
+_ANSWER_LENGTH = 32
+"""Tokens of an answer, where nothing says how many."""
+
+
+class Kind(NamedTuple):
+    """What models of one kind have in common.
+
+    Attributes:
+        module: their class.
+        sizes: architectures by name.
+        losses: that they are trained with.
+        rules: their layout on a mesh.
+    """
+
+    module: type[Any]
+    sizes: Mapping[str, Architecture]
+    losses: tuple[str, ...]
+    rules: Sequence[Rule]
+
+
+CONTRASTIVE = Kind(VisionText, vision_text.SIZES, tuple(LOSSES), VISION_TEXT_RULES)
+GENERATIVE = Kind(
+    Generative, generative.GENERATIVE_SIZES, ("captioning",), GENERATIVE_RULES
+)
+_SIZES: dict[str, Architecture] = {**CONTRASTIVE.sizes, **GENERATIVE.sizes}
+_LOSSES = (*CONTRASTIVE.losses, *GENERATIVE.losses)
+
+
+def kind_of(made: Architecture) -> Kind:
+    """The kind of an architecture."""
+    return GENERATIVE if isinstance(made, GenerativeConfig) else CONTRASTIVE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +75,9 @@ class ModelConfig:
     """Which model, and which part of it trains.
 
     Attributes:
-        weights: a CLIP or SigLIP folder of Hugging Face's form, shipped weights by
-            name, or a path of our own ones; "" initialises a model of ``size``.
+        weights: a CLIP, SigLIP or PaliGemma folder of Hugging Face's form, shipped
+            weights by name, or a path of our own ones; "" initialises a model of
+            ``size``.
         processor: folder whose ``tokenizer.json`` and ``preprocessor_config.json``
             prepare the data; "" for that of ``weights`` or, if that is no folder, for
             the tokenizer that ships here.
@@ -42,7 +85,7 @@ class ModelConfig:
         trainable: ``all`` or ``lora``.
         lora: the adapters, where ``trainable`` is ``lora``.
         base: ``float``, or ``int8`` for kernels of one byte under adapters.
-        loss: ``clip`` or ``siglip``.
+        loss: ``clip`` or ``siglip``; of a generative model ``captioning``.
         dtype: of the computation, ``float32`` or ``bfloat16``.
         param_dtype: of the parameters, likewise; adapters are float32.
         remat: what the backward pass recomputes: ``full``, ``dots`` or ``none``.
@@ -65,8 +108,8 @@ class ModelConfig:
         """Checks the names, and that nothing in int8 trains."""
         check_name("model.trainable", self.trainable, ("all", "lora"))
         check_name("model.base", self.base, ("float", "int8"))
-        check_name("model.loss", self.loss, LOSSES)
-        check_name("model.size", self.size, SIZES)
+        check_name("model.loss", self.loss, _LOSSES)
+        check_name("model.size", self.size, _SIZES)
         VisionTextConfig(**self.numerics())
         if self.base == "int8" and self.trainable == "all":
             raise ValueError(
@@ -75,7 +118,7 @@ class ModelConfig:
             )
 
     def numerics(self) -> dict[str, Any]:
-        """The fields of `VisionTextConfig` that are set here."""
+        """The fields of an architecture that are set here."""
         return {name: getattr(self, name) for name in ("dtype", "param_dtype", "remat")}
 
     @property
@@ -90,80 +133,124 @@ def is_folder(weights: str) -> bool:
     return bool(weights) and not shipped and Path(weights).is_dir()
 
 
-def architecture(config: ModelConfig) -> VisionTextConfig:
+def architecture(config: ModelConfig) -> Architecture:
     """What is known of a model before its weights are read.
 
     Raises:
-        ValueError: if there are no such weights.
+        ValueError: if there are no such weights, or they are not trained with such a
+            loss.
     """
+    found: Architecture
     if is_folder(config.weights):
-        found = huggingface.read_config(config.weights)
+        of_folder: Callable[[str], Architecture] = huggingface.read_config
+        if huggingface.is_generative(config.weights):
+            of_folder = huggingface.read_generative_config
+        found = of_folder(config.weights)
     elif config.weights:
         found = pretrained.read_config(config.weights)
     else:
-        found = named_config(config.size)
+        found = _SIZES[config.size]
+    losses = kind_of(found).losses
+    if config.loss not in losses:
+        raise ValueError(
+            f"model.loss={config.loss!r} is not for {config.weights or config.size!r}: "
+            f"take {' or '.join(losses)}"
+        )
     return dataclasses.replace(found, **config.numerics())
 
 
 class Preprocessing(NamedTuple):
-    """How images and captions are prepared for a model.
+    """How images and texts are prepared for a model.
 
     Attributes:
-        tokenizer: of the captions.
-        text_length: S, tokens of a caption.
+        tokenizer: of the captions, or of the answers.
+        text_length: S, tokens of one.
         fit: scales pictures.
+        prompts: encodes what the model is asked; None of a contrastive one.
     """
 
     tokenizer: TextTokenizer
     text_length: int
     fit: ImageFit
+    prompts: EncodePrompts | None = None
 
 
 def read_preprocessing(
-    config: ModelConfig, text_length: int | None = None
+    config: ModelConfig,
+    text_length: int | None = None,
+    prompt_length: int = 32,
+    prompt: str = "",
 ) -> Preprocessing:
     """Finds out how data are prepared for a model, without reading its weights.
 
     Args:
         config: which model.
-        text_length: S; None for the model's context.
+        text_length: S; None for the model's context, or for 32 tokens of an answer.
+        prompt_length: P, tokens of what a generative model is asked.
+        prompt: what it is asked about pictures that come without a question.
 
     Raises:
         ValueError: no tokenizer in the folder, one of another vocabulary than the
             weights', or captions longer than they can be.
     """
     made = architecture(config)
+    tokenizer, fit = _reading(config, made)
+    if isinstance(made, GenerativeConfig):
+        end = made.end_id if config.weights else _end_id(config, tokenizer)
+        answers = AnswerTokenizer(
+            tokenizer, end, tokenizer.pad_id, prompt_length, prompt
+        )
+        length = text_length or _ANSWER_LENGTH
+        return Preprocessing(answers, length, fit, answers.encode_prompts)
     length = text_length or made.text_length
+    if config.weights:
+        _check_end(config, made, tokenizer)
+        _check_length(config, made, length)
+    return Preprocessing(tokenizer, length, fit)
+
+
+def _reading(config: ModelConfig, made: Architecture) -> tuple[TextTokenizer, ImageFit]:
+    """The tokenizer and the fit of a folder, or those that ship here."""
+    known = (
+        made.decoder.vocab_size
+        if isinstance(made, GenerativeConfig)
+        else made.vocab_size
+    )
     if not config.folder:
         ours = load_tokenizer()
-        if config.weights and made.vocab_size != ours.vocab_size:
+        if config.weights and known != ours.vocab_size:
             raise ValueError(
-                f"the weights {config.weights!r} are for {made.vocab_size} tokens and "
-                f"the tokenizer that ships here has {ours.vocab_size}: name the folder "
+                f"the weights {config.weights!r} are for {known} tokens and the "
+                f"tokenizer that ships here has {ours.vocab_size}: name the folder "
                 "with theirs in model.processor"
             )
-        reading = Preprocessing(ours, length, ImageFit(made.image_size))
-    else:
-        tokenizer = FolderTokenizer(config.folder, made.pad_id)
-        how = "crop" if made.class_token else "stretch"
-        fit = read_image_fit(config.folder, made.image_size, how)
-        reading = Preprocessing(tokenizer, length, fit)
-        if config.weights:
-            _check_tokenizer(config, made, tokenizer)
-    if config.weights:
-        _check_length(config, made, length)
-    return reading
-
-
-def _check_tokenizer(
-    config: ModelConfig, made: VisionTextConfig, tokenizer: FolderTokenizer
-) -> None:
-    if tokenizer.vocab_size > made.vocab_size:
+        return ours, ImageFit(made.image_size)
+    tokenizer = FolderTokenizer(config.folder, made.pad_id)
+    if config.weights and tokenizer.vocab_size > known:
         raise ValueError(
-            f"the weights {config.weights!r} are for {made.vocab_size} tokens and the "
-            f"tokenizer of {config.folder} has {tokenizer.vocab_size}"
+            f"the weights {config.weights!r} are for {known} tokens and the tokenizer "
+            f"of {config.folder} has {tokenizer.vocab_size}"
         )
-    if made.text.pooling == "end" and made.end_id not in tokenizer.special_ids:
+    how = "crop" if made.class_token else "stretch"
+    return tokenizer, read_image_fit(config.folder, made.image_size, how)
+
+
+def _end_id(config: ModelConfig, tokenizer: TextTokenizer) -> int:
+    """The token that ends answers of a model that is made for the tokenizer."""
+    if not tokenizer.special_ids:
+        raise ValueError(
+            f"the tokenizer of {config.folder} adds no token that ends a text, and a "
+            "new model must learn one; name another in model.processor"
+        )
+    return tokenizer.special_ids[-1]
+
+
+def _check_end(
+    config: ModelConfig, made: VisionTextConfig, tokenizer: TextTokenizer
+) -> None:
+    if not config.folder or made.text.pooling != "end":
+        return
+    if made.end_id not in tokenizer.special_ids:
         raise ValueError(
             f"the weights {config.weights!r} read a caption at its end token "
             f"{made.end_id}, and the tokenizer of {config.folder} adds "
@@ -198,12 +285,12 @@ class Model(NamedTuple):
     params: PyTree
     frozen: PyTree
 
-    def merge(self, params: PyTree, frozen: PyTree) -> VisionText:
+    def merge(self, params: PyTree, frozen: PyTree) -> Any:
         """Puts a module together from parts that were trained."""
         return nnx.merge(self.graphdef, params, frozen)
 
 
-def split_model(model: VisionText, trainable: str = "all") -> Model:
+def split_model(model: Module, trainable: str = "all") -> Model:
     """Splits a module into what trains and what does not.
 
     Args:
@@ -218,7 +305,7 @@ def split_model(model: VisionText, trainable: str = "all") -> Model:
 
 def load_weights(
     config: ModelConfig, reading: Preprocessing, mesh: Mesh | None = None
-) -> VisionText:
+) -> Module:
     """Loads or initialises the model without adapters.
 
     Args:
@@ -231,28 +318,45 @@ def load_weights(
     Raises:
         ValueError: if there are no such weights, or they are damaged.
     """
+    made = architecture(config)
+    kind = kind_of(made)
     if is_folder(config.weights):
 
         def place(params: PyTree) -> PyTree:
             assert mesh is not None
-            return parameter_shardings(VISION_TEXT_RULES, mesh, params)[0]
+            return parameter_shardings(kind.rules, mesh, params)[0]
 
         shardings = None if mesh is None else place
-        return huggingface.load(config.weights, shardings, **config.numerics())
+        load: Callable[..., Module] = huggingface.load
+        if kind is GENERATIVE:
+            load = huggingface.load_generative
+        return load(config.weights, shardings, **config.numerics())
     if config.weights:
         return pretrained.load(config.weights, **config.numerics())
-    made, tokenizer = architecture(config), reading.tokenizer
+    fitted = _made_for(made, reading)
+    return nnx.jit(lambda: kind.module(fitted, rngs=nnx.Rngs(config.seed)))()
+
+
+def _made_for(made: Architecture, reading: Preprocessing) -> Architecture:
+    """The architecture of a new model that reads what ``reading`` prepares."""
+    tokenizer = reading.tokenizer
+    if isinstance(made, GenerativeConfig):
+        return dataclasses.replace(
+            made,
+            decoder=dataclasses.replace(made.decoder, vocab_size=tokenizer.vocab_size),
+            pad_id=tokenizer.pad_id,
+            end_id=tokenizer.special_ids[-1],
+        )
     if made.text.pooling == "end":
         # An empty text begins and ends.
         end = int(tokenizer.encode([""], reading.text_length)[0, 1])
         made = dataclasses.replace(made, end_id=end)
-    made = dataclasses.replace(
+    return dataclasses.replace(
         made,
         vocab_size=tokenizer.vocab_size,
         text_length=reading.text_length,
         pad_id=tokenizer.pad_id,
     )
-    return nnx.jit(lambda: VisionText(made, rngs=nnx.Rngs(config.seed)))()
 
 
 def build_model(

@@ -1,6 +1,7 @@
-"""Contrastive training of a vision-text model: from a configuration to a finished run.
+"""Training a vision-text model: from a configuration to a finished run.
 
-Pre-training, full fine-tuning and LoRA differ in their configuration only.
+Pre-training, full fine-tuning and LoRA, of contrastive and of generative models, differ
+in their configuration only.
 """
 
 import dataclasses
@@ -21,13 +22,15 @@ from meta_opt.finetuning.loop import Evaluate, LoopConfig, RunResult, run
 from meta_opt.finetuning.model_source import (
     Model,
     ModelConfig,
+    Preprocessing,
+    architecture,
     build_model,
+    kind_of,
     read_preprocessing,
 )
 from meta_opt.finetuning.step import LossFn
 from meta_opt.losses.captioning import captioning_loss
 from meta_opt.losses.contrastive import LOSSES
-from meta_opt.models.vision_text import VisionText
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import (
     MeshConfig,
@@ -36,12 +39,11 @@ from meta_opt.parallel.mesh import (
     make_mesh,
 )
 from meta_opt.parallel.placement import to_host
-from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.types import Batch, PyTree, write_atomic
 
 _log = logging.getLogger(__name__)
 
-Score: TypeAlias = Callable[[VisionText], Mapping[str, float]]
+Score: TypeAlias = Callable[[Any], Mapping[str, float]]
 """Metrics of a model on one split."""
 
 
@@ -78,6 +80,16 @@ class RunConfig:
                     f"loop.{name}={one} and the same setting elsewhere, {two}, differ"
                 )
         export.check_settings(self.export, self.model)
+
+
+def read_preprocessing_of(config: RunConfig) -> Preprocessing:
+    """How the data of a run are prepared; see `read_preprocessing`."""
+    return read_preprocessing(
+        config.model,
+        config.pipeline.text_length,
+        config.pipeline.prompt_length,
+        config.data.prompt,
+    )
 
 
 class Finished(NamedTuple):
@@ -161,13 +173,13 @@ def run_vision_text(
     # What is quickly found to be wrong comes first; a large model takes minutes.
     mesh = make_mesh(config.mesh)
     check_batch_size(mesh, config.loop.batch_size, config.loop.accumulation_steps)
-    reading = read_preprocessing(config.model, config.pipeline.text_length)
+    reading = read_preprocessing_of(config)
     splits = Splits(config.data, reading.fit)
     pipeline = dataclasses.replace(config.pipeline, text_length=reading.text_length)
     source = splits.train()
     rows = local_rows(mesh, config.loop.batch_size)
     batches = CountedBatches(
-        make_iterator(source, reading.tokenizer, pipeline, rows),
+        make_iterator(source, reading.tokenizer, pipeline, rows, reading.prompts),
         splits.unreadable,
         len(source),
     )
@@ -188,7 +200,7 @@ def run_vision_text(
         batches=batches,
         evaluate=make_evaluate(model, scores["validation"]),
         mesh=config.mesh,
-        rules=VISION_TEXT_RULES,
+        rules=kind_of(architecture(config.model)).rules,
         workdir=workdir,
         resolved_config=settings,
         label=config.optimizer.name,

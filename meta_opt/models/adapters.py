@@ -20,6 +20,7 @@ import safetensors.numpy
 from flax import nnx
 from safetensors import SafetensorError
 
+from meta_opt.models.generative import Generative
 from meta_opt.models.huggingface import module_names
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.parameters import by_path, some
@@ -97,7 +98,7 @@ def load_adapters(folder: str | os.PathLike, model: nnx.Module) -> LoRAConfig:
 
 def save_peft(
     folder: str | os.PathLike,
-    model: VisionText,
+    model: VisionText | Generative,
     config: LoRAConfig,
     base_model: str = "",
 ) -> None:
@@ -110,8 +111,10 @@ def save_peft(
         base_model: name or folder of the model underneath, for those who load them.
 
     Raises:
-        ValueError: a model without adapters, or adapters on a layer that is no linear
-            layer of its own there (patches; query, key, value of the pooling head).
+        ValueError: a model without adapters, a generative one (see
+            `meta_opt.models.huggingface.module_names`), or adapters on a layer that is
+            no linear layer of its own there (patches; query, key, value of the pooling
+            head).
     """
     tensors, modules, params = {}, set(), by_path(model)
     for path, param in _adapters(model).items():

@@ -1,8 +1,9 @@
-"""Saving and loading vision-text weights: float16 safetensors, JSON and a model card.
+"""Saving and loading our own weights: float16 safetensors, JSON and a model card.
 
-``name.safetensors`` has the parameters by '/'-joined path; ``name.json`` has the
-configuration, the SHA-256 of the weights file, the number of parameters and the format
-version; ``name.md`` is the model card. Nothing is pickled.
+``name.safetensors`` has the parameters by '/'-joined path; ``name.json`` has the kind
+of model, ``vision_text`` or ``generative``, its configuration, the SHA-256 of the
+weights file, the number of parameters and the format version; ``name.md`` is the model
+card. Nothing is pickled.
 """
 
 import dataclasses
@@ -17,11 +18,16 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.parameters import by_path, exportable, mismatch, some
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
 from meta_opt.types import from_config, near_match, write_atomic
 
 FORMAT_VERSION = 2
+_KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "vision_text": (VisionText, VisionTextConfig),
+    "generative": (Generative, GenerativeConfig),
+}
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 """Where the shipped weights are."""
 
@@ -31,7 +37,9 @@ def names() -> list[str]:
     return sorted(path.stem for path in WEIGHTS_DIR.glob("*.json"))
 
 
-def save(path: str | os.PathLike, model: VisionText, card: str | None = None) -> None:
+def save(
+    path: str | os.PathLike, model: VisionText | Generative, card: str | None = None
+) -> None:
     """Writes ``path.safetensors``, ``path.json`` and, with a card, ``path.md``.
 
     Args:
@@ -53,6 +61,7 @@ def save(path: str | os.PathLike, model: VisionText, card: str | None = None) ->
     data = safetensors.numpy.save({n: v.astype(np.float16) for n, v in tensors.items()})
     about = {
         "format_version": FORMAT_VERSION,
+        "kind": next(k for k, (of, _) in _KINDS.items() if isinstance(model, of)),
         "config": dataclasses.asdict(model.config),
         "sha256": hashlib.sha256(data).hexdigest(),
         "parameters": parameter_count(model),
@@ -66,12 +75,12 @@ def save(path: str | os.PathLike, model: VisionText, card: str | None = None) ->
             file.write_text(card)
 
 
-def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText:
+def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText | Generative:
     """Loads weights that `save` wrote.
 
     Args:
         name_or_path: one of `names`, or a path without suffix.
-        **changes: fields of `VisionTextConfig` that differ from the saved ones and
+        **changes: fields of the configuration that differ from the saved ones and
             leave the parameters as they are: ``dtype``, ``param_dtype`` (float32 if not
             given), ``remat``, ``scan_layers``.
 
@@ -92,7 +101,8 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText:
             f"{found}, {path}.json says {about['sha256']}; fetch both files again"
         )
     tensors = safetensors.numpy.load(data)
-    model = nnx.eval_shape(lambda: VisionText(config, rngs=nnx.Rngs(0)))
+    kind, _ = _KINDS[about.get("kind", "vision_text")]
+    model = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
     params = by_path(model)
     problems = mismatch(
         {name: tensor.shape for name, tensor in tensors.items()},
@@ -108,7 +118,9 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText:
     return model
 
 
-def read_config(name_or_path: str | os.PathLike) -> VisionTextConfig:
+def read_config(
+    name_or_path: str | os.PathLike,
+) -> VisionTextConfig | GenerativeConfig:
     """The architecture of weights that `save` wrote, without reading these.
 
     Raises:
@@ -127,9 +139,12 @@ def _about(path: Path) -> dict[str, Any]:
     return about
 
 
-def _config(about: dict[str, Any], changes: dict[str, Any]) -> VisionTextConfig:
+def _config(
+    about: dict[str, Any], changes: dict[str, Any]
+) -> VisionTextConfig | GenerativeConfig:
     numerics = {"param_dtype": "float32", **changes}
-    return from_config(VisionTextConfig, {**about["config"], **numerics})
+    _, settings = _KINDS[about.get("kind", "vision_text")]
+    return from_config(settings, {**about["config"], **numerics})
 
 
 def _find(name_or_path: str | os.PathLike) -> Path:

@@ -9,6 +9,7 @@ into arrays of any sharding: of a large kernel each device's part alone.
 
 from meta_opt.models.huggingface.folders import (
     check_writable,
+    is_generative,
     load,
     load_generative,
     read_config,
@@ -19,6 +20,7 @@ from meta_opt.models.huggingface.names import module_names
 
 __all__ = [
     "check_writable",
+    "is_generative",
     "load",
     "load_generative",
     "module_names",

@@ -53,6 +53,15 @@ def read_generative_config(folder: str | os.PathLike) -> GenerativeConfig:
     return _read_config(Path(folder), paligemma.parse_config)
 
 
+def is_generative(folder: str | os.PathLike) -> bool:
+    """Whether a folder's ``config.json`` is PaliGemma's.
+
+    Raises:
+        ValueError: no such file, or one that is damaged.
+    """
+    return read_json(Path(folder) / "config.json").get("model_type") == "paligemma"
+
+
 def _read_config(folder: Path, parse: Callable[[Settings, Settings], C]) -> C:
     given = read_json(folder / "config.json")
     processor = folder / "preprocessor_config.json"

@@ -1,0 +1,86 @@
+"""How a generative model does on a split: its loss, and the answers that it writes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from meta_opt.data.answers import AnswerTokenizer
+from meta_opt.evaluation.encoding import in_batches
+from meta_opt.metrics.answers import answer_metrics
+from meta_opt.models.decoding import DecodingConfig, generate
+from meta_opt.models.generative import Generative
+from meta_opt.types import Batch
+
+
+def evaluate_answers(
+    model: Generative,
+    data: Batch,
+    references: list[tuple[str, ...]],
+    tokenizer: AnswerTokenizer,
+    batch_size: int = 32,
+    max_written: int = 200,
+) -> dict[str, float]:
+    """Loss of the reference answers, and metrics of the likeliest ones.
+
+    Args:
+        model: from `nnx.merge(graphdef, params)` where parameters are at hand.
+        data: a whole split: ``image`` [N, h, w, 3], ``prompt`` int [N, P], ``text`` int
+            [N, S]; an answer is written with at most S tokens.
+        references: of each example, all answers that are right.
+        tokenizer: reads what is written.
+        batch_size: examples at a time.
+        max_written: that answers are written for, the first ones.
+
+    Returns:
+        ``loss``, nats a token of the split, and those of `answer_metrics`.
+    """
+    inputs = {k: data[k] for k in ("image", "prompt", "text")}
+    nats = in_batches(model, _nats, inputs, batch_size)
+    written = write_answers(
+        model,
+        {k: data[k][:max_written] for k in ("image", "prompt")},
+        tokenizer,
+        DecodingConfig(max_tokens=data["text"].shape[1]),
+        batch_size,
+    )
+    loss = float(np.sum(nats[:, 0]) / max(np.sum(nats[:, 1]), 1))
+    return {"loss": loss, **answer_metrics(written, references[:max_written])}
+
+
+def write_answers(
+    model: Generative,
+    data: Batch,
+    tokenizer: AnswerTokenizer,
+    config: DecodingConfig,
+    batch_size: int = 32,
+) -> list[str]:
+    """The likeliest answers to ``prompt`` int [N, P] about ``image`` [N, h, w, 3].
+
+    Args:
+        model: with adapters or without.
+        data: these two.
+        tokenizer: of the answers.
+        config: how, at temperature 0.
+        batch_size: examples at a time.
+    """
+    tokens = in_batches(model, _Write(config), data, batch_size)
+    return tokenizer.decode(tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Write:
+    config: DecodingConfig
+
+    def __call__(self, model: Generative, batch: Batch) -> jax.Array:
+        return generate(model, batch["image"], batch["prompt"], self.config)
+
+
+def _nats(model: Generative, batch: Batch) -> jax.Array:
+    """Negative log likelihood of each row's tokens, and how many they are: [B, 2]."""
+    logits = model.logits(batch["image"], batch["prompt"], batch["text"])
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["text"])
+    real = batch["text"] != model.config.pad_id
+    return jnp.stack([jnp.sum(nats * real, axis=1), jnp.sum(real, axis=1)], axis=1)
