@@ -1,6 +1,12 @@
 """A user's things, made small: a SigLIP or CLIP folder, and pictures with captions."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +119,40 @@ def write_pictures(folder: Path, broken: tuple[int, ...] = ()) -> Path:
         lines.append(json.dumps({"image": file.name, "text": SENTENCES[i]}))
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "captions.jsonl"
+
+
+def run_readme(
+    heading: str, folder: Path, flags: Mapping[str, Sequence[str]]
+) -> dict[str, subprocess.CompletedProcess]:
+    """Runs the commands below a heading of the README, as they stand there.
+
+    Args:
+        heading: with its signs; what follows the next heading is left out.
+        folder: that they are run in, with the files that they name.
+        flags: of each module more flags, so that it ends soon.
+
+    Returns:
+        What the last command of each module gave; all ended well.
+    """
+    root = Path(__file__).parents[1]
+    for name in ("configs", "experiments", "meta_opt"):
+        (folder / name).symlink_to(root / name)
+    text = (root / "README.md").read_text(encoding="utf-8")
+    _, found, rest = text.partition(f"\n{heading}\n")
+    assert found, f"README has no {heading!r}"
+    section = re.split(r"\n#+ ", rest)[0]
+    ran = {}
+    for line in section.splitlines():
+        if not line.startswith("python -m experiments."):
+            continue
+        _, *words = shlex.split(line)
+        ran[words[1]] = done = subprocess.run(
+            [sys.executable, *words, *(f"--{x}" for x in flags[words[1]])],
+            cwd=folder,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+    return ran

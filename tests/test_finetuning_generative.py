@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 from generative_small import SMALL
-from own_data import CASES, COLOURS, PLACES, write_pictures
+from own_data import CASES, COLOURS, PLACES, run_readme, write_pictures
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from meta_opt.data.answers import AnswerTokenizer
@@ -235,6 +236,24 @@ def test_errors_come_before_training(configured, tmp_path):
     with pytest.raises(ValueError, match="is of PaliGemma, whose layers"):
         train(configured("paligemma_lora", export=peft))
     assert GENERATIVE.losses == ("captioning",)
+
+
+@pytest.mark.slow
+def test_readmes_commands_work_as_written(paligemma, questions, tmp_path):
+    (tmp_path / "paligemma-3b-pt-224").symlink_to(paligemma)
+    shutil.copytree(questions.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "photos").mkdir()
+    for i in (1, 2):
+        shutil.copyfile(tmp_path / f"{i:02}.png", tmp_path / f"photos/{i}.jpg")
+    fewer = {
+        "experiments.finetune": ["config.loop.num_steps=6", "config.loop.batch_size=8"],
+        "experiments.answer": ["dtype=float32"],
+    }
+    heading = "### Captions and answers to questions"
+    ran = run_readme(heading, tmp_path, fewer)
+    assert "huggingface written to answers" in ran["experiments.finetune"].stdout
+    lines = ran["experiments.answer"].stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["photos/1.jpg", "photos/2.jpg"]
 
 
 # Prompts and answers as tokens
