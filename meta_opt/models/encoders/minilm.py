@@ -1,0 +1,163 @@
+"""MiniLM, a sentence encoder: BERT's layers, six of them (Wang et al. 2020).
+
+Post-LN: each norm comes after its residual (Devlin et al. 2019, arXiv:1810.04805).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from meta_opt.models import layers
+from meta_opt.models.layers import Numerics
+from meta_opt.models.settings import check_divides
+
+
+@dataclasses.dataclass(frozen=True)
+class MiniLMConfig(Numerics):
+    """Architecture and numerics; the defaults are all-MiniLM-L6-v2's.
+
+    Attributes:
+        vocab_size: token ids, K.
+        text_length: places that have a position, S at most.
+        width: D.
+        depth: L, layers.
+        heads: H; divides ``width``.
+        mlp_width: hidden width of the MLP.
+        pad_id: token of the padding.
+    """
+
+    vocab_size: int = 30_522
+    text_length: int = 512
+    width: int = 384
+    depth: int = 6
+    heads: int = 12
+    mlp_width: int = 1536
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that do not fit together and unknown names."""
+        super().__post_init__()
+        check_divides(self, "heads", "width")
+
+
+class PostBlock(nnx.Module):
+    """Post-LN block: ``norm(x + attention(x))``, then ``norm(x + mlp(x))``."""
+
+    def __init__(self, config: layers.BlockConfig, *, rngs: nnx.Rngs) -> None:
+        self.attention = layers.Attention(config, rngs=rngs)
+        self.attention_norm = config.norm(rngs)
+        self.mlp = layers.MLP(config, rngs=rngs)
+        self.mlp_norm = config.norm(rngs)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """[B, S, D] to [B, S, D]; ``mask`` bool [B, S] is false on padding."""
+        x = self.attention_norm(x + self.attention(x, mask=mask))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class MiniLM(nnx.Module):
+    """Token ids to features of each token, or to a unit vector a sentence.
+
+    Args:
+        config: sizes and numerics.
+        rngs: the ``params`` stream initialises.
+    """
+
+    def __init__(self, config: MiniLMConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        init = nnx.initializers.normal(0.02)
+        dtype = jnp.dtype(config.param_dtype)
+
+        def table(rows: int) -> nnx.Param:
+            return nnx.Param(init(rngs.params(), (rows, config.width), dtype))
+
+        block = layers.BlockConfig(
+            width=config.width,
+            heads=config.heads,
+            mlp_width=config.mlp_width,
+            activation="gelu",
+            norm_epsilon=1e-12,
+            numerics=config,
+        )
+        self.embedding = table(config.vocab_size)
+        self.positions = table(config.text_length)
+        self.norm = block.norm(rngs)
+        self.layers = layers.stack(
+            lambda rngs: PostBlock(block, rngs=rngs), config.depth, rngs
+        )
+
+    def features(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Features of int [B, S]: [B, S, D], and bool [B, S], false on padding.
+
+        Raises:
+            ValueError: more tokens than there are positions.
+        """
+        length = tokens.shape[1]
+        if length > self.config.text_length:
+            raise ValueError(
+                f"{length} tokens are more than the {self.config.text_length} places "
+                "of the model"
+            )
+        real = tokens != self.config.pad_id
+        x = self.embedding[...][tokens] + self.positions[:length][None]
+        x = self.norm(x.astype(self.config.dtype))
+        x, _ = layers.scan_stack(
+            lambda block, x, _: (block(x, real), None),
+            self.layers,
+            x,
+            remat=self.config.remat,
+            unroll=not self.config.scan_layers,
+        )
+        return x, real
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Mean of the features, as float32 unit rows [B, D]."""
+        z = layers.mean_pool(*self.features(tokens)).astype(jnp.float32)
+        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+
+
+def minilm_parameters(
+    tensors: Mapping[str, np.ndarray], depth: int
+) -> dict[str, np.ndarray]:
+    """BERT's tensors, as Transformers names them, by our paths.
+
+    Args:
+        tensors: of a file.
+        depth: L.
+    """
+    names = {
+        "attention/query": "attention.self.query",
+        "attention/key": "attention.self.key",
+        "attention/value": "attention.self.value",
+        "attention/out": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "mlp/up": "intermediate.dense",
+        "mlp/down": "output.dense",
+        "mlp_norm": "output.LayerNorm",
+    }
+    embeddings = "embeddings"
+    first = tensors[f"{embeddings}.token_type_embeddings.weight"][0]
+    found = {
+        # A sentence alone has the first type; its vector is part of every position's.
+        "positions": tensors[f"{embeddings}.position_embeddings.weight"] + first,
+        "embedding": tensors[f"{embeddings}.word_embeddings.weight"],
+        "norm/scale": tensors[f"{embeddings}.LayerNorm.weight"],
+        "norm/bias": tensors[f"{embeddings}.LayerNorm.bias"],
+    }
+    for ours, theirs in names.items():
+        weights, biases = (
+            np.stack(
+                [tensors[f"encoder.layer.{i}.{theirs}.{leaf}"] for i in range(depth)]
+            )
+            for leaf in ("weight", "bias")
+        )
+        is_norm = ours.endswith("norm")
+        found[f"layers/{ours}/{'scale' if is_norm else 'kernel'}"] = (
+            weights if is_norm else weights.swapaxes(1, 2)
+        )
+        found[f"layers/{ours}/bias"] = biases
+    return found

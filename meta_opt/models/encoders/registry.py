@@ -1,0 +1,137 @@
+"""Encoders by name, out of the folders that `meta_opt.data.encoder_weights` writes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from meta_opt.models.encoders.efficientnet import (
+    EfficientNet,
+    EfficientNetConfig,
+    efficientnet_parameters,
+)
+from meta_opt.models.encoders.minilm import MiniLM, MiniLMConfig, minilm_parameters
+from meta_opt.models.encoders.whisper import (
+    WhisperConfig,
+    WhisperEncoder,
+    whisper_parameters,
+)
+from meta_opt.models.parameters import mismatch
+from meta_opt.types import near_match
+
+Tensors = Mapping[str, np.ndarray]
+Build = Callable[[Tensors, Mapping[str, Any]], nnx.Module]
+"""From tensors and changes of the numerics to a module."""
+
+
+def _minilm(tensors: Tensors, changes: Mapping[str, Any]) -> nnx.Module:
+    config = MiniLMConfig(**changes)
+    values = minilm_parameters(tensors, config.depth)
+    return filled(lambda: MiniLM(config, rngs=nnx.Rngs(0)), values)
+
+
+def _efficientnet(tensors: Tensors, changes: Mapping[str, Any]) -> nnx.Module:
+    config = EfficientNetConfig(**changes)
+    values = efficientnet_parameters(tensors, config)
+    return filled(lambda: EfficientNet(config, rngs=nnx.Rngs(0)), values)
+
+
+def _whisper(tensors: Tensors, changes: Mapping[str, Any]) -> nnx.Module:
+    config = WhisperConfig(**changes)
+    values = whisper_parameters(tensors, config.depth)
+    return filled(lambda: WhisperEncoder(config, rngs=nnx.Rngs(0)), values)
+
+
+_ENCODERS: dict[str, Build] = {
+    "minilm": _minilm,
+    "efficientnet_lite0": _efficientnet,
+    "whisper_tiny": _whisper,
+}
+
+
+def names() -> list[str]:
+    """Names of the encoders that can be loaded."""
+    return sorted(_ENCODERS)
+
+
+def register(name: str, build: Build) -> None:
+    """Adds an encoder.
+
+    Args:
+        name: a new one.
+        build: makes a module out of the tensors of its ``model.safetensors``.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in _ENCODERS:
+        raise ValueError(f"there is an encoder {name!r} already")
+    _ENCODERS[name] = build
+
+
+def load_encoder(name: str, folder: str | os.PathLike, **changes: Any) -> nnx.Module:
+    """Loads an encoder.
+
+    Args:
+        name: one of `names`.
+        folder: with ``model.safetensors`` and ``about.json``, as
+            `meta_opt.data.encoder_weights.encoder_folder` finds it.
+        **changes: ``dtype``, ``param_dtype``, ``remat``, ``scan_layers``.
+
+    Raises:
+        ValueError: an unknown name, a damaged file, or tensors of another architecture.
+        FileNotFoundError: no such folder.
+
+    Example:
+        model = load_encoder("minilm", "data/encoders/minilm", dtype="bfloat16")
+    """
+    if name not in _ENCODERS:
+        raise ValueError(
+            f"no encoder {name!r}{near_match(name, names())}; there are "
+            f"{', '.join(names())}"
+        )
+    folder = Path(folder)
+    data = (folder / "model.safetensors").read_bytes()
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} is damaged: its SHA-256 is {found}, "
+            f"about.json says {about['sha256']}; delete the folder and prepare it again"
+        )
+    try:
+        return _ENCODERS[name](safetensors.numpy.load(data), changes)
+    except KeyError as error:
+        raise ValueError(f"{folder} lacks the tensor {error} of {name}") from None
+
+
+def filled(create: Callable[[], nnx.Module], values: Tensors) -> Any:
+    """A module whose variables have the given values.
+
+    Args:
+        create: makes it; it is only traced.
+        values: by '/'-joined path.
+
+    Raises:
+        ValueError: values that are missing, unknown or of other shapes.
+    """
+    model = nnx.eval_shape(create)
+    variables = {
+        "/".join(map(str, path)): variable
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
+    problems = mismatch(
+        {path: value.shape for path, value in values.items()},
+        {path: variable.shape for path, variable in variables.items()},
+    )
+    if problems:
+        raise ValueError(f"tensors of another architecture: {problems}")
+    for path, variable in variables.items():
+        variable.set_value(jnp.asarray(values[path], variable.dtype))
+    return model
