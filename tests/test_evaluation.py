@@ -17,12 +17,12 @@ from meta_opt.losses.contrastive import clip_loss
 
 def test_batched_encoding_equals_one_pass_and_compiles_once():
     model, data = small_model(), small_batch(7)
-    encoding._encode_batch.clear_cache()
+    encoding._apply.clear_cache()
     image_z = encode_images(model, data["image"], batch_size=3)
     expected = forward(model, data)
     np.testing.assert_allclose(image_z, expected[0], atol=1e-6)
     encode_images(small_model(), data["image"][:5], batch_size=3)
-    assert encoding._encode_batch._cache_size() == 1
+    assert encoding._apply._cache_size() == 1
     text_z = encode_texts(model, data["text"], batch_size=3)
     np.testing.assert_allclose(text_z, expected[1], atol=1e-6)
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from meta_opt.data.pictures import UnreadableImagesError
 from meta_opt.evaluation.split import score_on
-from meta_opt.finetuning import export, vision_text
+from meta_opt.finetuning import export, model_source, vision_text
 from meta_opt.finetuning.data_source import DataConfig, Splits
 from meta_opt.finetuning.export import ExportConfig
 from meta_opt.finetuning.interruption import Interrupted
@@ -406,10 +406,10 @@ def test_drawings_of_the_package_are_brought_to_the_models_size(configured):
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_every_size_can_begin_from_scratch(size, siglip, monkeypatch):
     made = []
-    monkeypatch.setattr(
-        "meta_opt.finetuning.model_source.VisionText",
-        lambda config, rngs: made.append(config) or nnx.Module(),
+    kind = model_source.CONTRASTIVE._replace(
+        module=lambda config, rngs: made.append(config) or nnx.Module()
     )
+    monkeypatch.setattr(model_source, "kind_of", lambda made: kind)
     for processor in ("", str(siglip)):
         config = ModelConfig(weights="", size=size, processor=processor)
         reading = read_preprocessing(config)
