@@ -67,14 +67,14 @@ def small_minilm(**changes):
 
 def test_minilm_is_berts(expected):
     tokens = jnp.asarray(expected["tokens"])
-    found, real = jax.jit(small_minilm().features)(tokens)
+    found, real = jax.jit(small_minilm().tokens)(tokens)
     np.testing.assert_array_equal(real, expected["tokens"] != 0)
     # What stands on padding is nobody's business.
     np.testing.assert_allclose(
         found[np.asarray(real)], expected["minilm"][np.asarray(real)], atol=1e-4
     )
     with pytest.raises(ValueError, match="13 tokens are more than the 12 places"):
-        small_minilm().features(jnp.ones((1, 13), int))
+        small_minilm().tokens(jnp.ones((1, 13), int))
 
 
 def test_a_sentence_is_a_unit_vector_and_padding_changes_nothing(expected):
@@ -360,7 +360,7 @@ def test_real_weights_compute_as_in_pytorch():
     tokens[1, 7:] = 0
     image = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
     mel = rng.normal(0, 0.5, (1, 3000, 80)).astype(np.float32)
-    found, mask = real("minilm").features(jnp.asarray(tokens))
+    found, mask = real("minilm").tokens(jnp.asarray(tokens))
     found, mask = np.asarray(found[..., :16]), np.asarray(mask)
     np.testing.assert_allclose(found[mask], golden["minilm"][mask], atol=1e-4)
     found = real("efficientnet_lite0").features(jnp.asarray(image))[..., :64]

@@ -193,6 +193,12 @@ class EfficientNet(nnx.Module):
             x = block(x)
         return self.head(x)
 
+    def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`features` as a sequence [B, P, D], and bool [B, P], true throughout."""
+        x = self.features(inputs)
+        x = x.reshape(len(x), -1, x.shape[-1])
+        return x, jnp.ones(x.shape[:2], bool)
+
     def __call__(self, image: jax.Array) -> jax.Array:
         """Mean of the features, float32 [B, D]."""
         return jnp.mean(self.features(image), axis=(1, 2)).astype(jnp.float32)

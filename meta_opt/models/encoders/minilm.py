@@ -90,20 +90,20 @@ class MiniLM(nnx.Module):
             lambda rngs: PostBlock(block, rngs=rngs), config.depth, rngs
         )
 
-    def features(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features of int [B, S]: [B, S, D], and bool [B, S], false on padding.
+    def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Features of ids int [B, S]: [B, S, D], and bool [B, S], false on padding.
 
         Raises:
             ValueError: more tokens than there are positions.
         """
-        length = tokens.shape[1]
+        length = inputs.shape[1]
         if length > self.config.text_length:
             raise ValueError(
                 f"{length} tokens are more than the {self.config.text_length} places "
                 "of the model"
             )
-        real = tokens != self.config.pad_id
-        x = self.embedding[...][tokens] + self.positions[:length][None]
+        real = inputs != self.config.pad_id
+        x = self.embedding[...][inputs] + self.positions[:length][None]
         x = self.norm(x.astype(self.config.dtype))
         x, _ = layers.scan_stack(
             lambda block, x, _: (block(x, real), None),
@@ -114,9 +114,9 @@ class MiniLM(nnx.Module):
         )
         return x, real
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Mean of the features, as float32 unit rows [B, D]."""
-        z = layers.mean_pool(*self.features(tokens)).astype(jnp.float32)
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Mean of the features of int [B, S], as float32 unit rows [B, D]."""
+        z = layers.mean_pool(*self.tokens(inputs)).astype(jnp.float32)
         return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
 
 

@@ -101,6 +101,11 @@ class WhisperEncoder(nnx.Module):
         )
         return self.norm(x)
 
+    def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`features` and bool [B, T / 2], true throughout: silence is heard too."""
+        x = self.features(inputs)
+        return x, jnp.ones(x.shape[:2], bool)
+
 
 def whisper_parameters(
     tensors: Mapping[str, np.ndarray], depth: int

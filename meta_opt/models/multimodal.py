@@ -1,0 +1,164 @@
+"""A model of image, text, audio and video: encoders, fusion, heads.
+
+Input processing and feature fusion of the Meta Optimizer framework (Muhajab et al.).
+Any modality may be missing, from a batch or from some of its samples.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from meta_opt.models.encoders.base import Encoder
+from meta_opt.models.fusion import (
+    Fused,
+    Fusion,
+    FusionConfig,
+    Projection,
+    TemporalTransformer,
+    Tokens,
+)
+from meta_opt.types import Batch
+
+MODALITIES = ("image", "text", "audio", "video")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsConfig:
+    """What is predicted from the fused features.
+
+    Attributes:
+        classes: K of a classification; 0 for none.
+        scores: numbers of a regression; 0 for none.
+        embed_dim: width of the unit vectors of retrieval; 0 for none.
+    """
+
+    classes: int = 0
+    scores: int = 0
+    embed_dim: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for negative sizes."""
+        for name in ("classes", "scores", "embed_dim"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+
+class Multimodal(nnx.Module):
+    """Encoders of the modalities, fused.
+
+    A batch has the inputs of the encoders by modality (``image`` [B, h, w, 3], ``text``
+    int [B, S], ``audio`` float [B, T, mels], ``video`` [B, T, h, w, 3], which the
+    image's encoder sees frame by frame) and, where samples lack one of them,
+    ``<modality>_present`` bool [B].
+
+    Args:
+        config: sizes and numerics of what is fused.
+        encoders: by modality; that of ``video`` may be left out where there is one of
+            images.
+        modalities: that it reads.
+        heads: what it predicts.
+        rngs: the ``params`` stream initialises all but the encoders.
+
+    Raises:
+        ValueError: a modality that is not known or has no encoder.
+    """
+
+    def __init__(
+        self,
+        config: FusionConfig,
+        encoders: Mapping[str, Any],
+        modalities: Collection[str],
+        heads: HeadsConfig,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        used = {m: "image" if m == "video" else m for m in modalities}
+        used = {m: m if m in encoders else e for m, e in used.items()}
+        for modality, encoder in used.items():
+            if modality not in MODALITIES or encoder not in encoders:
+                raise ValueError(
+                    f"no encoder for the modality {modality!r}: there are "
+                    f"{', '.join(encoders) or 'none'}, and modalities are "
+                    f"{', '.join(MODALITIES)}"
+                )
+        self.config, self.modalities, self._used = config, tuple(used), used
+        self.encoders = nnx.Dict({e: encoders[e] for e in dict.fromkeys(used.values())})
+        widths = {m: encoders[e].config.width for m, e in used.items()}
+        if "video" in used:
+            self.video_temporal = TemporalTransformer(
+                config, widths["video"], rngs=rngs
+            )
+            widths["video"] = config.width
+        self.projections = nnx.Dict(
+            {m: Projection(config, width, rngs=rngs) for m, width in widths.items()}
+        )
+        self.fusion = Fusion(config, rngs=rngs)
+        sizes = {k: n for k, n in dataclasses.asdict(heads).items() if n}
+        self.heads = nnx.Dict(
+            {k: config.linear(config.width, n, rngs) for k, n in sizes.items()}
+        )
+
+    def encode(self, batch: Batch) -> dict[str, Tokens]:
+        """Features of the modalities that the batch has, at the common width.
+
+        Raises:
+            ValueError: a batch without any of them.
+        """
+        there = [m for m in self.modalities if m in batch]
+        if not there:
+            raise ValueError(
+                f"a batch of {', '.join(batch)}; the model reads "
+                f"{', '.join(self.modalities)}"
+            )
+        return {m: self._features(m, jnp.asarray(batch[m])) for m in there}
+
+    def _features(self, modality: str, inputs: jax.Array) -> Tokens:
+        encoder: Encoder = self.encoders[self._used[modality]]
+        if modality != "video":
+            x, real = encoder.tokens(inputs)
+            return Tokens(self.projections[modality](x), real)
+        batch, frames = inputs.shape[:2]
+        x, _ = encoder.tokens(inputs.reshape(-1, *inputs.shape[2:]))
+        seen = self.video_temporal(jnp.mean(x, axis=1).reshape(batch, frames, -1))
+        return Tokens(self.projections["video"](seen), jnp.ones((batch, frames), bool))
+
+    def fuse(self, batch: Batch) -> Fused:
+        """Fuses the modalities that the batch has."""
+        tokens = self.encode(batch)
+        present = {
+            m: jnp.asarray(batch[f"{m}_present"])
+            for m in tokens
+            if f"{m}_present" in batch
+        }
+        return self.fusion(tokens, present)
+
+    def classify(self, batch: Batch) -> jax.Array:
+        """Float32 logits [B, K]."""
+        return self._predict("classes", batch)
+
+    def score(self, batch: Batch) -> jax.Array:
+        """Float32 numbers [B, scores]."""
+        return self._predict("scores", batch)
+
+    def embed(self, batch: Batch, modalities: Collection[str]) -> jax.Array:
+        """Float32 unit vectors [B, embed_dim] of some of the modalities alone.
+
+        Those of ``("image",)`` and of ``("text",)`` are what retrieval compares.
+        """
+        kept = {m: batch[m] for m in modalities}
+        names = [f"{m}_present" for m in modalities]
+        kept |= {name: batch[name] for name in names if name in batch}
+        z = self._predict("embed_dim", kept)
+        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+
+    def _predict(self, head: str, batch: Batch) -> jax.Array:
+        if head not in self.heads:
+            raise ValueError(
+                f"the model has no head for {head}; it has "
+                f"{', '.join(self.heads) or 'none'} (HeadsConfig)"
+            )
+        return self.heads[head](self.fuse(batch).summary).astype(jnp.float32)
