@@ -1,0 +1,188 @@
+"""Baselines that balance several losses, or modalities of unequal strength.
+
+Pure functions: whoever trains has the losses' gradients and the weights' own optimizer.
+Equal weights are often competitive (arXiv:2505.10347).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from meta_opt.types import PyTree
+
+_TINY = 1e-12
+
+
+def equal_weighting(losses: jax.Array) -> jax.Array:
+    """Mean of losses [T].
+
+    >>> float(equal_weighting(jnp.array([1.0, 3.0])))
+    2.0
+    """
+    return jnp.mean(losses)
+
+
+def uncertainty_weighting(losses: jax.Array, log_variances: jax.Array) -> jax.Array:
+    r"""Losses weighted by what is learned of their noise (Kendall et al. 2018).
+
+    .. math:: \tfrac12 \sum_t e^{-s_t} l_t + s_t
+
+    Args:
+        losses: l, [T].
+        log_variances: s, [T], trained with the model, zeros at first.
+
+    Returns:
+        A scalar; at s = 0 half the sum.
+
+    >>> float(uncertainty_weighting(jnp.array([1.0, 3.0]), jnp.zeros(2)))
+    2.0
+    """
+    return 0.5 * jnp.sum(jnp.exp(-log_variances) * losses + log_variances)
+
+
+def gradnorm_loss(
+    weights: jax.Array,
+    norms: jax.Array,
+    losses: jax.Array,
+    first_losses: jax.Array,
+    alpha: float = 1.5,
+) -> jax.Array:
+    r"""What GradNorm's weights are trained on (Chen et al. 2018, arXiv:1711.02257).
+
+    .. math::
+        \sum_t \big| w_t G_t - \bar G\, r_t^\alpha \big|, \qquad
+        r_t = \frac{l_t / l_t^0}{\operatorname{mean}_u\, l_u / l_u^0},
+
+    where :math:`\bar G` is the mean of w G; it and r are constants to the derivative.
+    After each step of the weights, `gradnorm_weights` brings their sum back to T.
+
+    Args:
+        weights: w, [T].
+        norms: G, [T]: norms of the unweighted losses' gradients by shared parameters.
+        losses: l, [T].
+        first_losses: those at the start, [T].
+        alpha: how strongly slow losses are favoured.
+
+    >>> one, two = jnp.ones(2), jnp.array([1.0, 2.0])
+    >>> float(gradnorm_loss(one, two, one, one))
+    1.0
+    """
+    rate = losses / jnp.maximum(first_losses, _TINY)
+    rate = rate / jnp.maximum(jnp.mean(rate), _TINY)
+    target = jax.lax.stop_gradient(jnp.mean(weights * norms) * rate**alpha)
+    return jnp.sum(jnp.abs(weights * jax.lax.stop_gradient(norms) - target))
+
+
+def gradnorm_weights(weights: jax.Array) -> jax.Array:
+    """Weights [T] after a step, positive again and with the sum T.
+
+    >>> gradnorm_weights(jnp.array([1.0, 3.0])).tolist()
+    [0.5, 1.5]
+    """
+    positive = jnp.maximum(weights, _TINY)
+    return len(weights) * positive / jnp.sum(positive)
+
+
+def pcgrad(grads: Sequence[PyTree], key: jax.Array) -> PyTree:
+    """Mean of gradients from which what conflicts was projected away.
+
+    Each loses its part along every other that it has a negative product with, in random
+    order (PCGrad, Yu et al. 2020, arXiv:2001.06782).
+
+    Args:
+        grads: of the losses, pytrees of one structure.
+        key: of the order.
+
+    >>> a, b = jnp.array([1.0, 0.0]), jnp.array([-1.0, 1.0])
+    >>> pcgrad([a, b], jax.random.key(0)).tolist()
+    [0.25, 0.75]
+    """
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *grads)
+    count = len(grads)
+
+    def dot(a: PyTree, b: PyTree) -> jax.Array:
+        return sum(
+            jnp.vdot(x, y)
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
+
+    def pick(i: jax.Array) -> PyTree:
+        return jax.tree.map(lambda x: x[i], stacked)
+
+    def project(i: jax.Array, key: jax.Array) -> PyTree:
+        def away(own: PyTree, j: jax.Array) -> tuple[PyTree, None]:
+            other = pick(j)
+            product = dot(own, other)
+            part = jnp.where(
+                (product < 0) & (j != i),
+                product / jnp.maximum(dot(other, other), _TINY),
+                0.0,
+            )
+            return jax.tree.map(lambda x, y: x - part * y, own, other), None
+
+        order = jax.random.permutation(key, count)
+        return jax.lax.scan(away, pick(i), order)[0]
+
+    projected = jax.vmap(project)(jnp.arange(count), jax.random.split(key, count))
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), projected)
+
+
+def modality_strengths(logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
+    """How sure each modality alone is of the right classes, summed over a batch: [M].
+
+    Args:
+        logits: of each modality [B, K].
+        labels: int [B].
+    """
+    picked = [
+        jnp.sum(jnp.take_along_axis(jax.nn.softmax(x), labels[:, None], axis=1))
+        for x in logits
+    ]
+    return jnp.stack(picked)
+
+
+def ogm_factors(strengths: jax.Array, alpha: float = 0.5) -> jax.Array:
+    r"""Factors of the modalities' gradients (OGM, Peng et al. 2022, arXiv:2203.15332).
+
+    With :math:`\rho` a modality's strength over the mean of the others',
+    :math:`1 - \tanh(\alpha \rho)` where that is above 1, else 1. For two modalities
+    that is the paper's.
+
+    Args:
+        strengths: of `modality_strengths`, [M], M at least 2.
+        alpha: 0.1 to 0.8.
+
+    Raises:
+        ValueError: a single modality.
+
+    >>> ogm_factors(jnp.array([1.0, 2.0]), alpha=0.5).round(3).tolist()
+    [1.0, 0.23800000548362732]
+    """
+    if len(strengths) < 2:
+        raise ValueError("one modality has none to be stronger than")
+    others = (jnp.sum(strengths) - strengths) / (len(strengths) - 1)
+    ratio = strengths / jnp.maximum(others, _TINY)
+    return jnp.where(ratio > 1, 1 - jnp.tanh(alpha * ratio), 1.0)
+
+
+def ogm_ge(grads: PyTree, factor: jax.Array, key: jax.Array) -> PyTree:
+    """A modality's gradients times its factor, with noise of their size (OGM-GE).
+
+    The noise, which the weakening takes away (generalisation enhancement), is normal
+    with the standard deviation of each leaf's gradient; at factor 1 there is none.
+
+    Args:
+        grads: of the modality's encoder.
+        factor: of `ogm_factors`, a scalar.
+        key: of the noise.
+    """
+    leaves, treedef = jax.tree.flatten(grads)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    return treedef.unflatten(
+        [
+            factor * g
+            + jnp.where(factor < 1, jnp.std(g), 0) * jax.random.normal(k, g.shape)
+            for g, k in zip(leaves, keys[: len(leaves)], strict=True)
+        ]
+    )

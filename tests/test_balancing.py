@@ -1,0 +1,99 @@
+"""Balancing baselines: oracles by hand and in numpy, and invariants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meta_opt.losses.balancing import (
+    gradnorm_loss,
+    gradnorm_weights,
+    modality_strengths,
+    ogm_factors,
+    ogm_ge,
+    pcgrad,
+    uncertainty_weighting,
+)
+
+
+def test_uncertainty_finds_the_losses_own_scale():
+    """At the optimum of s the weight of a loss is one over the loss."""
+    losses, s = jnp.array([0.5, 4.0]), jnp.zeros(2)
+    for _ in range(500):
+        s -= 0.1 * jax.grad(uncertainty_weighting, argnums=1)(losses, s)
+    np.testing.assert_allclose(jnp.exp(-s), 1 / losses, rtol=1e-3)
+
+
+def test_gradnorm_raises_the_weight_of_what_is_slow():
+    weights, norms = jnp.ones(2), jnp.ones(2)
+    first, losses = jnp.array([2.0, 2.0]), jnp.array([1.0, 2.0])
+    grad = jax.grad(gradnorm_loss)(weights, norms, losses, first)
+    assert grad[0] > 0 > grad[1]
+    # By hand: rates 2/3 and 4/3, targets their 1.5th powers, the mean norm is one.
+    expected = abs(1 - (2 / 3) ** 1.5) + abs(1 - (4 / 3) ** 1.5)
+    found = gradnorm_loss(weights, norms, losses, first)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    # Alone in its dominance, a loss whose gradient is larger loses weight.
+    grad = jax.grad(gradnorm_loss)(weights, jnp.array([1.0, 3.0]), first, first)
+    assert grad[0] < 0 < grad[1]
+    assert float(jnp.sum(gradnorm_weights(jnp.array([-1.0, 0.5, 2.0])))) == 3.0
+
+
+def numpy_pcgrad(grads, orders):
+    out = []
+    for i, order in enumerate(orders):
+        own = grads[i].copy()
+        for j in order:
+            product = own @ grads[j]
+            if j != i and product < 0:
+                own = own - product / (grads[j] @ grads[j]) * grads[j]
+        out.append(own)
+    return np.mean(out, axis=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 4))
+def test_pcgrad_is_the_papers(seed, count):
+    grads = np.random.default_rng(seed).normal(size=(count, 5))
+    key = jax.random.key(seed)
+    orders = [
+        np.asarray(jax.random.permutation(k, count))
+        for k in jax.random.split(key, count)
+    ]
+    split = [{"a": jnp.asarray(g[:2]), "b": jnp.asarray(g[2:])} for g in grads]
+    found = pcgrad(split, key)
+    joined = np.concatenate([found["a"], found["b"]])
+    np.testing.assert_allclose(joined, numpy_pcgrad(grads, orders), atol=1e-4)
+
+
+def test_pcgrad_leaves_what_agrees():
+    grads = [jnp.array([1.0, 0.2]), jnp.array([0.5, 1.0]), jnp.zeros(2)]
+    found = pcgrad(grads, jax.random.key(0))
+    np.testing.assert_allclose(found, np.mean(grads, axis=0), rtol=1e-6)
+
+
+def test_the_stronger_modality_is_weakened():
+    labels = jnp.array([0, 1])
+    sure = 5.0 * jax.nn.one_hot(labels, 3)
+    strengths = modality_strengths([sure, jnp.zeros((2, 3))], labels)
+    np.testing.assert_allclose(strengths[1], 2 / 3, rtol=1e-6)
+    factors = ogm_factors(strengths, alpha=0.3)
+    ratio = float(strengths[0] / strengths[1])
+    np.testing.assert_allclose(factors, [1 - np.tanh(0.3 * ratio), 1.0], rtol=1e-5)
+    np.testing.assert_array_equal(ogm_factors(jnp.ones(3)), 1.0)
+    with pytest.raises(ValueError, match="one modality"):
+        ogm_factors(jnp.ones(1))
+
+
+def test_the_noise_has_the_gradients_size():
+    grads = {"kernel": jnp.linspace(-1, 1, 4000), "bias": jnp.zeros(3)}
+    found = ogm_ge(grads, jnp.float32(0.5), jax.random.key(0))
+    noise = found["kernel"] - 0.5 * grads["kernel"]
+    assert float(jnp.std(noise)) == pytest.approx(
+        float(jnp.std(grads["kernel"])), rel=0.05
+    )
+    np.testing.assert_array_equal(found["bias"], 0)
+    same = ogm_ge(grads, jnp.float32(1.0), jax.random.key(0))
+    np.testing.assert_array_equal(same["kernel"], grads["kernel"])
