@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,49 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
     Those that are finished are kept in a file, and not compiled again.
     """
     import jax
-    from flax import nnx
     from tqdm import tqdm
+
+    from meta_opt.types import write_atomic
+
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    rows = []
+    cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
+    bar = tqdm(cases, desc="plans", unit="plan")
+    for trainable, optimizer in bar:
+        at_most = settings["most_examples"] * (trainable in settings["largest_of"])
+        same = {k: v for k, v in settings.items() if k not in _OF_THE_WHOLE}
+        same["most_examples"] = at_most
+        key = json.dumps([trainable, optimizer, jax.__version__, same], sort_keys=True)
+        if key not in known:
+
+            def tell(size: int, what: str = f"{trainable}, {optimizer}") -> None:
+                bar.set_postfix_str(f"{what}, batch of {size}")
+
+            known[key] = row(settings, trainable, optimizer, at_most, tell)
+            with write_atomic(kept) as file:
+                file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        rows.append(known[key])
+    return rows
+
+
+def row(
+    settings: dict[str, Any],
+    trainable: str,
+    optimizer: str,
+    at_most: int,
+    tell: Callable[[int], None],
+) -> dict[str, Any]:
+    """Plans one way of training with one optimizer.
+
+    Args:
+        settings: the configuration.
+        trainable: ``all`` or ``lora``.
+        optimizer: its name.
+        at_most: examples a shard to look for the largest batch up to; 0: not at all.
+        tell: is told of every batch size that is compiled.
+    """
+    import jax
+    from flax import nnx
 
     from meta_opt.finetuning.model_source import split_model
     from meta_opt.finetuning.planning import largest_batch, plan_step, topology_devices
@@ -83,76 +124,54 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
     from meta_opt.models.vision_text import STACKED
     from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
     from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
-    from meta_opt.types import from_config, write_atomic
+    from meta_opt.types import from_config
 
     create, rules, example, loss = subject(settings)
-    mesh = make_mesh(
-        from_config(MeshConfig, settings["mesh"]),
-        topology_devices(settings["topology"]),
-    )
-    lora = from_config(LoRAConfig, settings["lora"])
+    devices = topology_devices(settings["topology"])
+    mesh = make_mesh(from_config(MeshConfig, settings["mesh"]), devices)
 
-    def build(trainable: str) -> nnx.Module:
+    def build() -> nnx.Module:
         model = create(rngs=nnx.Rngs(0))
         if trainable == "lora":
+            lora = from_config(LoRAConfig, settings["lora"])
             add_lora(model, lora, rngs=nnx.Rngs(0))
         return model
 
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    rows = []
-    cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
-    for trainable, optimizer in tqdm(cases, desc="plans", unit="plan"):
-        at_most = settings["most_examples"] * (trainable in settings["largest_of"])
-        same = {k: v for k, v in settings.items() if k not in _OF_THE_WHOLE}
-        same["most_examples"] = at_most
-        key = json.dumps([trainable, optimizer, jax.__version__, same], sort_keys=True)
-        if key in known:
-            rows.append(known[key])
-            continue
-        model = split_model(nnx.eval_shape(lambda t=trainable: build(t)), trainable)
-        learned = {"weights": settings["weights"], "stacked": STACKED}
-        tx = make_optimizer(
-            OptimizerConfig(
-                name=optimizer,
-                num_steps=1000,
-                **(learned if optimizer == "learned" else {"learning_rate": 1e-4}),
-            )
+    model = split_model(nnx.eval_shape(build), trainable)
+    own: dict[str, Any] = {"learning_rate": 1e-4}
+    if optimizer == "learned":
+        own = {"weights": settings["weights"], "stacked": STACKED}
+    tx = make_optimizer(OptimizerConfig(name=optimizer, num_steps=1000, **own))
+
+    def plan(size: int) -> Any:
+        tell(size)
+        batch = {
+            k: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+            for k, x in example.items()
+        }
+        return plan_step(
+            model.params,
+            model.frozen,
+            make_loss(model, loss),
+            tx,
+            batch,
+            mesh,
+            rules,
+            settings["accumulation_steps"],
         )
 
-        def plan(size: int, model: Any = model, tx: Any = tx) -> Any:
-            batch = {
-                k: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
-                for k, x in example.items()
-            }
-            return plan_step(
-                model.params,
-                model.frozen,
-                make_loss(model, loss),
-                tx,
-                batch,
-                mesh,
-                rules,
-                settings["accumulation_steps"],
-            )
-
-        found = plan(batch_shards(mesh) * settings["examples"])
-        most = None
-        if at_most:
-            best = largest_batch(plan, found, mesh, at_most)
-            most = best.batch_size // batch_shards(mesh) if best else 0
-        rows.append(
-            {
-                "trainable": trainable,
-                "name": optimizer,
-                **dataclasses.asdict(found),
-                "fits": found.fits,
-                "largest_examples": most,
-            }
-        )
-        known[key] = rows[-1]
-        with write_atomic(kept) as temporary:
-            temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    return rows
+    found = plan(batch_shards(mesh) * settings["examples"])
+    most = None
+    if at_most:
+        best = largest_batch(plan, found, mesh, at_most)
+        most = best.batch_size // batch_shards(mesh) if best else 0
+    return {
+        "trainable": trainable,
+        "name": optimizer,
+        **dataclasses.asdict(found),
+        "fits": found.fits,
+        "largest_examples": most,
+    }
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ Equal weights are often competitive (arXiv:2505.10347).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,10 +103,8 @@ def pcgrad(grads: Sequence[PyTree], key: jax.Array) -> PyTree:
     count = len(grads)
 
     def dot(a: PyTree, b: PyTree) -> jax.Array:
-        return sum(
-            jnp.vdot(x, y)
-            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        )
+        products = jax.tree.leaves(jax.tree.map(jnp.vdot, a, b))
+        return sum(products, start=jnp.zeros(()))
 
     def pick(i: jax.Array) -> PyTree:
         return jax.tree.map(lambda x: x[i], stacked)
@@ -177,6 +176,8 @@ def ogm_ge(grads: PyTree, factor: jax.Array, key: jax.Array) -> PyTree:
         factor: of `ogm_factors`, a scalar.
         key: of the noise.
     """
+    leaves: list[jax.Array]
+    treedef: Any
     leaves, treedef = jax.tree.flatten(grads)
     keys = jax.random.split(key, max(len(leaves), 1))
     return treedef.unflatten(

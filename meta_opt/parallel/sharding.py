@@ -44,32 +44,24 @@ FSDP_RULES = (Rule(r".*", largest="fsdp"),)
 """Every parameter over fsdp, along its largest divisible axis."""
 
 _SMALL = 2**14
-# Messages would cost more than their memory. (What follows a name is NNX's.)
-_VECTORS = Rule(r"(bias|scale)(/|$)")
+# What follows a kernel's name is NNX's, and no scale of an int8 kernel.
 VISION_TEXT_RULES = (
-    Rule(r"attention/(query|key|value)/kernel", (None, "tensor"), "fsdp", _SMALL),
-    Rule(r"attention/out/kernel", ("tensor", None), "fsdp", _SMALL),
-    Rule(r"mlp/up/kernel", (None, "tensor"), "fsdp", _SMALL),
-    Rule(r"mlp/down/kernel", ("tensor", None), "fsdp", _SMALL),
-    Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
-    _VECTORS,
-    Rule(r".*", largest="fsdp", min_size=_SMALL),
-)
-"""`meta_opt.models.vision_text`: heads and hidden units over tensor, all over fsdp."""
-
-
-GENERATIVE_RULES = (
-    Rule(r"decoder/tokens/embedding", (("tensor", "fsdp"), None)),
-    # Keys and values of the decoder may have one head for all queries. What follows
-    # a kernel's name is NNX's, and no scale of an int8 kernel.
-    Rule(r"decoder/.*attention/(key|value)/kernel(/|$)", (), "fsdp", _SMALL),
     Rule(r"attention/(query|key|value)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"attention/out/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
     Rule(r"mlp/(up|gate)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"mlp/down/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
     Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
-    _VECTORS,
+    # Messages would cost more than their memory.
+    Rule(r"(bias|scale)(/|$)"),
     Rule(r".*", largest="fsdp", min_size=_SMALL),
+)
+"""`meta_opt.models.vision_text`: heads and hidden units over tensor, all over fsdp."""
+
+GENERATIVE_RULES = (
+    Rule(r"decoder/tokens/embedding", (("tensor", "fsdp"), None)),
+    # Keys and values of the decoder may have one head for all queries.
+    Rule(r"decoder/.*attention/(key|value)/kernel(/|$)", (), "fsdp", _SMALL),
+    *VISION_TEXT_RULES,
 )
 """`meta_opt.models.generative`: the same, and the vocabulary over tensor and fsdp."""
 
