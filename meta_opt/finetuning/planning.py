@@ -311,14 +311,18 @@ def largest_batch(
 
 
 def _next(plans: Sequence[StepPlan]) -> int:
-    """Batch size to try: where the line through the last two plans meets the limit."""
+    """Batch size to try: where the line through the last two plans meets the limit.
+
+    Of one plan: if all its temporary bytes grew with the batch, which is too few.
+    """
     last = plans[-1]
     if len(plans) == 1:
+        per_example = (last.temporary or 0) / last.batch_size
+    else:
+        more = last.batch_size - plans[-2].batch_size
+        per_example = (last.total - plans[-2].total) / more
+    if last.limit is None or per_example <= 0:
         return 2 * last.batch_size if last.fits else last.batch_size // 2
-    more = last.total - plans[-2].total
-    if last.limit is None or more * (last.batch_size - plans[-2].batch_size) <= 0:
-        return 2 * last.batch_size
-    per_example = more / (last.batch_size - plans[-2].batch_size)
     return int(last.batch_size + (last.limit - last.total) / per_example)
 
 
