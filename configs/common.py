@@ -31,6 +31,20 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         best_mode="min",
         feedback=False,
         progress=True,
+        # What is done about spikes, NaN, a metric that stands still, too little memory.
+        watch=dict(
+            enabled=False,
+            spike=2.0,
+            window=5,
+            sustained=2,
+            shrink=0.5,
+            recover=5,
+            max_rollbacks=3,
+            # Evaluations; 0: no early stopping.
+            patience=0,
+            # Bytes of a device; 0: what it has.
+            memory_limit=0,
+        ),
     )
     config.optimizer = dict(
         name="learned",

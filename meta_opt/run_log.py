@@ -6,6 +6,8 @@ Layout of a run's directory:
   values that a rerun reproduces, so that an interrupted and resumed run leaves the same
   bytes as an unbroken one.
 - ``timing.jsonl``: the same with seconds in it.
+- ``actions.jsonl``: what was done about trouble, ``{"step": 10, "action": "roll back",
+  "reason": ...}``.
 - ``tensorboard/``: both, as TensorBoard scalars.
 - ``config.json``: the resolved configuration.
 - ``environment.json``: a list with one entry for each start: git revision, versions,
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
+ACTIONS = "actions.jsonl"
 _PACKAGES = ("meta-opt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -44,6 +47,7 @@ class RunLog:
     Attributes:
         history: the records of ``metrics.jsonl``, those before a resume included.
         timing: the records of ``timing.jsonl``, likewise.
+        actions: the records of ``actions.jsonl``, likewise.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class RunLog:
 
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
+        self.actions: list[dict[str, Any]] = []
         self._files: dict[str, Any] = {}
         self._tensorboard: Any = None
         self._workdir = None if workdir is None else Path(workdir)
@@ -61,11 +66,16 @@ class RunLog:
         if resume_step is not None:
             self.history = _up_to(self._workdir / METRICS, resume_step)
             self.timing = _up_to(self._workdir / TIMING, resume_step)
+            self.actions = _up_to(self._workdir / ACTIONS, resume_step)
         if jax.process_index() != 0:
             return
         from tensorboardX import SummaryWriter
 
-        for name, records in ((METRICS, self.history), (TIMING, self.timing)):
+        for name, records in (
+            (METRICS, self.history),
+            (TIMING, self.timing),
+            (ACTIONS, self.actions),
+        ):
             path = self._workdir / name
             with write_atomic(path) as temporary:
                 temporary.write_text("".join(map(_line, records)), encoding="utf-8")
@@ -82,6 +92,14 @@ class RunLog:
     def write_timing(self, step: int, seconds: Mapping[str, float]) -> None:
         """Records measurements of the machine (seconds, steps a second) at a step."""
         self._append(TIMING, self.timing, step, seconds)
+
+    def write_action(self, step: int, action: str, reason: str) -> None:
+        """Records something that was done at a step, and why."""
+        record = {"step": step, "action": action, "reason": reason}
+        self.actions.append(record)
+        if ACTIONS in self._files:
+            self._files[ACTIONS].write(_line(record))
+            self._files[ACTIONS].flush()
 
     def _append(
         self,

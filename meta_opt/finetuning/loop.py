@@ -15,10 +15,13 @@ import optax
 
 from meta_opt import run_log
 from meta_opt.checkpoints import Checkpoints
+from meta_opt.finetuning.feedback import Action, Watch
+from meta_opt.finetuning.good_state import GoodState
 from meta_opt.finetuning.interruption import Interrupted, Signals, catch_signals
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.state import TrainState, fingerprint, init_state
-from meta_opt.finetuning.step import LossFn, make_train_step
+from meta_opt.finetuning.step import LossFn
+from meta_opt.finetuning.step_program import compile_step
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.processes import LaggedMax, check_shared
 from meta_opt.parallel.sharding import FSDP_RULES, Rule
@@ -51,6 +54,8 @@ class RunResult:
         state: the final state, on the mesh.
         history: the records of metrics, ``{"step": ..., "train/loss": ...}`` or
             ``{"step": ..., "validation/...": ...}``.
+        actions: what was done about trouble, ``{"step": ..., "action": ..., "reason":
+            ...}``.
         train_seconds: in steps, input included; without compilation, evaluation and
             saving; all parts of an interrupted run together.
         input_seconds: those of ``train_seconds`` that were spent waiting for batches.
@@ -61,6 +66,7 @@ class RunResult:
 
     state: TrainState
     history: list[dict[str, Any]]
+    actions: list[dict[str, Any]]
     train_seconds: float
     input_seconds: float
     compile_seconds: float
@@ -149,7 +155,6 @@ class _Trainer:
     ) -> None:
         self.config = config
         self.state = state
-        self.shardings = jax.tree.map(lambda x: x.sharding, state)
         self.fingerprint = fingerprint(state.frozen)
         self.mesh = mesh
         self.rows = mesh_lib.local_rows(mesh, config.batch_size)
@@ -168,6 +173,8 @@ class _Trainer:
         self.input_seconds = 0.0
         self.compile_seconds = 0.0
         self._resumed_at: float | None = None
+        self.watch = Watch(config.watch, config.best_mode)
+        self.good_state = GoodState()
 
     def open(self, resolved_config: Mapping[str, Any] | None) -> None:
         """Restores the newest checkpoint, if any, and opens the log behind it."""
@@ -214,6 +221,7 @@ class _Trainer:
         self.feedback = math.nan if host["feedback"] is None else host["feedback"]
         self.train_seconds = host["train_seconds"]
         self.input_seconds = host["input_seconds"]
+        self.watch.set_state(host["watch"])
         self.step = restored.step
         _log.info("resuming %s from step %d", self.workdir, self.step)
         return self.step
@@ -223,8 +231,9 @@ class _Trainer:
         config = self.config
         if self.step == 0 and config.evaluate_at_start:
             self._evaluate()
-        if self.step >= config.num_steps:
+        if self.step >= config.num_steps or self.watch.stopped:
             return
+        self._keep()
         show = config.progress and jax.process_index() == 0
         bar = run_log.progress_bar(
             config.num_steps, start=self.step, label=label, show=show
@@ -242,7 +251,7 @@ class _Trainer:
                 self.pending.append(metrics)
                 self._after_step(bar)
                 bar.update()
-                last = self.step == config.num_steps
+                last = self.step == config.num_steps or self.watch.stopped
                 if signum := agreed(signals.received or 0):
                     self._save()
                     raise Interrupted(signum, self.step)
@@ -259,25 +268,17 @@ class _Trainer:
             bar.set_postfix(loss=f"{self._log_means():.4g}", refresh=False)
         if self.step % config.eval_every == 0 or last:
             self._evaluate()
-        if self.step % config.checkpoint_every == 0 or last:
+        if self.step % config.checkpoint_every == 0 or last or self.watch.stopped:
             self._save()
+            self._keep()
 
     def _compile(self, batch: PyTree) -> Callable[..., Any]:
-        """Compiles the step ahead, so that its time is known and not in the steps'."""
         started = time.perf_counter()
-        train_step = make_train_step(
-            self.loss_fn, self.tx, self.config.accumulation_steps
+        compiled, actions = compile_step(
+            self.config, self.loss_fn, self.tx, self.state, batch, self.mesh
         )
-        feedback = (np.float32(math.nan),) if self.config.feedback else ()
-        jitted = jax.jit(
-            train_step,
-            donate_argnums=0,
-            out_shardings=(self.shardings, mesh_lib.replicated(self.mesh)),
-        )
-        # The optimizer divides its work over the mesh that is set.
-        with jax.set_mesh(self.mesh):
-            compiled = jitted.lower(self.state, batch, *feedback).compile()
         self.compile_seconds = time.perf_counter() - started
+        self._act(actions)
         return compiled
 
     def _next_batch(self) -> PyTree:
@@ -336,8 +337,10 @@ class _Trainer:
             for key in self.pending[0]
         }
         means["train/nonfinite"] = self.pending[-1]["nonfinite"]
+        losses = [metrics["loss"] for metrics in self.pending]
         self.pending = []
         self.log.write(self.step, means)
+        self._act(self.watch.record(losses))
         names = ("train_seconds", "input_seconds", "compile_seconds")
         self.log.write_timing(self.step, {name: getattr(self, name) for name in names})
         return means["train/loss"]
@@ -354,6 +357,25 @@ class _Trainer:
                 f"the evaluation: {', '.join(scores)}"
             )
         self.best = self.feedback = float(scores[self.config.best_metric])
+        self._act(self.watch.metric(self.best))
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        """Does what the feedback asks for, and says so."""
+        for action in actions:
+            _log.warning("step %d, %s: %s", self.step, action.kind, action.reason)
+            self.log.write_action(self.step, action.kind, action.reason)
+            if action.kind == "roll back":
+                self.state = self.good_state.restored(self.state)
+        if actions:
+            scale = jax.device_put(
+                np.float32(self.watch.scale), self.state.scale.sharding
+            )
+            self.state = dataclasses.replace(self.state, scale=scale)
+
+    def _keep(self) -> None:
+        """Keeps the state to roll back to, if all is well with it."""
+        if self.config.watch.enabled and self.watch.good:
+            self.good_state.keep(self.state)
 
     def _save(self) -> None:
         if self.checkpoints is None:
@@ -369,6 +391,7 @@ class _Trainer:
                 "feedback": self.feedback if math.isfinite(self.feedback) else None,
                 "train_seconds": self.train_seconds,
                 "input_seconds": self.input_seconds,
+                "watch": self.watch.get_state(),
                 "frozen": self.fingerprint,
             },
             metric=self.best,
@@ -387,6 +410,7 @@ class _Trainer:
         return RunResult(
             state=self.state,
             history=self.log.history,
+            actions=self.log.actions,
             train_seconds=self.train_seconds,
             input_seconds=self.input_seconds,
             compile_seconds=self.compile_seconds,

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from meta_opt.finetuning.feedback import WatchConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
@@ -23,6 +25,8 @@ class LoopConfig:
         feedback: whether ``best_metric`` is given to the optimizer after each
             evaluation. Validation data then takes part in training.
         progress: whether to show a progress bar on a terminal.
+        watch: what is done about spikes, losses that are not finite, a metric that no
+            longer improves, too little memory.
     """
 
     num_steps: int
@@ -39,6 +43,7 @@ class LoopConfig:
     best_mode: str = "min"
     feedback: bool = False
     progress: bool = True
+    watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -179,14 +179,7 @@ def plan_step(
         total, known["limit"] = refused(str(error), held)
         collectives = None
     else:
-        memory: Any = compiled.memory_analysis()
-        total = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        )
+        total = peak_bytes(compiled)
         try:
             collectives = count_collectives(compiled.as_text() or "")
         except (
@@ -199,6 +192,18 @@ def plan_step(
         total=total,
         collectives=collectives,
         compile_seconds=time.perf_counter() - began,
+    )
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program needs of each device, its arguments included."""
+    memory: Any = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
     )
 
 
@@ -269,6 +274,7 @@ def abstract_state(
         opt_state=placed(jax.eval_shape(tx.init, params), state_shardings(tx, params)),
         rng=jax.ShapeDtypeStruct((), key.dtype, sharding=whole),  # type: ignore
         nonfinite=scalar,
+        scale=jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),  # type: ignore
     )
     return state, jax.tree.map(lambda x: x.sharding, state)
 

@@ -28,6 +28,8 @@ class TrainState:
         opt_state: state of the optimizer.
         rng: typed PRNG key [], constant; each step folds its number in.
         nonfinite: int32 [], how many steps had a loss that was not finite.
+        scale: float32 [], factor on the optimizer's updates; 1 unless the run's
+            feedback has shrunk it (`meta_opt.finetuning.feedback`).
     """
 
     step: jax.Array
@@ -36,6 +38,7 @@ class TrainState:
     opt_state: PyTree
     rng: jax.Array
     nonfinite: jax.Array
+    scale: jax.Array
 
     def saved(self) -> dict[str, PyTree]:
         """Returns what a checkpoint holds: all but ``frozen``, which never changes."""
@@ -79,10 +82,11 @@ def init_state(
     # Copies where the caller keeps the arrays, since the step donates its state.
     params, frozen = place((params, frozen), shardings, take_over)
     init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
-    step, nonfinite, rng = place(
-        (jnp.int32(0), jnp.int32(0), jax.random.key(seed)), replicated(mesh)
+    step, nonfinite, rng, scale = place(
+        (jnp.int32(0), jnp.int32(0), jax.random.key(seed), jnp.float32(1)),
+        replicated(mesh),
     )
-    return TrainState(step, params, frozen, init(params), rng, nonfinite)
+    return TrainState(step, params, frozen, init(params), rng, nonfinite, scale)
 
 
 def fingerprint(tree: PyTree) -> int:

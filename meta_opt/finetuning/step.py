@@ -95,6 +95,7 @@ def make_train_step(
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, value=loss, **extra
         )
+        updates = jax.tree.map(lambda u: u * state.scale.astype(u.dtype), updates)
         nonfinite = state.nonfinite + ~jnp.isfinite(loss)
         new_state = TrainState(
             step=state.step + 1,
@@ -103,6 +104,7 @@ def make_train_step(
             opt_state=opt_state,
             rng=state.rng,
             nonfinite=nonfinite,
+            scale=state.scale,
         )
         return new_state, {
             "loss": loss,

@@ -1,0 +1,203 @@
+"""Performance feedback: watches a run, and says what to do about what it sees.
+
+The feedback module of the Meta Optimizer framework (Muhajab et al.): training loss and
+validation metric come in, and actions with their reasons go out: shrink the step, roll
+back to the last good state, stop early. The loop carries them out and logs them. That a
+batch is cut to what memory holds is part of it, in `meta_opt.finetuning.step_program`.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+_FLOOR = 0.01
+"""Share of the first loss below which a rise means nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+    """What counts as trouble, and how much of it is borne.
+
+    Attributes:
+        enabled: whether to watch at all.
+        spike: a record's mean loss is bad above this many times the median of the good
+            ones before it.
+        window: good records that the median is of.
+        sustained: bad records in a row after which the run rolls back; a loss that is
+            not finite at a record's end rolls back at once.
+        shrink: factor on the step after trouble.
+        recover: good records in a row after which a shrunk step grows again.
+        max_rollbacks: after which trouble stops the run.
+        patience: evaluations without a better metric after which the run stops; 0:
+            never.
+        memory_limit: bytes of a device that the compiled step may need; 0: what the
+            device has, where that is known.
+    """
+
+    enabled: bool = False
+    spike: float = 2.0
+    window: int = 5
+    sustained: int = 2
+    shrink: float = 0.5
+    recover: int = 5
+    max_rollbacks: int = 3
+    patience: int = 0
+    memory_limit: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.spike <= 1:
+            raise ValueError(f"watch.spike={self.spike} must be above 1")
+        if not 0 < self.shrink < 1:
+            raise ValueError(f"watch.shrink={self.shrink} must be between 0 and 1")
+        for name, least in (
+            *(("window", 1), ("sustained", 1), ("recover", 1)),
+            *(("max_rollbacks", 0), ("patience", 0), ("memory_limit", 0)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"watch.{name}={getattr(self, name)} must be at least {least}"
+                )
+
+
+class Action(NamedTuple):
+    """What is to be done, and why.
+
+    Attributes:
+        kind: ``shrink``, ``grow``, ``roll back``, ``stop`` or ``micro-batch``.
+        reason: for people.
+    """
+
+    kind: str
+    reason: str
+
+
+class Watch:
+    """Follows one run.
+
+    Args:
+        config: what counts as trouble.
+        mode: whether a better metric is ``min`` or ``max``.
+
+    Attributes:
+        scale: factor on the optimizer's updates.
+        stopped: whether the run is to end.
+
+    Example:
+        >>> watch = Watch(WatchConfig(enabled=True), "min")
+        >>> watch.record([1.0]), watch.record([1.1])
+        ([], [])
+        >>> [action.kind for action in watch.record([9.0])], watch.scale
+        (['shrink'], 0.5)
+    """
+
+    def __init__(self, config: WatchConfig, mode: str) -> None:
+        self._config, self._mode = config, mode
+        self.scale = 1.0
+        self.stopped = False
+        self._first: float | None = None
+        self._good: list[float] = []
+        self._bad_in_row = self._good_in_row = self._rollbacks = 0
+        self._best: float | None = None
+        self._since_best = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether the last record was, so that its state may be kept."""
+        return self._bad_in_row == 0
+
+    def record(self, losses: Sequence[float]) -> list[Action]:
+        """Takes the training losses of the steps since the last record.
+
+        Args:
+            losses: in the order of the steps.
+
+        Returns:
+            What is to be done, in this order.
+        """
+        if not self._config.enabled or self.stopped or not losses:
+            return []
+        finite = [x for x in losses if math.isfinite(x)]
+        if not math.isfinite(losses[-1]):
+            lost = len(losses) - len(finite)
+            return self._trouble(
+                f"{lost} of {len(losses)} losses are not finite, the last one too",
+                at_once=True,
+            )
+        mean = math.fsum(finite) / len(finite)
+        if self._first is None:
+            self._first = abs(mean)
+        if self._good:
+            median = statistics.median(self._good)
+            size = max(abs(median), _FLOOR * self._first)
+            if mean > median + (self._config.spike - 1) * size:
+                return self._trouble(
+                    f"mean loss {mean:.4g} is above {self._config.spike:g} times the "
+                    f"usual {median:.4g}"
+                )
+        self._good = [*self._good, mean][-self._config.window :]
+        self._bad_in_row, self._good_in_row = 0, self._good_in_row + 1
+        if self.scale < 1 and self._good_in_row >= self._config.recover:
+            self._good_in_row = 0
+            self.scale = min(1.0, self.scale / self._config.shrink)
+            return [
+                Action(
+                    "grow",
+                    f"{self._config.recover} good records: the step is "
+                    f"{self.scale:g} of the optimizer's again",
+                )
+            ]
+        return []
+
+    def metric(self, value: float) -> list[Action]:
+        """Takes the metric of an evaluation."""
+        patience = self._config.patience
+        if not self._config.enabled or self.stopped or not patience:
+            return []
+        better = self._best is None or (
+            value < self._best if self._mode == "min" else value > self._best
+        )
+        if better:
+            self._best, self._since_best = value, 0
+            return []
+        self._since_best += 1
+        if self._since_best < patience:
+            return []
+        self.stopped = True
+        return [
+            Action(
+                "stop",
+                f"{patience} evaluations without a metric better than {self._best:.4g}",
+            )
+        ]
+
+    def _trouble(self, reason: str, at_once: bool = False) -> list[Action]:
+        config = self._config
+        self._bad_in_row, self._good_in_row = self._bad_in_row + 1, 0
+        self.scale *= config.shrink
+        shrunk = f"{reason}: the step is {self.scale:g} of the optimizer's"
+        if not at_once and self._bad_in_row < config.sustained:
+            return [Action("shrink", shrunk)]
+        if self._rollbacks == config.max_rollbacks:
+            self.stopped = True
+            return [
+                Action("stop", f"{reason}, after {self._rollbacks} times rolling back")
+            ]
+        self._rollbacks += 1
+        self._bad_in_row = 0
+        return [Action("shrink", shrunk), Action("roll back", reason)]
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns a JSON value."""
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("_config", "_mode")
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where ``get_state`` gave ``state``."""
+        for key, value in state.items():
+            setattr(self, key, value)

@@ -1,0 +1,43 @@
+"""A copy of a run's state while it was well, to roll back to."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from meta_opt.finetuning.state import TrainState
+from meta_opt.types import PyTree
+
+
+class GoodState:
+    """Keeps parameters and optimizer state; step, data and randomness go on.
+
+    The copy lies in the host's memory where devices have another, laid out as the state
+    is, so that several processes each keep their part.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, PyTree] | None = None
+
+    def keep(self, state: TrainState) -> None:
+        """Copies what rolling back brings back."""
+        changing = {"params": state.params, "opt_state": state.opt_state}
+        self._kept = jax.tree.map(_to_host_memory, changing)
+
+    def restored(self, state: TrainState) -> TrainState:
+        """``state`` with what was kept; as it is if nothing was."""
+        if self._kept is None:
+            return state
+        current = {"params": state.params, "opt_state": state.opt_state}
+        # Copies, since a step donates its state.
+        back = jax.tree.map(
+            lambda kept, x: jax.device_put(kept, x.sharding).copy(), self._kept, current
+        )
+        return dataclasses.replace(state, **back)
+
+
+def _to_host_memory(x: jax.Array) -> jax.Array:
+    device: Any = next(iter(x.sharding.device_set))
+    if device.platform == "cpu":
+        return x.copy()
+    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))

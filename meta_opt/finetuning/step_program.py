@@ -1,0 +1,80 @@
+"""The compiled training step of a run, in as many micro-batches as memory asks for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from meta_opt.finetuning.feedback import Action
+from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.planning import device_limit, peak_bytes, refused
+from meta_opt.finetuning.state import TrainState
+from meta_opt.finetuning.step import LossFn, make_train_step
+from meta_opt.parallel.mesh import batch_shards, replicated
+from meta_opt.types import PyTree
+
+
+def compile_step(
+    config: LoopConfig,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    batch: PyTree,
+    mesh: Mesh,
+) -> tuple[Callable[..., Any], Sequence[Action]]:
+    """Compiles the step ahead, so that its time is known and not in the steps'.
+
+    Where the run is watched and it needs more than a device has, its batch is cut in
+    twice as many micro-batches, until it fits.
+
+    Args:
+        config: of the loop.
+        loss_fn: see `LossFn`.
+        tx: the optimizer.
+        state: laid out over the mesh, donated by each call.
+        batch: of the run's batches.
+        mesh: that the optimizer divides its work over.
+
+    Returns:
+        ``(state, batch) -> (state, metrics)``, with a third argument where
+        ``config.feedback``; and what was done about memory.
+
+    Raises:
+        ValueError: a batch that cannot be cut as far as memory asks for.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    feedback = (np.float32(np.nan),) if config.feedback else ()
+    parts, actions = config.accumulation_steps, list[Action]()
+    while True:
+        jitted = jax.jit(
+            make_train_step(loss_fn, tx, parts),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+        )
+        with jax.set_mesh(mesh):
+            lowered = jitted.lower(state, batch, *feedback)
+        if not config.watch.enabled:
+            return lowered.compile(), actions
+        limit = config.watch.memory_limit or device_limit(mesh.devices.flat[0])
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed, limit = refused(str(error), held=0)
+        else:
+            needed = peak_bytes(compiled)
+            if limit is None or needed <= limit:
+                return compiled, actions
+        about = f"{needed / 2**20:.4g} MiB of a device's {limit / 2**20:.4g}"
+        shards = batch_shards(mesh)
+        if config.batch_size % (2 * parts * shards):
+            raise ValueError(
+                f"a step in {parts} micro-batches needs {about}, and a batch of "
+                f"{config.batch_size} over {shards} shards cannot be cut further: "
+                "lower batch_size, or take more devices"
+            )
+        parts *= 2
+        reason = f"a step needs {about}: it is cut in {parts} micro-batches"
+        actions.append(Action("micro-batch", reason))
