@@ -76,11 +76,14 @@ def main(argv: Sequence[str]) -> None:
 def _report(
     config: Any, result: Any, test: dict[str, float], unreadable: dict[str, str]
 ) -> None:
-    print(f"{config.optimizer.name}: {config.loop.num_steps} steps")
+    steps = int(result.state.step)
+    print(f"{config.optimizer.name}: {steps} steps")
+    for record in result.actions:
+        print(f"  step {record['step']}, {record['action']}: {record['reason']}")
     for name, value in test.items():
         print(f"  test {name:24} {value:.4f}")
     print(f"  seconds training              {result.train_seconds:.1f}")
-    examples = config.loop.num_steps * config.loop.batch_size
+    examples = steps * config.loop.batch_size
     for name, seconds in (
         ("examples a second", result.train_seconds),
         ("  by the input alone", result.input_seconds),
