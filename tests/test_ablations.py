@@ -51,11 +51,13 @@ def test_without_anything_it_is_the_hand_designed_rule():
     assert differ(learned("as shipped"), learned(ABLATIONS[-1]))
 
 
+@pytest.mark.slow
 def test_without_feedback_it_does_not_hear_it():
     assert_close(learned("without feedback"), learned("without feedback", False))
     assert differ(learned("as shipped"), learned("as shipped", False))
 
 
+@pytest.mark.slow
 def test_without_epochs_it_does_not_heed_them():
     name = "without epochs"
     assert_close(learned(name), learned(name, epochs=30.0))

@@ -9,7 +9,9 @@ from absl.testing import flagsaver
 from meta_training_toy import line_task
 
 
-@pytest.mark.parametrize("estimator", ["es", "bptt"])
+@pytest.mark.parametrize(
+    "estimator", ["es", pytest.param("bptt", marks=pytest.mark.slow)]
+)
 def test_meta_training_is_compared_with_plain_training(monkeypatch, estimator):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     benchmark = importlib.import_module("experiments.benchmarks.meta")

@@ -421,16 +421,21 @@ def test_missing_files_name_the_command(name, tmp_path):
         make_builder(name, tmp_path / "none").download_and_prepare()
 
 
+ENCODERS = ["minilm", "efficientnet_lite0", "whisper_tiny"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ["openclipart", "emoji", "klettres", "tuxpaint", "asterisk"]),
-        (["--all"], list(prepare.PACKAGES)),
+        ([], ["openclipart", "emoji", "klettres", "tuxpaint", "asterisk", *ENCODERS]),
+        (["--all"], [*prepare.PACKAGES, *ENCODERS]),
         (["--only", "animated_emoji"], ["animated_emoji"]),
+        (["--only", "encoders"], ENCODERS),
     ],
 )
 def test_the_large_dataset_is_asked_for(arguments, expected, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "prepare", lambda name, root: name)
+    for function in ("prepare", "prepare_encoder"):
+        monkeypatch.setattr(prepare, function, lambda name, root: name)
     assert prepare.main(arguments) == 0
     assert capsys.readouterr().out.split() == expected
 

@@ -267,6 +267,7 @@ def test_a_finished_run_is_written_without_training_again(run, configured, tmp_p
     assert adapters.load_adapters(where["path"], model) == config.model.lora
 
 
+@pytest.mark.slow
 def test_int8_base_under_adapters(configured):
     config = configured(model={"base": "int8", "dtype": "float32"}, mesh={"fsdp": 1})
     result, test, _ = train(config)
@@ -294,6 +295,7 @@ def test_bfloat16_parameters_have_float32_adapters(configured, tmp_path):
         np.testing.assert_array_equal(param[...], by_path(merged)[path][...])
 
 
+@pytest.mark.slow
 def test_all_parameters_of_a_clip_folder_on_tar_files(
     configured, clip, captions, tmp_path
 ):

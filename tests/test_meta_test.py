@@ -444,6 +444,7 @@ def config_of(variant, monkeypatch):
     return module.get_config(variant).to_dict()
 
 
+@pytest.mark.slow
 def test_smoke_is_resumed_after_an_interruption(
     experiment, digits, monkeypatch, tmp_path
 ):

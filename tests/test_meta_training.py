@@ -185,6 +185,7 @@ def test_meta_gradient_is_finite_where_a_tensor_has_no_gradient():
     assert float(optax.tree.norm(gradient)) > 0
 
 
+@pytest.mark.slow
 def test_backpropagation_estimate_is_the_mean_of_unit_gradients():
     task = dataclasses.replace(line_task(), horizons=(5, 5))
     settings = config(estimator="bptt", particles=2, error_weight=0.0)
@@ -214,6 +215,7 @@ def test_backpropagation_estimate_is_the_mean_of_unit_gradients():
         np.testing.assert_allclose(got, sum(parts) / 2, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_subset_leaves_examples_out_and_label_noise_exchanges_labels():
     images = jnp.arange(40.0)[:, None]
     part = {"image": images, "label": jnp.arange(40, dtype=jnp.int32)}
@@ -320,6 +322,7 @@ def test_augmentation_out_of_range_is_named():
         Augmentation(sparse=-1.0)
 
 
+@pytest.mark.slow
 def test_validation_scores_against_the_reference_and_keeps_the_best(tmp_path):
     task = line_task()
     theta = moved_theta()
@@ -360,6 +363,7 @@ def test_direct_weights_are_the_only_ones_that_move(tmp_path):
         assert same(result.theta[part], start[part])
 
 
+@pytest.mark.slow
 def test_direct_weights_can_be_kept(tmp_path):
     start = moved_theta()
     result = meta_train(
@@ -408,6 +412,7 @@ def test_relative_score_is_zero_at_the_reference_and_worst_for_nan():
     assert score[2] == score[3] == CAP
 
 
+@pytest.mark.slow
 def test_evolution_scores_against_adamw_at_its_best_rate_on_the_same_run():
     task = dataclasses.replace(line_task(), horizons=(8, 8))
     settings = config(rates=(1e-2, 1.0), particles=1, error_weight=0.0)
@@ -499,6 +504,7 @@ def test_windows_of_runs_under_way_are_kept_over_an_interruption(tmp_path, name)
     assert not same(whole.theta, start)
 
 
+@pytest.mark.slow
 def test_runs_grow_by_schedule_and_resume_to_the_bit(tmp_path):
     tasks = {"line": line_task()}
     settings = config(longest=((0, 3), (2, 5)), outer_steps=4)

@@ -278,7 +278,7 @@ def test_adapters_go_over_an_int8_base():
     np.testing.assert_allclose(logits(model, batch), found, atol=1e-4)
 
 
-@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("rounded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_sharded_step_is_the_unsharded_one(rounded, caplog):
     model, batch = small_model(), small_batch(8)
     if rounded:
