@@ -13,6 +13,7 @@ folder after a change of the code).
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -192,7 +193,7 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         sys.exit(f"plan_memory: {error}")
     facts = {
-        "command": " ".join(["python -m experiments.plan_memory", *sys.argv[1:]]),
+        "command": f"python -m experiments.plan_memory {shlex.join(sys.argv[1:])}",
         "model": settings["model"] or settings["size"],
         "topology": settings["topology"] or f"{len(jax.devices())} devices here",
         "mesh": ", ".join(f"{k}={v}" for k, v in settings["mesh"].items()),
