@@ -60,13 +60,7 @@ def so400m() -> ml_collections.ConfigDict:
 
 def so400m_lora() -> ml_collections.ConfigDict:
     """Adapters on all attention and MLP kernels of its layers; the rest is frozen."""
-    config = so400m()
-    config.model.trainable = "lora"
-    config.model.lora.pattern = (
-        r"layers/(attention/(query|key|value|out)|mlp/(up|down))/kernel$"
-    )
-    config.model.lora.rank = 16
-    return config
+    return _with_adapters(so400m())
 
 
 def paligemma() -> ml_collections.ConfigDict:
@@ -85,7 +79,10 @@ def paligemma() -> ml_collections.ConfigDict:
 
 def paligemma_lora() -> ml_collections.ConfigDict:
     """Adapters on all attention and MLP kernels of both towers."""
-    config = paligemma()
+    return _with_adapters(paligemma())
+
+
+def _with_adapters(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.model.trainable = "lora"
     config.model.lora.pattern = (
         r"layers/(attention/(query|key|value|out)|mlp/(up|gate|down))/kernel$"
