@@ -38,13 +38,13 @@ def klettres_arrays(
         ValueError: if there is no such split.
     """
     check_split(split)
-    parts = {s: _sorted_rows("klettres", s, data_dir, "path") for s in SPLITS}
+    parts = {s: sorted_rows("klettres", s, data_dir, "path") for s in SPLITS}
     names = frequent(
         (r["language"] for part in parts.values() for r in part), min_clips
     )
     rows = [row for row in parts[split] if row["language"] in names]
     mel = spectrograms([row["speech"] for row in rows])
-    return mel, _labels(rows, "language", names), names
+    return mel, label_column(rows, "language", names), names
 
 
 class AsteriskArrays(NamedTuple):
@@ -95,6 +95,24 @@ def asterisk_arrays(
         MissingDataError: if the dataset has not been prepared; it names the command.
         ValueError: if there is no such split or voice, or no prompt is left.
     """
+    kept, voices, keys = asterisk_rows(split, data_dir, held_out, folders)
+    return AsteriskArrays(
+        spectrograms([row["speech"] for row in kept]),
+        label_column(kept, "voice", voices),
+        label_column(kept, "key", keys),
+        tuple(row["text"] for row in kept),
+        voices,
+        keys,
+    )
+
+
+def asterisk_rows(
+    split: str,
+    data_dir: str | os.PathLike | None,
+    held_out: str | None,
+    folders: Sequence[str] | None,
+) -> tuple[list[dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
+    """The records of `asterisk_arrays`, the voices and the keys."""
     check_split(split)
     rows = [
         {**row, "split": part}
@@ -122,15 +140,7 @@ def asterisk_arrays(
             other = row["voice"] != held_out
             row["split"] = "train" if other else turn.get(row["key"])
     kept = [row for row in whole if row["split"] == split and row["key"] in set(keys)]
-    kept.sort(key=lambda row: (row["voice"], row["key"]))
-    return AsteriskArrays(
-        spectrograms([row["speech"] for row in kept]),
-        _labels(kept, "voice", voices),
-        _labels(kept, "key", keys),
-        tuple(row["text"] for row in kept),
-        voices,
-        keys,
-    )
+    return sorted(kept, key=lambda row: (row["voice"], row["key"])), voices, keys
 
 
 def tuxpaint_arrays(
@@ -162,16 +172,16 @@ def tuxpaint_arrays(
         ValueError: if there is no such split.
     """
     check_split(split)
-    parts = {s: _sorted_rows("tuxpaint", s, data_dir, "key") for s in SPLITS}
+    parts = {s: sorted_rows("tuxpaint", s, data_dir, "key") for s in SPLITS}
     names = frequent(
         (r["category"] for part in parts.values() for r in part), min_items
     )
     rows = [row for row in parts[split] if row["category"] in names]
     images = [fit_square(decode(row["image"]), size) for row in rows]
-    spoken = [_spoken(row, speech_languages) for row in rows]
+    spoken = [spoken_caption(row, speech_languages) for row in rows]
     return {
         "image": np.stack(images) if rows else np.zeros((0, size, size, 3), np.uint8),
-        "label": _labels(rows, "category", names),
+        "label": label_column(rows, "category", names),
         "class_names": names,
         "caption": [row["caption"] for row in rows],
         "translations": [
@@ -214,7 +224,7 @@ def animated_emoji_arrays(
     """
     check_split(split)
     parts = {
-        s: _sorted_rows("animated_emoji", s, data_dir, "codepoint") for s in SPLITS
+        s: sorted_rows("animated_emoji", s, data_dir, "codepoint") for s in SPLITS
     }
     for part in parts.values():
         for row in part:
@@ -229,7 +239,7 @@ def animated_emoji_arrays(
         "video": np.asarray(frames, np.uint8).reshape(len(rows), -1, size, size, 3)
         if rows
         else np.zeros((0, 8, size, size, 3), np.uint8),
-        "label": _labels(rows, "category", names),
+        "label": label_column(rows, "category", names),
         "class_names": names,
         "name": [row["name"] for row in rows],
         "sentiment": np.asarray([row["sentiment"] for row in rows], np.float32),
@@ -258,7 +268,7 @@ def _fitted(frame: np.ndarray, size: int) -> np.ndarray:
     return fit_square(Image.fromarray(frame), size)
 
 
-def _spoken(row: dict[str, Any], languages: Sequence[str]) -> tuple[str, np.ndarray]:
+def spoken_caption(row: dict[str, Any], languages: Sequence[str]) -> tuple[str, np.ndarray]:
     """The stamp's clip in the first of the languages that it has, and that language."""
     ends = np.cumsum(row["speech_lengths"])[:-1]
     clips = np.split(row["speech"], ends.astype(np.int64))
@@ -267,15 +277,16 @@ def _spoken(row: dict[str, Any], languages: Sequence[str]) -> tuple[str, np.ndar
     return language, found.get(language, np.zeros(0, np.int16))
 
 
-def _labels(
+def label_column(
     rows: Sequence[dict[str, Any]], column: str, names: Sequence[str]
 ) -> np.ndarray:
+    """The places of a column's values among ``names``, int32 [B]."""
     index = {name: i for i, name in enumerate(names)}
     return np.asarray([index[row[column]] for row in rows], np.int32)
 
 
-def _sorted_rows(
+def sorted_rows(
     name: str, split: str, data_dir: str | os.PathLike | None, key: str
 ) -> list[dict[str, Any]]:
-    """Reads a split; records lie in shuffled files, keys give a lasting order."""
+    """The rows of a split by a column; records lie in shuffled files, keys give a lasting order."""
     return sorted(read_records(name, split, data_dir), key=lambda row: row[key])

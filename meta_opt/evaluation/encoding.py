@@ -15,10 +15,10 @@ from flax import nnx
 from meta_opt.models.vision_text import VisionText
 from meta_opt.parallel.mesh import batch_sharding, batch_shards, mesh_of
 from meta_opt.parallel.placement import place, to_host
-from meta_opt.types import Batch
+from meta_opt.types import Batch, PyTree
 
-Apply: TypeAlias = Callable[[Any, Batch], jax.Array]
-"""From a model and arrays [B, ...] to an array [B, ...]."""
+Apply: TypeAlias = Callable[[Any, Any], jax.Array]
+"""From a model and a pytree of arrays [B, ...] to an array [B, ...]."""
 
 
 def encode_images(
@@ -44,7 +44,7 @@ def _encode_text(model: VisionText, batch: Batch) -> jax.Array:
 
 
 def in_batches(
-    model: nnx.Module, apply: Apply, data: Batch, batch_size: int
+    model: nnx.Module, apply: Apply, data: PyTree, batch_size: int
 ) -> np.ndarray:
     """Applies a function of a model to arrays, a batch at a time.
 
@@ -52,7 +52,7 @@ def in_batches(
         model: laid out over a mesh or not.
         apply: hashable, so that it is compiled once: a function of a module, or an
             instance of a frozen dataclass.
-        data: arrays [N, ...]; the last batch is filled up with zeros.
+        data: pytree of arrays [N, ...]; the last batch is filled up with zeros.
         batch_size: rows at a time, or a few more where a mesh divides them.
 
     Returns:
@@ -63,16 +63,17 @@ def in_batches(
     if mesh is not None:
         batch_size += -batch_size % batch_shards(mesh)
     outputs = []
-    count = len(next(iter(data.values())))
+    count = len(jax.tree.leaves(data)[0])
     for start in range(0, count, batch_size):
-        batch = {k: x[start : start + batch_size] for k, x in data.items()}
-        size = len(next(iter(batch.values())))
-        batch = {
-            k: np.pad(x, [(0, batch_size - size)] + [(0, 0)] * (x.ndim - 1))
-            for k, x in batch.items()
-        }
+        size = min(batch_size, count - start)
+
+        def rows(x: np.ndarray, start: int = start, size: int = size) -> np.ndarray:
+            rest = [(0, 0)] * (x.ndim - 1)
+            return np.pad(x[start : start + size], [(0, batch_size - size), *rest])
+
+        batch = jax.tree.map(rows, data)
         if mesh is not None:
-            batch = {k: place(x, batch_sharding(mesh)) for k, x in batch.items()}
+            batch = place(batch, batch_sharding(mesh))
         outputs.append(to_host(_apply(graphdef, params, batch, apply))[:size])
     return np.concatenate(outputs)
 
@@ -80,6 +81,6 @@ def in_batches(
 # Graph definitions compare by value: evaluating later steps of a run compiles nothing.
 @functools.partial(jax.jit, static_argnames=("graphdef", "apply"))
 def _apply(
-    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, apply: Apply
+    graphdef: nnx.GraphDef, params: nnx.State, batch: PyTree, apply: Apply
 ) -> jax.Array:
     return apply(nnx.merge(graphdef, params), batch)

@@ -73,6 +73,22 @@ class RunResult:
     optimizer_bytes: int
     trainable: int
 
+    @property
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """The last record with metrics of the evaluation."""
+        records = (r for r in reversed(self.history) if "validation/loss" in r)
+        return next(records, None)
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured, as JSON values."""
+        names = ("train_seconds", "input_seconds", "compile_seconds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "optimizer_bytes": self.optimizer_bytes,
+            "trainable": self.trainable,
+            "nonfinite": int(self.state.nonfinite),
+        }
+
 
 def run(
     config: LoopConfig,

@@ -224,20 +224,8 @@ def _write_result(workdir: Path, finished: Finished) -> None:
     result = finished.result
     summary: dict[str, Any] = {
         "test": finished.test,
-        "validation": next(
-            (
-                record
-                for record in reversed(result.history)
-                if "validation/loss" in record
-            ),
-            None,
-        ),
-        "train_seconds": result.train_seconds,
-        "input_seconds": result.input_seconds,
-        "compile_seconds": result.compile_seconds,
-        "optimizer_bytes": result.optimizer_bytes,
-        "trainable": result.trainable,
-        "nonfinite": int(result.state.nonfinite),
+        "validation": result.last_evaluation,
+        **result.figures(),
         "unreadable": len(finished.unreadable),
         "unreadable_pictures": finished.unreadable,
     }

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from meta_opt.models.decoder import KeyValues
-from meta_opt.models.generative import Generative
+from meta_opt.models.decoder import Decoder, KeyValues
+from meta_opt.models.generative import Generative, Prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,37 @@ def _generate(
     key: jax.Array | None,
 ) -> jax.Array:
     model: Generative = nnx.merge(graphdef, params)
-    decoder, settings = model.decoder, model.config
-    prefix = model.prefix(image, prompt)
+    return write(
+        model.decoder,
+        model.prefix(image, prompt),
+        model.config.pad_id,
+        model.config.end_id,
+        config,
+        key,
+    )
+
+
+def write(
+    decoder: Decoder,
+    prefix: Prefix,
+    pad_id: int,
+    end_id: int,
+    config: DecodingConfig,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Writes what follows a prefix; to be called under `jax.jit`.
+
+    Args:
+        decoder: of the tokens.
+        prefix: what it reads first.
+        pad_id: token of the padding.
+        end_id: token that ends an answer.
+        config: how.
+        key: for drawing tokens.
+
+    Returns:
+        As `generate`.
+    """
     batch, length, _ = prefix.x.shape
     # The last token is not read, so it needs no place.
     places = length + config.max_tokens - 1
@@ -107,18 +136,18 @@ def _generate(
         """Writes the token that follows from ``hidden`` [B, 1, D]."""
         step, tokens, ended, cache = progress
         # Padding is not read, so it must not be written before the end.
-        logits = decoder.logits(hidden)[:, 0].at[:, settings.pad_id].set(-jnp.inf)
+        logits = decoder.logits(hidden)[:, 0].at[:, pad_id].set(-jnp.inf)
         if config.temperature:
             assert key is not None
             now = jax.random.fold_in(key, step)
             token = jax.random.categorical(now, logits / config.temperature)
         else:
             token = jnp.argmax(logits, axis=-1)
-        token = jnp.where(ended, settings.pad_id, token).astype(tokens.dtype)
+        token = jnp.where(ended, pad_id, token).astype(tokens.dtype)
         return _Progress(
             step + 1,
             jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1),
-            ended | (token == settings.end_id),
+            ended | (token == end_id),
             cache,
         )
 
@@ -145,7 +174,7 @@ def _generate(
     )
     start = _Progress(
         jnp.int32(0),
-        jnp.full((batch, config.max_tokens), settings.pad_id, jnp.int32),
+        jnp.full((batch, config.max_tokens), pad_id, jnp.int32),
         jnp.zeros(batch, bool),
         cache,
     )

@@ -139,22 +139,48 @@ def prefix_mask(real: jax.Array, prefix_length: int) -> jax.Array:
 
 
 class Prefix(NamedTuple):
-    """Image and prompt as the decoder takes them.
+    """What the decoder reads before it writes, such as image and prompt.
 
     Attributes:
-        x: embeddings [B, P + S, D].
-        real: bool [B, P + S], false on padding.
-        last: int [B], the last place that is not padding: it predicts the first token
-            of the answer.
+        x: embeddings [B, P, D].
+        real: bool [B, P], false on padding.
     """
 
     x: jax.Array
     real: jax.Array
-    last: jax.Array
 
     def at_last(self, hidden: jax.Array) -> jax.Array:
-        """Of ``hidden`` [B, P + S, D], the state at ``last``: [B, 1, D]."""
-        return jnp.take_along_axis(hidden, self.last[:, None, None], axis=1)
+        """Of ``hidden`` [B, P, D], the state that predicts the first token: [B, 1, D].
+
+        It is the one at the last place that is not padding.
+        """
+        places = jnp.arange(self.real.shape[1])[None]
+        last = jnp.max(jnp.where(self.real, places, 0), axis=1)
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+
+
+def answer_states(
+    decoder: Decoder, prefix: Prefix, text: jax.Array, pad_id: int
+) -> jax.Array:
+    """States that predict the tokens of answers, of these places only.
+
+    Args:
+        decoder: reads prefix and answer.
+        prefix: before the answer.
+        text: int [B, S], the answers. Padding takes no position.
+        pad_id: token of the padding.
+
+    Returns:
+        [B, S, D]; place s has read the prefix and the tokens of ``text`` before s.
+    """
+    read, length = text[:, :-1], prefix.x.shape[1]
+    x = jnp.concatenate([prefix.x, decoder.embed(read)], axis=1)
+    real = jnp.concatenate([prefix.real, read != pad_id], axis=1)
+    positions = jnp.cumsum(real, axis=1) - 1
+    hidden, _ = decoder(x, positions, prefix_mask(real, length))
+    return jnp.concatenate(
+        [prefix.at_last(hidden[:, :length]), hidden[:, length:]], axis=1
+    )
 
 
 class Generative(nnx.Module):
@@ -196,8 +222,7 @@ class Generative(nnx.Module):
         real = jnp.concatenate(
             [jnp.ones(patches.shape[:2], bool), prompt != self.config.pad_id], axis=1
         )
-        last = jnp.max(jnp.where(real, jnp.arange(real.shape[1])[None], 0), axis=1)
-        return Prefix(x, real, last)
+        return Prefix(x, real)
 
     def hidden(
         self,
@@ -221,15 +246,8 @@ class Generative(nnx.Module):
             ValueError: if a shape is not the model's, or they differ in B.
         """
         prefix = self.prefix(image, prompt)
-        read = _tokens("text", text, len(prefix.x))[:, :-1]
-        length = prefix.x.shape[1]
-        x = jnp.concatenate([prefix.x, self.decoder.embed(read)], axis=1)
-        real = jnp.concatenate([prefix.real, read != self.config.pad_id], axis=1)
-        positions = jnp.cumsum(real, axis=1) - 1
-        hidden, _ = self.decoder(x, positions, prefix_mask(real, length))
-        return jnp.concatenate(
-            [prefix.at_last(hidden[:, :length]), hidden[:, length:]], axis=1
-        )
+        text = _tokens("text", text, len(prefix.x))
+        return answer_states(self.decoder, prefix, text, self.config.pad_id)
 
     def logits(
         self,

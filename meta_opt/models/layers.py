@@ -276,6 +276,16 @@ def stack(create: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
     return create_all(rngs)
 
 
+def cut_stack(layers: M, at: int) -> tuple[M, M]:
+    """Cuts a stack [L, ...] in one of the first ``at`` layers and one of the rest."""
+    graphdef, state = nnx.split(layers)
+
+    def part(which: slice) -> M:
+        return nnx.merge(graphdef, jax.tree.map(lambda x: x[which], state))
+
+    return part(slice(at)), part(slice(at, None))
+
+
 def scan_stack(
     step: Callable[[M, jax.Array, Any], tuple[jax.Array, Any]],
     layers: M,

@@ -5,6 +5,7 @@ Any modality may be missing, from a batch or from some of its samples.
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from meta_opt.models.captioner import Captioner, CaptionerConfig
 from meta_opt.models.encoders.base import Encoder
 from meta_opt.models.fusion import (
     Fused,
@@ -21,9 +23,11 @@ from meta_opt.models.fusion import (
     TemporalTransformer,
     Tokens,
 )
-from meta_opt.types import Batch
+from meta_opt.types import Batch, PyTree
 
 MODALITIES = ("image", "text", "audio", "video")
+_LINEAR = ("classes", "scores", "embed_dim")
+"""Heads that are one linear layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +38,17 @@ class HeadsConfig:
         classes: K of a classification; 0 for none.
         scores: numbers of a regression; 0 for none.
         embed_dim: width of the unit vectors of retrieval; 0 for none.
+        captioner: the decoder that writes captions; without a vocabulary there is none.
     """
 
     classes: int = 0
     scores: int = 0
     embed_dim: int = 0
+    captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
         """Raises ValueError for negative sizes."""
-        for name in ("classes", "scores", "embed_dim"):
+        for name in _LINEAR:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
@@ -53,7 +59,8 @@ class Multimodal(nnx.Module):
     A batch has the inputs of the encoders by modality (``image`` [B, h, w, 3], ``text``
     int [B, S], ``audio`` float [B, T, mels], ``video`` [B, T, h, w, 3], which the
     image's encoder sees frame by frame) and, where samples lack one of them,
-    ``<modality>_present`` bool [B].
+    ``<modality>_present`` bool [B]. Encoders that are upper halves
+    (`meta_opt.models.encoders.base.Halves`) have what the lower ones give as inputs.
 
     Args:
         config: sizes and numerics of what is fused.
@@ -85,7 +92,9 @@ class Multimodal(nnx.Module):
                     f"{', '.join(encoders) or 'none'}, and modalities are "
                     f"{', '.join(MODALITIES)}"
                 )
-        self.config, self.modalities, self._used = config, tuple(used), used
+        self.config, self.modalities = config, tuple(used)
+        # Hashable, so that programs over the module are compiled once.
+        self._encoder_of = tuple(used.items())
         self.encoders = nnx.Dict({e: encoders[e] for e in dict.fromkeys(used.values())})
         widths = {m: encoders[e].config.width for m, e in used.items()}
         if "video" in used:
@@ -97,10 +106,14 @@ class Multimodal(nnx.Module):
             {m: Projection(config, width, rngs=rngs) for m, width in widths.items()}
         )
         self.fusion = Fusion(config, rngs=rngs)
-        sizes = {k: n for k, n in dataclasses.asdict(heads).items() if n}
+        sizes = {name: getattr(heads, name) for name in _LINEAR}
         self.heads = nnx.Dict(
-            {k: config.linear(config.width, n, rngs) for k, n in sizes.items()}
+            {k: config.linear(config.width, n, rngs) for k, n in sizes.items() if n}
         )
+        if heads.embed_dim:
+            self.logit_scale = nnx.Param(jnp.float32(math.log(10.0)))
+        if heads.captioner.vocab_size:
+            self.captioner = Captioner(heads.captioner, config, rngs=rngs)
 
     def encode(self, batch: Batch) -> dict[str, Tokens]:
         """Features of the modalities that the batch has, at the common width.
@@ -114,15 +127,17 @@ class Multimodal(nnx.Module):
                 f"a batch of {', '.join(batch)}; the model reads "
                 f"{', '.join(self.modalities)}"
             )
-        return {m: self._features(m, jnp.asarray(batch[m])) for m in there}
+        return {m: self._features(m, batch[m]) for m in there}
 
-    def _features(self, modality: str, inputs: jax.Array) -> Tokens:
-        encoder: Encoder = self.encoders[self._used[modality]]
+    def _features(self, modality: str, inputs: PyTree) -> Tokens:
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        encoder: Encoder = self.encoders[dict(self._encoder_of)[modality]]
         if modality != "video":
             x, real = encoder.tokens(inputs)
             return Tokens(self.projections[modality](x), real)
-        batch, frames = inputs.shape[:2]
-        x, _ = encoder.tokens(inputs.reshape(-1, *inputs.shape[2:]))
+        batch, frames = jax.tree.leaves(inputs)[0].shape[:2]
+        each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
+        x, _ = encoder.tokens(each)
         seen = self.video_temporal(jnp.mean(x, axis=1).reshape(batch, frames, -1))
         return Tokens(self.projections["video"](seen), jnp.ones((batch, frames), bool))
 
@@ -154,6 +169,28 @@ class Multimodal(nnx.Module):
         kept |= {name: batch[name] for name in names if name in batch}
         z = self._predict("embed_dim", kept)
         return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+
+    @property
+    def scale(self) -> jax.Array:
+        """What products of unit vectors are multiplied by in a contrastive loss."""
+        return jnp.exp(jnp.clip(self.logit_scale[...], max=math.log(100.0)))
+
+    def caption_states(self, batch: Batch, text: jax.Array) -> tuple[jax.Array, ...]:
+        """What `captioning_loss` takes, of captions int [B, S]."""
+        return self._writer().states(self.fuse(batch).tokens, jnp.asarray(text))
+
+    def caption_logits(self, batch: Batch, text: jax.Array) -> jax.Array:
+        """Float32 logits of each token of captions int [B, S]: [B, S, K]."""
+        return self._writer().logits(self.fuse(batch).tokens, jnp.asarray(text))
+
+    def write(self, batch: Batch, max_tokens: int) -> jax.Array:
+        """The likeliest captions, int32 [B, max_tokens]; under `jax.jit`."""
+        return self._writer().write(self.fuse(batch).tokens, max_tokens)
+
+    def _writer(self) -> Captioner:
+        if not hasattr(self, "captioner"):
+            raise ValueError("the model has no captioner (HeadsConfig.captioner)")
+        return self.captioner
 
     def _predict(self, head: str, batch: Batch) -> jax.Array:
         if head not in self.heads:

@@ -11,13 +11,13 @@ def injected_baseline(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the baseline that ``config`` names, with its settings as traced values.
 
-    Learning rate, weight decay and momentum are arrays of the optimizer's state and not
+    Learning rate, weight decay, momentum and warm-up are arrays of the optimizer's state and not
     constants of the program, so that the step of every trial is the same program, which
     JAX's persistent compilation cache finds again. Updates equal those of
     `meta_opt.optimizers.registry.make_optimizer` to rounding.
 
     Args:
-        config: of a baseline. Its length and its warm-up remain constants.
+        config: of a baseline. Its length remains a constant.
 
     Raises:
         ValueError: if ``config`` is not of a baseline.
@@ -28,9 +28,7 @@ def injected_baseline(
             f"{', '.join(DEFAULT_LEARNING_RATE)}"
         )
     peak = config.learning_rate
-    make = optax.inject_hyperparams(
-        baseline, static_args=("name", "num_steps", "warmup_fraction")
-    )
+    make = optax.inject_hyperparams(baseline, static_args=("name", "num_steps"))
     return optax.with_extra_args_support(
         make(
             name=config.name,

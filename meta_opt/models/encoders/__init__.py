@@ -3,14 +3,18 @@
 `register` adds others: whatever makes a module out of a folder.
 """
 
+from meta_opt.models.encoders.base import Divisible, Encoder, Halves
 from meta_opt.models.encoders.efficientnet import EfficientNet, EfficientNetConfig
 from meta_opt.models.encoders.minilm import MiniLM, MiniLMConfig
 from meta_opt.models.encoders.registry import load_encoder, names, register
 from meta_opt.models.encoders.whisper import WhisperConfig, WhisperEncoder
 
 __all__ = [
+    "Divisible",
     "EfficientNet",
     "EfficientNetConfig",
+    "Encoder",
+    "Halves",
     "MiniLM",
     "MiniLMConfig",
     "WhisperConfig",

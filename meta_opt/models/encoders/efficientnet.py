@@ -6,7 +6,7 @@ would spoil them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.models.encoders.base import Halves, check_trained
 from meta_opt.models.layers import Numerics
 
 _EPSILON = 1e-3
@@ -183,6 +184,9 @@ class EfficientNet(nnx.Module):
         Raises:
             ValueError: if they are no images.
         """
+        return self.head(self._grid(image))
+
+    def _grid(self, image: jax.Array) -> jax.Array:
         if image.ndim != 4 or image.shape[3] != 3:
             raise ValueError(
                 f"images have shape {image.shape}; the model takes [B, h, w, 3]"
@@ -191,17 +195,52 @@ class EfficientNet(nnx.Module):
         x = self.stem(x.astype(self.config.dtype))
         for block in self.blocks:
             x = block(x)
-        return self.head(x)
+        return x
 
     def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`features` as a sequence [B, P, D], and bool [B, P], true throughout."""
-        x = self.features(inputs)
-        x = x.reshape(len(x), -1, x.shape[-1])
-        return x, jnp.ones(x.shape[:2], bool)
+        return _sequence(self.features(inputs))
+
+    def halves(self, trained: int) -> Halves:
+        """Cuts it below the last ``trained`` blocks; see `Divisible`."""
+        check_trained(trained, len(self.blocks), "EfficientNet")
+        lower = nnx.clone(self)
+        lower.blocks = nnx.List(lower.blocks[:-trained])
+        top = EfficientNetTop(self.config, self.blocks[-trained:], self.head)
+        return Halves(lower._grid, top)
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """Mean of the features, float32 [B, D]."""
         return jnp.mean(self.features(image), axis=(1, 2)).astype(jnp.float32)
+
+
+class EfficientNetTop(nnx.Module):
+    """The last blocks, and the head.
+
+    Args:
+        config: of the whole.
+        blocks: the last of them.
+        head: of the whole.
+    """
+
+    def __init__(
+        self, config: EfficientNetConfig, blocks: Sequence[Bottleneck], head: ConvNorm
+    ) -> None:
+        self.config = config
+        self.blocks = nnx.List([nnx.clone(block) for block in blocks])
+        self.head = nnx.clone(head)
+
+    def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """From a grid of features [B, h, w, C] to a sequence [B, P, D], all real."""
+        x = inputs.astype(self.config.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return _sequence(self.head(x))
+
+
+def _sequence(grid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x = grid.reshape(len(grid), -1, grid.shape[-1])
+    return x, jnp.ones(x.shape[:2], bool)
 
 
 def efficientnet_parameters(

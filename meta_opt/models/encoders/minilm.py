@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from meta_opt.models import layers
+from meta_opt.models.encoders.base import Halves, check_trained
 from meta_opt.models.layers import Numerics
 from meta_opt.models.settings import check_divides
 
@@ -105,19 +106,51 @@ class MiniLM(nnx.Module):
         real = inputs != self.config.pad_id
         x = self.embedding[...][inputs] + self.positions[:length][None]
         x = self.norm(x.astype(self.config.dtype))
-        x, _ = layers.scan_stack(
-            lambda block, x, _: (block(x, real), None),
-            self.layers,
-            x,
-            remat=self.config.remat,
-            unroll=not self.config.scan_layers,
-        )
-        return x, real
+        return _through(self.config, self.layers, x, real), real
+
+    def halves(self, trained: int) -> Halves:
+        """Cuts it below the last ``trained`` layers; see `Divisible`."""
+        check_trained(trained, self.config.depth, "MiniLM")
+        lower = nnx.clone(self)
+        lower.layers, top = layers.cut_stack(self.layers, self.config.depth - trained)
+        return Halves(lower.tokens, MiniLMTop(self.config, top))
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Mean of the features of int [B, S], as float32 unit rows [B, D]."""
         z = layers.mean_pool(*self.tokens(inputs)).astype(jnp.float32)
         return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+
+
+class MiniLMTop(nnx.Module):
+    """The last layers.
+
+    Args:
+        config: of the whole.
+        top: stacked.
+    """
+
+    def __init__(self, config: MiniLMConfig, top: PostBlock) -> None:
+        self.config, self.layers = config, top
+
+    def tokens(
+        self, inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """From features and which of them are real to the same, further up."""
+        x, real = inputs
+        return _through(self.config, self.layers, x, real), real
+
+
+def _through(
+    config: MiniLMConfig, stacked: PostBlock, x: jax.Array, real: jax.Array
+) -> jax.Array:
+    x, _ = layers.scan_stack(
+        lambda block, x, _: (block(x, real), None),
+        stacked,
+        x.astype(config.dtype),
+        remat=config.remat,
+        unroll=not config.scan_layers,
+    )
+    return x
 
 
 def minilm_parameters(

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from meta_opt.models import layers
+from meta_opt.models.encoders.base import Halves, check_trained
 from meta_opt.models.layers import Numerics
 from meta_opt.models.settings import check_divides
 
@@ -83,6 +84,14 @@ class WhisperEncoder(nnx.Module):
         """Features of a log-mel spectrogram float [B, T, mels]: [B, T / 2, D].
 
         Raises:
+            ValueError: see `hidden`.
+        """
+        return self.norm(self.hidden(mel))
+
+    def hidden(self, mel: jax.Array) -> jax.Array:
+        """What the last layer gives, before the norm: [B, T, mels] to [B, T / 2, D].
+
+        Raises:
             ValueError: other bands, an odd number of frames, or more than the model has
                 positions for.
         """
@@ -96,15 +105,56 @@ class WhisperEncoder(nnx.Module):
         gelu = layers.ACTIVATIONS["gelu"]
         x = gelu(self.second(gelu(self.first(mel.astype(config.dtype)))))
         x = x + self.positions[: frames // 2][None].astype(x.dtype)
-        x = layers.apply_stack(
+        return layers.apply_stack(
             self.layers, x, remat=config.remat, unroll=not config.scan_layers
         )
-        return self.norm(x)
 
     def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`features` and bool [B, T / 2], true throughout: silence is heard too."""
         x = self.features(inputs)
         return x, jnp.ones(x.shape[:2], bool)
+
+    def halves(self, trained: int) -> Halves:
+        """Cuts it below the last ``trained`` layers; see `Divisible`."""
+        check_trained(trained, self.config.depth, "Whisper's encoder")
+        lower = nnx.clone(self)
+        lower.layers, top = layers.cut_stack(self.layers, self.config.depth - trained)
+
+        def hidden(mel: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = lower.hidden(mel)
+            return x, jnp.ones(x.shape[:2], bool)
+
+        return Halves(hidden, WhisperTop(self.config, top, self.norm))
+
+
+class WhisperTop(nnx.Module):
+    """The last layers, and the norm after them.
+
+    Args:
+        config: of the whole.
+        top: stacked.
+        norm: of the whole.
+    """
+
+    def __init__(
+        self, config: WhisperConfig, top: layers.Block, norm: nnx.Module
+    ) -> None:
+        self.config, self.layers, self.norm = config, top, nnx.clone(norm)
+
+    def tokens(
+        self, inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """From features and which of them are real to the same, further up."""
+        x, real = inputs
+        config = self.config
+        x = layers.apply_stack(
+            self.layers,
+            x.astype(config.dtype),
+            real,
+            remat=config.remat,
+            unroll=not config.scan_layers,
+        )
+        return self.norm(x), real
 
 
 def whisper_parameters(

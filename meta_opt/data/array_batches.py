@@ -1,0 +1,46 @@
+"""Batches out of arrays in memory, in an order that a seed fixes."""
+
+import grain
+import jax
+import numpy as np
+
+from meta_opt.types import PyTree
+
+
+def array_batches(
+    arrays: PyTree,
+    batch_size: int,
+    seed: int = 0,
+    rows: np.ndarray | None = None,
+) -> grain.DatasetIterator[PyTree]:
+    """An endless iterator of batches, with ``get_state`` and ``set_state``.
+
+    Each epoch has a new order and leaves its remainder out.
+
+    Args:
+        arrays: pytree of [N, ...].
+        batch_size: B, of all processes together.
+        seed: of the order.
+        rows: int, which rows of each batch to make, of its ``batch_size``
+            (`meta_opt.parallel.mesh.local_rows`); None for all.
+
+    Raises:
+        ValueError: fewer than B examples.
+
+    >>> next(array_batches({"x": np.arange(4)}, 2))["x"].shape
+    (2,)
+    """
+    count = len(jax.tree.leaves(arrays)[0])
+    if count < batch_size:
+        raise ValueError(
+            f"a batch of {batch_size} needs as many examples and there are {count}: "
+            "lower batch_size"
+        )
+
+    def take(indices: np.ndarray) -> PyTree:
+        chosen = indices if rows is None else indices[rows]
+        return jax.tree.map(lambda x: x[chosen], arrays)
+
+    dataset = grain.MapDataset.range(count).seed(seed).shuffle()
+    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
+    return iter(dataset.repeat(None).map(take).to_iter_dataset(grain.ReadOptions(0, 0)))

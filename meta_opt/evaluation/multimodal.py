@@ -1,0 +1,149 @@
+"""How a multimodal model does on a split of its task."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from meta_opt.data.multimodal import SUITE
+from meta_opt.data.tokenizer import TextTokenizer
+from meta_opt.evaluation.encoding import in_batches
+from meta_opt.losses.contrastive import clip_loss
+from meta_opt.metrics.answers import answer_metrics
+from meta_opt.metrics.classification import classification_metrics
+from meta_opt.metrics.regression import sentiment_metrics
+from meta_opt.metrics.retrieval import retrieval_metrics
+from meta_opt.models.multimodal import Multimodal
+from meta_opt.types import PyTree
+
+
+def multimodal_score(
+    task: str,
+    arrays: dict[str, PyTree],
+    captions: Sequence[str] = (),
+    tokenizer: TextTokenizer | None = None,
+    batch_size: int = 128,
+    write: bool = False,
+) -> Callable[[Multimodal], dict[str, float]]:
+    """Returns the evaluation on a split.
+
+    Every task gives ``loss``, that it trains on, and ``accuracy`` as a fraction of 1:
+    of classes; of the sign of scores (Acc-2); the mean of recall at 1 both ways, where
+    equal captions are all correct; of a caption's tokens given those before. With
+    classes and scores comes ``macro_f1``.
+
+    Args:
+        task: one of `meta_opt.data.multimodal.SUITE`.
+        arrays: of the split, as `meta_opt.finetuning.multimodal_inputs.Inputs` has
+            them.
+        captions: texts that are to be found or written.
+        tokenizer: of captions that are written.
+        batch_size: samples at a time.
+        write: whether to write captions too, and compare them by BLEU and chrF.
+    """
+    kind = SUITE[task].kind
+    inputs = {
+        m: arrays[m]
+        for modality in SUITE[task].modalities
+        for m in (modality, f"{modality}_present")
+    }
+
+    def outputs(model: Multimodal, apply: Any, *more: str) -> np.ndarray:
+        data = inputs | {name: arrays[name] for name in more}
+        return in_batches(model, apply, data, batch_size)
+
+    def classify(model: Multimodal) -> dict[str, float]:
+        logits, labels = outputs(model, _classify), arrays["label"]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return {
+            "loss": float(jnp.mean(nats)),
+            **classification_metrics(labels, np.argmax(logits, axis=-1)),
+        }
+
+    def score(model: Multimodal) -> dict[str, float]:
+        found, scores = outputs(model, _score)[:, 0], arrays["score"]
+        loss = float(np.mean((found - scores) ** 2))
+        return {"loss": loss, **sentiment_metrics(scores, found)}
+
+    def retrieve(model: Multimodal) -> dict[str, float]:
+        pairs = outputs(model, _embed)
+        image, text = pairs[:, 0], pairs[:, 1]
+        groups = np.unique(np.asarray(captions), return_inverse=True)[1].reshape(-1)
+        metrics = retrieval_metrics(image @ text.T, groups)
+        return {
+            "loss": float(clip_loss(image, text, model.scale)),
+            "accuracy": (metrics["i2t_r1"] + metrics["t2i_r1"]) / 2,
+            **metrics,
+        }
+
+    def caption(model: Multimodal) -> dict[str, float]:
+        nats, hits, tokens = outputs(model, _tokens, "caption").sum(axis=0)
+        found = {"loss": float(nats / tokens), "accuracy": float(hits / tokens)}
+        if write and tokenizer is not None:
+            length = arrays["caption"].shape[1]
+            written = tokenizer.decode(outputs(model, _Write(length)))
+            found |= answer_metrics(written, [(text,) for text in captions])
+        return found
+
+    return {
+        "classify": classify,
+        "score": score,
+        "retrieve": retrieve,
+        "caption": caption,
+    }[kind]
+
+
+def score_on(
+    task: str, inputs: Any, split: str, batch_size: int = 128
+) -> Callable[[Multimodal], dict[str, float]]:
+    """`multimodal_score` of a split of a run's inputs; the test's captions are written.
+
+    Args:
+        task: one of `meta_opt.data.multimodal.SUITE`.
+        inputs: a `meta_opt.finetuning.multimodal_inputs.Inputs`.
+        split: its name.
+        batch_size: samples at a time.
+    """
+    return multimodal_score(
+        task,
+        inputs.splits[split],
+        inputs.captions[split],
+        inputs.tokenizer,
+        batch_size,
+        write=split == "test",
+    )
+
+
+def _classify(model: Multimodal, batch: PyTree) -> jax.Array:
+    return model.classify(batch)
+
+
+def _score(model: Multimodal, batch: PyTree) -> jax.Array:
+    return model.score(batch)
+
+
+def _embed(model: Multimodal, batch: PyTree) -> jax.Array:
+    """[B, 2, embed_dim]: of the picture and of the text."""
+    return jnp.stack([model.embed(batch, (m,)) for m in ("image", "text")], axis=1)
+
+
+def _tokens(model: Multimodal, batch: PyTree) -> jax.Array:
+    """Nats, hits and tokens of each row, [B, 3]."""
+    text = batch["caption"]
+    logits = model.caption_logits(batch, text)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, text)
+    real = text != model.captioner.config.pad_id
+    hits = (jnp.argmax(logits, axis=-1) == text) & real
+    return jnp.stack([(nats * real).sum(1), hits.sum(1), real.sum(1)], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Write:
+    max_tokens: int
+
+    def __call__(self, model: Multimodal, batch: PyTree) -> jax.Array:
+        return model.write(batch, self.max_tokens)

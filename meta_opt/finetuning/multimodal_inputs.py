@@ -1,0 +1,268 @@
+"""From samples to arrays that a multimodal model reads.
+
+The lower layers of the encoders do not change while only the upper ones train: what
+they give is computed once for each sample, and may be kept in a file.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from meta_opt.data import data_dir as default_data_dir
+from meta_opt.data.answers import AnswerTokenizer
+from meta_opt.data.encoder_weights import encoder_folder
+from meta_opt.data.folder_tokenizer import FolderTokenizer
+from meta_opt.data.multimodal import SUITE, Samples, read_task, spectrograms
+from meta_opt.data.records import SPLITS
+from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.models.encoders import Divisible, load_encoder
+from meta_opt.types import PyTree, check_keys, check_name, write_atomic
+
+_ENCODED = 64
+"""Samples that go through the lower layers at once."""
+_END, _PAD = 3, 0
+"""Of captions, in the vocabulary that ships here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputsConfig:
+    """Which task, and how its samples become arrays.
+
+    Attributes:
+        task: one of `meta_opt.data.multimodal.SUITE`.
+        data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
+            ``data``.
+        side: of pictures and frames in pixels.
+        seconds: of sound.
+        text_length: S, tokens that an encoder reads.
+        caption_length: S, tokens of a caption that is written.
+        encoders: by modality, names of `meta_opt.models.encoders`; video is seen by
+            that of images.
+        trained: by modality, how many of its last layers train; 0: all of it.
+        pool: by modality, features in a row that are averaged before the layers that
+            train; 1: none. Only where some layers do not train.
+        cache: folder for what the lower layers give; "" computes it for each run.
+    """
+
+    task: str
+    data_dir: str = ""
+    side: int = 64
+    seconds: float = 1.6
+    text_length: int = 16
+    caption_length: int = 12
+    encoders: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: {
+            "image": "efficientnet_lite0",
+            "text": "minilm",
+            "audio": "whisper_tiny",
+        }
+    )
+    trained: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    pool: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks the names and ranges."""
+        check_name("inputs.task", self.task, SUITE)
+        for field in ("trained", "pool"):
+            check_keys(f"inputs.{field}", getattr(self, field), self.encoders)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those of the task."""
+        return SUITE[self.task].modalities
+
+
+class Inputs(NamedTuple):
+    """What a run reads.
+
+    Attributes:
+        splits: by name, pytrees of arrays [B, ...]: of each modality what its encoder
+            reads, ``<modality>_present``, and ``label``, ``score`` or ``caption``.
+        encoders: the parts of them that train, by modality.
+        class_names: of a classification.
+        captions: by split, the texts that are to be found or written.
+        tokenizer: of captions that are written.
+        missing: by split and modality, how many samples lack it.
+    """
+
+    splits: dict[str, dict[str, PyTree]]
+    encoders: dict[str, nnx.Module]
+    class_names: tuple[str, ...]
+    captions: dict[str, tuple[str, ...]]
+    tokenizer: AnswerTokenizer
+    missing: dict[str, dict[str, int]]
+
+
+def read_inputs(config: InputsConfig) -> Inputs:
+    """Reads the samples and takes them through what does not train.
+
+    Raises:
+        MissingDataError: a dataset or encoder that is not prepared.
+        ValueError: see `read_task` and `Divisible`.
+    """
+    root = config.data_dir or default_data_dir()
+    samples = {
+        split: read_task(config.task, split, root, config.side) for split in SPLITS
+    }
+    tokenizer = AnswerTokenizer(load_tokenizer(), _END, _PAD, prompt_length=2)
+    raw = {s: _arrays(x, config, tokenizer, root) for s, x in samples.items()}
+    needed = dict.fromkeys(_encoder_of(config, m) for m in config.modalities)
+    tops: dict[str, nnx.Module] = {}
+    for modality in needed:
+        encoder = load_encoder(
+            config.encoders[modality], encoder_folder(config.encoders[modality], root)
+        )
+        trained = config.trained.get(modality, 0)
+        if not trained:
+            tops[modality] = encoder
+            continue
+        if not isinstance(encoder, Divisible):
+            raise ValueError(
+                f"inputs.trained: the encoder {config.encoders[modality]!r} cannot be "
+                "cut; train all of it (0)"
+            )
+        lower, tops[modality] = encoder.halves(trained)
+        for reader in config.modalities:
+            if _encoder_of(config, reader) == modality:
+                kept = _Kept(config, reader, root)
+                for split, arrays in raw.items():
+                    arrays[reader] = kept(
+                        split,
+                        arrays[reader],
+                        lower,
+                        1 if reader == "video" else config.pool.get(modality, 1),
+                    )
+    return Inputs(
+        splits=raw,
+        encoders=tops,
+        class_names=samples["train"].class_names,
+        captions={split: tuple(x.caption) for split, x in samples.items()},
+        tokenizer=tokenizer,
+        missing={
+            split: {m: int(np.sum(~there)) for m, there in x.present().items()}
+            for split, x in samples.items()
+        },
+    )
+
+
+def _encoder_of(config: InputsConfig, modality: str) -> str:
+    return (
+        "image" if modality == "video" and "video" not in config.encoders else modality
+    )
+
+
+def _arrays(
+    samples: Samples,
+    config: InputsConfig,
+    tokenizer: AnswerTokenizer,
+    root: str | os.PathLike,
+) -> dict[str, PyTree]:
+    found: dict[str, PyTree] = dict(samples.inputs())
+    if "text" in found:
+        folder = encoder_folder(config.encoders["text"], root)
+        reader = FolderTokenizer(folder, 0)
+        found["text"] = reader.encode(found["text"], config.text_length)
+    if "audio" in found:
+        found["audio"] = spectrograms(found["audio"], config.seconds)
+    found |= {f"{m}_present": there for m, there in samples.present().items()}
+    kind = SUITE[config.task].kind
+    if kind == "classify":
+        found["label"] = samples.label
+    elif kind == "score":
+        found["score"] = samples.score
+    elif kind == "caption":
+        found["caption"] = tokenizer.encode(
+            list(samples.caption), config.caption_length
+        )
+    return found
+
+
+def pooled(features: PyTree, size: int) -> PyTree:
+    """Averages features in rows of ``size``, those that are real.
+
+    Args:
+        features: x [B, S, D] and real, bool [B, S].
+        size: divides S.
+
+    Raises:
+        ValueError: features of another form, or of another length.
+
+    >>> x, real = pooled((np.arange(4.0).reshape(1, 4, 1), np.ones((1, 4), bool)), 2)
+    >>> x.ravel().tolist(), real.tolist()
+    ([0.5, 2.5], [[True, True]])
+    """
+    if size == 1:
+        return features
+    if not isinstance(features, tuple) or features[0].shape[1] % size:
+        shapes = jax.tree.map(np.shape, features)
+        raise ValueError(f"features of shapes {shapes} cannot be averaged by {size}")
+    x, real = (a.reshape(len(a), -1, size, *a.shape[2:]) for a in features)
+    count = np.maximum(real.sum(axis=2, dtype=x.dtype), 1)[..., None]
+    return (x * real[..., None]).sum(axis=2) / count, real.any(axis=2)
+
+
+class _Kept:
+    """What the lower layers give for a modality, computed or out of a file."""
+
+    def __init__(
+        self, config: InputsConfig, modality: str, root: str | os.PathLike
+    ) -> None:
+        encoder = config.encoders[_encoder_of(config, modality)]
+        about = (encoder_folder(encoder, root) / "about.json").read_text("utf-8")
+        settings = {
+            "encoder": json.loads(about),
+            "trained": config.trained,
+            "pool": config.pool,
+        }
+        self._key = json.dumps(settings, sort_keys=True).encode()
+        self._folder = Path(config.cache) if config.cache else None
+        self._name = f"{config.task}-{modality}"
+
+    def __call__(
+        self,
+        split: str,
+        inputs: np.ndarray,
+        lower: Callable[[Any], PyTree],
+        pool: int,
+    ) -> PyTree:
+        if self._folder is None:
+            return _through(inputs, lower, pool)
+        digest = hashlib.sha256(self._key + np.ascontiguousarray(inputs).tobytes())
+        file = self._folder / f"{self._name}-{split}-{digest.hexdigest()[:12]}.npz"
+        if not file.is_file():
+            leaves = jax.tree.leaves(_through(inputs, lower, pool))
+            with write_atomic(file) as temporary, open(temporary, "wb") as opened:
+                np.savez(opened, *leaves)
+        with np.load(file, allow_pickle=False) as stored:
+            leaves = [stored[f"arr_{i}"] for i in range(len(stored.files))]
+        # Sequences are features and which of them are real, images one grid.
+        return leaves[0] if len(leaves) == 1 else tuple(leaves)
+
+
+def _through(inputs: np.ndarray, lower: Callable[[Any], PyTree], pool: int) -> PyTree:
+    """Takes inputs through the lower layers; frames of clips one by one."""
+    frames = inputs.shape[:2] if inputs.ndim == 5 else None
+    flat = inputs.reshape(-1, *inputs.shape[2:]) if frames else inputs
+    apply = jax.jit(lower)
+    parts = []
+    for start in range(0, len(flat), _ENCODED):
+        part = flat[start : start + _ENCODED]
+        rest = [(0, 0)] * (part.ndim - 1)
+        padded = np.pad(part, [(0, _ENCODED - len(part)), *rest])
+        out = jax.device_get(apply(jnp.asarray(padded)))
+        parts.append(jax.tree.map(lambda x, n=len(part): x[:n], out))
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    whole = pooled(whole, pool)
+    if frames:
+        whole = jax.tree.map(lambda x: x.reshape(*frames, *x.shape[1:]), whole)
+    return whole
