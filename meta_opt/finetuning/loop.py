@@ -22,6 +22,7 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.state import TrainState, fingerprint, init_state
 from meta_opt.finetuning.step import LossFn
 from meta_opt.finetuning.step_program import compile_step
+from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.processes import LaggedMax, check_shared
 from meta_opt.parallel.sharding import FSDP_RULES, Rule
@@ -355,6 +356,8 @@ class _Trainer:
         means["train/nonfinite"] = self.pending[-1]["nonfinite"]
         losses = [metrics["loss"] for metrics in self.pending]
         self.pending = []
+        decided = read_decisions(self.state.opt_state)
+        means |= {f"optimizer/{name}": value for name, value in decided.items()}
         self.log.write(self.step, means)
         self._act(self.watch.record(losses))
         names = ("train_seconds", "input_seconds", "compile_seconds")

@@ -33,6 +33,7 @@ from meta_opt.optimizers.controller import (
     hand_designed_base,
     init_controller,
 )
+from meta_opt.optimizers.decisions import group_decisions
 from meta_opt.optimizers.grouping import (
     Group,
     first_units,
@@ -78,6 +79,7 @@ class OptimizerState(NamedTuple):
         guard: the safeguard's memory.
         progress: losses and feedback seen; None without controller.
         controller: the LSTMs' memory; None without controller.
+        decisions: float32 [groups, decisions], the last ones, see `group_decisions`.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -91,6 +93,7 @@ class OptimizerState(NamedTuple):
     guard: GuardState
     progress: ProgressState | None
     controller: ControllerState | None
+    decisions: jax.Array
 
 
 class _Plan(NamedTuple):
@@ -182,6 +185,9 @@ def controlled(
             guard=init_guard(),
             progress=init_progress() if learned else None,
             controller=init_controller(config, units) if learned else None,
+            decisions=group_decisions(
+                hand_designed_base(jnp.asarray(known.table.matrix), config), known.table
+            ),
         )
 
     def update(
@@ -279,6 +285,7 @@ def controlled(
             controls = jax.tree.map(
                 lambda a, b: a + guard.fallback * (b - a), controls, base
             )
+        decided = group_decisions(controls, known.table)
         size = scheduled_step(state.count, num_steps) * guard.shrink * guard.faint
         controls = controls._replace(step=controls.step * size)
 
@@ -329,6 +336,7 @@ def controlled(
             guard=guard,
             progress=keep(progress, state.progress),
             controller=keep(memory, state.controller),
+            decisions=decided,
         )
         return treedef.unflatten(new_updates), new_state
 

@@ -1,0 +1,75 @@
+"""What the controller decides, by modality group: for logs and plots."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.features.statistics import UnitTable
+from meta_opt.features.tensors import GROUPS
+from meta_opt.optimizers.update_rule import DIRECTIONS, Controls
+
+DECISIONS = (
+    "step",
+    *DIRECTIONS,
+    *("forget_momentum", "forget_second", "weight_decay", "compress"),
+)
+"""Names of what is decided: see `meta_opt.optimizers.update_rule.Controls`.
+
+``step`` is the multiplier of the scheduled step; directions have their mixture weights.
+"""
+
+
+def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
+    """Means over the units of each group: float32 [`GROUPS`, `DECISIONS`].
+
+    That of ``step`` is geometric. A group without a unit has NaN.
+
+    Args:
+        controls: [N] each; the step before the schedule.
+        table: constants of the units.
+    """
+    columns = [
+        jnp.log(controls.step)[:, None],
+        controls.weights,
+        *(x[:, None] for x in controls[2:]),
+    ]
+    counts = np.sum(table.membership, axis=0)
+    # A product with the few groups, so that nothing is scattered.
+    sums = jnp.asarray(table.membership).T @ jnp.concatenate(columns, axis=1)
+    means = sums / np.where(counts > 0, counts, np.nan)[:, None].astype(np.float32)
+    return means.at[:, 0].set(jnp.exp(means[:, 0]))
+
+
+def read_decisions(opt_state: Any) -> dict[str, float]:
+    """The last decisions, ``{"vision/step": 0.8, ...}``, of groups that there are.
+
+    Args:
+        opt_state: of the learned optimizer or the hand-designed rule, wrapped by others
+            or not. Of any other optimizer nothing is read.
+
+    Example:
+        >>> from meta_opt.optimizers.hand_designed import hand_designed
+        >>> state = hand_designed(10).init({"text": {"kernel": jnp.ones((2, 2))}})
+        >>> read_decisions(state)["text/orthogonal"]
+        1.0
+    """
+    found = [
+        node.decisions
+        for node in jax.tree.leaves(opt_state, is_leaf=_decides)
+        if _decides(node)
+    ]
+    if not found:
+        return {}
+    values = np.asarray(jax.device_get(found[0]), np.float64)
+    return {
+        f"{group}/{name}": float(value)
+        for group, row in zip(GROUPS, values, strict=True)
+        for name, value in zip(DECISIONS, row, strict=True)
+        if np.isfinite(value)
+    }
+
+
+def _decides(node: Any) -> bool:
+    return isinstance(node, tuple) and hasattr(node, "decisions")
