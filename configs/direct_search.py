@@ -79,6 +79,8 @@ def small() -> ml_collections.ConfigDict:
                 "error_weight": 2.0,
                 "seed": 0,
                 "validate_every": 2,
+                # Weights that what is searched is added to; "": the hand-designed rule.
+                "start": "",
                 "controller": {
                     "global_hidden": 24,
                     "tensor_hidden": 16,
@@ -109,6 +111,36 @@ def from_scratch() -> ml_collections.ConfigDict:
     return config
 
 
+def wide() -> ml_collections.ConfigDict:
+    """From the small tasks' weights to large pretrained models: six numbers.
+
+    They are weights of features that are zero in every small task.
+    """
+    config = small()
+    config.search.families = (
+        *("emoji_encoders", "emoji_encoder_names"),
+        *("emoji_encoder_pairs", "klettres_encoder"),
+        *("emoji_encoders_lora", "cldr_encoder_lora"),
+    )
+    config.search.num_steps = ml_collections.ConfigDict()
+    config.search.start = "lstm-v1"
+    config.search.direct = (
+        ("large>step", -1.2, 0.4),
+        ("wide>step", -0.5, 0.4),
+        ("large>orthogonal", 0.3, 0.3),
+        ("large>adam", 0.0, 0.2),
+        ("large>forget_momentum", -0.5, 0.4),
+        ("large>weight_decay", 0.0, 0.5),
+    )
+    config.search.generations = 6
+    config.search.population = 7
+    config.search.budgets = (1.0,)
+    config.search.rates = (3e-4, 1e-3, 3e-3)
+    config.search.decays = (1e-2,)
+    config.validation.tasks = ()
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """Two small generations on scikit-learn's digits; needs no prepared data."""
     config = small()
@@ -126,4 +158,6 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (small, from_scratch, smoke)})
+    return common.choose(
+        arg, {v.__name__: v for v in (small, from_scratch, wide, smoke)}
+    )

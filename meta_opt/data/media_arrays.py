@@ -223,9 +223,7 @@ def animated_emoji_arrays(
         ValueError: if there is no such split.
     """
     check_split(split)
-    parts = {
-        s: sorted_rows("animated_emoji", s, data_dir, "codepoint") for s in SPLITS
-    }
+    parts = {s: sorted_rows("animated_emoji", s, data_dir, "codepoint") for s in SPLITS}
     for part in parts.values():
         for row in part:
             row["category"] = CATEGORIES[row["category"]].lower()
@@ -268,7 +266,9 @@ def _fitted(frame: np.ndarray, size: int) -> np.ndarray:
     return fit_square(Image.fromarray(frame), size)
 
 
-def spoken_caption(row: dict[str, Any], languages: Sequence[str]) -> tuple[str, np.ndarray]:
+def spoken_caption(
+    row: dict[str, Any], languages: Sequence[str]
+) -> tuple[str, np.ndarray]:
     """The stamp's clip in the first of the languages that it has, and that language."""
     ends = np.cumsum(row["speech_lengths"])[:-1]
     clips = np.split(row["speech"], ends.astype(np.int64))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from meta_opt.data.audio import RATE
+from meta_opt.data.cldr import cldr_arrays
 from meta_opt.data.emoji_artists import CATEGORIES
 from meta_opt.data.images import decode, fit_square
 from meta_opt.data.media_arrays import (
@@ -70,6 +71,22 @@ class Samples:
         every = {m: getattr(self, m) for m in ("image", "text", "audio", "video")}
         return {m: x for m, x in every.items() if x is not None}
 
+    def at_most(self, count: int) -> "Samples":
+        """So many of them, drawn with a fixed seed and in order; 0 for all."""
+        if not count or len(self) <= count:
+            return self
+        order = np.random.default_rng(0).permutation(len(self))
+        kept = np.sort(order[:count])
+
+        def rows(x: Any) -> Any:
+            if isinstance(x, np.ndarray):
+                return x[kept] if len(x) else x
+            return [x[i] for i in kept] if x else x
+
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        names = fields.pop("class_names")
+        return Samples(**{k: rows(v) for k, v in fields.items()}, class_names=names)
+
     def present(self) -> dict[str, np.ndarray]:
         """By modality bool [B]: whether a sample has it. Silence is no speech."""
         found = {m: np.ones(len(self), bool) for m in self.inputs()}
@@ -104,7 +121,7 @@ def read_task(
     """Reads a split of a task.
 
     Args:
-        name: one of `SUITE`.
+        name: one of `TASKS`.
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
         side: of pictures and frames in pixels.
@@ -113,12 +130,14 @@ def read_task(
         ValueError: no such task or split, or a class without a sample to train on.
         MissingDataError: if the dataset has not been prepared; it names the command.
     """
-    check_name("task", name, SUITE)
+    check_name("task", name, TASKS)
     check_split(split)
-    found = SUITE[name].read(split, data_dir, side)
+    found = TASKS[name].read(split, data_dir, side)
     if split == "train":
         counts = np.bincount(found.label, minlength=len(found.class_names))
-        if absent := [n for n, c in zip(found.class_names, counts, strict=True) if not c]:
+        if absent := [
+            n for n, c in zip(found.class_names, counts, strict=True) if not c
+        ]:
             raise ValueError(
                 f"{name}: nothing to train on in the class{'es' * (len(absent) > 1)} "
                 f"{', '.join(absent)}"
@@ -165,7 +184,9 @@ def _openclipart(kind: str) -> SuiteTask:
             kept = [i for i, title in enumerate(titles) if title.strip()]
             titles = [titles[i] for i in kept]
             images = source.images(np.asarray(kept))
-            inputs = {"image": images} | ({"text": titles} if kind == "retrieve" else {})
+            inputs = {"image": images} | (
+                {"text": titles} if kind == "retrieve" else {}
+            )
             return Samples(**inputs, caption=titles)
         counts = collections.Counter(
             int(n) for part in parts.values() for n in part.labels
@@ -231,6 +252,57 @@ def _animated_emoji(kind: str) -> SuiteTask:
     return SuiteTask(kind, ("video", "text"), "animated_emoji", read)
 
 
+def _emoji(kind: str) -> SuiteTask:
+    """One artist's emoji with their names: their category, or the one by the other."""
+
+    def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
+        source = tfds_source(
+            "emoji", split, data_dir, artists=("google",), image_size=side
+        )
+        image = source.images()
+        names = [captions[0] for captions in source.captions]
+        if kind == "classify":
+            # Some categories are in the name: of every other emoji it is kept back.
+            texts = ["" if i % 2 else name for i, name in enumerate(names)]
+            return Samples(
+                image=image,
+                text=texts,
+                label=source.labels,
+                class_names=source.class_names,
+            )
+        pair = {"image": image} | ({"text": names} if kind == "retrieve" else {})
+        return Samples(**pair, caption=names)
+
+    modalities = ("image",) if kind == "caption" else ("image", "text")
+    return SuiteTask(kind, modalities, "emoji", read)
+
+
+def _klettres() -> SuiteTask:
+    """Spoken letters and syllables: in which language?"""
+
+    def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
+        parts = {s: sorted_rows("klettres", s, data_dir, "path") for s in SPLITS}
+        names = frequent((r["language"] for p in parts.values() for r in p), 40)
+        rows = [row for row in parts[split] if row["language"] in names]
+        return Samples(
+            audio=[row["speech"] for row in rows],
+            label=label_column(rows, "language", names),
+            class_names=names,
+        )
+
+    return SuiteTask("classify", ("audio",), "klettres", read)
+
+
+def _cldr() -> SuiteTask:
+    """Names of languages and countries: in which language?"""
+
+    def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
+        texts, labels, names = cldr_arrays(split)
+        return Samples(text=texts, label=labels, class_names=names)
+
+    return SuiteTask("classify", ("text",), "cldr", read)
+
+
 SUITE: dict[str, SuiteTask] = {
     "tuxpaint_speech": _tuxpaint("image", "audio"),
     "tuxpaint_trimodal": _tuxpaint("image", "audio", "text"),
@@ -241,4 +313,16 @@ SUITE: dict[str, SuiteTask] = {
     "emoji_category": _animated_emoji("classify"),
     "emoji_sentiment": _animated_emoji("score"),
 }
-"""The tasks by name."""
+"""The benchmark's tasks by name."""
+
+FOR_META_TRAINING: dict[str, SuiteTask] = {
+    "emoji_pictures": _emoji("classify"),
+    "emoji_pairs": _emoji("retrieve"),
+    "emoji_names": _emoji("caption"),
+    "klettres_language": _klettres(),
+    "cldr_language": _cldr(),
+}
+"""Tasks of other data sets, of which none is in the benchmark."""
+
+TASKS = {**SUITE, **FOR_META_TRAINING}
+"""All of them."""

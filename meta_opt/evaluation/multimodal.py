@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_opt.data.multimodal import SUITE
+from meta_opt.data.multimodal import TASKS
 from meta_opt.data.tokenizer import TextTokenizer
 from meta_opt.evaluation.encoding import in_batches
 from meta_opt.losses.contrastive import clip_loss
@@ -37,18 +37,18 @@ def multimodal_score(
     classes and scores comes ``macro_f1``.
 
     Args:
-        task: one of `meta_opt.data.multimodal.SUITE`.
-        arrays: of the split, as `meta_opt.finetuning.multimodal_inputs.Inputs` has
+        task: one of `meta_opt.data.multimodal.TASKS`.
+        arrays: of the split, as `meta_opt.tasks.multimodal_inputs.Inputs` has
             them.
         captions: texts that are to be found or written.
         tokenizer: of captions that are written.
         batch_size: samples at a time.
         write: whether to write captions too, and compare them by BLEU and chrF.
     """
-    kind = SUITE[task].kind
+    kind = TASKS[task].kind
     inputs = {
         m: arrays[m]
-        for modality in SUITE[task].modalities
+        for modality in TASKS[task].modalities
         for m in (modality, f"{modality}_present")
     }
 
@@ -103,8 +103,8 @@ def score_on(
     """`multimodal_score` of a split of a run's inputs; the test's captions are written.
 
     Args:
-        task: one of `meta_opt.data.multimodal.SUITE`.
-        inputs: a `meta_opt.finetuning.multimodal_inputs.Inputs`.
+        task: one of `meta_opt.data.multimodal.TASKS`.
+        inputs: a `meta_opt.tasks.multimodal_inputs.Inputs`.
         split: its name.
         batch_size: samples at a time.
     """

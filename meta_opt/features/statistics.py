@@ -24,6 +24,8 @@ from meta_opt.features.tensors import (
 TINY = 1e-30
 """Added before a logarithm or a division; below any useful mean square in float32."""
 _FLAT = 1e-18
+_LARGE = 1e5
+"""Parameters; no small task has as many."""
 
 
 class Statistics(NamedTuple):
@@ -76,7 +78,9 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
 
 
 def _model_features(infos: list[TensorInfo]) -> np.ndarray:
-    """One, log size, log number of matrices, share of each role, two towers or not.
+    """One, log size, log number of matrices, shares of roles, two towers or not, large.
+
+    Large: by how many powers of ten the size is above 100,000, 0 below.
 
     They tell a linear probe from a head in a deep model, adapters from full training,
     and a contrastive model (several modalities that nothing joins), which no tensor
@@ -92,7 +96,8 @@ def _model_features(infos: list[TensorInfo]) -> np.ndarray:
     groups = {info.group for info in infos if info.is_matrix and info.units}
     joined = groups & {"fusion", "head"}
     towers = float(len(groups & set(MODALITIES)) > 1 and not joined)
-    return np.concatenate([first, by_role / total, [towers]]).astype(np.float32)
+    large = max(math.log10(total / _LARGE), 0.0)
+    return np.concatenate([first, by_role / total, [towers, large]]).astype(np.float32)
 
 
 def smooth(mean_square: jax.Array) -> jax.Array:
@@ -146,7 +151,7 @@ MODEL_FEATURES = (
     "model_size",
     "model_matrices",
     *(f"model_{r}" for r in ROLES),
-    "two_towers",
+    *("two_towers", "large"),
 )
 
 

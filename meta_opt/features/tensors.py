@@ -23,7 +23,7 @@ STATIC_FEATURES = (
     *("size", "rows", "columns", "rank_0", "rank_1", "rank_2"),
     *(f"role_{role}" for role in ROLES),
     *(f"group_{group}" for group in GROUPS),
-    "depth",
+    *("depth", "wide"),
 )
 """Names of what `static_features` gives."""
 
@@ -35,6 +35,7 @@ _DEFAULT_GROUPS: tuple[tuple[str, str], ...] = (
     (r"text|token|word|language|caption|bert|gpt|decoder", "text"),
     (r"head|classifier|logit|proj_out|output_layer", "head"),
 )
+_WIDE = math.log10(160.0)
 _EMBEDDING_LEAF = re.compile(
     r"^(embeddings?|embed|wte|wpe|\w*_embedding|pos_?emb\w*|position\w*|cls(_token)?)$",
     re.IGNORECASE,
@@ -240,7 +241,8 @@ def static_features(info: TensorInfo) -> np.ndarray:
     Returns:
         float32 [units, `STATIC_FEATURES`]: log size, log fan-in, log fan-out (each
         about in [-1, 1]), rank one-hot (0, 1, 2 or more), role one-hot, group one-hot,
-        depth.
+        depth; by how many powers of ten the geometric mean of rows and columns is above
+        160, 0 below (no tensor of the small tasks is that wide).
     """
     size = math.prod(info.shape)
     logs = [math.log10(max(n, 1)) / 4 - 0.5 for n in (size, info.rows, info.columns)]
@@ -248,5 +250,6 @@ def static_features(info: TensorInfo) -> np.ndarray:
     role = np.eye(len(ROLES))[ROLES.index(info.role)]
     group = np.eye(len(GROUPS))[GROUPS.index(info.group)]
     shared = np.concatenate([logs, rank, role, group])
-    rows = [[*shared, 2 * depth - 1] for depth in info.depths[: info.units]]
+    wide = max(0.5 * math.log10(max(info.rows * info.columns, 1)) - _WIDE, 0.0)
+    rows = [[*shared, 2 * depth - 1, wide] for depth in info.depths[: info.units]]
     return np.asarray(rows, np.float32).reshape(info.units, len(STATIC_FEATURES))

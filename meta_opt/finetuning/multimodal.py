@@ -6,59 +6,28 @@ optimizer with a group for each modality, and the feedback that the loop gives i
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
 
 from meta_opt.data.array_batches import array_batches
-from meta_opt.data.multimodal import SUITE
+from meta_opt.data.multimodal import TASKS
 from meta_opt.finetuning.loop import Evaluate, LoopConfig, RunResult, run
-from meta_opt.finetuning.multimodal_inputs import Inputs, InputsConfig, read_inputs
 from meta_opt.finetuning.step import LossFn
-from meta_opt.losses.captioning import captioning_loss
-from meta_opt.losses.contrastive import clip_loss
-from meta_opt.models.captioner import CaptionerConfig
-from meta_opt.models.fusion import FusionConfig
-from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
-from meta_opt.models.multimodal import HeadsConfig, Multimodal
+from meta_opt.models.multimodal import Multimodal
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, check_batch_size, local_rows, make_mesh
 from meta_opt.parallel.sharding import FSDP_RULES
-from meta_opt.types import PyTree, check_name, write_atomic
-
-_ENCODERS = re.compile(r"^encoders/")
-
-
-@dataclasses.dataclass(frozen=True)
-class MultimodalConfig:
-    """What is made of the encoders, and which part of it trains.
-
-    Attributes:
-        fusion: width and depth of what all modalities meet in.
-        embed_dim: width of the vectors of retrieval.
-        captioner: of captions; its vocabulary is that of the tokenizer that ships here.
-        trainable: ``all``, or ``lora``: adapters on the encoders, and all that is new
-            (projections, fusion and heads).
-        lora: the adapters, where ``trainable`` is ``lora``.
-        seed: of what is new.
-    """
-
-    fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
-    embed_dim: int = 64
-    captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
-    trainable: str = "all"
-    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks the name."""
-        check_name("model.trainable", self.trainable, ("all", "lora"))
+from meta_opt.tasks.multimodal_inputs import Inputs, InputsConfig, read_inputs
+from meta_opt.tasks.multimodal_model import (
+    MultimodalConfig,
+    Parts,
+    build_multimodal,
+    multimodal_loss,
+)
+from meta_opt.types import PyTree, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,106 +57,21 @@ class MultimodalRunConfig:
             )
 
 
-class Parts(NamedTuple):
-    """A model in parts.
-
-    Attributes:
-        graphdef: its structure.
-        params: the trainable arrays.
-        frozen: the others.
-    """
-
-    graphdef: nnx.GraphDef
-    params: PyTree
-    frozen: PyTree
-
-    def merge(self, params: PyTree, frozen: PyTree) -> Multimodal:
-        """The module with these arrays."""
-        return nnx.merge(self.graphdef, params, frozen)
-
-
-def build_multimodal(config: MultimodalConfig, inputs: Inputs, task: str) -> Parts:
-    """Builds the model of a task.
-
-    Args:
-        config: of the model.
-        inputs: with the encoders.
-        task: one of `SUITE`.
-
-    Raises:
-        ValueError: adapters that match no kernel.
-    """
-    kind = SUITE[task].kind
-    heads = HeadsConfig(
-        classes=len(inputs.class_names) if kind == "classify" else 0,
-        scores=1 if kind == "score" else 0,
-        embed_dim=config.embed_dim if kind == "retrieve" else 0,
-        captioner=dataclasses.replace(
-            config.captioner,
-            vocab_size=inputs.tokenizer.vocab_size if kind == "caption" else 0,
-        ),
-    )
-    graph, arrays = nnx.split(nnx.Dict(inputs.encoders))
-
-    # In one program: operation by operation it would take far longer.
-    @nnx.jit
-    def create(arrays: PyTree) -> Multimodal:
-        model = Multimodal(
-            config.fusion,
-            nnx.merge(graph, arrays),
-            SUITE[task].modalities,
-            heads,
-            rngs=nnx.Rngs(config.seed),
-        )
-        if config.trainable == "lora":
-            add_lora(model, config.lora, rngs=nnx.Rngs(config.seed + 1))
-        return model
-
-    model = create(arrays)
-    return Parts(*nnx.split(model, _trains(config.trainable), ...))
-
-
-def _trains(trainable: str) -> Callable[[Any, Any], bool]:
-    def chosen(path: Any, value: Any) -> bool:
-        if not isinstance(value, nnx.Param):
-            return False
-        of_encoder = _ENCODERS.search("/".join(map(str, path))) is not None
-        return (
-            trainable == "all" or not of_encoder or isinstance(value, LoRAParam)
-        )
-
-    return chosen
-
-
 def make_multimodal_loss(parts: Parts, task: str) -> LossFn:
-    """The loss of a batch as a function of the model's arrays.
-
-    Cross-entropy of classes, squared error of scores, symmetric contrastive loss of
-    pairs, or cross-entropy of a caption's tokens.
+    """`multimodal_loss` as a function of the model's arrays.
 
     Args:
         parts: its structure is used, its arrays are not.
-        task: one of `SUITE`.
+        task: one of `TASKS`.
     """
-    kind = SUITE[task].kind
 
     def loss_fn(
         params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del rng
         model = parts.merge(params, frozen)
-        if kind == "classify":
-            logits, labels = model.classify(batch), batch["label"]
-            nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            hits = jnp.argmax(logits, axis=-1) == labels
-            return jnp.mean(nats), {"accuracy": jnp.mean(hits)}
-        if kind == "score":
-            error = model.score(batch)[:, 0] - batch["score"]
-            return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
-        if kind == "retrieve":
-            image, text = (model.embed(batch, (m,)) for m in ("image", "text"))
-            return clip_loss(image, text, model.scale), {"logit_scale": model.scale}
-        return captioning_loss(*model.caption_states(batch, batch["caption"])), {}
+        loss, error = multimodal_loss(model, batch, TASKS[task].kind)
+        return loss, {"error": error}
 
     return loss_fn
 

@@ -25,6 +25,7 @@ from meta_opt.meta_training.scoring import against
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
+from meta_opt.optimizers.weights import load_theta
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.inner_run import PopulationRun, learned_on
 from meta_opt.tasks.task import Task
@@ -54,6 +55,8 @@ class DirectSearchConfig:
         seed: of the search.
         validate_every: generations between meta-validations of the centre.
         controller: the controller's shape.
+        start: weights that what is searched is added to, a shipped name or a path; ""
+            for the hand-designed rule.
     """
 
     families: tuple[str, ...]
@@ -69,6 +72,7 @@ class DirectSearchConfig:
     seed: int = 0
     validate_every: int = 2
     controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
+    start: str = ""
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -208,6 +212,12 @@ class _Weights:
         flat = tuple(n for names in self._names for n in names)
         # Nothing random: the LSTMs have no output weight and can begin anew later.
         start = init_theta(jax.random.key(config.seed), config.controller)
+        if config.start:
+            start, shape = load_theta(config.start)
+            if shape != config.controller:
+                raise ValueError(
+                    f"start={config.start!r} is of another controller: {shape}"
+                )
         self._parts = Parametrisation(start, config.controller, flat)
 
     def theta(self, z: np.ndarray) -> PyTree:

@@ -12,7 +12,7 @@ import optax
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.hostile import uniform_rows
-from meta_opt.tasks.task import Arrays, Task
+from meta_opt.tasks.task import Arrays, Task, count_of, rows_of
 from meta_opt.types import PyTree
 
 _LONGEST = 10.0
@@ -86,7 +86,7 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
     keys = jax.random.split(key, 6)
     scale_key, subset_key, batch_key, noise_key, low_key, sparse_key = keys
     train = task.splits.train
-    examples = len(next(iter(train.values())))
+    examples = count_of(train)
 
     def log_uniform(key: jax.Array, low: float, high: float) -> jax.Array:
         ends = jnp.log(low), jnp.log(high)
@@ -203,7 +203,7 @@ class Unroll:
         )
         # A smaller batch, repeated: the shape stays.
         picks = picks[jnp.arange(task.batch_size) % drawn.batch]
-        batch = {name: x[picks] for name, x in drawn.train.items()}
+        batch = rows_of(drawn.train, picks)
         (value, _), grads = jax.value_and_grad(self._loss, has_aux=True)(params, batch)
         grads = self._disturbed(t, grads)
         known = {}

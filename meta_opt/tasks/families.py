@@ -14,6 +14,7 @@ import numpy as np
 
 from meta_opt.tasks import sources
 from meta_opt.tasks.adaptation import finetuning, frozen_features, head, lora, pretrain
+from meta_opt.tasks.encoder_families import ENCODER_FAMILIES
 from meta_opt.tasks.models import (
     Model,
     bag_tower,
@@ -547,4 +548,5 @@ FAMILIES: dict[str, Builder] = {
     "tuxpaint_writer_lora": _tuxpaint_writer_lora,
     "tuxpaint_head": _tuxpaint_head,
     "animated_video": _animated_video,
+    **ENCODER_FAMILIES,
 }

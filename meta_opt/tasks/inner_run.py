@@ -14,7 +14,7 @@ from meta_opt.optimizers.baselines import averaged_params
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import controlled
 from meta_opt.tasks.hostile import Condition, Moment, largest
-from meta_opt.tasks.task import Splits, Task
+from meta_opt.tasks.task import Splits, Task, count_of, rows_of
 from meta_opt.types import PyTree
 
 MakeOptimizer = Callable[[jax.Array, Any], optax.GradientTransformationExtraArgs]
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 def pooled(splits: Splits, validation: Any, test: Any) -> Any:
     """The mean over validation and test examples, from the two means."""
-    sizes = [len(next(iter(part.values()))) for part in splits[1:]]
+    sizes = [count_of(part) for part in splits[1:]]
     share = sizes[0] / sum(sizes)
     return share * validation + (1 - share) * test
 
@@ -88,9 +88,9 @@ def train_and_judge(
     Returns:
         Loss and error rate on all validation and all test examples.
     """
-    size = len(next(iter(task.splits.train.values())))
+    size = count_of(task.splits.train)
     tx = make_tx(num_steps if condition is None else condition.told_steps(num_steps))
-    classes = largest(task.splits.train)
+    classes = {} if condition is None else largest(task.splits.train)
 
     def run(key: jax.Array) -> Outcome:
         init_key, batch_key = jax.random.split(key)
@@ -100,7 +100,7 @@ def train_and_judge(
             params, state = carry
             key = jax.random.fold_in(batch_key, t)
             picks = jax.random.randint(key, (task.batch_size,), 0, size)
-            batch = {name: x[picks] for name, x in task.splits.train.items()}
+            batch = rows_of(task.splits.train, picks)
             # Of its own stream: the batches are those of an ordinary run.
             moment = Moment(t, num_steps, jax.random.fold_in(key, 1))
             if condition is not None:

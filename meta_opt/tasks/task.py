@@ -2,14 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from meta_opt.types import PyTree
 
-Arrays = dict[str, jax.Array]
-"""Arrays of equal leading length: the examples of one split."""
+Arrays = dict[str, Any]
+"""Arrays, or pytrees of them, of equal leading length: the examples of one split."""
+
+
+def count_of(arrays: Arrays) -> int:
+    """How many examples there are.
+
+    >>> count_of({"x": (jax.numpy.zeros((3, 2)), jax.numpy.zeros(3))})
+    3
+    """
+    return len(jax.tree.leaves(arrays)[0])
+
+
+def rows_of(arrays: Arrays, picks: jax.Array) -> Arrays:
+    """The examples at ``picks``, int [B]."""
+    return jax.tree.map(lambda x: x[picks], arrays)
 
 
 class Splits(NamedTuple):
@@ -71,5 +85,5 @@ class Task:
         if not self.gives_epochs:
             return None
         if passes is None:
-            passes = self.batch_size / len(next(iter(self.splits.train.values())))
+            passes = self.batch_size / count_of(self.splits.train)
         return num_steps * passes

@@ -21,7 +21,7 @@ from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.encoder_weights import encoder_folder
 from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.multimodal import SUITE, Samples, read_task, spectrograms
+from meta_opt.data.multimodal import TASKS, Samples, read_task, spectrograms
 from meta_opt.data.records import SPLITS
 from meta_opt.data.tokenizer import load_tokenizer
 from meta_opt.models.encoders import Divisible, load_encoder
@@ -38,9 +38,10 @@ class InputsConfig:
     """Which task, and how its samples become arrays.
 
     Attributes:
-        task: one of `meta_opt.data.multimodal.SUITE`.
+        task: one of `meta_opt.data.multimodal.TASKS`.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
+        most: samples of a split at most; 0: all of them.
         side: of pictures and frames in pixels.
         seconds: of sound.
         text_length: S, tokens that an encoder reads.
@@ -55,6 +56,7 @@ class InputsConfig:
 
     task: str
     data_dir: str = ""
+    most: int = 0
     side: int = 64
     seconds: float = 1.6
     text_length: int = 16
@@ -72,14 +74,14 @@ class InputsConfig:
 
     def __post_init__(self) -> None:
         """Checks the names and ranges."""
-        check_name("inputs.task", self.task, SUITE)
+        check_name("inputs.task", self.task, TASKS)
         for field in ("trained", "pool"):
             check_keys(f"inputs.{field}", getattr(self, field), self.encoders)
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Those of the task."""
-        return SUITE[self.task].modalities
+        return TASKS[self.task].modalities
 
 
 class Inputs(NamedTuple):
@@ -112,7 +114,8 @@ def read_inputs(config: InputsConfig) -> Inputs:
     """
     root = config.data_dir or default_data_dir()
     samples = {
-        split: read_task(config.task, split, root, config.side) for split in SPLITS
+        split: read_task(config.task, split, root, config.side).at_most(config.most)
+        for split in SPLITS
     }
     tokenizer = AnswerTokenizer(load_tokenizer(), _END, _PAD, prompt_length=2)
     raw = {s: _arrays(x, config, tokenizer, root) for s, x in samples.items()}
@@ -175,7 +178,7 @@ def _arrays(
     if "audio" in found:
         found["audio"] = spectrograms(found["audio"], config.seconds)
     found |= {f"{m}_present": there for m, there in samples.present().items()}
-    kind = SUITE[config.task].kind
+    kind = TASKS[config.task].kind
     if kind == "classify":
         found["label"] = samples.label
     elif kind == "score":

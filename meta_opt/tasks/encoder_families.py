@@ -1,0 +1,120 @@
+"""Families of tasks on pretrained encoders: large models, short runs.
+
+Their last layers train with a new fusion transformer and head, all parameters or
+adapters. Data sets are those of meta-training.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from meta_opt.data.multimodal import FOR_META_TRAINING
+from meta_opt.models.captioner import CaptionerConfig
+from meta_opt.models.fusion import FusionConfig
+from meta_opt.models.lora import LoRAConfig
+from meta_opt.tasks.multimodal_inputs import InputsConfig, read_inputs
+from meta_opt.tasks.multimodal_model import (
+    ADAPTED,
+    MultimodalConfig,
+    maker,
+    multimodal_loss,
+    trains,
+)
+from meta_opt.tasks.task import Arrays, Splits, Task
+from meta_opt.types import PyTree
+
+STACKED = r"(^|/)layers/"
+_HELD_OUT = 150
+
+
+def encoder_task(
+    name: str,
+    data_dir: str | None,
+    *,
+    width: int = 128,
+    train: int = 1000,
+    batch: int = 16,
+    trainable: str = "all",
+    horizons: tuple[int, int] = (20, 60),
+    value: bool = True,
+    epochs: bool = True,
+) -> Task:
+    """A task whose model ends in pretrained encoders.
+
+    Args:
+        name: one of `meta_opt.data.multimodal.FOR_META_TRAINING`.
+        data_dir: where prepared datasets and encoders are; None for the default.
+        width: D of fusion.
+        train: examples to train on, at most.
+        batch: B.
+        trainable: ``all`` or ``lora``.
+        horizons: smallest and largest number of inner steps.
+        value: whether the optimizer is told the loss.
+        epochs: whether it is told how often it sees the examples.
+
+    Raises:
+        MissingDataError: a dataset or encoder that is not prepared.
+    """
+    inputs = read_inputs(
+        InputsConfig(
+            name,
+            data_dir or "",
+            most=train,
+            text_length=8,
+            trained={"image": 1, "text": 1, "audio": 1},
+            pool={"audio": 4},
+        )
+    )
+    config = MultimodalConfig(
+        FusionConfig(width=width, mlp_width=4 * width, heads=4, remat="none"),
+        captioner=CaptionerConfig(width=width),
+        trainable=trainable,
+        lora=LoRAConfig(ADAPTED),
+    )
+    create = maker(config, inputs, name)
+    kind, chosen = FOR_META_TRAINING[name].kind, trains(trainable)
+    model = nnx.jit(create)(jax.random.key(0))
+    graphdef, _, frozen = nnx.split(model, chosen, ...)
+
+    def init(key: jax.Array) -> PyTree:
+        return nnx.split(create(key), chosen, ...)[1]
+
+    def loss(params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+        return multimodal_loss(nnx.merge(graphdef, params, frozen), arrays, kind)
+
+    def cut(split: str, most: int) -> Arrays:
+        arrays = inputs.splits[split]
+        return jax.tree.map(lambda x: jnp.asarray(x[:most]), arrays)
+
+    return Task(
+        name=name,
+        dataset=FOR_META_TRAINING[name].dataset,
+        init=init,
+        loss=loss,
+        splits=Splits(
+            cut("train", train), cut("validation", _HELD_OUT), cut("test", _HELD_OUT)
+        ),
+        batch_size=batch,
+        stacked=STACKED,
+        gives_value=value,
+        gives_epochs=epochs,
+        horizons=horizons,
+    )
+
+
+ENCODER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
+    "emoji_encoders": functools.partial(encoder_task, "emoji_pictures"),
+    "emoji_encoders_lora": functools.partial(
+        encoder_task, "emoji_pictures", trainable="lora", train=400, horizons=(20, 80)
+    ),
+    "emoji_encoder_pairs": functools.partial(encoder_task, "emoji_pairs", batch=32),
+    "emoji_encoder_names": functools.partial(encoder_task, "emoji_names", batch=32),
+    "klettres_encoder": functools.partial(encoder_task, "klettres_language", train=600),
+    "cldr_encoder_lora": functools.partial(
+        encoder_task, "cldr_language", trainable="lora", horizons=(20, 150)
+    ),
+}
+"""From a folder of data to tasks, by name."""

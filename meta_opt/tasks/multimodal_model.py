@@ -1,0 +1,166 @@
+"""The multimodal model of a task, in parts, and its loss."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from meta_opt.data.multimodal import TASKS
+from meta_opt.losses.captioning import captioning_loss
+from meta_opt.losses.contrastive import clip_loss, similarity_logits
+from meta_opt.models.captioner import CaptionerConfig
+from meta_opt.models.fusion import FusionConfig
+from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
+from meta_opt.models.multimodal import HeadsConfig, Multimodal
+from meta_opt.tasks.multimodal_inputs import Inputs
+from meta_opt.types import PyTree, check_name
+
+_ENCODERS = re.compile(r"^encoders/")
+ADAPTED = r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down))/kernel$"
+"""Kernels that get adapters: those of the encoders' transformers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MultimodalConfig:
+    """What is made of the encoders, and which part of it trains.
+
+    Attributes:
+        fusion: width and depth of what all modalities meet in.
+        embed_dim: width of the vectors of retrieval.
+        captioner: of captions; its vocabulary is that of the tokenizer that ships here.
+        trainable: ``all``, or ``lora``: adapters on the encoders, and all that is new
+            (projections, fusion and heads).
+        lora: the adapters, where ``trainable`` is ``lora``.
+        seed: of what is new.
+    """
+
+    fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
+    embed_dim: int = 64
+    captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
+    trainable: str = "all"
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        check_name("model.trainable", self.trainable, ("all", "lora"))
+
+
+class Parts(NamedTuple):
+    """A model in parts.
+
+    Attributes:
+        graphdef: its structure.
+        params: the trainable arrays.
+        frozen: the others.
+    """
+
+    graphdef: nnx.GraphDef
+    params: PyTree
+    frozen: PyTree
+
+    def merge(self, params: PyTree, frozen: PyTree) -> Multimodal:
+        """The module with these arrays."""
+        return nnx.merge(self.graphdef, params, frozen)
+
+
+def build_multimodal(config: MultimodalConfig, inputs: Inputs, task: str) -> Parts:
+    """Builds the model of a task.
+
+    Args:
+        config: of the model.
+        inputs: with the encoders.
+        task: one of `TASKS`.
+
+    Raises:
+        ValueError: adapters that match no kernel.
+    """
+    create = maker(config, inputs, task)
+    # In one program: operation by operation it would take far longer.
+    model = nnx.jit(create)(jax.random.key(config.seed))
+    return Parts(*nnx.split(model, trains(config.trainable), ...))
+
+
+def maker(
+    config: MultimodalConfig, inputs: Inputs, task: str
+) -> Callable[[jax.Array], Multimodal]:
+    """From a random key, for what is new, to the model of a task; see above."""
+    kind = TASKS[task].kind
+    heads = HeadsConfig(
+        classes=len(inputs.class_names) if kind == "classify" else 0,
+        scores=1 if kind == "score" else 0,
+        embed_dim=config.embed_dim if kind == "retrieve" else 0,
+        captioner=dataclasses.replace(
+            config.captioner,
+            vocab_size=inputs.tokenizer.vocab_size if kind == "caption" else 0,
+        ),
+    )
+    graph, arrays = nnx.split(nnx.Dict(inputs.encoders))
+
+    def create(key: jax.Array) -> Multimodal:
+        first, second = jax.random.split(key)
+        model = Multimodal(
+            config.fusion,
+            # Variables of this trace's own around the same arrays.
+            nnx.merge(graph, jax.tree.map(jnp.asarray, arrays)),
+            TASKS[task].modalities,
+            heads,
+            rngs=nnx.Rngs(params=first),
+        )
+        if config.trainable == "lora":
+            add_lora(model, config.lora, rngs=nnx.Rngs(params=second))
+        return model
+
+    return create
+
+
+def trains(trainable: str) -> Callable[[Any, Any], bool]:
+    """A filter of `nnx.split`: what trains."""
+
+    def chosen(path: Any, value: Any) -> bool:
+        if not isinstance(value, nnx.Param):
+            return False
+        of_encoder = _ENCODERS.search("/".join(map(str, path))) is not None
+        return trainable == "all" or not of_encoder or isinstance(value, LoRAParam)
+
+    return chosen
+
+
+def multimodal_loss(
+    model: Multimodal, batch: dict[str, Any], kind: str
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of a batch, and the share of it that is wrong.
+
+    Cross-entropy of classes, squared error of scores, symmetric contrastive loss of
+    pairs, or cross-entropy of a caption's tokens. What is wrong: classes, signs,
+    nearest texts of pictures, tokens.
+
+    Args:
+        model: with the head that the kind asks for.
+        batch: of arrays [B, ...].
+        kind: of the task, one of `meta_opt.data.multimodal.KINDS`.
+
+    Returns:
+        Both float32 [].
+    """
+    if kind == "classify":
+        logits, labels = model.classify(batch), batch["label"]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(nats), jnp.mean(jnp.argmax(logits, axis=-1) != labels)
+    if kind == "score":
+        found, scores = model.score(batch)[:, 0], batch["score"]
+        return jnp.mean((found - scores) ** 2), jnp.mean((found > 0) != (scores > 0))
+    if kind == "retrieve":
+        image, text = (model.embed(batch, (m,)) for m in ("image", "text"))
+        nearest = jnp.argmax(similarity_logits(image, text, 1.0), axis=1)
+        wrong = jnp.mean(nearest != jnp.arange(len(nearest)))
+        return clip_loss(image, text, model.scale), wrong
+    states, embedding, text, real = model.caption_states(batch, batch["caption"])
+    found = jnp.argmax(model.captioner.decoder.logits(states), axis=-1)
+    wrong = jnp.sum((found != text) & real) / jnp.maximum(jnp.sum(real), 1)
+    return captioning_loss(states, embedding, text, real), wrong
