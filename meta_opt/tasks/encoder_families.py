@@ -38,7 +38,7 @@ def encoder_task(
     train: int = 1000,
     batch: int = 16,
     trainable: str = "all",
-    horizons: tuple[int, int] = (20, 60),
+    horizons: tuple[int, int] = (20, 80),
     value: bool = True,
     epochs: bool = True,
 ) -> Task:
