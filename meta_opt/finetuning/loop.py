@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -21,7 +22,7 @@ from meta_opt.finetuning.interruption import Interrupted, Signals, catch_signals
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.state import TrainState, fingerprint, init_state
 from meta_opt.finetuning.step import LossFn
-from meta_opt.finetuning.step_program import compile_step
+from meta_opt.finetuning.step_program import CompileStep, compile_step
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.processes import LaggedMax, check_shared
@@ -106,6 +107,7 @@ def run(
     resolved_config: Mapping[str, Any] | None = None,
     label: str = "",
     take_over: bool = False,
+    compile_with: CompileStep = compile_step,
 ) -> RunResult:
     """Trains ``params``, resuming from ``workdir`` if it holds a checkpoint.
 
@@ -130,6 +132,7 @@ def run(
             run must have the same, but for ``mesh``.
         label: text before the progress bar.
         take_over: whether ``params`` and ``frozen`` are given up, see `init_state`.
+        compile_with: compiles the step, or finds one that is compiled already.
 
     Returns:
         The final state and what was measured.
@@ -146,7 +149,13 @@ def run(
         params, frozen, tx, device_mesh, rules, config.seed, take_over=take_over
     )
     trainer = _Trainer(
-        config, state, device_mesh, loss_fn, tx, batches, evaluate, workdir
+        config,
+        state,
+        device_mesh,
+        functools.partial(compile_with, config, loss_fn, tx),
+        batches,
+        evaluate,
+        workdir,
     )
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(catch_signals())
@@ -164,8 +173,7 @@ class _Trainer:
         config: LoopConfig,
         state: TrainState,
         mesh: jax.sharding.Mesh,
-        loss_fn: LossFn,
-        tx: optax.GradientTransformation,
+        compile_with: Callable[..., Any],
         batches: Batches,
         evaluate: Evaluate | None,
         workdir: str | Path | None,
@@ -175,8 +183,7 @@ class _Trainer:
         self.fingerprint = fingerprint(state.frozen)
         self.mesh = mesh
         self.rows = mesh_lib.local_rows(mesh, config.batch_size)
-        self.loss_fn = loss_fn
-        self.tx = tx
+        self.compile_with = compile_with
         self.batches = batches
         self.evaluate = evaluate
         self.workdir = None if workdir is None else Path(workdir)
@@ -291,9 +298,7 @@ class _Trainer:
 
     def _compile(self, batch: PyTree) -> Callable[..., Any]:
         started = time.perf_counter()
-        compiled, actions = compile_step(
-            self.config, self.loss_fn, self.tx, self.state, batch, self.mesh
-        )
+        compiled, actions = self.compile_with(self.state, batch, self.mesh)
         self.compile_seconds = time.perf_counter() - started
         self._act(actions)
         return compiled

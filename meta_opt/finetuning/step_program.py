@@ -1,7 +1,7 @@
 """The compiled training step of a run, in as many micro-batches as memory asks for."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -15,6 +15,33 @@ from meta_opt.finetuning.state import TrainState
 from meta_opt.finetuning.step import LossFn, make_train_step
 from meta_opt.parallel.mesh import batch_shards, replicated
 from meta_opt.types import PyTree
+
+
+CompileStep: TypeAlias = Callable[..., tuple[Callable[..., Any], Sequence[Action]]]
+"""`compile_step`, or what is called as it is."""
+
+
+class KeptStep:
+    """`compile_step`, once: later calls get the program of the first.
+
+    For runs whose steps are the same program, since all in which they differ are
+    values in their state (`meta_opt.tuning.injected`).
+
+    Attributes:
+        compiled: the program; None before.
+    """
+
+    def __init__(self) -> None:
+        self.compiled: Any = None
+        self._actions: Sequence[Action] = ()
+
+    def __call__(
+        self, *arguments: Any
+    ) -> tuple[Callable[..., Any], Sequence[Action]]:
+        """As `compile_step`."""
+        if self.compiled is None:
+            self.compiled, self._actions = compile_step(*arguments)
+        return self.compiled, self._actions
 
 
 def compile_step(

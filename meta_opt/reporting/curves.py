@@ -25,7 +25,7 @@ _LOG_FROM = 5.0
 _RECALL = ("validation/i2t_r5", "validation/t2i_r5")
 
 
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -51,13 +51,13 @@ def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context(_RC), write_atomic(path) as temporary:
+    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
         figure = Figure(
             figsize=(12.5, 4.3), layout=ConstrainedLayoutEngine(wspace=0.06)
         )
         by_step, by_time, recall = figure.subplots(1, 3)
         for index, run in enumerate(runs):
-            style = _style(index)
+            style = style(index)
             steps, losses = run.curve(LOSS)
             by_step.plot(steps, losses, label=run.label, **style)
             by_time.plot(run.seconds(steps), losses, **style)
@@ -91,7 +91,7 @@ def _mean_recall(run: Run) -> tuple[list[int], list[float]]:
     return one[0], [50.0 * (a + b) for a, b in zip(one[1], two[1], strict=True)]
 
 
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
     color, marker, dashes = _STYLES[index % len(_STYLES)]
     return {
         "color": color,

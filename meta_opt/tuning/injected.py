@@ -1,8 +1,10 @@
-"""Baselines whose settings live in the state: one compiled step for all trials."""
+"""Optimizers whose settings live in the state: one compiled step for all trials."""
 
+import jax
 import optax
 
 from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
+from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.registry import OptimizerConfig
 
 
@@ -11,9 +13,9 @@ def injected_baseline(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the baseline that ``config`` names, with its settings as traced values.
 
-    Learning rate, weight decay, momentum and warm-up are arrays of the optimizer's state and not
-    constants of the program, so that the step of every trial is the same program, which
-    JAX's persistent compilation cache finds again. Updates equal those of
+    Learning rate, weight decay, momentum and warm-up are arrays of the optimizer's
+    state and not constants of the program, so that the step of every trial is the same
+    program, which JAX's persistent compilation cache finds again. Updates equal those of
     `meta_opt.optimizers.registry.make_optimizer` to rounding.
 
     Args:
@@ -38,4 +40,40 @@ def injected_baseline(
             momentum=config.momentum,
             warmup_fraction=config.warmup_fraction,
         )
+    )
+
+
+def injected_learned(
+    config: OptimizerConfig,
+) -> optax.GradientTransformationExtraArgs:
+    """The learned optimizer with its length as a value of the state.
+
+    The step of runs of any length is the same program.
+
+    Args:
+        config: of the learned optimizer, its ``epochs`` known.
+
+    Raises:
+        ValueError: if ``config`` is not of the learned optimizer, or without epochs.
+    """
+    if config.name != "learned" or config.epochs is None:
+        raise ValueError(
+            f"name={config.name!r} and epochs={config.epochs} must be 'learned' and a "
+            "number"
+        )
+
+    def make(
+        num_steps: jax.Array, epochs: jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        return learned_optimizer(
+            num_steps,
+            epochs=epochs,
+            weights=config.weights,
+            stacked=config.stacked,
+            groups=config.groups,
+            safeguard=config.safeguard,
+        )
+
+    return optax.inject_hyperparams(make)(
+        num_steps=float(config.num_steps), epochs=float(config.epochs)
     )

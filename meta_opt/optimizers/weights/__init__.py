@@ -77,24 +77,8 @@ def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:
     """
     from safetensors.numpy import load
 
-    name = os.fspath(name)
-    is_path = name.endswith(".safetensors")
-    file = Path(name) if is_path else _FOLDER / f"{name}.safetensors"
+    file, record = _read_record(name)
     record_file = file.with_suffix(".json")
-    for needed in (file, record_file):
-        if not needed.is_file():
-            known = available()
-            raise ValueError(
-                f"there are no weights {name!r} ({needed.name} is missing)"
-                f"{near_match(name, known)}; shipped: {', '.join(known) or 'none'}; "
-                "or give the path of a .safetensors file"
-            )
-    record = json.loads(record_file.read_text())
-    if record.get("format") != FORMAT:
-        raise ValueError(
-            f"{record_file} has format {record.get('format')!r}; this version of "
-            f"meta_opt reads format {FORMAT}"
-        )
     data = file.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != record.get("sha256"):
@@ -125,3 +109,35 @@ def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:
         for p, _ in paths[0]
     ]
     return jax.tree.unflatten(paths[1], leaves), config
+
+
+def weights_digest(name: str | os.PathLike) -> str:
+    """The SHA-256 of a weights file, as its JSON has it.
+
+    Raises:
+        ValueError: as `load_theta`, but for damage.
+    """
+    return _read_record(name)[1]["sha256"]
+
+
+def _read_record(name: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
+    """The file of weights, and the JSON beside it."""
+    name = os.fspath(name)
+    is_path = name.endswith(".safetensors")
+    file = Path(name) if is_path else _FOLDER / f"{name}.safetensors"
+    record_file = file.with_suffix(".json")
+    for needed in (file, record_file):
+        if not needed.is_file():
+            known = available()
+            raise ValueError(
+                f"there are no weights {name!r} ({needed.name} is missing)"
+                f"{near_match(name, known)}; shipped: {', '.join(known) or 'none'}; "
+                "or give the path of a .safetensors file"
+            )
+    record = json.loads(record_file.read_text())
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"{record_file} has format {record.get('format')!r}; this version of "
+            f"meta_opt reads format {FORMAT}"
+        )
+    return file, record

@@ -1,0 +1,105 @@
+"""The framework on one task of the suite each; ``smoke`` shows that it runs."""
+
+import functools
+
+import ml_collections
+
+from configs import common
+
+# Of each task: batch size, and steps of an epoch.
+SUITE = {
+    "tuxpaint_speech": (32, 16),
+    "tuxpaint_trimodal": (32, 16),
+    "clipart_category": (64, 30),
+    "clipart_retrieval": (64, 30),
+    "clipart_captions": (64, 30),
+    "asterisk_commands": (32, 21),
+    "emoji_category": (32, 18),
+    "emoji_sentiment": (32, 7),
+}
+EPOCHS = 8
+
+
+def task(name: str) -> ml_collections.ConfigDict:
+    """A task under the learned optimizer, all parameters of what is not cut off."""
+    batch_size, steps_per_epoch = SUITE[name]
+    config = common.run_config(EPOCHS * steps_per_epoch, batch_size)
+    for section in ("model", "data", "pipeline", "export"):
+        del config[section]
+    config.loop.eval_every = steps_per_epoch
+    config.loop.log_every = steps_per_epoch
+    config.loop.checkpoint_every = steps_per_epoch
+    config.loop.watch.enabled = True
+    config.inputs = dict(
+        task=name,
+        data_dir="",
+        # Samples of a split; 0: all.
+        most=0,
+        side=64,
+        seconds=1.6,
+        text_length=12,
+        caption_length=12,
+        encoders=dict(
+            image="efficientnet_lite0", text="minilm", audio="whisper_tiny"
+        ),
+        # Last layers that train; 0: all. What is below is computed once.
+        trained=dict(image=1, text=1, audio=1),
+        # Features that are averaged below the layers that train.
+        pool=dict(audio=4),
+        cache="runs/features",
+    )
+    config.model = dict(
+        fusion=dict(
+            width=128,
+            depth=2,
+            heads=4,
+            mlp_width=512,
+            video_depth=1,
+            frames=8,
+            dtype="float32",
+            param_dtype="float32",
+            remat="none",
+            scan_layers=True,
+        ),
+        embed_dim=64,
+        captioner=dict(
+            # That of the tokenizer that ships here, where captions are written.
+            vocab_size=0,
+            width=128,
+            depth=2,
+            heads=4,
+            pad_id=0,
+            end_id=3,
+        ),
+        # lora: adapters on the encoders, and all that is new.
+        trainable="all",
+        lora=dict(
+            pattern=r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down))/kernel$",
+            groups=(),
+            rank=8,
+            alpha=8.0,
+            rs_lora=False,
+        ),
+        seed=config.loop.get_ref("seed"),
+    )
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """A few steps on few samples."""
+    config = task("tuxpaint_trimodal")
+    config.loop.num_steps = 4
+    config.loop.batch_size = 8
+    config.loop.eval_every = 2
+    config.loop.log_every = 1
+    config.loop.checkpoint_every = 2
+    config.inputs.most = 24
+    config.inputs.cache = ""
+    config.optimizer.name = "hand_designed"
+    return config
+
+
+def get_config(arg: str = "tuxpaint_trimodal") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    variants = {name: functools.partial(task, name) for name in SUITE}
+    return common.choose(arg, {**variants, "smoke": smoke})

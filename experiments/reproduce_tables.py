@@ -1,0 +1,86 @@
+"""Measures a table's cells, and makes table and figures of them; ``make tables``.
+
+    python -m experiments.reproduce_tables --config configs/tables.py:table1
+
+What is measured already, under the same configuration, is not measured again. Stopped
+by Ctrl-C or killed, the same command goes on; studies of baselines are kept in
+``--workdir``.
+"""
+
+import concurrent.futures
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.table_cells import Cell, cells, measure, start_worker
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
+WORKDIR = flags.DEFINE_string("workdir", "runs/tables", "Folder for the studies.")
+ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
+REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+
+
+def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
+    """Measures cells side by side, with a bar for all of them."""
+    from tqdm import tqdm
+
+    context = multiprocessing.get_context("spawn")
+    workers, cores = min(config["workers"], len(missing)), None
+    if workers > 1:
+        cores = context.Queue()
+        available = sorted(os.sched_getaffinity(0))
+        for worker in range(workers):
+            cores.put(available[worker % len(available)])
+    cache = str(Path(WORKDIR.value).absolute() / "compiled")
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, context, start_worker, (cores, cache)
+    ) as pool:
+        waiting = [
+            pool.submit(measure, cell, config["tasks"][cell.task]) for cell in missing
+        ]
+        try:
+            with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
+                for future in concurrent.futures.as_completed(waiting):
+                    bar.set_postfix_str(future.result())
+                    bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses, measures what is not there, reports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.getLogger("meta_opt").setLevel(logging.WARNING)
+    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.reporting.table1 import write_table1
+
+    config = CONFIG.value.to_dict()
+    every = cells(config, Path(WORKDIR.value))
+    try:
+        missing = [c for c in every if ONLY.value in c.name and c.stored() is None]
+        if missing and not REPORT.value:
+            measure_all(config, missing)
+        found = [record for c in every if (record := c.stored()) is not None]
+        print(write_table1(config["results"], found, len(every)))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"reproduce_tables: {error}")
+    except (Interrupted, KeyboardInterrupt):
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    app.run(main)

@@ -1,0 +1,225 @@
+"""A cell of the table: one optimizer on one task, tuned if it is to be, and run."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from meta_opt.optimizers.weights import weights_digest
+from meta_opt.types import from_config, write_atomic
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is measured, and where its result lies.
+
+    Attributes:
+        task: its name.
+        trainable: ``all`` or ``lora``.
+        optimizer: its name.
+        setup: all that the outcome depends on, JSON values.
+        results: the table's folder.
+        workdir: of the studies.
+    """
+
+    task: str
+    trainable: str
+    optimizer: str
+    setup: dict[str, Any]
+    results: Path
+    workdir: Path
+
+    @property
+    def name(self) -> str:
+        """For bars and messages."""
+        return f"{self.task}, {self.trainable}, {self.optimizer}"
+
+    @property
+    def path(self) -> Path:
+        """The JSON file of the result."""
+        return self.results / self.task / self.trainable / f"{self.optimizer}.json"
+
+    @property
+    def digest(self) -> str:
+        """Of the setup: a result of another one is measured again."""
+        text = json.dumps(self.setup, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def stored(self) -> dict[str, Any] | None:
+        """The result that is there, if it is of this setup.
+
+        Raises:
+            ValueError: a file that is no result.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            record = json.loads(self.path.read_text(encoding="utf-8"))
+            return record if record["digest"] == self.digest else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} is not a result of this table ({error!r}); delete it to "
+                "measure again"
+            ) from None
+
+
+def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
+    """All cells of a table, in the order in which they are measured."""
+    found = []
+    for task, base in config["tasks"].items():
+        for trainable in config["trainable"]:
+            for optimizer in config["optimizers"]:
+                setup = {
+                    "run": _of_run(base, trainable),
+                    "seeds": list(config["seeds"]),
+                }
+                if optimizer == "learned":
+                    setup["budgets"] = list(config["budgets"])
+                    weights = base["optimizer"]["weights"]
+                    setup["weights"] = [weights, weights_digest(weights)]
+                else:
+                    setup["tuning_seed"] = config["tuning_seed"]
+                    setup["search"] = dict(config["search"])
+                found.append(
+                    Cell(
+                        task,
+                        trainable,
+                        optimizer,
+                        json.loads(json.dumps(setup)),
+                        Path(config["results"]),
+                        workdir,
+                    )
+                )
+    return found
+
+
+def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
+    run = {**base, "model": {**base["model"], "trainable": trainable}}
+    # Where files lie decides nothing, and every optimizer has its own settings.
+    run["inputs"] = {
+        k: v for k, v in base["inputs"].items() if k not in ("cache", "data_dir")
+    }
+    run["optimizer"] = {k: base["optimizer"][k] for k in ("num_steps", "stacked")}
+    return run
+
+
+def start_worker(cores: Any, cache: str) -> None:
+    """Binds this process to a core of its own, before JAX counts them."""
+    if cores is not None:
+        os.sched_setaffinity(0, {cores.get()})
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@functools.lru_cache(maxsize=1)
+def _trial(base: str, trainable: str, learned: bool) -> Any:
+    """The task's data and programs, kept while its cells are measured."""
+    from meta_opt.evaluation.multimodal import score_on
+    from meta_opt.finetuning.multimodal import MultimodalRunConfig
+    from meta_opt.finetuning.multimodal_trial import MultimodalTrial
+    from meta_opt.tuning.injected import injected_baseline, injected_learned
+
+    values = json.loads(base)
+    values["model"]["trainable"] = trainable
+    config = from_config(MultimodalRunConfig, values)
+    make = injected_learned if learned else injected_baseline
+    return config, MultimodalTrial(config, score_on, make)
+
+
+def measure(cell: Cell, base: dict[str, Any]) -> str:
+    """Measures a cell and writes its result; returns its name.
+
+    Args:
+        cell: what.
+        base: the run's whole configuration.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM; the study goes on from its last trial.
+    """
+    from meta_opt.run_log import describe_environment
+
+    learned = cell.optimizer == "learned"
+    config, trial = _trial(json.dumps(base), cell.trainable, learned)
+    if learned:
+        settings, trials, shares = {}, [], cell.setup["budgets"]
+    else:
+        settings, trials = _tuned(cell, config, trial)
+        shares = [1.0]
+    runs = []
+    for share in shares:
+        num_steps = max(1, round(share * config.loop.num_steps))
+        optimizer = _optimizer(cell, config, trial, settings, num_steps)
+        for seed in cell.setup["seeds"]:
+            found = dataclasses.asdict(trial(optimizer, seed))
+            runs.append({"budget": share, **found})
+    record = {
+        "format": FORMAT,
+        "digest": cell.digest,
+        "task": cell.task,
+        "trainable": cell.trainable,
+        "optimizer": cell.optimizer,
+        "setup": cell.setup,
+        "examples": trial.examples,
+        "steps_per_epoch": trial.steps_per_epoch,
+        "settings": settings,
+        "trials": trials,
+        "runs": runs,
+        "environment": describe_environment(),
+    }
+    with write_atomic(cell.path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return cell.name
+
+
+def _optimizer(
+    cell: Cell, config: Any, trial: Any, settings: Mapping[str, Any], num_steps: int
+) -> Any:
+    epochs = num_steps * config.loop.batch_size / trial.examples
+    return dataclasses.replace(
+        config.optimizer,
+        name=cell.optimizer,
+        num_steps=num_steps,
+        epochs=epochs if cell.optimizer == "learned" else None,
+        **settings,
+    )
+
+
+def _tuned(
+    cell: Cell, config: Any, trial: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The best settings by validation loss after the last step, and all trials."""
+    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.tuning.baseline_spaces import baseline_space
+    from meta_opt.tuning.results import describe_trials
+    from meta_opt.tuning.search import SearchConfig, search
+
+    given = dict(cell.setup["search"])
+    given["min_resource"] *= trial.steps_per_epoch
+    # Its own random trials: luck with them should not be the same everywhere.
+    given["seed"] = (given["seed"] + zlib.crc32(cell.name.encode())) % 4096
+
+    def objective(settings: dict[str, Any], report: Any) -> float:
+        num_steps = config.loop.num_steps
+        optimizer = _optimizer(cell, config, trial, settings, num_steps)
+        found = trial(optimizer, cell.setup["tuning_seed"], report)
+        return found.epochs[-1].validation["loss"]
+
+    study = search(
+        from_config(SearchConfig, given),
+        baseline_space(cell.optimizer),
+        objective,
+        storage=cell.workdir / cell.task / cell.trainable / f"{cell.optimizer}.sqlite3",
+        name=cell.name,
+        setup=cell.setup,
+        stop_on=(Interrupted,),
+    )
+    return dict(study.best_params), describe_trials(study)

@@ -1,0 +1,66 @@
+"""The figure of what the controller decided in a run, by modality group."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meta_opt.reporting.curves import RC, style
+from meta_opt.types import write_atomic
+
+_PREFIX = "optimizer/"
+_PANELS = (
+    ("step", "multiplier of the step", True),
+    ("orthogonal", "weight of the orthogonal direction", False),
+    ("adam", "weight of the Adam direction", False),
+    ("momentum", "weight of the momentum", False),
+    ("weight_decay", "weight decay", True),
+    ("forget_momentum", "1 - decay of the momentum", True),
+)
+
+
+def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Draws step, mixture and decays over the steps, a line for each group.
+
+    Args:
+        path: the PNG file, written whole or not at all.
+        history: a run's records, those with ``optimizer/GROUP/NAME`` are read.
+
+    Returns:
+        Whether there was anything to draw: baselines decide nothing.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    records = [r for r in history if any(key.startswith(_PREFIX) for key in r)]
+    if not records:
+        return False
+    groups = dict.fromkeys(
+        key.split("/")[1] for r in records for key in r if key.startswith(_PREFIX)
+    )
+    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
+        figure = Figure(figsize=(12.5, 6.4), layout="constrained")
+        axes = figure.subplots(2, 3)
+        for (name, label, log), panel in zip(_PANELS, axes.flat, strict=True):
+            for index, group in enumerate(groups):
+                points = [
+                    (r["step"], r[f"{_PREFIX}{group}/{name}"])
+                    for r in records
+                    if f"{_PREFIX}{group}/{name}" in r
+                ]
+                panel.plot(
+                    *zip(*points, strict=True), label=group, **style(index)
+                )
+            panel.set_ylabel(label)
+            panel.set_xlabel("step")
+            if log:
+                panel.set_yscale("log")
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper center",
+            ncols=len(groups),
+            frameon=False,
+        )
+        figure.savefig(temporary, format="png", dpi=150)
+    return True
