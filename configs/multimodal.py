@@ -39,9 +39,7 @@ def task(name: str) -> ml_collections.ConfigDict:
         seconds=1.6,
         text_length=12,
         caption_length=12,
-        encoders=dict(
-            image="efficientnet_lite0", text="minilm", audio="whisper_tiny"
-        ),
+        encoders=dict(image="efficientnet_lite0", text="minilm", audio="whisper_tiny"),
         # Last layers that train; 0: all. What is below is computed once.
         trained=dict(image=1, text=1, audio=1),
         # Features that are averaged below the layers that train.

@@ -8,6 +8,7 @@ by Ctrl-C or killed, the same command goes on; studies of baselines are kept in
 """
 
 import concurrent.futures
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -58,13 +59,28 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
             raise
 
 
+def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
+    """Makes table and figures of the cells that are there."""
+    from meta_opt.evaluation.optimizer_table import summarise_table
+    from meta_opt.reporting.table1 import write_table1
+
+    found = [record for c in every if (record := c.stored()) is not None]
+    of_cells, lines, claims = summarise_table(found)
+    return write_table1(
+        config["results"],
+        found,
+        *([dataclasses.asdict(x) for x in part] for part in (of_cells, lines, claims)),
+        total=len(every),
+        command=" ".join(["python -m experiments.reproduce_tables", *sys.argv[1:]]),
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Parses, measures what is not there, reports."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.getLogger("meta_opt").setLevel(logging.WARNING)
     from meta_opt.finetuning.interruption import Interrupted
-    from meta_opt.reporting.table1 import write_table1
 
     config = CONFIG.value.to_dict()
     every = cells(config, Path(WORKDIR.value))
@@ -72,8 +88,7 @@ def main(argv: Sequence[str]) -> None:
         missing = [c for c in every if ONLY.value in c.name and c.stored() is None]
         if missing and not REPORT.value:
             measure_all(config, missing)
-        found = [record for c in every if (record := c.stored()) is not None]
-        print(write_table1(config["results"], found, len(every)))
+        print(report(config, every))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"reproduce_tables: {error}")
     except (Interrupted, KeyboardInterrupt):

@@ -288,5 +288,5 @@ def label_column(
 def sorted_rows(
     name: str, split: str, data_dir: str | os.PathLike | None, key: str
 ) -> list[dict[str, Any]]:
-    """The rows of a split by a column; records lie in shuffled files, keys give a lasting order."""
+    """Reads a split; records lie in shuffled files, keys give a lasting order."""
     return sorted(read_records(name, split, data_dir), key=lambda row: row[key])

@@ -184,7 +184,7 @@ def _openclipart(kind: str) -> SuiteTask:
             kept = [i for i, title in enumerate(titles) if title.strip()]
             titles = [titles[i] for i in kept]
             images = source.images(np.asarray(kept))
-            inputs = {"image": images} | (
+            inputs: dict[str, Any] = {"image": images} | (
                 {"text": titles} if kind == "retrieve" else {}
             )
             return Samples(**inputs, caption=titles)
@@ -238,7 +238,7 @@ def _animated_emoji(kind: str) -> SuiteTask:
             [fit_square(Image.fromarray(frame), side) for frame in row["video"]]
             for row in rows
         ]
-        shared = {
+        shared: dict[str, Any] = {
             "video": np.asarray(frames, np.uint8),
             "text": [row["name"] for row in rows],
         }
@@ -270,7 +270,9 @@ def _emoji(kind: str) -> SuiteTask:
                 label=source.labels,
                 class_names=source.class_names,
             )
-        pair = {"image": image} | ({"text": names} if kind == "retrieve" else {})
+        pair: dict[str, Any] = {"image": image} | (
+            {"text": names} if kind == "retrieve" else {}
+        )
         return Samples(**pair, caption=names)
 
     modalities = ("image",) if kind == "caption" else ("image", "text")

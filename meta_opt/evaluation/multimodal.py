@@ -75,7 +75,9 @@ def multimodal_score(
         groups = np.unique(np.asarray(captions), return_inverse=True)[1].reshape(-1)
         metrics = retrieval_metrics(image @ text.T, groups)
         return {
-            "loss": float(clip_loss(image, text, model.scale)),
+            "loss": float(
+                clip_loss(jnp.asarray(image), jnp.asarray(text), model.scale)
+            ),
             "accuracy": (metrics["i2t_r1"] + metrics["t2i_r1"]) / 2,
             **metrics,
         }

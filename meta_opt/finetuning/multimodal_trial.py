@@ -17,8 +17,11 @@ from meta_opt.finetuning.multimodal import (
     make_multimodal_loss,
 )
 from meta_opt.finetuning.planning import peak_bytes
-from meta_opt.finetuning.step_program import KeptStep
+from meta_opt.finetuning.state import init_state
+from meta_opt.finetuning.step_program import KeptStep, compile_step
 from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.parallel.mesh import batch_sharding, make_mesh
+from meta_opt.parallel.placement import place
 from meta_opt.tasks.multimodal_inputs import read_inputs
 from meta_opt.tasks.multimodal_model import Parts, maker, trains
 
@@ -103,6 +106,24 @@ class MultimodalTrial:
     def _parts(self, seed: int) -> Parts:
         model = self._create(jax.random.key(seed))
         return Parts(*nnx.split(model, trains(self._base.model.trainable), ...))
+
+    def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
+        """A call that takes one step, always of the same batch, for timing."""
+        base, parts = self._base, self._parts(0)
+        mesh, tx = make_mesh(base.mesh), self._make_tx(optimizer)
+        state = init_state(parts.params, parts.frozen, tx, mesh)
+        batch = next(array_batches(self._train, base.loop.batch_size))
+        batch = place(batch, batch_sharding(mesh))
+        loss_fn = make_multimodal_loss(parts, base.inputs.task)
+        loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
+        compiled, _ = compile_step(loop, loss_fn, tx, state, batch, mesh)
+
+        def step() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, batch)
+            return metrics
+
+        return step
 
     def __call__(
         self,

@@ -16,7 +16,6 @@ from meta_opt.finetuning.step import LossFn, make_train_step
 from meta_opt.parallel.mesh import batch_shards, replicated
 from meta_opt.types import PyTree
 
-
 CompileStep: TypeAlias = Callable[..., tuple[Callable[..., Any], Sequence[Action]]]
 """`compile_step`, or what is called as it is."""
 
@@ -35,9 +34,7 @@ class KeptStep:
         self.compiled: Any = None
         self._actions: Sequence[Action] = ()
 
-    def __call__(
-        self, *arguments: Any
-    ) -> tuple[Callable[..., Any], Sequence[Action]]:
+    def __call__(self, *arguments: Any) -> tuple[Callable[..., Any], Sequence[Action]]:
         """As `compile_step`."""
         if self.compiled is None:
             self.compiled, self._actions = compile_step(*arguments)

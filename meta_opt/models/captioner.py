@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from meta_opt.models.decoder import Decoder, DecoderConfig

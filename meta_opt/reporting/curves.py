@@ -57,12 +57,12 @@ def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
         )
         by_step, by_time, recall = figure.subplots(1, 3)
         for index, run in enumerate(runs):
-            style = style(index)
+            look = style(index)
             steps, losses = run.curve(LOSS)
-            by_step.plot(steps, losses, label=run.label, **style)
-            by_time.plot(run.seconds(steps), losses, **style)
+            by_step.plot(steps, losses, label=run.label, **look)
+            by_time.plot(run.seconds(steps), losses, **look)
             steps, values = _mean_recall(run)
-            recall.plot(steps, values, **style)
+            recall.plot(steps, values, **look)
         target = reference.final(LOSS)
         for axes in (by_step, by_time):
             axes.set_ylabel("validation loss (nats)")
@@ -92,6 +92,7 @@ def _mean_recall(run: Run) -> tuple[list[int], list[float]]:
 
 
 def style(index: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a line; earlier ones lie on top."""
     color, marker, dashes = _STYLES[index % len(_STYLES)]
     return {
         "color": color,

@@ -47,9 +47,7 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
                     for r in records
                     if f"{_PREFIX}{group}/{name}" in r
                 ]
-                panel.plot(
-                    *zip(*points, strict=True), label=group, **style(index)
-                )
+                panel.plot(*zip(*points, strict=True), label=group, **style(index))
             panel.set_ylabel(label)
             panel.set_xlabel("step")
             if log:

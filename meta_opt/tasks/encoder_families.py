@@ -6,6 +6,7 @@ adapters. Data sets are those of meta-training.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,8 @@ def encoder_task(
     create = maker(config, inputs, name)
     kind, chosen = FOR_META_TRAINING[name].kind, trains(trainable)
     model = nnx.jit(create)(jax.random.key(0))
-    graphdef, _, frozen = nnx.split(model, chosen, ...)
+    parts: Any = nnx.split(model, chosen, ...)
+    graphdef, _, frozen = parts
 
     def init(key: jax.Array) -> PyTree:
         return nnx.split(create(key), chosen, ...)[1]

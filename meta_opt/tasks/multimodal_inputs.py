@@ -262,9 +262,9 @@ def _through(inputs: np.ndarray, lower: Callable[[Any], PyTree], pool: int) -> P
         part = flat[start : start + _ENCODED]
         rest = [(0, 0)] * (part.ndim - 1)
         padded = np.pad(part, [(0, _ENCODED - len(part)), *rest])
-        out = jax.device_get(apply(jnp.asarray(padded)))
-        parts.append(jax.tree.map(lambda x, n=len(part): x[:n], out))
-    whole = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        parts.append(jax.device_get(apply(jnp.asarray(padded))))
+    # What filled the last part up is cut off.
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(flat)], *parts)
     whole = pooled(whole, pool)
     if frames:
         whole = jax.tree.map(lambda x: x.reshape(*frames, *x.shape[1:]), whole)

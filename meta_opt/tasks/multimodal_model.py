@@ -100,7 +100,8 @@ def maker(
             vocab_size=inputs.tokenizer.vocab_size if kind == "caption" else 0,
         ),
     )
-    graph, arrays = nnx.split(nnx.Dict(inputs.encoders))
+    split: Any = nnx.split(nnx.Dict(inputs.encoders))
+    graph, arrays = split
 
     def create(key: jax.Array) -> Multimodal:
         first, second = jax.random.split(key)

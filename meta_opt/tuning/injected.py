@@ -15,8 +15,8 @@ def injected_baseline(
 
     Learning rate, weight decay, momentum and warm-up are arrays of the optimizer's
     state and not constants of the program, so that the step of every trial is the same
-    program, which JAX's persistent compilation cache finds again. Updates equal those of
-    `meta_opt.optimizers.registry.make_optimizer` to rounding.
+    program, which JAX's persistent compilation cache finds again. Updates equal those
+    of `meta_opt.optimizers.registry.make_optimizer` to rounding.
 
     Args:
         config: of a baseline. Its length remains a constant.

@@ -6,6 +6,7 @@ would spoil them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -124,12 +125,13 @@ class DepthwiseConv(nnx.Module):
         ]
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         rows, columns = (step * (-(-side // step) - 1) + 1 for side in sides)
-        return sum(
+        shifted = [
             x[:, i : i + rows : step, j : j + columns : step]
             * weights[i, j, 0][None, None, None]
             for i in range(size)
             for j in range(size)
-        )
+        ]
+        return functools.reduce(jnp.add, shifted)
 
 
 class ConvNorm(nnx.Module):

@@ -1,0 +1,335 @@
+"""The table that compares optimizers on the suite, out of the cells' records.
+
+Two readings of "convergence" stand side by side: the epoch from which a run's
+validation loss stays near its own best, which a bad run reaches soon, and the epochs
+that it takes to the final validation loss of tuned AdamW.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from meta_opt.evaluation.meta_test import MISS, Interval, interval
+from meta_opt.optimizers.baselines import FIVE
+
+Record = Mapping[str, Any]
+"""Of a cell, as `experiments.table_cells` writes it."""
+
+_REFERENCE = "adamw"
+_NEAR, _STAYS = 1.01, 3
+
+
+def convergence_epoch(losses: Sequence[float]) -> int:
+    """The first epoch within 1% of the run's best loss that stays so for 3 epochs.
+
+    Args:
+        losses: on validation data after each epoch.
+
+    Returns:
+        From 1. At the end of a run fewer epochs are enough; a run that always leaves
+        again, since it overfits, converges with its last epoch.
+
+    >>> convergence_epoch([2.0, 1.0, 1.5, 1.001, 1.0, 1.0])
+    4
+    """
+    best = min(losses)
+    near = [loss <= _NEAR * best for loss in losses]
+    for epoch in range(len(near)):
+        if all(near[epoch : epoch + _STAYS]):
+            return epoch + 1
+    return len(losses)
+
+
+def epochs_to(losses: Sequence[float], target: float) -> int | None:
+    """The first epoch, from 1, whose loss is at or below ``target``; None if none is.
+
+    >>> epochs_to([2.0, 1.0, 0.5], 1.0)
+    2
+    """
+    reached = (i + 1 for i, loss in enumerate(losses) if loss <= target)
+    return next(reached, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class CellRow:
+    """One optimizer on one task, means over seeds.
+
+    Attributes:
+        task: its name.
+        trainable: ``all`` or ``lora``.
+        optimizer: its name.
+        accuracy: on test data, percent, with its interval.
+        macro_f1: likewise, of 1; None of a task without classes.
+        validation_loss: at the end.
+        epochs: of a run.
+        convergence: see `convergence_epoch`.
+        epochs_to_adamw: to tuned AdamW's final validation loss; a seed that does not
+            get there counts as `MISS` times the run.
+        missed: how many seeds do not.
+        budget_to_adamw: the least share of the full length at whose end the mean loss
+            is at or below AdamW's; `MISS` if none is.
+        milliseconds: of a step, by the timing; None without one.
+        seconds: steps times that, or as the run took without.
+        seconds_to_adamw: the same to AdamW's final loss, by ``epochs_to_adamw``.
+        peak_bytes: of the compiled step.
+        optimizer_bytes: of its state.
+        trainable_parameters: how many.
+    """
+
+    task: str
+    trainable: str
+    optimizer: str
+    accuracy: Interval
+    macro_f1: Interval | None
+    validation_loss: float
+    epochs: float
+    convergence: float
+    epochs_to_adamw: float
+    missed: int
+    budget_to_adamw: float
+    milliseconds: float | None
+    seconds: float
+    seconds_to_adamw: float
+    peak_bytes: int
+    optimizer_bytes: int
+    trainable_parameters: int
+
+
+def cell_row(
+    record: Record, adamw: Record, milliseconds: Mapping[str, float] | None = None
+) -> CellRow:
+    """Sums a cell up.
+
+    Args:
+        record: of the cell.
+        adamw: of tuned AdamW on the same task.
+        milliseconds: of a step by optimizer, measured side by side; None: not measured.
+    """
+    full = [run for run in record["runs"] if run["budget"] == 1.0]
+    target = float(np.mean([_losses(run)[-1] for run in adamw["runs"]]))
+    epochs = full[0]["epochs"][-1]["epoch"]
+    found = [epochs_to(_losses(run), target) for run in full]
+    reached = [MISS * epochs if n is None else float(n) for n in found]
+    budgets: dict[float, list[float]] = {}
+    for run in record["runs"]:
+        budgets.setdefault(run["budget"], []).append(_losses(run)[-1])
+    enough = [b for b, losses in budgets.items() if np.mean(losses) <= target]
+    step = None if milliseconds is None else milliseconds[record["optimizer"]]
+    taken = float(np.mean([run["seconds"] for run in full]))
+    seconds = taken if step is None else full[0]["num_steps"] * step / 1000
+    has_f1 = "macro_f1" in full[0]["test"]
+    return CellRow(
+        task=record["task"],
+        trainable=record["trainable"],
+        optimizer=record["optimizer"],
+        accuracy=interval(100 * run["test"]["accuracy"] for run in full),
+        macro_f1=interval(run["test"]["macro_f1"] for run in full) if has_f1 else None,
+        validation_loss=float(np.mean([_losses(run)[-1] for run in full])),
+        epochs=epochs,
+        convergence=float(np.mean([convergence_epoch(_losses(run)) for run in full])),
+        epochs_to_adamw=float(np.mean(reached)),
+        missed=found.count(None),
+        budget_to_adamw=min(enough, default=MISS),
+        milliseconds=step,
+        seconds=seconds,
+        seconds_to_adamw=seconds * float(np.mean(reached)) / epochs,
+        peak_bytes=max(run["peak_bytes"] for run in full),
+        optimizer_bytes=full[0]["optimizer_bytes"],
+        trainable_parameters=full[0]["trainable"],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerRow:
+    """One optimizer over all tasks: a line of the table.
+
+    Attributes:
+        trainable: ``all`` or ``lora``.
+        optimizer: its name.
+        tasks: how many.
+        accuracy: mean over tasks, percent; the interval is over seeds.
+        macro_f1: likewise over the tasks that have classes.
+        convergence: epochs, mean over tasks.
+        epochs_to_adamw: likewise.
+        missed: seeds that miss AdamW's loss, of all tasks.
+        seconds: of a run, mean over tasks.
+        seconds_to_adamw: likewise.
+        peak_bytes: likewise.
+        optimizer_bytes: likewise.
+    """
+
+    trainable: str
+    optimizer: str
+    tasks: int
+    accuracy: Interval
+    macro_f1: Interval
+    convergence: float
+    epochs_to_adamw: float
+    missed: int
+    seconds: float
+    seconds_to_adamw: float
+    peak_bytes: float
+    optimizer_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """The learned optimizer against the five tuned ones: what the paper claims.
+
+    Ratios are geometric means over tasks; a task without AdamW's loss counts as `MISS`.
+
+    Attributes:
+        trainable: ``all`` or ``lora``.
+        best: the most accurate of the five over the suite.
+        accuracy_over_best: points.
+        accuracy_over_adamw: points.
+        f1_over_best: of 1, over the best in F1.
+        f1_over_adamw: likewise.
+        budget_to_adamw: share of the full length at whose end AdamW's final loss is
+            reached.
+        epochs_over_adamw: epochs to AdamW's final loss, over AdamW's own.
+        epochs_over_best: the same over the quickest of the five on each task.
+        time_over_adamw: seconds to it, over AdamW's own.
+        memory_over_adamw: peak of the step.
+    """
+
+    trainable: str
+    best: str
+    accuracy_over_best: float
+    accuracy_over_adamw: float
+    f1_over_best: float
+    f1_over_adamw: float
+    budget_to_adamw: float
+    epochs_over_adamw: float
+    epochs_over_best: float
+    time_over_adamw: float
+    memory_over_adamw: float
+
+
+def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> OptimizerRow:
+    """Sums up one optimizer's cells, of one kind of training.
+
+    Args:
+        records: of all tasks.
+        rows: of the same, in the same order.
+    """
+    accuracy, macro_f1 = [], []
+    for record in records:
+        tests = [run["test"] for run in record["runs"] if run["budget"] == 1.0]
+        accuracy.append([100 * test["accuracy"] for test in tests])
+        if "macro_f1" in tests[0]:
+            macro_f1.append([test["macro_f1"] for test in tests])
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(row, name) for row in rows]))
+
+    return OptimizerRow(
+        trainable=rows[0].trainable,
+        optimizer=rows[0].optimizer,
+        tasks=len(rows),
+        accuracy=interval(np.mean(accuracy, axis=0)),
+        macro_f1=interval(np.mean(macro_f1, axis=0)) if macro_f1 else interval([0.0]),
+        convergence=mean("convergence"),
+        epochs_to_adamw=mean("epochs_to_adamw"),
+        missed=sum(row.missed for row in rows),
+        seconds=mean("seconds"),
+        seconds_to_adamw=mean("seconds_to_adamw"),
+        peak_bytes=mean("peak_bytes"),
+        optimizer_bytes=mean("optimizer_bytes"),
+    )
+
+
+def claims(
+    rows: Mapping[str, OptimizerRow], cells: Mapping[str, Sequence[CellRow]]
+) -> Claims:
+    """Compares the learned optimizer with the five.
+
+    Args:
+        rows: of one kind of training, by optimizer.
+        cells: likewise, of the same tasks in the same order.
+
+    Raises:
+        KeyError: without the learned optimizer, or without AdamW.
+    """
+    ours, adamw = rows["learned"], rows[_REFERENCE]
+    five = {name: rows[name] for name in FIVE if name in rows}
+    best = max(five, key=lambda name: five[name].accuracy.mean)
+    best_f1 = max(row.macro_f1.mean for row in five.values())
+    pairs = list(zip(cells["learned"], cells[_REFERENCE], strict=True))
+    quickest = [
+        min(row.epochs_to_adamw for row in of_task)
+        for of_task in zip(*(cells[name] for name in five), strict=True)
+    ]
+    return Claims(
+        trainable=ours.trainable,
+        best=best,
+        accuracy_over_best=ours.accuracy.mean - five[best].accuracy.mean,
+        accuracy_over_adamw=ours.accuracy.mean - adamw.accuracy.mean,
+        f1_over_best=ours.macro_f1.mean - best_f1,
+        f1_over_adamw=ours.macro_f1.mean - adamw.macro_f1.mean,
+        budget_to_adamw=_geometric(row.budget_to_adamw for row, _ in pairs),
+        epochs_over_adamw=_geometric(
+            a.epochs_to_adamw / b.epochs_to_adamw for a, b in pairs
+        ),
+        epochs_over_best=_geometric(
+            a.epochs_to_adamw / b for (a, _), b in zip(pairs, quickest, strict=True)
+        ),
+        time_over_adamw=_geometric(
+            a.seconds_to_adamw / b.seconds_to_adamw for a, b in pairs
+        ),
+        memory_over_adamw=_geometric(a.peak_bytes / b.peak_bytes for a, b in pairs),
+    )
+
+
+def summarise_table(
+    records: Iterable[Record],
+    milliseconds: Mapping[tuple[str, str], Mapping[str, float]] | None = None,
+) -> tuple[list[CellRow], list[OptimizerRow], list[Claims]]:
+    """From all records to cells, lines of the table, and claims.
+
+    Lines are of the tasks that all optimizers were measured on; what else is there is
+    in the cells only.
+
+    Args:
+        records: of the cells that are there.
+        milliseconds: of a step by (task, trainable) and optimizer.
+    """
+    by_kind: dict[str, dict[str, dict[str, Record]]] = {}
+    for record in records:
+        tasks = by_kind.setdefault(record["trainable"], {})
+        tasks.setdefault(record["task"], {})[record["optimizer"]] = record
+    cells: list[CellRow] = []
+    lines: list[OptimizerRow] = []
+    found: list[Claims] = []
+    for trainable, tasks in by_kind.items():
+        names = list(dict.fromkeys(n for records in tasks.values() for n in records))
+        rows: dict[str, list[CellRow]] = {name: [] for name in names}
+        kept: dict[str, list[Record]] = {name: [] for name in names}
+        for task, of_task in tasks.items():
+            if _REFERENCE not in of_task:
+                continue
+            steps = (milliseconds or {}).get((task, trainable))
+            for name, record in of_task.items():
+                row = cell_row(record, of_task[_REFERENCE], steps)
+                cells.append(row)
+                if len(of_task) == len(names):
+                    rows[name].append(row)
+                    kept[name].append(record)
+        complete = [name for name in names if rows[name]]
+        of_kind = {name: optimizer_row(kept[name], rows[name]) for name in complete}
+        lines += of_kind.values()
+        if "learned" in of_kind and _REFERENCE in of_kind:
+            found.append(claims(of_kind, rows))
+    return cells, lines, found
+
+
+def _losses(run: Mapping[str, Any]) -> list[float]:
+    found = [record["validation"]["loss"] for record in run["epochs"]]
+    return [x if math.isfinite(x) else math.inf for x in found]
+
+
+def _geometric(values: Iterable[float]) -> float:
+    return float(np.exp(np.mean(np.log(list(values)))))
