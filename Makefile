@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint data bench clean
+.PHONY: demo test test-all lint data tables bench clean
 
 $(STAMP): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ lint: $(STAMP)  ## ruff and mypy
 
 data: $(STAMP)  ## download and prepare the datasets, all but the largest
 	$(BIN)/python -m meta_opt.data.prepare
+
+tables: $(STAMP)  ## optimizers compared on the multimodal suite: Table 1, Figures 2 and 3
+	$(BIN)/python -m experiments.reproduce_tables --config configs/tables.py:table1
 
 bench: $(STAMP)  ## update, step, compile and import time, state size, meta-training
 	$(BIN)/python -m experiments.benchmark

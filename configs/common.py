@@ -44,6 +44,8 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
             patience=0,
             # Bytes of a device; 0: what it has.
             memory_limit=0,
+            # Times the usual step from which a step is slow; 0: never.
+            slow=3.0,
         ),
     )
     config.optimizer = dict(

@@ -125,14 +125,14 @@ def wide() -> ml_collections.ConfigDict:
     config.search.num_steps = ml_collections.ConfigDict()
     config.search.start = "lstm-v1"
     config.search.direct = (
-        ("large>step", -1.2, 0.4),
+        ("large>step", -1.7, 0.4),
         ("wide>step", -0.5, 0.4),
-        ("large>orthogonal", 0.3, 0.3),
-        ("large>adam", 0.0, 0.2),
-        ("large>forget_momentum", -0.5, 0.4),
-        ("large>weight_decay", 0.0, 0.5),
+        ("large>orthogonal", 0.4, 0.3),
+        ("large>adam", 0.1, 0.2),
+        ("large>forget_momentum", -0.4, 0.4),
+        ("large>weight_decay", 0.1, 0.5),
     )
-    config.search.generations = 6
+    config.search.generations = 4
     config.search.population = 7
     config.search.budgets = (1.0,)
     config.search.rates = (3e-4, 1e-3, 3e-3)

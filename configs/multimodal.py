@@ -1,7 +1,5 @@
 """The framework on one task of the suite each; ``smoke`` shows that it runs."""
 
-import functools
-
 import ml_collections
 
 from configs import common
@@ -99,5 +97,5 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "tuxpaint_trimodal") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = {name: functools.partial(task, name) for name in SUITE}
+    variants = {name: lambda name=name: task(name) for name in SUITE}
     return common.choose(arg, {**variants, "smoke": smoke})

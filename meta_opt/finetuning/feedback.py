@@ -12,6 +12,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+_FULL = 0.95
+"""Share of a device's memory from which it is told of."""
 _FLOOR = 0.01
 """Share of the first loss below which a rise means nothing."""
 
@@ -34,6 +36,8 @@ class WatchConfig:
             never.
         memory_limit: bytes of a device that the compiled step may need; 0: what the
             device has, where that is known.
+        slow: a record's time of a step is told of above this many times the median of
+            those before it; 0: never.
     """
 
     enabled: bool = False
@@ -45,11 +49,14 @@ class WatchConfig:
     max_rollbacks: int = 3
     patience: int = 0
     memory_limit: int = 0
+    slow: float = 3.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.spike <= 1:
             raise ValueError(f"watch.spike={self.spike} must be above 1")
+        if self.slow and self.slow <= 1:
+            raise ValueError(f"watch.slow={self.slow} must be 0 or above 1")
         if not 0 < self.shrink < 1:
             raise ValueError(f"watch.shrink={self.shrink} must be between 0 and 1")
         for name, least in (
@@ -201,3 +208,43 @@ class Watch:
         """Goes to where ``get_state`` gave ``state``."""
         for key, value in state.items():
             setattr(self, key, value)
+
+
+class Resources:
+    """Follows what a run takes of its machine: time of a step, memory in use.
+
+    There is nothing that a run could do about either, and another machine has others:
+    what is unusual is told, and is not part of a run's state.
+
+    Args:
+        config: what counts as unusual.
+        limit: bytes that the device has; None if that is not known.
+
+    Example:
+        >>> resources = Resources(WatchConfig(enabled=True), limit=1000)
+        >>> [resources.record(0.1, 500) for _ in range(3)]
+        [[], [], []]
+        >>> resources.record(0.5, 960)
+        ['a step takes 0.5 s, 5 times the usual 0.1 s', '960 of 1000 bytes are in use']
+    """
+
+    def __init__(self, config: WatchConfig, limit: int | None) -> None:
+        self._config, self._limit = config, limit
+        self._usual: list[float] = []
+
+    def record(self, step_seconds: float, bytes_in_use: int | None) -> list[str]:
+        """Takes what was measured since the last record; returns what is unusual."""
+        if not self._config.enabled:
+            return []
+        unusual = []
+        if self._usual and self._config.slow:
+            median = statistics.median(self._usual)
+            if step_seconds > self._config.slow * median:
+                unusual.append(
+                    f"a step takes {step_seconds:.3g} s, {step_seconds / median:.3g} "
+                    f"times the usual {median:.3g} s"
+                )
+        self._usual = [*self._usual, step_seconds][-self._config.window :]
+        if bytes_in_use and self._limit and bytes_in_use > _FULL * self._limit:
+            unusual.append(f"{bytes_in_use} of {self._limit} bytes are in use")
+        return unusual

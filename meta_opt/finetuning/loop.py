@@ -16,10 +16,11 @@ import optax
 
 from meta_opt import run_log
 from meta_opt.checkpoints import Checkpoints
-from meta_opt.finetuning.feedback import Action, Watch
+from meta_opt.finetuning.feedback import Action, Resources, Watch
 from meta_opt.finetuning.good_state import GoodState
 from meta_opt.finetuning.interruption import Interrupted, Signals, catch_signals
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.planning import device_limit
 from meta_opt.finetuning.state import TrainState, fingerprint, init_state
 from meta_opt.finetuning.step import LossFn
 from meta_opt.finetuning.step_program import CompileStep, compile_step
@@ -198,6 +199,8 @@ class _Trainer:
         self.compile_seconds = 0.0
         self._resumed_at: float | None = None
         self.watch = Watch(config.watch, config.best_mode)
+        self.resources = Resources(config.watch, device_limit(mesh.local_devices[0]))
+        self._logged_seconds = 0.0
         self.good_state = GoodState()
 
     def open(self, resolved_config: Mapping[str, Any] | None) -> None:
@@ -243,7 +246,7 @@ class _Trainer:
         self.batches.set_state(host["batches"])
         self.pending = host["pending"]
         self.feedback = math.nan if host["feedback"] is None else host["feedback"]
-        self.train_seconds = host["train_seconds"]
+        self.train_seconds = self._logged_seconds = host["train_seconds"]
         self.input_seconds = host["input_seconds"]
         self.watch.set_state(host["watch"])
         self.step = restored.step
@@ -365,9 +368,23 @@ class _Trainer:
         means |= {f"optimizer/{name}": value for name, value in decided.items()}
         self.log.write(self.step, means)
         self._act(self.watch.record(losses))
-        names = ("train_seconds", "input_seconds", "compile_seconds")
-        self.log.write_timing(self.step, {name: getattr(self, name) for name in names})
+        self._log_resources(len(losses))
         return means["train/loss"]
+
+    def _log_resources(self, steps: int) -> None:
+        """Writes times and memory, and tells of what is unusual."""
+        names = ("train_seconds", "input_seconds", "compile_seconds")
+        timing: dict[str, float] = {name: getattr(self, name) for name in names}
+        timing["step_seconds"] = (self.train_seconds - self._logged_seconds) / steps
+        self._logged_seconds = self.train_seconds
+        device = self.mesh.local_devices[0]
+        # None where the device does not count, as a CPU.
+        in_use = (device.memory_stats() or {}).get("bytes_in_use")
+        if in_use is not None:
+            timing["bytes_in_use"] = in_use
+        self.log.write_timing(self.step, timing)
+        for what in self.resources.record(timing["step_seconds"], in_use):
+            _log.warning("step %d: %s", self.step, what)
 
     def _evaluate(self) -> None:
         if self.evaluate is None:
