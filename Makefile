@@ -26,8 +26,8 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-data: $(STAMP)  ## download and prepare the datasets, all but the largest
-	$(BIN)/python -m meta_opt.data.prepare
+data: $(STAMP)  ## download and prepare all datasets and the pretrained encoders (1.3 GB)
+	$(BIN)/python -m meta_opt.data.prepare --all
 
 tables: $(STAMP)  ## optimizers compared on the multimodal suite: Table 1, Figures 2 and 3
 	$(BIN)/python -m experiments.reproduce_tables --config configs/tables.py:table1

@@ -79,6 +79,8 @@ def small() -> ml_collections.ConfigDict:
                 "error_weight": 2.0,
                 "seed": 0,
                 "validate_every": 2,
+                # One program for all candidates; false is faster for large models.
+                "side_by_side": True,
                 # Weights that what is searched is added to; "": the hand-designed rule.
                 "start": "",
                 "controller": {
@@ -124,15 +126,16 @@ def wide() -> ml_collections.ConfigDict:
     )
     config.search.num_steps = ml_collections.ConfigDict()
     config.search.start = "lstm-v1"
+    config.search.side_by_side = False
     config.search.direct = (
-        ("large>step", -1.7, 0.4),
-        ("wide>step", -0.5, 0.4),
-        ("large>orthogonal", 0.4, 0.3),
+        ("large>step", -3.0, 0.4),
+        ("wide>step", -0.4, 0.4),
+        ("large>orthogonal", 0.5, 0.3),
         ("large>adam", 0.1, 0.2),
-        ("large>forget_momentum", -0.4, 0.4),
-        ("large>weight_decay", 0.1, 0.5),
+        ("large>forget_momentum", -1.0, 0.4),
+        ("large>weight_decay", 0.0, 0.5),
     )
-    config.search.generations = 4
+    config.search.generations = 3
     config.search.population = 7
     config.search.budgets = (1.0,)
     config.search.rates = (3e-4, 1e-3, 3e-3)

@@ -27,7 +27,7 @@ from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.optimizers.weights import load_theta
 from meta_opt.run_log import RunLog, progress_bar, write_config
-from meta_opt.tasks.inner_run import PopulationRun, learned_on
+from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, write_atomic
 
@@ -55,6 +55,8 @@ class DirectSearchConfig:
         seed: of the search.
         validate_every: generations between meta-validations of the centre.
         controller: the controller's shape.
+        side_by_side: whether the candidates of a generation run in one program, which
+            suits small models; one after the other is faster for large ones.
         start: weights that what is searched is added to, a shipped name or a path; ""
             for the hand-designed rule.
     """
@@ -72,6 +74,7 @@ class DirectSearchConfig:
     seed: int = 0
     validate_every: int = 2
     controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
+    side_by_side: bool = True
     start: str = ""
 
     def __post_init__(self) -> None:
@@ -252,7 +255,7 @@ class _Judge:
         """Scores [candidates] of stacked weights: the mean over budgets."""
         scores = []
         for budget in self._config.budgets:
-            outcome = self._run(thetas, keys, max(1, round(budget * self._full)))
+            outcome = self._population(thetas, keys, max(1, round(budget * self._full)))
             loss, error = (
                 np.mean(x, axis=1) for x in outcome.held_out(self._task.splits)
             )
@@ -266,6 +269,17 @@ class _Judge:
             )
             scores.append(np.asarray(price))
         return np.mean(scores, axis=0)
+
+    def _population(self, thetas: PyTree, keys: jax.Array, num_steps: int) -> Outcome:
+        if self._config.side_by_side:
+            return self._run(thetas, keys, num_steps)
+        outcomes = [
+            self._run(
+                jax.tree.map(lambda x, i=i: x[i : i + 1], thetas), keys, num_steps
+            )
+            for i in range(len(jax.tree.leaves(thetas)[0]))
+        ]
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *outcomes)
 
 
 def _judge_all(
