@@ -27,6 +27,8 @@ def table1() -> ml_collections.ConfigDict:
         reduction_factor=3,
         progress=False,
     )
+    # Of all optimizers' steps, taking turns.
+    config.timing_rounds = 15
     # Processes, each on a core of its own; 1 on an accelerator.
     config.workers = 2
     config.results = "results/table1"
@@ -44,6 +46,7 @@ def smoke() -> ml_collections.ConfigDict:
     config.search.num_trials = 2
     config.search.startup_trials = 1
     config.search.min_resource = 1
+    config.timing_rounds = 2
     config.workers = 1
     config.results = "runs/table1_smoke"
     return config

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.timing import medians
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.types import from_config, write_atomic
 
 FORMAT = 1
+STEPS = "steps"
+"""In place of an optimizer: the time of a step of all of them, side by side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Cell:
 
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     """All cells of a table, in the order in which they are measured."""
-    found = []
+    found: list[tuple[str, str, str, dict[str, Any]]] = []
     for task, base in config["tasks"].items():
         for trainable in config["trainable"]:
             for optimizer in config["optimizers"]:
@@ -87,17 +90,14 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                 else:
                     setup["tuning_seed"] = config["tuning_seed"]
                     setup["search"] = dict(config["search"])
-                found.append(
-                    Cell(
-                        task,
-                        trainable,
-                        optimizer,
-                        json.loads(json.dumps(setup)),
-                        Path(config["results"]),
-                        workdir,
-                    )
-                )
-    return found
+                found.append((task, trainable, optimizer, setup))
+            timed = {"run": _of_run(base, trainable), "rounds": config["timing_rounds"]}
+            timed["optimizers"] = list(config["optimizers"])
+            found.append((task, trainable, STEPS, timed))
+    return [
+        Cell(*names, json.loads(json.dumps(setup)), Path(config["results"]), workdir)
+        for *names, setup in found
+    ]
 
 
 def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def start_worker(cores: Any, cache: str) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _trial(base: str, trainable: str, learned: bool) -> Any:
+def _trial(base: str, trainable: str) -> Any:
     """The task's data and programs, kept while its cells are measured."""
     from meta_opt.evaluation.multimodal import score_on
     from meta_opt.finetuning.multimodal import MultimodalRunConfig
@@ -131,7 +131,11 @@ def _trial(base: str, trainable: str, learned: bool) -> Any:
     values = json.loads(base)
     values["model"]["trainable"] = trainable
     config = from_config(MultimodalRunConfig, values)
-    make = injected_learned if learned else injected_baseline
+
+    def make(optimizer: Any) -> Any:
+        learned = optimizer.name == "learned"
+        return (injected_learned if learned else injected_baseline)(optimizer)
+
     return config, MultimodalTrial(config, score_on, make)
 
 
@@ -145,11 +149,10 @@ def measure(cell: Cell, base: dict[str, Any]) -> str:
     Raises:
         Interrupted: on SIGINT or SIGTERM; the study goes on from its last trial.
     """
-    from meta_opt.run_log import describe_environment
-
-    learned = cell.optimizer == "learned"
-    config, trial = _trial(json.dumps(base), cell.trainable, learned)
-    if learned:
+    config, trial = _trial(json.dumps(base), cell.trainable)
+    if cell.optimizer == STEPS:
+        return _write(cell, {"milliseconds": _step_times(cell, config, trial)})
+    if cell.optimizer == "learned":
         settings, trials, shares = {}, [], cell.setup["budgets"]
     else:
         settings, trials = _tuned(cell, config, trial)
@@ -157,10 +160,23 @@ def measure(cell: Cell, base: dict[str, Any]) -> str:
     runs = []
     for share in shares:
         num_steps = max(1, round(share * config.loop.num_steps))
-        optimizer = _optimizer(cell, config, trial, settings, num_steps)
+        optimizer = _optimizer(cell.optimizer, config, trial, settings, num_steps)
         for seed in cell.setup["seeds"]:
             found = dataclasses.asdict(trial(optimizer, seed))
             runs.append({"budget": share, **found})
+    found = {
+        "examples": trial.examples,
+        "steps_per_epoch": trial.steps_per_epoch,
+        "settings": settings,
+        "trials": trials,
+        "runs": runs,
+    }
+    return _write(cell, found)
+
+
+def _write(cell: Cell, found: Mapping[str, Any]) -> str:
+    from meta_opt.run_log import describe_environment
+
     record = {
         "format": FORMAT,
         "digest": cell.digest,
@@ -168,11 +184,7 @@ def measure(cell: Cell, base: dict[str, Any]) -> str:
         "trainable": cell.trainable,
         "optimizer": cell.optimizer,
         "setup": cell.setup,
-        "examples": trial.examples,
-        "steps_per_epoch": trial.steps_per_epoch,
-        "settings": settings,
-        "trials": trials,
-        "runs": runs,
+        **found,
         "environment": describe_environment(),
     }
     with write_atomic(cell.path) as temporary:
@@ -180,15 +192,24 @@ def measure(cell: Cell, base: dict[str, Any]) -> str:
     return cell.name
 
 
+def _step_times(cell: Cell, config: Any, trial: Any) -> dict[str, float]:
+    """Median milliseconds of each optimizer's step, taking turns."""
+    steppers = {
+        name: trial.stepper(_optimizer(name, config, trial, {}, config.loop.num_steps))
+        for name in cell.setup["optimizers"]
+    }
+    return medians(steppers, cell.setup["rounds"])
+
+
 def _optimizer(
-    cell: Cell, config: Any, trial: Any, settings: Mapping[str, Any], num_steps: int
+    name: str, config: Any, trial: Any, settings: Mapping[str, Any], num_steps: int
 ) -> Any:
     epochs = num_steps * config.loop.batch_size / trial.examples
     return dataclasses.replace(
         config.optimizer,
-        name=cell.optimizer,
+        name=name,
         num_steps=num_steps,
-        epochs=epochs if cell.optimizer == "learned" else None,
+        epochs=epochs if name == "learned" else None,
         **settings,
     )
 
@@ -209,7 +230,7 @@ def _tuned(
 
     def objective(settings: dict[str, Any], report: Any) -> float:
         num_steps = config.loop.num_steps
-        optimizer = _optimizer(cell, config, trial, settings, num_steps)
+        optimizer = _optimizer(cell.optimizer, config, trial, settings, num_steps)
         found = trial(optimizer, cell.setup["tuning_seed"], report)
         return found.epochs[-1].validation["loss"]
 

@@ -144,7 +144,7 @@ def test_cells_are_known_by_all_that_decides_them(tmp_path):
     config = tables.table1().to_dict()
     config["results"] = str(tmp_path)
     every = cells(config, tmp_path)
-    assert len(every) == 8 * 2 * 6 == len({cell.path for cell in every})
+    assert len(every) == 8 * 2 * (6 + 1) == len({cell.path for cell in every})
     one = every[0]
     assert one.stored() is None
     one.path.parent.mkdir(parents=True)
