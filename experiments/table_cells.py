@@ -5,6 +5,8 @@ import functools
 import hashlib
 import json
 import os
+import threading
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,13 +113,23 @@ def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
 
 
 def start_worker(cores: Any, cache: str) -> None:
-    """Binds this process to a core of its own, before JAX counts them."""
+    """Binds this process to a core of its own, before JAX counts them.
+
+    It ends with the process that started it, however that ends.
+    """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,7 +10,12 @@ from meta_training_toy import SMALL, line_task
 
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
 from meta_opt.meta_training.scoring import against
-from meta_opt.optimizers.controller import output_index
+from meta_opt.optimizers.controller import (
+    ControllerConfig,
+    init_theta,
+    output_index,
+)
+from meta_opt.optimizers.weights import save_theta
 
 TASK = dataclasses.replace(line_task(), horizons=(40, 40), feedback_every=0)
 
@@ -116,3 +121,32 @@ def test_settings_out_of_range_are_named(changes, message):
 def test_unknown_direct_weight_is_named(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'constant'"):
         search(settings(direct=(("constnt>step", 0.0, 1.0),)), tmp_path)
+
+
+def test_candidates_one_after_the_other_score_as_side_by_side(tmp_path):
+    config = settings(generations=1)
+    search(config, tmp_path / "one")
+    search(dataclasses.replace(config, side_by_side=False), tmp_path / "two")
+    scores = [
+        json.loads((tmp_path / name / "population.json").read_text())[0]["scores"]
+        for name in ("one", "two")
+    ]
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+def test_what_is_searched_is_added_to_given_weights(tmp_path):
+    start = init_theta(jax.random.key(3), SMALL)
+    start["output"]["kernel"] = start["output"]["kernel"] + 0.25
+    save_theta(tmp_path / "start", start, SMALL)
+    file = str(tmp_path / "start.safetensors")
+    config = settings(generations=1, start=file)
+    found = search(config, tmp_path / "run").theta
+    moved = step_weight(found)
+    assert moved != 0.25
+    row, column = output_index(SMALL, "constant>step")
+    kernel = np.asarray(found["output"]["kernel"]).copy()
+    kernel[row, column] = 0.25
+    np.testing.assert_array_equal(kernel, start["output"]["kernel"])
+    other = dataclasses.replace(config, controller=ControllerConfig())
+    with pytest.raises(ValueError, match="is of another controller"):
+        search(other, tmp_path / "other")

@@ -18,7 +18,7 @@ from finetuning_toy import (
 )
 
 from meta_opt.finetuning import step_program
-from meta_opt.finetuning.feedback import Watch, WatchConfig
+from meta_opt.finetuning.feedback import Resources, Watch, WatchConfig
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.planning import peak_bytes
 from meta_opt.run_log import read_records
@@ -234,3 +234,19 @@ def test_the_watchs_memory_is_json():
 def test_settings_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
         WatchConfig(**changes)
+
+
+def test_slow_steps_and_full_memory_are_told(tmp_path, caplog):
+    resources = Resources(WatchConfig(enabled=True, slow=2.0, window=2), 100)
+    assert [resources.record(x, 50) for x in (1.0, 1.5, 1.0)] == [[], [], []]
+    (told,) = resources.record(4.0, 50)
+    assert told == "a step takes 4 s, 3.2 times the usual 1.25 s"
+    assert resources.record(4.0, 96) == ["96 of 100 bytes are in use"]
+    assert Resources(WatchConfig(), 1).record(9.0, 9) == []
+    with pytest.raises(ValueError, match=r"watch.slow=0.5 must be 0 or above 1"):
+        WatchConfig(slow=0.5)
+    train(tmp_path / "run", LONG)
+    records = read_records(tmp_path / "run" / "timing.jsonl")
+    assert len(records) == 24 and all(r["step_seconds"] > 0 for r in records)
+    total = sum(4 * r["step_seconds"] for r in records)
+    assert total == pytest.approx(records[-1]["train_seconds"])

@@ -378,3 +378,22 @@ def test_minilm_knows_what_a_teapot_is():
     texts = ["a teapot", "a pot for brewing tea", "a zebra"]
     z = model(jnp.asarray(tokenizer.encode(texts, 16)))
     np.testing.assert_allclose([z[0] @ z[1], z[0] @ z[2]], [0.789, 0.229], atol=2e-3)
+
+
+@pytest.mark.parametrize("side, kernel, stride", [(7, 3, 1), (8, 5, 2), (5, 3, 2)])
+def test_depthwise_filters_are_grouped_convolutions(side, kernel, stride):
+    config = efficientnet.EfficientNetConfig()
+    ours = efficientnet.DepthwiseConv(config, 6, kernel, stride, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, side, side + 1, 6))
+
+    def theirs(kernel, x):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=6,
+        )
+
+    np.testing.assert_allclose(ours(x), theirs(ours.kernel[...], x), atol=1e-5)

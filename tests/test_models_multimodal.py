@@ -191,10 +191,7 @@ def test_gradients_reach_all_that_trains_and_groups_are_known(model):
     }
     silent.discard("logit_scale")
     assert all(path.endswith("attention/key/bias") for path in silent), silent
-    groups = {
-        info.path.split("/")[0] + "/" + info.path.split("/")[1]: info.group
-        for info in infos
-    }
+    groups = {"/".join(info.path.split("/")[:2]): info.group for info in infos}
     assert groups["encoders/image"] == groups["projections/image"] == "vision"
     assert groups["encoders/text"] == groups["projections/text"] == "text"
     assert groups["encoders/audio"] == groups["projections/audio"] == "audio"

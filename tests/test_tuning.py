@@ -11,7 +11,7 @@ import pytest
 from finetuning_toy import forward, make_data, make_params
 
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
-from meta_opt.tuning.injected import injected_baseline
+from meta_opt.tuning.injected import injected_baseline, injected_learned
 from meta_opt.tuning.results import read_results, write_results
 from meta_opt.tuning.search import Pruned, SearchConfig, search
 from meta_opt.tuning.space import Setting
@@ -197,3 +197,28 @@ def test_injected_baseline_is_one_program_with_the_same_updates(name):
     assert len(programs) == 1
     with pytest.raises(ValueError, match="not a baseline"):
         injected_baseline(OptimizerConfig("learned"))
+
+
+def test_injected_learned_optimizer_is_one_program_for_all_lengths():
+    params = make_params()
+    grads = jax.tree.map(jax.numpy.ones_like, params)
+    programs = set()
+    for num_steps, epochs in ((10, 2.0), (30, 7.0)):
+        config = OptimizerConfig("learned", num_steps=num_steps, epochs=epochs)
+        updates = []
+        for tx in (injected_learned(config), make_optimizer(config)):
+            state = tx.init(params)
+            step = jax.jit(lambda s, tx=tx: tx.update(grads, s, params, value=2.0))
+            if tx.update.__module__.startswith("optax"):
+                programs.add(step.lower(state).as_text())
+            for _ in range(3):
+                found, state = step(state)
+            updates.append(found)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
+            *updates,
+        )
+    assert len(programs) == 1
+    for config in (OptimizerConfig("adamw"), OptimizerConfig("learned")):
+        with pytest.raises(ValueError, match="must be 'learned' and a"):
+            injected_learned(config)

@@ -159,3 +159,23 @@ def test_shipped_weights(name):
     _, by_hand = run(meta_opt.hand_designed(200))
     assert losses[-1] < 0.9 * by_hand[-1] < 0.5 * losses[0]
     assert int(state.guard.skipped) == 0
+
+
+def test_in_small_models_the_second_weights_are_the_first():
+    """What was measured with them holds for both: their difference sees size only."""
+    small = {**make_params(), "head": {"kernel": jnp.ones((64, 32))}}
+    large = {"body": {"kernel": jnp.ones((1024, 1024))}}
+
+    def update(params, name):
+        tx = meta_opt.learned_optimizer(50, weights=name, epochs=3.0)
+        grads = jax.tree.map(lambda p: 0.01 * jnp.cos(jnp.arange(p.size)), params)
+        grads = jax.tree.map(lambda g, p: g.reshape(p.shape), grads, params)
+        return tx.update(grads, tx.init(params), params, value=1.0)[0]
+
+    for params, equal in ((small, True), (large, False)):
+        one, two = (update(params, name) for name in ("lstm-v1", "lstm-v2"))
+        same = [
+            np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True)
+        ]
+        assert all(same) == equal
