@@ -336,3 +336,26 @@ def test_epochs_and_passes_so_far():
 def test_time_features_move_with_the_run():
     rows = [FEATURES(init_progress(), t)[:11] for t in (0, 50, 100)]
     assert np.all(np.diff(np.stack(rows), axis=0)[:, :10] > 0)
+
+
+def test_size_beyond_that_of_small_tasks():
+    def features(params):
+        infos = list(describe(params))
+        found = unit_table(infos)
+        model = dict(zip(MODEL_FEATURES, found.model.tolist(), strict=True))
+        wide = found.static[:, STATIC_FEATURES.index("wide")]
+        return model["large"], dict(zip([i.path for i in infos], wide, strict=True))
+
+    def matrix(rows, columns):
+        return jax.ShapeDtypeStruct((rows, columns), jnp.float32)
+
+    large, wide = features({"head": {"kernel": matrix(160, 160)}})
+    assert large == 0 and wide["head/kernel"] == pytest.approx(0, abs=1e-6)
+    large, wide = features({"head": {"kernel": matrix(400, 1600)}})
+    assert large == pytest.approx(np.log10(6.4))
+    assert wide["head/kernel"] == pytest.approx(np.log10(5.0))
+    # It does not grow for ever, and two towers have a brake of their own.
+    assert features({"head": {"kernel": matrix(30_000, 30_000)}})[0] == 1
+    towers = {name: {"kernel": matrix(1600, 1600)} for name in ("text", "vision")}
+    assert features(towers)[0] == 0
+    assert features({**towers, "fusion": {"kernel": matrix(9, 9)}})[0] == 1

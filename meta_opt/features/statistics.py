@@ -80,7 +80,8 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
 def _model_features(infos: list[TensorInfo]) -> np.ndarray:
     """One, log size, log number of matrices, shares of roles, two towers or not, large.
 
-    Large: 0 up to 100,000 parameters, 1 from a million.
+    Large: 0 up to 100,000 parameters, 1 from a million; 0 of two towers, whose step
+    is small as it is.
 
     They tell a linear probe from a head in a deep model, adapters from full training,
     and a contrastive model (several modalities that nothing joins), which no tensor
@@ -96,7 +97,7 @@ def _model_features(infos: list[TensorInfo]) -> np.ndarray:
     groups = {info.group for info in infos if info.is_matrix and info.units}
     joined = groups & {"fusion", "head"}
     towers = float(len(groups & set(MODALITIES)) > 1 and not joined)
-    large = min(max(math.log10(total / _LARGE), 0.0), 1.0)
+    large = (1.0 - towers) * min(max(math.log10(total / _LARGE), 0.0), 1.0)
     return np.concatenate([first, by_role / total, [towers, large]]).astype(np.float32)
 
 
