@@ -30,6 +30,9 @@ def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
         controls: [N] each; the step before the schedule.
         table: constants of the units.
     """
+    # For people only: no meta-gradient goes through it, and a group that is not there
+    # would make it NaN.
+    controls = jax.lax.stop_gradient(controls)
     columns = [
         jnp.log(controls.step)[:, None],
         controls.weights,
