@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
                     bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            # A trial that is cut off so is set aside, and its settings come again.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
 
 
@@ -97,6 +101,11 @@ def main(argv: Sequence[str]) -> None:
         print(report(config, every))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"reproduce_tables: {error}")
+    except BrokenProcessPool as error:
+        sys.exit(
+            f"reproduce_tables: {error} The same command goes on; if memory was short, "
+            "with --config.workers=1"
+        )
     except (Interrupted, KeyboardInterrupt):
         print("stopped; the same command goes on", file=sys.stderr)
         sys.exit(130)

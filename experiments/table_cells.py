@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import threading
 import time
 import zlib
@@ -115,8 +116,10 @@ def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
 def start_worker(cores: Any, cache: str) -> None:
     """Binds this process to a core of its own, before JAX counts them.
 
-    It ends with the process that started it, however that ends.
+    It ends with the process that started it, however that ends; that one alone answers
+    to Ctrl-C.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
