@@ -81,7 +81,8 @@ def test_convergence():
 def test_a_cell_against_adamw():
     row = cell_row(LEARNED, ADAMW)
     assert row.accuracy.mean == pytest.approx(75)
-    assert row.epochs == 4 and row.epochs_to_adamw == 2 and row.missed == 0
+    # Means after each epoch: 2, 0.95, ...
+    assert row.epochs == 4 and row.epochs_to_adamw == 2 and not row.missed
     # At half the length the mean loss is 0.9, below AdamW's 1; at a quarter 1.5.
     assert row.budget_to_adamw == 0.5
     assert row.seconds == 5 and row.seconds_to_adamw == 2.5
@@ -94,7 +95,7 @@ def test_a_cell_against_adamw():
 def test_a_miss_counts_four_times_and_nan_reaches_nothing():
     bad = make_record("sgd", [make_run([4, float("nan"), 3, 2], 0.1)] * 2)
     row = cell_row(bad, ADAMW)
-    assert row.missed == 2 and row.epochs_to_adamw == MISS * 4
+    assert row.missed and row.epochs_to_adamw == MISS * 4
     assert row.budget_to_adamw == MISS
 
 

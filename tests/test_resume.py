@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -154,3 +155,9 @@ def test_resume_with_other_frozen_parameters_is_an_error(tmp_path):
     toy_train(tmp_path)
     with pytest.raises(ValueError, match="other frozen parameters"):
         toy_train(tmp_path, frozen={"noise": jnp.float32(0.2)})
+
+
+def test_an_interruption_passes_from_process_to_process():
+    found = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM, 7)))
+    assert (found.signum, found.step, found.exit_code) == (15, 7, 143)
+    assert str(found) == "SIGTERM at step 7"

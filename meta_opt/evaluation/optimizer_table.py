@@ -66,9 +66,9 @@ class CellRow:
         validation_loss: at the end.
         epochs: of a run.
         convergence: see `convergence_epoch`.
-        epochs_to_adamw: to tuned AdamW's final validation loss; a seed that does not
-            get there counts as `MISS` times the run.
-        missed: how many seeds do not.
+        epochs_to_adamw: until the mean validation loss of the seeds is at or below
+            tuned AdamW's final one; `MISS` times the run if it never is.
+        missed: whether it never is.
         budget_to_adamw: the least share of the full length at whose end the mean loss
             is at or below AdamW's; `MISS` if none is.
         milliseconds: of a step, by the timing; None without one.
@@ -88,7 +88,7 @@ class CellRow:
     epochs: float
     convergence: float
     epochs_to_adamw: float
-    missed: int
+    missed: bool
     budget_to_adamw: float
     milliseconds: float | None
     seconds: float
@@ -111,8 +111,8 @@ def cell_row(
     full = [run for run in record["runs"] if run["budget"] == 1.0]
     target = float(np.mean([_losses(run)[-1] for run in adamw["runs"]]))
     epochs = full[0]["epochs"][-1]["epoch"]
-    found = [epochs_to(_losses(run), target) for run in full]
-    reached = [MISS * epochs if n is None else float(n) for n in found]
+    found = epochs_to(np.mean([_losses(run) for run in full], axis=0).tolist(), target)
+    reached = MISS * epochs if found is None else float(found)
     budgets: dict[float, list[float]] = {}
     for run in record["runs"]:
         budgets.setdefault(run["budget"], []).append(_losses(run)[-1])
@@ -130,12 +130,12 @@ def cell_row(
         validation_loss=float(np.mean([_losses(run)[-1] for run in full])),
         epochs=epochs,
         convergence=float(np.mean([convergence_epoch(_losses(run)) for run in full])),
-        epochs_to_adamw=float(np.mean(reached)),
-        missed=found.count(None),
+        epochs_to_adamw=reached,
+        missed=found is None,
         budget_to_adamw=min(enough, default=MISS),
         milliseconds=step,
         seconds=seconds,
-        seconds_to_adamw=seconds * float(np.mean(reached)) / epochs,
+        seconds_to_adamw=seconds * reached / epochs,
         peak_bytes=max(run["peak_bytes"] for run in full),
         optimizer_bytes=full[0]["optimizer_bytes"],
         trainable_parameters=full[0]["trainable"],
@@ -154,7 +154,7 @@ class OptimizerRow:
         macro_f1: likewise over the tasks that have classes.
         convergence: epochs, mean over tasks.
         epochs_to_adamw: likewise.
-        missed: seeds that miss AdamW's loss, of all tasks.
+        missed: tasks on which AdamW's loss is missed.
         seconds: of a run, mean over tasks.
         seconds_to_adamw: likewise.
         peak_bytes: likewise.

@@ -26,6 +26,10 @@ class Interrupted(Exception):
         self.step = step
         self.exit_code = 128 + signum
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, int]]:
+        """As a process hands it to another."""
+        return type(self), (self.signum, self.step)
+
 
 class Signals:
     """Remembers the first SIGINT or SIGTERM; the second ends the process.
