@@ -234,7 +234,7 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
             list(shown.values()),
             list(shown),
             loc="outside upper center",
-            ncols=len(shown),
+            ncols=min(len(shown), 2 * columns),
             frameon=False,
         )
         figure.savefig(temporary, format="png", dpi=130)
