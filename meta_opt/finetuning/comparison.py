@@ -13,8 +13,9 @@ from flax import nnx
 from meta_opt.data.records import MemorySource
 from meta_opt.finetuning.export import ExportConfig
 from meta_opt.finetuning.model_source import load_weights, read_preprocessing
+from meta_opt.finetuning.parts import Score
 from meta_opt.finetuning.state import fingerprint
-from meta_opt.finetuning.vision_text import RunConfig, Score, run_vision_text
+from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import load_theta
 from meta_opt.run_log import describe_environment

@@ -6,7 +6,7 @@ optimizer with a group for each modality, and the feedback that the loop gives i
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ import jax
 
 from meta_opt.data.array_batches import array_batches
 from meta_opt.data.multimodal import TASKS
-from meta_opt.finetuning.loop import Evaluate, LoopConfig, RunResult, run
+from meta_opt.finetuning.loop import LoopConfig, RunResult, run
+from meta_opt.finetuning.parts import Score, informed, make_evaluate
 from meta_opt.finetuning.step import LossFn
-from meta_opt.models.multimodal import Multimodal
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, check_batch_size, local_rows, make_mesh
 from meta_opt.parallel.sharding import FSDP_RULES
@@ -76,7 +76,7 @@ def make_multimodal_loss(parts: Parts, task: str) -> LossFn:
     return loss_fn
 
 
-ScoreOn = Callable[[str, Inputs, str], Callable[[Multimodal], Mapping[str, float]]]
+ScoreOn = Callable[[str, Inputs, str], Score]
 """``(task, inputs, split) -> (model -> metrics)``."""
 
 
@@ -92,21 +92,6 @@ class MultimodalFinished(NamedTuple):
     result: RunResult
     test: dict[str, float]
     missing: dict[str, dict[str, int]]
-
-
-def evaluate_with(
-    parts: Parts, score: Callable[[Multimodal], Mapping[str, float]]
-) -> Evaluate:
-    """The evaluation of a model in parts, as the loop calls it."""
-    return lambda params, frozen: score(parts.merge(params, frozen))
-
-
-def informed_of(config: MultimodalRunConfig, examples: int) -> OptimizerConfig:
-    """The optimizer's settings, with the epochs that follow from the rest."""
-    if config.optimizer.epochs is not None:
-        return config.optimizer
-    epochs = config.loop.num_steps * config.loop.batch_size / examples
-    return dataclasses.replace(config.optimizer, epochs=epochs)
 
 
 def run_multimodal(
@@ -140,9 +125,11 @@ def run_multimodal(
         params=parts.params,
         frozen=parts.frozen,
         loss_fn=make_multimodal_loss(parts, task),
-        tx=make_optimizer(informed_of(config, len(jax.tree.leaves(train)[0]))),
+        tx=make_optimizer(
+            informed(config.optimizer, config.loop, len(jax.tree.leaves(train)[0]))
+        ),
         batches=batches,
-        evaluate=evaluate_with(parts, score_on(task, inputs, "validation")),
+        evaluate=make_evaluate(parts, score_on(task, inputs, "validation")),
         mesh=config.mesh,
         rules=FSDP_RULES,
         workdir=workdir,

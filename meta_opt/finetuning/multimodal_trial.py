@@ -13,9 +13,9 @@ from meta_opt.finetuning.loop import run
 from meta_opt.finetuning.multimodal import (
     MultimodalRunConfig,
     ScoreOn,
-    evaluate_with,
     make_multimodal_loss,
 )
+from meta_opt.finetuning.parts import make_evaluate
 from meta_opt.finetuning.planning import peak_bytes
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import KeptStep, compile_step
@@ -148,7 +148,7 @@ class MultimodalTrial:
             evaluate_at_start=False,
             progress=False,
         )
-        validate = evaluate_with(parts, self._scores["validation"])
+        validate = make_evaluate(parts, self._scores["validation"])
         seen: list[dict[str, float]] = []
 
         def evaluate(params: Any, frozen: Any) -> dict[str, float]:

@@ -11,7 +11,8 @@ from meta_opt.data.records import MemorySource
 from meta_opt.finetuning.data_source import Splits
 from meta_opt.finetuning.loop import run
 from meta_opt.finetuning.model_source import build_model, read_preprocessing
-from meta_opt.finetuning.vision_text import RunConfig, Score, make_evaluate, make_loss
+from meta_opt.finetuning.parts import Score, make_evaluate
+from meta_opt.finetuning.vision_text import RunConfig, make_loss
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.types import from_config

@@ -7,9 +7,9 @@ in their configuration only.
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,7 +18,7 @@ from meta_opt.data.records import MemorySource
 from meta_opt.finetuning import export
 from meta_opt.finetuning.data_source import CountedBatches, DataConfig, Splits
 from meta_opt.finetuning.export import ExportConfig
-from meta_opt.finetuning.loop import Evaluate, LoopConfig, RunResult, run
+from meta_opt.finetuning.loop import LoopConfig, RunResult, run
 from meta_opt.finetuning.model_source import (
     Model,
     ModelConfig,
@@ -28,6 +28,7 @@ from meta_opt.finetuning.model_source import (
     kind_of,
     read_preprocessing,
 )
+from meta_opt.finetuning.parts import Score, informed, make_evaluate
 from meta_opt.finetuning.step import LossFn
 from meta_opt.losses.captioning import captioning_loss
 from meta_opt.losses.contrastive import LOSSES
@@ -42,9 +43,6 @@ from meta_opt.parallel.placement import to_host
 from meta_opt.types import Batch, PyTree, write_atomic
 
 _log = logging.getLogger(__name__)
-
-Score: TypeAlias = Callable[[Any], Mapping[str, float]]
-"""Metrics of a model on one split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,29 +123,6 @@ def make_loss(model: Model, loss: str = "clip") -> LossFn:
     return loss_fn
 
 
-def make_evaluate(model: Model, score: Score) -> Evaluate:
-    """Returns the evaluation of a model in parts, as the loop calls it.
-
-    Args:
-        model: its structure is used, its arrays are not.
-        score: the evaluation of a module.
-    """
-    return lambda params, frozen: score(model.merge(params, frozen))
-
-
-def informed(config: RunConfig, examples: int) -> OptimizerConfig:
-    """The optimizer's settings, with the epochs that follow from the rest.
-
-    Args:
-        config: a run.
-        examples: that it trains on.
-    """
-    if config.optimizer.epochs is not None:
-        return config.optimizer
-    epochs = config.loop.num_steps * config.loop.batch_size / examples
-    return dataclasses.replace(config.optimizer, epochs=epochs)
-
-
 def run_vision_text(
     config: RunConfig,
     score_on: Callable[[MemorySource], Score],
@@ -196,7 +171,7 @@ def run_vision_text(
         params=model.params,
         frozen=model.frozen,
         loss_fn=make_loss(model, config.model.loss),
-        tx=make_optimizer(informed(config, len(source))),
+        tx=make_optimizer(informed(config.optimizer, config.loop, len(source))),
         batches=batches,
         evaluate=make_evaluate(model, scores["validation"]),
         mesh=config.mesh,
