@@ -28,6 +28,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.processes import joined
+from experiments.run_report import print_run
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for logs and checkpoints.")
@@ -76,14 +77,8 @@ def main(argv: Sequence[str]) -> None:
 def _report(
     config: Any, result: Any, test: dict[str, float], unreadable: dict[str, str]
 ) -> None:
-    steps = int(result.state.step)
-    print(f"{config.optimizer.name}: {steps} steps")
-    for record in result.actions:
-        print(f"  step {record['step']}, {record['action']}: {record['reason']}")
-    for name, value in test.items():
-        print(f"  test {name:24} {value:.4f}")
-    print(f"  seconds training              {result.train_seconds:.1f}")
-    examples = steps * config.loop.batch_size
+    print_run(config.optimizer.name, result, test)
+    examples = int(result.state.step) * config.loop.batch_size
     for name, seconds in (
         ("examples a second", result.train_seconds),
         ("  by the input alone", result.input_seconds),

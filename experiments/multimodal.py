@@ -19,6 +19,8 @@ from ml_collections import config_flags
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.run_report import print_run
+
 CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:task")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for logs and checkpoints.")
 
@@ -44,16 +46,11 @@ def main(argv: Sequence[str]) -> None:
         print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
         sys.exit(interrupted.exit_code)
     result = finished.result
-    print(f"{config.optimizer.name}: {int(result.state.step)} steps")
-    for record in result.actions:
-        print(f"  step {record['step']}, {record['action']}: {record['reason']}")
-    for name, value in finished.test.items():
-        print(f"  test {name:24} {value:.4f}")
+    print_run(config.optimizer.name, result, finished.test)
     for split, missing in finished.missing.items():
         for modality, count in missing.items():
             if count:
                 print(f"  {split}: {count} samples without {modality}")
-    print(f"  seconds training              {result.train_seconds:.1f}")
     print(f"  parameters that train         {result.trainable:,}")
     path = Path(WORKDIR.value) / "decisions.png"
     if plot_decisions(path, result.history):

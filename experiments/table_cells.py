@@ -219,14 +219,15 @@ def _step_times(cell: Cell, config: Any, trial: Any) -> dict[str, float]:
 def _optimizer(
     name: str, config: Any, trial: Any, settings: Mapping[str, Any], num_steps: int
 ) -> Any:
-    epochs = num_steps * config.loop.batch_size / trial.examples
-    return dataclasses.replace(
-        config.optimizer,
-        name=name,
-        num_steps=num_steps,
-        epochs=epochs if name == "learned" else None,
-        **settings,
+    from meta_opt.finetuning.parts import informed
+
+    optimizer = dataclasses.replace(
+        config.optimizer, name=name, num_steps=num_steps, epochs=None, **settings
     )
+    if name != "learned":
+        return optimizer
+    loop = dataclasses.replace(config.loop, num_steps=num_steps)
+    return informed(optimizer, loop, trial.examples)
 
 
 def _tuned(

@@ -282,7 +282,6 @@ def test_decisions_are_drawn_where_there_are_any(tmp_path):
 def test_errors_of_runs(root, tmp_path):
     config = run_config(root)
     with pytest.raises(ValueError, match=r"loop.num_steps=24 and optimizer.num_steps"):
-        dataclasses.replace(config, loop=dataclasses.replace(config.loop, num_steps=24))
         dataclasses.replace(config, optimizer=OptimizerConfig("adamw", num_steps=23))
     with pytest.raises(ValueError, match="did you mean 'image'"):
         inputs_config(root, trained={"imgae": 1})

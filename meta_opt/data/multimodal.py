@@ -175,10 +175,7 @@ def _tuxpaint(*modalities: str) -> SuiteTask:
 def _openclipart(kind: str) -> SuiteTask:
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         # The split of the retrieval set: titles that say something.
-        parts = {
-            s: tfds_source("openclipart", s, data_dir, image_size=side) for s in SPLITS
-        }
-        source = parts[split]
+        source = tfds_source("openclipart", split, data_dir, image_size=side)
         titles = [captions[0] for captions in source.captions]
         if kind != "classify":
             kept = [i for i, title in enumerate(titles) if title.strip()]
@@ -188,9 +185,8 @@ def _openclipart(kind: str) -> SuiteTask:
                 {"text": titles} if kind == "retrieve" else {}
             )
             return Samples(**inputs, caption=titles)
-        counts = collections.Counter(
-            int(n) for part in parts.values() for n in part.labels
-        )
+        parts = (tfds_source("openclipart", s, data_dir).labels for s in SPLITS)
+        counts = collections.Counter(int(n) for labels in parts for n in labels)
         kept_labels = sorted(n for n, count in counts.items() if count >= 20)
         place = {n: i for i, n in enumerate(kept_labels)}
         rows = [i for i, n in enumerate(source.labels) if int(n) in place]

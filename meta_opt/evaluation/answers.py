@@ -79,8 +79,24 @@ class _Write:
 
 
 def _nats(model: Generative, batch: Batch) -> jax.Array:
-    """Negative log likelihood of each row's tokens, and how many they are: [B, 2]."""
     logits = model.logits(batch["image"], batch["prompt"], batch["text"])
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["text"])
-    real = batch["text"] != model.config.pad_id
-    return jnp.stack([jnp.sum(nats * real, axis=1), jnp.sum(real, axis=1)], axis=1)
+    return token_sums(logits, batch["text"], model.config.pad_id)
+
+
+def token_sums(
+    logits: jax.Array, text: jax.Array | np.ndarray, pad_id: int
+) -> jax.Array:
+    """Negative log likelihood of each row's tokens, how many they are, and hits.
+
+    Args:
+        logits: float32 [B, S, K].
+        text: int [B, S].
+        pad_id: what does not count.
+
+    Returns:
+        float32 [B, 3].
+    """
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, text)
+    real = text != pad_id
+    hits = (jnp.argmax(logits, axis=-1) == text) & real
+    return jnp.stack([jnp.sum(x, axis=1) for x in (nats * real, real, hits)], axis=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from meta_opt.evaluation.meta_test import geometric_mean
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.weights import load_theta
 from meta_opt.tasks.hostile import CONDITIONS, Condition
@@ -239,10 +240,10 @@ def compare(endings: Sequence[Ending]) -> tuple[list[ConditionRow], list[TaskRow
                 condition=condition,
                 runs=runs,
                 failures=failures,
-                ratio=_geometric_mean([row.ratio for row in of_condition]),
+                ratio=geometric_mean([row.ratio for row in of_condition]),
                 worst_ratio=worst.ratio,
                 worst_task=worst.task,
-                over_ordinary=_geometric_mean(
+                over_ordinary=geometric_mean(
                     [row.over_ordinary for row in of_condition]
                 ),
                 worse=sum(row.worse for row in of_condition),
@@ -250,8 +251,3 @@ def compare(endings: Sequence[Ending]) -> tuple[list[ConditionRow], list[TaskRow
         )
         by_task += of_condition
     return rows, by_task
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    with np.errstate(divide="ignore"):
-        return float(np.exp(np.mean(np.log(values))))

@@ -311,8 +311,10 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
     return Summary(
         subject=subject,
         tasks=len(rows),
-        budget_to_adamw=_geometric(row.budget_to_adamw for row in rows),
-        budget_to_best_of_five=_geometric(row.budget_to_best_of_five for row in rows),
+        budget_to_adamw=geometric_mean(row.budget_to_adamw for row in rows),
+        budget_to_best_of_five=geometric_mean(
+            row.budget_to_best_of_five for row in rows
+        ),
         accuracy_over_adamw=interval(row.accuracy_over_adamw.mean for row in rows),
         accuracy_over_best_of_five=interval(
             row.accuracy_over_best_of_five.mean for row in rows
@@ -334,13 +336,19 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
     )
 
 
-def _geometric(values: Iterable[float]) -> float:
-    return float(np.exp(np.mean(np.log(list(values)))))
+def geometric_mean(values: Iterable[float]) -> float:
+    """Exponential of the mean logarithm; 0 if a value is.
+
+    >>> geometric_mean([1.0, 4.0])
+    2.0
+    """
+    with np.errstate(divide="ignore"):
+        return float(np.exp(np.mean(np.log(list(values)))))
 
 
 def _known(values: Iterable[float | None]) -> float | None:
     known = [x for x in values if x is not None]
-    return _geometric(known) if known else None
+    return geometric_mean(known) if known else None
 
 
 def _machine(record: Record) -> tuple:

@@ -11,12 +11,13 @@ import optax
 
 from meta_opt.data.multimodal import TASKS
 from meta_opt.data.tokenizer import TextTokenizer
+from meta_opt.evaluation.answers import token_sums
 from meta_opt.evaluation.encoding import in_batches
+from meta_opt.evaluation.retrieval import evaluate_retrieval
 from meta_opt.losses.contrastive import clip_loss
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.metrics.classification import classification_metrics
 from meta_opt.metrics.regression import sentiment_metrics
-from meta_opt.metrics.retrieval import retrieval_metrics
 from meta_opt.models.multimodal import Multimodal
 from meta_opt.types import PyTree
 
@@ -72,8 +73,7 @@ def multimodal_score(
     def retrieve(model: Multimodal) -> dict[str, float]:
         pairs = outputs(model, _embed)
         image, text = pairs[:, 0], pairs[:, 1]
-        groups = np.unique(np.asarray(captions), return_inverse=True)[1].reshape(-1)
-        metrics = retrieval_metrics(image @ text.T, groups)
+        metrics = evaluate_retrieval(image, text, np.asarray(captions)[:, None])
         return {
             "loss": float(
                 clip_loss(jnp.asarray(image), jnp.asarray(text), model.scale)
@@ -83,7 +83,7 @@ def multimodal_score(
         }
 
     def caption(model: Multimodal) -> dict[str, float]:
-        nats, hits, tokens = outputs(model, _tokens, "caption").sum(axis=0)
+        nats, tokens, hits = outputs(model, _tokens, "caption").sum(axis=0)
         found = {"loss": float(nats / tokens), "accuracy": float(hits / tokens)}
         if write and tokenizer is not None:
             length = arrays["caption"].shape[1]
@@ -134,13 +134,9 @@ def _embed(model: Multimodal, batch: PyTree) -> jax.Array:
 
 
 def _tokens(model: Multimodal, batch: PyTree) -> jax.Array:
-    """Nats, hits and tokens of each row, [B, 3]."""
     text = batch["caption"]
     logits = model.caption_logits(batch, text)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, text)
-    real = text != model.captioner.config.pad_id
-    hits = (jnp.argmax(logits, axis=-1) == text) & real
-    return jnp.stack([(nats * real).sum(1), hits.sum(1), real.sum(1)], axis=1)
+    return token_sums(logits, text, model.captioner.config.pad_id)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.evaluation.meta_test import MISS, Interval, interval
+from meta_opt.evaluation.meta_test import MISS, Interval, geometric_mean, interval
 from meta_opt.optimizers.baselines import FIVE
 
 Record = Mapping[str, Any]
@@ -270,17 +270,17 @@ def claims(
         accuracy_over_adamw=ours.accuracy.mean - adamw.accuracy.mean,
         f1_over_best=ours.macro_f1.mean - best_f1,
         f1_over_adamw=ours.macro_f1.mean - adamw.macro_f1.mean,
-        budget_to_adamw=_geometric(row.budget_to_adamw for row, _ in pairs),
-        epochs_over_adamw=_geometric(
+        budget_to_adamw=geometric_mean(row.budget_to_adamw for row, _ in pairs),
+        epochs_over_adamw=geometric_mean(
             a.epochs_to_adamw / b.epochs_to_adamw for a, b in pairs
         ),
-        epochs_over_best=_geometric(
+        epochs_over_best=geometric_mean(
             a.epochs_to_adamw / b for (a, _), b in zip(pairs, quickest, strict=True)
         ),
-        time_over_adamw=_geometric(
+        time_over_adamw=geometric_mean(
             a.seconds_to_adamw / b.seconds_to_adamw for a, b in pairs
         ),
-        memory_over_adamw=_geometric(a.peak_bytes / b.peak_bytes for a, b in pairs),
+        memory_over_adamw=geometric_mean(a.peak_bytes / b.peak_bytes for a, b in pairs),
     )
 
 
@@ -329,7 +329,3 @@ def summarise_table(
 def _losses(run: Mapping[str, Any]) -> list[float]:
     found = [record["validation"]["loss"] for record in run["epochs"]]
     return [x if math.isfinite(x) else math.inf for x in found]
-
-
-def _geometric(values: Iterable[float]) -> float:
-    return float(np.exp(np.mean(np.log(list(values)))))

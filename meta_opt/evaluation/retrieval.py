@@ -6,7 +6,7 @@ from meta_opt.metrics.retrieval import retrieval_metrics
 
 
 def caption_groups(tokens: np.ndarray) -> np.ndarray:
-    """Numbers captions so that equal ones have equal numbers, int [N, S] to [N]."""
+    """Numbers captions so that equal ones have equal numbers, [N, S] to int [N]."""
     return np.unique(tokens, axis=0, return_inverse=True)[1].reshape(-1)
 
 
@@ -18,7 +18,7 @@ def evaluate_retrieval(
     Args:
         image_z: [N, D].
         text_z: [N, D].
-        tokens: int [N, S], the captions.
+        tokens: the captions, int [N, S], or as texts [N, 1].
 
     Returns:
         As `retrieval_metrics`.

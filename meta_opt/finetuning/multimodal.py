@@ -27,6 +27,7 @@ from meta_opt.tasks.multimodal_model import (
     build_multimodal,
     multimodal_loss,
 )
+from meta_opt.tasks.task import count_of
 from meta_opt.types import PyTree, write_atomic
 
 
@@ -125,9 +126,7 @@ def run_multimodal(
         params=parts.params,
         frozen=parts.frozen,
         loss_fn=make_multimodal_loss(parts, task),
-        tx=make_optimizer(
-            informed(config.optimizer, config.loop, len(jax.tree.leaves(train)[0]))
-        ),
+        tx=make_optimizer(informed(config.optimizer, config.loop, count_of(train))),
         batches=batches,
         evaluate=make_evaluate(parts, score_on(task, inputs, "validation")),
         mesh=config.mesh,

@@ -1,7 +1,7 @@
 """Many runs of one multimodal task, for searches and tables: what is alike is kept."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.parallel.mesh import batch_sharding, make_mesh
 from meta_opt.parallel.placement import place
 from meta_opt.tasks.multimodal_inputs import read_inputs
-from meta_opt.tasks.multimodal_model import Parts, maker, trains
+from meta_opt.tasks.multimodal_model import Parts, maker, split_parts
+from meta_opt.tasks.task import count_of
 
 Report = Callable[[int, float], None]
 """``report(step, validation_loss)``; may raise to end the run."""
@@ -97,7 +98,7 @@ class MultimodalTrial:
         task = base.inputs.task
         inputs = read_inputs(base.inputs)
         self._train = inputs.splits["train"]
-        self.examples = len(jax.tree.leaves(self._train)[0])
+        self.examples = count_of(self._train)
         self.steps_per_epoch = self.examples // base.loop.batch_size
         self._create = nnx.jit(maker(base.model, inputs, task))
         self._scores = {s: score_on(task, inputs, s) for s in ("validation", "test")}
@@ -105,7 +106,7 @@ class MultimodalTrial:
 
     def _parts(self, seed: int) -> Parts:
         model = self._create(jax.random.key(seed))
-        return Parts(*nnx.split(model, trains(self._base.model.trainable), ...))
+        return split_parts(model, self._base.model.trainable)
 
     def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
         """A call that takes one step, always of the same batch, for timing."""
@@ -175,7 +176,7 @@ class MultimodalTrial:
         )
         trained = parts.merge(result.state.params, result.state.frozen)
         logged = [r for r in result.history if "train/loss" in r]
-        prefix = "optimizer/"
+        decides = optimizer.name == "learned"
         return TrialRun(
             seed=seed,
             num_steps=loop.num_steps,
@@ -190,14 +191,13 @@ class MultimodalTrial:
             peak_bytes=peak_bytes(kept.compiled),
             optimizer_bytes=result.optimizer_bytes,
             trainable=result.trainable,
-            decisions=tuple(
-                {
-                    k.removeprefix(prefix): v
-                    for k, v in record.items()
-                    if k.startswith(prefix)
-                }
-                for record in logged
-            )
-            if optimizer.name == "learned"
-            else (),
+            decisions=tuple(map(_decisions, logged)) if decides else (),
         )
+
+
+def _decisions(record: Mapping[str, Any]) -> dict[str, float]:
+    """What a record of a run's metrics says of the controller."""
+    prefix = "optimizer/"
+    return {
+        k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)
+    }

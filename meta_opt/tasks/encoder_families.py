@@ -6,28 +6,27 @@ adapters. Data sets are those of meta-training.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from meta_opt.data.multimodal import FOR_META_TRAINING
 from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig
+from meta_opt.models.towers import STACKED
 from meta_opt.tasks.multimodal_inputs import InputsConfig, read_inputs
 from meta_opt.tasks.multimodal_model import (
     ADAPTED,
     MultimodalConfig,
+    build_multimodal,
     maker,
     multimodal_loss,
-    trains,
+    split_parts,
 )
 from meta_opt.tasks.task import Arrays, Splits, Task
 from meta_opt.types import PyTree
 
-STACKED = r"(^|/)layers/"
 _HELD_OUT = 150
 
 
@@ -76,16 +75,13 @@ def encoder_task(
         lora=LoRAConfig(ADAPTED),
     )
     create = maker(config, inputs, name)
-    kind, chosen = FOR_META_TRAINING[name].kind, trains(trainable)
-    model = nnx.jit(create)(jax.random.key(0))
-    parts: Any = nnx.split(model, chosen, ...)
-    graphdef, _, frozen = parts
+    kind, parts = FOR_META_TRAINING[name].kind, build_multimodal(config, inputs, name)
 
     def init(key: jax.Array) -> PyTree:
-        return nnx.split(create(key), chosen, ...)[1]
+        return split_parts(create(key), trainable).params
 
     def loss(params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        return multimodal_loss(nnx.merge(graphdef, params, frozen), arrays, kind)
+        return multimodal_loss(parts.merge(params, parts.frozen), arrays, kind)
 
     def cut(split: str, most: int) -> Arrays:
         arrays = inputs.splits[split]

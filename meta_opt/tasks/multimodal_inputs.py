@@ -120,34 +120,18 @@ def read_inputs(config: InputsConfig) -> Inputs:
     tokenizer = AnswerTokenizer(load_tokenizer(), _END, _PAD, prompt_length=2)
     raw = {s: _arrays(x, config, tokenizer, root) for s, x in samples.items()}
     needed = dict.fromkeys(_encoder_of(config, m) for m in config.modalities)
-    tops: dict[str, nnx.Module] = {}
-    for modality in needed:
-        encoder = load_encoder(
-            config.encoders[modality], encoder_folder(config.encoders[modality], root)
-        )
-        trained = config.trained.get(modality, 0)
-        if not trained:
-            tops[modality] = encoder
+    halves = {modality: _halves(config, modality, root) for modality in needed}
+    for reader in config.modalities:
+        lower, _ = halves[_encoder_of(config, reader)]
+        if lower is None:
             continue
-        if not isinstance(encoder, Divisible):
-            raise ValueError(
-                f"inputs.trained: the encoder {config.encoders[modality]!r} cannot be "
-                "cut; train all of it (0)"
-            )
-        lower, tops[modality] = encoder.halves(trained)
-        for reader in config.modalities:
-            if _encoder_of(config, reader) == modality:
-                kept = _Kept(config, reader, root)
-                for split, arrays in raw.items():
-                    arrays[reader] = kept(
-                        split,
-                        arrays[reader],
-                        lower,
-                        1 if reader == "video" else config.pool.get(modality, 1),
-                    )
+        kept = _Kept(config, reader, root)
+        pool = 1 if reader == "video" else config.pool.get(reader, 1)
+        for split, arrays in raw.items():
+            arrays[reader] = kept(split, arrays[reader], lower, pool)
     return Inputs(
         splits=raw,
-        encoders=tops,
+        encoders={modality: upper for modality, (_, upper) in halves.items()},
         class_names=samples["train"].class_names,
         captions={split: tuple(x.caption) for split, x in samples.items()},
         tokenizer=tokenizer,
@@ -156,6 +140,21 @@ def read_inputs(config: InputsConfig) -> Inputs:
             for split, x in samples.items()
         },
     )
+
+
+def _halves(
+    config: InputsConfig, modality: str, root: str | os.PathLike
+) -> tuple[Callable[[Any], PyTree] | None, nnx.Module]:
+    """What of an encoder does not train, None if all of it does, and what does."""
+    name, trained = config.encoders[modality], config.trained.get(modality, 0)
+    encoder = load_encoder(name, encoder_folder(name, root))
+    if not trained:
+        return None, encoder
+    if not isinstance(encoder, Divisible):
+        raise ValueError(
+            f"inputs.trained: the encoder {name!r} cannot be cut; train all of it (0)"
+        )
+    return encoder.halves(trained)
 
 
 def _encoder_of(config: InputsConfig, modality: str) -> str:

@@ -83,7 +83,7 @@ def build_multimodal(config: MultimodalConfig, inputs: Inputs, task: str) -> Par
     create = maker(config, inputs, task)
     # In one program: operation by operation it would take far longer.
     model = nnx.jit(create)(jax.random.key(config.seed))
-    return Parts(*nnx.split(model, trains(config.trainable), ...))
+    return split_parts(model, config.trainable)
 
 
 def maker(
@@ -120,16 +120,16 @@ def maker(
     return create
 
 
-def trains(trainable: str) -> Callable[[Any, Any], bool]:
-    """A filter of `nnx.split`: what trains."""
+def split_parts(model: Multimodal, trainable: str) -> Parts:
+    """The parts of a model; see `MultimodalConfig` for what trains."""
 
-    def chosen(path: Any, value: Any) -> bool:
+    def trains(path: Any, value: Any) -> bool:
         if not isinstance(value, nnx.Param):
             return False
         of_encoder = _ENCODERS.search("/".join(map(str, path))) is not None
         return trainable == "all" or not of_encoder or isinstance(value, LoRAParam)
 
-    return chosen
+    return Parts(*nnx.split(model, trains, ...))
 
 
 def multimodal_loss(
