@@ -58,19 +58,15 @@ def task(name: str) -> ml_collections.ConfigDict:
             scan_layers=True,
         ),
         embed_dim=64,
-        captioner=dict(
-            # That of the tokenizer that ships here, where captions are written.
-            vocab_size=0,
-            width=128,
-            depth=2,
-            heads=4,
-            pad_id=0,
-            end_id=3,
-        ),
+        captioner=dict(width=128, depth=2, heads=4),
         # lora: adapters on the encoders, and all that is new.
         trainable="all",
         lora=dict(
-            pattern=r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down))/kernel$",
+            # Linear layers, at a token or at a pixel.
+            pattern=(
+                r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
+                r"|(expand|project|head)/conv)/kernel$"
+            ),
             groups=(),
             rank=8,
             alpha=8.0,

@@ -18,6 +18,7 @@ from multimodal_toy import (
 )
 
 import meta_opt
+from configs import multimodal as multimodal_configs
 from meta_opt.data import multimodal
 from meta_opt.data.array_batches import array_batches
 from meta_opt.data.missing import MissingDataError
@@ -31,7 +32,11 @@ from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.reporting.decisions import plot_decisions
 from meta_opt.tasks.multimodal_inputs import pooled, read_inputs
-from meta_opt.tasks.multimodal_model import build_multimodal, multimodal_loss
+from meta_opt.tasks.multimodal_model import (
+    ADAPTED,
+    build_multimodal,
+    multimodal_loss,
+)
 
 STACKED = r"(^|/)layers/"
 
@@ -217,6 +222,10 @@ def test_with_adapters_encoders_stay_as_they_are(root):
     of_encoders = {name for name in names if name.startswith("encoders/")}
     assert of_encoders and all("lora_" in name for name in of_encoders)
     assert any(name.startswith("fusion/") for name in names)
+    # Pictures have no transformer: their adapters are on what acts on every pixel.
+    for modality in config.inputs.encoders:
+        assert any(name.startswith(f"encoders/{modality}/") for name in of_encoders)
+    assert multimodal_configs.task("clipart_captions").model.lora.pattern == ADAPTED
     with pytest.raises(ValueError, match="matches no kernel"):
         build_multimodal(
             dataclasses.replace(config.model, lora=LoRAConfig("^nothing$")),

@@ -21,8 +21,11 @@ from meta_opt.tasks.multimodal_inputs import Inputs
 from meta_opt.types import PyTree, check_name
 
 _ENCODERS = re.compile(r"^encoders/")
-ADAPTED = r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down))/kernel$"
-"""Kernels that get adapters: those of the encoders' transformers."""
+ADAPTED = (
+    r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
+    r"|(expand|project|head)/conv)/kernel$"
+)
+"""Kernels that get adapters: linear layers, at a token or at a pixel."""
 
 
 @dataclasses.dataclass(frozen=True)

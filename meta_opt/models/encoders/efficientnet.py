@@ -8,7 +8,7 @@ would spoil them.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from meta_opt.models.encoders.base import Halves, check_trained
-from meta_opt.models.layers import Numerics
+from meta_opt.models.layers import Linear, Numerics
 
 _EPSILON = 1e-3
 _MEAN, _SCALE = 127.0, 128.0
@@ -150,21 +150,27 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.activate = activate
-        self.conv = (
-            DepthwiseConv(config, inputs, kernel, stride, rngs=rngs)
-            if depthwise
-            else nnx.Conv(
+        options: dict[str, Any] = {
+            "use_bias": False,
+            "dtype": jnp.dtype(config.dtype),
+            "param_dtype": jnp.dtype(config.param_dtype),
+        }
+        self.conv: DepthwiseConv | Linear | nnx.Conv
+        if depthwise:
+            self.conv = DepthwiseConv(config, inputs, kernel, stride, rngs=rngs)
+        elif kernel == 1:
+            # A linear layer at every pixel, so that it takes adapters too.
+            self.conv = Linear(inputs, outputs, **options, rngs=rngs)
+        else:
+            self.conv = nnx.Conv(
                 inputs,
                 outputs,
                 (kernel, kernel),
                 stride,
                 padding="SAME",
-                use_bias=False,
-                dtype=jnp.dtype(config.dtype),
-                param_dtype=jnp.dtype(config.param_dtype),
+                **options,
                 rngs=rngs,
             )
-        )
         self.norm = FrozenBatchNorm(outputs, jnp.dtype(config.param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -322,7 +328,9 @@ def efficientnet_parameters(
             number += 1
     found = {}
     for ours, (conv, batch_norm) in places.items():
-        found[f"{ours}/conv/kernel"] = tensors[f"{conv}.weight"].transpose(2, 3, 1, 0)
+        kernel = tensors[f"{conv}.weight"].transpose(2, 3, 1, 0)
+        pointwise = kernel.shape[:2] == (1, 1)
+        found[f"{ours}/conv/kernel"] = kernel[0, 0] if pointwise else kernel
         for leaf, theirs in (
             ("scale", "weight"),
             ("bias", "bias"),
