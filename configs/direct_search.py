@@ -73,6 +73,7 @@ def small() -> ml_collections.ConfigDict:
                 "generations": 6,
                 "population": 24,
                 "seeds": 1,
+                "yardstick_seeds": 3,
                 "budgets": (1.0, 0.4),
                 "rates": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
                 "decays": (1e-2, 0.5),
@@ -88,6 +89,7 @@ def small() -> ml_collections.ConfigDict:
                     "tensor_hidden": 16,
                     "directions": ("orthogonal", "adam", "momentum"),
                     "orthogonal": True,
+                    "iterations": (5, 5),
                 },
             },
             "validation": common.meta_validation(),
@@ -114,32 +116,37 @@ def from_scratch() -> ml_collections.ConfigDict:
 
 
 def wide() -> ml_collections.ConfigDict:
-    """From the small tasks' weights to large pretrained models: six numbers.
+    """From the small tasks' weights to large pretrained models: eight numbers.
 
-    They are weights of features that are zero in every small task.
+    They are weights of features that are zero in every small task, and begin where
+    scans of single ones ended, see docs/meta_training.md.
     """
     config = small()
     config.search.families = (
         *("emoji_encoders", "emoji_encoder_names"),
         *("emoji_encoder_pairs", "klettres_encoder"),
-        *("emoji_encoders_lora", "cldr_encoder_lora"),
+        *("emoji_encoders_lora", "klettres_encoder_lora"),
     )
     config.search.num_steps = ml_collections.ConfigDict()
     config.search.start = "lstm-v1"
+    config.search.controller.iterations = (5, 2)
     config.search.side_by_side = False
     config.search.direct = (
-        ("large>step", -3.0, 0.4),
-        ("wide>step", -0.4, 0.4),
-        ("large>orthogonal", 0.5, 0.3),
-        ("large>adam", 0.1, 0.2),
-        ("large>forget_momentum", -1.0, 0.4),
-        ("large>weight_decay", 0.0, 0.5),
+        ("large>step", -2.4, 0.25),
+        ("large_loss_low>step", 5.0, 1.5),
+        ("large_adapters>step", -1.2, 0.3),
+        ("wide>step", -0.1, 0.2),
+        ("large>orthogonal", 0.5, 0.2),
+        ("large>adam", 0.25, 0.1),
+        ("large>forget_momentum", -1.25, 0.3),
+        ("large>weight_decay", -0.5, 0.4),
     )
-    config.search.generations = 3
-    config.search.population = 7
+    config.search.generations = 2
+    config.search.population = 6
+    config.search.yardstick_seeds = 1
     config.search.budgets = (1.0,)
-    config.search.rates = (3e-4, 1e-3, 3e-3)
-    config.search.decays = (1e-2,)
+    config.search.rates = (1e-4, 3e-4, 1e-3, 3e-3)
+    config.search.decays = (5e-2,)
     config.validation.tasks = ()
     return config
 

@@ -32,6 +32,10 @@ def table1() -> ml_collections.ConfigDict:
     )
     # Of all optimizers' steps, taking turns.
     config.timing_rounds = 15
+    # On data that had no part in meta-training, nor in the choice of weights.
+    config.unseen = tuple(
+        t for t in multimodal.SUITE if t.startswith(("tuxpaint", "emoji"))
+    )
     # Processes, each on a core of its own; 1 on an accelerator.
     config.workers = 2
     config.results = "results/table1"

@@ -75,7 +75,7 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
         if r["optimizer"] == STEPS
     }
     found = [record for record in found if record["optimizer"] != STEPS]
-    of_cells, lines, claims = summarise_table(found, times)
+    of_cells, lines, claims = summarise_table(found, times, config["unseen"])
     return write_table1(
         config["results"],
         found,

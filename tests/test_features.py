@@ -359,3 +359,15 @@ def test_size_beyond_that_of_small_tasks():
     towers = {name: {"kernel": matrix(1600, 1600)} for name in ("text", "vision")}
     assert features(towers)[0] == 0
     assert features({**towers, "fusion": {"kernel": matrix(9, 9)}})[0] == 1
+
+
+@pytest.mark.parametrize(("width", "expected"), [(30, 0.0), (2000, 1.0)])
+def test_adapters_are_told_of_in_large_models_only(width, expected):
+    def adapted(**leaves):
+        infos = list(
+            describe({"head": {"kernel": jnp.zeros((width, width)), **leaves}})
+        )
+        return unit_table(infos).model[MODEL_FEATURES.index("large_adapters")]
+
+    assert adapted() == 0
+    assert adapted(lora_a=jnp.zeros((width, 4))) == expected

@@ -126,11 +126,28 @@ def test_over_several_tasks_intervals_are_over_seeds():
     np.testing.assert_allclose(line.accuracy.high - 75, 12.706 * 5, rtol=1e-3)
 
 
+def test_claims_are_made_again_of_the_unseen_tasks():
+    better = make_record("adamw", [make_run([4, 1, 0.9, 0.8], 0.9)] * 2, task="two")
+    other = make_record("learned", LEARNED["runs"], task="two")
+    _, lines, claims = summarise_table([ADAMW, LEARNED, better, other], unseen=["one"])
+    assert [(c.unseen, c.tasks) for c in claims] == [(False, 2), (True, 1)]
+    assert {line.tasks for line in lines} == {2}
+    # 75 against 55 and 90; against 55 alone.
+    assert claims[0].accuracy_over_adamw == pytest.approx(2.5)
+    assert claims[1].accuracy_over_adamw == pytest.approx(20)
+    table = claims_table([dataclasses.asdict(claim) for claim in claims])
+    assert table.columns[1:] == (
+        "All parameters, 2 tasks",
+        "All parameters, unseen data, 1 task",
+    )
+
+
 def test_report_has_tables_and_figures(tmp_path):
     records = [ADAMW, LEARNED]
     parts = [[dataclasses.asdict(x) for x in part] for part in summarise_table(records)]
     text = write_table1(tmp_path, records, *parts, total=12, command="make tables")
     assert "2 of 12 cells" in text and "| *one* |" in text
+    assert to_markdown(published_table()) in text
     assert (tmp_path / "table1.md").read_text().strip() == text.strip()
     stored = json.loads((tmp_path / "table1.json").read_text())
     assert stored["claims"][0]["budget_to_adamw"] == 0.5

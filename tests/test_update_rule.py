@@ -293,6 +293,24 @@ def test_newton_schulz_moves_singular_values_towards_one():
     assert not np.any(newton_schulz(jnp.zeros((1, 3, 4))))
 
 
+def test_few_iterations_leave_differences_between_singular_values_of_large_ones():
+    rng = np.random.default_rng(5)
+
+    def spread(rows, columns, iterations):
+        u, _, v = np.linalg.svd(rng.normal(size=(rows, columns)), full_matrices=False)
+        values = 1 / np.arange(1, rows + 1)
+        matrix = jnp.asarray((u * values) @ v, jnp.float32)
+        (found,) = orthogonalise([matrix[None]], [1], iterations)
+        assert float(jnp.mean(jnp.square(found))) == pytest.approx(1, rel=0.02)
+        got = np.diag(u.T @ np.asarray(found[0], np.float32) @ v.T)
+        return got[0] / got[-1]
+
+    assert spread(32, 64, (5, 2)) == pytest.approx(spread(32, 64, (5, 5)), rel=1e-3)
+    assert spread(128, 256, (5, 5)) < 1.7
+    # Tiny values grow by 3.44 each time, and the largest is near one at once.
+    assert spread(128, 256, (5, 2)) == pytest.approx(128 / 3.4445**2, rel=0.3)
+
+
 def test_orthogonalise_batches_shapes_without_mixing():
     rng = np.random.default_rng(3)
     shapes = [(2, 5, 3), (1, 3, 5), (2, 3, 1, 5), (1, 4, 4)]

@@ -1,5 +1,6 @@
 """Shipped weights: what is written is read, and nothing damaged is."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -13,7 +14,12 @@ from optimizer_cases import make_params, optimize
 import meta_opt
 from meta_opt.optimizers import weights
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.weights import available, load_theta, save_theta
+from meta_opt.optimizers.weights import (
+    available,
+    load_theta,
+    save_theta,
+    weights_digest,
+)
 
 CONFIG = ControllerConfig(global_hidden=3, tensor_hidden=2, directions=("adam", "sign"))
 
@@ -159,6 +165,20 @@ def test_shipped_weights(name):
     _, by_hand = run(meta_opt.hand_designed(200))
     assert losses[-1] < 0.9 * by_hand[-1] < 0.5 * losses[0]
     assert int(state.guard.skipped) == 0
+
+
+def test_a_digest_covers_the_controllers_shape(tmp_path):
+    theta, config = load_theta("lstm-v2")
+    digests = set()
+    for last in (2, 3):
+        changed = dataclasses.replace(config, iterations=(5, last))
+        save_theta(tmp_path / str(last), theta, changed)
+        assert load_theta(tmp_path / f"{last}.safetensors")[1] == changed
+        digests.add(weights_digest(tmp_path / f"{last}.safetensors"))
+    assert len(digests) == 2
+    for bad in ((5,), (5, 0)):
+        with pytest.raises(ValueError, match="two numbers from 1"):
+            dataclasses.replace(config, iterations=bad)
 
 
 def test_in_small_models_the_second_weights_are_the_first():

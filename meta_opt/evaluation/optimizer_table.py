@@ -183,7 +183,9 @@ class Claims:
 
     Attributes:
         trainable: ``all`` or ``lora``.
-        best: the most accurate of the five over the suite.
+        tasks: how many.
+        unseen: whether only of data sets that no choice of weights has seen.
+        best: the most accurate of the five over the tasks.
         accuracy_over_best: points.
         accuracy_over_adamw: points.
         f1_over_best: of 1, over the best in F1.
@@ -197,6 +199,8 @@ class Claims:
     """
 
     trainable: str
+    tasks: int
+    unseen: bool
     best: str
     accuracy_over_best: float
     accuracy_over_adamw: float
@@ -243,13 +247,16 @@ def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> Optimiz
 
 
 def claims(
-    rows: Mapping[str, OptimizerRow], cells: Mapping[str, Sequence[CellRow]]
+    rows: Mapping[str, OptimizerRow],
+    cells: Mapping[str, Sequence[CellRow]],
+    unseen: bool = False,
 ) -> Claims:
     """Compares the learned optimizer with the five.
 
     Args:
         rows: of one kind of training, by optimizer.
         cells: likewise, of the same tasks in the same order.
+        unseen: what to say of the tasks.
 
     Raises:
         KeyError: without the learned optimizer, or without AdamW.
@@ -265,6 +272,8 @@ def claims(
     ]
     return Claims(
         trainable=ours.trainable,
+        tasks=ours.tasks,
+        unseen=unseen,
         best=best,
         accuracy_over_best=ours.accuracy.mean - five[best].accuracy.mean,
         accuracy_over_adamw=ours.accuracy.mean - adamw.accuracy.mean,
@@ -287,15 +296,17 @@ def claims(
 def summarise_table(
     records: Iterable[Record],
     milliseconds: Mapping[tuple[str, str], Mapping[str, float]] | None = None,
+    unseen: Sequence[str] = (),
 ) -> tuple[list[CellRow], list[OptimizerRow], list[Claims]]:
     """From all records to cells, lines of the table, and claims.
 
     Lines are of the tasks that all optimizers were measured on; what else is there is
-    in the cells only.
+    in the cells only. Claims are of those tasks, and again of the unseen among them.
 
     Args:
         records: of the cells that are there.
         milliseconds: of a step by (task, trainable) and optimizer.
+        unseen: tasks on data that no choice of weights has seen.
     """
     by_kind: dict[str, dict[str, dict[str, Record]]] = {}
     for record in records:
@@ -318,11 +329,19 @@ def summarise_table(
                 if len(of_task) == len(names):
                     rows[name].append(row)
                     kept[name].append(record)
-        complete = [name for name in names if rows[name]]
-        of_kind = {name: optimizer_row(kept[name], rows[name]) for name in complete}
-        lines += of_kind.values()
-        if "learned" in of_kind and _REFERENCE in of_kind:
-            found.append(claims(of_kind, rows))
+        measured = [row.task for row in next(iter(rows.values()))]
+        for some in (measured, [task for task in measured if task in unseen]):
+            of_kind, of_tasks = {}, {}
+            for name in names if some else ():
+                picks = [i for i, task in enumerate(measured) if task in some]
+                of_tasks[name] = [rows[name][i] for i in picks]
+                of_kind[name] = optimizer_row(
+                    [kept[name][i] for i in picks], of_tasks[name]
+                )
+            if some is measured:
+                lines += of_kind.values()
+            if "learned" in of_kind and _REFERENCE in of_kind:
+                found.append(claims(of_kind, of_tasks, some is not measured))
     return cells, lines, found
 
 

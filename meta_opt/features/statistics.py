@@ -78,10 +78,11 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
 
 
 def _model_features(infos: list[TensorInfo]) -> np.ndarray:
-    """One, log size, log number of matrices, shares of roles, two towers or not, large.
+    """One, log size, log number of matrices, shares of roles, two towers, large.
 
     Large: 0 up to 100,000 parameters, 1 from a million; 0 of two towers, whose step
-    is small as it is.
+    is small as it is. Large with adapters: the same where there are any, else 0; what
+    they are put on is larger still.
 
     They tell a linear probe from a head in a deep model, adapters from full training,
     and a contrastive model (several modalities that nothing joins), which no tensor
@@ -98,7 +99,9 @@ def _model_features(infos: list[TensorInfo]) -> np.ndarray:
     joined = groups & {"fusion", "head"}
     towers = float(len(groups & set(MODALITIES)) > 1 and not joined)
     large = (1.0 - towers) * min(max(math.log10(total / _LARGE), 0.0), 1.0)
-    return np.concatenate([first, by_role / total, [towers, large]]).astype(np.float32)
+    adapted = large * float(any(by_role[ROLES.index(r)] for r in ("lora_a", "lora_b")))
+    last = [towers, large, adapted]
+    return np.concatenate([first, by_role / total, last]).astype(np.float32)
 
 
 def smooth(mean_square: jax.Array) -> jax.Array:
@@ -152,7 +155,7 @@ MODEL_FEATURES = (
     "model_size",
     "model_matrices",
     *(f"model_{r}" for r in ROLES),
-    *("two_towers", "large"),
+    *("two_towers", "large", "large_adapters"),
 )
 
 

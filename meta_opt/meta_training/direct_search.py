@@ -10,7 +10,7 @@ import concurrent.futures
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, write_atomic
 
 _TOLD = "population.json"
-_YARDSTICK_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +47,7 @@ class DirectSearchConfig:
         generations: length of the search.
         population: candidates of a generation; the centre is judged beside them.
         seeds: inner runs of each candidate and family, other ones each generation.
+        yardstick_seeds: inner runs of every setting of AdamW.
         budgets: shares of AdamW's steps that candidates are judged at.
         rates: learning rates of the AdamW that is the yardstick.
         decays: its weight decays; every pair is run once, and the best counts.
@@ -67,6 +67,7 @@ class DirectSearchConfig:
     generations: int = 16
     population: int = 15
     seeds: int = 2
+    yardstick_seeds: int = 3
     budgets: tuple[float, ...] = (1.0, 0.4)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     decays: tuple[float, ...] = (1e-2, 0.5)
@@ -87,7 +88,7 @@ class DirectSearchConfig:
         for name in ("families", "direct", "budgets", "rates", "decays"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
-        for name in ("generations", "seeds", "validate_every"):
+        for name in ("generations", "seeds", "yardstick_seeds", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.population < 4:
@@ -217,6 +218,8 @@ class _Weights:
         start = init_theta(jax.random.key(config.seed), config.controller)
         if config.start:
             start, shape = load_theta(config.start)
+            # Of the same tensors; how often they iterate is another matter.
+            shape = dataclasses.replace(shape, iterations=config.controller.iterations)
             if shape != config.controller:
                 raise ValueError(
                     f"start={config.start!r} is of another controller: {shape}"
@@ -271,15 +274,24 @@ class _Judge:
         return np.mean(scores, axis=0)
 
     def _population(self, thetas: PyTree, keys: jax.Array, num_steps: int) -> Outcome:
-        if self._config.side_by_side:
-            return self._run(thetas, keys, num_steps)
-        outcomes = [
-            self._run(
-                jax.tree.map(lambda x, i=i: x[i : i + 1], thetas), keys, num_steps
+        run = self._run if self._config.side_by_side else _one_by_one(self._run)
+        return run(thetas, keys, num_steps)
+
+
+def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcome]:
+    """The same program, a setting and a seed at a time: faster for large models."""
+
+    def run_all(settings: PyTree, keys: jax.Array, num_steps: int) -> Outcome:
+        population = []
+        for i in range(len(jax.tree.leaves(settings)[0])):
+            one = jax.tree.map(lambda x, i=i: x[i : i + 1], settings)
+            seeds = [run(one, keys[k : k + 1], num_steps) for k in range(len(keys))]
+            population.append(
+                jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *seeds)
             )
-            for i in range(len(jax.tree.leaves(thetas)[0]))
-        ]
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *outcomes)
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *population)
+
+    return run_all
 
 
 def _judge_all(
@@ -346,9 +358,10 @@ def _adamw(
         ),
         device,
     )
-    outcome = run(
+    run_all = run if config.side_by_side else _one_by_one(run)
+    outcome = run_all(
         jnp.array(pairs, jnp.float32),
-        jax.random.split(jax.random.key(999), _YARDSTICK_SEEDS),
+        jax.random.split(jax.random.key(999), config.yardstick_seeds),
         config.num_steps.get(task.name, task.horizons[1]),
     )
     loss, error = (np.mean(x, axis=1) for x in outcome.held_out(task.splits))

@@ -30,8 +30,11 @@ from meta_opt.optimizers.update_rule import (
 )
 from meta_opt.types import PyTree, near_match
 
-OVERVIEW_FEATURES = (*PROGRESS_FEATURES, *GROUP_FEATURES, *MODEL_FEATURES)
-"""What describes the run as a whole, in order."""
+OVERVIEW_FEATURES = (
+    *(*PROGRESS_FEATURES, *GROUP_FEATURES, *MODEL_FEATURES),
+    "large_loss_low",
+)
+"""What describes the run as a whole, in order; the last is a product of two."""
 OUTPUTS = (
     *DIRECTIONS,
     *("step", "forget_momentum", "forget_second", "weight_decay", "compress"),
@@ -59,12 +62,16 @@ class ControllerConfig:
             always there. Fewer make the update cheaper.
         orthogonal: False replaces the orthogonalised direction of matrices by
             ``adam``: the elementwise rule, for speed on small problems.
+        iterations: of the orthogonalisation, of small matrices and of large ones, see
+            `meta_opt.optimizers.orthogonal`. Few leave a part of the differences
+            between singular values, and take less time.
     """
 
     global_hidden: int = 24
     tensor_hidden: int = 16
     directions: tuple[str, ...] = DIRECTIONS
     orthogonal: bool = True
+    iterations: tuple[int, int] = (5, 5)
 
     @property
     def mixable(self) -> frozenset[str]:
@@ -82,6 +89,11 @@ class ControllerConfig:
             )
         if min(self.global_hidden, self.tensor_hidden) < 1:
             raise ValueError("controller widths must be at least 1")
+        if len(self.iterations) != 2 or min(self.iterations) < 1:
+            raise ValueError(
+                f"iterations={self.iterations} must be two numbers from 1, of small "
+                "and of large matrices"
+            )
 
 
 class ControllerState(NamedTuple):
@@ -210,7 +222,11 @@ def control(
         Controls, and the new memory.
     """
     tensors = tensor_features(stats, table, past_log_square, peak_log_square)
-    overview = jnp.concatenate([progress, group_features(stats, table), table.model])
+    large = table.model[MODEL_FEATURES.index("large")]
+    low = large * progress[PROGRESS_FEATURES.index("loss_low")]
+    overview = jnp.concatenate(
+        [progress, group_features(stats, table), table.model, low[None]]
+    )
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell
     )

@@ -22,7 +22,6 @@ def learned_optimizer(
     stacked: str | None = None,
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
-    newton_schulz_steps: int = 5,
     pallas: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that needs the number of steps and no learning rate.
@@ -48,7 +47,6 @@ def learned_optimizer(
             ones; groups are vision, text, audio, video, fusion, head, other.
         safeguard: skip broken steps, fall back to the hand-designed rule on sustained
             rise of the loss.
-        newton_schulz_steps: iterations of the orthogonalisation.
         pallas: measure large matrices by a Pallas kernel, which on a GPU saves 4 of 28
             bytes a parameter; for parameters on one device.
 
@@ -86,6 +84,5 @@ def learned_optimizer(
         stacked=stacked,
         groups=groups,
         safeguard=safeguard,
-        newton_schulz_steps=newton_schulz_steps,
         pallas=pallas,
     )

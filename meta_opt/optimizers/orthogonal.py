@@ -59,7 +59,9 @@ def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
 
 
 def orthogonalise(
-    matrices: Sequence[jax.Array], splits: Sequence[int], steps: int = 5
+    matrices: Sequence[jax.Array],
+    splits: Sequence[int],
+    iterations: tuple[int, int] = (5, 5),
 ) -> list[jax.Array]:
     """Orthogonalises the units of several groups, all of one matrix shape in one batch.
 
@@ -69,7 +71,7 @@ def orthogonalise(
     Args:
         matrices: arrays [U, *shape].
         splits: for each, how many axes of ``shape`` are rows.
-        steps: Newton-Schulz iterations.
+        iterations: of Newton-Schulz, of matrices below 2**15 elements and of others.
 
     Returns:
         Arrays shaped as ``matrices``, each unit scaled to RMS one; float32, or bfloat16
@@ -82,7 +84,7 @@ def orthogonalise(
     out: list = [None] * len(matrices)
     for members in buckets.values():
         done = _bucket(
-            [matrices[i] for i in members], [splits[i] for i in members], steps
+            [matrices[i] for i in members], [splits[i] for i in members], iterations
         )
         for i, x in zip(members, done, strict=True):
             out[i] = x
@@ -95,7 +97,7 @@ def _sides(x: jax.Array, split: int) -> tuple[int, int]:
 
 
 def _bucket(
-    matrices: list[jax.Array], splits: list[int], steps: int
+    matrices: list[jax.Array], splits: list[int], iterations: tuple[int, int]
 ) -> list[jax.Array]:
     """`orthogonalise` of arrays of one U whose matrices have one shape.
 
@@ -104,6 +106,7 @@ def _bucket(
     """
     units, size = len(matrices[0]), math.prod(matrices[0].shape[1:])
     large = size >= _LARGE
+    steps = iterations[large]
     matrices = [x.astype(jnp.bfloat16 if large else jnp.float32) for x in matrices]
     at_once = _units_at_once(len(matrices), units, size) if large else units
     if at_once == units:

@@ -113,7 +113,6 @@ def controlled(
     stacked: str | None = None,
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
-    newton_schulz_steps: int = 5,
     pallas: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The update rule under a controller, or under its fixed defaults.
@@ -128,7 +127,6 @@ def controlled(
             layer axis (see `meta_opt.features.tensors.describe`).
         groups: (regular expression, modality group) pairs.
         safeguard: skip broken steps and fall back on rising loss.
-        newton_schulz_steps: iterations of the orthogonalisation.
         pallas: measure large matrices by `meta_opt.optimizers.fused_sums`.
 
     Returns:
@@ -306,7 +304,7 @@ def controlled(
             ok=ok,
             scale=scale,
             mixable=config.mixable if learned else frozenset(),
-            newton_schulz_steps=newton_schulz_steps,
+            iterations=config.iterations,
         )
         outputs = unless_skipped(ok, known.groups, taken, arrays)
         new_updates = [jnp.zeros_like(x) for x in grad_leaves]

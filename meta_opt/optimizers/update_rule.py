@@ -164,7 +164,7 @@ def apply_rule(
     ok: jax.Array,
     scale: jax.Array | None,
     mixable: frozenset[str],
-    newton_schulz_steps: int,
+    iterations: tuple[int, int],
 ) -> list[GroupResult]:
     """One step of the rule for every group.
 
@@ -178,7 +178,7 @@ def apply_rule(
         ok: bool []; where false momenta stay as they are (see `skipping` for the rest).
         scale: [N] factor on the gradients, or None for 1.
         mixable: directions that may have weight; empty for the hand-designed rule.
-        newton_schulz_steps: iterations of the orthogonalisation; a group of matrices
+        iterations: of the orthogonalisation, see `orthogonalise`; a group of matrices
             without second moment, or with ``orthogonal`` in ``mixable``, uses it.
 
     Returns:
@@ -219,7 +219,7 @@ def apply_rule(
             pieces = [group.cut(f, j, slots) for f in factors]
             moved[i].append(_move(ok, s, g, m, pieces, group))
 
-    orthogonal = _orthogonal_chunks(groups, orthogonalised, moved, newton_schulz_steps)
+    orthogonal = _orthogonal_chunks(groups, orthogonalised, moved, iterations)
     outputs = []
     for i, array in enumerate(arrays):
         updates = []
@@ -308,7 +308,7 @@ def _orthogonal_chunks(
     groups: Sequence[Group],
     wanted: Sequence[bool],
     moved: Sequence[Sequence[_Moved]],
-    steps: int,
+    iterations: tuple[int, int],
 ) -> dict[int, list[jax.Array]]:
     """Orthogonalised chunks by index of group; one batch for each matrix shape."""
     chosen = [
@@ -317,7 +317,7 @@ def _orthogonal_chunks(
     results = orthogonalise(
         [replicated(x) if is_explicit(x) else x for _, x in chosen],
         [groups[i].first.split for i, _ in chosen],
-        steps,
+        iterations,
     )
     found: dict[int, list[jax.Array]] = {}
     for (i, chunk), result in zip(chosen, results, strict=True):

@@ -1,4 +1,4 @@
-"""Families of tasks on pretrained encoders: large models, short runs.
+"""Families of tasks on pretrained encoders: large models, eight passes, few samples.
 
 Their last layers train with a new fusion transformer and head, all parameters or
 adapters. Data sets are those of meta-training.
@@ -35,10 +35,10 @@ def encoder_task(
     data_dir: str | None,
     *,
     width: int = 128,
-    train: int = 1000,
-    batch: int = 16,
+    train: int = 600,
+    batch: int = 32,
     trainable: str = "all",
-    horizons: tuple[int, int] = (20, 80),
+    horizons: tuple[int, int] = (20, 150),
     value: bool = True,
     epochs: bool = True,
 ) -> Task:
@@ -106,13 +106,16 @@ def encoder_task(
 ENCODER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
     "emoji_encoders": functools.partial(encoder_task, "emoji_pictures"),
     "emoji_encoders_lora": functools.partial(
-        encoder_task, "emoji_pictures", trainable="lora", train=400, horizons=(20, 80)
+        encoder_task, "emoji_pictures", trainable="lora"
     ),
-    "emoji_encoder_pairs": functools.partial(encoder_task, "emoji_pairs", batch=32),
-    "emoji_encoder_names": functools.partial(encoder_task, "emoji_names", batch=32),
-    "klettres_encoder": functools.partial(encoder_task, "klettres_language", train=600),
+    "emoji_encoder_pairs": functools.partial(encoder_task, "emoji_pairs"),
+    "emoji_encoder_names": functools.partial(encoder_task, "emoji_names"),
+    "klettres_encoder": functools.partial(encoder_task, "klettres_language"),
+    "klettres_encoder_lora": functools.partial(
+        encoder_task, "klettres_language", trainable="lora"
+    ),
     "cldr_encoder_lora": functools.partial(
-        encoder_task, "cldr_language", trainable="lora", horizons=(20, 150)
+        encoder_task, "cldr_language", trainable="lora"
     ),
 }
 """From a folder of data to tasks, by name."""

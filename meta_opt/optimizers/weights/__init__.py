@@ -112,12 +112,14 @@ def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:
 
 
 def weights_digest(name: str | os.PathLike) -> str:
-    """The SHA-256 of a weights file, as its JSON has it.
+    """The SHA-256 of a weights file and of the controller's shape, by its JSON.
 
     Raises:
         ValueError: as `load_theta`, but for damage.
     """
-    return _read_record(name)[1]["sha256"]
+    record = _read_record(name)[1]
+    text = json.dumps([record["sha256"], record["config"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_record(name: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
