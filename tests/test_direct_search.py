@@ -134,6 +134,13 @@ def test_candidates_one_after_the_other_score_as_side_by_side(tmp_path):
     np.testing.assert_allclose(*scores, rtol=1e-4)
 
 
+def test_without_generations_the_centre_is_taken(tmp_path):
+    config = settings(generations=0, direct=(("constant>step", 0.3, 0.7),))
+    found = search(config, tmp_path)
+    assert found.steps == 0 and found.finished
+    assert step_weight(found.theta) == pytest.approx(0.3)
+
+
 def test_what_is_searched_is_added_to_given_weights(tmp_path):
     start = init_theta(jax.random.key(3), SMALL)
     start["output"]["kernel"] = start["output"]["kernel"] + 0.25

@@ -44,7 +44,7 @@ class DirectSearchConfig:
         direct: (name, centre, scale) of each number that is searched: where it begins
             and its first standard deviation. A name is that of a direct weight, see
             `Parametrisation`, or several joined by ``+`` that share the number.
-        generations: length of the search.
+        generations: length of the search; 0 takes the centre as it is.
         population: candidates of a generation; the centre is judged beside them.
         seeds: inner runs of each candidate and family, other ones each generation.
         yardstick_seeds: inner runs of every setting of AdamW.
@@ -88,9 +88,14 @@ class DirectSearchConfig:
         for name in ("families", "direct", "budgets", "rates", "decays"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
-        for name in ("generations", "seeds", "yardstick_seeds", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in (
+            *(("generations", 0), ("seeds", 1)),
+            *(("yardstick_seeds", 1), ("validate_every", 1)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least {least}"
+                )
         if self.population < 4:
             raise ValueError(f"population={self.population} must be at least 4")
         if not all(0 < b <= 1 for b in self.budgets):
@@ -144,6 +149,10 @@ def direct_search(
         workdir, dataclasses.asdict(config), resuming=(workdir / _TOLD).is_file()
     )
     weights = _Weights(config)
+    if not config.generations:
+        centre = weights.theta(np.zeros(len(config.direct)))
+        spent = time.monotonic() - began
+        return MetaResult(centre, centre, float("inf"), 0, spent, finished=True)
     yardsticks = _yardsticks(config, tasks, workdir, show_progress)
     judges = [
         _Judge(tasks[name], config, yardsticks[name], device)
