@@ -80,6 +80,8 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     """All cells of a table, in the order in which they are measured."""
     found: list[tuple[str, str, str, dict[str, Any]]] = []
     for task, base in config["tasks"].items():
+        name = base["optimizer"]["weights"]
+        weights = [name, weights_digest(name)]
         for trainable in config["trainable"]:
             for optimizer in config["optimizers"]:
                 setup = {
@@ -88,14 +90,17 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                 }
                 if optimizer == "learned":
                     setup["budgets"] = list(config["budgets"])
-                    weights = base["optimizer"]["weights"]
-                    setup["weights"] = [weights, weights_digest(weights)]
+                    setup["weights"] = weights
                 else:
                     setup["tuning_seed"] = config["tuning_seed"]
                     setup["search"] = dict(config["search"])
                 found.append((task, trainable, optimizer, setup))
-            timed = {"run": _of_run(base, trainable), "rounds": config["timing_rounds"]}
-            timed["optimizers"] = list(config["optimizers"])
+            timed = {
+                "run": _of_run(base, trainable),
+                "rounds": config["timing_rounds"],
+                "optimizers": list(config["optimizers"]),
+                "weights": weights,
+            }
             found.append((task, trainable, STEPS, timed))
     return [
         Cell(*names, json.loads(json.dumps(setup)), Path(config["results"]), workdir)
