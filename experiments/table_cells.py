@@ -131,7 +131,7 @@ def start_worker(cores: Any, cache: str) -> None:
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _end_with(parent: int) -> None:
