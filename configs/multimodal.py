@@ -8,7 +8,7 @@ from configs import common
 SUITE = {
     "tuxpaint_speech": (32, 16, 0),
     "tuxpaint_trimodal": (32, 16, 0),
-    # Of some 2,000, for time: the table runs each 256 times.
+    # Of some 2,000, for time: the table runs each 248 times.
     "clipart_category": (64, 15, 1000),
     "clipart_retrieval": (64, 15, 1000),
     "clipart_captions": (64, 15, 1000),
