@@ -275,16 +275,16 @@ def _emoji(kind: str) -> SuiteTask:
     return SuiteTask(kind, modalities, "emoji", read)
 
 
-def _klettres() -> SuiteTask:
-    """Spoken letters and syllables: in which language?"""
+def _klettres(asked: str, at_least: int) -> SuiteTask:
+    """Spoken letters and syllables: which, or in which language?"""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         parts = {s: sorted_rows("klettres", s, data_dir, "path") for s in SPLITS}
-        names = frequent((r["language"] for p in parts.values() for r in p), 40)
-        rows = [row for row in parts[split] if row["language"] in names]
+        names = frequent((row[asked] for row in parts["train"]), at_least)
+        rows = [row for row in parts[split] if row[asked] in names]
         return Samples(
             audio=[row["speech"] for row in rows],
-            label=label_column(rows, "language", names),
+            label=label_column(rows, asked, names),
             class_names=names,
         )
 
@@ -317,7 +317,9 @@ FOR_META_TRAINING: dict[str, SuiteTask] = {
     "emoji_pictures": _emoji("classify"),
     "emoji_pairs": _emoji("retrieve"),
     "emoji_names": _emoji("caption"),
-    "klettres_language": _klettres(),
+    "klettres_language": _klettres("language", 30),
+    # Many classes of few samples each.
+    "klettres_text": _klettres("text", 3),
     "cldr_language": _cldr(),
 }
 """Tasks of other data sets, of which none is in the benchmark."""

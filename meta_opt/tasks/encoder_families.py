@@ -114,6 +114,10 @@ ENCODER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
     "klettres_encoder_lora": functools.partial(
         encoder_task, "klettres_language", trainable="lora"
     ),
+    "klettres_encoder_texts": functools.partial(encoder_task, "klettres_text"),
+    "klettres_encoder_texts_lora": functools.partial(
+        encoder_task, "klettres_text", trainable="lora"
+    ),
     "cldr_encoder_lora": functools.partial(
         encoder_task, "cldr_language", trainable="lora"
     ),
