@@ -330,18 +330,21 @@ def summarise_table(
                     rows[name].append(row)
                     kept[name].append(record)
         measured = [row.task for row in next(iter(rows.values()))]
-        for some in (measured, [task for task in measured if task in unseen]):
-            of_kind, of_tasks = {}, {}
-            for name in names if some else ():
-                picks = [i for i, task in enumerate(measured) if task in some]
-                of_tasks[name] = [rows[name][i] for i in picks]
-                of_kind[name] = optimizer_row(
-                    [kept[name][i] for i in picks], of_tasks[name]
-                )
-            if some is measured:
+        for only_unseen in (False, True):
+            picks = [
+                i for i, t in enumerate(measured) if not only_unseen or t in unseen
+            ]
+            if not picks:
+                continue
+            of_tasks = {name: [rows[name][i] for i in picks] for name in names}
+            of_kind = {
+                name: optimizer_row([kept[name][i] for i in picks], of_tasks[name])
+                for name in names
+            }
+            if not only_unseen:
                 lines += of_kind.values()
             if "learned" in of_kind and _REFERENCE in of_kind:
-                found.append(claims(of_kind, of_tasks, some is not measured))
+                found.append(claims(of_kind, of_tasks, only_unseen))
     return cells, lines, found
 
 

@@ -149,15 +149,10 @@ def direct_search(
         workdir, dataclasses.asdict(config), resuming=(workdir / _TOLD).is_file()
     )
     weights = _Weights(config)
-    if not config.generations:
-        centre = weights.theta(np.zeros(len(config.direct)))
-        spent = time.monotonic() - began
-        return MetaResult(centre, centre, float("inf"), 0, spent, finished=True)
-    yardsticks = _yardsticks(config, tasks, workdir, show_progress)
-    judges = [
-        _Judge(tasks[name], config, yardsticks[name], device)
-        for name, device in _places(config.families)
-    ]
+    # Without generations nothing is judged, so that AdamW need not be measured.
+    judges = (
+        _judges(config, tasks, workdir, show_progress) if config.generations else []
+    )
     told: list[dict[str, Any]] = _read(workdir / _TOLD)
     log = RunLog(workdir, resume_step=len(told) if told else None)
     optimizer = CMA(
@@ -285,6 +280,20 @@ class _Judge:
     def _population(self, thetas: PyTree, keys: jax.Array, num_steps: int) -> Outcome:
         run = self._run if self._config.side_by_side else _one_by_one(self._run)
         return run(thetas, keys, num_steps)
+
+
+def _judges(
+    config: DirectSearchConfig,
+    tasks: Mapping[str, Task],
+    workdir: Path,
+    show_progress: bool,
+) -> list[_Judge]:
+    """One for each family, against AdamW on it."""
+    yardsticks = _yardsticks(config, tasks, workdir, show_progress)
+    return [
+        _Judge(tasks[name], config, yardsticks[name], device)
+        for name, device in _places(config.families)
+    ]
 
 
 def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcome]:
