@@ -119,8 +119,8 @@ def wide() -> ml_collections.ConfigDict:
     """From the small tasks' weights to large pretrained models: eight numbers.
 
     They are weights of features that are zero in every small task, and stand where
-    scans of single ones ended, see docs/meta_training.md: a generation of six around
-    them found nothing better. With ``generations`` the search goes on from there.
+    scans of single ones ended, see docs/meta_training.md. With ``generations`` the
+    search goes on from there.
     """
     config = small()
     config.search.families = (
@@ -133,13 +133,13 @@ def wide() -> ml_collections.ConfigDict:
     config.search.controller.iterations = (5, 2)
     config.search.side_by_side = False
     config.search.direct = (
-        ("large>step", -2.4, 0.25),
-        ("large_loss_low>step", 8.0, 1.5),
-        ("large_adapters>step", -1.2, 0.3),
+        ("large>step", -2.85, 0.25),
+        ("large_loss_low>step", 4.0, 1.0),
+        ("large_adapters>step", -0.6, 0.3),
         ("wide>step", -0.1, 0.2),
         ("large>orthogonal", 0.5, 0.2),
         ("large>adam", 0.25, 0.1),
-        ("large>forget_momentum", -1.25, 0.3),
+        ("large>forget_momentum", -0.6, 0.3),
         ("large>weight_decay", -0.5, 0.4),
     )
     config.search.generations = 0
