@@ -30,11 +30,13 @@ from meta_opt.optimizers.update_rule import (
 )
 from meta_opt.types import PyTree, near_match
 
+_IN_LARGE = ("loss_low", "loss_level")
+"""Progress that large models answer to in another way than small ones."""
 OVERVIEW_FEATURES = (
     *(*PROGRESS_FEATURES, *GROUP_FEATURES, *MODEL_FEATURES),
-    "large_loss_low",
+    *(f"large_{feature}" for feature in _IN_LARGE),
 )
-"""What describes the run as a whole, in order; the last is a product of two."""
+"""What describes the run as a whole, in order; the last are products of two."""
 OUTPUTS = (
     *DIRECTIONS,
     *("step", "forget_momentum", "forget_second", "weight_decay", "compress"),
@@ -223,9 +225,9 @@ def control(
     """
     tensors = tensor_features(stats, table, past_log_square, peak_log_square)
     large = table.model[MODEL_FEATURES.index("large")]
-    low = large * progress[PROGRESS_FEATURES.index("loss_low")]
+    again = jnp.stack([progress[PROGRESS_FEATURES.index(f)] for f in _IN_LARGE])
     overview = jnp.concatenate(
-        [progress, group_features(stats, table), table.model, low[None]]
+        [progress, group_features(stats, table), table.model, large * again]
     )
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell
