@@ -116,7 +116,7 @@ def from_scratch() -> ml_collections.ConfigDict:
 
 
 def wide() -> ml_collections.ConfigDict:
-    """From the small tasks' weights to large pretrained models: nine numbers.
+    """From the small tasks' weights to large pretrained models: ten numbers.
 
     They are weights of features that are zero in every small task, and stand where
     scans of single ones ended, see docs/meta_training.md. With ``generations`` the
@@ -133,10 +133,11 @@ def wide() -> ml_collections.ConfigDict:
     config.search.controller.iterations = (5, 2)
     config.search.side_by_side = False
     config.search.direct = (
-        ("large>step", -2.2, 0.25),
+        ("large>step", -1.8, 0.25),
         ("large_loss_low>step", 2.0, 1.0),
         ("large_loss_level>step", 1.2, 0.4),
-        ("large_adapters>step", -0.7, 0.3),
+        ("large_parameter>step", 1.5, 0.3),
+        ("large_adapters>step", -1.1, 0.3),
         ("wide>step", -0.1, 0.2),
         ("large>orthogonal", 0.5, 0.2),
         ("large>adam", 0.25, 0.1),

@@ -189,6 +189,25 @@ def test_tensor_features():
     np.testing.assert_allclose(found[:, 5], 0.5, rtol=1e-6)  # cosine
 
 
+@pytest.mark.parametrize(("width", "large"), [(30, 0.0), (2000, 1.0)])
+def test_size_of_parameters_in_large_models(width, large):
+    matrix = jnp.zeros((width, width))
+    names = ("new", "half", "zero", "bias", "lora_a")
+    leaves = {**dict.fromkeys(names, matrix), "bias": jnp.zeros(width)}
+    infos = list(describe({"body": {"kernel": leaves}}))
+    units = unit_table(infos)
+    order = [info.path.rsplit("/", 1)[-1] for info in infos]
+    rms = {"new": 0.088, "half": 0.044, "zero": 0.0, "bias": 0.044, "lora_a": 0.044}
+    square = jnp.asarray(units.size) * jnp.square(jnp.array([rms[n] for n in order]))
+    same = jnp.zeros(len(infos))
+    stats = Statistics(same, same, square, same)
+    found = tensor_features(stats, units, same, same)[
+        :, TENSOR_FEATURES.index("large_parameter")
+    ]
+    expected = {"new": 0.0, "half": np.log(0.5), "zero": -1.5, "bias": 0, "lora_a": 0}
+    np.testing.assert_allclose(found, [large * expected[n] for n in order], atol=1e-3)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_statistics_do_not_depend_on_the_scale_of_the_loss(scale):
     past = jnp.zeros(4)

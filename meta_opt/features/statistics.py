@@ -26,6 +26,8 @@ TINY = 1e-30
 _FLAT = 1e-18
 _LARGE = 1e5
 """Parameters; no small task has as many."""
+_NEW = 0.088
+"""RMS of a new matrix 128 wide; those of pretrained encoders have a third or a half."""
 
 
 class Statistics(NamedTuple):
@@ -148,7 +150,8 @@ _DYNAMIC = (
     "alignment_squared",
     "group_share",
 )
-TENSOR_FEATURES = (*_DYNAMIC, *STATIC_FEATURES)
+_ADAPTERS = [STATIC_FEATURES.index(f"role_lora_{side}") for side in "ab"]
+TENSOR_FEATURES = (*_DYNAMIC, *STATIC_FEATURES, "large_parameter")
 GROUP_FEATURES = (*(f"share_{g}" for g in GROUPS), *(f"alignment_{g}" for g in GROUPS))
 MODEL_FEATURES = (
     "constant",
@@ -166,6 +169,9 @@ def tensor_features(
     peak_log_square: jax.Array,
 ) -> jax.Array:
     """Features of every unit.
+
+    The last, ``large_parameter``, is the log RMS of a matrix of a large model against
+    that of a new one 128 wide, in [-1.5, 0.5]; 0 of adapters, which start at zero.
 
     Args:
         stats: sums of this step.
@@ -194,7 +200,13 @@ def tensor_features(
         jnp.square(cosine),
         clipped(_log(share), 0.2),
     ]
-    return jnp.concatenate([jnp.stack(dynamic, axis=1), table.static], axis=1)
+    adapter = jnp.asarray(table.static[:, _ADAPTERS].sum(axis=1))
+    large = jnp.asarray(table.model[MODEL_FEATURES.index("large")] * table.matrix)
+    scale = jnp.clip(0.5 * p - math.log(_NEW), -1.5, 0.5)
+    last = large * (1.0 - adapter) * scale
+    return jnp.concatenate(
+        [jnp.stack(dynamic, axis=1), table.static, last[:, None]], axis=1
+    )
 
 
 def _group_share(stats: Statistics, table: UnitTable) -> jax.Array:
