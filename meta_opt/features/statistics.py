@@ -27,7 +27,7 @@ _FLAT = 1e-18
 _LARGE = 1e5
 """Parameters; no small task has as many."""
 _NEW = 0.088
-"""RMS of a new matrix 128 wide; those of pretrained encoders have a third or a half."""
+"""RMS of a new matrix 128 wide; those of Whisper tiny have a third of it."""
 
 
 class Statistics(NamedTuple):
