@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.features.tensors import (
+    ADAPTERS,
     GROUPS,
     MODALITIES,
     ROLES,
@@ -101,7 +102,7 @@ def _model_features(infos: list[TensorInfo]) -> np.ndarray:
     joined = groups & {"fusion", "head"}
     towers = float(len(groups & set(MODALITIES)) > 1 and not joined)
     large = (1.0 - towers) * min(max(math.log10(total / _LARGE), 0.0), 1.0)
-    adapted = large * float(any(by_role[ROLES.index(r)] for r in ("lora_a", "lora_b")))
+    adapted = large * float(any(by_role[ROLES.index(r)] for r in ADAPTERS))
     last = [towers, large, adapted]
     return np.concatenate([first, by_role / total, last]).astype(np.float32)
 
@@ -150,7 +151,6 @@ _DYNAMIC = (
     "alignment_squared",
     "group_share",
 )
-_ADAPTERS = [STATIC_FEATURES.index(f"role_lora_{side}") for side in "ab"]
 TENSOR_FEATURES = (*_DYNAMIC, *STATIC_FEATURES, "large_parameter")
 GROUP_FEATURES = (*(f"share_{g}" for g in GROUPS), *(f"alignment_{g}" for g in GROUPS))
 MODEL_FEATURES = (
@@ -200,7 +200,8 @@ def tensor_features(
         jnp.square(cosine),
         clipped(_log(share), 0.2),
     ]
-    adapter = jnp.asarray(table.static[:, _ADAPTERS].sum(axis=1))
+    roles = [STATIC_FEATURES.index(f"role_{r}") for r in ADAPTERS]
+    adapter = jnp.asarray(table.static[:, roles].sum(axis=1))
     large = jnp.asarray(table.model[MODEL_FEATURES.index("large")] * table.matrix)
     scale = jnp.clip(0.5 * p - math.log(_NEW), -1.5, 0.5)
     last = large * (1.0 - adapter) * scale

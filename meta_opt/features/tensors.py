@@ -15,7 +15,8 @@ import numpy as np
 
 from meta_opt.types import PyTree
 
-ROLES = ("matrix", "embedding", "norm", "bias", "lora_a", "lora_b")
+ADAPTERS = ("lora_a", "lora_b")
+ROLES = ("matrix", "embedding", "norm", "bias", *ADAPTERS)
 MODALITIES = ("vision", "text", "audio", "video")
 GROUPS = (*MODALITIES, "fusion", "head", "other")
 
@@ -119,7 +120,7 @@ def balanced_split(shape: Sequence[int]) -> int:
 def _role(path: str, rank: int) -> str:
     *parents, leaf = path.split("/")
     for name in (leaf, *parents[-1:]):
-        if name.lower() in ("lora_a", "lora_b"):
+        if name.lower() in ADAPTERS:
             return name.lower()
     if rank <= 1:
         return "norm" if _NORM.search(path) and leaf != "bias" else "bias"
