@@ -1,4 +1,7 @@
-"""The framework on one task of the suite each; ``smoke`` shows that it runs."""
+"""The framework on one task of the suite each, and ``own`` on your samples.
+
+``smoke`` shows that it runs.
+"""
 
 import ml_collections
 
@@ -77,6 +80,21 @@ def task(name: str) -> ml_collections.ConfigDict:
     return config
 
 
+def own() -> ml_collections.ConfigDict:
+    """Your own samples, ``--config.inputs.task=FILE.jsonl``."""
+    config = task("tuxpaint_trimodal")
+    config.inputs.task = "samples.jsonl"
+    config.inputs.side = 128
+    config.inputs.seconds = 4.0
+    config.inputs.text_length = 64
+    config.inputs.caption_length = 32
+    config.loop.num_steps = 500
+    for key in ("eval_every", "checkpoint_every"):
+        config.loop[key] = 50
+    config.loop.log_every = 10
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """A few steps on few samples."""
     config = task("tuxpaint_trimodal")
@@ -94,4 +112,4 @@ def smoke() -> ml_collections.ConfigDict:
 def get_config(arg: str = "tuxpaint_trimodal") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
     variants = {name: lambda name=name: task(name) for name in SUITE}
-    return common.choose(arg, {**variants, "smoke": smoke})
+    return common.choose(arg, {**variants, "own": own, "smoke": smoke})

@@ -1,4 +1,4 @@
-"""Trains a multimodal model on a task of the suite.
+"""Trains a multimodal model on a task of the suite, or on your own samples.
 
     python -m experiments.multimodal --config configs/multimodal.py:tuxpaint_trimodal \
         --workdir runs/trimodal
@@ -51,6 +51,9 @@ def main(argv: Sequence[str]) -> None:
         for modality, count in missing.items():
             if count:
                 print(f"  {split}: {count} samples without {modality}")
+    for split, count in finished.skipped.items():
+        if count:
+            print(f"  {split}: {count} samples skipped, whose files cannot be read")
     print(f"  parameters that train         {result.trainable:,}")
     path = Path(WORKDIR.value) / "decisions.png"
     if plot_decisions(path, result.history):

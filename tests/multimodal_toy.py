@@ -9,7 +9,7 @@ from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from meta_opt.data import multimodal
-from meta_opt.data.multimodal import Samples, SuiteTask
+from meta_opt.data.samples import KINDS, MultimodalTask, Samples
 from meta_opt.models.encoders import registry
 from meta_opt.models.encoders.efficientnet import (
     EfficientNet,
@@ -125,8 +125,8 @@ def make_toys(root, patch):
     """Puts encoders below ``root`` and tasks ``toy_KIND`` among the tasks."""
     for modality, make in ENCODERS.items():
         _folder(root, modality, make)
-    for kind in multimodal.KINDS:
-        task = SuiteTask(
+    for kind in KINDS:
+        task = MultimodalTask(
             kind,
             MODALITIES[kind],
             "toy",
@@ -137,7 +137,7 @@ def make_toys(root, patch):
 
 def inputs_config(root, kind="classify", **changes):
     return InputsConfig(
-        f"toy_{kind}",
+        changes.pop("task", f"toy_{kind}"),
         str(root),
         side=16,
         seconds=0.2,

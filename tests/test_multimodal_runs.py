@@ -22,7 +22,8 @@ from configs import multimodal as multimodal_configs
 from meta_opt.data import multimodal
 from meta_opt.data.array_batches import array_batches
 from meta_opt.data.missing import MissingDataError
-from meta_opt.data.multimodal import Samples, SuiteTask, read_task
+from meta_opt.data.multimodal import read_task
+from meta_opt.data.samples import KINDS, MultimodalTask, Samples
 from meta_opt.evaluation.multimodal import score_on
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.multimodal import MultimodalRunConfig, run_multimodal
@@ -74,6 +75,24 @@ def test_what_is_missing_is_marked_and_counted(root):
     assert not inputs.splits["train"]["audio_present"][4]
 
 
+def test_a_users_file_is_a_task(root, tmp_path):
+    file = tmp_path / "own.jsonl"
+    lines = [
+        {"text": f"a {colour}", "label": colour, "split": split}
+        for split in ("train", "validation", "test")
+        for colour in COLOURS
+    ]
+    lines.append({**lines[0], "audio": "none.wav"})
+    file.write_text("\n".join(map(json.dumps, lines)))
+    config = dataclasses.replace(inputs_config(root), task=str(file))
+    inputs = read_inputs(config)
+    assert (inputs.kind, inputs.modalities) == ("classify", ("text", "audio"))
+    assert inputs.class_names == tuple(sorted(COLOURS))
+    assert inputs.skipped == {"train": 1, "validation": 0, "test": 0}
+    assert inputs.missing["train"] == {"text": 0, "audio": 3}
+    assert inputs.encoders.keys() == {"text", "audio"}
+
+
 def test_fewer_samples_keep_their_parts_together():
     samples = colour_samples("train", 8, "classify")
     few = samples.at_most(10)
@@ -93,7 +112,7 @@ def test_errors_of_tasks(monkeypatch):
     def lacking(split, data_dir, side):
         return Samples(text=["a"], label=np.zeros(1, np.int32), class_names=("x", "y"))
 
-    task = SuiteTask("classify", ("text",), "toy", lacking)
+    task = MultimodalTask("classify", ("text",), "toy", lacking)
     monkeypatch.setitem(multimodal.TASKS, "lacking", task)
     with pytest.raises(ValueError, match="lacking: nothing to train on in the class y"):
         read_task("lacking", "train")
@@ -175,7 +194,7 @@ def test_batches_have_an_order_that_resumes():
     "kind",
     [
         "classify",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in multimodal.KINDS[1:]),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:]),
     ],
 )
 def test_every_kind_of_task_is_learned(root, kind):
@@ -197,14 +216,14 @@ def test_every_kind_of_task_is_learned(root, kind):
     "kind",
     [
         "caption",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in multimodal.KINDS[:-1]),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[:-1]),
     ],
 )
 def test_loss_of_training_is_that_of_the_evaluation(root, kind):
     inputs = read_inputs(inputs_config(root, kind))
-    parts = build_multimodal(MODEL, inputs, f"toy_{kind}")
+    parts = build_multimodal(MODEL, inputs)
     model = parts.merge(parts.params, parts.frozen)
-    found = score_on(f"toy_{kind}", inputs, "validation", batch_size=7)(model)
+    found = score_on(inputs, "validation", batch_size=7)(model)
     loss, error = nnx.jit(lambda m, b: multimodal_loss(m, b, kind))(
         model, inputs.splits["validation"]
     )
@@ -217,7 +236,7 @@ def test_loss_of_training_is_that_of_the_evaluation(root, kind):
 def test_with_adapters_encoders_stay_as_they_are(root):
     config = run_config(root, trainable="lora", steps=4)
     inputs = read_inputs(config.inputs)
-    parts = build_multimodal(config.model, inputs, config.inputs.task)
+    parts = build_multimodal(config.model, inputs)
     names = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(parts.params)}
     of_encoders = {name for name in names if name.startswith("encoders/")}
     assert of_encoders and all("lora_" in name for name in of_encoders)
@@ -230,14 +249,13 @@ def test_with_adapters_encoders_stay_as_they_are(root):
         build_multimodal(
             dataclasses.replace(config.model, lora=LoRAConfig("^nothing$")),
             inputs,
-            config.inputs.task,
         )
 
 
 def test_a_whole_encoder_trains_from_the_inputs_themselves(root):
     inputs = read_inputs(inputs_config(root, trained={}))
     assert inputs.splits["train"]["image"].shape == (48, 16, 16, 3)
-    parts = build_multimodal(MODEL, inputs, "toy_classify")
+    parts = build_multimodal(MODEL, inputs)
     names = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(parts.params)]
     assert "encoders/text/embedding" in names
 
@@ -248,8 +266,8 @@ def test_a_run_resumes_and_says_what_the_controller_decided(root, tmp_path):
     config = run_config(root, name="hand_designed", steps=16)
     whole = run_multimodal(config, score_on, tmp_path / "whole")
 
-    def breaking(task, inputs, split):
-        score, count = score_on(task, inputs, split), iter(range(3))
+    def breaking(inputs, split):
+        score, count = score_on(inputs, split), iter(range(3))
 
         def evaluate(model):
             # At the start and at step 8, which is kept; then it breaks.

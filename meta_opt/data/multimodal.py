@@ -1,21 +1,16 @@
-"""The benchmark suite's real data: samples of several modalities, with fixed splits.
-
-What a sample lacks is marked, never made up: a stamp that nobody speaks has no audio, a
-picture with an empty title no text.
-"""
+"""The benchmark suite's tasks on real data, with fixed splits."""
 
 import collections
-import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from meta_opt.data.audio import RATE
 from meta_opt.data.cldr import cldr_arrays
 from meta_opt.data.emoji_artists import CATEGORIES
+from meta_opt.data.image_text_files import is_path
 from meta_opt.data.images import decode, fit_square
 from meta_opt.data.media_arrays import (
     asterisk_rows,
@@ -24,95 +19,26 @@ from meta_opt.data.media_arrays import (
     sorted_rows,
     spoken_caption,
 )
+from meta_opt.data.own_samples import own_task
 from meta_opt.data.records import SPLITS, check_split
+from meta_opt.data.samples import MultimodalTask, Samples
 from meta_opt.data.tfds_sources import tfds_source
-from meta_opt.data.whisper_mel import whisper_mel
 from meta_opt.types import check_name
 
-KINDS = ("classify", "score", "retrieve", "caption")
-"""What a task asks for: a class, a number, the other half of a pair, a text."""
-
 _SPEECH = ("fr", "ro", "ru", "bg", "ca", "es", "be", "el")
-_QUIET = 32
-"""Largest sample, of 32,767, of a clip that counts as silence."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """One split of a task: B samples.
+def find_task(name: str) -> MultimodalTask:
+    """A task by its name, one of `TASKS`, or a user's own by the path of a JSONL file.
 
-    Attributes:
-        image: uint8 [B, h, w, 3], if the task has pictures.
-        text: B texts, likewise; "" where there is none.
-        audio: B clips int16 [T] at 8 kHz, likewise; of length 0 where there is none.
-        video: uint8 [B, T, h, w, 3], likewise.
-        label: int32 [B], of ``class_names``; of a task without classes empty.
-        score: float32 [B]; of a task without scores empty.
-        caption: B texts that are to be found or written; else empty.
-        class_names: K of them.
+    Raises:
+        ValueError: no such task, or a file that says none; see
+            `meta_opt.data.own_samples.own_task`.
     """
-
-    image: np.ndarray | None = None
-    text: Sequence[str] | None = None
-    audio: Sequence[np.ndarray] | None = None
-    video: np.ndarray | None = None
-    label: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
-    score: np.ndarray = dataclasses.field(
-        default_factory=lambda: np.zeros(0, np.float32)
-    )
-    caption: Sequence[str] = ()
-    class_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(next(x for x in self.inputs().values()))
-
-    def inputs(self) -> dict[str, Any]:
-        """The modalities that there are, by name."""
-        every = {m: getattr(self, m) for m in ("image", "text", "audio", "video")}
-        return {m: x for m, x in every.items() if x is not None}
-
-    def at_most(self, count: int) -> "Samples":
-        """So many of them, drawn with a fixed seed and in order; 0 for all."""
-        if not count or len(self) <= count:
-            return self
-        order = np.random.default_rng(0).permutation(len(self))
-        kept = np.sort(order[:count])
-
-        def rows(x: Any) -> Any:
-            if isinstance(x, np.ndarray):
-                return x[kept] if len(x) else x
-            return [x[i] for i in kept] if x else x
-
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        names = fields.pop("class_names")
-        return Samples(**{k: rows(v) for k, v in fields.items()}, class_names=names)
-
-    def present(self) -> dict[str, np.ndarray]:
-        """By modality bool [B]: whether a sample has it. Silence is no speech."""
-        found = {m: np.ones(len(self), bool) for m in self.inputs()}
-        if self.text is not None:
-            found["text"] = np.asarray([bool(text.strip()) for text in self.text])
-        if self.audio is not None:
-            loudest = [np.abs(c.astype(np.int32)).max(initial=0) for c in self.audio]
-            found["audio"] = np.asarray(loudest) > _QUIET
-        return found
-
-
-@dataclasses.dataclass(frozen=True)
-class SuiteTask:
-    """A task of the suite.
-
-    Attributes:
-        kind: one of `KINDS`.
-        modalities: that its samples have.
-        dataset: that must be prepared.
-        read: ``(split, data_dir, side) -> Samples``, pictures of that many pixels.
-    """
-
-    kind: str
-    modalities: tuple[str, ...]
-    dataset: str
-    read: Callable[[str, str | os.PathLike | None, int], Samples]
+    if is_path(name):
+        return own_task(name)
+    check_name("task", name, TASKS)
+    return TASKS[name]
 
 
 def read_task(
@@ -121,7 +47,7 @@ def read_task(
     """Reads a split of a task.
 
     Args:
-        name: one of `TASKS`.
+        name: see `find_task`.
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
         side: of pictures and frames in pixels.
@@ -130,9 +56,8 @@ def read_task(
         ValueError: no such task or split, or a class without a sample to train on.
         MissingDataError: if the dataset has not been prepared; it names the command.
     """
-    check_name("task", name, TASKS)
     check_split(split)
-    found = TASKS[name].read(split, data_dir, side)
+    found = find_task(name).read(split, data_dir, side)
     if split == "train":
         counts = np.bincount(found.label, minlength=len(found.class_names))
         if absent := [
@@ -145,12 +70,7 @@ def read_task(
     return found
 
 
-def spectrograms(clips: Sequence[np.ndarray], seconds: float) -> np.ndarray:
-    """Whisper's spectrograms of clips at 8 kHz, float32 [B, 100 * seconds, 80]."""
-    return np.stack([whisper_mel(clip, RATE, seconds) for clip in clips])
-
-
-def _tuxpaint(*modalities: str) -> SuiteTask:
+def _tuxpaint(*modalities: str) -> MultimodalTask:
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         parts = {s: sorted_rows("tuxpaint", s, data_dir, "key") for s in SPLITS}
         every = (r["category"] for part in parts.values() for r in part)
@@ -169,10 +89,10 @@ def _tuxpaint(*modalities: str) -> SuiteTask:
             class_names=names,
         )
 
-    return SuiteTask("classify", modalities, "tuxpaint", read)
+    return MultimodalTask("classify", modalities, "tuxpaint", read)
 
 
-def _openclipart(kind: str) -> SuiteTask:
+def _openclipart(kind: str) -> MultimodalTask:
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         # The split of the retrieval set: titles that say something.
         source = tfds_source("openclipart", split, data_dir, image_size=side)
@@ -198,10 +118,10 @@ def _openclipart(kind: str) -> SuiteTask:
         )
 
     modalities = ("image",) if kind == "caption" else ("image", "text")
-    return SuiteTask(kind, modalities, "openclipart", read)
+    return MultimodalTask(kind, modalities, "openclipart", read)
 
 
-def _asterisk(held_out: str) -> SuiteTask:
+def _asterisk(held_out: str) -> MultimodalTask:
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         folders = ("digits", "letters", "phonetic")
         rows, _, keys = asterisk_rows(split, data_dir, held_out, folders)
@@ -211,10 +131,10 @@ def _asterisk(held_out: str) -> SuiteTask:
             class_names=keys,
         )
 
-    return SuiteTask("classify", ("audio",), "asterisk", read)
+    return MultimodalTask("classify", ("audio",), "asterisk", read)
 
 
-def _animated_emoji(kind: str) -> SuiteTask:
+def _animated_emoji(kind: str) -> MultimodalTask:
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         parts = {
             s: sorted_rows("animated_emoji", s, data_dir, "codepoint") for s in SPLITS
@@ -245,10 +165,10 @@ def _animated_emoji(kind: str) -> SuiteTask:
         lower = tuple(name.lower() for name in names)
         return Samples(**shared, label=labels, class_names=lower)
 
-    return SuiteTask(kind, ("video", "text"), "animated_emoji", read)
+    return MultimodalTask(kind, ("video", "text"), "animated_emoji", read)
 
 
-def _emoji(kind: str) -> SuiteTask:
+def _emoji(kind: str) -> MultimodalTask:
     """One artist's emoji with their names: their category, or the one by the other."""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
@@ -272,10 +192,10 @@ def _emoji(kind: str) -> SuiteTask:
         return Samples(**pair, caption=names)
 
     modalities = ("image",) if kind == "caption" else ("image", "text")
-    return SuiteTask(kind, modalities, "emoji", read)
+    return MultimodalTask(kind, modalities, "emoji", read)
 
 
-def _klettres(asked: str, at_least: int) -> SuiteTask:
+def _klettres(asked: str, at_least: int) -> MultimodalTask:
     """Spoken letters and syllables: which, or in which language?"""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
@@ -290,20 +210,20 @@ def _klettres(asked: str, at_least: int) -> SuiteTask:
             class_names=names,
         )
 
-    return SuiteTask("classify", ("audio",), "klettres", read)
+    return MultimodalTask("classify", ("audio",), "klettres", read)
 
 
-def _cldr() -> SuiteTask:
+def _cldr() -> MultimodalTask:
     """Names of languages and countries: in which language?"""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         texts, labels, names = cldr_arrays(split)
         return Samples(text=texts, label=labels, class_names=names)
 
-    return SuiteTask("classify", ("text",), "cldr", read)
+    return MultimodalTask("classify", ("text",), "cldr", read)
 
 
-SUITE: dict[str, SuiteTask] = {
+SUITE: dict[str, MultimodalTask] = {
     "tuxpaint_speech": _tuxpaint("image", "audio"),
     "tuxpaint_trimodal": _tuxpaint("image", "audio", "text"),
     "clipart_category": _openclipart("classify"),
@@ -315,7 +235,7 @@ SUITE: dict[str, SuiteTask] = {
 }
 """The benchmark's tasks by name."""
 
-FOR_META_TRAINING: dict[str, SuiteTask] = {
+FOR_META_TRAINING: dict[str, MultimodalTask] = {
     "emoji_pictures": _emoji("classify"),
     "emoji_pairs": _emoji("retrieve"),
     "emoji_names": _emoji("caption"),

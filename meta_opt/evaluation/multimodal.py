@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_opt.data.multimodal import TASKS
 from meta_opt.data.tokenizer import TextTokenizer
 from meta_opt.evaluation.answers import token_sums
 from meta_opt.evaluation.encoding import in_batches
@@ -23,7 +22,8 @@ from meta_opt.types import PyTree
 
 
 def multimodal_score(
-    task: str,
+    kind: str,
+    modalities: Sequence[str],
     arrays: dict[str, PyTree],
     captions: Sequence[str] = (),
     tokenizer: TextTokenizer | None = None,
@@ -38,7 +38,8 @@ def multimodal_score(
     classes and scores comes ``macro_f1``.
 
     Args:
-        task: one of `meta_opt.data.multimodal.TASKS`.
+        kind: of the task, one of `meta_opt.data.samples.KINDS`.
+        modalities: that its samples have.
         arrays: of the split, as `meta_opt.tasks.multimodal_inputs.Inputs` has
             them.
         captions: texts that are to be found or written.
@@ -46,10 +47,9 @@ def multimodal_score(
         batch_size: samples at a time.
         write: whether to write captions too, and compare them by BLEU and chrF.
     """
-    kind = TASKS[task].kind
     inputs = {
         m: arrays[m]
-        for modality in TASKS[task].modalities
+        for modality in modalities
         for m in (modality, f"{modality}_present")
     }
 
@@ -100,18 +100,18 @@ def multimodal_score(
 
 
 def score_on(
-    task: str, inputs: Any, split: str, batch_size: int = 128
+    inputs: Any, split: str, batch_size: int = 128
 ) -> Callable[[Multimodal], dict[str, float]]:
     """`multimodal_score` of a split of a run's inputs; the test's captions are written.
 
     Args:
-        task: one of `meta_opt.data.multimodal.TASKS`.
         inputs: a `meta_opt.tasks.multimodal_inputs.Inputs`.
         split: its name.
         batch_size: samples at a time.
     """
     return multimodal_score(
-        task,
+        inputs.kind,
+        inputs.modalities,
         inputs.splits[split],
         inputs.captions[split],
         inputs.tokenizer,

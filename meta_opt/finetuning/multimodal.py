@@ -1,4 +1,4 @@
-"""Training a multimodal model on a task of the suite, from configuration to result.
+"""Training a multimodal model on a task, from configuration to result.
 
 The Meta Optimizer framework's run (Muhajab et al.): inputs, fusion, the adaptive
 optimizer with a group for each modality, and the feedback that the loop gives it.
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 
 from meta_opt.data.array_batches import array_batches
-from meta_opt.data.multimodal import TASKS
 from meta_opt.finetuning.loop import LoopConfig, RunResult, run
 from meta_opt.finetuning.parts import Score, informed, make_evaluate
 from meta_opt.finetuning.step import LossFn
@@ -58,12 +57,12 @@ class MultimodalRunConfig:
             )
 
 
-def make_multimodal_loss(parts: Parts, task: str) -> LossFn:
+def make_multimodal_loss(parts: Parts, kind: str) -> LossFn:
     """`multimodal_loss` as a function of the model's arrays.
 
     Args:
         parts: its structure is used, its arrays are not.
-        task: one of `TASKS`.
+        kind: of the task, one of `meta_opt.data.samples.KINDS`.
     """
 
     def loss_fn(
@@ -71,14 +70,14 @@ def make_multimodal_loss(parts: Parts, task: str) -> LossFn:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del rng
         model = parts.merge(params, frozen)
-        loss, error = multimodal_loss(model, batch, TASKS[task].kind)
+        loss, error = multimodal_loss(model, batch, kind)
         return loss, {"error": error}
 
     return loss_fn
 
 
-ScoreOn = Callable[[str, Inputs, str], Score]
-"""``(task, inputs, split) -> (model -> metrics)``."""
+ScoreOn = Callable[[Inputs, str], Score]
+"""``(inputs, split) -> (model -> metrics)``."""
 
 
 class MultimodalFinished(NamedTuple):
@@ -88,11 +87,13 @@ class MultimodalFinished(NamedTuple):
         result: the run.
         test: metrics of the final parameters on the test split.
         missing: by split and modality, how many samples lack it.
+        skipped: by split, how many could not be read.
     """
 
     result: RunResult
     test: dict[str, float]
     missing: dict[str, dict[str, int]]
+    skipped: dict[str, int]
 
 
 def run_multimodal(
@@ -110,7 +111,7 @@ def run_multimodal(
         ValueError: see :func:`meta_opt.finetuning.loop.run`, `read_inputs` and
             `build_multimodal`.
     """
-    mesh, task = make_mesh(config.mesh), config.inputs.task
+    mesh = make_mesh(config.mesh)
     check_batch_size(mesh, config.loop.batch_size, config.loop.accumulation_steps)
     inputs = read_inputs(config.inputs)
     train = inputs.splits["train"]
@@ -120,15 +121,15 @@ def run_multimodal(
         config.loop.seed,
         local_rows(mesh, config.loop.batch_size),
     )
-    parts = build_multimodal(config.model, inputs, task)
+    parts = build_multimodal(config.model, inputs)
     result = run(
         config.loop,
         params=parts.params,
         frozen=parts.frozen,
-        loss_fn=make_multimodal_loss(parts, task),
+        loss_fn=make_multimodal_loss(parts, inputs.kind),
         tx=make_optimizer(informed(config.optimizer, config.loop, count_of(train))),
         batches=batches,
-        evaluate=make_evaluate(parts, score_on(task, inputs, "validation")),
+        evaluate=make_evaluate(parts, score_on(inputs, "validation")),
         mesh=config.mesh,
         rules=FSDP_RULES,
         workdir=workdir,
@@ -137,13 +138,14 @@ def run_multimodal(
         take_over=True,
     )
     trained = parts.merge(result.state.params, result.state.frozen)
-    test = dict(score_on(task, inputs, "test")(trained))
-    finished = MultimodalFinished(result, test, inputs.missing)
+    test = dict(score_on(inputs, "test")(trained))
+    finished = MultimodalFinished(result, test, inputs.missing, inputs.skipped)
     if workdir is not None and jax.process_index() == 0:
         summary = {
             "test": test,
             "validation": result.last_evaluation,
             "missing": inputs.missing,
+            "skipped": inputs.skipped,
             **result.figures(),
         }
         with write_atomic(Path(workdir) / "result.json") as temporary:

@@ -95,13 +95,13 @@ class MultimodalTrial:
             make_tx: builds an optimizer whose settings live in its state.
         """
         self._base, self._make_tx = base, make_tx
-        task = base.inputs.task
         inputs = read_inputs(base.inputs)
+        self._kind = inputs.kind
         self._train = inputs.splits["train"]
         self.examples = count_of(self._train)
         self.steps_per_epoch = self.examples // base.loop.batch_size
-        self._create = nnx.jit(maker(base.model, inputs, task))
-        self._scores = {s: score_on(task, inputs, s) for s in ("validation", "test")}
+        self._create = nnx.jit(maker(base.model, inputs))
+        self._scores = {s: score_on(inputs, s) for s in ("validation", "test")}
         self._steps: dict[Any, KeptStep] = {}
 
     def _parts(self, seed: int) -> Parts:
@@ -115,7 +115,7 @@ class MultimodalTrial:
         state = init_state(parts.params, parts.frozen, tx, mesh)
         batch = next(array_batches(self._train, base.loop.batch_size))
         batch = place(batch, batch_sharding(mesh))
-        loss_fn = make_multimodal_loss(parts, base.inputs.task)
+        loss_fn = make_multimodal_loss(parts, self._kind)
         loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
         compiled, _ = compile_step(loop, loss_fn, tx, state, batch, mesh)
 
@@ -166,7 +166,7 @@ class MultimodalTrial:
             loop,
             params=parts.params,
             frozen=parts.frozen,
-            loss_fn=make_multimodal_loss(parts, base.inputs.task),
+            loss_fn=make_multimodal_loss(parts, self._kind),
             tx=self._make_tx(optimizer),
             batches=array_batches(self._train, loop.batch_size, seed),
             evaluate=evaluate,

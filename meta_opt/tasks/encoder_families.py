@@ -74,14 +74,13 @@ def encoder_task(
         trainable=trainable,
         lora=LoRAConfig(ADAPTED),
     )
-    create = maker(config, inputs, name)
-    kind, parts = FOR_META_TRAINING[name].kind, build_multimodal(config, inputs, name)
+    create, parts = maker(config, inputs), build_multimodal(config, inputs)
 
     def init(key: jax.Array) -> PyTree:
         return split_parts(create(key), trainable).params
 
     def loss(params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        return multimodal_loss(parts.merge(params, parts.frozen), arrays, kind)
+        return multimodal_loss(parts.merge(params, parts.frozen), arrays, inputs.kind)
 
     def cut(split: str, most: int) -> Arrays:
         arrays = inputs.splits[split]

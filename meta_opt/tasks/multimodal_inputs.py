@@ -21,8 +21,10 @@ from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.encoder_weights import encoder_folder
 from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.multimodal import TASKS, Samples, read_task, spectrograms
+from meta_opt.data.image_text_files import is_path
+from meta_opt.data.multimodal import TASKS, find_task, read_task
 from meta_opt.data.records import SPLITS
+from meta_opt.data.samples import Samples, spectrograms
 from meta_opt.data.tokenizer import load_tokenizer
 from meta_opt.models.encoders import Divisible, load_encoder
 from meta_opt.types import PyTree, check_keys, check_name, write_atomic
@@ -38,7 +40,8 @@ class InputsConfig:
     """Which task, and how its samples become arrays.
 
     Attributes:
-        task: one of `meta_opt.data.multimodal.TASKS`.
+        task: one of `meta_opt.data.multimodal.TASKS`, or the path of a JSONL file; see
+            `meta_opt.data.own_samples`.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
         most: samples of a split at most; 0: all of them.
@@ -74,20 +77,18 @@ class InputsConfig:
 
     def __post_init__(self) -> None:
         """Checks the names and ranges."""
-        check_name("inputs.task", self.task, TASKS)
+        if not is_path(self.task):
+            check_name("inputs.task", self.task, TASKS)
         for field in ("trained", "pool"):
             check_keys(f"inputs.{field}", getattr(self, field), self.encoders)
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Those of the task."""
-        return TASKS[self.task].modalities
 
 
 class Inputs(NamedTuple):
     """What a run reads.
 
     Attributes:
+        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
+        modalities: of the samples.
         splits: by name, pytrees of arrays [B, ...]: of each modality what its encoder
             reads, ``<modality>_present``, and ``label``, ``score`` or ``caption``.
         encoders: the parts of them that train, by modality.
@@ -95,14 +96,18 @@ class Inputs(NamedTuple):
         captions: by split, the texts that are to be found or written.
         tokenizer: of captions that are written.
         missing: by split and modality, how many samples lack it.
+        skipped: by split, how many could not be read.
     """
 
+    kind: str
+    modalities: tuple[str, ...]
     splits: dict[str, dict[str, PyTree]]
     encoders: dict[str, nnx.Module]
     class_names: tuple[str, ...]
     captions: dict[str, tuple[str, ...]]
     tokenizer: AnswerTokenizer
     missing: dict[str, dict[str, int]]
+    skipped: dict[str, int]
 
 
 def read_inputs(config: InputsConfig) -> Inputs:
@@ -112,16 +117,18 @@ def read_inputs(config: InputsConfig) -> Inputs:
         MissingDataError: a dataset or encoder that is not prepared.
         ValueError: see `read_task` and `Divisible`.
     """
-    root = config.data_dir or default_data_dir()
+    root, task = config.data_dir or default_data_dir(), find_task(config.task)
     samples = {
         split: read_task(config.task, split, root, config.side).at_most(config.most)
         for split in SPLITS
     }
     tokenizer = AnswerTokenizer(load_tokenizer(), _END, _PAD, prompt_length=2)
-    raw = {s: _arrays(x, config, tokenizer, root) for s, x in samples.items()}
-    needed = dict.fromkeys(_encoder_of(config, m) for m in config.modalities)
+    raw = {
+        s: _arrays(x, task.kind, config, tokenizer, root) for s, x in samples.items()
+    }
+    needed = dict.fromkeys(_encoder_of(config, m) for m in task.modalities)
     halves = {modality: _halves(config, modality, root) for modality in needed}
-    for reader in config.modalities:
+    for reader in task.modalities:
         lower, _ = halves[_encoder_of(config, reader)]
         if lower is None:
             continue
@@ -130,6 +137,8 @@ def read_inputs(config: InputsConfig) -> Inputs:
         for split, arrays in raw.items():
             arrays[reader] = kept(split, arrays[reader], lower, pool)
     return Inputs(
+        kind=task.kind,
+        modalities=task.modalities,
         splits=raw,
         encoders={modality: upper for modality, (_, upper) in halves.items()},
         class_names=samples["train"].class_names,
@@ -139,6 +148,7 @@ def read_inputs(config: InputsConfig) -> Inputs:
             split: {m: int(np.sum(~there)) for m, there in x.present().items()}
             for split, x in samples.items()
         },
+        skipped={split: x.skipped for split, x in samples.items()},
     )
 
 
@@ -165,6 +175,7 @@ def _encoder_of(config: InputsConfig, modality: str) -> str:
 
 def _arrays(
     samples: Samples,
+    kind: str,
     config: InputsConfig,
     tokenizer: AnswerTokenizer,
     root: str | os.PathLike,
@@ -175,9 +186,8 @@ def _arrays(
         reader = FolderTokenizer(folder, 0)
         found["text"] = reader.encode(found["text"], config.text_length)
     if "audio" in found:
-        found["audio"] = spectrograms(found["audio"], config.seconds)
+        found["audio"] = spectrograms(found["audio"], config.seconds, samples.rate)
     found |= {f"{m}_present": there for m, there in samples.present().items()}
-    kind = TASKS[config.task].kind
     if kind == "classify":
         found["label"] = samples.label
     elif kind == "score":
@@ -228,7 +238,7 @@ class _Kept:
         }
         self._key = json.dumps(settings, sort_keys=True).encode()
         self._folder = Path(config.cache) if config.cache else None
-        self._name = f"{config.task}-{modality}"
+        self._name = f"{Path(config.task).stem}-{modality}"
 
     def __call__(
         self,

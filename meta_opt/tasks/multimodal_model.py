@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from meta_opt.data.multimodal import TASKS
 from meta_opt.losses.captioning import captioning_loss
 from meta_opt.losses.contrastive import clip_loss, similarity_logits
 from meta_opt.models.captioner import CaptionerConfig
@@ -72,28 +71,27 @@ class Parts(NamedTuple):
         return nnx.merge(self.graphdef, params, frozen)
 
 
-def build_multimodal(config: MultimodalConfig, inputs: Inputs, task: str) -> Parts:
+def build_multimodal(config: MultimodalConfig, inputs: Inputs) -> Parts:
     """Builds the model of a task.
 
     Args:
         config: of the model.
         inputs: with the encoders.
-        task: one of `TASKS`.
 
     Raises:
         ValueError: adapters that match no kernel.
     """
-    create = maker(config, inputs, task)
+    create = maker(config, inputs)
     # In one program: operation by operation it would take far longer.
     model = nnx.jit(create)(jax.random.key(config.seed))
     return split_parts(model, config.trainable)
 
 
 def maker(
-    config: MultimodalConfig, inputs: Inputs, task: str
+    config: MultimodalConfig, inputs: Inputs
 ) -> Callable[[jax.Array], Multimodal]:
     """From a random key, for what is new, to the model of a task; see above."""
-    kind = TASKS[task].kind
+    kind = inputs.kind
     heads = HeadsConfig(
         classes=len(inputs.class_names) if kind == "classify" else 0,
         scores=1 if kind == "score" else 0,
@@ -112,7 +110,7 @@ def maker(
             config.fusion,
             # Variables of this trace's own around the same arrays.
             nnx.merge(graph, jax.tree.map(jnp.asarray, arrays)),
-            TASKS[task].modalities,
+            inputs.modalities,
             heads,
             rngs=nnx.Rngs(params=first),
         )
@@ -147,7 +145,7 @@ def multimodal_loss(
     Args:
         model: with the head that the kind asks for.
         batch: of arrays [B, ...].
-        kind: of the task, one of `meta_opt.data.multimodal.KINDS`.
+        kind: of the task, one of `meta_opt.data.samples.KINDS`.
 
     Returns:
         Both float32 [].
