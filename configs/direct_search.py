@@ -116,7 +116,7 @@ def from_scratch() -> ml_collections.ConfigDict:
 
 
 def wide() -> ml_collections.ConfigDict:
-    """From the small tasks' weights to large pretrained models: ten numbers.
+    """From the small tasks' weights to large pretrained models: twelve numbers.
 
     They are weights of features that are zero in every small task, and stand where
     scans of single ones ended, see docs/meta_training.md. With ``generations`` the
@@ -127,6 +127,7 @@ def wide() -> ml_collections.ConfigDict:
         *("emoji_encoders", "emoji_encoder_names"),
         *("emoji_encoder_pairs", "klettres_encoder"),
         *("emoji_encoders_lora", "klettres_encoder_lora"),
+        *("emoji_encoder_names_lora", "klettres_encoder_texts_lora"),
     )
     config.search.num_steps = ml_collections.ConfigDict()
     config.search.start = "lstm-v1"
@@ -137,7 +138,9 @@ def wide() -> ml_collections.ConfigDict:
         ("large_loss_low>step", 2.0, 1.0),
         ("large_loss_level>step", 1.2, 0.4),
         ("large_parameter>step", 1.5, 0.3),
-        ("large_adapters>step", -1.1, 0.3),
+        ("large_adapters>step", 0.8, 0.3),
+        ("large_adapters_loss_level>step", 5.0, 1.0),
+        ("large_role_lora>step", -0.85, 0.3),
         ("wide>step", -0.1, 0.2),
         ("large>orthogonal", 0.5, 0.2),
         ("large>adam", 0.25, 0.1),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from meta_opt.data.cldr import cldr_arrays
 from meta_opt.data.emoji_artists import CATEGORIES
 from meta_opt.data.image_text_files import is_path
 from meta_opt.data.images import decode, fit_square
@@ -213,16 +212,6 @@ def _klettres(asked: str, at_least: int) -> MultimodalTask:
     return MultimodalTask("classify", ("audio",), "klettres", read)
 
 
-def _cldr() -> MultimodalTask:
-    """Names of languages and countries: in which language?"""
-
-    def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
-        texts, labels, names = cldr_arrays(split)
-        return Samples(text=texts, label=labels, class_names=names)
-
-    return MultimodalTask("classify", ("text",), "cldr", read)
-
-
 SUITE: dict[str, MultimodalTask] = {
     "tuxpaint_speech": _tuxpaint("image", "audio"),
     "tuxpaint_trimodal": _tuxpaint("image", "audio", "text"),
@@ -242,7 +231,6 @@ FOR_META_TRAINING: dict[str, MultimodalTask] = {
     "klettres_language": _klettres("language", 30),
     # Many classes of few samples each.
     "klettres_text": _klettres("text", 3),
-    "cldr_language": _cldr(),
 }
 """Tasks of other data sets, of which none is in the benchmark."""
 

@@ -151,7 +151,7 @@ _DYNAMIC = (
     "alignment_squared",
     "group_share",
 )
-TENSOR_FEATURES = (*_DYNAMIC, *STATIC_FEATURES, "large_parameter")
+TENSOR_FEATURES = (*_DYNAMIC, *STATIC_FEATURES, "large_parameter", "large_role_lora")
 GROUP_FEATURES = (*(f"share_{g}" for g in GROUPS), *(f"alignment_{g}" for g in GROUPS))
 MODEL_FEATURES = (
     "constant",
@@ -170,8 +170,9 @@ def tensor_features(
 ) -> jax.Array:
     """Features of every unit.
 
-    The last, ``large_parameter``, is the log RMS of a matrix of a large model against
-    that of a new one 128 wide, in [-1.5, 0.5]; 0 of adapters, which start at zero.
+    ``large_parameter`` is the log RMS of a matrix of a large model against that of a
+    new one 128 wide, in [-1.5, 0.5]; 0 of adapters, which start at zero, and for which
+    there is ``large_role_lora``.
 
     Args:
         stats: sums of this step.
@@ -204,10 +205,8 @@ def tensor_features(
     adapter = jnp.asarray(table.static[:, roles].sum(axis=1))
     large = jnp.asarray(table.model[MODEL_FEATURES.index("large")] * table.matrix)
     scale = jnp.clip(0.5 * p - math.log(_NEW), -1.5, 0.5)
-    last = large * (1.0 - adapter) * scale
-    return jnp.concatenate(
-        [jnp.stack(dynamic, axis=1), table.static, last[:, None]], axis=1
-    )
+    last = jnp.stack([large * (1.0 - adapter) * scale, large * adapter], axis=1)
+    return jnp.concatenate([jnp.stack(dynamic, axis=1), table.static, last], axis=1)
 
 
 def _group_share(stats: Statistics, table: UnitTable) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from meta_opt.features.progress import PROGRESS_FEATURES
 from meta_opt.features.statistics import (
@@ -30,11 +31,15 @@ from meta_opt.optimizers.update_rule import (
 )
 from meta_opt.types import PyTree, near_match
 
-_IN_LARGE = ("loss_low", "loss_level")
-"""Progress that large models answer to in another way than small ones."""
+_PRODUCTS = (
+    ("large", "loss_low"),
+    ("large", "loss_level"),
+    ("large_adapters", "loss_level"),
+)
+"""Large models, and those with adapters, answer to progress in ways of their own."""
 OVERVIEW_FEATURES = (
     *(*PROGRESS_FEATURES, *GROUP_FEATURES, *MODEL_FEATURES),
-    *(f"large_{feature}" for feature in _IN_LARGE),
+    *(f"{model}_{feature}" for model, feature in _PRODUCTS),
 )
 """What describes the run as a whole, in order; the last are products of two."""
 OUTPUTS = (
@@ -224,10 +229,11 @@ def control(
         Controls, and the new memory.
     """
     tensors = tensor_features(stats, table, past_log_square, peak_log_square)
-    large = table.model[MODEL_FEATURES.index("large")]
-    again = jnp.stack([progress[PROGRESS_FEATURES.index(f)] for f in _IN_LARGE])
+    models, features = zip(*_PRODUCTS, strict=True)
+    model = table.model[np.array([MODEL_FEATURES.index(m) for m in models])]
+    again = jnp.stack([progress[PROGRESS_FEATURES.index(f)] for f in features])
     overview = jnp.concatenate(
-        [progress, group_features(stats, table), table.model, large * again]
+        [progress, group_features(stats, table), table.model, model * again]
     )
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell

@@ -109,6 +109,9 @@ ENCODER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
     ),
     "emoji_encoder_pairs": functools.partial(encoder_task, "emoji_pairs"),
     "emoji_encoder_names": functools.partial(encoder_task, "emoji_names"),
+    "emoji_encoder_names_lora": functools.partial(
+        encoder_task, "emoji_names", trainable="lora"
+    ),
     "klettres_encoder": functools.partial(encoder_task, "klettres_language"),
     "klettres_encoder_lora": functools.partial(
         encoder_task, "klettres_language", trainable="lora"
@@ -116,9 +119,6 @@ ENCODER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
     "klettres_encoder_texts": functools.partial(encoder_task, "klettres_text"),
     "klettres_encoder_texts_lora": functools.partial(
         encoder_task, "klettres_text", trainable="lora"
-    ),
-    "cldr_encoder_lora": functools.partial(
-        encoder_task, "cldr_language", trainable="lora"
     ),
 }
 """From a folder of data to tasks, by name."""
