@@ -95,7 +95,7 @@ def write_table1(
         of_kind = [line for line in lines if line["trainable"] == kind]
         tasks = of_kind[0]["tasks"]
         parts += [
-            f"## {KINDS[kind]}: mean of {tasks} tasks",
+            f"## {KINDS[kind]}: mean of {_counted(tasks)}",
             to_markdown(lines_table(of_kind)),
         ]
     if claims:
@@ -165,8 +165,11 @@ def claims_table(claims: Sequence[Values]) -> Table:
 
 def _scope(claim: Values) -> str:
     unseen = "unseen data, " if claim["unseen"] else ""
-    count = claim["tasks"]
-    return f"{KINDS[claim['trainable']]}, {unseen}{count} task{'s' * (count != 1)}"
+    return f"{KINDS[claim['trainable']]}, {unseen}{_counted(claim['tasks'])}"
+
+
+def _counted(tasks: int) -> str:
+    return f"{tasks} task{'s' * (tasks != 1)}"
 
 
 def published_table() -> Table:
