@@ -201,11 +201,12 @@ def test_size_of_parameters_in_large_models(width, large):
     square = jnp.asarray(units.size) * jnp.square(jnp.array([rms[n] for n in order]))
     same = jnp.zeros(len(infos))
     stats = Statistics(same, same, square, same)
-    found = tensor_features(stats, units, same, same)[
-        :, TENSOR_FEATURES.index("large_parameter")
-    ]
+    features = tensor_features(stats, units, same, same)
+    found = features[:, TENSOR_FEATURES.index("large_parameter")]
     expected = {"new": 0.0, "half": np.log(0.5), "zero": -1.5, "bias": 0, "lora_a": 0}
     np.testing.assert_allclose(found, [large * expected[n] for n in order], atol=1e-3)
+    adapters = features[:, TENSOR_FEATURES.index("large_role_lora")]
+    np.testing.assert_array_equal(adapters, [large * (n == "lora_a") for n in order])
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])

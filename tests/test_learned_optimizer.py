@@ -384,3 +384,37 @@ def test_public_names():
     assert set(meta_opt._HOME) <= set(dir(meta_opt))
     with pytest.raises(AttributeError, match=re.escape("'learned_optimiser'")):
         meta_opt.learned_optimiser  # noqa: B018
+
+
+def test_large_models_answer_to_the_loss_in_their_own_way():
+    kernel, small = jnp.ones((4, 250_000)), jnp.ones((4, 2))
+    models = {
+        "large": {"kernel": kernel},
+        "adapted": {"kernel": kernel, "lora_a": small},
+        "small": {"kernel": small, "lora_a": small},
+    }
+    # Of the first loss all is left: log 1/2 of both, and all but what is low.
+    half, low = np.log(0.5), -np.log(1.1)
+    expected = {
+        "large_loss_level": {"large": half, "adapted": half, "small": 0.0},
+        "large_loss_low": {"large": low, "adapted": low, "small": 0.0},
+        "large_adapters_loss_level": {"large": 0.0, "adapted": half, "small": 0.0},
+        "loss_level": {"large": half, "adapted": half, "small": half},
+    }
+    for name, leaves in models.items():
+
+        @jax.jit
+        def change(theta, leaves=leaves):
+            params = {"head": leaves}
+            grads = jax.tree.map(jnp.ones_like, params)
+            tx = learned(theta=theta)
+            updates, _ = tx.update(grads, tx.init(params), params, value=4.0)
+            return updates["head"]["kernel"][0, 0]
+
+        usual = change(zero_theta())
+        for feature, logs in expected.items():
+            theta = zero_theta()
+            place = output_index(SMALL, f"{feature}>step")
+            theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(2.0)
+            found = np.log(change(theta) / usual)
+            assert found == pytest.approx(0.4 * logs[name], abs=0.01), (name, feature)
