@@ -111,7 +111,9 @@ def test_one_compiled_program_serves_all_horizons_and_populations_do_not_mix():
         losses = run(both, jnp.int32(steps))
         for loss, single in zip(losses, (theta, other), strict=True):
             alone = unroll(task, single, SMALL, key, steps, twice).loss
-            np.testing.assert_allclose(loss, alone, rtol=1e-5)
+            # Batched products round in another way, and runs carry it on.
+            np.testing.assert_allclose(loss, alone, rtol=1e-4)
+        assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
     assert run._cache_size() == 1
 
 
