@@ -98,7 +98,8 @@ def test_unroll_equals_a_plain_loop():
 def test_one_compiled_program_serves_all_horizons_and_populations_do_not_mix():
     task = line_task()
     theta = meta_opt.init_theta(jax.random.key(1), SMALL)
-    other = jax.tree.map(lambda x: x + 0.2, theta)
+    # No more: far off, runs carry the rounding of batched products on.
+    other = jax.tree.map(lambda x: x + 0.1, theta)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), theta, other)
     key = jax.random.key(0)
     twice = Augmentation(reparametrisation=2.0)
@@ -111,8 +112,7 @@ def test_one_compiled_program_serves_all_horizons_and_populations_do_not_mix():
         losses = run(both, jnp.int32(steps))
         for loss, single in zip(losses, (theta, other), strict=True):
             alone = unroll(task, single, SMALL, key, steps, twice).loss
-            # Batched products round in another way, and runs carry it on.
-            np.testing.assert_allclose(loss, alone, rtol=1e-4)
+            np.testing.assert_allclose(loss, alone, rtol=1e-5)
         assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
     assert run._cache_size() == 1
 

@@ -55,8 +55,19 @@ def read_task(
         ValueError: no such task or split, or a class without a sample to train on.
         MissingDataError: if the dataset has not been prepared; it names the command.
     """
+    return read_split(find_task(name), name, split, data_dir, side)
+
+
+def read_split(
+    task: MultimodalTask,
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike | None,
+    side: int,
+) -> Samples:
+    """`read_task` of a task that is found already; messages call it ``name``."""
     check_split(split)
-    found = find_task(name).read(split, data_dir, side)
+    found = task.read(split, data_dir, side)
     if split == "train":
         counts = np.bincount(found.label, minlength=len(found.class_names))
         if absent := [

@@ -22,7 +22,7 @@ from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.encoder_weights import encoder_folder
 from meta_opt.data.folder_tokenizer import FolderTokenizer
 from meta_opt.data.image_text_files import is_path
-from meta_opt.data.multimodal import TASKS, find_task, read_task
+from meta_opt.data.multimodal import TASKS, find_task, read_split
 from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples, spectrograms
 from meta_opt.data.tokenizer import load_tokenizer
@@ -115,11 +115,13 @@ def read_inputs(config: InputsConfig) -> Inputs:
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
-        ValueError: see `read_task` and `Divisible`.
+        ValueError: see `find_task`, `read_split` and `Divisible`.
     """
     root, task = config.data_dir or default_data_dir(), find_task(config.task)
     samples = {
-        split: read_task(config.task, split, root, config.side).at_most(config.most)
+        split: read_split(task, config.task, split, root, config.side).at_most(
+            config.most
+        )
         for split in SPLITS
     }
     tokenizer = AnswerTokenizer(load_tokenizer(), _END, _PAD, prompt_length=2)
