@@ -45,25 +45,6 @@ ROOT = Path(__file__).parents[1]
 STEPS = 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Most runs compile the same step; once is enough."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in cache.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("weights") / "siglip")

@@ -64,7 +64,6 @@ def start(arguments, devices, **environment):
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             **environment,
         },
         stdout=subprocess.PIPE,
@@ -84,33 +83,26 @@ def finish(processes, timeout=300):
     return [(code, *out) for code, out in zip(codes, outputs, strict=True)]
 
 
-@pytest.fixture(scope="module")
-def fine_tune(tmp_path_factory):
+def fine_tune(workdir, count, arguments, extra=None, workdirs=None):
     """Runs the program in so many processes; extra arguments for each by its index."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
-
-    def run(workdir, count, arguments, extra=None, workdirs=None):
-        address = f"localhost:{free_port()}"
-        others = ("--coordinator", address, "--processes", str(count))
-        processes = [
-            start(
-                (
-                    "tests/hosts_toy.py",
-                    *SETTINGS,
-                    *arguments,
-                    f"--workdir={workdirs[index] if workdirs else workdir}",
-                    f"--config.export.path={workdir}/exported",
-                    *((*others, "--process", str(index)) if count > 1 else ()),
-                    *(extra or {}).get(index, ()),
-                ),
-                DEVICES // count,
-                JAX_COMPILATION_CACHE_DIR=cache,
-            )
-            for index in range(count)
-        ]
-        return finish(processes)
-
-    return run
+    address = f"localhost:{free_port()}"
+    others = ("--coordinator", address, "--processes", str(count))
+    processes = [
+        start(
+            (
+                "tests/hosts_toy.py",
+                *SETTINGS,
+                *arguments,
+                f"--workdir={workdirs[index] if workdirs else workdir}",
+                f"--config.export.path={workdir}/exported",
+                *((*others, "--process", str(index)) if count > 1 else ()),
+                *(extra or {}).get(index, ()),
+            ),
+            DEVICES // count,
+        )
+        for index in range(count)
+    ]
+    return finish(processes)
 
 
 def check_finished(ended):
@@ -197,7 +189,7 @@ def test_two_processes_stopped_by_a_signal_to_one_of_them_are_one(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, fine_tune):
+def unbroken(tmp_path_factory):
     """Where two processes ended that nothing stopped."""
     workdir = tmp_path_factory.mktemp("unbroken")
     check_finished(fine_tune(workdir, 2, FSDP))
@@ -213,14 +205,14 @@ def assert_same_run(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [FSDP, DATA_AND_FSDP], ids=["fsdp", "data-fsdp"])
-def test_two_processes_are_one(tmp_path, fine_tune, mesh):
+def test_two_processes_are_one(tmp_path, mesh):
     check_finished(fine_tune(tmp_path / "one", 1, mesh))
     check_finished(fine_tune(tmp_path / "two", 2, mesh))
     assert_one_run(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_micro_batches_over_data_and_fsdp_are_those_of_one(tmp_path, fine_tune):
+def test_micro_batches_over_data_and_fsdp_are_those_of_one(tmp_path):
     # A contrastive loss tells which rows share a micro-batch.
     mesh = (*DATA_AND_FSDP, "--config.loop.accumulation_steps=2")
     check_finished(fine_tune(tmp_path / "one", 1, mesh))
@@ -232,7 +224,7 @@ def test_micro_batches_over_data_and_fsdp_are_those_of_one(tmp_path, fine_tune):
 @pytest.mark.parametrize("who", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_stops_all_and_they_resume_to_the_same_bits(
-    tmp_path, fine_tune, unbroken, name, who
+    tmp_path, unbroken, name, who
 ):
     signalled = (f"--signal={name}", "--at=3")
     stopped = fine_tune(tmp_path, 2, FSDP, {index: signalled for index in who})
@@ -247,7 +239,7 @@ def test_a_signal_stops_all_and_they_resume_to_the_same_bits(
 @pytest.mark.parametrize("who", [0, 1])
 @pytest.mark.parametrize("at", [3, 4])
 def test_kill_9_ends_the_other_and_both_resume_to_the_same_bits(
-    tmp_path, fine_tune, unbroken, who, at
+    tmp_path, unbroken, who, at
 ):
     killed = ("--signal=SIGKILL", f"--at={at}")
     began = time.monotonic()
@@ -271,7 +263,7 @@ def test_kill_9_ends_the_other_and_both_resume_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_processes_without_a_common_folder_are_told(tmp_path, fine_tune):
+def test_processes_without_a_common_folder_are_told(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for code, _, errors in fine_tune(tmp_path, 2, FSDP, workdirs=folders):
         assert code == 1

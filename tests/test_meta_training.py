@@ -81,6 +81,7 @@ def test_unroll_equals_a_plain_loop():
     init_key, batch_key, _ = jax.random.split(key, 3)
     # Five batches of four from twelve examples.
     tx = meta_opt.learned_optimizer(5, theta=theta, config=SMALL, epochs=20 / 12)
+    update = jax.jit(tx.update)
     params = task.init(init_key)
     state = tx.init(params)
     for t in range(5):
@@ -88,7 +89,7 @@ def test_unroll_equals_a_plain_loop():
         batch = {k: v[picks] for k, v in task.splits.train.items()}
         loss, grads = jax.value_and_grad(lambda p, b=batch: task.loss(p, b)[0])(params)
         feedback = task.loss(params, task.splits.validation)[0] if t % 2 == 0 else None
-        updates, state = tx.update(grads, state, params, value=loss, feedback=feedback)
+        updates, state = update(grads, state, params, value=loss, feedback=feedback)
         params = optax.apply_updates(params, updates)
     expected = task.loss(params, task.splits.test)
     np.testing.assert_allclose(outcome.loss, expected[0], rtol=1e-5)
@@ -103,16 +104,16 @@ def test_one_compiled_program_serves_all_horizons_and_populations_do_not_mix():
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), theta, other)
     key = jax.random.key(0)
     twice = Augmentation(reparametrisation=2.0)
-    run = jax.jit(
-        lambda thetas, n: jax.vmap(
-            lambda t: unroll(task, t, SMALL, key, n, twice).loss
-        )(thetas)
-    )
+
+    def loss_of(theta, n):
+        return unroll(task, theta, SMALL, key, n, twice).loss
+
+    run = jax.jit(jax.vmap(loss_of, in_axes=(0, None)))
+    run_alone = jax.jit(loss_of, static_argnums=1)
     for steps in (3, 6):
         losses = run(both, jnp.int32(steps))
         for loss, single in zip(losses, (theta, other), strict=True):
-            alone = unroll(task, single, SMALL, key, steps, twice).loss
-            np.testing.assert_allclose(loss, alone, rtol=1e-5)
+            np.testing.assert_allclose(loss, run_alone(single, steps), rtol=1e-5)
         assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
     assert run._cache_size() == 1
 
@@ -137,27 +138,30 @@ def test_differentiable_unroll_has_the_value_and_gradient_of_a_plain_loop():
     task = dataclasses.replace(line_task(), feedback_every=0)
     key = jax.random.key(3)
 
+    # Compiled by itself: the loop around it need not be.
+    @jax.jit
+    def step(theta, params, state, batch):
+        tx = controlled(6, theta=theta, config=SMALL, epochs=2.0)
+        (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
+        updates, state = tx.update(grads, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
     def plain(theta):
         init_key, batch_key, _ = jax.random.split(key, 3)
         # Six batches of four from twelve examples.
-        tx = controlled(6, theta=theta, config=SMALL, epochs=2.0)
         params = task.init(init_key)
-        state = tx.init(params)
+        state = controlled(6, theta=theta, config=SMALL, epochs=2.0).init(params)
         for t in range(6):
             picks = jax.random.randint(jax.random.fold_in(batch_key, t), (4,), 0, 12)
             batch = {k: v[picks] for k, v in task.splits.train.items()}
-            (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
-                params, batch
-            )
-            updates, state = tx.update(grads, state, params, value=loss)
-            params = optax.apply_updates(params, updates)
+            params, state = step(theta, params, state, batch)
         return task.loss(params, task.splits.test)[0]
 
     def scanned(theta):
         return unroll(task, theta, SMALL, key, 6, differentiable_steps=8).loss
 
     theta = moved_theta()
-    expected, slope = jax.jit(jax.value_and_grad(plain))(theta)
+    expected, slope = jax.value_and_grad(plain)(theta)
     value, gradient = jax.jit(jax.value_and_grad(scanned))(theta)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for got, want in zip(

@@ -10,12 +10,8 @@ import pytest
 
 from experiments.table_cells import cells
 from meta_opt.evaluation.meta_test import MISS
-from meta_opt.evaluation.optimizer_table import (
-    cell_row,
-    convergence_epoch,
-    epochs_to,
-    summarise_table,
-)
+from meta_opt.evaluation.optimizer_table import cell_row, summarise_table
+from meta_opt.metrics.convergence import convergence_epoch
 from meta_opt.reporting.table1 import (
     claims_table,
     lines_table,
@@ -74,8 +70,6 @@ def test_convergence():
     # Left again, so that it has not converged there; the end counts with fewer.
     assert convergence_epoch([1.0, 2.0, 1.005, 2.0, 1.0]) == 5
     assert convergence_epoch([1.0, 1.5, 2.0]) == 3
-    assert epochs_to([3.0, float("nan"), 1.0], 2.0) == 3
-    assert epochs_to([3.0], 2.0) is None
 
 
 def test_a_cell_against_adamw():

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from meta_opt.metrics.convergence import steps_to_target
 from meta_opt.reporting.comparison import write_report
 from meta_opt.reporting.runs import Run, is_finished, read_run
-from meta_opt.reporting.tables import comparison, steps_to_target, to_text
+from meta_opt.reporting.tables import comparison, to_text
 
 STEPS = (0, 10, 20)
 CURVES = {

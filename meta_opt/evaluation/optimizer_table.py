@@ -13,44 +13,13 @@ from typing import Any
 import numpy as np
 
 from meta_opt.evaluation.meta_test import MISS, Interval, geometric_mean, interval
+from meta_opt.metrics.convergence import convergence_epoch, steps_to_target
 from meta_opt.optimizers.baselines import FIVE
 
 Record = Mapping[str, Any]
 """Of a cell, as `experiments.table_cells` writes it."""
 
 _REFERENCE = "adamw"
-_NEAR, _STAYS = 1.01, 3
-
-
-def convergence_epoch(losses: Sequence[float]) -> int:
-    """The first epoch within 1% of the run's best loss that stays so for 3 epochs.
-
-    Args:
-        losses: on validation data after each epoch.
-
-    Returns:
-        From 1. At the end of a run fewer epochs are enough; a run that always leaves
-        again, since it overfits, converges with its last epoch.
-
-    >>> convergence_epoch([2.0, 1.0, 1.5, 1.001, 1.0, 1.0])
-    4
-    """
-    best = min(losses)
-    near = [loss <= _NEAR * best for loss in losses]
-    for epoch in range(len(near)):
-        if all(near[epoch : epoch + _STAYS]):
-            return epoch + 1
-    return len(losses)
-
-
-def epochs_to(losses: Sequence[float], target: float) -> int | None:
-    """The first epoch, from 1, whose loss is at or below ``target``; None if none is.
-
-    >>> epochs_to([2.0, 1.0, 0.5], 1.0)
-    2
-    """
-    reached = (i + 1 for i, loss in enumerate(losses) if loss <= target)
-    return next(reached, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +80,8 @@ def cell_row(
     full = [run for run in record["runs"] if run["budget"] == 1.0]
     target = float(np.mean([_losses(run)[-1] for run in adamw["runs"]]))
     epochs = full[0]["epochs"][-1]["epoch"]
-    found = epochs_to(np.mean([_losses(run) for run in full], axis=0).tolist(), target)
+    mean = np.mean([_losses(run) for run in full], axis=0).tolist()
+    found = steps_to_target(range(1, len(mean) + 1), mean, target)
     reached = MISS * epochs if found is None else float(found)
     budgets: dict[float, list[float]] = {}
     for run in record["runs"]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.metrics.convergence import steps_to_target
 from meta_opt.reporting.runs import Run
 from meta_opt.types import write_atomic
 
@@ -69,30 +70,6 @@ class Table:
 
     columns: tuple[str, ...]
     sections: tuple[Section, ...]
-
-
-def steps_to_target(
-    steps: Sequence[int], values: Sequence[float], target: float
-) -> int | None:
-    """Returns the first step whose value is at or below ``target``.
-
-    Only steps with an evaluation count: nothing is interpolated.
-
-    Args:
-        steps: ascending.
-        values: one for each step; NaN reaches nothing.
-        target: a loss.
-
-    Returns:
-        A step, or None if the target was not reached.
-
-    >>> steps_to_target([0, 10, 20], [3.0, 2.0, 1.0], 2.0)
-    10
-    """
-    for step, value in zip(steps, values, strict=True):
-        if value <= target:
-            return step
-    return None
 
 
 def comparison(
