@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meta_opt.data.jsonl import read_jsonl
 from meta_opt.data.pictures import Picture
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
@@ -147,21 +148,19 @@ def _alternatives(inside: str) -> list[str]:
 
 
 def _from_jsonl(path: Path) -> Iterator[_Item]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-                name, captions = value["image"], _captions(value["text"])
-                file = path.parent / name
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: needs a JSON object with `image` and a "
-                    f"`text` that is not empty ({type(error).__name__}: {error})"
-                ) from None
-            rest = (str(value.get(key, "")) for key in ("label", "prompt"))
-            yield _Item(file, 0, -1, name, captions, *rest)
+    def parse(value: Any) -> _Item:
+        try:
+            name, captions = value["image"], _captions(value["text"])
+            file = path.parent / name
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                "needs a JSON object with `image` and a `text` that is not empty "
+                f"({type(error).__name__}: {error})"
+            ) from None
+        rest = (str(value.get(key, "")) for key in ("label", "prompt"))
+        return _Item(file, 0, -1, name, captions, *rest)
+
+    return read_jsonl(path, parse)
 
 
 def _from_tar(path: Path) -> Iterator[_Item]:

@@ -7,7 +7,6 @@ these, pictures and texts are to find each other. ``split`` says where a sample 
 without it a hash of its first file, or of its text, decides.
 """
 
-import json
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ import numpy as np
 
 from meta_opt.data.audio_files import read_clip
 from meta_opt.data.images import decode, decode_frames, fit_square
+from meta_opt.data.jsonl import read_jsonl
 from meta_opt.data.pictures import MAX_PIXELS
 from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import MODALITIES, MultimodalTask, Samples
@@ -88,21 +88,17 @@ def own_task(path: str | os.PathLike) -> MultimodalTask:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, text in enumerate(lines, start=1):
-            if not text.strip():
-                continue
-            try:
-                line = _checked(json.loads(text))
-                if found and _kind(line) != _kind(found[0]):
-                    raise ValueError(
-                        f"asks to {_kind(line)}, the first sample to {_kind(found[0])}"
-                    )
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            found.append(line)
-    return found
+    kind = ""
+
+    def parse(value: Any) -> dict[str, Any]:
+        nonlocal kind
+        line = _checked(value)
+        kind = kind or _kind(line)
+        if _kind(line) != kind:
+            raise ValueError(f"asks to {_kind(line)}, the first sample to {kind}")
+        return line
+
+    return list(read_jsonl(path, parse))
 
 
 def _checked(value: Any) -> dict[str, Any]:
@@ -120,10 +116,23 @@ def _checked(value: Any) -> dict[str, Any]:
             raise ValueError(f"`{key}` must be a text, not {line[key]!r}")
     if not any(m in line for m in MODALITIES):
         raise ValueError(f"needs one of {', '.join(MODALITIES)}")
+    _check_asked(line)
+    first = next(line[key] for key in (*_FILES, "text") if key in line)
+    split = line.setdefault("split", split_of(first))
+    if split not in SPLITS:
+        raise ValueError(
+            f"no split {split!r}{near_match(str(split), SPLITS)} "
+            f"(splits: {', '.join(SPLITS)})"
+        )
+    return line
+
+
+def _check_asked(line: dict[str, Any]) -> None:
+    """Whether one thing is asked for, and is there."""
     asked = [key for key in _ASKED if key in line]
     if len(asked) > 1:
         raise ValueError(f"asks for {' and '.join(asked)}; one thing is asked for")
-    if not asked and not (set(line) & set(MODALITIES) == {"image", "text"}):
+    if not asked and set(line) & set(MODALITIES) != {"image", "text"}:
         raise ValueError(
             f"needs one of {', '.join(_ASKED)}; or `image` and `text` alone, to be "
             "found by each other"
@@ -133,15 +142,6 @@ def _checked(value: Any) -> dict[str, Any]:
         raise ValueError(f"an empty {written}")
     if "score" in line and not math.isfinite(float(line["score"])):
         raise ValueError(f"score={line['score']} is not finite")
-    if "split" not in line:
-        first = next(line[key] for key in (*_FILES, "text") if key in line)
-        line["split"] = split_of(first)
-    elif line["split"] not in SPLITS:
-        raise ValueError(
-            f"no split {line['split']!r}{near_match(str(line['split']), SPLITS)} "
-            f"(splits: {', '.join(SPLITS)})"
-        )
-    return line
 
 
 def _kind(line: dict[str, Any]) -> str:
