@@ -215,6 +215,7 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     tasks = list(dict.fromkeys(record["task"] for record in records))
     columns = min(4, len(tasks))
@@ -238,6 +239,9 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
                 shown[LABELS[name]] = line
             panel.set_title(task, fontsize=10)
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("")
             panel.set_xlabel("epoch")
         panels[0].set_ylabel("training loss")
         figure.legend(
