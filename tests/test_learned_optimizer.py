@@ -234,6 +234,19 @@ def test_state_is_at_most_2_2_bytes_a_parameter(name):
     assert size / sum(x.size for x in jax.tree.leaves(params)) <= 2.2
 
 
+@pytest.mark.parametrize(("platform", "tied"), [("cpu", True), ("tpu", False)])
+def test_a_cpu_widens_large_momenta_no_sooner_than_there_are_gradients(platform, tied):
+    # It is up to a tenth of the peak of whole steps. In small programs XLA orders these
+    # operations well by itself, so that what is looked at here is the order asked for.
+    params = {"w": jax.ShapeDtypeStruct((256, 128), jnp.float32)}
+    tx = meta_opt.learned_optimizer(NUM_STEPS)
+    update = jax.jit(lambda g, s, p: tx.update(g, s, p, value=jnp.float32(1.0)))
+    traced = update.trace(params, jax.eval_shape(tx.init, params), params)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    both = r"optimization_barrier .*256x128xf32>, tensor<[0-9x]*256x128xbf16>"
+    assert bool(re.search(both, text)) == tied
+
+
 # Kinds of parameters
 
 

@@ -49,9 +49,17 @@ def measure_gradients(
 
 def _product_sum(group: Group, grad: jax.Array, momentum: jax.Array) -> jax.Array:
     """Sum of grad times momentum of each unit [u]."""
-    product = grad * momentum.astype(jnp.float32)
     if not (group.large and group.column_axes):
-        return jnp.sum(product, axis=group.all_axes)
+        return jnp.sum(grad * momentum.astype(jnp.float32), axis=group.all_axes)
+    # A CPU's XLA fuses no conversion with the sum. It would make float32 copies of all
+    # momenta first of all, and hold them through the backward pass.
+    grad, momentum = jax.lax.platform_dependent(
+        grad,
+        momentum,
+        cpu=lambda *both: jax.lax.optimization_barrier(both),
+        default=lambda *both: both,
+    )
+    product = grad * momentum.astype(jnp.float32)
     # By columns first and kept so, as the squares are: one pass makes both.
     rows = jax.lax.optimization_barrier(jnp.sum(product, axis=group.column_axes))
     return jnp.sum(rows, axis=tuple(range(1, rows.ndim)))
