@@ -204,7 +204,10 @@ class Unroll:
         # A smaller batch, repeated: the shape stays.
         picks = picks[jnp.arange(task.batch_size) % drawn.batch]
         batch = rows_of(drawn.train, picks)
-        (value, _), grads = jax.value_and_grad(self._loss, has_aux=True)(params, batch)
+        loss_key = jax.random.fold_in(jax.random.fold_in(self._batch_key, t), 2)
+        (value, _), grads = jax.value_and_grad(self._train_loss, has_aux=True)(
+            params, batch, loss_key
+        )
         grads = self._disturbed(t, grads)
         known = {}
         if task.gives_value:
@@ -270,6 +273,12 @@ class Unroll:
     def judge(self, carry: tuple) -> Outcome:
         """Loss and error on the task's test examples."""
         return Outcome(*self._loss(carry[0], self._task.splits.test))
+
+    def _train_loss(
+        self, params: PyTree, arrays: Arrays, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        scaled = jax.tree.map(lambda p: p * self._drawn.scale, params)
+        return self._task.loss_on_batch(scaled, arrays, key)
 
     def _loss(self, params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         scaled = jax.tree.map(lambda p: p * self._drawn.scale, params)

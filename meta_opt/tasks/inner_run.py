@@ -105,8 +105,8 @@ def train_and_judge(
             moment = Moment(t, num_steps, jax.random.fold_in(key, 1))
             if condition is not None:
                 batch = condition.batch(batch, classes, moment)
-            (value, _), grads = jax.value_and_grad(task.loss, has_aux=True)(
-                params, batch
+            (value, _), grads = jax.value_and_grad(task.loss_on_batch, has_aux=True)(
+                params, batch, jax.random.fold_in(key, 2)
             )
             if condition is not None:
                 value, grads = condition.signal(value, grads, params, start, moment)

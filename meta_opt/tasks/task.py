@@ -59,6 +59,9 @@ class Task:
         feedback_every: steps between values of ``feedback``; 0 for none.
         gives_epochs: whether it is told how often it will see the examples.
         horizons: smallest and largest number of inner steps.
+        train_loss: ``(params, arrays, key) -> (loss, error)`` of a training batch where
+            it differs from ``loss``: dropout, input augmentation, label smoothing.
+            None trains on ``loss``.
     """
 
     name: str
@@ -72,6 +75,17 @@ class Task:
     feedback_every: int = 0
     gives_epochs: bool = True
     horizons: tuple[int, int] = (40, 300)
+    train_loss: (
+        Callable[[PyTree, Arrays, jax.Array], tuple[jax.Array, jax.Array]] | None
+    ) = None
+
+    def loss_on_batch(
+        self, params: PyTree, arrays: Arrays, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Loss and error of a training batch; ``key`` drives dropout and the like."""
+        if self.train_loss is None:
+            return self.loss(params, arrays)
+        return self.train_loss(params, arrays, key)
 
     def epochs(
         self, num_steps: jax.Array | int, passes: jax.Array | float | None = None
