@@ -8,6 +8,7 @@ Interrupted, the same command goes on after the last whole generation. ``small``
 what ``make data`` prepares; ``smoke`` needs nothing.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -45,15 +46,15 @@ def main(argv: list[str]) -> None:
     config = from_config(DirectSearchConfig, settings["search"])
     data_dir = settings["data_dir"] or None
     validation = meta_validation(settings["validation"], config.controller, data_dir)
-    tasks = {name: make_task(name, data_dir) for name in config.families}
-    result = direct_search(config, tasks, _WORKDIR.value, validation=validation)
+    make = functools.partial(make_task, data_dir=data_dir)
+    result = direct_search(config, make, _WORKDIR.value, validation=validation)
     print(f"{result.steps} generations, {result.seconds:.0f} s this time")
     if settings["export"]:
         export_weights(
             settings["export"],
             result.theta,
             config.controller,
-            tasks.values(),
+            [make(name) for name in config.families],
             {"generations": result.steps},
         )
 

@@ -1,8 +1,10 @@
 """Statistics of gradient, momentum and parameter: the controller's moving inputs.
 
 All of them are reductions to one number a unit ([N] vectors), so a sharded step needs
-them summed over devices once. They are free of the loss's scale: gradients enter only
-through ratios.
+them summed over devices once. Features are ratios: they depend neither on the scale of
+the loss nor on names, the order of parameters or the number of tensors, and see a
+kernel and its transpose alike. The one absolute size among them is the width, which the
+spectral condition (Yang et al. 2023, arXiv:2310.17813) scales steps by.
 """
 
 import math
@@ -12,23 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_opt.features.tensors import (
-    ADAPTERS,
-    GROUPS,
-    MODALITIES,
-    ROLES,
-    STATIC_FEATURES,
-    TensorInfo,
-    static_features,
-)
+from meta_opt.features.tensors import GROUPS, TensorInfo
 
 TINY = 1e-30
 """Added before a logarithm or a division; below any useful mean square in float32."""
 _FLAT = 1e-18
-_LARGE = 1e5
-"""Parameters; no small task has as many."""
-_NEW = 0.088
-"""RMS of a new matrix 128 wide; those of Whisper tiny have a third of it."""
+_WIDTH = 64.0
+"""Longer side of a matrix whose ``width`` feature is zero."""
+_FRESH, _PRETRAINED = 2.0, 10.0
+"""Dispersions of row and column norms at which ``structure`` begins and is one."""
 
 
 class Statistics(NamedTuple):
@@ -40,71 +34,92 @@ class Statistics(NamedTuple):
     grad_momentum: jax.Array
 
 
+class History(NamedTuple):
+    """What is remembered of each unit; every field is float32 [N].
+
+    Attributes:
+        log_grad_sq_ema: average of the log mean square gradient.
+        log_grad_sq_max: the largest that average has been.
+        alignment_ema: average cosine of gradient and momentum.
+        path: sum of the RMS of all updates so far.
+        decayed: sum of step times weight decay so far.
+        structure: of the parameters that training began with, see `structure`.
+    """
+
+    log_grad_sq_ema: jax.Array
+    log_grad_sq_max: jax.Array
+    alignment_ema: jax.Array
+    path: jax.Array
+    decayed: jax.Array
+    structure: jax.Array
+
+
 class UnitTable(NamedTuple):
     """Constants of the N units, in the order in which the optimizer keeps them.
 
     Attributes:
         size: float32 [N], elements of each unit.
-        static: float32 [N, static], see `STATIC_FEATURES`.
-        membership: float32 [N, G], one-hot modality group of each unit.
         matrix: float32 [N], 1 where the orthogonalised direction applies.
-        model: float32 [`MODEL_FEATURES`], what is trained as a whole.
+        longer: float32 [N], the longer side of a matrix; 1 for other units.
+        shorter: float32 [N], the shorter side of a matrix; 1 for other units.
+        membership: float32 [N, G], one-hot modality group of each unit; for logs.
     """
 
     size: np.ndarray
-    static: np.ndarray
-    membership: np.ndarray
     matrix: np.ndarray
-    model: np.ndarray
+    longer: np.ndarray
+    shorter: np.ndarray
+    membership: np.ndarray
 
 
 def unit_table(infos: list[TensorInfo]) -> UnitTable:
     """Builds the constants for units of ``infos``, leaf after leaf."""
-    size = [np.full(i.units, np.prod(i.shape, dtype=np.float64)) for i in infos]
-    static = [static_features(i) for i in infos]
-    member = [
-        np.tile(np.eye(len(GROUPS))[GROUPS.index(i.group)], (i.units, 1)) for i in infos
-    ]
-    matrix = [np.full(i.units, float(i.is_matrix)) for i in infos]
 
-    def join(parts: list[np.ndarray], *tail: int) -> np.ndarray:
-        empty = np.zeros((0, *tail))
-        return np.concatenate([empty, *parts]).astype(np.float32)
+    def each(numbers: list[float]) -> np.ndarray:
+        counts = [i.units for i in infos]
+        return np.repeat(np.asarray(numbers, np.float64), counts).astype(np.float32)
 
+    sides = [sorted((i.rows, i.columns)) if i.is_matrix else (1.0, 1.0) for i in infos]
+    member = [np.eye(len(GROUPS))[GROUPS.index(i.group)] for i in infos]
+    rows = np.repeat(
+        np.asarray(member).reshape(-1, len(GROUPS)), [i.units for i in infos], axis=0
+    )
     return UnitTable(
-        join(size),
-        join(static, len(STATIC_FEATURES)),
-        join(member, len(GROUPS)),
-        join(matrix),
-        _model_features(infos),
+        size=each([math.prod(i.shape) for i in infos]),
+        matrix=each([float(i.is_matrix) for i in infos]),
+        longer=each([longer for _, longer in sides]),
+        shorter=each([shorter for shorter, _ in sides]),
+        membership=rows.astype(np.float32),
     )
 
 
-def _model_features(infos: list[TensorInfo]) -> np.ndarray:
-    """One, log size, log number of matrices, shares of roles, two towers, large.
+def structure(row: jax.Array, column: jax.Array) -> jax.Array:
+    r"""How far matrices are from independent entries of one variance, in [0, 1].
 
-    Large: 0 up to 100,000 parameters, 1 from a million; 0 of two towers, whose step
-    is small as it is. Large with adapters: the same where there are any, else 0; what
-    they are put on is larger still.
+    The mean squares :math:`r_i` of the rows of a matrix with :math:`c` columns of
+    independent entries vary by :math:`\mathrm{Var}(r) / \bar r^2 = (\kappa - 1) / c`,
+    with kurtosis :math:`\kappa = 3` for normal entries. Kernels of models trained for
+    long exceed that five to a thousand times, initialisations in use never: 0 up to
+    twice as much, 1 from ten times, and logarithmic between.
 
-    They tell a linear probe from a head in a deep model, adapters from full training,
-    and a contrastive model (several modalities that nothing joins), which no tensor
-    shows by itself.
+    Args:
+        row: float32 [U, rows], mean squares of the rows.
+        column: float32 [U, columns].
+
+    Returns:
+        float32 [U], of rows or columns, whichever vary more; 0 for a zero matrix.
     """
-    matrices = sum(info.units for info in infos if info.is_matrix)
-    by_role = np.zeros(len(ROLES))
-    for info in infos:
-        by_role[ROLES.index(info.role)] += info.units * math.prod(info.shape)
-    total = max(by_role.sum(), 1.0)
-    first = [1.0, math.log10(total) / 4 - 1.0, math.log10(matrices + 1)]
-    # Of matrices: a logit scale is no head.
-    groups = {info.group for info in infos if info.is_matrix and info.units}
-    joined = groups & {"fusion", "head"}
-    towers = float(len(groups & set(MODALITIES)) > 1 and not joined)
-    large = (1.0 - towers) * min(max(math.log10(total / _LARGE), 0.0), 1.0)
-    adapted = large * float(any(by_role[ROLES.index(r)] for r in ADAPTERS))
-    last = [towers, large, adapted]
-    return np.concatenate([first, by_role / total, last]).astype(np.float32)
+
+    def dispersion(means: jax.Array, averaged: int) -> jax.Array:
+        mean = jnp.mean(means, axis=1)
+        variance = jnp.var(means, axis=1)
+        return 0.5 * averaged * variance / (jnp.square(mean) + TINY)
+
+    found = jnp.maximum(
+        dispersion(row, column.shape[1]), dispersion(column, row.shape[1])
+    )
+    span = math.log(_PRETRAINED / _FRESH)
+    return jnp.clip(jnp.log(found / _FRESH + TINY) / span, 0.0, 1.0)
 
 
 def smooth(mean_square: jax.Array) -> jax.Array:
@@ -123,7 +138,8 @@ def _log(x: jax.Array) -> jax.Array:
     return jnp.log(smooth(x) + TINY)
 
 
-def _cosine(stats: Statistics) -> jax.Array:
+def cosine(stats: Statistics) -> jax.Array:
+    """Cosine of gradient and momentum of each unit; float32 [N], in [-1, 1]."""
     # Two roots, since the product of two small squares would underflow.
     grad = jax.lax.rsqrt(smooth(stats.grad_square) + TINY)
     momentum = jax.lax.rsqrt(smooth(stats.momentum_square) + TINY)
@@ -141,45 +157,31 @@ def grad_rms(stats: Statistics, table: UnitTable) -> jax.Array:
     return jnp.sqrt(smooth(jnp.sum(stats.grad_square) / total))
 
 
-_DYNAMIC = (
-    "gradient/all",
-    "momentum/gradient",
-    "parameter",
-    "gradient/usual",
-    "usual/peak",
-    "alignment",
-    "alignment_squared",
-    "group_share",
+TENSOR_FEATURES = (
+    *("gradient/all", "momentum/gradient", "gradient/ema", "ema/max"),
+    *("alignment", "alignment_ema", "size", "near_zero", "moved"),
+    *("structure", "matrix", "aspect", "thin", "width"),
 )
-TENSOR_FEATURES = (*_DYNAMIC, *STATIC_FEATURES, "large_parameter", "large_role_lora")
-GROUP_FEATURES = (*(f"share_{g}" for g in GROUPS), *(f"alignment_{g}" for g in GROUPS))
-MODEL_FEATURES = (
-    "constant",
-    "model_size",
-    "model_matrices",
-    *(f"model_{r}" for r in ROLES),
-    *("two_towers", "large", "large_adapters"),
-)
+"""Names of what `tensor_features` gives."""
+SUMMARY_FEATURES = ("constant", "structured", "alignment_all", "alignment_ema_all")
+"""Names of what `summary_features` gives."""
 
 
-def tensor_features(
-    stats: Statistics,
-    table: UnitTable,
-    past_log_square: jax.Array,
-    peak_log_square: jax.Array,
-) -> jax.Array:
+def tensor_features(stats: Statistics, table: UnitTable, history: History) -> jax.Array:
     """Features of every unit.
 
-    ``large_parameter`` is the log RMS of a matrix of a large model against that of a
-    new one 128 wide, in [-1.5, 0.5]; 0 of adapters, which start at zero, and for which
-    there is ``large_role_lora``.
+    Logarithms of ratios: gradient to all gradients, momentum to gradient, gradient to
+    its average, average to its maximum; parameter RMS times the root of the longer side
+    (about 0 for a new square matrix), distance travelled to parameter RMS, longer to
+    shorter side, width 64 to longer side. Cosines of gradient and momentum, now and on
+    average. Flags: parameters near zero, `structure`, matrix or not, thin (a side 8 to
+    32 times the other, as of LoRA factors and classifiers).
 
     Args:
         stats: sums of this step.
         table: constants of the units.
-        past_log_square: float32 [N], moving average of the log mean square of the
-            unit's gradient; equal to the present one on the first step.
-        peak_log_square: float32 [N], the largest that average has been.
+        history: what is remembered; ``log_grad_sq_ema`` is the present value on the
+            first step.
 
     Returns:
         float32 [N, `TENSOR_FEATURES`].
@@ -187,43 +189,52 @@ def tensor_features(
     size = table.size
     g = _log(stats.grad_square / size)
     m = _log(stats.momentum_square / size)
-    p = _log(stats.param_square / size)
+    mean_square = stats.param_square / size
     overall = _log(jnp.square(grad_rms(stats, table)))
-    cosine = _cosine(stats)
-    share = jnp.asarray(table.membership) @ _group_share(stats, table)
-    dynamic = [
+    relative = mean_square * table.longer
+    aspect = np.log(table.longer / table.shorter)
+    columns = [
         clipped(0.5 * (g - overall)),
         clipped(0.5 * (m - g)),
-        clipped(0.5 * p + 3.0),
-        clipped(0.5 * (g - past_log_square)),
-        clipped(0.5 * (past_log_square - peak_log_square)),
-        cosine,
-        jnp.square(cosine),
-        clipped(_log(share), 0.2),
+        clipped(0.5 * (g - history.log_grad_sq_ema)),
+        clipped(0.5 * (history.log_grad_sq_ema - history.log_grad_sq_max)),
+        cosine(stats),
+        history.alignment_ema,
+        clipped(0.5 * _log(relative), limit=3.0),
+        1.0 / (1.0 + relative / 2.5e-3),
+        0.25 * jnp.clip(jnp.log(history.path + 1e-6) - 0.5 * _log(mean_square), -6, 2),
+        history.structure,
+        jnp.asarray(table.matrix),
+        jnp.asarray(np.minimum(aspect / 4.0, 1.5)),
+        jnp.asarray(np.clip((np.log2(table.longer / table.shorter) - 3) / 2, 0, 1)),
+        jnp.asarray(
+            table.matrix
+            * np.clip(0.5 * np.log(_WIDTH / np.maximum(table.longer, 1)), -1.8, 1.0)
+        ),
     ]
-    roles = [STATIC_FEATURES.index(f"role_{r}") for r in ADAPTERS]
-    adapter = jnp.asarray(table.static[:, roles].sum(axis=1))
-    large = jnp.asarray(table.model[MODEL_FEATURES.index("large")] * table.matrix)
-    scale = jnp.clip(0.5 * p - math.log(_NEW), -1.5, 0.5)
-    last = jnp.stack([large * (1.0 - adapter) * scale, large * adapter], axis=1)
-    return jnp.concatenate([jnp.stack(dynamic, axis=1), table.static, last], axis=1)
+    return jnp.stack([x.astype(jnp.float32) for x in columns], axis=1)
 
 
-def _group_share(stats: Statistics, table: UnitTable) -> jax.Array:
-    """Share of each modality group in the squared gradient norm; float32 [G]."""
-    by_group = stats.grad_square @ table.membership
-    return by_group / (jnp.sum(by_group) + TINY)
+def summary_features(
+    stats: Statistics, table: UnitTable, history: History
+) -> jax.Array:
+    """Features of the model as a whole.
 
-
-def group_features(stats: Statistics, table: UnitTable) -> jax.Array:
-    """Cross-modal sensitivity: each group's gradient share and mean alignment.
+    A constant; the share of `structure` in all matrices, by elements; the cosine of all
+    gradients and all momenta, now and, weighted by gradients, on average.
 
     Returns:
-        float32 [`GROUP_FEATURES`]; zeros for groups that the model does not have.
+        float32 [`SUMMARY_FEATURES`].
     """
-    present = np.any(table.membership > 0, axis=0).astype(np.float32)
-    count = np.maximum(np.sum(table.membership, axis=0), 1.0).astype(np.float32)
-    share = clipped(_log(_group_share(stats, table)), 0.2)
-    cosine = _cosine(stats)
-    alignment = (cosine @ table.membership) / count
-    return jnp.concatenate([share, alignment]) * np.concatenate([present, present])
+    weight = table.size * table.matrix
+    structured = jnp.sum(history.structure * weight) / max(float(weight.sum()), 1.0)
+    total = Statistics(*(jnp.sum(x, keepdims=True) for x in stats))
+    share = stats.grad_square / (jnp.sum(stats.grad_square) + TINY)
+    return jnp.stack(
+        [
+            jnp.float32(1.0),
+            structured,
+            cosine(total)[0],
+            jnp.sum(share * history.alignment_ema),
+        ]
+    )

@@ -1,4 +1,4 @@
-"""Static descriptions of parameter tensors: path, role, modality group, depth, shape.
+"""Static descriptions of parameter tensors: path, shape, and a modality group.
 
 Everything here is plain Python over the *structure* of a parameter tree; it runs once
 per trace and costs nothing per step.
@@ -11,22 +11,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from meta_opt.types import PyTree
 
-ADAPTERS = ("lora_a", "lora_b")
-ROLES = ("matrix", "embedding", "norm", "bias", *ADAPTERS)
 MODALITIES = ("vision", "text", "audio", "video")
 GROUPS = (*MODALITIES, "fusion", "head", "other")
-
-STATIC_FEATURES = (
-    *("size", "rows", "columns", "rank_0", "rank_1", "rank_2"),
-    *(f"role_{role}" for role in ROLES),
-    *(f"group_{group}" for group in GROUPS),
-    *("depth", "wide"),
-)
-"""Names of what `static_features` gives."""
 
 _DEFAULT_GROUPS: tuple[tuple[str, str], ...] = (
     (r"fusion|cross_?att|multi_?modal", "fusion"),
@@ -36,38 +25,26 @@ _DEFAULT_GROUPS: tuple[tuple[str, str], ...] = (
     (r"text|token|word|language|caption|bert|gpt|decoder", "text"),
     (r"head|classifier|logit|proj_out|output_layer", "head"),
 )
-_WIDE = math.log10(160.0)
-_EMBEDDING_LEAF = re.compile(
-    r"^(embeddings?|embed|wte|wpe|\w*_embedding|pos_?emb\w*|position\w*|cls(_token)?)$",
-    re.IGNORECASE,
-)
-_EMBEDDING_PARENT = re.compile(
-    r"^(?!.*patch)(embed(dings?|der)?|wte|wpe|\w*token_?emb\w*|pos\w*emb\w*)$",
-    re.IGNORECASE,
-)
-_NORM = re.compile(r"norm|(^|[/_])(ln|bn|rms)\w*(/|$)|(^|/)scale$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
     """One leaf of the parameter tree.
 
+    Nothing here that an update depends on is read from a name: the group is for logs.
+
     Attributes:
         path: names from the root, joined by ``/``.
         shape: shape of one unit, the layer axis left out.
         layers: length of the leading layer axis of a scan-stacked leaf, else 0.
-        role: one of `ROLES`.
         group: one of `GROUPS`.
-        depths: relative depth in [0, 1] of each unit, one entry per layer.
         split: axes ``[:split]`` of a unit are its rows, the others its columns.
     """
 
     path: str
     shape: tuple[int, ...]
     layers: int
-    role: str
     group: str
-    depths: tuple[float, ...]
     split: int
 
     @property
@@ -75,12 +52,15 @@ class TensorInfo:
         """Tensors that the controller steers separately: layers, or 1; 0 if empty."""
         if math.prod(self.shape) == 0:
             return 0
-        return self.layers if self.layers else (0 if self.depths == () else 1)
+        return self.layers if self.layers else 1
 
     @property
     def is_matrix(self) -> bool:
-        """Whether the orthogonalised direction and weight decay apply."""
-        return len(self.shape) >= 2 and self.role != "embedding"
+        """Whether the orthogonalised direction and weight decay apply.
+
+        A tensor with a side of one, such as a class token [1, D], is a vector.
+        """
+        return len(self.shape) >= 2 and min(self.rows, self.columns) > 1
 
     @property
     def rows(self) -> int:
@@ -117,20 +97,6 @@ def balanced_split(shape: Sequence[int]) -> int:
     return max(range(1, len(shape)), key=lambda k: (-ratio[k - 1], k))
 
 
-def _role(path: str, rank: int) -> str:
-    *parents, leaf = path.split("/")
-    for name in (leaf, *parents[-1:]):
-        if name.lower() in ADAPTERS:
-            return name.lower()
-    if rank <= 1:
-        return "norm" if _NORM.search(path) and leaf != "bias" else "bias"
-    parent_is_table = bool(parents) and _EMBEDDING_PARENT.match(parents[-1])
-    named_weight = leaf in ("weight", "w", "table")
-    if _EMBEDDING_LEAF.match(leaf) or (parent_is_table and named_weight):
-        return "embedding"
-    return "matrix"
-
-
 def modality_group(path: str, groups: Sequence[tuple[str, str]] = ()) -> str:
     """The modality group of a parameter, one of `GROUPS`.
 
@@ -145,14 +111,6 @@ def modality_group(path: str, groups: Sequence[tuple[str, str]] = ()) -> str:
         if re.search(pattern, path, re.IGNORECASE):
             return group
     return "other"
-
-
-def _layer_index(path: str) -> tuple[str, int] | None:
-    """The path with its first layer number replaced by ``*``, and that number."""
-    match = re.search(r"(^|[/_.]|(?<=[a-z]))(\d+)(?=/|$)", path)
-    if match is None:
-        return None
-    return path[: match.start(2)] + "*" + path[match.end(2) :], int(match.group(2))
 
 
 def describe(
@@ -193,17 +151,10 @@ def describe(
     if stacked is not None:
         _check_found("stacked", stacked, paths)
 
-    numbered = [_layer_index(path) for path in paths]
-    deepest: dict[str, int] = {}
-    for entry in numbered:
-        if entry:
-            deepest[entry[0]] = max(deepest.get(entry[0], 0), entry[1])
-
     infos = []
-    for path, (_, leaf), number in zip(paths, leaves, numbered, strict=True):
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
         shape = tuple(leaf.shape)
         layers = 0
-        depths: tuple[float, ...] = (0.5,)
         if stacked is not None and re.search(stacked, path):
             if not shape:
                 raise ValueError(
@@ -211,17 +162,14 @@ def describe(
                     "leading layer axis"
                 )
             layers, shape = shape[0], shape[1:]
-            depths = tuple(i / max(layers - 1, 1) for i in range(layers))
-        elif number is not None:
-            depths = (number[1] / max(deepest[number[0]], 1),)
+            if not layers:
+                shape = (0, *shape)
         infos.append(
             TensorInfo(
                 path=path,
                 shape=shape,
                 layers=layers,
-                role=_role(path, len(shape)),
                 group=modality_group(path, groups or ()),
-                depths=depths,
                 split=balanced_split(shape),
             )
         )
@@ -234,23 +182,3 @@ def _check_found(argument: str, pattern: str, paths: Sequence[str]) -> None:
         raise ValueError(
             f"{argument} pattern {pattern!r} matches no parameter path; paths: {shown}"
         )
-
-
-def static_features(info: TensorInfo) -> np.ndarray:
-    """Features of a leaf's units that never change.
-
-    Returns:
-        float32 [units, `STATIC_FEATURES`]: log size, log fan-in, log fan-out (each
-        about in [-1, 1]), rank one-hot (0, 1, 2 or more), role one-hot, group one-hot,
-        depth; by how many powers of ten the geometric mean of rows and columns is above
-        160, 0 below (no tensor of the small tasks is that wide).
-    """
-    size = math.prod(info.shape)
-    logs = [math.log10(max(n, 1)) / 4 - 0.5 for n in (size, info.rows, info.columns)]
-    rank = np.eye(3)[min(len(info.shape), 2)]
-    role = np.eye(len(ROLES))[ROLES.index(info.role)]
-    group = np.eye(len(GROUPS))[GROUPS.index(info.group)]
-    shared = np.concatenate([logs, rank, role, group])
-    wide = max(0.5 * math.log10(max(info.rows * info.columns, 1)) - _WIDE, 0.0)
-    rows = [[*shared, 2 * depth - 1, wide] for depth in info.depths[: info.units]]
-    return np.asarray(rows, np.float32).reshape(info.units, len(STATIC_FEATURES))

@@ -9,6 +9,7 @@ arXiv:1604.00772).
 import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from meta_opt.meta_training.outer_loop import MetaResult
 from meta_opt.meta_training.parametrisation import Parametrisation
-from meta_opt.meta_training.scoring import against
+from meta_opt.meta_training.scoring import against, over_tasks
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
@@ -39,7 +40,7 @@ class DirectSearchConfig:
     """Settings of the search.
 
     Attributes:
-        families: names of task families; all are run in every generation.
+        families: names of task families.
         num_steps: AdamW's steps by family; a family's larger horizon where left out.
         direct: (name, centre, scale) of each number that is searched: where it begins
             and its first standard deviation. A name is that of a direct weight, see
@@ -55,6 +56,12 @@ class DirectSearchConfig:
         seed: of the search.
         validate_every: generations between meta-validations of the centre.
         controller: the controller's shape.
+        worst_weight: weight of the mean over the worst fifth of the families (the
+            conditional value at risk) beside the mean over all of them.
+        families_per_generation: how many families, drawn at random, a generation runs
+            on; 0 for all.
+        workers: processes that share the families; 0 for this process alone. Families
+            stay with their process, which builds and compiles them.
         side_by_side: whether the candidates of a generation run in one program, which
             suits small models; one after the other is faster for large ones.
         start: weights that what is searched is added to, a shipped name or a path; ""
@@ -75,6 +82,9 @@ class DirectSearchConfig:
     seed: int = 0
     validate_every: int = 2
     controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
+    worst_weight: float = 0.5
+    families_per_generation: int = 0
+    workers: int = 0
     side_by_side: bool = True
     start: str = ""
 
@@ -91,6 +101,7 @@ class DirectSearchConfig:
         for name, least in (
             *(("generations", 0), ("seeds", 1)),
             *(("yardstick_seeds", 1), ("validate_every", 1)),
+            *(("families_per_generation", 0), ("workers", 0), ("worst_weight", 0)),
         ):
             if getattr(self, name) < least:
                 raise ValueError(
@@ -116,21 +127,21 @@ class Yardstick:
 
 def direct_search(
     config: DirectSearchConfig,
-    tasks: Mapping[str, Task],
+    make: Callable[[str], Task],
     workdir: str | Path,
     show_progress: bool = True,
     validation: Validation | None = None,
 ) -> MetaResult:
     """Searches, or goes on from the last whole generation in ``workdir``.
 
-    Every generation draws candidates, runs each on every family at every budget and
-    with the same seeds, and scores it by the mean of `against` over families and
-    budgets. A generation's scores are all that is kept: the search is drawn anew from
-    them, to the bit.
+    Every generation draws candidates, runs each on the families at every budget and
+    with the same seeds, and scores it by `against`: the mean over families, and the
+    mean over the worst fifth of them. A generation's scores are all that is kept: the
+    search is drawn anew from them, to the bit.
 
     Args:
         config: settings.
-        tasks: a task for each of ``config.families``.
+        make: builds the task of a family; with ``workers`` it is pickled.
         workdir: scores, yardsticks, logs and the resolved config go there.
         show_progress: whether to show bars.
         validation: judges the centre every few generations and at the end.
@@ -150,8 +161,10 @@ def direct_search(
     )
     weights = _Weights(config)
     # Without generations nothing is judged, so that AdamW need not be measured.
-    judges = (
-        _judges(config, tasks, workdir, show_progress) if config.generations else []
+    families = (
+        _Families(config, make, _yardsticks(config, make, workdir, show_progress))
+        if config.generations
+        else None
     )
     told: list[dict[str, Any]] = _read(workdir / _TOLD)
     log = RunLog(workdir, resume_step=len(told) if told else None)
@@ -171,9 +184,9 @@ def direct_search(
         replayed = generation < len(told)
         row: dict[str, float] = {}
         entry: dict[str, Any]
-        if not replayed:
+        if not replayed and families is not None:
             candidates = [weights.theta(z) for z in (*drawn, centre)]
-            scores, row = _judge_all(judges, candidates, generation)
+            scores, row = families.scores(candidates, generation)
             told.append({"scores": scores, "validation": None})
         entry = told[generation]
         optimizer.tell(list(zip(drawn, entry["scores"][:-1], strict=True)))
@@ -200,6 +213,8 @@ def direct_search(
         bar.update()
     bar.close()
     log.close()
+    if families is not None:
+        families.close()
     return MetaResult(
         best,
         weights.theta(optimizer.mean),
@@ -282,18 +297,107 @@ class _Judge:
         return run(thetas, keys, num_steps)
 
 
-def _judges(
+class _Families:
+    """All families' judges: in this process, or spread over workers."""
+
+    def __init__(
+        self,
+        config: DirectSearchConfig,
+        make: Callable[[str], Task],
+        yardsticks: Mapping[str, Yardstick],
+    ) -> None:
+        self._config = config
+        self._pools: list[concurrent.futures.Executor] = []
+        self._local: dict[str, _Judge] = {}
+        if not config.workers:
+            self._local = {
+                name: _Judge(make(name), config, yardsticks[name], device)
+                for name, device in _places(config.families)
+            }
+        for _ in range(config.workers):
+            # One process a pool, so that a family always meets its compiled program.
+            self._pools.append(
+                concurrent.futures.ProcessPoolExecutor(
+                    1,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_begin_worker,
+                    initargs=(config, make, dict(yardsticks)),
+                )
+            )
+
+    def scores(
+        self, candidates: Sequence[PyTree], generation: int
+    ) -> tuple[list[float], dict[str, float]]:
+        """Score of every candidate, and the last one's on each family."""
+        names = self._drawn(generation)
+        thetas = jax.tree.map(lambda *x: np.stack(x), *candidates)
+        if self._pools:
+            futures = [
+                self._pools[self._home(name)].submit(
+                    _judge_in_worker, name, thetas, generation
+                )
+                for name in names
+            ]
+            found = [future.result() for future in futures]
+        else:
+            keys = _keys(self._config, generation)
+            with concurrent.futures.ThreadPoolExecutor(
+                len(jax.local_devices())
+            ) as pool:
+                found = list(
+                    pool.map(lambda name: self._local[name](thetas, keys), names)
+                )
+        rows = {
+            f"score/{name}": float(scores[-1])
+            for name, scores in zip(names, found, strict=True)
+        }
+        total = over_tasks(np.stack(found), self._config.worst_weight)
+        return [float(x) for x in total], rows
+
+    def _drawn(self, generation: int) -> list[str]:
+        names = list(self._config.families)
+        count = self._config.families_per_generation
+        if not count or count >= len(names):
+            return names
+        rng = np.random.default_rng((self._config.seed, generation))
+        picks = sorted(rng.choice(len(names), count, replace=False))
+        return [names[i] for i in picks]
+
+    def _home(self, name: str) -> int:
+        return self._config.families.index(name) % len(self._pools)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for pool in self._pools:
+            pool.shutdown()
+
+
+_WORKER: dict[str, Any] = {}
+
+
+def _begin_worker(
     config: DirectSearchConfig,
-    tasks: Mapping[str, Task],
-    workdir: Path,
-    show_progress: bool,
-) -> list[_Judge]:
-    """One for each family, against AdamW on it."""
-    yardsticks = _yardsticks(config, tasks, workdir, show_progress)
-    return [
-        _Judge(tasks[name], config, yardsticks[name], device)
-        for name, device in _places(config.families)
-    ]
+    make: Callable[[str], Task],
+    yardsticks: dict[str, Yardstick],
+) -> None:
+    _WORKER.update(config=config, make=make, yardsticks=yardsticks, judges={})
+
+
+def _judge_in_worker(name: str, thetas: PyTree, generation: int) -> np.ndarray:
+    """Scores [candidates] on one family, whose judge is made when first needed."""
+    config, judges = _WORKER["config"], _WORKER["judges"]
+    if name not in judges:
+        judges[name] = _Judge(
+            _WORKER["make"](name),
+            config,
+            _WORKER["yardsticks"][name],
+            jax.local_devices()[0],
+        )
+    return judges[name](thetas, _keys(config, generation))
+
+
+def _keys(config: DirectSearchConfig, generation: int) -> jax.Array:
+    return jax.random.split(jax.random.key(1000 + generation), config.seeds)
 
 
 def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcome]:
@@ -312,25 +416,9 @@ def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcom
     return run_all
 
 
-def _judge_all(
-    judges: Sequence[_Judge], candidates: Sequence[PyTree], generation: int
-) -> tuple[list[float], dict[str, float]]:
-    """Mean score of every candidate, and the last one's on each family."""
-    thetas = jax.tree.map(lambda *x: jnp.stack(x), *candidates)
-    seeds = judges[0]._config.seeds
-    keys = jax.random.split(jax.random.key(1000 + generation), seeds)
-    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
-        found = list(pool.map(lambda judge: judge(thetas, keys), judges))
-    rows = {
-        f"score/{judge.name}": float(scores[-1])
-        for judge, scores in zip(judges, found, strict=True)
-    }
-    return [float(x) for x in np.mean(found, axis=0)], rows
-
-
 def _yardsticks(
     config: DirectSearchConfig,
-    tasks: Mapping[str, Task],
+    make: Callable[[str], Task],
     workdir: Path,
     show_progress: bool,
 ) -> dict[str, Yardstick]:
@@ -343,7 +431,7 @@ def _yardsticks(
 
     def measure(place: tuple[str, jax.Device]) -> tuple[str, dict[str, float]]:
         name, device = place
-        return name, _adamw(tasks[name], config, pairs, device)
+        return name, _adamw(make(name), config, pairs, device)
 
     with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
         for name, reached in tqdm(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 CAP = 4.0
 """Bound on the log ratio to the reference; also what a diverged run scores."""
@@ -49,3 +50,21 @@ def against(
     """
     more = jnp.where(jnp.isfinite(error), error, 1.0) - reference_error
     return priced(relative_score(loss, reference_loss)) + error_weight * priced(more)
+
+
+def over_tasks(scores: np.ndarray, worst_weight: float) -> np.ndarray:
+    """Mean over tasks plus ``worst_weight`` times the mean over the worst fifth.
+
+    The latter is the conditional value at risk (Rockafellar and Uryasev 2000): rules
+    that fail on a few tasks do not make up for it elsewhere.
+
+    Args:
+        scores: float [tasks, ...]; larger is worse.
+        worst_weight: weight of the worst fifth, at least one task.
+
+    >>> over_tasks(np.array([0.0, 0.0, 0.0, 0.0, 1.0]), 0.5).item()
+    0.7
+    """
+    count = max(1, round(len(scores) / 5))
+    worst = np.sort(scores, axis=0)[-count:]
+    return np.mean(scores, axis=0) + worst_weight * np.mean(worst, axis=0)

@@ -10,51 +10,38 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from meta_opt.features.progress import PROGRESS_FEATURES
 from meta_opt.features.statistics import (
-    GROUP_FEATURES,
-    MODEL_FEATURES,
+    SUMMARY_FEATURES,
     TENSOR_FEATURES,
-    TINY,
+    History,
     Statistics,
     UnitTable,
-    group_features,
-    smooth,
+    summary_features,
     tensor_features,
 )
-from meta_opt.optimizers.update_rule import (
-    DIRECTIONS,
-    Controls,
-    hand_designed_controls,
-)
+from meta_opt.optimizers.update_rule import DIRECTIONS, Controls
 from meta_opt.types import PyTree, near_match
 
-_PRODUCTS = (
-    ("large", "loss_low"),
-    ("large", "loss_level"),
-    ("large_adapters", "loss_level"),
-)
-"""Large models, and those with adapters, answer to progress in ways of their own."""
-OVERVIEW_FEATURES = (
-    *(*PROGRESS_FEATURES, *GROUP_FEATURES, *MODEL_FEATURES),
-    *(f"{model}_{feature}" for model, feature in _PRODUCTS),
-)
-"""What describes the run as a whole, in order; the last are products of two."""
+OVERVIEW_FEATURES = (*PROGRESS_FEATURES, *SUMMARY_FEATURES)
+"""What describes the run as a whole, in order."""
+FEATURES = (*TENSOR_FEATURES, *OVERVIEW_FEATURES)
 OUTPUTS = (
     *DIRECTIONS,
-    *("step", "forget_momentum", "forget_second", "weight_decay", "compress"),
+    *("step", "one_minus_b1", "one_minus_b2", "weight_decay", "compress"),
 )
 """What the controller puts out for every tensor, in order."""
 
-
-STRONGEST_PULL = 0.5
-"""Bound on the RMS of weight decay times parameters, in that of a direction.
-
-The largest singular value of a random square matrix is twice that of an orthogonal one
-of the same RMS: beyond a half, the pull could not be resisted.
-"""
+_BOUNDS = {
+    "step": (-3.5, 1.5),
+    "one_minus_b1": (-0.7, 0.7),
+    "one_minus_b2": (-1.0, 1.0),
+    "weight_decay": (-3.0, 1.5),
+}
+"""Least and largest log of what multiplies the hand-designed control."""
+_LEAST_RANGE = 0.1
+"""Added to the width of a feature's range: one that never changed may differ a bit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +59,9 @@ class ControllerConfig:
         iterations: of the orthogonalisation, of small matrices and of large ones, see
             `meta_opt.optimizers.orthogonal`. Few leave a part of the differences
             between singular values, and take less time.
+        feature_range: smallest and largest value of each of `FEATURES` in
+            meta-training. Features are clipped to it, and outputs fade to those of the
+            hand-designed rule as features leave it. Empty: no range.
     """
 
     global_hidden: int = 24
@@ -79,6 +69,7 @@ class ControllerConfig:
     directions: tuple[str, ...] = DIRECTIONS
     orthogonal: bool = True
     iterations: tuple[int, int] = (5, 5)
+    feature_range: tuple[tuple[float, float], ...] = ()
 
     @property
     def mixable(self) -> frozenset[str]:
@@ -100,6 +91,11 @@ class ControllerConfig:
             raise ValueError(
                 f"iterations={self.iterations} must be two numbers from 1, of small "
                 "and of large matrices"
+            )
+        if self.feature_range and len(self.feature_range) != len(FEATURES):
+            raise ValueError(
+                f"feature_range has {len(self.feature_range)} pairs; there are "
+                f"{len(FEATURES)} features"
             )
 
 
@@ -138,7 +134,7 @@ def init_theta(key: jax.Array, config: ControllerConfig | None = None) -> PyTree
     config = config or ControllerConfig()
     first, second = jax.random.split(key)
     context = config.global_hidden
-    read = config.tensor_hidden + context + len(TENSOR_FEATURES + OVERVIEW_FEATURES)
+    read = config.tensor_hidden + context + len(FEATURES)
     return {
         "global": _lstm_init(first, len(OVERVIEW_FEATURES), context),
         "tensor": _lstm_init(
@@ -166,7 +162,7 @@ def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
         ValueError: no such feature or output.
     """
     feature, _, output = name.partition(">")
-    features = TENSOR_FEATURES + OVERVIEW_FEATURES
+    features = FEATURES
     for what, given, known in (
         ("feature", feature, features),
         ("output", output, OUTPUTS),
@@ -206,8 +202,7 @@ def control(
     state: ControllerState,
     stats: Statistics,
     table: UnitTable,
-    past_log_square: jax.Array,
-    peak_log_square: jax.Array,
+    history: History,
     progress: jax.Array,
     base: Controls,
     config: ControllerConfig,
@@ -219,8 +214,7 @@ def control(
         state: the LSTMs' memory.
         stats: this step's sums, [N] each.
         table: constants of the units.
-        past_log_square: float32 [N], usual log mean square of each gradient.
-        peak_log_square: float32 [N], the largest that it has been.
+        history: what is remembered of the units.
         progress: float32 [`PROGRESS_FEATURES`] from `progress_features`.
         base: controls of the hand-designed rule, which the outputs modify.
         config: the controller's shape and directions.
@@ -228,13 +222,9 @@ def control(
     Returns:
         Controls, and the new memory.
     """
-    tensors = tensor_features(stats, table, past_log_square, peak_log_square)
-    models, features = zip(*_PRODUCTS, strict=True)
-    model = table.model[np.array([MODEL_FEATURES.index(m) for m in models])]
-    again = jnp.stack([progress[PROGRESS_FEATURES.index(f)] for f in features])
-    overview = jnp.concatenate(
-        [progress, group_features(stats, table), table.model, model * again]
-    )
+    tensors = tensor_features(stats, table, history)
+    overview = jnp.concatenate([progress, summary_features(stats, table, history)])
+    tensors, overview, trust = _within_range(tensors, overview, config)
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell
     )
@@ -252,15 +242,34 @@ def control(
     )
     read = jnp.concatenate([tensor_hidden, context, tensors, each(overview)], axis=1)
     output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
-    controls = _modify(base, output, jnp.asarray(table.matrix), config)
-    size = jnp.sqrt(smooth(stats.param_square / table.size) + TINY)
-    # Where there is no gradient, nothing speaks for more than the usual decay.
-    bound = jnp.where(stats.grad_square > 0, STRONGEST_PULL / size, 0.0)
-    bound = jnp.maximum(base.weight_decay, bound)
-    controls = controls._replace(weight_decay=jnp.minimum(controls.weight_decay, bound))
+    controls = _modify(base, trust[:, None] * output, jnp.asarray(table.matrix), config)
     return controls, ControllerState(
         global_hidden, global_cell, tensor_hidden, tensor_cell
     )
+
+
+def _within_range(
+    tensors: jax.Array, overview: jax.Array, config: ControllerConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Features clipped to the range of meta-training, and a trust in (0, 1] [N].
+
+    Trust is ``exp(-distance)``, the distance being the sum over features of how far
+    each lies outside, in widths of its range.
+    """
+    if not config.feature_range:
+        return tensors, overview, jnp.ones(tensors.shape[0], jnp.float32)
+    low, high = jnp.asarray(config.feature_range, jnp.float32).T
+    width = high - low + _LEAST_RANGE
+
+    def outside(x: jax.Array, at: slice) -> tuple[jax.Array, jax.Array]:
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        least, most = low[at].reshape(shape), high[at].reshape(shape)
+        inside = jnp.clip(x, least, most)
+        return inside, jnp.sum(jnp.abs(x - inside) / width[at].reshape(shape), axis=-1)
+
+    tensors, apart = outside(tensors, slice(0, len(TENSOR_FEATURES)))
+    overview, together = outside(overview, slice(len(TENSOR_FEATURES), None))
+    return tensors, overview, jnp.exp(-(apart + together))
 
 
 def _modify(
@@ -272,30 +281,26 @@ def _modify(
     usable = allowed[None] * jnp.stack(
         [matrix * config.orthogonal, *[jnp.ones_like(matrix)] * (k - 1)], axis=1
     )
-    weights = base.weights + usable * output[:, :k]
+    weights = base.weights + usable * jnp.tanh(output[:, :k])
     # A convex mixture up to signs: no larger than its largest direction.
     weights = weights / jnp.maximum(
         jnp.sum(jnp.abs(weights), axis=1, keepdims=True), 1e-3
     )
-    step, momentum, second, decay, compress = jnp.split(output[:, k:], 5, axis=1)
 
-    def grown(x: jax.Array, by: jax.Array, low: float, high: float) -> jax.Array:
-        return x * jnp.exp(jnp.clip(by[:, 0], low, high))
+    def grown(x: jax.Array, name: str) -> jax.Array:
+        low, high = _BOUNDS[name]
+        by = output[:, OUTPUTS.index(name)]
+        # Of slope one at zero, and never beyond the bounds.
+        return x * jnp.exp(
+            jnp.where(by > 0, high, low) * jnp.tanh(by / jnp.where(by > 0, high, low))
+        )
 
     return Controls(
-        # Stopping must be possible; adapters want twenty times the usual step.
-        step=grown(base.step, step, -6.0, 3.5),
+        step=grown(base.step, "step"),
         weights=weights,
-        forget_momentum=grown(base.forget_momentum, momentum, -1.6, 1.6),
-        forget_second=grown(base.forget_second, second, -2.3, 2.3),
-        weight_decay=grown(base.weight_decay, decay, -2.3, 4.5),
-        compress=base.compress + jnp.clip(compress[:, 0], 0.0, 1.0),
+        one_minus_b1=grown(base.one_minus_b1, "one_minus_b1"),
+        one_minus_b2=grown(base.one_minus_b2, "one_minus_b2"),
+        weight_decay=grown(base.weight_decay, "weight_decay"),
+        compress=base.compress
+        + jnp.clip(output[:, OUTPUTS.index("compress")], 0.0, 1.0),
     )
-
-
-def hand_designed_base(matrix: jax.Array, config: ControllerConfig) -> Controls:
-    """Hand-designed controls, with ``adam`` for matrices if orthogonal is off."""
-    base = hand_designed_controls(matrix)
-    if config.orthogonal:
-        return base
-    return base._replace(weights=hand_designed_controls(0.0 * matrix).weights)

@@ -13,7 +13,7 @@ from meta_opt.optimizers.update_rule import DIRECTIONS, Controls
 DECISIONS = (
     "step",
     *DIRECTIONS,
-    *("forget_momentum", "forget_second", "weight_decay", "compress"),
+    *("one_minus_b1", "one_minus_b2", "weight_decay", "compress"),
 )
 """Names of what is decided: see `meta_opt.optimizers.update_rule.Controls`.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_opt.features.statistics import Statistics
+from meta_opt.features.statistics import Statistics, structure
 from meta_opt.mesh_axes import automatic_axes
 from meta_opt.optimizers.grouping import Group, is_explicit, replicated
 from meta_opt.optimizers.second_moment import (
@@ -19,6 +19,22 @@ from meta_opt.optimizers.update_rule import GroupArrays
 
 _PARAM_EVERY = 8
 """Steps between measurements of the parameters' size."""
+
+
+def initial_structure(group: Group, params: Sequence[jax.Array]) -> jax.Array:
+    """`structure` of each unit of a group of matrices: float32 [U].
+
+    Args:
+        group: the group.
+        params: its chunks [u, *shape], as training begins with them.
+    """
+    found = []
+    for chunk in params:
+        square = jnp.square(chunk.astype(jnp.float32))
+        row = jnp.mean(square, axis=group.column_axes).reshape(len(chunk), -1)
+        column = jnp.mean(square, axis=group.row_axes).reshape(len(chunk), -1)
+        found.append(structure(replicated(row), replicated(column)))
+    return joined(found)
 
 
 def measure_gradients(

@@ -1,6 +1,6 @@
 """The safeguard: skips broken steps, falls back when the loss keeps rising.
 
-It costs a few dozen scalar operations a step. Three layers:
+It costs a few dozen scalar operations a step. Four layers:
 
 1. A step whose gradient or loss is not finite, or whose gradient is a thousand times
    its usual size, is skipped: no update, no statistics. It is counted. A new size that
@@ -14,7 +14,9 @@ It costs a few dozen scalar operations a step. Three layers:
    hand-designed rule; both recover when the loss does. A loss that jumps within one
    step, as when the data change, is no such rise: what is to be learned anew needs the
    whole step, and the watch begins anew at the new level.
-3. Where the gradient has fallen to less than a hundred thousandth of its peak, the step
+3. Within the first tenth of the run, a loss well above its start (a quarter and four
+   times its noise) ends the controller's part in the run: at once, and for good.
+4. Where the gradient has fallen to less than a hundred thousandth of its peak, the step
    shrinks with it. Directions are normalised, so without this a loss that has become
    zero or constant would be run away from at full speed.
 """
@@ -38,6 +40,12 @@ _JUMP = 10.0
 """Rise within a step, in average deviations, that is taken for a change of the data."""
 _PATIENCE = 20
 _CALM = 0.98
+_EARLY = 0.1
+"""Share of the run in which a loss above its start ends the controller's part."""
+_START = 3
+"""Losses whose mean is the start."""
+_ABOVE_START = 0.25
+_RECENT_RATE = 0.3
 
 
 class GuardState(NamedTuple):
@@ -45,14 +53,18 @@ class GuardState(NamedTuple):
 
     Attributes:
         skipped: int32, steps skipped so far.
-        in_a_row: int32, exploding steps skipped without a break.
+        consecutive_skips: int32, exploding steps skipped without a break.
         seen: int32, finite gradients seen.
         log_rms: float32, moving average of the log gradient RMS.
         peak: float32, its largest value.
-        faint: float32, factor on the step for a gradient that has vanished, in (0, 1].
+        vanishing_scale: float32, factor on the step for a gradient that has vanished,
+            in (0, 1].
         loss: float32, moving average of the loss.
         deviation: float32, moving average of its distance from that average.
         losses: int32, losses seen since the watch began or began anew.
+        start: float32, mean of the first losses.
+        recent: float32, fast average of the loss.
+        diverged: float32, 1 once the loss was well above its start early in the run.
         best: float32, lowest average.
         rising: int32, steps in a row above the best by the margin.
         shrink: float32, factor on the step, in (0, 1].
@@ -60,14 +72,17 @@ class GuardState(NamedTuple):
     """
 
     skipped: jax.Array
-    in_a_row: jax.Array
+    consecutive_skips: jax.Array
     seen: jax.Array
     log_rms: jax.Array
     peak: jax.Array
-    faint: jax.Array
+    vanishing_scale: jax.Array
     loss: jax.Array
     deviation: jax.Array
     losses: jax.Array
+    start: jax.Array
+    recent: jax.Array
+    diverged: jax.Array
     best: jax.Array
     rising: jax.Array
     shrink: jax.Array
@@ -77,17 +92,21 @@ class GuardState(NamedTuple):
 def init_guard() -> GuardState:
     """The state before the first step."""
     # Arrays of their own: a donated state may not hold one buffer twice.
-    whole = {"skipped", "in_a_row", "seen", "losses", "rising"}
+    whole = {"skipped", "consecutive_skips", "seen", "losses", "rising"}
     state = {
         name: jnp.zeros((), jnp.int32 if name in whole else jnp.float32)
         for name in GuardState._fields
     }
-    ones = {name: jnp.ones((), jnp.float32) for name in ("shrink", "faint")}
+    ones = {name: jnp.ones((), jnp.float32) for name in ("shrink", "vanishing_scale")}
     return GuardState(**{**state, **ones})
 
 
 def guard_step(
-    state: GuardState, grad_rms: jax.Array, value: jax.typing.ArrayLike | None
+    state: GuardState,
+    grad_rms: jax.Array,
+    value: jax.typing.ArrayLike | None,
+    count: jax.Array,
+    num_steps: jax.Array | int,
 ) -> tuple[jax.Array, GuardState]:
     """Judges one step.
 
@@ -95,6 +114,8 @@ def guard_step(
         state: memory so far.
         grad_rms: float32 [], RMS of the whole gradient.
         value: float [] loss of this step, or None.
+        count: int32 [], steps done before this one.
+        num_steps: length of the run.
 
     Returns:
         Whether to take the step (bool []), and the new memory.
@@ -107,7 +128,7 @@ def guard_step(
     jump = log_rms - state.log_rms
     exploding = finite & (state.seen >= _FIRST) & (jump > _EXPLODING)
     exploding &= log_rms > state.peak
-    accepted = exploding & (state.in_a_row >= _ACCEPT_AFTER)
+    accepted = exploding & (state.consecutive_skips >= _ACCEPT_AFTER)
     ok = finite & (~exploding | accepted)
 
     # At first the plain mean of all, which one explosion among them does not spoil;
@@ -122,20 +143,36 @@ def guard_step(
     depth = jnp.maximum(log_rms, average) - peak + _VANISHED
     new = state._replace(
         skipped=state.skipped + (~ok).astype(jnp.int32),
-        in_a_row=jnp.where(exploding & ~accepted, state.in_a_row + 1, 0),
+        consecutive_skips=jnp.where(
+            exploding & ~accepted, state.consecutive_skips + 1, 0
+        ),
         seen=state.seen + counts.astype(jnp.int32),
         log_rms=average,
         peak=peak,
         # No slope: that of the log of next to nothing is no use to meta-gradients.
-        faint=jax.lax.stop_gradient(jnp.exp(jnp.minimum(0.0, depth))),
+        vanishing_scale=jax.lax.stop_gradient(jnp.exp(jnp.minimum(0.0, depth))),
     )
     if value is None:
         return ok, new
-    return ok, jax.tree.map(lambda a, b: jnp.where(ok, a, b), _watch(new, value), new)
+    early = count < jnp.maximum(_EARLY * num_steps, _SETTLE)
+    watched = _watch(new, value, early)
+    return ok, jax.tree.map(lambda a, b: jnp.where(ok, a, b), watched, new)
 
 
-def _watch(state: GuardState, value: jax.Array) -> GuardState:
-    """Follows the loss; acts on a sustained rise."""
+def _watch(state: GuardState, value: jax.Array, early: jax.Array) -> GuardState:
+    """Follows the loss; acts on a sustained rise, and on an early one at once."""
+    beginning = early & (state.losses < _START)
+    start = jnp.where(
+        beginning,
+        state.start + (value - state.start) / (1.0 + state.losses),
+        state.start,
+    )
+    recent = jnp.where(
+        beginning, start, state.recent + _RECENT_RATE * (value - state.recent)
+    )
+    above_start = recent - start - _NOISE_MARGIN * state.deviation
+    risen = early & ~beginning & (above_start > _ABOVE_START * jnp.abs(start))
+    diverged = jnp.maximum(state.diverged, risen.astype(jnp.float32))
     # Steps are bounded: a loss that jumps in one of them is the data's doing.
     jumped = (state.losses >= 2 * _SETTLE) & (
         value - state.loss > _JUMP * state.deviation + 1e-2 * jnp.abs(state.loss)
@@ -159,12 +196,18 @@ def _watch(state: GuardState, value: jax.Array) -> GuardState:
         loss=loss,
         deviation=deviation,
         losses=losses + 1,
+        start=start,
+        recent=recent,
+        diverged=diverged,
         best=jnp.where(act, loss, best),
         rising=jnp.where(act, 0, rising),
         shrink=jnp.where(
             act, 0.5 * state.shrink, jnp.where(above, state.shrink, recovered)
         ),
-        fallback=jnp.where(
-            act, 1.0, jnp.where(above, state.fallback, _CALM * state.fallback)
+        fallback=jnp.maximum(
+            diverged,
+            jnp.where(
+                act, 1.0, jnp.where(above, state.fallback, _CALM * state.fallback)
+            ),
         ),
     )

@@ -20,7 +20,9 @@ from meta_opt.features.progress import (
 )
 from meta_opt.features.statistics import (
     TINY,
+    History,
     UnitTable,
+    cosine,
     grad_rms,
     smooth,
     unit_table,
@@ -30,7 +32,6 @@ from meta_opt.optimizers.controller import (
     ControllerConfig,
     ControllerState,
     control,
-    hand_designed_base,
     init_controller,
 )
 from meta_opt.optimizers.decisions import group_decisions
@@ -38,9 +39,14 @@ from meta_opt.optimizers.grouping import (
     Group,
     first_units,
     group_leaves,
+    replicated,
     sharded_like,
 )
-from meta_opt.optimizers.measuring import gather_statistics, measure_gradients
+from meta_opt.optimizers.measuring import (
+    gather_statistics,
+    initial_structure,
+    measure_gradients,
+)
 from meta_opt.optimizers.safeguard import GuardState, guard_step, init_guard
 from meta_opt.optimizers.second_moment import (
     init_second,
@@ -49,15 +55,19 @@ from meta_opt.optimizers.second_moment import (
 )
 from meta_opt.optimizers.skipping import unless_skipped
 from meta_opt.optimizers.update_rule import (
+    TOTAL_DECAY,
     GroupArrays,
     apply_rule,
+    hand_designed_controls,
     next_momentum_square,
     scheduled_step,
 )
 from meta_opt.types import PyTree
 
-_USUAL_RATE = 0.05
+_GRADIENT_RATE = 0.05
 """Rate of the average of log mean square gradients."""
+_ALIGNMENT_RATE = 0.1
+"""Rate of the average cosine of gradient and momentum."""
 _NOTHING = -46.0
 """Log mean square below which a gradient counts as none (RMS 1e-10)."""
 
@@ -71,8 +81,7 @@ class OptimizerState(NamedTuple):
         second: second moments where a direction needs them: `Factored` for rank >= 2,
             a full array for rank 0 and 1, None where there is none. Float32.
         slots: int32 [], index of each leaf's first unit, see `grouping`; constant.
-        usual: float32 [N], average log mean square gradient of each unit.
-        peak: float32 [N], the largest that average has been.
+        history: what is remembered of each unit, [N] each.
         momentum_square: float32 [N], sum of squares of each unit's momentum.
         param_square: float32 [N], sum of squares of each unit's parameters, renewed
             every few steps.
@@ -86,8 +95,7 @@ class OptimizerState(NamedTuple):
     momentum: PyTree
     second: PyTree
     slots: PyTree
-    usual: jax.Array
-    peak: jax.Array
+    history: History
     momentum_square: jax.Array
     param_square: jax.Array
     guard: GuardState
@@ -176,15 +184,17 @@ def controlled(
             slots=treedef.unflatten(
                 [jnp.int32(i) for i in first_units(known.groups, len(leaves))]
             ),
-            usual=jnp.zeros(units, jnp.float32),
-            peak=jnp.zeros(units, jnp.float32),
+            history=_begin(known, leaves),
             momentum_square=jnp.zeros(units, jnp.float32),
             param_square=jnp.zeros(units, jnp.float32),
             guard=init_guard(),
             progress=init_progress() if learned else None,
             controller=init_controller(config, units) if learned else None,
             decisions=group_decisions(
-                hand_designed_base(jnp.asarray(known.table.matrix), config), known.table
+                hand_designed_controls(
+                    known.table, _no_history(units), config.orthogonal
+                ),
+                known.table,
             ),
         )
 
@@ -254,15 +264,16 @@ def controlled(
         guard = state.guard
         ok = state.count >= 0
         if safeguard:
-            ok, guard = guard_step(guard, rms, value)
+            ok, guard = guard_step(guard, rms, value, state.count, num_steps)
 
         log_square = jnp.log(smooth(stats.grad_square / known.table.size) + TINY)
-        first = state.guard.seen == 0 if safeguard else state.count == 0
-        # A tensor without gradient so far (a LoRA A before its B moves) has no past.
-        first = first | (state.usual < _NOTHING)
-        past = jnp.where(first, log_square, state.usual)
-        peak = jnp.where(first, log_square, jnp.maximum(state.peak, past))
-        base = hand_designed_base(jnp.asarray(known.table.matrix), config)
+        history = _seen(
+            state.history,
+            log_square,
+            cosine(stats) if learned else jnp.zeros_like(log_square),
+            state.guard.seen == 0 if safeguard else state.count == 0,
+        )
+        base = hand_designed_controls(known.table, history, config.orthogonal)
         progress, memory = state.progress, state.controller
         controls = base
         if progress is not None and memory is not None:
@@ -274,8 +285,7 @@ def controlled(
                 memory,
                 stats,
                 known.table,
-                past,
-                peak,
+                history,
                 progress_features(progress, state.count, num_steps, epochs),
                 base,
                 config,
@@ -284,11 +294,21 @@ def controlled(
                 lambda a, b: a + guard.fallback * (b - a), controls, base
             )
         decided = group_decisions(controls, known.table)
-        size = scheduled_step(state.count, num_steps) * guard.shrink * guard.faint
-        controls = controls._replace(step=controls.step * size)
+        size = (
+            scheduled_step(state.count, num_steps)
+            * guard.shrink
+            * guard.vanishing_scale
+        )
+        step_size = controls.step * size
+        allowed = jnp.maximum(TOTAL_DECAY - history.decayed, 0.0)
+        decay = jnp.minimum(controls.weight_decay * step_size, allowed)
+        controls = controls._replace(
+            step=step_size,
+            weight_decay=decay / jnp.maximum(step_size, TINY),
+        )
 
         # Gradients above their usual size are compressed towards it.
-        excess = jnp.maximum(0.5 * (log_square - past), 0.0)
+        excess = jnp.maximum(0.5 * (log_square - history.log_grad_sq_ema), 0.0)
         scale = jnp.exp(-controls.compress * excess) if learned else None
         momentum_square = next_momentum_square(
             controls, 1.0 if scale is None else scale, stats
@@ -321,14 +341,18 @@ def controlled(
         def keep(new: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
-        usual = past + _USUAL_RATE * (log_square - past)
+        past = history.log_grad_sq_ema
+        history = history._replace(
+            log_grad_sq_ema=past + _GRADIENT_RATE * (log_square - past),
+            path=history.path + step_size,
+            decayed=history.decayed + decay,
+        )
         new_state = OptimizerState(
             count=optax.safe_increment(state.count),
             momentum=treedef.unflatten(new_momenta),
             second=treedef.unflatten(new_seconds),
             slots=state.slots,
-            usual=keep(usual, state.usual),
-            peak=keep(peak, state.peak),
+            history=keep(history, state.history),
             momentum_square=keep(momentum_square, state.momentum_square),
             param_square=stats.param_square,
             guard=guard,
@@ -339,6 +363,40 @@ def controlled(
         return treedef.unflatten(new_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _no_history(units: int) -> History:
+    # Arrays of their own: a donated state may not hold one buffer twice.
+    return History(*(jnp.zeros(units, jnp.float32) for _ in History._fields))
+
+
+def _begin(known: _Plan, params: Sequence[jax.Array]) -> History:
+    """History before the first step: the structure of what training begins with."""
+    parts = [
+        initial_structure(group, group.pack(params))
+        if group.first.is_matrix
+        else jnp.zeros(group.units, jnp.float32)
+        for group in known.groups
+    ]
+    found = jnp.concatenate([jnp.zeros(0, jnp.float32), *map(replicated, parts)])
+    return _no_history(len(known.table.size))._replace(structure=found)
+
+
+def _seen(
+    history: History, log_square: jax.Array, cosines: jax.Array, first: jax.Array
+) -> History:
+    """History with this step's gradients, before the average of their size moves."""
+    # A tensor without gradient so far (a LoRA A before its B moves) has no past.
+    first = first | (history.log_grad_sq_ema < _NOTHING)
+    past = jnp.where(first, log_square, history.log_grad_sq_ema)
+    aligned = history.alignment_ema
+    return history._replace(
+        log_grad_sq_ema=past,
+        log_grad_sq_max=jnp.where(
+            first, log_square, jnp.maximum(history.log_grad_sq_max, past)
+        ),
+        alignment_ema=aligned + _ALIGNMENT_RATE * (cosines - aligned),
+    )
 
 
 def _check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:

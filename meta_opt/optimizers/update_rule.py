@@ -24,7 +24,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from meta_opt.features.statistics import TINY, Statistics, smooth
+from meta_opt.features.statistics import (
+    TINY,
+    History,
+    Statistics,
+    UnitTable,
+    smooth,
+)
 from meta_opt.optimizers.grouping import (
     Group,
     is_explicit,
@@ -39,10 +45,12 @@ DIRECTIONS = ("orthogonal", "adam", "sign", "momentum")
 RMS_STEP = 2e-3
 WARMUP_FRACTION = 0.05
 WEIGHT_DECAY = 0.05
-FORGET_MOMENTUM = 0.05
+ONE_MINUS_B1 = 0.05
 """One minus the decay rate of the momentum."""
-FORGET_SECOND = 0.01
+ONE_MINUS_B2 = 0.01
 """One minus the decay rate of the second moment."""
+TOTAL_DECAY = 0.25
+"""Bound on the sum of step times weight decay over a run: what a kernel may lose."""
 _CANCELLED = 2.0**-6
 """Floor of the momentum's mean square, relative to its terms without cancellation."""
 
@@ -53,8 +61,8 @@ class Controls(NamedTuple):
     Attributes:
         step: [N], multiplier of the scheduled RMS step.
         weights: [N, K], mixture weights of the directions in `DIRECTIONS`.
-        forget_momentum: [N], one minus the momentum's decay rate.
-        forget_second: [N], one minus the second moment's decay rate.
+        one_minus_b1: [N], one minus the momentum's decay rate.
+        one_minus_b2: [N], one minus the second moment's decay rate.
         weight_decay: [N], decoupled decay, multiplied by the step.
         compress: [N] in [0, 1], how far gradients above their usual size are shrunk
             to it (0: not at all, 1: clipped).
@@ -62,28 +70,34 @@ class Controls(NamedTuple):
 
     step: jax.Array
     weights: jax.Array
-    forget_momentum: jax.Array
-    forget_second: jax.Array
+    one_minus_b1: jax.Array
+    one_minus_b2: jax.Array
     weight_decay: jax.Array
     compress: jax.Array
 
 
-def hand_designed_controls(matrix: jax.Array) -> Controls:
+def hand_designed_controls(
+    table: UnitTable, history: History, orthogonal: bool = True
+) -> Controls:
     """Controls of the hand-designed rule.
 
     Args:
-        matrix: float32 [N], 1 where the unit is a matrix.
+        table: constants of the N units.
+        history: what is remembered of them.
+        orthogonal: False uses Adam's direction for matrices too.
 
     Returns:
         Orthogonalised momentum and weight decay for matrices, Adam for the rest.
     """
+    matrix = jnp.asarray(table.matrix)
     one = jnp.ones_like(matrix)
     zero = jnp.zeros_like(matrix)
+    mixed = matrix if orthogonal else zero
     return Controls(
         step=one,
-        weights=jnp.stack([matrix, 1.0 - matrix, zero, zero], axis=1),
-        forget_momentum=FORGET_MOMENTUM * one,
-        forget_second=FORGET_SECOND * one,
+        weights=jnp.stack([mixed, 1.0 - mixed, zero, zero], axis=1),
+        one_minus_b1=ONE_MINUS_B1 * one,
+        one_minus_b2=ONE_MINUS_B2 * one,
         weight_decay=WEIGHT_DECAY * matrix,
         compress=zero,
     )
@@ -142,8 +156,8 @@ def next_momentum_square(
     controls: Controls, scale: jax.Array | float, stats: Statistics
 ) -> jax.Array:
     """Sum of squares of the new momentum [N], without another pass over it."""
-    keep = 1.0 - controls.forget_momentum
-    take = controls.forget_momentum * scale
+    keep = 1.0 - controls.one_minus_b1
+    take = controls.one_minus_b1 * scale
     apart = (
         jnp.square(keep) * stats.momentum_square + jnp.square(take) * stats.grad_square
     )
@@ -184,8 +198,8 @@ def apply_rule(
     Returns:
         For each group its updates, new momenta and new second moment.
     """
-    keep = 1.0 - controls.forget_momentum
-    take = controls.forget_momentum
+    keep = 1.0 - controls.one_minus_b1
+    take = controls.one_minus_b1
     if scale is not None:
         take = take * scale
     weight = dict(zip(DIRECTIONS, jnp.moveaxis(controls.weights, 1, 0), strict=True))
@@ -204,7 +218,7 @@ def apply_rule(
         second = array.second
         factors: tuple[jax.Array, ...] = ()
         if second is not None:
-            forget = group.select(controls.forget_second)
+            forget = group.select(controls.one_minus_b2)
             square = None if scale is None else jnp.square(group.select(scale))
             second = accumulate(second, means[i], square, forget)
             if "adam" in mixable or not orthogonalised[i]:

@@ -29,6 +29,7 @@ from meta_opt.tasks.models import (
     text_tower,
     video_tower,
 )
+from meta_opt.tasks.pretrained_layers import LAYER_FAMILIES
 from meta_opt.tasks.sources import LENGTH, LETTERS, WORDS, NumpyArrays, Parts
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.types import PyTree, near_match
@@ -548,5 +549,6 @@ FAMILIES: dict[str, Builder] = {
     "tuxpaint_writer_lora": _tuxpaint_writer_lora,
     "tuxpaint_head": _tuxpaint_head,
     "animated_video": _animated_video,
+    **LAYER_FAMILIES,
     **ENCODER_FAMILIES,
 }

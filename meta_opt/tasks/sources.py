@@ -221,3 +221,70 @@ def animated_emoji(data_dir: str | None, size: int = 16) -> Parts:
         }
 
     return _parts(read)
+
+
+ENCODER_DATASET = {"minilm": "emoji", "whisper": "klettres", "efficientnet": "emoji"}
+"""Data that each encoder's last layer is trained on in meta-training."""
+_MODALITY = {"minilm": "text", "whisper": "audio", "efficientnet": "image"}
+
+
+@functools.cache
+def encoder_layer(
+    encoder: str, data_dir: str | None
+) -> tuple[Parts, dict[str, np.ndarray]]:
+    """What the layers below an encoder's last give, and the weights of that layer.
+
+    Args:
+        encoder: a name in `ENCODER_DATASET`.
+        data_dir: where prepared datasets and encoders are; None for the default.
+
+    Returns:
+        Arrays ``x``, ``real`` (of sequences) and ``label``; weights by dotted name,
+        kernels ``[out, in]``.
+    """
+    from flax import nnx
+
+    from meta_opt.tasks.multimodal_inputs import InputsConfig, read_inputs
+
+    task = {"emoji": "emoji_pictures", "klettres": "klettres_language"}
+    inputs = read_inputs(
+        InputsConfig(
+            task[ENCODER_DATASET[encoder]],
+            data_dir or "",
+            most=600,
+            text_length=8,
+            trained={"image": 1, "text": 1, "audio": 1},
+            pool={"audio": 4},
+        )
+    )
+    modality = _MODALITY[encoder]
+    state = nnx.to_flat_state(nnx.state(inputs.encoders[modality]))
+    weights = {}
+    for path, variable in state:
+        name, value = "/".join(map(str, path)), np.asarray(variable[...])
+        if name.startswith("layers/"):
+            name, value = name.removeprefix("layers/"), value[0]
+        weights[_dotted(name)] = value.T if value.ndim == 2 else value
+
+    def read(split: str) -> NumpyArrays:
+        arrays = inputs.splits[split]
+        found = {"label": np.asarray(arrays["label"], np.int32)}
+        if isinstance(arrays[modality], tuple):
+            x, real = arrays[modality]
+            return {**found, "x": x.astype(np.float32), "real": real}
+        return {**found, "x": arrays[modality].astype(np.float32)}
+
+    return _parts(read), weights
+
+
+def _dotted(path: str) -> str:
+    """``attention/query/kernel`` to ``query.weight``, ``expand/norm`` to expand_bn."""
+    parts = path.removeprefix("blocks/0/").split("/")
+    if parts[:2] == ["depthwise", "conv"]:
+        return "depthwise"
+    leaf = {"kernel": "weight", "scale": "weight"}.get(parts[-1], parts[-1])
+    if parts[0] in ("attention", "mlp"):
+        return f"{parts[1]}.{leaf}"
+    if len(parts) == 3:
+        return f"{parts[0]}.{leaf}" if parts[1] == "conv" else f"{parts[0]}_bn.{leaf}"
+    return f"{parts[0]}.{leaf}"
