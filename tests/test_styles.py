@@ -34,15 +34,9 @@ from meta_opt.tasks.task import count_of, rows_of
 # One of each kind of model and of adaptation; the others are compiled in slow tests.
 QUICK = {
     "style_wine_mlp",
-    "style_diabetes_residual",
-    "style_digits_gru",
-    "style_glyphs_conv",
-    "style_glyphs_vit_lora",
     "style_photos_denoise",
+    "style_glyphs_head",
     "style_cldr_bag",
-    "style_cldr_recurrence",
-    "style_descriptions_llama",
-    "style_emoji_pairs_lora",
 }
 
 
@@ -76,9 +70,9 @@ def test_family_starts_as_expected_and_trains(family):
     assert (task.name, SPLIT_OF_DATASET[task.dataset]) == (family, "train")
     size = count_of(task.splits.train)
     assert size > 0 and all(count_of(part) > 0 for part in task.splits)
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     loss, error = jax.jit(task.loss)(params, task.splits.validation)
-    assert jnp.isfinite(loss) and 0 <= error <= 1
+    assert np.isfinite(loss) and 0 <= error <= 1
     if config.goal.kind == "classify" and config.style.gain == 1:
         classes = int(task.splits.train["label"].max()) + 1
         # Random features of some size add to the loss of a uniform guess.
@@ -102,25 +96,28 @@ def test_family_starts_as_expected_and_trains(family):
         start = (params, tx.init(params), jnp.zeros(30))
         return jax.lax.fori_loop(0, 30, step, start)[2]
 
-    losses = train(params)
-    assert jnp.all(jnp.isfinite(losses))
-    assert jnp.mean(losses[-5:]) < jnp.mean(losses[:3])
+    losses = np.asarray(train(params))
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < losses[:3].mean()
 
 
-@pytest.mark.parametrize("family", ["style_wine_mlp", "style_glyphs_vit_lora"])
+@pytest.mark.parametrize("family", ["style_wine_mlp", "style_glyphs_head"])
 def test_family_is_deterministic_and_its_parts_share_no_example(family):
     one, two = make_task(family), make_task(family)
     jax.tree.map(np.testing.assert_array_equal, one.splits, two.splits)
-    params = [task.init(jax.random.key(3)) for task in (one, two)]
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, *params))
-    field = STYLE_FAMILIES[family].body.field
-    rows = [{x.tobytes() for x in np.asarray(part[field])} for part in one.splits]
+    params = [jax.jit(task.init)(jax.random.key(3)) for task in (one, two)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    rows = [{x.tobytes() for x in np.asarray(part["feature"])} for part in one.splits]
     assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
 
 
 def transposed(tree):
     swap = {2: (1, 0), 4: (3, 2, 0, 1)}
-    return jax.tree.map(lambda x: x.transpose(swap.get(x.ndim, range(x.ndim))), tree)
+
+    def stored_otherwise(x):
+        return np.asarray(x).transpose(swap.get(x.ndim, range(x.ndim)))
+
+    return jax.tree.map(stored_otherwise, tree)
 
 
 BODIES = {
@@ -138,16 +135,16 @@ BODIES = {
 def test_layouts_are_transposes_of_each_other(body):
     plain = Style(positions="none", embedding_std=0.1)
     other = dataclasses.replace(plain, out_in=True)
-    arrays = {"image": jax.random.normal(jax.random.key(0), (3, 8, 8, 2))}
+    arrays = {"image": np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype("f")}
     one, two = (build_encoder(style, body, arrays) for style in (plain, other))
-    params = one.init(jax.random.key(1))
-    own = two.init(jax.random.key(1))
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, transposed(params), own))
-    np.testing.assert_allclose(
-        one.pool(one.tokens(params, arrays, None), arrays),
-        two.pool(two.tokens(own, arrays, None), arrays),
-        atol=1e-5,
-    )
+    params = jax.jit(one.init)(jax.random.key(1))
+    own = jax.jit(two.init)(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, transposed(params), own)
+    outputs = [
+        jax.jit(lambda p, net=net: net.pool(net.tokens(p, arrays, None), arrays))(p)
+        for net, p in ((one, params), (two, own))
+    ]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
 def test_kernels_are_stored_as_the_style_says():
@@ -198,13 +195,13 @@ def test_initialisers_have_their_deviation(init, deviation):
 
 
 def images_and_labels(classes):
-    key = jax.random.key(0)
-    image = jax.random.normal(key, (12, 8, 8, 1))
-    return {"image": image, "label": jnp.arange(12) % classes}
+    image = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype(np.float32)
+    return {"image": image, "label": np.arange(12) % classes}
 
 
-@pytest.mark.parametrize("out_in", [False, True])
-@pytest.mark.parametrize("factors_transposed", [False, True])
+@pytest.mark.parametrize(
+    ("out_in", "factors_transposed"), [(False, False), (True, True), (True, False)]
+)
 def test_lora_is_the_identity_at_the_start_and_trains_only_factors(
     out_in, factors_transposed
 ):
@@ -212,25 +209,26 @@ def test_lora_is_the_identity_at_the_start_and_trains_only_factors(
     arrays = images_and_labels(3)
     body = Body("transformer", widths=(8, 8))
     model = build_model(style, body, Goal(), 3, arrays)
-    start = model.init(jax.random.key(0))
+    start = jax.jit(model.init)(jax.random.key(0))
     low_rank = LowRank(r"\.(qkv|up)\.w$", 2, transposed=factors_transposed)
     adapted = adapt(model, start, style, "^$", low_rank=low_rank)
-    params = adapted.init(jax.random.key(1))
+    params = jax.jit(adapted.init)(jax.random.key(1))
+    loss, own_loss = jax.jit(model.loss), jax.jit(adapted.loss)
     np.testing.assert_allclose(
-        adapted.loss(params, arrays)[0], model.loss(start, arrays)[0], rtol=1e-6
+        own_loss(params, arrays)[0], loss(start, arrays)[0], rtol=1e-6
     )
     blocks = params["body"]["h"]
     assert len(jax.tree.leaves(params)) == 8
-    a, b = (blocks[0]["qkv"]["w"][name] for name in "AB")
-    swap = (lambda x: x.T) if factors_transposed else (lambda x: x)
-    assert (swap(a).shape, swap(b).shape) == ((8, 2), (2, 24))
+    a, b = (np.asarray(blocks[0]["qkv"]["w"][name]) for name in "AB")
+    a_in_out = a.T if factors_transposed else a
+    assert a_in_out.shape == (8, 2)
+    assert b.shape == ((24, 2) if factors_transposed else (2, 24))
     # Off the start, it is the model with W + alpha / rank A B.
-    blocks[0]["qkv"]["w"]["B"] = jnp.ones_like(b)
-    delta = 4.0 * swap(a) @ jnp.ones((2, 24))
-    whole = jax.tree.map(lambda x: x, start)
-    whole["body"]["h"][0]["qkv"]["w"] += delta.T if out_in else delta
+    blocks[0]["qkv"]["w"]["B"] = np.ones_like(b)
+    delta = 4.0 * a_in_out @ np.ones((2, 24), np.float32)
+    start["body"]["h"][0]["qkv"]["w"] += delta.T if out_in else delta
     np.testing.assert_allclose(
-        adapted.loss(params, arrays)[0], model.loss(whole, arrays)[0], rtol=1e-5
+        own_loss(params, arrays)[0], loss(start, arrays)[0], rtol=1e-5
     )
 
 

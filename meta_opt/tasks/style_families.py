@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import optax
 
 from meta_opt.tasks import sources
@@ -213,8 +214,9 @@ def _start(
     """Pre-trained parameters; for each start once."""
     arrays = _DATA[data](data_dir)
     model = _plain(family, arrays, family.goal)
+    compiled = model._replace(init=jax.jit(model.init))
     return pretrain(
-        model, _first(arrays), steps, _RATES[optimizer], _OPTIMIZERS[optimizer]
+        compiled, _first(arrays), steps, _RATES[optimizer], _OPTIMIZERS[optimizer]
     )
 
 
@@ -350,6 +352,14 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         horizons=(40, 500),
         value=False,
     ),
+    "style_digits_vit": StyleFamily(
+        "digits",
+        Body("transformer", widths=(32, 32), patch=2),
+        _TORCH_VIT,
+        Goal(smoothing=0.1, shift=1),
+        horizons=(40, 300),
+        epochs=False,
+    ),
     # Glyphs of 16 x 16, by fonts.
     "style_glyphs_conv": StyleFamily(
         "glyphs",
@@ -357,14 +367,6 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         dataclasses.replace(_TORCH, pool="flatten"),
         batch=64,
         horizons=(40, 400),
-    ),
-    "style_glyphs_vit": StyleFamily(
-        "glyphs",
-        Body("transformer", widths=(48, 48)),
-        _TORCH_VIT,
-        Goal(smoothing=0.1, shift=1),
-        horizons=(40, 300),
-        epochs=False,
     ),
     "style_glyphs_autoencoder": StyleFamily(
         "glyphs",
