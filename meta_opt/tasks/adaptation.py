@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,41 @@ _PRETRAIN_BATCH = 64
 _PRETRAIN_RATE = 2e-3
 
 
-def pretrain(model: Model, arrays: dict[str, np.ndarray], steps: int = 500) -> PyTree:
-    """Trains a model by AdamW, the way checkpoints usually come about.
+class Trainable(Protocol):
+    """What pre-training needs of a model: a `Model` has it, and others may."""
+
+    @property
+    def init(self) -> Callable[[jax.Array], PyTree]:
+        """Key to parameters."""
+
+    @property
+    def loss(self) -> Callable[[PyTree, Arrays], LossAndError]:
+        """``(params, arrays) -> (loss, error)``."""
+
+    @property
+    def features(self) -> Callable[[PyTree, Arrays], jax.Array]:
+        """``(params, arrays) -> [B, D]``."""
+
+
+def _adamw(schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(schedule, weight_decay=0.05)
+
+
+def pretrain(
+    model: Trainable,
+    arrays: dict[str, np.ndarray],
+    steps: int = 500,
+    peak_rate: float = _PRETRAIN_RATE,
+    make_tx: Callable[[optax.Schedule], optax.GradientTransformation] = _adamw,
+) -> PyTree:
+    """Trains a model, by default by AdamW, the way checkpoints usually come about.
 
     Args:
         model: what is trained.
         arrays: examples, all used for training.
-        steps: of 64 examples, cosine decay from 2e-3.
+        steps: of 64 examples, after a warm-up with cosine decay.
+        peak_rate: highest learning rate.
+        make_tx: learning rate schedule to optimizer; AdamW with a decay of 0.05.
 
     Returns:
         The parameters; the same on every call.
@@ -33,10 +62,8 @@ def pretrain(model: Model, arrays: dict[str, np.ndarray], steps: int = 500) -> P
     """
     data = {k: jnp.asarray(v) for k, v in arrays.items()}
     size = len(next(iter(data.values())))
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, _PRETRAIN_RATE, steps // 20, steps
-    )
-    tx = optax.adamw(schedule, weight_decay=0.05)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak_rate, steps // 20, steps)
+    tx = make_tx(schedule)
 
     def step(i: jax.Array, carry: tuple) -> tuple:
         params, state = carry
@@ -108,7 +135,7 @@ def head(width: int, classes: int) -> Model:
 
 
 def frozen_features(
-    model: Model, start: PyTree, arrays: dict[str, np.ndarray]
+    model: Trainable, start: PyTree, arrays: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The features of a pre-trained model [B, D] and the labels.
 

@@ -9,9 +9,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax.numpy as jnp
-import numpy as np
-
 from meta_opt.tasks import sources
 from meta_opt.tasks.adaptation import finetuning, frozen_features, head, lora, pretrain
 from meta_opt.tasks.encoder_families import ENCODER_FAMILIES
@@ -30,8 +27,20 @@ from meta_opt.tasks.models import (
     video_tower,
 )
 from meta_opt.tasks.pretrained_layers import LAYER_FAMILIES
-from meta_opt.tasks.sources import LENGTH, LETTERS, WORDS, NumpyArrays, Parts
-from meta_opt.tasks.task import Splits, Task
+from meta_opt.tasks.sources import (
+    LENGTH,
+    LETTERS,
+    WORDS,
+    NumpyArrays,
+    Parts,
+    count_classes,
+    own_split,
+    random_split,
+    some_classes,
+)
+from meta_opt.tasks.style_families import STYLE_DATASETS, STYLE_FAMILIES
+from meta_opt.tasks.style_families import STYLE_TRAIN as STYLE_TRAIN
+from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, near_match
 
 SPLIT_OF_DATASET = {
@@ -45,8 +54,13 @@ SPLIT_OF_DATASET = {
     "asterisk": "validation",
     "tuxpaint": "test",
     "animated": "test",
+    **dict.fromkeys(STYLE_DATASETS, "train"),
+    **dict.fromkeys(STYLE_TRAIN, "train"),
 }
-"""Which part of the meta-data a data set belongs to: no task crosses it."""
+"""Which part of the meta-data a data set belongs to: no task crosses it.
+
+Families that are not named after their data set stand here too.
+"""
 
 _IMAGE = (16, 16, 3)
 _MEL = (32, 24)
@@ -74,24 +88,6 @@ def make_task(family: str, data_dir: str | None = None) -> Task:
     return dataclasses.replace(FAMILIES[family](data_dir), name=family)
 
 
-def _split(arrays: NumpyArrays, train: int, held_out: int, seed: int) -> Splits:
-    """Random disjoint parts: ``held_out`` to judge by, half as many to validate."""
-    order = np.random.default_rng(seed).permutation(len(next(iter(arrays.values()))))
-    rest = order[held_out + held_out // 2 :]
-    picks = (rest[:train], order[held_out:][: held_out // 2], order[:held_out])
-    return Splits(*({k: jnp.asarray(v[i]) for k, v in arrays.items()} for i in picks))
-
-
-def _own_split(parts: Parts, train: int, held_out: int) -> Splits:
-    """The data set's own split, cut to sizes; its order has been mixed before."""
-    sizes = (train, held_out // 2, held_out)
-    cut = []
-    for part, size in zip(parts, sizes, strict=True):
-        order = np.random.default_rng(0).permutation(len(next(iter(part.values()))))
-        cut.append({k: jnp.asarray(v[order[:size]]) for k, v in part.items()})
-    return Splits(*cut)
-
-
 def _task(
     dataset: str,
     model: Model,
@@ -113,9 +109,9 @@ def _task(
         init=model.init,
         loss=model.loss,
         splits=(
-            _split(arrays, train, held_out, seed)
+            random_split(arrays, train, held_out, seed)
             if isinstance(arrays, dict)
-            else _own_split(arrays, train, held_out)
+            else own_split(arrays, train, held_out)
         ),
         batch_size=batch,
         gives_value=value,
@@ -196,32 +192,15 @@ def _conv_start(data_dir: str | None) -> PyTree:
 
 @functools.cache
 def _speech_start(data_dir: str | None) -> PyTree:
-    arrays = _some_classes(sources.klettres(data_dir), range(0, 8))
+    arrays = some_classes(sources.klettres(data_dir), range(0, 8))
     return pretrain(_speech(8), arrays[0])
 
 
 @functools.cache
 def _writer_start(data_dir: str | None) -> PyTree:
     del data_dir
-    arrays, _, _ = _some_classes(sources.cldr(), range(0, 20))
+    arrays, _, _ = some_classes(sources.cldr(), range(0, 20))
     return pretrain(_writes(), arrays, steps=800)
-
-
-def _some_classes(parts: Parts, classes: range) -> Parts:
-    """The examples of some classes, relabelled from zero."""
-
-    def cut(arrays: NumpyArrays) -> NumpyArrays:
-        keep = np.isin(arrays["label"], list(classes))
-        kept = {k: v[keep] for k, v in arrays.items()}
-        return {**kept, "label": (kept["label"] - classes.start).astype(np.int32)}
-
-    a, b, c = (cut(part) for part in parts)
-    return a, b, c
-
-
-def _classes(arrays: NumpyArrays | Parts) -> int:
-    first = arrays if isinstance(arrays, dict) else arrays[0]
-    return int(first["label"].max()) + 1
 
 
 Builder = Callable[[str | None], Task]
@@ -268,7 +247,7 @@ def _glyphs_mlp(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.glyphs()
     model = classifier(
-        "mlp", mlp_tower("image", (256, 96, 64, 64, 64)), _classes(arrays)
+        "mlp", mlp_tower("image", (256, 96, 64, 64, 64)), count_classes(arrays)
     )
     return _task("glyphs", model, arrays, train=700, horizons=(30, 800))
 
@@ -276,7 +255,7 @@ def _glyphs_mlp(data_dir: str | None) -> Task:
 def _glyphs_conv(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.glyphs()
-    model = _conv(_classes(arrays), (8, 16, 32), 1)
+    model = _conv(count_classes(arrays), (8, 16, 32), 1)
     return _task("glyphs", model, arrays, batch=24, horizons=(30, 150), value=False)
 
 
@@ -361,20 +340,20 @@ def _emoji_fusion(data_dir: str | None) -> Task:
 
 def _klettres_transformer(data_dir: str | None) -> Task:
     arrays = sources.klettres(data_dir)
-    model = _speech(_classes(arrays))
+    model = _speech(count_classes(arrays))
     return _task("klettres", model, arrays, epochs=False, horizons=(30, 300))
 
 
 def _klettres_conv(data_dir: str | None) -> Task:
     arrays = _with_picture(sources.klettres(data_dir))
-    model = _speech_conv(_classes(arrays))
+    model = _speech_conv(count_classes(arrays))
     return _task("klettres", model, arrays, batch=16, value=False, horizons=(30, 150))
 
 
 def _klettres_finetune(data_dir: str | None) -> Task:
     arrays = sources.klettres(data_dir)
-    arrays = _some_classes(arrays, range(8, _classes(arrays)))
-    model = finetuning(_speech(_classes(arrays)), _speech_start(data_dir))
+    arrays = some_classes(arrays, range(8, count_classes(arrays)))
+    model = finetuning(_speech(count_classes(arrays)), _speech_start(data_dir))
     return _task(
         "klettres",
         model,
@@ -389,7 +368,7 @@ def _klettres_finetune(data_dir: str | None) -> Task:
 def _cldr_reader(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.cldr()
-    model = _reads(_classes(arrays))
+    model = _reads(count_classes(arrays))
     return _task("cldr", model, arrays, train=4000, horizons=(30, 400), value=False)
 
 
@@ -401,7 +380,7 @@ def _cldr_writer(data_dir: str | None) -> Task:
 
 def _cldr_writer_lora(data_dir: str | None) -> Task:
     arrays = sources.cldr()
-    arrays = _some_classes(arrays, range(20, _classes(arrays)))
+    arrays = some_classes(arrays, range(20, count_classes(arrays)))
     model = lora(_writes(), _writer_start(data_dir), rank=4)
     return _task(
         "cldr", model, arrays, train=2000, batch=16, held_out=200, horizons=(20, 400)
@@ -411,13 +390,13 @@ def _cldr_writer_lora(data_dir: str | None) -> Task:
 def _clipart_conv(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.clipart()
-    model = _conv(_classes(arrays), (16, 32, 64))
+    model = _conv(count_classes(arrays), (16, 32, 64))
     return _task("clipart", model, arrays, horizons=(50, 400))
 
 
 def _clipart_vit_finetune(data_dir: str | None) -> Task:
     arrays = sources.clipart()
-    model = finetuning(_vit(_classes(arrays)), _vit_start(data_dir))
+    model = finetuning(_vit(count_classes(arrays)), _vit_start(data_dir))
     return _task("clipart", model, arrays, train=600, horizons=(50, 300))
 
 
@@ -436,31 +415,31 @@ def _clipart_fusion(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.clipart(with_words=True)
     return _task(
-        "clipart", _both(_classes(arrays)), arrays, batch=24, horizons=(50, 300)
+        "clipart", _both(count_classes(arrays)), arrays, batch=24, horizons=(50, 300)
     )
 
 
 def _clipart_head(data_dir: str | None) -> Task:
     arrays = frozen_features(_vit(9), _vit_start(data_dir), sources.clipart())
-    model = head(arrays["feature"].shape[1], _classes(arrays))
+    model = head(arrays["feature"].shape[1], count_classes(arrays))
     return _task("clipart", model, arrays, train=800, horizons=(50, 600))
 
 
 def _asterisk_transformer(data_dir: str | None) -> Task:
     arrays = sources.asterisk(data_dir)
-    model = _speech(_classes(arrays), width=48, depth=2)
+    model = _speech(count_classes(arrays), width=48, depth=2)
     return _task("asterisk", model, arrays, train=1200, horizons=(50, 500))
 
 
 def _tuxpaint_conv(data_dir: str | None) -> Task:
     arrays = sources.tuxpaint(data_dir)
-    model = _conv(_classes(arrays), (16, 24, 32))
+    model = _conv(count_classes(arrays), (16, 24, 32))
     return _task("tuxpaint", model, arrays, horizons=(50, 300))
 
 
 def _tuxpaint_vit_finetune(data_dir: str | None) -> Task:
     arrays = sources.tuxpaint(data_dir)
-    model = finetuning(_vit(_classes(arrays)), _vit_start(data_dir))
+    model = finetuning(_vit(count_classes(arrays)), _vit_start(data_dir))
     return _task("tuxpaint", model, arrays, batch=24, horizons=(50, 400))
 
 
@@ -476,13 +455,13 @@ def _tuxpaint_trimodal(data_dir: str | None) -> Task:
         "audio": sequence_tower("mel", *_MEL, 24, 1, join=4),
         "text": bag_tower("text", LETTERS, (24, 32)),
     }
-    model = fusion(towers, 32, _classes(arrays))
+    model = fusion(towers, 32, count_classes(arrays))
     return _task("tuxpaint", model, arrays, batch=24, horizons=(50, 300))
 
 
 def _tuxpaint_reader(data_dir: str | None) -> Task:
     arrays = sources.tuxpaint_captions(data_dir)
-    model = _reads(_classes(arrays), width=48)
+    model = _reads(count_classes(arrays), width=48)
     return _task("tuxpaint", model, arrays, horizons=(50, 500))
 
 
@@ -500,14 +479,14 @@ def _tuxpaint_writer_lora(data_dir: str | None) -> Task:
 def _tuxpaint_head(data_dir: str | None) -> Task:
     parts = sources.tuxpaint(data_dir)
     a, b, c = (frozen_features(_conv(9), _conv_start(data_dir), x) for x in parts)
-    model = head(a["feature"].shape[1], _classes(parts))
+    model = head(a["feature"].shape[1], count_classes(parts))
     return _task("tuxpaint", model, (a, b, c), horizons=(50, 800))
 
 
 def _animated_video(data_dir: str | None) -> Task:
     arrays = sources.animated_emoji(data_dir)
     tower = video_tower("video", (8, 16, 16, 3), (12, 24), 32)
-    model = classifier("video", tower, _classes(arrays))
+    model = classifier("video", tower, count_classes(arrays))
     return _task("animated", model, arrays, batch=16, horizons=(50, 200))
 
 
@@ -551,4 +530,5 @@ FAMILIES: dict[str, Builder] = {
     "animated_video": _animated_video,
     **LAYER_FAMILIES,
     **ENCODER_FAMILIES,
+    **STYLE_FAMILIES,
 }

@@ -90,13 +90,13 @@ def convnet(params: PyTree, images: jax.Array) -> jax.Array:
     x = images
     for i in range(len(params) // 2):
         p = params[f"conv{i}"]
-        x = _conv3x3(p["kernel"], x, stride=1 if i == 0 else 2)
+        x = conv3x3(p["kernel"], x, stride=1 if i == 0 else 2)
         x = x + p["bias"].reshape(1, 1, 1, -1)
         x = jax.nn.relu(_norm(params[f"norm{i}"], x))
     return jnp.mean(x, axis=(1, 2))
 
 
-def _conv3x3(kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
+def conv3x3(kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
     """A convolution as a product of patches [B, h, w, 9 c] and the flat kernel."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -14,8 +14,8 @@ import numpy as np
 
 from meta_opt.tasks import sources
 from meta_opt.tasks.models import cross_entropy
-from meta_opt.tasks.sources import Parts
-from meta_opt.tasks.task import Arrays, Splits, Task
+from meta_opt.tasks.sources import own_split
+from meta_opt.tasks.task import Arrays, Task
 from meta_opt.types import PyTree
 
 Encode = Callable[[dict[str, jax.Array], Arrays], jax.Array]
@@ -199,20 +199,12 @@ def layer_task(
         dataset=sources.ENCODER_DATASET[encoder],
         init=init,
         loss=loss,
-        splits=_cut(parts, train),
+        splits=own_split(parts, train, 400),
         batch_size=batch,
         gives_value=value,
         gives_epochs=False,
         horizons=horizons,
     )
-
-
-def _cut(parts: Parts, train: int) -> Splits:
-    cut = []
-    for part, size in zip(parts, (train, 200, 200), strict=True):
-        order = np.random.default_rng(0).permutation(len(part["label"]))[:size]
-        cut.append({k: jnp.asarray(v[order]) for k, v in part.items()})
-    return Splits(*cut)
 
 
 _ATTENTION = ("query", "key", "value", "out")

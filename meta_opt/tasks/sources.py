@@ -2,13 +2,15 @@
 
 Fields: ``image`` float32 [B, h, w, c] about in [-1, 1]; ``mel`` float32 [B, 32, 24];
 ``video`` float32 [B, 8, h, w, 3]; ``text`` (letters) and ``words`` int32 [B, L] with 0
-as padding; ``feature`` float32 [B, D]; ``label`` int32 [B].
+as padding; ``feature`` float32 [B, D]; ``target`` float32 [B, n]; ``label`` int32 [B].
 """
 
 import collections
 import functools
+import importlib.resources
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.data import (
@@ -27,6 +29,7 @@ from meta_opt.data.media_arrays import (
     tuxpaint_arrays,
 )
 from meta_opt.data.records import SPLITS
+from meta_opt.tasks.task import Splits
 
 NumpyArrays = dict[str, np.ndarray]
 Parts = tuple[NumpyArrays, NumpyArrays, NumpyArrays]
@@ -93,6 +96,90 @@ def cancer() -> NumpyArrays:
     rows, labels = load_breast_cancer(return_X_y=True)
     rows = (rows - rows.mean(0)) / rows.std(0)
     return {"feature": rows.astype(np.float32), "label": labels.astype(np.int32)}
+
+
+@functools.cache
+def wine() -> NumpyArrays:
+    """scikit-learn's wines: 178 rows of 13 standardised numbers, 3 classes."""
+    from sklearn.datasets import load_wine
+
+    rows, labels = load_wine(return_X_y=True)
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    return {"feature": rows.astype(np.float32), "label": labels.astype(np.int32)}
+
+
+@functools.cache
+def diabetes() -> NumpyArrays:
+    """442 patients, 10 standardised numbers each, and the disease a year later."""
+    from sklearn.datasets import load_diabetes
+
+    rows, target = load_diabetes(return_X_y=True)
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    target = (target - target.mean()) / target.std()
+    return {
+        "feature": rows.astype(np.float32),
+        "target": target.astype(np.float32)[:, None],
+    }
+
+
+@functools.cache
+def friedman() -> NumpyArrays:
+    """Friedman's first synthetic regression: 2,000 rows of 10 numbers, 5 of use."""
+    from sklearn.datasets import make_friedman1
+
+    rows, target = make_friedman1(2000, noise=0.5, random_state=0)
+    target = (target - target.mean()) / target.std()
+    return {
+        "feature": (2 * rows - 1).astype(np.float32),
+        "target": target.astype(np.float32)[:, None],
+    }
+
+
+def _photo(name: str, factor: int) -> np.ndarray:
+    """A photo that scikit-learn carries, averaged over squares, in [-1, 1]."""
+    from sklearn.datasets import load_sample_image
+
+    pixels = load_sample_image(name).astype(np.float32) / 127.5 - 1.0
+    h, w = (n // factor for n in pixels.shape[:2])
+    pixels = pixels[: h * factor, : w * factor]
+    return pixels.reshape(h, factor, w, factor, 3).mean((1, 3))
+
+
+@functools.cache
+def photo_pixels(frequencies: int = 16) -> NumpyArrays:
+    """Colours of a photo, 53 x 80, from Fourier features of their places."""
+    photo = _photo("flower.jpg", 8)
+    h, w = photo.shape[:2]
+    place = np.stack(np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij"), -1)
+    rates = np.random.default_rng(0).normal(0.0, 12.0, (2, frequencies))
+    angles = place.reshape(-1, 2) @ rates
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return {
+        "feature": waves.astype(np.float32),
+        "target": photo.reshape(-1, 3).astype(np.float32),
+    }
+
+
+@functools.cache
+def photo_patches(size: int = 8) -> NumpyArrays:
+    """Squares of two photos at half resolution, ``image`` [B, 8, 8, 3]."""
+    squares = []
+    for photo in (_photo(name, 2) for name in ("china.jpg", "flower.jpg")):
+        h, w = (n // size for n in photo.shape[:2])
+        cut = photo[: h * size, : w * size].reshape(h, size, w, size, 3)
+        squares.append(cut.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3))
+    return {"image": np.concatenate(squares).astype(np.float32)}
+
+
+@functools.cache
+def descriptions(length: int = 32) -> NumpyArrays:
+    """scikit-learn's descriptions of its data sets, cut to ``length`` letters."""
+    folder = importlib.resources.files("sklearn.datasets.descr")
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".rst"))
+    whole = " ".join((folder / name).read_text("utf-8") for name in names)
+    plain = " ".join(whole.split())
+    pieces = [plain[i : i + length] for i in range(0, len(plain) - length, length)]
+    return {"text": letters(pieces, length)}
 
 
 @functools.cache
@@ -288,3 +375,39 @@ def _dotted(path: str) -> str:
     if len(parts) == 3:
         return f"{parts[0]}.{leaf}" if parts[1] == "conv" else f"{parts[0]}_bn.{leaf}"
     return f"{parts[0]}.{leaf}"
+
+
+def random_split(arrays: NumpyArrays, train: int, held_out: int, seed: int) -> Splits:
+    """Random disjoint parts: ``held_out`` to judge by, half as many to validate."""
+    order = np.random.default_rng(seed).permutation(len(next(iter(arrays.values()))))
+    rest = order[held_out + held_out // 2 :]
+    picks = (rest[:train], order[held_out:][: held_out // 2], order[:held_out])
+    return Splits(*({k: jnp.asarray(v[i]) for k, v in arrays.items()} for i in picks))
+
+
+def own_split(parts: Parts, train: int, held_out: int) -> Splits:
+    """The data set's own split, cut to sizes; its order has been mixed before."""
+    sizes = (train, held_out // 2, held_out)
+    cut = []
+    for part, size in zip(parts, sizes, strict=True):
+        order = np.random.default_rng(0).permutation(len(next(iter(part.values()))))
+        cut.append({k: jnp.asarray(v[order[:size]]) for k, v in part.items()})
+    return Splits(*cut)
+
+
+def some_classes(parts: Parts, classes: range) -> Parts:
+    """The examples of some classes, relabelled from zero."""
+
+    def cut(arrays: NumpyArrays) -> NumpyArrays:
+        keep = np.isin(arrays["label"], list(classes))
+        kept = {k: v[keep] for k, v in arrays.items()}
+        return {**kept, "label": (kept["label"] - classes.start).astype(np.int32)}
+
+    a, b, c = (cut(part) for part in parts)
+    return a, b, c
+
+
+def count_classes(arrays: NumpyArrays | Parts) -> int:
+    """Classes of all examples, or of the first part."""
+    first = arrays if isinstance(arrays, dict) else arrays[0]
+    return int(first["label"].max()) + 1
