@@ -11,7 +11,7 @@ import dataclasses
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,7 @@ def direct_search(
     weights = _Weights(config)
     # Without generations nothing is judged, so that AdamW need not be measured.
     families = (
-        _Families(config, make, _yardsticks(config, make, workdir, show_progress))
-        if config.generations
-        else None
+        _Families(config, make, workdir, show_progress) if config.generations else None
     )
     told: list[dict[str, Any]] = _read(workdir / _TOLD)
     log = RunLog(workdir, resume_step=len(told) if told else None)
@@ -262,18 +260,15 @@ class _Judge:
     """A family's program: a population of weights on several seeds, of any length."""
 
     def __init__(
-        self,
-        task: Task,
-        config: DirectSearchConfig,
-        yardstick: Yardstick,
-        device: jax.Device,
+        self, task: Task, config: DirectSearchConfig, device: jax.Device
     ) -> None:
-        self.name = task.name
-        self._task, self._config, self._yardstick = task, config, yardstick
+        self._task, self._config = task, config
         self._full = config.num_steps.get(task.name, task.horizons[1])
         self._run = PopulationRun(task, learned_on(task, config.controller), device)
 
-    def __call__(self, thetas: PyTree, keys: jax.Array) -> np.ndarray:
+    def __call__(
+        self, thetas: PyTree, keys: jax.Array, yardstick: Yardstick
+    ) -> np.ndarray:
         """Scores [candidates] of stacked weights: the mean over budgets."""
         scores = []
         for budget in self._config.budgets:
@@ -285,8 +280,8 @@ class _Judge:
             price = against(
                 jnp.asarray(loss),
                 jnp.asarray(error),
-                jnp.float32(self._yardstick.loss),
-                jnp.float32(self._yardstick.error),
+                jnp.float32(yardstick.loss),
+                jnp.float32(yardstick.error),
                 weight,
             )
             scores.append(np.asarray(price))
@@ -304,26 +299,65 @@ class _Families:
         self,
         config: DirectSearchConfig,
         make: Callable[[str], Task],
-        yardsticks: Mapping[str, Yardstick],
+        workdir: Path,
+        show_progress: bool,
     ) -> None:
         self._config = config
-        self._pools: list[concurrent.futures.Executor] = []
-        self._local: dict[str, _Judge] = {}
-        if not config.workers:
-            self._local = {
-                name: _Judge(make(name), config, yardsticks[name], device)
-                for name, device in _places(config.families)
-            }
-        for _ in range(config.workers):
-            # One process a pool, so that a family always meets its compiled program.
-            self._pools.append(
-                concurrent.futures.ProcessPoolExecutor(
-                    1,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_begin_worker,
-                    initargs=(config, make, dict(yardsticks)),
-                )
+        self._local = _Worker(config, make)
+        # One process a pool, so that a family always meets its compiled program.
+        self._pools = [
+            concurrent.futures.ProcessPoolExecutor(
+                1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_begin_worker,
+                initargs=(config, make),
             )
+            for _ in range(config.workers)
+        ]
+        self._yardsticks = self._measure(workdir, show_progress)
+
+    def _measure(self, workdir: Path, show_progress: bool) -> dict[str, Yardstick]:
+        """AdamW's best results on each family, measured once and kept."""
+        path = workdir / "yardsticks.json"
+        found = _read(path, {})
+        missing = [name for name in self._config.families if name not in found]
+        for name, reached in tqdm(
+            self._map("measure", [(name,) for name in missing]),
+            desc="AdamW",
+            total=len(missing),
+            disable=not (show_progress and missing),
+            unit="family",
+        ):
+            found[name] = reached
+            with write_atomic(path) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n")
+        return {
+            name: Yardstick(found[name]["loss"], found[name]["error"])
+            for name in self._config.families
+        }
+
+    def _map(self, method: str, calls: Sequence[tuple]) -> Iterator[tuple[str, Any]]:
+        """Calls a method of the worker of each family, the first argument.
+
+        Yields:
+            Families and what the call returned, as they are done.
+        """
+        if self._pools:
+            home = {
+                n: i % len(self._pools) for i, n in enumerate(self._config.families)
+            }
+            futures = {
+                self._pools[home[call[0]]].submit(_in_worker, method, call): call[0]
+                for call in calls
+            }
+        else:
+            pool = concurrent.futures.ThreadPoolExecutor(len(jax.local_devices()))
+            futures = {
+                pool.submit(getattr(self._local, method), *call): call[0]
+                for call in calls
+            }
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
 
     def scores(
         self, candidates: Sequence[PyTree], generation: int
@@ -331,22 +365,9 @@ class _Families:
         """Score of every candidate, and the last one's on each family."""
         names = self._drawn(generation)
         thetas = jax.tree.map(lambda *x: np.stack(x), *candidates)
-        if self._pools:
-            futures = [
-                self._pools[self._home(name)].submit(
-                    _judge_in_worker, name, thetas, generation
-                )
-                for name in names
-            ]
-            found = [future.result() for future in futures]
-        else:
-            keys = _keys(self._config, generation)
-            with concurrent.futures.ThreadPoolExecutor(
-                len(jax.local_devices())
-            ) as pool:
-                found = list(
-                    pool.map(lambda name: self._local[name](thetas, keys), names)
-                )
+        calls = [(name, thetas, generation, self._yardsticks[name]) for name in names]
+        by_name = dict(self._map("score", calls))
+        found = [by_name[name] for name in names]
         rows = {
             f"score/{name}": float(scores[-1])
             for name, scores in zip(names, found, strict=True)
@@ -363,37 +384,48 @@ class _Families:
         picks = sorted(rng.choice(len(names), count, replace=False))
         return [names[i] for i in picks]
 
-    def _home(self, name: str) -> int:
-        return self._config.families.index(name) % len(self._pools)
-
     def close(self) -> None:
         """Ends the workers."""
         for pool in self._pools:
             pool.shutdown()
 
 
-_WORKER: dict[str, Any] = {}
+class _Worker:
+    """Makes tasks and judges when they are first needed, and keeps the latter."""
+
+    def __init__(self, config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
+        self._config, self._make = config, make
+        self._judges: dict[str, _Judge] = {}
+
+    def measure(self, name: str) -> dict[str, float]:
+        """What AdamW reaches on a family."""
+        return _adamw(self._make(name), self._config, self._device(name))
+
+    def score(
+        self, name: str, thetas: PyTree, generation: int, yardstick: Yardstick
+    ) -> np.ndarray:
+        """Scores [candidates] on a family."""
+        if name not in self._judges:
+            self._judges[name] = _Judge(
+                self._make(name), self._config, self._device(name)
+            )
+        return self._judges[name](thetas, _keys(self._config, generation), yardstick)
+
+    def _device(self, name: str) -> jax.Device:
+        devices = jax.local_devices()
+        return devices[self._config.families.index(name) % len(devices)]
 
 
-def _begin_worker(
-    config: DirectSearchConfig,
-    make: Callable[[str], Task],
-    yardsticks: dict[str, Yardstick],
-) -> None:
-    _WORKER.update(config=config, make=make, yardsticks=yardsticks, judges={})
+_WORKER: list[_Worker] = []
+"""The one of a worker process."""
 
 
-def _judge_in_worker(name: str, thetas: PyTree, generation: int) -> np.ndarray:
-    """Scores [candidates] on one family, whose judge is made when first needed."""
-    config, judges = _WORKER["config"], _WORKER["judges"]
-    if name not in judges:
-        judges[name] = _Judge(
-            _WORKER["make"](name),
-            config,
-            _WORKER["yardsticks"][name],
-            jax.local_devices()[0],
-        )
-    return judges[name](thetas, _keys(config, generation))
+def _begin_worker(config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
+    _WORKER.append(_Worker(config, make))
+
+
+def _in_worker(method: str, arguments: tuple) -> Any:
+    return getattr(_WORKER[0], method)(*arguments)
 
 
 def _keys(config: DirectSearchConfig, generation: int) -> jax.Array:
@@ -416,47 +448,13 @@ def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcom
     return run_all
 
 
-def _yardsticks(
-    config: DirectSearchConfig,
-    make: Callable[[str], Task],
-    workdir: Path,
-    show_progress: bool,
-) -> dict[str, Yardstick]:
-    """AdamW's best results on each family, measured once and kept."""
-    path = workdir / "yardsticks.json"
-    found = _read(path, {})
-    pairs = [(rate, decay) for rate in config.rates for decay in config.decays]
-    missing = [name for name in config.families if name not in found]
-    places = _places(missing)
-
-    def measure(place: tuple[str, jax.Device]) -> tuple[str, dict[str, float]]:
-        name, device = place
-        return name, _adamw(make(name), config, pairs, device)
-
-    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
-        for name, reached in tqdm(
-            pool.map(measure, places),
-            desc="AdamW",
-            total=len(missing),
-            disable=not (show_progress and missing),
-            unit="family",
-        ):
-            found[name] = reached
-            with write_atomic(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1) + "\n")
-    return {
-        name: Yardstick(found[name]["loss"], found[name]["error"])
-        for name in config.families
-    }
-
-
 def _adamw(
     task: Task,
     config: DirectSearchConfig,
-    pairs: Sequence[tuple[float, float]],
     device: jax.Device,
 ) -> dict[str, float]:
     """The pair of least loss, that loss, and the least error rate of any pair."""
+    pairs = [(rate, decay) for rate in config.rates for decay in config.decays]
     run = PopulationRun(
         task,
         lambda n, pair: baseline(
@@ -478,12 +476,6 @@ def _adamw(
         "learning_rate": pairs[chosen][0],
         "weight_decay": pairs[chosen][1],
     }
-
-
-def _places(families: Sequence[str]) -> list[tuple[str, jax.Device]]:
-    """Families in turn on the local devices."""
-    devices = jax.local_devices()
-    return [(name, devices[i % len(devices)]) for i, name in enumerate(families)]
 
 
 def _read(path: Path, default: Any = ()) -> Any:
