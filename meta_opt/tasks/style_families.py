@@ -487,8 +487,18 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         batch=16,
         horizons=(30, 400),
     ),
-    "style_cldr_llama_lora": StyleFamily(
-        "cldr_rest",
+    "style_descriptions_llama": StyleFamily(
+        "descriptions",
+        Body("transformer", "text", (48,), causal=True),
+        dataclasses.replace(_LLAMA, positions="sinusoidal", tied=True),
+        Goal("language"),
+        held_out=200,
+        batch=16,
+        horizons=(30, 400),
+    ),
+    # From names to prose of twice the length: there are no positions.
+    "style_descriptions_llama_lora": StyleFamily(
+        "descriptions",
         _BODY_LLAMA,
         _LLAMA,
         Goal("language"),
@@ -498,22 +508,12 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
             steps=500,
             trained=r"\.n[12]\.",
             new_head=False,
-            low_rank=LowRank(
-                r"\.(q|v|gate)\.w$", 1, 8.0, names=("down", "up"), transposed=False
-            ),
+            low_rank=LowRank(r"\.(q|v|gate|down)\.w$", 1, 8.0, names=("down", "up")),
         ),
-        batch=32,
-        horizons=(30, 300),
-        epochs=False,
-    ),
-    "style_descriptions_llama": StyleFamily(
-        "descriptions",
-        Body("transformer", "text", (48,), causal=True),
-        dataclasses.replace(_LLAMA, positions="sinusoidal", tied=True),
-        Goal("language"),
         held_out=200,
         batch=16,
         horizons=(30, 400),
+        epochs=False,
     ),
     # Emoji of 16 x 16; nine categories.
     "style_emoji_resnet": StyleFamily(
