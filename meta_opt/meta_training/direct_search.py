@@ -33,6 +33,8 @@ from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, write_atomic
 
 _TOLD = "population.json"
+_FLOOR = 5e-3
+"""Share of a task's initial loss below which differences do not count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +121,17 @@ class DirectSearchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
-    """What AdamW reached at its best setting: mean loss and error rate over seeds."""
+    """What AdamW reached at its best setting: mean loss and error rate over seeds.
+
+    Attributes:
+        loss: held-out loss.
+        error: held-out error rate.
+        start: held-out loss before training, which gives the scale of losses.
+    """
 
     loss: float
     error: float
+    start: float
 
 
 def direct_search(
@@ -283,6 +292,7 @@ class _Judge:
                 jnp.float32(yardstick.loss),
                 jnp.float32(yardstick.error),
                 weight,
+                _FLOOR * yardstick.start,
             )
             scores.append(np.asarray(price))
         return np.mean(scores, axis=0)
@@ -332,7 +342,7 @@ class _Families:
             with write_atomic(path) as temporary:
                 temporary.write_text(json.dumps(found, indent=1) + "\n")
         return {
-            name: Yardstick(found[name]["loss"], found[name]["error"])
+            name: Yardstick(*(found[name][k] for k in ("loss", "error", "start")))
             for name in self._config.families
         }
 
@@ -463,16 +473,20 @@ def _adamw(
         device,
     )
     run_all = run if config.side_by_side else _one_by_one(run)
+    keys = jax.random.split(jax.random.key(999), config.yardstick_seeds)
     outcome = run_all(
         jnp.array(pairs, jnp.float32),
-        jax.random.split(jax.random.key(999), config.yardstick_seeds),
+        keys,
         config.num_steps.get(task.name, task.horizons[1]),
     )
+    # A run of no steps judges the initial parameters.
+    start = run_all(jnp.array(pairs, jnp.float32), keys, 0).held_out(task.splits)[0]
     loss, error = (np.mean(x, axis=1) for x in outcome.held_out(task.splits))
     chosen = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)))
     return {
         "loss": float(loss[chosen]),
         "error": float(np.nanmin(error)),
+        "start": float(np.mean(start)),
         "learning_rate": pairs[chosen][0],
         "weight_decay": pairs[chosen][1],
     }

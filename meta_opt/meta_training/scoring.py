@@ -9,13 +9,20 @@ CAP = 4.0
 _BETTER = 1.0 / 3.0
 
 
-def relative_score(loss: jax.Array, reference: jax.Array) -> jax.Array:
+def relative_score(
+    loss: jax.Array, reference: jax.Array, floor: float = 1e-2
+) -> jax.Array:
     """Log of loss over reference, bounded; what is not finite scores worst.
 
     Each task is judged on its own scale: 0 is as good as the reference, below is
     better.
+
+    Args:
+        loss: of a run; need not be finite.
+        reference: to compare with.
+        floor: added to both, so that losses next to nothing are alike.
     """
-    ratio = jnp.log((loss + 1e-2) / (reference + 1e-2))
+    ratio = jnp.log((loss + floor) / (reference + floor))
     return jnp.where(jnp.isfinite(ratio), jnp.clip(ratio, -CAP, CAP), CAP)
 
 
@@ -38,6 +45,7 @@ def against(
     reference_loss: jax.Array,
     reference_error: jax.Array,
     error_weight: float,
+    floor: float = 1e-2,
 ) -> jax.Array:
     """The price of a run's loss and error rate against the yardstick's.
 
@@ -47,9 +55,12 @@ def against(
         reference_loss: of the yardstick.
         reference_error: likewise.
         error_weight: weight of the error beside the log loss.
+        floor: see `relative_score`.
     """
     more = jnp.where(jnp.isfinite(error), error, 1.0) - reference_error
-    return priced(relative_score(loss, reference_loss)) + error_weight * priced(more)
+    return priced(relative_score(loss, reference_loss, floor)) + error_weight * priced(
+        more
+    )
 
 
 def over_tasks(scores: np.ndarray, worst_weight: float) -> np.ndarray:
