@@ -34,7 +34,6 @@ import meta_opt
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.registry import NAMES
-from meta_opt.optimizers.second_moment import Factored
 from meta_opt.optimizers.transformation import OptimizerState
 from meta_opt.optimizers.weights import save_theta
 
@@ -329,8 +328,10 @@ def test_sharding(case, axis_type):
             inside = jax.jit(tx.init, out_shardings=shardings)(params)
     assert_follows(inside, mesh)
     if case.name == "learned":
-        second = inside.second["kernel"]
-        assert isinstance(second, Factored) and second.row.shape == (16,)
+        assert inside.second.row["kernel"].shape == (16,)
+        assert inside.second.column["kernel"].shape == (20,)
+        assert inside.second.row["bias"].shape == (40,)
+        assert inside.second.column["bias"].shape == (0,)
 
     # Five steps on eight devices are those on one.
     @jax.jit

@@ -39,10 +39,12 @@ from meta_opt.optimizers.grouping import (
     first_units,
     group_leaves,
     sharded_like,
+    unstack_slots,
 )
 from meta_opt.optimizers.measuring import gather_statistics, measure_gradients
 from meta_opt.optimizers.safeguard import GuardState, guard_step, init_guard
 from meta_opt.optimizers.second_moment import (
+    SecondMoments,
     init_second,
     pack_second,
     unpack_second,
@@ -68,9 +70,9 @@ class OptimizerState(NamedTuple):
     Attributes:
         count: int32 [], calls so far.
         momentum: bfloat16, structure and sharding of the parameters.
-        second: second moments where a direction needs them: `Factored` for rank >= 2,
-            a full array for rank 0 and 1, None where there is none. Float32.
-        slots: int32 [], index of each leaf's first unit, see `grouping`; constant.
+        second: second moments of the leaves for which a direction needs them.
+        slots: int32 [leaves], index of each leaf's first unit, see `grouping`;
+            constant.
         usual: float32 [N], average log mean square gradient of each unit.
         peak: float32 [N], the largest that average has been.
         momentum_square: float32 [N], sum of squares of each unit's momentum.
@@ -84,8 +86,8 @@ class OptimizerState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]
     momentum: PyTree
-    second: PyTree
-    slots: PyTree
+    second: SecondMoments
+    slots: jax.Array
     usual: jax.Array
     peak: jax.Array
     momentum_square: jax.Array
@@ -158,24 +160,15 @@ def controlled(
         return mixes_adam or not info.is_matrix or not config.orthogonal
 
     def init(params: PyTree) -> OptimizerState:
-        leaves: list[Any]
-        treedef: Any
-        leaves, treedef = jax.tree.flatten(params)
         known = plan(params)
         units = len(known.table.size)
-        second = [
-            init_second(p, info) if needs_second(info) else None
-            for p, info in zip(leaves, known.infos, strict=True)
-        ]
         return OptimizerState(
             count=jnp.zeros((), jnp.int32),
             momentum=jax.tree.map(
                 lambda p: jnp.zeros_like(p, dtype=jnp.bfloat16), params
             ),
-            second=treedef.unflatten(second),
-            slots=treedef.unflatten(
-                [jnp.int32(i) for i in first_units(known.groups, len(leaves))]
-            ),
+            second=init_second(params, known.infos, [*map(needs_second, known.infos)]),
+            slots=jnp.asarray(first_units(known.groups, len(known.infos)), jnp.int32),
             usual=jnp.zeros(units, jnp.float32),
             peak=jnp.zeros(units, jnp.float32),
             momentum_square=jnp.zeros(units, jnp.float32),
@@ -220,8 +213,8 @@ def controlled(
         treedef: Any
         grad_leaves, treedef = jax.tree.flatten(updates)
         momentum_leaves = treedef.flatten_up_to(state.momentum)
-        second_leaves = treedef.flatten_up_to(state.second)
-        slots = treedef.flatten_up_to(state.slots)
+        second_leaves = SecondMoments(*map(treedef.flatten_up_to, state.second))
+        slots = unstack_slots(state.slots, state.count >= 0)
         param_leaves = treedef.flatten_up_to(params)
         known = plan(params)
 
@@ -230,7 +223,7 @@ def controlled(
                 [x.astype(jnp.float32) for x in group.pack(grad_leaves)],
                 group.pack(momentum_leaves),
                 group.pack(param_leaves),
-                pack_second(group, second_leaves),
+                pack_second(group, second_leaves, needs_second(group.first)),
             )
             for group in known.groups
         ]
@@ -308,7 +301,8 @@ def controlled(
         )
         outputs = unless_skipped(ok, known.groups, taken, arrays)
         new_updates = [jnp.zeros_like(x) for x in grad_leaves]
-        new_momenta, new_seconds = list(momentum_leaves), list(second_leaves)
+        new_momenta = list(momentum_leaves)
+        new_seconds = SecondMoments(*map(list, second_leaves))
         for group, output in zip(known.groups, outputs, strict=True):
             group.unpack(output.updates, new_updates, slots)
             group.unpack(output.momentum, new_momenta, slots)
@@ -325,7 +319,7 @@ def controlled(
         new_state = OptimizerState(
             count=optax.safe_increment(state.count),
             momentum=treedef.unflatten(new_momenta),
-            second=treedef.unflatten(new_seconds),
+            second=SecondMoments(*map(treedef.unflatten, new_seconds)),
             slots=state.slots,
             usual=keep(usual, state.usual),
             peak=keep(peak, state.peak),
