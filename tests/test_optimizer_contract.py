@@ -250,6 +250,7 @@ def test_value_and_feedback_are_optional(case):
 # Types of the parameters
 
 
+@pytest.mark.filterwarnings("ignore:.* parameters in .* tensors are")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_parameters_of_low_precision(case, dtype):
     params = make_params(dtype)
@@ -266,6 +267,7 @@ def test_parameters_of_low_precision(case, dtype):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.second))
 
 
+@pytest.mark.filterwarnings("ignore:.* parameters in .* tensors are")
 @pytest.mark.parametrize("case", OURS, indirect=True)
 def test_updates_are_not_formed_by_subtraction(case):
     """Large parameters of low precision do not round small updates away."""

@@ -26,6 +26,13 @@ from meta_opt.features.statistics import (
     unit_table,
 )
 from meta_opt.features.tensors import TensorInfo, describe, path_name
+from meta_opt.optimizers.arguments import (
+    check_num_steps,
+    check_params,
+    check_scalar,
+    check_state,
+    warn_of_half_precision,
+)
 from meta_opt.optimizers.controller import (
     ControllerConfig,
     ControllerState,
@@ -138,16 +145,21 @@ def controlled(
     Raises:
         ValueError: ``num_steps`` below 1, ``epochs`` not above 0, a pattern without
             match, ``update`` without params or with gradients of another structure,
-            ``pallas`` on a mesh of several devices.
-        TypeError: parameters that are not floating-point.
+            ``value`` or ``feedback`` that is not a scalar, ``pallas`` on a mesh of
+            several devices.
+        TypeError: ``num_steps`` that is not an integer, parameters that are not
+            floating-point arrays, a state of another optimizer.
+
+    Warns:
+        UserWarning: ``init`` with half-precision parameters.
     """
-    if not isinstance(num_steps, jax.Array) and num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    check_num_steps(num_steps)
     if isinstance(epochs, float | int) and epochs <= 0:
         raise ValueError(
             f"epochs is {epochs}; it must be above 0, or None if it is not known"
         )
     learned = theta is not None
+    warned = False
 
     def plan(params: PyTree) -> _Plan:
         infos = describe(params, stacked, groups)
@@ -160,7 +172,10 @@ def controlled(
         return mixes_adam or not info.is_matrix or not config.orthogonal
 
     def init(params: PyTree) -> OptimizerState:
+        nonlocal warned
+        check_params(params)
         known = plan(params)
+        warned = warned or warn_of_half_precision(params)
         units = len(known.table.size)
         return OptimizerState(
             count=jnp.zeros((), jnp.int32),
@@ -195,6 +210,10 @@ def controlled(
             raise ValueError(
                 "update needs the parameters: call tx.update(grads, state, params)"
             )
+        check_state(state, OptimizerState, learned)
+        check_params(params)
+        check_scalar("value", value)
+        check_scalar("feedback", feedback)
         _check_match(updates, params, "gradients", "parameters")
         _check_match(params, state.momentum, "parameters", "the optimizer's state")
         return step(updates, state, params, value, feedback)
