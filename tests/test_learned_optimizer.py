@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from optimizer_cases import noisy_theta
+from optimizer_cases import noisy_theta, types
 
 import meta_opt
+from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import (
     STRONGEST_PULL,
     ControllerConfig,
@@ -272,7 +274,128 @@ def test_trees_of_every_kind(rule):
         ]
 
 
+# Numbers
+
+
+def test_x64_changes_nothing_and_takes_float64_parameters():
+    params, values = make_params(), [2.0, 1.0, 1.5]
+    grads = make_grads(params, 3)
+    theta = noisy_theta(SMALL)
+    _, state, expected = run_learned(theta, params, grads, values)
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(True):
+            args = jax.tree.map(lambda x, t=dtype: np.asarray(x, t), (params, grads))
+            _, found_state, found = run_learned(theta, *args, values)
+        assert types(found_state) == types(state)
+        for a, b in leaves(found, expected):
+            assert a.dtype == dtype
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_x64_takes_a_length_of_any_integer_type():
+    params = {"kernel": jnp.ones((2, 3))}
+    with jax.enable_x64(True):
+        for num_steps in (40, np.int64(40), jnp.asarray(40), jnp.int16(40)):
+            tx = learned(num_steps, theta=noisy_theta(SMALL))
+            state = jax.eval_shape(tx.init, params)
+            updates, after = jax.eval_shape(
+                lambda s, tx=tx: tx.update(params, s, params, value=1.0), state
+            )
+            assert types(after) == types(state) and types(updates) == types(params)
+
+
+def test_half_precision_parameters_are_warned_of_once_and_measured():
+    half = jnp.asarray([0.25, -1.0, 8.0, 0.0], jnp.bfloat16)
+    params = {"kernel": half, "scale": jnp.float16(100.0), "bias": jnp.ones(5)}
+    for rule in RULES.values():
+        tx = rule(NUM_STEPS)
+        text = (
+            r"5 parameters in 2 tensors are bfloat16 and float16: .*"
+            r"At 3 of them .* RMS 0\.002, .* float32 and cast them"
+        )
+        with pytest.warns(UserWarning, match=text):
+            tx.init(params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tx.init(params)  # Said once.
+            jax.eval_shape(rule(NUM_STEPS).init, params)
+            rule(NUM_STEPS).init({"bias": params["bias"]})
+
+
 # Bad input
+
+
+BAD_LENGTHS = {
+    "'100' of type str": "100",
+    "100.0 of type float": 100.0,
+    "True of type bool": True,
+    "None of type NoneType": None,
+    r"shape \(1,\) and type int32": np.ones(1, np.int32),
+    r"shape \(\) and type float32": np.float32(100.0),
+    r"shape \(\) and type bool": np.bool_(True),
+}
+
+
+@pytest.mark.parametrize("given", BAD_LENGTHS)
+def test_a_length_that_is_no_integer(given):
+    bad = BAD_LENGTHS[given]
+    arrays = [jnp.asarray(bad)] if isinstance(bad, np.ndarray | np.generic) else []
+    for make in (*RULES.values(), functools.partial(baseline, "adamw")):
+        for num_steps in (bad, *arrays):
+            with pytest.raises(TypeError, match=f"num_steps (is|has) {given}; .* int"):
+                make(num_steps)
+        for num_steps in (np.int32(0), jnp.int32(-1)):
+            with pytest.raises(ValueError, match=r"num_steps is .*at least 1"):
+                make(num_steps)
+        make(np.int64(3))
+        jax.eval_shape(lambda n, make=make: make(n) and n, jnp.int32(3))
+    config = meta_opt.OptimizerConfig(name="learned", num_steps=bad)
+    with pytest.raises(TypeError, match="num_steps"):
+        meta_opt.make_optimizer(config)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_loss_that_is_no_scalar(rule):
+    params = {"kernel": jnp.ones((2, 3))}
+    tx = rule(NUM_STEPS)
+    state = tx.init(params)
+    for name in ("value", "feedback"):
+        for shape in ((1,), (8,)):
+            text = rf"{name} has shape \({shape[0]},\); .* jnp.mean\({name}\)"
+            with pytest.raises(ValueError, match=text):
+                tx.update(params, state, params, **{name: jnp.ones(shape)})
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_python_numbers_among_the_parameters(rule):
+    tx = rule(NUM_STEPS)
+    good = {"dense": {"kernel": jnp.ones((2, 3)), "scale": jnp.float32(1.0)}}
+    for number in (1.0, 2):
+        bad = {"dense": {**good["dense"], "scale": number}}
+        text = f"'dense/scale' is {number} of type .*jnp.asarray"
+        with pytest.raises(TypeError, match=text):
+            tx.init(bad)
+        with pytest.raises(TypeError, match=text):
+            tx.update(good, tx.init(good), bad)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_state_of_another_optimizer(rule):
+    params = {"kernel": jnp.ones((2, 3))}
+    tx = rule(NUM_STEPS)
+    others = {name: make(NUM_STEPS).init(params) for name, make in RULES.items()}
+    wrong = [
+        ("a ScaleByAdamState", optax.scale_by_adam().init(params)),
+        ("a tuple", optax.adam(0.1).init(params)),
+        ("a NoneType", None),
+    ]
+    if rule is learned:
+        wrong.append(("that of the hand-designed rule", others["hand_designed"]))
+    else:
+        wrong.append(("that of the learned optimizer", others["learned"]))
+    for found, state in wrong:
+        with pytest.raises(TypeError, match=rf"state is {found}, .*tx.init\(params\)"):
+            tx.update(params, state, params)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -91,10 +91,10 @@ def update_progress(
     """
     if value is not None:
         value = jnp.asarray(value, jnp.float32)
-        half_life = jnp.exp(
-            jnp.linspace(0.0, 1.0, _SCALES)
-            * jnp.log(jnp.maximum(num_steps / 8.0, 1.01))
-        ) * jnp.float32(4.0)
+        eighth = jnp.maximum(jnp.asarray(num_steps, jnp.float32) / 8.0, 1.01)
+        half_life = 4.0 * jnp.exp(
+            jnp.linspace(0.0, 1.0, _SCALES, dtype=jnp.float32) * jnp.log(eighth)
+        )
         rate = 1.0 - jnp.exp2(-1.0 / half_life)
         known = jnp.isfinite(value)
         loss = jnp.where(known, value, 0.0)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from meta_opt.optimizers.arguments import check_num_steps
 from meta_opt.types import PyTree, near_match
 
 FIVE = ("sgd", "adam", "adamw", "rmsprop", "lion")
@@ -63,9 +64,9 @@ def baseline(
 
     Raises:
         ValueError: an unknown name or ``num_steps`` below 1.
+        TypeError: ``num_steps`` that is not an integer.
     """
-    if not isinstance(num_steps, jax.Array) and num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    check_num_steps(num_steps)
     if name not in DEFAULT_LEARNING_RATE:
         raise ValueError(
             f"no baseline {name!r}{near_match(name, DEFAULT_LEARNING_RATE)}; there are "

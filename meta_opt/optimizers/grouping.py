@@ -141,6 +141,20 @@ def first_units(groups: Sequence[Group], leaves: int) -> list[int]:
     return slots
 
 
+def unstack_slots(slots: jax.Array, true: jax.Array) -> list[jax.Array]:
+    """The entries of ``slots`` [leaves], in a way that stays cheap to compile.
+
+    Read in place, an entry's constant index would be fused into the kernel that cuts at
+    it, and no two kernels would be alike. The outputs of a branch are not fused.
+
+    Args:
+        slots: int32 [leaves].
+        true: bool [], true at run time and unknown to the compiler.
+    """
+    zeros = [jnp.zeros((), jnp.int32)] * len(slots)
+    return jax.lax.cond(true, lambda x: [*jnp.unstack(x)], lambda _: zeros, slots)
+
+
 def _stack(leaves: list[jax.Array], infos: Sequence[TensorInfo]) -> jax.Array:
     parts = [
         x if info.layers else x[None] for x, info in zip(leaves, infos, strict=True)

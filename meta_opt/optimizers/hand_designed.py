@@ -34,7 +34,11 @@ def hand_designed(
         The transformation; ``value`` is optional in its ``update``.
 
     Raises:
-        ValueError: ``num_steps`` below 1 or a pattern without match.
+        ValueError: ``num_steps`` below 1, a pattern without match; later, ``update``
+            without params, with gradients that do not match or a ``value`` that is not
+            a scalar.
+        TypeError: ``num_steps`` that is not an integer, parameters that are not
+            floating-point arrays, a state of another optimizer.
 
     Example:
         >>> import jax.numpy as jnp

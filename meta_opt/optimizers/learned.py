@@ -57,9 +57,15 @@ def learned_optimizer(
 
     Raises:
         ValueError: ``num_steps`` below 1, ``epochs`` not above 0, unknown or damaged
-            weights, a pattern that matches nothing; later, ``update`` without params or
-            with gradients that do not match.
-        TypeError: parameters that are not floating-point.
+            weights, a pattern that matches nothing; later, ``update`` without params,
+            with gradients that do not match, or with a ``value`` or ``feedback`` that
+            is not a scalar.
+        TypeError: ``num_steps`` that is not an integer, parameters that are not
+            floating-point arrays, a state of another optimizer.
+
+    Warns:
+        UserWarning: ``init`` with bfloat16 or float16 parameters, to which small
+            updates are lost in rounding.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

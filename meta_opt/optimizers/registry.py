@@ -60,6 +60,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
     Raises:
         ValueError: an unknown name (with the nearest one), a learning rate for an
             optimizer that has none, or settings that the optimizer rejects.
+        TypeError: ``num_steps`` that is not an integer.
     """
     if config.name in DEFAULT_LEARNING_RATE:
         return baseline(

@@ -5,7 +5,8 @@ columns and over rows, whose outer product stands for all of them (Shazeer and S
 "Adafactor", 2018); memory is that of a row and a column.
 """
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from meta_opt.features.statistics import TINY, smooth
 from meta_opt.features.tensors import TensorInfo
 from meta_opt.optimizers.grouping import Group, everywhere
+from meta_opt.types import PyTree
 
 _EPSILON = 1e-8
 """Floor of the second moment, relative to its mean over the unit."""
@@ -29,48 +31,79 @@ Second: TypeAlias = Factored | jax.Array | None
 """Of a group: `Factored`, or full [U, *shape] for rank 0 and 1; None: not needed."""
 
 
-def init_second(param: jax.Array, info: TensorInfo) -> Factored | jax.Array:
-    """Zeros for one leaf, with the sharding of the parameter."""
-    # Sums of zeros, not fresh zeros: they inherit the parameter's sharding.
-    zeros = jnp.zeros_like(param, dtype=jnp.float32)
-    if len(info.shape) < 2:
-        return zeros
-    offset = int(bool(info.layers) or param.ndim > len(info.shape))
-    rows = tuple(range(offset, offset + info.split))
-    columns = tuple(range(offset + info.split, param.ndim))
-    return Factored(jnp.sum(zeros, axis=columns), jnp.sum(zeros, axis=rows))
+class SecondMoments(NamedTuple):
+    """Second moments of all leaves, as the optimizer's state keeps them; float32.
+
+    Every leaf of both trees is an array; what is not needed has shape [0].
+
+    Attributes:
+        row: structure of the parameters; means of squares over columns of leaves of
+            rank >= 2, the full second moment of rank 0 and 1.
+        column: structure of the parameters; means of squares over rows of leaves of
+            rank >= 2, else empty.
+    """
+
+    row: PyTree
+    column: PyTree
 
 
-def pack_second(group: Group, leaves: list) -> Second:
-    """The second moments of a group, picked from those of all leaves."""
-    if leaves[group.leaves[0]] is None:
-        return None
-    if len(group.first.shape) < 2:
-        return group.pack_small(leaves)
-    return Factored(
-        group.pack_small({i: leaves[i].row for i in group.leaves}),
-        group.pack_small({i: leaves[i].column for i in group.leaves}),
+def init_second(
+    params: PyTree, infos: Sequence[TensorInfo], needed: Sequence[bool]
+) -> SecondMoments:
+    """Zeros for all leaves, with the shardings of the parameters.
+
+    Args:
+        params: the parameters.
+        infos: descriptions of their leaves.
+        needed: for each leaf, whether a direction reads its second moment.
+    """
+    leaves: list[Any]
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(params)
+    pairs = [
+        _zeros(p, info) if need else (_empty(), _empty())
+        for p, info, need in zip(leaves, infos, needed, strict=True)
+    ]
+    return SecondMoments(
+        row=treedef.unflatten([row for row, _ in pairs]),
+        column=treedef.unflatten([column for _, column in pairs]),
     )
 
 
+def _empty() -> jax.Array:
+    return jnp.zeros(0, jnp.float32)
+
+
+def _zeros(param: jax.Array, info: TensorInfo) -> tuple[jax.Array, jax.Array]:
+    # Sums of zeros, not fresh zeros: they inherit the parameter's sharding.
+    zeros = jnp.zeros_like(param, dtype=jnp.float32)
+    if len(info.shape) < 2:
+        return zeros, _empty()
+    offset = int(bool(info.layers) or param.ndim > len(info.shape))
+    rows = tuple(range(offset, offset + info.split))
+    columns = tuple(range(offset + info.split, param.ndim))
+    return jnp.sum(zeros, axis=columns), jnp.sum(zeros, axis=rows)
+
+
+def pack_second(group: Group, moments: SecondMoments, needed: bool) -> Second:
+    """The second moments of a group, picked from ``moments``, lists of all leaves."""
+    if not needed:
+        return None
+    row = group.pack_small(moments.row)
+    if len(group.first.shape) < 2:
+        return row
+    return Factored(row, group.pack_small(moments.column))
+
+
 def unpack_second(
-    group: Group,
-    second: Second,
-    into: list,
-    slots: list[jax.Array],
+    group: Group, second: Second, into: SecondMoments, slots: Sequence[jax.Array]
 ) -> None:
-    """Writes a group's second moments back to their leaves' places in ``into``."""
-    if second is None:
-        return
-    unpacked = []
-    for x in jax.tree.leaves(second):
-        places: list = [None] * len(into)
-        chunks = [group.cut(x, j, slots) for j in range(len(group.chunks))]
-        group.unpack(chunks, places, slots)
-        unpacked.append(places)
-    for i in group.leaves:
-        values = [places[i] for places in unpacked]
-        into[i] = Factored(*values) if isinstance(second, Factored) else values[0]
+    """Writes a group's second moments to their leaves' places in the lists ``into``."""
+    parts = second if isinstance(second, Factored) else (second,)
+    for x, places in zip(parts, into, strict=False):
+        if x is not None:
+            chunks = [group.cut(x, j, slots) for j in range(len(group.chunks))]
+            group.unpack(chunks, places, slots)
 
 
 def mean_squares(group: Group, grads: list[jax.Array], second: Second) -> Second:

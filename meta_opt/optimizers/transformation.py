@@ -28,6 +28,13 @@ from meta_opt.features.statistics import (
     unit_table,
 )
 from meta_opt.features.tensors import TensorInfo, describe, path_name
+from meta_opt.optimizers.arguments import (
+    check_num_steps,
+    check_params,
+    check_scalar,
+    check_state,
+    warn_of_half_precision,
+)
 from meta_opt.optimizers.controller import (
     ControllerConfig,
     ControllerState,
@@ -41,6 +48,7 @@ from meta_opt.optimizers.grouping import (
     group_leaves,
     replicated,
     sharded_like,
+    unstack_slots,
 )
 from meta_opt.optimizers.measuring import (
     gather_statistics,
@@ -49,6 +57,7 @@ from meta_opt.optimizers.measuring import (
 )
 from meta_opt.optimizers.safeguard import GuardState, guard_step, init_guard
 from meta_opt.optimizers.second_moment import (
+    SecondMoments,
     init_second,
     pack_second,
     unpack_second,
@@ -78,9 +87,9 @@ class OptimizerState(NamedTuple):
     Attributes:
         count: int32 [], calls so far.
         momentum: bfloat16, structure and sharding of the parameters.
-        second: second moments where a direction needs them: `Factored` for rank >= 2,
-            a full array for rank 0 and 1, None where there is none. Float32.
-        slots: int32 [], index of each leaf's first unit, see `grouping`; constant.
+        second: second moments of the leaves for which a direction needs them.
+        slots: int32 [leaves], index of each leaf's first unit, see `grouping`;
+            constant.
         history: what is remembered of each unit, [N] each.
         momentum_square: float32 [N], sum of squares of each unit's momentum.
         param_square: float32 [N], sum of squares of each unit's parameters, renewed
@@ -93,8 +102,8 @@ class OptimizerState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]
     momentum: PyTree
-    second: PyTree
-    slots: PyTree
+    second: SecondMoments
+    slots: jax.Array
     history: History
     momentum_square: jax.Array
     param_square: jax.Array
@@ -144,16 +153,21 @@ def controlled(
     Raises:
         ValueError: ``num_steps`` below 1, ``epochs`` not above 0, a pattern without
             match, ``update`` without params or with gradients of another structure,
-            ``pallas`` on a mesh of several devices.
-        TypeError: parameters that are not floating-point.
+            ``value`` or ``feedback`` that is not a scalar, ``pallas`` on a mesh of
+            several devices.
+        TypeError: ``num_steps`` that is not an integer, parameters that are not
+            floating-point arrays, a state of another optimizer.
+
+    Warns:
+        UserWarning: ``init`` with half-precision parameters.
     """
-    if not isinstance(num_steps, jax.Array) and num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    check_num_steps(num_steps)
     if isinstance(epochs, float | int) and epochs <= 0:
         raise ValueError(
             f"epochs is {epochs}; it must be above 0, or None if it is not known"
         )
     learned = theta is not None
+    warned = False
 
     def plan(params: PyTree) -> _Plan:
         infos = describe(params, stacked, groups)
@@ -166,25 +180,19 @@ def controlled(
         return mixes_adam or not info.is_matrix or not config.orthogonal
 
     def init(params: PyTree) -> OptimizerState:
-        leaves: list[Any]
-        treedef: Any
-        leaves, treedef = jax.tree.flatten(params)
+        nonlocal warned
+        check_params(params)
         known = plan(params)
+        warned = warned or warn_of_half_precision(params)
         units = len(known.table.size)
-        second = [
-            init_second(p, info) if needs_second(info) else None
-            for p, info in zip(leaves, known.infos, strict=True)
-        ]
         return OptimizerState(
             count=jnp.zeros((), jnp.int32),
             momentum=jax.tree.map(
                 lambda p: jnp.zeros_like(p, dtype=jnp.bfloat16), params
             ),
-            second=treedef.unflatten(second),
-            slots=treedef.unflatten(
-                [jnp.int32(i) for i in first_units(known.groups, len(leaves))]
-            ),
-            history=_begin(known, leaves),
+            second=init_second(params, known.infos, [*map(needs_second, known.infos)]),
+            slots=jnp.asarray(first_units(known.groups, len(known.infos)), jnp.int32),
+            history=_begin(known, jax.tree.leaves(params)),
             momentum_square=jnp.zeros(units, jnp.float32),
             param_square=jnp.zeros(units, jnp.float32),
             guard=init_guard(),
@@ -212,6 +220,10 @@ def controlled(
             raise ValueError(
                 "update needs the parameters: call tx.update(grads, state, params)"
             )
+        check_state(state, OptimizerState, learned)
+        check_params(params)
+        check_scalar("value", value)
+        check_scalar("feedback", feedback)
         _check_match(updates, params, "gradients", "parameters")
         _check_match(params, state.momentum, "parameters", "the optimizer's state")
         return step(updates, state, params, value, feedback)
@@ -230,8 +242,8 @@ def controlled(
         treedef: Any
         grad_leaves, treedef = jax.tree.flatten(updates)
         momentum_leaves = treedef.flatten_up_to(state.momentum)
-        second_leaves = treedef.flatten_up_to(state.second)
-        slots = treedef.flatten_up_to(state.slots)
+        second_leaves = SecondMoments(*map(treedef.flatten_up_to, state.second))
+        slots = unstack_slots(state.slots, state.count >= 0)
         param_leaves = treedef.flatten_up_to(params)
         known = plan(params)
 
@@ -240,7 +252,7 @@ def controlled(
                 [x.astype(jnp.float32) for x in group.pack(grad_leaves)],
                 group.pack(momentum_leaves),
                 group.pack(param_leaves),
-                pack_second(group, second_leaves),
+                pack_second(group, second_leaves, needs_second(group.first)),
             )
             for group in known.groups
         ]
@@ -328,7 +340,8 @@ def controlled(
         )
         outputs = unless_skipped(ok, known.groups, taken, arrays)
         new_updates = [jnp.zeros_like(x) for x in grad_leaves]
-        new_momenta, new_seconds = list(momentum_leaves), list(second_leaves)
+        new_momenta = list(momentum_leaves)
+        new_seconds = SecondMoments(*map(list, second_leaves))
         for group, output in zip(known.groups, outputs, strict=True):
             group.unpack(output.updates, new_updates, slots)
             group.unpack(output.momentum, new_momenta, slots)
@@ -350,7 +363,7 @@ def controlled(
         new_state = OptimizerState(
             count=optax.safe_increment(state.count),
             momentum=treedef.unflatten(new_momenta),
-            second=treedef.unflatten(new_seconds),
+            second=SecondMoments(*map(treedef.unflatten, new_seconds)),
             slots=state.slots,
             history=keep(history, state.history),
             momentum_square=keep(momentum_square, state.momentum_square),

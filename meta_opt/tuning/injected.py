@@ -1,6 +1,7 @@
 """Optimizers whose settings live in the state: one compiled step for all trials."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
@@ -66,7 +67,7 @@ def injected_learned(
         num_steps: jax.Array, epochs: jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         return learned_optimizer(
-            num_steps,
+            jnp.round(num_steps).astype(jnp.int32),
             epochs=epochs,
             weights=config.weights,
             stacked=config.stacked,

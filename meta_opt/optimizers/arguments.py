@@ -1,0 +1,119 @@
+"""Checks of what a user hands to an optimizer, with errors that say what to do."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.features.tensors import path_name
+from meta_opt.optimizers.update_rule import RMS_STEP
+from meta_opt.types import PyTree
+
+
+def check_num_steps(num_steps: Any) -> None:
+    """Raises unless ``num_steps`` is one integer of at least 1, traced or not.
+
+    Raises:
+        TypeError: not an integer, or an array that is not a scalar of integer type.
+        ValueError: below 1.
+    """
+    is_array = isinstance(num_steps, jax.Array | np.ndarray | np.generic)
+    if is_array:
+        good = num_steps.ndim == 0 and jnp.issubdtype(num_steps.dtype, jnp.integer)
+        given = f"has shape {num_steps.shape} and type {num_steps.dtype}"
+    else:
+        good = isinstance(num_steps, int) and not isinstance(num_steps, bool)
+        given = f"is {num_steps!r} of type {type(num_steps).__name__}"
+    if not good:
+        raise TypeError(
+            f"num_steps {given}; it must be an integer, the number of calls of update "
+            "in the whole run: pass an int, or an integer array of shape ()"
+        )
+    if not isinstance(num_steps, jax.core.Tracer) and num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+
+
+def check_scalar(name: str, value: jax.typing.ArrayLike | None) -> None:
+    """Raises ValueError where the keyword ``name`` of ``update`` is not a scalar."""
+    shape = jnp.shape(value) if value is not None else ()
+    if shape != ():
+        raise ValueError(
+            f"{name} has shape {shape}; it must be a scalar: pass its mean, "
+            f"jnp.mean({name})"
+        )
+
+
+def check_params(params: PyTree) -> None:
+    """Raises TypeError where a parameter is a Python number or another non-array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(
+                f"parameter {path_name(path)!r} is {leaf!r} of type "
+                f"{type(leaf).__name__}; parameters must be arrays: wrap it in "
+                "jnp.asarray"
+            )
+
+
+def check_state(state: Any, kind: type, learned: bool) -> None:
+    """Raises TypeError unless ``state`` is the one that ``init`` gave.
+
+    Args:
+        state: what ``update`` was given.
+        kind: what it must be.
+        learned: whether the optimizer has a controller; its state then has a memory.
+    """
+    found = f"a {type(state).__name__}"
+    if isinstance(state, kind):
+        if learned == (getattr(state, "controller", None) is not None):
+            return
+        ours, other = "the learned optimizer", "the hand-designed rule"
+        found = f"that of {other if learned else ours}"
+    raise TypeError(
+        f"state is {found}, not that of this optimizer: pass what tx.init(params) or "
+        "the last tx.update returned"
+    )
+
+
+def warn_of_half_precision(params: PyTree) -> bool:
+    """Warns if concrete parameters are too coarse for the updates they will get.
+
+    Returns:
+        Whether it did.
+    """
+    leaves = [x for x in jax.tree.leaves(params) if _is_concrete_half(x)]
+    if not leaves:
+        return False
+    lost = int(_count_lost(leaves))
+    kinds = " and ".join(sorted({str(x.dtype) for x in leaves}))
+    warnings.warn(
+        f"{sum(x.size for x in leaves)} parameters in {len(leaves)} tensors are "
+        f"{kinds}: an update below half a unit in the last place, in bfloat16 up to "
+        "2**-8 of the parameter, rounds to nothing when it is applied. At "
+        f"{lost} of them even the largest scheduled update, of RMS {RMS_STEP}, does; "
+        "at more it will as the schedule decays. Keep the parameters in float32 and "
+        "cast them to half precision in the loss function",
+        stacklevel=3,
+    )
+    return True
+
+
+def _is_concrete_half(x: Any) -> bool:
+    concrete = isinstance(x, jax.Array | np.ndarray | np.generic)
+    if not concrete or isinstance(x, jax.core.Tracer):
+        return False
+    return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits <= 16
+
+
+@jax.jit
+def _count_lost(leaves: list[jax.Array]) -> jax.Array:
+    """Elements whose largest half unit in the last place exceeds `RMS_STEP`."""
+
+    def count(x: jax.Array) -> jax.Array:
+        half_unit = 0.5 * float(jnp.finfo(x.dtype).eps)
+        # Summed in float32: of a large model there are more than an int32 counts.
+        size = jnp.abs(x.astype(jnp.float32))
+        return jnp.sum(size * half_unit > RMS_STEP, dtype=jnp.float32)
+
+    return sum((count(x) for x in leaves), jnp.float32(0.0))
