@@ -1,7 +1,6 @@
 """Families of tasks by name, each on real data; the split is by data set.
 
-See `META_TRAIN`, `META_VALIDATION` and `META_TEST` for who is where, and each family's
-`Task` for its model. Names say data set, model and, where it is not from scratch, the
+See `SPLIT_OF_DATASET` for who is where, and each family's `Task` for its model. Names say data set, model and, where it is not from scratch, the
 way of adapting a pre-trained model.
 """
 
@@ -15,6 +14,7 @@ import numpy as np
 from meta_opt.tasks import sources
 from meta_opt.tasks.adaptation import finetuning, frozen_features, head, lora, pretrain
 from meta_opt.tasks.encoder_families import ENCODER_FAMILIES
+from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION
 from meta_opt.tasks.models import (
     Model,
     bag_tower,
@@ -44,8 +44,20 @@ SPLIT_OF_DATASET = {
     "asterisk": "validation",
     "tuxpaint": "test",
     "animated": "test",
+    # Other people's code and habits, `meta_opt.tasks.foreign`.
+    "style": "style_validation",
+    "currencies": "style_validation",
+    "terrain": "style_validation",
+    "source": "style_validation",
+    "iris": "style_validation",
+    "foreign": "foreign",
 }
-"""Which part of the meta-data a data set belongs to: no task crosses it."""
+"""Which part of the meta-data a data set belongs to: no task crosses it.
+
+``style`` and ``foreign`` are the first words of the names of families in other people's
+styles. Those of style validation may take the data of ``validation`` too, since both
+choose weights.
+"""
 
 _IMAGE = (16, 16, 3)
 _MEL = (32, 24)
@@ -549,4 +561,6 @@ FAMILIES: dict[str, Builder] = {
     "tuxpaint_head": _tuxpaint_head,
     "animated_video": _animated_video,
     **ENCODER_FAMILIES,
+    **STYLE_VALIDATION,
+    **FOREIGN,
 }
