@@ -44,5 +44,19 @@ STYLE_VALIDATION: dict[str, Callable[[str | None], Task]] = {
 }
 """From a folder of data to tasks that weights may be chosen by."""
 
-FOREIGN: dict[str, Callable[[str | None], Task]] = {}
+FOREIGN: dict[str, Callable[[str | None], Task]] = {
+    "foreign_sayings_minilm_lora": _lazy(
+        "sayings_equinox", "sayings_minilm_lora", "equinox"
+    ),
+    "foreign_docstrings_minilm": _lazy("docstrings_linen", "docstrings_minilm"),
+    "foreign_manpages_lstm": _lazy("manpages_haiku", "manpages_lstm", "haiku"),
+    "foreign_temperatures_lstm": _lazy("temperatures_torch", "temperatures_lstm"),
+    "foreign_icons_convnext": _lazy("icons_timm", "icons_convnext"),
+    "foreign_icons_fusion": _lazy("icons_nnx", "icons_fusion"),
+    "foreign_sayings_writer_lora": _lazy("writer_gpt2", "sayings_writer_lora"),
+    "foreign_kinds_few_shot": _lazy("writer_gpt2", "kinds_few_shot"),
+    "foreign_code_transformer": _lazy("code_haiku", "code_transformer", "haiku"),
+    "foreign_cars_regression": _lazy("cars_equinox", "cars_regression", "equinox"),
+    "foreign_sayings_head": _lazy("sayings_head", "sayings_head"),
+}
 """From a folder of data to tasks that nothing is chosen by."""

@@ -13,29 +13,56 @@ CLASSES = 16
 SMOOTHING = 0.1
 
 
+class Conv(eqx.Module):
+    """A convolution over [C, h, w], its kernel [out, in, k, k], as a matrix product.
+
+    `eqx.nn.Conv2d` initialises as this does. XLA runs convolutions of its own kind many
+    times slower in a loop on a CPU.
+    """
+
+    weight: jax.Array
+    stride: int = eqx.field(static=True)
+
+    def __init__(
+        self, c_in: int, c_out: int, k: int, stride: int, *, key: jax.Array
+    ) -> None:
+        bound = 1.0 / (c_in * k * k) ** 0.5
+        shape = (c_out, c_in, k, k)
+        self.weight = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        self.stride = stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[in, h, w] to [out, h / stride, w / stride]."""
+        k, (_, h, w) = self.weight.shape[-1], x.shape
+        x = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2)))
+        seen = [
+            x[:, i : i + h : self.stride, j : j + w : self.stride]
+            for i in range(k)
+            for j in range(k)
+        ]
+        kernel = self.weight.reshape(*self.weight.shape[:2], k * k)
+        return jnp.einsum("kchw,ock->ohw", jnp.stack(seen), kernel)
+
+
 class BasicBlock(eqx.Module):
     """Two convolutions and a shortcut; group norm in place of batch norm."""
 
-    conv1: eqx.nn.Conv2d
+    conv1: Conv
     norm1: eqx.nn.GroupNorm
-    conv2: eqx.nn.Conv2d
+    conv2: Conv
     norm2: eqx.nn.GroupNorm
-    downsample: eqx.nn.Conv2d | None
+    downsample: Conv | None
 
     def __init__(self, c_in: int, c_out: int, stride: int, *, key: jax.Array) -> None:
         k1, k2, k3 = jax.random.split(key, 3)
-        self.conv1 = eqx.nn.Conv2d(
-            c_in, c_out, 3, stride, padding=1, use_bias=False, key=k1
-        )
+        self.conv1 = Conv(c_in, c_out, 3, stride, key=k1)
         self.norm1 = eqx.nn.GroupNorm(4, c_out)
-        self.conv2 = eqx.nn.Conv2d(c_out, c_out, 3, padding=1, use_bias=False, key=k2)
+        self.conv2 = Conv(c_out, c_out, 3, 1, key=k2)
         self.norm2 = eqx.nn.GroupNorm(4, c_out)
         if stride == 1 and c_in == c_out:
             self.downsample = None
         else:
-            self.downsample = eqx.nn.Conv2d(
-                c_in, c_out, 1, stride, use_bias=False, key=k3
-            )
+            self.downsample = Conv(c_in, c_out, 1, stride, key=k3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[C, h, w] of one picture."""
@@ -47,13 +74,13 @@ class BasicBlock(eqx.Module):
 class ResNet(eqx.Module):
     """Stem of stride 2, three blocks, mean over places, linear."""
 
-    stem: eqx.nn.Conv2d
+    stem: Conv
     blocks: list[BasicBlock]
     fc: eqx.nn.Linear
 
     def __init__(self, *, key: jax.Array) -> None:
         ks = jax.random.split(key, 5)
-        self.stem = eqx.nn.Conv2d(3, 16, 3, stride=2, padding=1, key=ks[0])
+        self.stem = Conv(3, 16, 3, 2, key=ks[0])
         self.blocks = [
             BasicBlock(16, 16, 1, key=ks[1]),
             BasicBlock(16, 32, 2, key=ks[2]),

@@ -94,6 +94,6 @@ def currencies_bert(folder: str | None) -> Task:
         loss=loss,
         splits=splits,
         batch_size=32,
-        horizons=(100, 400),
+        horizons=(100, 600),
         train_loss=train_loss,
     )

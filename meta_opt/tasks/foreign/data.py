@@ -11,8 +11,10 @@ import csv
 import functools
 import gzip
 import hashlib
+import importlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
@@ -85,7 +87,7 @@ def in_turn(
     return Splits(
         *(
             {k: jnp.asarray(v[a:b]) for k, v in arrays.items()}
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, b in itertools.pairwise(cuts)
         )
     )
 

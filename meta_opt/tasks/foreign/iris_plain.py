@@ -1,5 +1,7 @@
 """Iris from 60 flowers: the tutorial's net, three matrices in a dict."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ def iris_mlp(folder: str | None) -> Task:
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         sizes, p = [4, 40, 20, 3], {}
-        for i, (m, n) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), 1):
+        for i, (m, n) in enumerate(itertools.pairwise(sizes), 1):
             std = (2.0 / (m + n)) ** 0.5
             p[f"w{i}"] = std * jax.random.normal(jax.random.fold_in(key, i), (m, n))
             p[f"b{i}"] = jnp.zeros(n)
