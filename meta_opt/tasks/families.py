@@ -1,7 +1,8 @@
 """Families of tasks by name, each on real data; the split is by data set.
 
-See `SPLIT_OF_DATASET` for who is where, and each family's `Task` for its model. Names say data set, model and, where it is not from scratch, the
-way of adapting a pre-trained model.
+See `SPLIT_OF_DATASET` for who is where, and each family's `Task` for its model. Names
+say data set, model and, where it is not from scratch, the way of adapting a pre-trained
+model; ``style_`` and ``foreign_`` begin those of `meta_opt.tasks.foreign`.
 """
 
 import dataclasses

@@ -55,6 +55,6 @@ def cars_regression(folder: str | None) -> Task:
         loss=loss,
         splits=deal(arrays, 200, 64, 128),
         batch_size=16,
-        horizons=(100, 800),
+        horizons=(60, 300),
         train_loss=train_loss,
     )
