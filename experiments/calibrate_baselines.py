@@ -21,10 +21,14 @@ from ml_collections import config_flags
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from meta_opt.meta_training.calibration import (
+    CalibrationConfig,
+    best_settings,
+    task_prices,
+)
 from meta_opt.run_log import describe_environment
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
-from meta_opt.tuning.calibration import CalibrationConfig, best_settings, task_prices
 from meta_opt.types import check_keys, from_config, write_atomic
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")

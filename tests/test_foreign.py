@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 # One of each kind of source and library; the others are compiled in the slow tests.
 QUICK = {"style_iris_mlp", "style_terrain_siren", "style_titles_gru"}
-QUICK |= {"foreign_cars_regression", "foreign_sayings_head"}
+QUICK |= {"foreign_cars_regression"}
 RATES = {"style_iris_mlp": 1e-2, "foreign_cars_regression": 3e-3}
 
 

@@ -32,6 +32,11 @@ from meta_opt.evaluation.records import (
     read_record,
     write_record,
 )
+from meta_opt.meta_training.calibration import (
+    CalibrationConfig,
+    best_settings,
+    task_prices,
+)
 from meta_opt.optimizers.baselines import (
     DEFAULT_LEARNING_RATE,
     FIVE,
@@ -51,11 +56,6 @@ from meta_opt.tasks.fingerprint import same_task, task_fingerprint
 from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_judge
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.tuning.baseline_spaces import baseline_space
-from meta_opt.tuning.calibration import (
-    CalibrationConfig,
-    best_settings,
-    task_prices,
-)
 from meta_opt.tuning.on_task import tune_on_task
 from meta_opt.tuning.search import SearchConfig
 from meta_opt.types import from_config

@@ -67,9 +67,12 @@ def deal(
 ) -> Splits:
     """Random disjoint parts of these sizes; what is left over is not used.
 
+    Of examples that are the same in all fields, one is kept.
+
     Raises:
         ValueError: there are fewer examples than that.
     """
+    arrays = _distinct(arrays)
     count = len(next(iter(arrays.values())))
     if train + validation + test > count:
         raise ValueError(f"{train} + {validation} + {test} examples of {count}")
@@ -82,7 +85,17 @@ def deal(
 def in_turn(
     arrays: Mapping[str, np.ndarray], train: int, validation: int, test: int
 ) -> Splits:
-    """Consecutive parts, for data with an order; the train part comes first."""
+    """Consecutive parts, for data with an order; the train part comes first.
+
+    Of examples that are the same in all fields, the first is kept.
+
+    Raises:
+        ValueError: there are fewer examples than that.
+    """
+    arrays = _distinct(arrays)
+    count = len(next(iter(arrays.values())))
+    if train + validation + test > count:
+        raise ValueError(f"{train} + {validation} + {test} examples of {count}")
     cuts = np.cumsum([0, train, validation, test])
     return Splits(
         *(
@@ -90,6 +103,16 @@ def in_turn(
             for a, b in itertools.pairwise(cuts)
         )
     )
+
+
+def _distinct(arrays: Mapping[str, np.ndarray]) -> NumpyArrays:
+    columns = [np.ascontiguousarray(v) for v in arrays.values()]
+    first: dict[bytes, int] = {}
+    for i in range(len(columns[0])):
+        row = b"".join(column[i].tobytes() for column in columns)
+        first.setdefault(hashlib.sha1(row).digest(), i)
+    picks = list(first.values())
+    return {k: v[picks] for k, v in zip(arrays, columns, strict=True)}
 
 
 def root_of(folder: str | os.PathLike | None) -> Path:
@@ -186,7 +209,8 @@ def elevations() -> np.ndarray:
     """Heights along the Jacksboro fault, standardised float32 [344, 403]."""
     from matplotlib.cbook import get_sample_data
 
-    with get_sample_data("jacksboro_fault_dem.npz") as dem:
+    dem: Any = get_sample_data("jacksboro_fault_dem.npz")
+    with dem:
         z = np.asarray(dem["elevation"], np.float32)
     return (z - z.mean()) / z.std()
 

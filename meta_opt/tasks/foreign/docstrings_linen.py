@@ -1,5 +1,7 @@
 """Which package a docstring is of: MiniLM's last layer and a new head, in linen."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -103,7 +105,7 @@ def docstrings_minilm(folder: str | None) -> Task:
     def loss(
         params: PyTree, arrays: Arrays, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(
+        logits: Any = model.apply(
             {"params": params},
             arrays["hidden"],
             arrays["mask"],

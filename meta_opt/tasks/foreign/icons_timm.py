@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from meta_opt.tasks.foreign.data import deal, icons
 from meta_opt.tasks.task import Arrays, Task
 
-DIMS, DEPTHS, SCALE = (40, 80), (2, 2), 1e-2
+DIMS, DEPTHS, SCALE = (32, 64), (1, 2), 1e-2
 
 Weights = dict[str, jax.Array]
 
@@ -26,7 +26,7 @@ def create_model(key: jax.Array, num_classes: int) -> Weights:
     for s, (d, depth) in enumerate(zip(DIMS, DEPTHS, strict=True)):
         for b in range(depth):
             at = f"stages.{s}.blocks.{b}"
-            shapes[f"{at}.conv_dw.weight"] = (d, 1, 5, 5)
+            shapes[f"{at}.conv_dw.weight"] = (d, 1, 3, 3)
             shapes[f"{at}.conv_dw.bias"] = (d,)
             shapes[f"{at}.mlp.fc1.weight"] = (4 * d, d)
             shapes[f"{at}.mlp.fc1.bias"] = (4 * d,)
@@ -65,14 +65,10 @@ def _patchify(w: Weights, name: str, x: jax.Array) -> jax.Array:
 
 def _block(w: Weights, at: str, x: jax.Array, keep: jax.Array | None) -> jax.Array:
     n, m = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    kernel = w[f"{at}.conv_dw.weight"]
-    y = jnp.zeros_like(x)
-    for i in range(5):
-        for j in range(5):
-            y = y + padded[:, i : i + n, j : j + m] * kernel[:, 0, i, j].reshape(
-                1, 1, 1, -1
-            )
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    seen = [padded[:, i : i + n, j : j + m] for i in range(3) for j in range(3)]
+    kernel = w[f"{at}.conv_dw.weight"].reshape(-1, 9)
+    y = jnp.einsum("kbhwc,ck->bhwc", jnp.stack(seen), kernel)
     y = _norm(w, f"{at}.norm", _add(y, w[f"{at}.conv_dw.bias"]))
     y = jax.nn.gelu(_add(y @ w[f"{at}.mlp.fc1.weight"].T, w[f"{at}.mlp.fc1.bias"]))
     y = _add(y @ w[f"{at}.mlp.fc2.weight"].T, w[f"{at}.mlp.fc2.bias"])

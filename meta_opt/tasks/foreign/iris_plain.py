@@ -38,7 +38,7 @@ def iris_mlp(folder: str | None) -> Task:
         dataset="iris",
         init=init,
         loss=loss,
-        splits=deal(arrays, 60, 30, 60, seed=1),
+        splits=deal(arrays, 60, 30, 59, seed=1),
         batch_size=8,
         horizons=(50, 300),
         gives_value=False,

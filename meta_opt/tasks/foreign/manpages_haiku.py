@@ -28,7 +28,7 @@ def manpages_lstm(folder: str | None) -> Task:
         outputs, _ = hk.dynamic_unroll(core, inputs, core.initial_state(len(tokens)))
         return hk.Linear(VOCAB, name="readout")(outputs)
 
-    model = hk.without_apply_rng(hk.transform(unrolled))
+    model: Any = hk.without_apply_rng(hk.transform(unrolled))
     splits = in_turn({"tokens": tokens}, 60_000, 150, 300)
 
     def loss(params: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:

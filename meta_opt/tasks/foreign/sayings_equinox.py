@@ -26,8 +26,9 @@ class LoRALinear(eqx.Module):
 
     def __init__(self, base: eqx.nn.Linear, key: jax.Array) -> None:
         self.base = base
-        self.down = jax.random.normal(key, (RANK, base.in_features)) / RANK
-        self.up = jnp.zeros((base.out_features, RANK))
+        n_out, n_in = base.weight.shape
+        self.down = jax.random.normal(key, (RANK, n_in)) / RANK
+        self.up = jnp.zeros((n_out, RANK))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[in] to [out]."""

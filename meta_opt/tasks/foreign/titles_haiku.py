@@ -21,7 +21,7 @@ def titles_gru(folder: str | None) -> Task:
     lower = [title.lower() for title in titles]
     chars, vocabulary = ids_of_characters(lower, LENGTH)
     lengths = (chars > 0).sum(1).clip(1).astype(np.int32)
-    splits = deal({"chars": chars, "length": lengths, "label": labels}, 1000, 250, 500)
+    splits = deal({"chars": chars, "length": lengths, "label": labels}, 900, 200, 450)
 
     def net(batch: Arrays, is_training: bool) -> jax.Array:
         embedded = hk.Embed(vocabulary, 32)(batch["chars"])

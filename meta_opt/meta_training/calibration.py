@@ -80,7 +80,7 @@ def task_prices(
     ]
     runs: dict[str, InnerRun] = {}
 
-    def held_out(rival: str, setting: Setting, steps: int) -> Sequence[np.ndarray]:
+    def held_out(rival: str, setting: Setting, steps: int) -> tuple:
         if rival not in runs:
             runs[rival] = InnerRun(task, lambda n, s: calibrated(rival, n, **s))
         outcome, _ = runs[rival](config.seeds, steps, dataclasses.asdict(setting))
@@ -90,9 +90,15 @@ def task_prices(
 
     def price(rival: str, setting: Setting) -> float:
         prices = [
-            against(*map(jnp.asarray, (*found, *reference)), config.error_weight)
+            against(
+                jnp.asarray(loss),
+                jnp.asarray(error),
+                jnp.asarray(reference[0]),
+                jnp.asarray(reference[1]),
+                config.error_weight,
+            )
             for steps, reference in zip(lengths, references, strict=True)
-            for found in [held_out(rival, setting, steps)]
+            for loss, error in [held_out(rival, setting, steps)]
         ]
         return float(np.mean(prices))
 
