@@ -11,7 +11,7 @@ from meta_opt.tasks.foreign.data import deal, ids_of_characters, source_text
 from meta_opt.tasks.task import Arrays, Task
 
 LIBRARIES = ("scipy", "sklearn", "matplotlib", "flax", "optax", "absl")
-LENGTH, DIM = 40, 64
+LENGTH, DIM = 32, 64
 
 
 class Block(hk.Module):
@@ -77,6 +77,6 @@ def code_transformer(folder: str | None) -> Task:
         loss=loss,
         splits=splits,
         batch_size=32,
-        horizons=(100, 400),
+        horizons=(100, 300),
         train_loss=loss,
     )

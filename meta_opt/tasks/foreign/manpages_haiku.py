@@ -43,7 +43,7 @@ def manpages_lstm(folder: str | None) -> Task:
         init=lambda key: model.init(key, {"tokens": splits.train["tokens"][:2]}),
         loss=loss,
         splits=splits,
-        batch_size=32,
+        batch_size=16,
         horizons=(100, 400),
         gives_epochs=False,
     )

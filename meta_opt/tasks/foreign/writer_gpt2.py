@@ -137,7 +137,7 @@ def sayings_writer_lora(folder: str | None) -> Task:
         loss=loss,
         splits=in_turn({"tokens": tokens}, 4000, 150, 300),
         batch_size=8,
-        horizons=(80, 400),
+        horizons=(80, 300),
     )
 
 
