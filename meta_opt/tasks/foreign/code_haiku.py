@@ -39,7 +39,7 @@ def code_transformer(folder: str | None) -> Task:
     for k, library in enumerate(LIBRARIES):
         lines = [line.strip() for line in source_text(library, 600_000).splitlines()]
         lines = sorted({line for line in lines if len(line) >= 20})
-        picked = [lines[i] for i in rng.permutation(len(lines))[:700]]
+        picked = [lines[i] for i in rng.permutation(len(lines))[:800]]
         texts += picked
         labels += [k] * len(picked)
     ids, vocabulary = ids_of_characters(texts, LENGTH)

@@ -75,7 +75,7 @@ def spec_augment(mel: jax.Array, key: jax.Array) -> jax.Array:
 
 def prompts_tcn(folder: str | None) -> Task:
     """Asterisk's prompts, five voices, 250 prompts to train on."""
-    parts, sizes = [], (250, 150, 300)
+    parts, sizes = [], (250, 120, 100)
     moments = None
     for split, size in zip(("train", "validation", "test"), sizes, strict=True):
         found = asterisk_arrays(split, folder)

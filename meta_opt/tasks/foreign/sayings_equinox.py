@@ -121,7 +121,7 @@ def trained(model: Classifier) -> Any:
 def sayings_minilm_lora(folder: str | None) -> Task:
     """Sayings of twelve subjects, 480 to train on; lower layers are cached."""
     rows = [row for row in sayings(folder) if row[1] in SUBJECTS]
-    order = np.random.default_rng(0).permutation(len(rows))[:900]
+    order = np.random.default_rng(0).permutation(len(rows))[:1000]
     rows = [rows[i] for i in order]
     arrays = minilm_below([text for text, _ in rows], 4, LENGTH, folder)
     y = np.asarray([SUBJECTS.index(subject) for _, subject in rows], np.int32)

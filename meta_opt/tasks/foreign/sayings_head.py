@@ -17,7 +17,7 @@ SUBJECTS = (
 def sayings_head(folder: str | None) -> Task:
     """Twenty subjects, 800 sayings to train on, unit vectors of 384 numbers."""
     rows = [row for row in sayings(folder) if row[1] in SUBJECTS]
-    rows = [rows[i] for i in np.random.default_rng(7).permutation(len(rows))[:1500]]
+    rows = [rows[i] for i in np.random.default_rng(7).permutation(len(rows))[:1650]]
     below = minilm_below([text for text, _ in rows], 6, 24, folder)
     mask = below["mask"][..., None]
     v = (below["hidden"] * mask).sum(1) / mask.sum(1)
