@@ -14,7 +14,7 @@ SUBJECTS = (
     *("computers", "definitions", "songs-poems", "politics", "science", "art"),
     *("men-women", "zippy", "law", "food", "sports", "pets"),
 )
-LENGTH, RANK = 20, 4
+LENGTH, RANK = 16, 4
 
 
 class LoRALinear(eqx.Module):
@@ -149,7 +149,7 @@ def sayings_minilm_lora(folder: str | None) -> Task:
         init=init,
         loss=loss,
         splits=deal({**arrays, "y": y}, 480, 120, 300),
-        batch_size=16,
-        horizons=(50, 250),
+        batch_size=12,
+        horizons=(50, 200),
         train_loss=loss,
     )
