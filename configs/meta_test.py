@@ -1,8 +1,28 @@
-"""Meta-test: ``test`` is reported, ``validation`` chooses weights; and ``smoke``."""
+"""Meta-test: ``foreign`` and ``test`` are reported, the validations choose weights.
+
+``foreign`` is the suite of other people's code and data, which comes first in what is
+reported and chooses nothing; ``style_validation`` is of the same kind and chooses
+weights, as ``validation`` does; ``smoke`` needs no prepared data.
+"""
 
 import ml_collections
 
 from configs import common
+
+RIVALS = (
+    # At one setting for all tasks: `meta_opt.optimizers.untuned.CALIBRATED`.
+    "adamw_calibrated",
+    "nadamw_calibrated",
+    "lion_calibrated",
+    "muon_calibrated",
+    # At optax's defaults.
+    "prodigy_default",
+    "schedule_free_adamw_default",
+    "dog_default",
+    "mechanic_adamw_default",
+    "momo_default",
+    "momo_adam_default",
+)
 
 
 def test() -> ml_collections.ConfigDict:
@@ -25,7 +45,7 @@ def test() -> ml_collections.ConfigDict:
         five=("sgd", "adam", "adamw", "rmsprop", "lion"),
         further=("muon", "schedule_free_adamw", "prodigy"),
         # Run without tuning; "learned" once with each of the weights (names or paths).
-        untuned=("learned", "hand_designed"),
+        untuned=("learned", "hand_designed", *RIVALS),
         weights=(common.WEIGHTS,),
         budgets=(1.0, 0.75, 0.6, 0.5, 0.35, 0.25),
         # Of initialisation and batches. What is reported has other seeds than the
@@ -56,7 +76,45 @@ def validation() -> ml_collections.ConfigDict:
     # One yardstick is enough to choose by.
     config.meta_test.five = ("adamw",)
     config.meta_test.further = ()
+    config.meta_test.untuned = ("learned", "hand_designed")
     config.results = "results/meta_validation"
+    return config
+
+
+def foreign() -> ml_collections.ConfigDict:
+    """Other people's code, names, initialisation and data; chooses nothing."""
+    config = test()
+    config.meta_test.tasks = (
+        "foreign_sayings_minilm_lora",
+        "foreign_docstrings_minilm",
+        "foreign_manpages_lstm",
+        "foreign_temperatures_lstm",
+        "foreign_icons_convnext",
+        "foreign_icons_fusion",
+        "foreign_sayings_writer_lora",
+        "foreign_kinds_few_shot",
+        "foreign_code_transformer",
+        "foreign_cars_regression",
+        "foreign_sayings_head",
+    )
+    config.results = "results/foreign"
+    return config
+
+
+def style_validation() -> ml_collections.ConfigDict:
+    """Tasks in other people's styles that weights may be chosen by."""
+    config = test()
+    config.meta_test.tasks = (
+        "validation_clipart_resnet",
+        "validation_titles_gru",
+        "validation_prompts_tcn",
+        "validation_currencies_bert",
+        "validation_terrain_siren",
+        "validation_titles_minilm_lora",
+        "validation_source_llama",
+        "validation_iris_mlp",
+    )
+    config.results = "results/style_validation"
     return config
 
 
@@ -77,5 +135,5 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "test") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (test, validation, smoke)
+    variants = (test, validation, foreign, style_validation, smoke)
     return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -1,6 +1,7 @@
-"""The meta-test: the learned optimizer, untuned, against tuned baselines.
+"""The meta-test: the learned optimizer and untuned rivals against tuned baselines.
 
     python -m experiments.meta_test --config configs/meta_test.py:test
+    python -m experiments.meta_test --config configs/meta_test.py:foreign
 
 The result of each optimizer on each task is kept in ``--config.results``, beside the
 report. Run again, it goes on where it was and measures only what is not there.
@@ -22,7 +23,12 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from meta_opt.evaluation import meta_test, records
-from meta_opt.evaluation.entrants import Entrant, MetaTestConfig, entrants
+from meta_opt.evaluation.entrants import (
+    HAND_DESIGNED,
+    Entrant,
+    MetaTestConfig,
+    entrants,
+)
 from meta_opt.reporting.meta_test import write_meta_test
 from meta_opt.run_log import describe_environment
 from meta_opt.tasks.families import make_task
@@ -62,7 +68,9 @@ def measured(
         setup["budgets"] = list(config.budgets)
     if record := records.fresh_record(path, fingerprint, setup):
         return record
-    run = InnerRun(task, entrant.make(task), config.seeds_at_once)
+    # Fingerprint and name are those of the task as it is.
+    told = dataclasses.replace(task, gives_value=True) if entrant.needs_value else task
+    run = InnerRun(told, entrant.make(task), config.seeds_at_once)
     tuned, settings, budgets = Tuned({}, [], 0.0), entrant.settings, config.budgets
     if entrant.tuned:
         tuned = tune_on_task(
@@ -125,7 +133,9 @@ def report(
     for subject in (entrant.name for entrant in field if not entrant.tuned):
         rows[subject] = [
             meta_test.compare(
-                by_name[subject], {e.name: by_name[e.name] for e in field if e.tuned}
+                by_name[subject],
+                {e.name: by_name[e.name] for e in field if e.tuned},
+                by_name.get(HAND_DESIGNED),
             )
             for by_name in found.values()
         ]

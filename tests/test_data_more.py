@@ -427,21 +427,30 @@ ENCODERS = ["minilm", "efficientnet_lite0", "whisper_tiny"]
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ["openclipart", "emoji", "klettres", "tuxpaint", "asterisk", *ENCODERS]),
-        (["--all"], [*prepare.PACKAGES, *ENCODERS]),
+        (
+            [],
+            [
+                *("openclipart", "emoji", "klettres", "tuxpaint", "asterisk"),
+                *prepare.RAW_PACKAGES,
+                *ENCODERS,
+            ],
+        ),
+        (["--all"], [*prepare.PACKAGES, *prepare.RAW_PACKAGES, *ENCODERS]),
+        (["--only", "oxygen"], ["oxygen"]),
         (["--only", "animated_emoji"], ["animated_emoji"]),
         (["--only", "encoders"], ENCODERS),
     ],
 )
 def test_the_large_dataset_is_asked_for(arguments, expected, monkeypatch, capsys):
-    for function in ("prepare", "prepare_encoder"):
+    for function in ("prepare", "prepare_raw", "prepare_encoder"):
         monkeypatch.setattr(prepare, function, lambda name, root: name)
     assert prepare.main(arguments) == 0
     assert capsys.readouterr().out.split() == expected
 
 
 def test_packages_are_pinned():
-    for name, packages in prepare.PACKAGES.items():
+    raw = {name: (package,) for name, package in prepare.RAW_PACKAGES.items()}
+    for name, packages in (prepare.PACKAGES | raw).items():
         folders = [package.folder for package in packages]
         assert len(set(folders)) == len(folders), name
         for package in packages:

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from meta_opt.evaluation import entrants as entrants_module
-from meta_opt.evaluation.entrants import MetaTestConfig, entrants
+from meta_opt.evaluation.entrants import RIVALS, MetaTestConfig, entrants
 from meta_opt.evaluation.meta_test import (
     BUDGETS,
     MISS,
@@ -32,6 +32,11 @@ from meta_opt.evaluation.records import (
     read_record,
     write_record,
 )
+from meta_opt.meta_training.calibration import (
+    CalibrationConfig,
+    best_settings,
+    task_prices,
+)
 from meta_opt.optimizers.baselines import (
     DEFAULT_LEARNING_RATE,
     FIVE,
@@ -39,7 +44,14 @@ from meta_opt.optimizers.baselines import (
     averaged_params,
     baseline,
 )
+from meta_opt.optimizers.untuned import (
+    CALIBRATED,
+    Setting,
+    calibrated,
+    learning_rate_free,
+)
 from meta_opt.reporting.meta_test import write_meta_test
+from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
 from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_judge
 from meta_opt.tasks.task import Splits, Task
@@ -161,6 +173,29 @@ def test_a_failed_subject_misses_and_is_counted():
     assert row.budget_to_adamw == MISS and row.failures == 3
     assert row.test_accuracy == 0.0 and math.isinf(row.validation_loss)
     assert not row.close_to_best_of_all and not row.as_accurate_as_best_of_five
+
+
+def test_the_hand_designed_rule_and_poor_runs():
+    # AdamW's accuracy is 70%: under 63% is poor.
+    rule = record_of("hand_designed", [0.5, 0.6, 0.7], [0.3] * 3)
+    subject = record_of("ours", [1.2] * 3, [0.36, 0.38, 0.3])
+    row = compare(subject, known_baselines(), rule)
+    assert row.loss_over_hand_designed == pytest.approx(2.0) and row.poor_runs == 1
+    assert compare(rule, known_baselines(), rule).loss_over_hand_designed == 1.0
+    assert compare(subject, known_baselines()).loss_over_hand_designed is None
+    lost = record_of("hand_designed", [math.nan] * 3, [0.3] * 3)
+    assert compare(subject, known_baselines(), lost).loss_over_hand_designed is None
+    failed = record_of("ours", [math.nan, 0.3, 0.3], [math.nan, 0.3, 0.3])
+    other = compare(failed, known_baselines(), rule)
+    assert math.isinf(other.loss_over_hand_designed) and other.poor_runs == 1
+    found = summarise("ours", [row, dataclasses.replace(row, task="u", poor_runs=2)])
+    assert found.worst_over_hand_designed == pytest.approx(2.0)
+    assert (found.worst_task, found.poor_runs) == ("t", 3)
+    worst = summarise("ours", [row, dataclasses.replace(other, task="u")])
+    assert math.isinf(worst.worst_over_hand_designed) and worst.worst_task == "u"
+    wrong = dataclasses.replace(rule, task="other")
+    with pytest.raises(ValueError, match="do not compare"):
+        compare(subject, known_baselines(), wrong)
 
 
 def test_records_that_do_not_compare_are_errors():
@@ -381,6 +416,62 @@ def test_divergence_is_an_outcome_and_a_search_survives_it(tmp_path):
     assert found.settings == found.trials[0]["params"]
 
 
+@pytest.mark.parametrize("name", RIVALS)
+def test_untuned_rivals_take_the_loss_and_reduce_it(name):
+    task = line_task(gives_value=False)
+    config = MetaTestConfig(tasks=("line",), untuned=(name,))
+    rival, *tuned = entrants(config)
+    assert rival.name == name and not rival.tuned and all(e.tuned for e in tuned)
+    needs = name in ("momo_default", "momo_adam_default")
+    assert rival.needs_value == needs
+    task = dataclasses.replace(task, gives_value=needs)
+    run = InnerRun(task, rival.make(task))
+    start, _ = run([1], 0, rival.settings)
+    found, _ = run([1], 60, rival.settings)
+    assert not found.failed().any()
+    assert found.validation_loss[0] < start.validation_loss[0]
+
+
+def test_calibrated_rivals_are_stale_under_another_setting(monkeypatch):
+    config = MetaTestConfig(tasks=("t",), untuned=("lion_calibrated",))
+    one = entrants(config)[0]
+    assert one.setup == {"learning_rate": 1e-4, "weight_decay": 0.1} == one.settings
+    monkeypatch.setitem(CALIBRATED, "lion", Setting(3e-4, 0.1))
+    assert entrants(config)[0].setup != one.setup
+    with pytest.raises(ValueError, match="did you mean 'nadamw'"):
+        calibrated("nadam", 10)
+    with pytest.raises(ValueError, match="no untuned rival"):
+        learning_rate_free("adamw", 10)
+
+
+def test_a_calibration_takes_the_best_setting_over_all_tasks(monkeypatch):
+    config = CalibrationConfig(
+        families=("line",),
+        rivals=("adamw", "lion"),
+        learning_rates={"adamw": (1e-3, 0.1), "lion": (1e-3, 0.03)},
+        weight_decays={"adamw": (0.01,), "lion": (0.1,)},
+        horizon_shares=(1.0, 0.5),
+    )
+    task = dataclasses.replace(line_task(), horizons=(3, 60))
+    prices = task_prices(task, config)
+    # The first of AdamW's is the reference itself.
+    assert prices["adamw"][0]["price"] == 0 > prices["adamw"][1]["price"]
+    assert best_settings({"line": prices})["adamw"]["learning_rate"] == 0.1
+    for wrong, why in (
+        ({"rivals": ("adam",)}, "no rival 'adam'"),
+        ({"rivals": ("muon",)}, "muon needs"),
+        ({"families": ()}, "families is empty"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            dataclasses.replace(config, **wrong)
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("configs.calibrate")
+    for variant in ("families", "smoke"):
+        settings = module.get_config(variant).to_dict()["calibration"]
+        families = from_config(CalibrationConfig, settings).families
+        assert {SPLIT_OF_DATASET[f.split("_")[0]] for f in families} == {"train"}
+
+
 def test_baselines_are_told_apart():
     assert not set(FIVE) & set(FURTHER)
     assert {*FIVE, *FURTHER} == set(DEFAULT_LEARNING_RATE)
@@ -490,9 +581,9 @@ def test_smoke_is_resumed_after_an_interruption(
 
 
 def test_configs_build_and_the_sets_are_of_their_data(monkeypatch):
-    from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
+    from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION
 
-    for variant in ("test", "validation", "smoke"):
+    for variant in ("test", "validation", "foreign", "style_validation", "smoke"):
         settings = config_of(variant, monkeypatch)
         tasks = settings["meta_test"]["tasks"]
         from_config(SearchConfig, settings["search"])
@@ -500,6 +591,8 @@ def test_configs_build_and_the_sets_are_of_their_data(monkeypatch):
         if variant != "smoke":
             of_split = {k for k, v in SPLIT_OF_DATASET.items() if v == variant}
             assert all(name.split("_")[0] in of_split for name in tasks)
+        whole = {"foreign": FOREIGN, "style_validation": STYLE_VALIDATION}
+        assert set(tasks) == set(whole.get(variant, tasks))
         if tasks:
             config = from_config(MetaTestConfig, settings["meta_test"])
             assert "adamw" in config.five

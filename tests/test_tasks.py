@@ -14,6 +14,7 @@ from meta_opt.tasks.families import (
     STYLE_TRAIN,
     make_task,
 )
+from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION
 from meta_opt.tasks.models import (
     classifier,
     conv_tower,
@@ -33,9 +34,8 @@ def built(family):
 
 def test_there_are_enough_families_and_each_part_has_some():
     assert len(FAMILIES) >= 20
-    named = set(FAMILIES) - set(STYLE_TRAIN)
-    parts = {SPLIT_OF_DATASET[name.split("_")[0]] for name in named}
-    assert parts == {"train", "validation", "test"}
+    parts = {SPLIT_OF_DATASET[name.split("_")[0]] for name in FAMILIES}
+    assert parts == {"train", "validation", "test", "style_validation", "foreign"}
 
 
 # One of each kind of model; the others are compiled in the slow tests.
@@ -46,7 +46,7 @@ QUICK = {"cancer_mlp", "glyphs_conv", "cldr_writer", "tuxpaint_head", "emoji_cli
     "family",
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in sorted(set(FAMILIES) - set(STYLE_TRAIN))
+        for name in sorted(set(FAMILIES) - {*STYLE_TRAIN, *STYLE_VALIDATION, *FOREIGN})
     ],
 )
 def test_family_is_sound(family):

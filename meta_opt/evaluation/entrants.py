@@ -11,12 +11,25 @@ import numpy as np
 
 from meta_opt.optimizers.baselines import FIVE, FURTHER, baseline
 from meta_opt.optimizers.hand_designed import hand_designed
+from meta_opt.optimizers.untuned import (
+    CALIBRATED,
+    LEARNING_RATE_FREE,
+    NEEDS_VALUE,
+    calibrated,
+    learning_rate_free,
+)
 from meta_opt.optimizers.weights import load_theta
 from meta_opt.tasks.inner_run import MakeOptimizer, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree, near_match
 
-_UNTUNED = ("learned", "hand_designed")
+HAND_DESIGNED = "hand_designed"
+RIVALS = (
+    *(f"{name}_calibrated" for name in CALIBRATED),
+    *(f"{name}_default" for name in LEARNING_RATE_FREE),
+)
+"""Untuned rivals: at one calibrated setting for all tasks, or at optax's defaults."""
+_UNTUNED = ("learned", HAND_DESIGNED, *RIVALS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +41,7 @@ class MetaTestConfig:
         num_steps: full budget by task; a task's larger horizon where it is left out.
         five: baselines among the five.
         further: baselines among the further ones.
-        untuned: ``learned`` and ``hand_designed``, or one of them.
+        untuned: ``learned``, ``hand_designed`` and names in `RIVALS`.
         weights: of the learned optimizer, shipped names or paths; each is an entrant.
         budgets: shares of the full budget for the untuned; 1 is among them.
         tuning_seeds: of every trial.
@@ -89,6 +102,7 @@ class Entrant:
         make: task to ``(num_steps, settings) -> optimizer``.
         setup: JSON values that its results depend on.
         settings: those it runs with; None if they are to be tuned.
+        needs_value: whether it is told the loss on every task, as MoMo must be.
     """
 
     name: str
@@ -96,6 +110,7 @@ class Entrant:
     make: Callable[[Task], MakeOptimizer]
     setup: dict[str, Any]
     settings: PyTree | None = None
+    needs_value: bool = False
 
     @property
     def tuned(self) -> bool:
@@ -113,12 +128,35 @@ def entrants(config: MetaTestConfig) -> list[Entrant]:
     for name in config.untuned:
         if name == "learned":
             found += [_learned(weights) for weights in config.weights]
-        else:
+        elif name == HAND_DESIGNED:
             found.append(Entrant(name, name, _make_hand_designed, {}, settings={}))
+        else:
+            found.append(_rival(name))
     for name in (*config.five, *config.further):
         trials = config.trials_of_five if name in FIVE else config.trials_of_further
         found.append(Entrant(name, name, _make_baseline(name), {"trials": trials}))
     return found
+
+
+def _rival(name: str) -> Entrant:
+    rule, _, kind = name.rpartition("_")
+    if kind == "calibrated":
+        setting = dataclasses.asdict(CALIBRATED[rule])
+        return Entrant(
+            name=name,
+            file=name,
+            make=lambda task: lambda n, settings: calibrated(rule, n, **settings),
+            setup=setting,
+            settings=setting,
+        )
+    return Entrant(
+        name=name,
+        file=name,
+        make=lambda task: lambda n, settings: learning_rate_free(rule, n),
+        setup={},
+        settings={},
+        needs_value=rule in NEEDS_VALUE,
+    )
 
 
 def _make_baseline(name: str) -> Callable[[Task], MakeOptimizer]:

@@ -23,6 +23,8 @@ _REFERENCE = "adamw"
 _CLOSE = 0.05
 _EQUAL = 1e-4
 """Percentage points below which accuracies are equal: rounding of float32."""
+FAILS_BELOW = 0.9
+"""A run whose test accuracy is below this share of tuned AdamW's mean has failed."""
 
 
 def measure(
@@ -109,6 +111,11 @@ class TaskRow:
         close_to_best_of_all: whether its loss is within 5% of the best one's.
         failures: runs of the subject that failed, over all budgets.
         runs: how many there were.
+        loss_over_hand_designed: the subject's validation loss over that of the
+            hand-designed rule, at the full budget; infinite if a seed of the subject
+            failed, None if the rule was not run or failed itself.
+        poor_runs: seeds at the full budget that are not finite or less accurate than
+            `FAILS_BELOW` of tuned AdamW's mean.
         seconds: of one run of the subject at the full budget.
         adamw_seconds: of one run of AdamW.
         adamw_tuning_seconds: of its search.
@@ -134,6 +141,8 @@ class TaskRow:
     close_to_best_of_all: bool
     failures: int
     runs: int
+    loss_over_hand_designed: float | None
+    poor_runs: int
     seconds: float
     adamw_seconds: float
     adamw_tuning_seconds: float
@@ -158,6 +167,11 @@ class Summary:
         misses: tasks on which AdamW's loss was not reached.
         failures: runs that failed.
         runs: how many there were.
+        worst_over_hand_designed: on the worst task, the loss over the hand-designed
+            rule's; None if that was not run.
+        worst_task: that task.
+        poor_runs: seeds at the full budget that are not finite or less accurate than
+            `FAILS_BELOW` of tuned AdamW's mean.
         time_ratio: geometric mean over the tasks where it is known.
         time_ratio_with_tuning: likewise.
     """
@@ -174,6 +188,9 @@ class Summary:
     misses: int
     failures: int
     runs: int
+    worst_over_hand_designed: float | None
+    worst_task: str | None
+    poor_runs: int
     time_ratio: float | None
     time_ratio_with_tuning: float | None
 
@@ -188,20 +205,28 @@ def budget_to(runs: Sequence[Run], target: float) -> float:
     return min(reached, default=MISS)
 
 
-def compare(subject: Record, baselines: Mapping[str, Record]) -> TaskRow:
+def compare(
+    subject: Record,
+    baselines: Mapping[str, Record],
+    hand_designed: Record | None = None,
+) -> TaskRow:
     """Compares a subject with tuned baselines on one task.
 
     Args:
         subject: at the full budget and at parts of it.
         baselines: by name, AdamW among them. Those of the five that are there count as
             "the five".
+        hand_designed: the hand-designed rule, untuned.
 
     Raises:
         ValueError: AdamW is missing, or records are of other tasks, steps or seeds.
     """
     if _REFERENCE not in baselines:
         raise ValueError(f"{subject.task}: there is no result of {_REFERENCE}")
-    for name, record in baselines.items():
+    others = dict(baselines)
+    if hand_designed is not None:
+        others[hand_designed.optimizer] = hand_designed
+    for name, record in others.items():
         for what in ("num_steps", "seeds"):
             ours, theirs = subject.setup[what], record.setup[what]
             if subject.task != record.task or ours != theirs:
@@ -246,12 +271,30 @@ def compare(subject: Record, baselines: Mapping[str, Record]) -> TaskRow:
         close_to_best_of_all=ours.failures == 0 and ours.mean_validation_loss <= bound,
         failures=sum(run.failures for run in subject.runs),
         runs=sum(len(run.validation_loss) for run in subject.runs),
+        loss_over_hand_designed=_ratio(ours, hand_designed),
+        poor_runs=_poor(ours, float(np.mean(accuracies[_REFERENCE]))),
         seconds=ours.seconds,
         adamw_seconds=alone,
         adamw_tuning_seconds=adamw.tuning_seconds,
         time_ratio=ours.seconds / alone if same_machine else None,
         time_ratio_with_tuning=ours.seconds / searched if same_machine else None,
     )
+
+
+def _ratio(ours: Run, hand_designed: Record | None) -> float | None:
+    if hand_designed is None:
+        return None
+    theirs = hand_designed.full.mean_validation_loss
+    if not math.isfinite(theirs) or theirs <= 0:
+        return None
+    return ours.mean_validation_loss / theirs
+
+
+def _poor(run: Run, accuracy: float) -> int:
+    """Seeds that failed or are far less accurate; ``accuracy`` in percent."""
+    poor = 100 * run.test_accuracy < FAILS_BELOW * accuracy - _EQUAL
+    failed = [loss is None for loss in run.validation_loss]
+    return int(np.sum(poor | np.asarray(failed)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +351,12 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
     """
     if not rows:
         raise ValueError(f"there is no task to sum up for {subject!r}")
+    ratios = {
+        row.task: row.loss_over_hand_designed
+        for row in rows
+        if row.loss_over_hand_designed is not None
+    }
+    worst = max(ratios, key=ratios.__getitem__, default=None)
     return Summary(
         subject=subject,
         tasks=len(rows),
@@ -331,6 +380,9 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
         misses=sum(row.budget_to_adamw == MISS for row in rows),
         failures=sum(row.failures for row in rows),
         runs=sum(row.runs for row in rows),
+        worst_over_hand_designed=None if worst is None else ratios[worst],
+        worst_task=worst,
+        poor_runs=sum(row.poor_runs for row in rows),
         time_ratio=_known(row.time_ratio for row in rows),
         time_ratio_with_tuning=_known(row.time_ratio_with_tuning for row in rows),
     )

@@ -74,7 +74,7 @@ def baseline(
         )
     peak = DEFAULT_LEARNING_RATE[name] if learning_rate is None else learning_rate
     decays = name != "schedule_free_adamw"
-    schedule = _warmup_cosine(peak, num_steps, warmup_fraction, decays)
+    schedule = warmup_cosine(peak, num_steps, warmup_fraction, decays)
     rule: Callable[[], optax.GradientTransformation] = {
         "sgd": lambda: optax.sgd(schedule, momentum=momentum),
         "adam": lambda: optax.adam(schedule, b1=momentum),
@@ -121,13 +121,20 @@ def averaged_params(state: optax.OptState, params: PyTree) -> PyTree:
     return params
 
 
-def _warmup_cosine(
+def warmup_cosine(
     peak: float | jax.Array,
     num_steps: int | jax.Array,
     warmup_fraction: float | jax.Array,
     decays: bool,
 ) -> optax.Schedule:
-    """Linear to ``peak`` over the warm-up, then to zero by cosine or constant."""
+    """Linear to ``peak`` over the warm-up, then to zero by cosine or constant.
+
+    Args:
+        peak: learning rate after the warm-up.
+        num_steps: length of the run.
+        warmup_fraction: share of the run with linear warm-up; one step at least.
+        decays: whether it falls to zero by the end, or stays.
+    """
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         # Here and not outside, so that no value need be known before a step is traced.

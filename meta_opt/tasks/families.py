@@ -1,8 +1,8 @@
 """Families of tasks by name, each on real data; the split is by data set.
 
-See `META_TRAIN`, `META_VALIDATION` and `META_TEST` for who is where, and each family's
-`Task` for its model. Names say data set, model and, where it is not from scratch, the
-way of adapting a pre-trained model.
+See `SPLIT_OF_DATASET` for who is where, and each family's `Task` for its model. Names
+say data set, model and, where it is not from scratch, the way of adapting a pre-trained
+model; ``style_`` and ``foreign_`` begin those of `meta_opt.tasks.foreign`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from meta_opt.tasks import sources
 from meta_opt.tasks.adaptation import finetuning, frozen_features, head, lora, pretrain
 from meta_opt.tasks.encoder_families import ENCODER_FAMILIES
+from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION
 from meta_opt.tasks.models import (
     Model,
     bag_tower,
@@ -55,11 +56,21 @@ SPLIT_OF_DATASET = {
     "tuxpaint": "test",
     "animated": "test",
     **dict.fromkeys(STYLE_DATASETS, "train"),
-    **dict.fromkeys(STYLE_TRAIN, "train"),
+    # Other people's code and habits, `meta_opt.tasks.foreign`.
+    "currencies": "style_validation",
+    "terrain": "style_validation",
+    "source": "style_validation",
+    "iris": "style_validation",
+    # First words of the names of families that are not named after their data set.
+    "style": "train",
+    **dict.fromkeys(("minilm", "whisper", "efficientnet"), "train"),
+    "validation": "style_validation",
+    "foreign": "foreign",
 }
 """Which part of the meta-data a data set belongs to: no task crosses it.
 
-Families that are not named after their data set stand here too.
+Families of style validation may take the data of ``validation`` too, since both choose
+weights.
 """
 
 _IMAGE = (16, 16, 3)
@@ -531,4 +542,6 @@ FAMILIES: dict[str, Builder] = {
     **LAYER_FAMILIES,
     **ENCODER_FAMILIES,
     **STYLE_FAMILIES,
+    **STYLE_VALIDATION,
+    **FOREIGN,
 }

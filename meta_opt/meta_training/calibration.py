@@ -1,0 +1,146 @@
+"""One setting for all tasks: that of least mean price over many of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.meta_training.scoring import against
+from meta_opt.optimizers.untuned import CALIBRATED, Setting, calibrated
+from meta_opt.tasks.inner_run import InnerRun
+from meta_opt.tasks.task import Task
+
+_REFERENCE = ("adamw", Setting(1e-3, 0.01))
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationConfig:
+    """What is tried, and how it is judged.
+
+    Attributes:
+        families: names of task families, of meta-training only.
+        rivals: names in `meta_opt.optimizers.untuned.CALIBRATED`.
+        learning_rates: peaks to try, by rival.
+        weight_decays: to try with each of them, by rival.
+        horizon_shares: lengths of the runs, as shares of a task's largest horizon.
+        seeds: of every run.
+        error_weight: weight of the error beside the log loss.
+    """
+
+    families: tuple[str, ...]
+    rivals: tuple[str, ...]
+    learning_rates: Mapping[str, tuple[float, ...]]
+    weight_decays: Mapping[str, tuple[float, ...]]
+    horizon_shares: tuple[float, ...] = (1.0, 0.4)
+    seeds: tuple[int, ...] = (0,)
+    error_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for unknown names and empty lists."""
+        for field in ("families", "rivals", "horizon_shares", "seeds"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} is empty")
+        for name in self.rivals:
+            if name not in CALIBRATED:
+                raise ValueError(
+                    f"no rival {name!r}; there are {', '.join(CALIBRATED)}"
+                )
+            if not self.learning_rates.get(name) or not self.weight_decays.get(name):
+                raise ValueError(
+                    f"{name} needs learning_rates and weight_decays to try"
+                )
+
+    def settings(self, rival: str) -> list[Setting]:
+        """All that are tried of a rival."""
+        return [
+            Setting(rate, decay)
+            for rate in self.learning_rates[rival]
+            for decay in self.weight_decays[rival]
+        ]
+
+
+def task_prices(
+    task: Task, config: CalibrationConfig
+) -> dict[str, list[dict[str, float]]]:
+    """What each setting costs on a task, relative to AdamW at 1e-3.
+
+    Args:
+        task: of a family of ``config``.
+        config: what is tried.
+
+    Returns:
+        By rival, a row for each setting: ``learning_rate``, ``weight_decay`` and
+        ``price``, the mean of `meta_opt.meta_training.scoring.against` over lengths and
+        seeds; 0 is as good as the reference, less is better.
+    """
+    lengths = [
+        max(1, round(share * task.horizons[1])) for share in config.horizon_shares
+    ]
+    runs: dict[str, InnerRun] = {}
+
+    def held_out(rival: str, setting: Setting, steps: int) -> tuple:
+        if rival not in runs:
+            runs[rival] = InnerRun(task, lambda n, s: calibrated(rival, n, **s))
+        outcome, _ = runs[rival](config.seeds, steps, dataclasses.asdict(setting))
+        return outcome.held_out(task.splits)
+
+    references = [held_out(*_REFERENCE, steps) for steps in lengths]
+
+    def price(rival: str, setting: Setting) -> float:
+        prices = [
+            against(
+                jnp.asarray(loss),
+                jnp.asarray(error),
+                jnp.asarray(reference[0]),
+                jnp.asarray(reference[1]),
+                config.error_weight,
+            )
+            for steps, reference in zip(lengths, references, strict=True)
+            for loss, error in [held_out(rival, setting, steps)]
+        ]
+        return float(np.mean(prices))
+
+    return {
+        rival: [
+            {**dataclasses.asdict(setting), "price": price(rival, setting)}
+            for setting in config.settings(rival)
+        ]
+        for rival in config.rivals
+    }
+
+
+def best_settings(
+    prices: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+) -> dict[str, dict[str, float]]:
+    """The setting of each rival whose mean price over the tasks is least.
+
+    Args:
+        prices: by task, what `task_prices` returns.
+
+    Returns:
+        By rival: ``learning_rate``, ``weight_decay`` and the mean ``price``.
+
+    >>> row = lambda rate, price: dict(
+    ...     learning_rate=rate, weight_decay=0.0, price=price)
+    >>> found = best_settings({
+    ...     "a": {"lion": [row(0.1, 2.0), row(0.01, 0.5)]},
+    ...     "b": {"lion": [row(0.1, -1.0), row(0.01, 0.1)]}})
+    >>> found["lion"]["learning_rate"], found["lion"]["price"]
+    (0.01, 0.3)
+    """
+    tasks = list(prices.values())
+    best = {}
+    for rival, rows in tasks[0].items():
+        means = [
+            float(np.mean([task[rival][i]["price"] for task in tasks]))
+            for i in range(len(rows))
+        ]
+        i = int(np.argmin(means))
+        best[rival] = {
+            "learning_rate": rows[i]["learning_rate"],
+            "weight_decay": rows[i]["weight_decay"],
+            "price": means[i],
+        }
+    return best

@@ -1,0 +1,62 @@
+"""Tasks as strangers write them: other data, libraries, names, layouts and habits.
+
+The training families of `meta_opt.tasks.families` share model code and initialisation
+with each other, so that doing well on them says little about doing well elsewhere.
+Every module here is self-contained and written in another style: Equinox, Haiku, Flax
+linen, Flax NNX, plain dicts, PyTorch's and Hugging Face's names and layouts. None
+imports `meta_opt.tasks.nets` or another one's model.
+
+`STYLE_VALIDATION` chooses weights; `FOREIGN` chooses nothing and is only reported.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+
+from meta_opt.tasks.task import Task
+
+
+def _build(module: str, function: str, library: str | None, folder: str | None) -> Task:
+    """Imports a builder when it is first called, and builds."""
+    if library is not None:
+        from meta_opt.tasks.foreign.data import need
+
+        need(library)
+    found = importlib.import_module(f"{__name__}.{module}")
+    return getattr(found, function)(folder)
+
+
+def _lazy(
+    module: str, function: str, library: str | None = None
+) -> Callable[[str | None], Task]:
+    return functools.partial(_build, module, function, library)
+
+
+STYLE_VALIDATION: dict[str, Callable[[str | None], Task]] = {
+    "validation_clipart_resnet": _lazy("clipart_equinox", "clipart_resnet", "equinox"),
+    "validation_titles_gru": _lazy("titles_haiku", "titles_gru", "haiku"),
+    "validation_prompts_tcn": _lazy("prompts_torch", "prompts_tcn"),
+    "validation_currencies_bert": _lazy("currencies_linen", "currencies_bert"),
+    "validation_terrain_siren": _lazy("terrain_siren", "terrain_siren"),
+    "validation_titles_minilm_lora": _lazy("titles_minilm", "titles_minilm_lora"),
+    "validation_source_llama": _lazy("source_nnx", "source_llama"),
+    "validation_iris_mlp": _lazy("iris_plain", "iris_mlp"),
+}
+"""From a folder of data to tasks that weights may be chosen by."""
+
+FOREIGN: dict[str, Callable[[str | None], Task]] = {
+    "foreign_sayings_minilm_lora": _lazy(
+        "sayings_equinox", "sayings_minilm_lora", "equinox"
+    ),
+    "foreign_docstrings_minilm": _lazy("docstrings_linen", "docstrings_minilm"),
+    "foreign_manpages_lstm": _lazy("manpages_haiku", "manpages_lstm", "haiku"),
+    "foreign_temperatures_lstm": _lazy("temperatures_torch", "temperatures_lstm"),
+    "foreign_icons_convnext": _lazy("icons_timm", "icons_convnext"),
+    "foreign_icons_fusion": _lazy("icons_nnx", "icons_fusion"),
+    "foreign_sayings_writer_lora": _lazy("writer_gpt2", "sayings_writer_lora"),
+    "foreign_kinds_few_shot": _lazy("writer_gpt2", "kinds_few_shot"),
+    "foreign_code_transformer": _lazy("code_haiku", "code_transformer", "haiku"),
+    "foreign_cars_regression": _lazy("cars_equinox", "cars_regression", "equinox"),
+    "foreign_sayings_head": _lazy("sayings_head", "sayings_head"),
+}
+"""From a folder of data to tasks that nothing is chosen by."""
