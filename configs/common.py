@@ -8,7 +8,7 @@ import ml_collections
 from ml_collections import config_dict
 
 # Of the learned optimizer; the library's default.
-WEIGHTS = "lstm-v2"
+WEIGHTS = "lstm-v3"
 # Leaves with a leading layer axis, in the models of this repository.
 STACKED = r"(^|/)layers/"
 

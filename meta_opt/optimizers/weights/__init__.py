@@ -14,7 +14,7 @@ import numpy as np
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.types import PyTree, from_config, near_match, write_atomic
 
-DEFAULT = "lstm-v2"
+DEFAULT = "lstm-v3"
 FORMAT = 1
 _FOLDER = Path(__file__).parent
 
