@@ -55,8 +55,6 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         weight_decay=0.0,
         momentum=0.9,
         warmup_fraction=0.05,
-        # Passes over the training examples; from data and batch size if not given.
-        epochs=config_dict.placeholder(float),
         weights=WEIGHTS,
         stacked=STACKED,
         groups=(),

@@ -180,7 +180,7 @@ def measure(cell: Cell, base: dict[str, Any]) -> str:
     runs = []
     for share in shares:
         num_steps = max(1, round(share * config.loop.num_steps))
-        optimizer = _optimizer(cell.optimizer, config, trial, settings, num_steps)
+        optimizer = _optimizer(cell.optimizer, config, settings, num_steps)
         for seed in cell.setup["seeds"]:
             found = dataclasses.asdict(trial(optimizer, seed))
             runs.append({"budget": share, **found})
@@ -215,24 +215,18 @@ def _write(cell: Cell, found: Mapping[str, Any]) -> str:
 def _step_times(cell: Cell, config: Any, trial: Any) -> dict[str, float]:
     """Median milliseconds of each optimizer's step, taking turns."""
     steppers = {
-        name: trial.stepper(_optimizer(name, config, trial, {}, config.loop.num_steps))
+        name: trial.stepper(_optimizer(name, config, {}, config.loop.num_steps))
         for name in cell.setup["optimizers"]
     }
     return medians(steppers, cell.setup["rounds"])
 
 
 def _optimizer(
-    name: str, config: Any, trial: Any, settings: Mapping[str, Any], num_steps: int
+    name: str, config: Any, settings: Mapping[str, Any], num_steps: int
 ) -> Any:
-    from meta_opt.finetuning.parts import informed
-
-    optimizer = dataclasses.replace(
-        config.optimizer, name=name, num_steps=num_steps, epochs=None, **settings
+    return dataclasses.replace(
+        config.optimizer, name=name, num_steps=num_steps, **settings
     )
-    if name != "learned":
-        return optimizer
-    loop = dataclasses.replace(config.loop, num_steps=num_steps)
-    return informed(optimizer, loop, trial.examples)
 
 
 def _tuned(
@@ -251,7 +245,7 @@ def _tuned(
 
     def objective(settings: dict[str, Any], report: Any) -> float:
         num_steps = config.loop.num_steps
-        optimizer = _optimizer(cell.optimizer, config, trial, settings, num_steps)
+        optimizer = _optimizer(cell.optimizer, config, settings, num_steps)
         found = trial(optimizer, cell.setup["tuning_seed"], report)
         return found.epochs[-1].validation["loss"]
 

@@ -21,7 +21,6 @@ PROGRESS_FEATURES = (
     *(f"loss_slope_{i}" for i in range(_SCALES - 1)),
     *("loss_fall", "loss_noise", "loss_level", "loss_low", "loss_known"),
     *("feedback_gap", "feedback_over_best", "feedback_age", "feedback_known"),
-    *("passes", "epochs", "epochs_known"),
 )
 """Names of what `progress_features` gives."""
 
@@ -132,23 +131,19 @@ def progress_features(
     state: ProgressState,
     step: jax.Array,
     num_steps: jax.Array | int,
-    epochs: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
     """Features of the whole run.
 
     Nine positions of the fraction done and two bounded logs of time; differences
     between loss averages of neighbouring time scales, loss level against its start,
     noise; the train/validation gap, distance of the last feedback from the best, its
-    age; how often the training examples have been seen and will be. Loss features are
-    ratios, so they do not depend on the loss's scale, and are zero (with a flag) while
-    the loss is unknown.
+    age. Loss features are ratios, so they do not depend on the loss's scale, and are
+    zero (with a flag) while the loss is unknown.
 
     Args:
         state: losses and feedback so far.
         step: int32 [], steps done before this one.
         num_steps: steps in the whole run.
-        epochs: float [], passes over the training examples in the whole run; None or a
-            non-finite number means that it is not known.
 
     Returns:
         float32 [`PROGRESS_FEATURES`].
@@ -189,19 +184,6 @@ def progress_features(
             1.0,
         ]
     )
-    repeats = _repeats(fraction, epochs)
     return jnp.concatenate(
-        [time, slopes * known, level * known, response * has_feedback, repeats]
+        [time, slopes * known, level * known, response * has_feedback]
     )
-
-
-def _repeats(fraction: jax.Array, epochs: jax.typing.ArrayLike | None) -> jax.Array:
-    """Log of passes so far and in all, and whether they are known."""
-    if epochs is None:
-        return jnp.zeros(3, jnp.float32)
-    epochs = jnp.asarray(epochs, jnp.float32)
-    known = jnp.isfinite(epochs)
-    passes = jnp.where(known, epochs, 0.0) * jnp.stack(
-        [jnp.minimum(fraction, 1.0), jnp.float32(1.0)]
-    )
-    return jnp.append(clipped(jnp.log1p(passes)), known.astype(jnp.float32))

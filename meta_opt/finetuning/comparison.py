@@ -38,7 +38,7 @@ def with_optimizer(base: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """
     kept = {
         name: getattr(base.optimizer, name)
-        for name in ("num_steps", "epochs", "stacked", "groups")
+        for name in ("num_steps", "stacked", "groups")
     }
     optimizer = from_config(OptimizerConfig, {**kept, **settings})
     make_optimizer(optimizer)

@@ -14,7 +14,7 @@ import jax
 
 from meta_opt.data.array_batches import array_batches
 from meta_opt.finetuning.loop import LoopConfig, RunResult, run
-from meta_opt.finetuning.parts import Score, informed, make_evaluate
+from meta_opt.finetuning.parts import Score, make_evaluate
 from meta_opt.finetuning.step import LossFn
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, check_batch_size, local_rows, make_mesh
@@ -26,7 +26,6 @@ from meta_opt.tasks.multimodal_model import (
     build_multimodal,
     multimodal_loss,
 )
-from meta_opt.tasks.task import count_of
 from meta_opt.types import PyTree, write_atomic
 
 
@@ -127,7 +126,7 @@ def run_multimodal(
         params=parts.params,
         frozen=parts.frozen,
         loss_fn=make_multimodal_loss(parts, inputs.kind),
-        tx=make_optimizer(informed(config.optimizer, config.loop, count_of(train))),
+        tx=make_optimizer(config.optimizer),
         batches=batches,
         evaluate=make_evaluate(parts, score_on(inputs, "validation")),
         mesh=config.mesh,

@@ -1,12 +1,9 @@
-"""What runs of all kinds of models share: evaluation of parts, and epochs."""
+"""What runs of all kinds of models share: evaluation of a model in parts."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from meta_opt.finetuning.loop import Evaluate
-from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.types import PyTree
 
 Score: TypeAlias = Callable[[Any], Mapping[str, float]]
@@ -28,22 +25,3 @@ def make_evaluate(model: Mergeable, score: Score) -> Evaluate:
         score: the evaluation of a module.
     """
     return lambda params, frozen: score(model.merge(params, frozen))
-
-
-def informed(
-    optimizer: OptimizerConfig, loop: LoopConfig, examples: int
-) -> OptimizerConfig:
-    """The optimizer's settings, with the epochs that follow from the run's.
-
-    Args:
-        optimizer: what is given stays.
-        loop: length and batch size.
-        examples: that are trained on.
-
-    >>> informed(OptimizerConfig("learned"), LoopConfig(10, 4), 20).epochs
-    2.0
-    """
-    if optimizer.epochs is not None:
-        return optimizer
-    epochs = loop.num_steps * loop.batch_size / examples
-    return dataclasses.replace(optimizer, epochs=epochs)

@@ -28,7 +28,7 @@ from meta_opt.finetuning.model_source import (
     kind_of,
     read_preprocessing,
 )
-from meta_opt.finetuning.parts import Score, informed, make_evaluate
+from meta_opt.finetuning.parts import Score, make_evaluate
 from meta_opt.finetuning.step import LossFn
 from meta_opt.losses.captioning import captioning_loss
 from meta_opt.losses.contrastive import LOSSES
@@ -171,7 +171,7 @@ def run_vision_text(
         params=model.params,
         frozen=model.frozen,
         loss_fn=make_loss(model, config.model.loss),
-        tx=make_optimizer(informed(config.optimizer, config.loop, len(source))),
+        tx=make_optimizer(config.optimizer),
         batches=batches,
         evaluate=make_evaluate(model, scores["validation"]),
         mesh=config.mesh,

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from meta_opt.meta_training.estimators.episode import Episode
 from meta_opt.meta_training.parametrisation import Parametrisation
@@ -73,16 +72,13 @@ def task_episode(
     longest = -(-task.horizons[1] // windows) + 1 if differentiable else 0
 
     def run(trained: PyTree, key: jax.Array, num_steps: jax.Array) -> Unroll:
-        def make_tx(passes: jax.Array) -> optax.GradientTransformationExtraArgs:
-            return controlled(
-                num_steps,
-                theta=parts.theta(trained),
-                config=parts.config,
-                epochs=task.epochs(num_steps, passes),
-                stacked=task.stacked,
-            )
-
-        return Unroll(task, make_tx, key, augmentation)
+        tx = controlled(
+            num_steps,
+            theta=parts.theta(trained),
+            config=parts.config,
+            stacked=task.stacked,
+        )
+        return Unroll(task, tx, key, augmentation)
 
     def init(key: jax.Array) -> WindowState:
         horizon_key, run_key = jax.random.split(key)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +17,6 @@ from meta_opt.types import PyTree
 _LONGEST = 10.0
 """Bound on the length of the derivative by the parameters, of a log loss."""
 _SPARSEST = 0.95
-
-
-MakeOptimizer = Callable[[jax.Array], optax.GradientTransformationExtraArgs]
-"""Passes over the training examples that a step makes, to an optimizer."""
 
 
 class Outcome(NamedTuple):
@@ -169,8 +164,7 @@ class Unroll:
 
     Args:
         task: the task.
-        make_tx: builds the optimizer from the passes over the training examples that a
-            step makes: batch size over their number.
+        tx: the optimizer.
         key: random key of initialisation, batches and augmentation.
         augmentation: random changes of the task.
     """
@@ -178,7 +172,7 @@ class Unroll:
     def __init__(
         self,
         task: Task,
-        make_tx: MakeOptimizer,
+        tx: optax.GradientTransformationExtraArgs,
         key: jax.Array,
         augmentation: Augmentation,
     ) -> None:
@@ -186,7 +180,7 @@ class Unroll:
         self._task = task
         self._augmentation = augmentation
         self._drawn = _augment(augmentation, task, augment_key)
-        self._tx = make_tx(self._drawn.batch / self._drawn.size)
+        self._tx = tx
 
     def start(self) -> tuple[PyTree, optax.OptState]:
         """Parameters and optimizer state before the first step."""
@@ -294,7 +288,7 @@ def unroll_with(
     differentiable_steps: int = 0,
 ) -> Outcome:
     """`unroll` under any optimizer, which is built for ``num_steps``."""
-    run = Unroll(task, lambda passes: tx, key, augmentation)
+    run = Unroll(task, tx, key, augmentation)
     return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))
 
 
@@ -328,16 +322,12 @@ def unroll(
     Returns:
         The outcome; not finite if the run diverged.
     """
-
-    def make_tx(passes: jax.Array) -> optax.GradientTransformationExtraArgs:
-        return controlled(
-            num_steps,
-            theta=theta,
-            config=config,
-            epochs=task.epochs(num_steps, passes),
-            stacked=task.stacked,
-            safeguard=safeguard,
-        )
-
-    run = Unroll(task, make_tx, key, augmentation)
+    tx = controlled(
+        num_steps,
+        theta=theta,
+        config=config,
+        stacked=task.stacked,
+        safeguard=safeguard,
+    )
+    run = Unroll(task, tx, key, augmentation)
     return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))

@@ -18,7 +18,6 @@ def learned_optimizer(
     weights: str | os.PathLike = DEFAULT,
     theta: PyTree | None = None,
     config: ControllerConfig | None = None,
-    epochs: float | jax.Array | None = None,
     stacked: str | None = None,
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
@@ -37,10 +36,6 @@ def learned_optimizer(
         theta: the controller's weights as a pytree, instead of ``weights``; may be
             traced and batched by ``vmap``.
         config: the controller's shape that belongs to ``theta``.
-        epochs: passes over the training examples in the whole run, ``num_steps`` times
-            the batch size over their number. Few examples seen many times call for
-            smaller steps, and nothing else tells the optimizer in time. None if it is
-            not known, as for a stream.
         stacked: regular expression over ``/``-joined parameter paths; leaves that it
             finds have a leading layer axis and are controlled per layer.
         groups: ordered (regular expression, modality group) pairs before the default
@@ -56,10 +51,9 @@ def learned_optimizer(
         there is one (NaN or None otherwise).
 
     Raises:
-        ValueError: ``num_steps`` below 1, ``epochs`` not above 0, unknown or damaged
-            weights, a pattern that matches nothing; later, ``update`` without params,
-            with gradients that do not match, or with a ``value`` or ``feedback`` that
-            is not a scalar.
+        ValueError: ``num_steps`` below 1, unknown or damaged weights, a pattern that
+            matches nothing; later, ``update`` without params, with gradients that do
+            not match, or with a ``value`` or ``feedback`` that is not a scalar.
         TypeError: ``num_steps`` that is not an integer, parameters that are not
             floating-point arrays, a state of another optimizer.
 
@@ -86,7 +80,6 @@ def learned_optimizer(
         num_steps,
         theta=theta,
         config=config or ControllerConfig(),
-        epochs=epochs,
         stacked=stacked,
         groups=groups,
         safeguard=safeguard,

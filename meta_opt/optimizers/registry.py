@@ -24,8 +24,6 @@ class OptimizerConfig:
         weight_decay: of a baseline.
         momentum: of a baseline (first decay rate of Adam, AdamW and Lion).
         warmup_fraction: of a baseline.
-        epochs: passes over the training examples in the run, for the learned optimizer;
-            None if it is not known.
         weights: of the learned optimizer: a shipped name or a path.
         stacked: regular expression of scan-stacked parameters (learned and
             hand-designed).
@@ -40,7 +38,6 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     momentum: float = 0.9
     warmup_fraction: float = 0.05
-    epochs: float | None = None
     weights: str = DEFAULT
     stacked: str | None = None
     groups: tuple[tuple[str, str], ...] = ()
@@ -90,7 +87,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         )
     return learned_optimizer(
         config.num_steps,
-        epochs=config.epochs,
         weights=config.weights,
         stacked=config.stacked,
         groups=config.groups,

@@ -126,7 +126,6 @@ def controlled(
     *,
     theta: PyTree | None,
     config: ControllerConfig,
-    epochs: float | jax.Array | None = None,
     stacked: str | None = None,
     groups: Sequence[tuple[str, str]] | None = None,
     safeguard: bool = True,
@@ -138,8 +137,6 @@ def controlled(
         num_steps: length of the run; the schedule ends there.
         theta: the controller's weights; None runs the hand-designed rule.
         config: the controller's shape and directions.
-        epochs: passes over the training examples in the whole run; None or NaN if that
-            is not known.
         stacked: regular expression over ``/``-joined paths of leaves with a leading
             layer axis (see `meta_opt.features.tensors.describe`).
         groups: (regular expression, modality group) pairs.
@@ -151,10 +148,9 @@ def controlled(
         this step) and ``feedback`` (validation loss, given now and then; NaN: not now).
 
     Raises:
-        ValueError: ``num_steps`` below 1, ``epochs`` not above 0, a pattern without
-            match, ``update`` without params or with gradients of another structure,
-            ``value`` or ``feedback`` that is not a scalar, ``pallas`` on a mesh of
-            several devices.
+        ValueError: ``num_steps`` below 1, a pattern without match, ``update`` without
+            params or with gradients of another structure, ``value`` or ``feedback``
+            that is not a scalar, ``pallas`` on a mesh of several devices.
         TypeError: ``num_steps`` that is not an integer, parameters that are not
             floating-point arrays, a state of another optimizer.
 
@@ -162,10 +158,6 @@ def controlled(
         UserWarning: ``init`` with half-precision parameters.
     """
     check_num_steps(num_steps)
-    if isinstance(epochs, float | int) and epochs <= 0:
-        raise ValueError(
-            f"epochs is {epochs}; it must be above 0, or None if it is not known"
-        )
     learned = theta is not None
     warned = False
 
@@ -298,7 +290,7 @@ def controlled(
                 stats,
                 known.table,
                 history,
-                progress_features(progress, state.count, num_steps, epochs),
+                progress_features(progress, state.count, num_steps),
                 base,
                 config,
             )

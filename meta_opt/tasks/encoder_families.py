@@ -40,7 +40,6 @@ def encoder_task(
     trainable: str = "all",
     horizons: tuple[int, int] = (20, 150),
     value: bool = True,
-    epochs: bool = True,
 ) -> Task:
     """A task whose model ends in pretrained encoders.
 
@@ -53,7 +52,6 @@ def encoder_task(
         trainable: ``all`` or ``lora``.
         horizons: smallest and largest number of inner steps.
         value: whether the optimizer is told the loss.
-        epochs: whether it is told how often it sees the examples.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
@@ -97,7 +95,6 @@ def encoder_task(
         batch_size=batch,
         stacked=STACKED,
         gives_value=value,
-        gives_epochs=epochs,
         horizons=horizons,
     )
 

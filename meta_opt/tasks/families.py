@@ -110,7 +110,6 @@ def _task(
     horizons: tuple[int, int] = (30, 250),
     value: bool = True,
     feedback_every: int = 0,
-    epochs: bool = True,
     seed: int = 0,
 ) -> Task:
     """A task on at most ``train`` examples; the name is `make_task`'s to give."""
@@ -127,7 +126,6 @@ def _task(
         batch_size=batch,
         gives_value=value,
         feedback_every=feedback_every,
-        gives_epochs=epochs,
         horizons=horizons,
     )
 
@@ -227,7 +225,6 @@ def _digits_mlp(data_dir: str | None) -> Task:
         train=400,
         batch=16,
         value=False,
-        epochs=False,
         horizons=(30, 2000),
     )
 
@@ -333,7 +330,6 @@ def _emoji_head(data_dir: str | None) -> Task:
         batch=16,
         horizons=(30, 2000),
         feedback_every=20,
-        epochs=False,
     )
 
 
@@ -346,13 +342,13 @@ def _emoji_vit_head(data_dir: str | None) -> Task:
 
 def _emoji_fusion(data_dir: str | None) -> Task:
     arrays = sources.emoji("openmoji", data_dir)
-    return _task("emoji", _both(9), arrays, batch=24, epochs=False, horizons=(30, 250))
+    return _task("emoji", _both(9), arrays, batch=24, horizons=(30, 250))
 
 
 def _klettres_transformer(data_dir: str | None) -> Task:
     arrays = sources.klettres(data_dir)
     model = _speech(count_classes(arrays))
-    return _task("klettres", model, arrays, epochs=False, horizons=(30, 300))
+    return _task("klettres", model, arrays, horizons=(30, 300))
 
 
 def _klettres_conv(data_dir: str | None) -> Task:

@@ -24,7 +24,7 @@ MakeOptimizer = Callable[[jax.Array, Any], optax.GradientTransformationExtraArgs
 def learned_on(
     task: Task, config: ControllerConfig, safeguard: bool = True
 ) -> MakeOptimizer:
-    """The learned optimizer, told what the task tells; its settings are theta.
+    """The learned optimizer for the task's parameters; its settings are theta.
 
     The weights are an argument of the program: other weights, same program.
     """
@@ -32,7 +32,6 @@ def learned_on(
         num_steps,
         theta=theta,
         config=config,
-        epochs=task.epochs(num_steps),
         stacked=task.stacked,
         safeguard=safeguard,
     )

@@ -202,7 +202,6 @@ def layer_task(
         splits=own_split(parts, train, 400),
         batch_size=batch,
         gives_value=value,
-        gives_epochs=False,
         horizons=horizons,
     )
 

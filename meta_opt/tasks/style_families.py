@@ -114,7 +114,6 @@ class StyleFamily:
         horizons: smallest and largest number of steps.
         value: whether the optimizer is told the loss.
         feedback_every: steps between values of ``feedback``; 0 for none.
-        epochs: whether it is told how often it sees every example.
     """
 
     data: str
@@ -130,7 +129,6 @@ class StyleFamily:
     horizons: tuple[int, int] = (30, 300)
     value: bool = True
     feedback_every: int = 0
-    epochs: bool = True
 
     def __call__(self, data_dir: str | None) -> Task:
         """Builds the task; the name is `make_task`'s to give.
@@ -155,7 +153,6 @@ class StyleFamily:
             batch_size=self.batch,
             gives_value=self.value,
             feedback_every=self.feedback_every,
-            gives_epochs=self.epochs,
             horizons=self.horizons,
         )
 
@@ -313,7 +310,6 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         held_out=240,
         batch=4,
         horizons=(50, 1500),
-        epochs=False,
     ),
     "style_friedman_mlp": StyleFamily(
         "friedman",
@@ -358,7 +354,6 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         _TORCH_VIT,
         Goal(smoothing=0.1, shift=1),
         horizons=(40, 300),
-        epochs=False,
     ),
     # Glyphs of 16 x 16, by fonts.
     "style_glyphs_conv": StyleFamily(
@@ -423,7 +418,6 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         outputs=3,
         batch=256,
         horizons=(50, 1000),
-        epochs=False,
     ),
     "style_photos_denoise": StyleFamily(
         "photos_patches",
@@ -513,7 +507,6 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         held_out=200,
         batch=16,
         horizons=(30, 400),
-        epochs=False,
     ),
     # Emoji of 16 x 16; nine categories.
     "style_emoji_resnet": StyleFamily(

@@ -57,7 +57,6 @@ class Task:
         stacked: pattern of scan-stacked parameters, for the optimizer.
         gives_value: whether the optimizer is told the loss.
         feedback_every: steps between values of ``feedback``; 0 for none.
-        gives_epochs: whether it is told how often it will see the examples.
         horizons: smallest and largest number of inner steps.
         train_loss: ``(params, arrays, key) -> (loss, error)`` of a training batch where
             it differs from ``loss``: dropout, input augmentation, label smoothing.
@@ -73,7 +72,6 @@ class Task:
     stacked: str | None = None
     gives_value: bool = True
     feedback_every: int = 0
-    gives_epochs: bool = True
     horizons: tuple[int, int] = (40, 300)
     train_loss: (
         Callable[[PyTree, Arrays, jax.Array], tuple[jax.Array, jax.Array]] | None
@@ -86,18 +84,3 @@ class Task:
         if self.train_loss is None:
             return self.loss(params, arrays)
         return self.train_loss(params, arrays, key)
-
-    def epochs(
-        self, num_steps: jax.Array | int, passes: jax.Array | float | None = None
-    ) -> jax.Array | float | None:
-        """Passes over the training examples in a run, None if that is not told.
-
-        Args:
-            num_steps: length of the run.
-            passes: that a step makes, if not batch size over number of examples.
-        """
-        if not self.gives_epochs:
-            return None
-        if passes is None:
-            passes = self.batch_size / count_of(self.splits.train)
-        return num_steps * passes

@@ -52,29 +52,21 @@ def injected_learned(
     The step of runs of any length is the same program.
 
     Args:
-        config: of the learned optimizer, its ``epochs`` known.
+        config: of the learned optimizer.
 
     Raises:
-        ValueError: if ``config`` is not of the learned optimizer, or without epochs.
+        ValueError: if ``config`` is not of the learned optimizer.
     """
-    if config.name != "learned" or config.epochs is None:
-        raise ValueError(
-            f"name={config.name!r} and epochs={config.epochs} must be 'learned' and a "
-            "number"
-        )
+    if config.name != "learned":
+        raise ValueError(f"name={config.name!r} must be 'learned'")
 
-    def make(
-        num_steps: jax.Array, epochs: jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
+    def make(num_steps: jax.Array) -> optax.GradientTransformationExtraArgs:
         return learned_optimizer(
             jnp.round(num_steps).astype(jnp.int32),
-            epochs=epochs,
             weights=config.weights,
             stacked=config.stacked,
             groups=config.groups,
             safeguard=config.safeguard,
         )
 
-    return optax.inject_hyperparams(make)(
-        num_steps=float(config.num_steps), epochs=float(config.epochs)
-    )
+    return optax.inject_hyperparams(make)(num_steps=float(config.num_steps))

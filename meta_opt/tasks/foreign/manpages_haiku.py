@@ -45,5 +45,4 @@ def manpages_lstm(folder: str | None) -> Task:
         splits=splits,
         batch_size=16,
         horizons=(100, 400),
-        gives_epochs=False,
     )

@@ -112,5 +112,4 @@ def source_llama(folder: str | None) -> Task:
         splits=in_turn({"tokens": tokens}, 20_000, 100, 200),
         batch_size=16,
         horizons=(100, 500),
-        gives_epochs=False,
     )

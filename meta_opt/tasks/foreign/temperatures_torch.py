@@ -94,6 +94,5 @@ def temperatures_lstm(folder: str | None) -> Task:
         splits=Splits(arrays(train), arrays(validation), arrays(test)),
         batch_size=32,
         horizons=(100, 500),
-        gives_epochs=False,
         train_loss=train_loss,
     )

@@ -55,6 +55,5 @@ def titles_gru(folder: str | None) -> Task:
         splits=splits,
         batch_size=64,
         horizons=(100, 500),
-        gives_epochs=False,
         train_loss=scored,
     )
