@@ -20,16 +20,16 @@ _FAMILIES = (
 # Direct weights from features to outputs, see meta_opt/optimizers/controller.py.
 _STEP = (
     *("constant", "log_num_steps", "past_60%", "past_90%", "loss_known"),
-    *("loss_level", "loss_low", "feedback_over_best", "usual/peak"),
-    *("momentum/gradient", "alignment", "parameter", "model_matrices", "rank_1"),
-    *("role_embedding", "role_lora_a", "role_lora_b", "group_head"),
+    *("loss_level", "loss_low", "feedback_over_best", "ema/max", "moved"),
+    *("momentum/gradient", "alignment_ema", "alignment_ema_all", "size", "near_zero"),
+    *("structure", "structured", "matrix", "aspect", "thin", "width"),
 )
 _DIRECT = (
     *(f"{feature}>step" for feature in _STEP),
     *("constant>weight_decay", "log_num_steps>weight_decay", "loss_level>weight_decay"),
-    *("parameter>weight_decay", "model_matrices>weight_decay"),
-    *("constant>forget_momentum", "log_num_steps>forget_momentum"),
-    *("constant>adam", "role_lora_b>adam", "group_head>adam", "constant>momentum"),
+    *("size>weight_decay", "structure>weight_decay"),
+    *("constant>one_minus_b1", "log_num_steps>one_minus_b1"),
+    *("constant>adam", "structure>adam", "thin>adam", "constant>momentum"),
 )
 
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_opt.features.progress import PROGRESS_FEATURES
-from meta_opt.features.statistics import GROUP_FEATURES, TENSOR_FEATURES
 from meta_opt.optimizers.controller import (
+    FEATURES,
     OUTPUTS,
     OVERVIEW_FEATURES,
+    TENSOR_FEATURES,
     ControllerConfig,
 )
 from meta_opt.optimizers.update_rule import DIRECTIONS
@@ -25,27 +25,33 @@ from meta_opt.tasks.inner_run import PopulationRun, learned_on, pooled
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
+
+def _starting(*prefixes: str) -> tuple[str, ...]:
+    return tuple(f for f in OVERVIEW_FEATURES if f.startswith(prefixes))
+
+
 WHOLE = "as shipped"
-_FEEDBACK = tuple(f for f in PROGRESS_FEATURES if f.startswith("feedback"))
-_EPOCHS = ("passes", "epochs", "epochs_known")
-_GROUPS = (
-    *GROUP_FEATURES,
-    *(f for f in TENSOR_FEATURES if f.startswith("group_")),
-)
-_UNSEEN = {
-    "without feedback": _FEEDBACK,
-    "without epochs": _EPOCHS,
-    "without group features": _GROUPS,
+FEATURE_GROUPS = {
+    "progress": _starting("past_", "log_"),
+    "loss": _starting("loss_"),
+    "feedback": _starting("feedback_"),
+    "gradient ratios": ("gradient/all", "momentum/gradient", "gradient/ema", "ema/max"),
+    "alignment": ("alignment", "alignment_ema", "alignment_all", "alignment_ema_all"),
+    "parameter size": ("size", "near_zero", "moved"),
+    "structure": ("structure", "structured"),
+    "shape": ("matrix", "aspect", "thin", "width"),
 }
+"""All features but the constant, by what they are about."""
+_UNSEEN = {f"without {name}": features for name, features in FEATURE_GROUPS.items()}
+_ELEMENTWISE = "without orthogonalised direction"
 _HAND = "everything (the hand-designed rule)"
 ABLATIONS = (
     WHOLE,
-    "without LSTMs",
-    "without feedback",
-    "without epochs",
-    "without group features",
+    "without recurrence",
+    *_UNSEEN,
     "step size only",
     "without mixture",
+    _ELEMENTWISE,
     _HAND,
 )
 """What `ablated` knows."""
@@ -78,38 +84,49 @@ class AblationConfig:
             raise ValueError(f"budgets={self.budgets} must be in (0, 1]")
 
 
-def ablated(theta: PyTree, config: ControllerConfig, what: str) -> PyTree:
-    """The controller's weights with a part set to zero.
+def ablated(
+    theta: PyTree, config: ControllerConfig, what: str
+) -> tuple[PyTree, ControllerConfig]:
+    """The controller with a part of its weights set to zero.
+
+    Without the orthogonalised direction the weights stay, and matrices have Adam's
+    direction instead: the config says so.
 
     Args:
         theta: weights.
         config: their shape.
         what: one of `ABLATIONS`.
 
+    Returns:
+        Weights and config.
+
     Raises:
         ValueError: any other name.
     """
     if what == WHOLE:
-        return theta
-    if what == _HAND:
-        return {**theta, "output": jax.tree.map(jnp.zeros_like, theta["output"])}
+        return theta, config
+    if what == _ELEMENTWISE:
+        return theta, dataclasses.replace(config, orthogonal=False)
     memory = config.tensor_hidden + config.global_hidden
-    features = TENSOR_FEATURES + OVERVIEW_FEATURES
-    if what == "without LSTMs":
-        return _with_output(theta, rows=range(memory))
-    if what == "step size only":
-        kept = OUTPUTS.index("step")
-        return _with_output(theta, columns=set(range(len(OUTPUTS))) - {kept})
-    if what == "without mixture":
-        return _with_output(theta, columns=range(len(DIRECTIONS)))
-    if unseen := _UNSEEN.get(what):
-        blind = _with_output(theta, rows=[memory + features.index(f) for f in unseen])
+    if what == _HAND:
+        zero = jax.tree.map(jnp.zeros_like, theta["output"])
+        changed = {**theta, "output": zero}
+    elif what == "without recurrence":
+        changed = _with_output(theta, rows=range(memory))
+    elif what == "step size only":
+        others = set(range(len(OUTPUTS))) - {OUTPUTS.index("step")}
+        changed = _with_output(theta, columns=others)
+    elif what == "without mixture":
+        changed = _with_output(theta, columns=range(len(DIRECTIONS)))
+    elif unseen := _UNSEEN.get(what):
+        changed = _with_output(theta, rows=[memory + FEATURES.index(f) for f in unseen])
         for lstm, known in (("global", OVERVIEW_FEATURES), ("tensor", TENSOR_FEATURES)):
             rows = [known.index(f) for f in unseen if f in known]
             kernel = _zeroed(theta[lstm]["kernel"], rows, ())
-            blind[lstm] = {**theta[lstm], "kernel": kernel}
-        return blind
-    raise ValueError(f"no ablation {what!r}; there are {', '.join(ABLATIONS)}")
+            changed[lstm] = {**theta[lstm], "kernel": kernel}
+    else:
+        raise ValueError(f"no ablation {what!r}; there are {', '.join(ABLATIONS)}")
+    return changed, config
 
 
 def _zeroed(x: jax.Array, rows: Iterable[int], columns: Iterable[int]) -> jax.Array:
@@ -169,30 +186,38 @@ def measure(
     theta, shape = load_theta(config.weights)
     rows = {name: ablated(theta, shape, name) for name in ABLATIONS}
     for name, path in config.others.items():
-        rows[name], other = load_theta(path)
-        if other != shape:
+        rows[name] = load_theta(path)
+        if rows[name][1] != shape:
             raise ValueError(f"{path} has another controller than {config.weights}")
-    run = PopulationRun(task, learned_on(task, shape))
-    population = jax.tree.map(lambda *x: jnp.stack(x), *rows.values())
+    # Side by side in one program, as far as they have one config.
+    runs = []
+    for own in dict.fromkeys(own for _, own in rows.values()):
+        names = [name for name, (_, other) in rows.items() if other == own]
+        thetas = jax.tree.map(lambda *x: jnp.stack(x), *(rows[n][0] for n in names))
+        runs.append((names, thetas, PopulationRun(task, learned_on(task, own))))
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds, jnp.uint32))
     baseline = pooled(task.splits, *reference)
     found = []
     for budget in config.budgets:
         steps = max(1, round(budget * task.horizons[1]))
-        outcome = run(population, keys, steps)
-        losses, errors = outcome.held_out(task.splits)
-        loss = np.mean(losses, axis=1)
-        loss = np.where(np.isfinite(loss), loss, np.inf)
-        accuracy = 100 * np.mean(1 - np.nan_to_num(errors, nan=1.0), axis=1)
+        measured = {}
+        for names, thetas, run in runs:
+            losses, errors = run(thetas, keys, steps).held_out(task.splits)
+            for name, loss, error in zip(names, losses, errors, strict=True):
+                mean = np.mean(loss)
+                measured[name] = (
+                    float(mean if np.isfinite(mean) else np.inf),
+                    float(100 * np.mean(1 - np.nan_to_num(error, nan=1.0))),
+                )
         found += [
             AblationRow(
                 name=name,
                 task=task.name,
                 budget=budget,
-                loss=float(loss[i]),
-                accuracy=float(accuracy[i]),
-                log_ratio=float(np.log(loss[i] / baseline)),
+                loss=measured[name][0],
+                accuracy=measured[name][1],
+                log_ratio=float(np.log(measured[name][0] / baseline)),
             )
-            for i, name in enumerate(rows)
+            for name in rows
         ]
     return found

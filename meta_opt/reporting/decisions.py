@@ -14,7 +14,7 @@ _PANELS = (
     ("adam", "weight of the Adam direction", False),
     ("momentum", "weight of the momentum", False),
     ("weight_decay", "weight decay", True),
-    ("forget_momentum", "1 - decay of the momentum", True),
+    ("one_minus_b1", "1 - decay of the momentum", True),
 )
 
 
