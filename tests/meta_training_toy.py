@@ -46,6 +46,12 @@ def line_task(name="line", init_scale=1.0):
     )
 
 
+def long_task(name):
+    """Least squares of that name, in runs of forty steps; module-level for workers."""
+    task = line_task(name, init_scale={"steep": 3.0}.get(name, 1.0))
+    return dataclasses.replace(task, horizons=(40, 40), feedback_every=0)
+
+
 def config(**changes):
     base = MetaTrainConfig(
         families=("line",),

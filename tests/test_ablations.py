@@ -1,5 +1,6 @@
 """Ablations: a part that is set to zero has no say any more, the others have."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,8 +9,15 @@ import numpy as np
 import pytest
 from optimizer_cases import assert_close, make_grads, make_params, noisy_theta
 
-from meta_opt.evaluation.ablations import ABLATIONS, AblationConfig, ablated, measure
-from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.evaluation.ablations import (
+    ABLATIONS,
+    FEATURE_GROUPS,
+    AblationConfig,
+    ablated,
+    measure,
+)
+from meta_opt.features.statistics import TENSOR_FEATURES
+from meta_opt.optimizers.controller import FEATURES, OUTPUTS, ControllerConfig
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.weights import save_theta
@@ -33,9 +41,9 @@ def trajectory(tx, feedback):
     return params
 
 
-def learned(what, feedback=True, **told):
-    theta = ablated(THETA, CONFIG, what)
-    tx = learned_optimizer(STEPS, theta=theta, config=CONFIG, **told)
+def learned(what, feedback=True):
+    theta, config = ablated(THETA, CONFIG, what)
+    tx = learned_optimizer(STEPS, theta=theta, config=config)
     return trajectory(tx, feedback)
 
 
@@ -57,28 +65,45 @@ def test_without_feedback_it_does_not_hear_it():
     assert differ(learned("as shipped"), learned("as shipped", False))
 
 
-@pytest.mark.slow
-def test_without_epochs_it_does_not_heed_them():
-    name = "without epochs"
-    assert_close(learned(name), learned(name, epochs=30.0))
-    assert differ(learned("as shipped"), learned("as shipped", epochs=30.0))
+def test_groups_have_every_feature_but_the_constant_once():
+    found = [feature for group in FEATURE_GROUPS.values() for feature in group]
+    assert len(set(found)) == len(found)
+    assert set(FEATURES) - set(found) == {"constant"} and set(found) <= set(FEATURES)
 
 
-def test_without_group_features_groups_change_nothing():
-    groups = (("dense", "vision"),)
-    name = "without group features"
-    assert_close(learned(name), learned(name, groups=groups))
-    assert differ(learned("as shipped"), learned("as shipped", groups=groups))
+@pytest.mark.parametrize("group", FEATURE_GROUPS)
+def test_without_a_group_its_features_have_no_weight_and_the_others_theirs(group):
+    theta, config = ablated(THETA, CONFIG, f"without {group}")
+    assert config == CONFIG
+    unseen = np.isin(FEATURES, FEATURE_GROUPS[group])
+    memory = CONFIG.tensor_hidden + CONFIG.global_hidden
+    tensors = len(TENSOR_FEATURES)
+    for lstm, start, gone in (
+        ("output", memory, unseen),
+        ("tensor", 0, unseen[:tensors]),
+        ("global", 0, unseen[tensors:]),
+    ):
+        before, after = (np.array(x[lstm]["kernel"]) for x in (THETA, theta))
+        before[start : start + len(gone)][gone] = 0.0
+        np.testing.assert_array_equal(after, before)
 
 
-@pytest.mark.parametrize("what", ["without LSTMs", "step size only", "without mixture"])
+def test_without_the_orthogonalised_direction_matrices_take_adams():
+    theta, config = ablated(THETA, CONFIG, "without orthogonalised direction")
+    assert theta is THETA and config == dataclasses.replace(CONFIG, orthogonal=False)
+
+
+@pytest.mark.parametrize(
+    "what", ["without recurrence", "step size only", "without mixture"]
+)
 def test_other_parts_are_zero_and_nothing_else(what):
-    before, after = THETA["output"]["kernel"], ablated(THETA, CONFIG, what)
+    before = THETA["output"]["kernel"]
+    after, _ = ablated(THETA, CONFIG, what)
     kernel = np.asarray(after["output"]["kernel"])
     memory = CONFIG.tensor_hidden + CONFIG.global_hidden
-    step = 4  # Behind the four directions.
+    step = OUTPUTS.index("step")  # Behind the directions.
     kept = np.zeros(before.shape, bool)
-    if what == "without LSTMs":
+    if what == "without recurrence":
         kept[memory:] = True
     elif what == "step size only":
         kept[:, step] = True

@@ -38,7 +38,7 @@ def test_of_the_learned_optimizer_they_change_and_bound_the_update():
     tx = meta_opt.learned_optimizer(10, safeguard=False)
     one, two = (read_decisions(after(tx, n)) for n in (1, 4))
     assert one != two
-    assert two["vision/step"] > 0 and 0 < two["head/forget_momentum"] < 1
+    assert two["vision/step"] > 0 and 0 < two["head/one_minus_b1"] < 1
 
 
 def test_they_are_found_in_wrapped_states_and_of_others_there_are_none():

@@ -6,18 +6,16 @@ import json
 import jax
 import numpy as np
 import pytest
-from meta_training_toy import SMALL, line_task
+from meta_training_toy import SMALL, long_task
 
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
-from meta_opt.meta_training.scoring import against
+from meta_opt.meta_training.scoring import against, over_tasks
 from meta_opt.optimizers.controller import (
     ControllerConfig,
     init_theta,
     output_index,
 )
 from meta_opt.optimizers.weights import save_theta
-
-TASK = dataclasses.replace(line_task(), horizons=(40, 40), feedback_every=0)
 
 
 def settings(**changes):
@@ -37,9 +35,7 @@ def settings(**changes):
 
 
 def search(config, workdir, **arguments):
-    return direct_search(
-        config, {"line": TASK}, workdir, show_progress=False, **arguments
-    )
+    return direct_search(config, long_task, workdir, show_progress=False, **arguments)
 
 
 def step_weight(theta):
@@ -110,6 +106,7 @@ def test_price_of_a_run():
         ({"population": 3}, "population=3 must be at least 4"),
         ({"budgets": (1.5,)}, r"budgets=\(1.5,\) must be in"),
         ({"direct": (("constant>step", 0.0, 0.0),)}, "scale of constant>step"),
+        ({"workers": -1}, "workers=-1 must be at least 0"),
         ({"num_steps": {"lin": 3}}, r"\['lin'\], not among families"),
     ],
 )
@@ -132,6 +129,57 @@ def test_candidates_one_after_the_other_score_as_side_by_side(tmp_path):
         for name in ("one", "two")
     ]
     np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+def scores_of(folder):
+    rows = json.loads((folder / "population.json").read_text())
+    return [row["scores"] for row in rows]
+
+
+def test_workers_give_the_scores_of_one_process(tmp_path):
+    config = settings(
+        families=("line", "steep"), generations=2, num_steps={"line": 10, "steep": 10}
+    )
+    search(config, tmp_path / "one")
+    search(dataclasses.replace(config, workers=2), tmp_path / "two")
+    one, two = (scores_of(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+    measured = [
+        json.loads((tmp_path / name / "yardsticks.json").read_text())
+        for name in ("one", "two")
+    ]
+    assert list(measured[0]) and set(measured[0]) == set(measured[1])
+
+
+def test_generations_on_some_families_resume_to_the_bit(tmp_path):
+    config = settings(families=("line", "steep"), families_per_generation=1)
+    whole = search(config, tmp_path / "whole")
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
+    drawn = [{f for f in config.families if f"score/{f}" in row} for row in rows]
+    assert all(len(names) == 1 for names in drawn) and len(drawn) == 4
+    assert set().union(*drawn) == {"line", "steep"}
+    for row, (name,) in zip(rows, drawn, strict=True):
+        # One family is its own worst fifth.
+        assert row["score/centre"] == pytest.approx(1.5 * row[f"score/{name}"])
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for name in ("yardsticks.json", "config.json"):
+        (folder / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    told = json.loads((tmp_path / "whole" / "population.json").read_text())
+    (folder / "population.json").write_text(json.dumps(told[:2]))
+    assert same(search(config, folder).theta, whole.theta)
+
+
+def test_the_worst_fifth_of_the_families_counts_again():
+    scores = np.array([[3.0, 0.0], [1.0, 0.0], *[[0.0, 0.0]] * 7, [2.0, 10.0]])
+    mean = np.array([0.6, 1.0])
+    worst = np.array([2.5, 5.0])  # Two of ten.
+    np.testing.assert_allclose(over_tasks(scores, 0.0), mean)
+    np.testing.assert_allclose(over_tasks(scores, 0.5), mean + 0.5 * worst)
+    np.testing.assert_allclose(over_tasks(scores[:2], 1.0), [2.0 + 3.0, 0.0])
 
 
 def test_without_generations_the_centre_is_taken(tmp_path):

@@ -18,24 +18,23 @@ from meta_opt.features.progress import (
     update_progress,
 )
 from meta_opt.features.statistics import (
-    GROUP_FEATURES,
-    MODEL_FEATURES,
+    SUMMARY_FEATURES,
     TENSOR_FEATURES,
+    History,
     Statistics,
     grad_rms,
-    group_features,
+    structure,
+    summary_features,
     tensor_features,
     unit_table,
 )
 from meta_opt.features.tensors import (
     GROUPS,
-    ROLES,
-    STATIC_FEATURES,
     balanced_split,
     describe,
     path_name,
-    static_features,
 )
+from meta_opt.optimizers.hand_designed import hand_designed
 
 
 def describe_one(path, shape, **settings):
@@ -63,28 +62,26 @@ def test_balanced_split_is_the_most_square(shape):
 
 
 @pytest.mark.parametrize(
-    "path, shape, role, is_matrix",
+    "shape, is_matrix",
     [
-        ("encoder/dense/kernel", (4, 8), "matrix", True),
-        ("encoder/attention/query/kernel", (8, 2, 4), "matrix", True),
-        ("patch_embed/kernel", (4, 4, 3, 8), "matrix", True),
-        ("tokens/embedding", (16, 8), "embedding", False),
-        ("transformer/wte/weight", (16, 8), "embedding", False),
-        ("vision/pos_embedding", (1, 16, 8), "embedding", False),
-        ("embedder/kernel", (16, 8), "matrix", True),
-        ("norm/scale", (8,), "norm", False),
-        ("ln_1/weight", (8,), "norm", False),
-        ("layer_norm/bias", (8,), "bias", False),
-        ("dense/bias", (8,), "bias", False),
-        ("temperature", (), "bias", False),
-        ("dense/lora_A", (8, 2), "lora_a", True),
-        ("dense/lora_b/kernel", (2, 8), "lora_b", True),
+        ((4, 8), True),
+        ((8, 2, 4), True),
+        ((4, 4, 3, 8), True),
+        ((1, 16, 8), True),
+        ((8,), False),
+        ((), False),
+        # Class tokens and the like are vectors, whatever their rank.
+        ((1, 8), False),
+        ((8, 1), False),
+        ((1, 1, 8), False),
     ],
 )
-def test_roles(path, shape, role, is_matrix):
-    info = describe_one(path, shape)
-    assert (info.path, info.role, info.is_matrix) == (path, role, is_matrix)
-    assert info.role in ROLES
+def test_what_is_a_matrix_follows_from_its_shape(shape, is_matrix):
+    for path in ("dense/kernel", "tokens/embedding", "norm/bias", "a/lora_B"):
+        info = describe_one(path, shape)
+        assert (info.path, info.is_matrix) == (path, is_matrix)
+    longer = unit_table([info]).longer
+    assert longer == (max(info.rows, info.columns) if is_matrix else 1)
 
 
 @pytest.mark.parametrize(
@@ -106,26 +103,20 @@ def test_modality_groups(path, group):
     assert group in GROUPS
 
 
-def test_layers_and_depth():
+def test_layers():
     apart = {f"block_{i}": {"kernel": jnp.ones((2, 3))} for i in range(3)}
-    assert [i.depths for i in describe(apart)] == [(0.0,), (0.5,), (1.0,)]
-    listed = {"blocks": [jnp.ones(2), jnp.ones(2)], "last": jnp.ones(2)}
-    assert [i.depths for i in describe(listed)] == [(0.0,), (1.0,), (0.5,)]
     stacked = describe({"blocks": {"kernel": jnp.ones((3, 2, 4))}}, stacked="blocks")
     assert stacked[0].shape == (2, 4) and stacked[0].layers == 3
-    assert stacked[0].depths == (0.0, 0.5, 1.0) and stacked[0].units == 3
+    assert stacked[0].units == 3
     assert (stacked[0].rows, stacked[0].columns) == (2, 4)
     for shape in ((0, 2), (3, 0)):
         assert describe_one("blocks/kernel", shape, stacked="blocks").units == 0
     assert describe_one("empty", (0, 3)).units == 0
-    # The same statistics stacked and apart but for what says where a layer is.
-    rows = np.concatenate([static_features(i) for i in describe(apart)])
-    np.testing.assert_array_equal(
-        rows,
-        static_features(
-            describe_one("block/kernel", (3, 2, 3), stacked="block/kernel")
-        ),
-    )
+    # The same constants stacked and apart.
+    one = unit_table(list(describe(apart)))
+    other = unit_table([describe_one("block/k", (3, 2, 3), stacked="block/k")])
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_paths_of_flax_nnx_are_those_of_dicts():
@@ -142,20 +133,11 @@ def test_a_pattern_that_finds_nothing_lists_paths():
     assert describe({}, stacked="nope") == ()
 
 
-def test_static_features_are_of_moderate_size():
-    for path, shape in [("a/kernel", (4096, 4096)), ("b", ()), ("embedding", (9, 2))]:
-        found = static_features(describe_one(path, shape))
-        assert found.shape == (1, len(STATIC_FEATURES)) and found.dtype == np.float32
-        assert np.all(np.abs(found) < 2)
-    different = static_features(describe_one("vision/kernel", (3, 5)))
-    assert np.any(different != static_features(describe_one("text/kernel", (3, 5))))
-
-
 # Statistics
 
 
 @functools.cache
-def table():
+def unit_constants():
     params = {
         "vision": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
         "text": {"kernel": jnp.ones((2, 3, 4))},
@@ -163,62 +145,119 @@ def table():
     return unit_table(list(describe(params, stacked="text")))
 
 
-def statistics(scale=1.0, noise=0.0):
-    size = jnp.asarray(table().size)
-    square = size * jnp.arange(1.0, 5.0)
+def statistics(scale=1.0, table=None, grad_momentum=0.25):
+    size = jnp.asarray((table or unit_constants()).size)
+    square = size * jnp.arange(1.0, 1.0 + len(size))
     return Statistics(
         grad_square=square * scale**2,
         momentum_square=0.25 * square * scale**2,
         param_square=size * 0.01,
-        grad_momentum=0.5 * (0.5 - noise) * square * scale**2,
+        grad_momentum=grad_momentum * square * scale**2,
     )
+
+
+def history(units=4, **fields):
+    zero = {name: jnp.zeros(units) for name in History._fields}
+    return History(**{**zero, **fields})
+
+
+def named(stats, table, past):
+    found = tensor_features(stats, table, past)
+    assert found.shape == (len(table.size), len(TENSOR_FEATURES))
+    assert found.dtype == jnp.float32 and np.isfinite(found).all()
+    return dict(zip(TENSOR_FEATURES, np.asarray(found).T, strict=True))
 
 
 def test_tensor_features():
     past = jnp.log(jnp.arange(1.0, 5.0))
-    found = tensor_features(statistics(), table(), past, past + 2.0)
-    assert found.shape == (4, len(TENSOR_FEATURES)) and found.dtype == jnp.float32
-    assert np.isfinite(found).all()
-    names = dict(zip(("overall", "momentum", "param", "past"), found.T, strict=False))
+    found = named(
+        statistics(),
+        unit_constants(),
+        history(
+            log_grad_sq_ema=past,
+            log_grad_sq_max=past + 2.0,
+            alignment_ema=jnp.array([0.1, 0.2, 0.3, 0.4]),
+            path=jnp.full(4, 0.2),
+            structure=jnp.array([0.0, 0.25, 0.5, 1.0]),
+        ),
+    )
     # Halved log ratios: to the whole gradient, to the gradient, to itself before.
-    share = np.arange(1, 5) / float(np.square(grad_rms(statistics(), table())))
-    np.testing.assert_allclose(names["overall"], 0.25 * np.log(share), rtol=1e-5)
-    np.testing.assert_allclose(names["momentum"], 0.25 * np.log(0.25), rtol=1e-5)
-    np.testing.assert_allclose(names["past"], 0.0, atol=1e-6)
-    np.testing.assert_allclose(found[:, 4], -0.5, rtol=1e-5)  # below its peak
-    np.testing.assert_allclose(found[:, 5], 0.5, rtol=1e-6)  # cosine
+    share = np.arange(1, 5) / float(np.square(grad_rms(statistics(), unit_constants())))
+    np.testing.assert_allclose(found["gradient/all"], 0.25 * np.log(share), rtol=1e-5)
+    np.testing.assert_allclose(found["momentum/gradient"], 0.25 * np.log(0.25))
+    np.testing.assert_allclose(found["gradient/ema"], 0.0, atol=1e-6)
+    np.testing.assert_allclose(found["ema/max"], -0.5, rtol=1e-5)
+    np.testing.assert_allclose(found["alignment"], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(found["alignment_ema"], [0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(found["structure"], [0.0, 0.25, 0.5, 1.0])
+    # text has two layers of 3 x 4; vision a bias of 4 and a kernel of 3 x 4.
+    matrix = np.array([1.0, 1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(found["matrix"], matrix)
+    longer = np.where(matrix, 4.0, 1.0)
+    np.testing.assert_allclose(found["size"], 0.25 * np.log(0.01 * longer), rtol=1e-5)
+    np.testing.assert_allclose(found["near_zero"], 1 / (1 + 4 * longer), rtol=1e-5)
+    np.testing.assert_allclose(found["moved"], 0.25 * np.log(2.0), rtol=1e-4)
+    np.testing.assert_allclose(found["aspect"], matrix * np.log(4 / 3) / 4, rtol=1e-5)
+    np.testing.assert_array_equal(found["thin"], 0.0)
+    np.testing.assert_allclose(found["width"], matrix, rtol=1e-5)  # bounded
 
 
-@pytest.mark.parametrize(("width", "large"), [(30, 0.0), (2000, 1.0)])
-def test_size_of_parameters_in_large_models(width, large):
-    matrix = jnp.zeros((width, width))
-    names = ("new", "half", "zero", "bias", "lora_a")
-    leaves = {**dict.fromkeys(names, matrix), "bias": jnp.zeros(width)}
-    infos = list(describe({"body": {"kernel": leaves}}))
-    units = unit_table(infos)
-    order = [info.path.rsplit("/", 1)[-1] for info in infos]
-    rms = {"new": 0.088, "half": 0.044, "zero": 0.0, "bias": 0.044, "lora_a": 0.044}
-    square = jnp.asarray(units.size) * jnp.square(jnp.array([rms[n] for n in order]))
-    same = jnp.zeros(len(infos))
-    stats = Statistics(same, same, square, same)
-    features = tensor_features(stats, units, same, same)
-    found = features[:, TENSOR_FEATURES.index("large_parameter")]
-    expected = {"new": 0.0, "half": np.log(0.5), "zero": -1.5, "bias": 0, "lora_a": 0}
-    np.testing.assert_allclose(found, [large * expected[n] for n in order], atol=1e-3)
-    adapters = features[:, TENSOR_FEATURES.index("large_role_lora")]
-    np.testing.assert_array_equal(adapters, [large * (n == "lora_a") for n in order])
+def shaped(*shapes):
+    return unit_table([describe_one("k", shape) for shape in shapes])
+
+
+def test_features_of_shapes():
+    table = shaped((64, 64), (8, 64), (2, 64), (512, 512), (64,), (4096, 4096))
+    found = named(statistics(table=table), table, history(6))
+    np.testing.assert_allclose(
+        found["aspect"], [0, np.log(8) / 4, np.log(32) / 4, 0, 0, 0], rtol=1e-5
+    )
+    np.testing.assert_allclose(found["thin"], [0, 0, 1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        found["width"], [0, 0, 0, -0.5 * np.log(8), 0, -1.8], atol=1e-6
+    )
+
+
+def test_features_do_not_see_whether_a_kernel_is_transposed():
+    for shape in ((4, 64), (3, 5), (7, 1000)):
+        one, other = shaped(shape, (9,)), shaped(shape[::-1], (9,))
+        past = history(2)
+        for stats, features in (
+            (statistics(table=one), tensor_features),
+            (statistics(table=one), summary_features),
+        ):
+            np.testing.assert_array_equal(
+                features(stats, one, past), features(stats, other, past)
+            )
+
+
+def test_features_do_not_see_names():
+    def table(names):
+        outer, left, right = names
+        kernel = jnp.ones((3, 4))
+        params = {outer: {left: kernel, right: {"a": kernel, "b": jnp.ones(4)}}}
+        return unit_table(list(describe(params)))
+
+    first = table(("vision", "embedding", "head"))
+    for names in (("text", "lora_A", "lora_B"), ("a", "b", "c")):
+        for a, b in zip(first[:-1], table(names)[:-1], strict=True):
+            np.testing.assert_array_equal(a, b)  # All but the groups of the logs.
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_statistics_do_not_depend_on_the_scale_of_the_loss(scale):
-    past = jnp.zeros(4)
-    expected = tensor_features(statistics(), table(), past, past)
-    scaled = past + 2 * jnp.log(jnp.float32(scale))
-    found = tensor_features(statistics(scale), table(), scaled, scaled)
+    past = history(log_grad_sq_ema=jnp.arange(4.0))
+    expected = tensor_features(statistics(), unit_constants(), past)
+    more = 2 * jnp.log(jnp.float32(scale))
+    scaled = past._replace(
+        log_grad_sq_ema=past.log_grad_sq_ema + more,
+        log_grad_sq_max=past.log_grad_sq_max + more,
+    )
+    found = tensor_features(statistics(scale), unit_constants(), scaled)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        group_features(statistics(scale), table()),
-        group_features(statistics(), table()),
+        summary_features(statistics(scale), unit_constants(), scaled),
+        summary_features(statistics(), unit_constants(), past),
         rtol=1e-4,
     )
 
@@ -228,51 +267,85 @@ def test_degenerate_statistics_are_finite():
     huge = jnp.full(4, 1e18)
     for x in (zero, huge):
         stats = Statistics(x, x, x, x)
-        assert np.isfinite(tensor_features(stats, table(), zero, zero)).all()
-        assert np.isfinite(group_features(stats, table())).all()
+        assert np.isfinite(tensor_features(stats, unit_constants(), history())).all()
+        assert np.isfinite(summary_features(stats, unit_constants(), history())).all()
     empty = unit_table([])
     none = jnp.zeros(0)
     stats = Statistics(none, none, none, none)
-    assert tensor_features(stats, empty, none, none).shape == (0, len(TENSOR_FEATURES))
-    assert np.isfinite(group_features(stats, empty)).all()
+    past = history(0)
+    assert tensor_features(stats, empty, past).shape == (0, len(TENSOR_FEATURES))
+    assert np.isfinite(summary_features(stats, empty, past)).all()
 
 
-def test_group_features():
-    found = group_features(statistics(), table())
-    assert found.shape == (len(GROUP_FEATURES),)
-    share, alignment = np.split(np.asarray(found), 2)
-    present = [GROUPS.index("vision"), GROUPS.index("text")]
-    np.testing.assert_allclose(alignment[present], 0.5, rtol=1e-6)
-    absent = [i for i in range(len(GROUPS)) if i not in present]
-    assert not share[absent].any() and not alignment[absent].any()
-    total = np.exp(share[present] / 0.2)
-    np.testing.assert_allclose(total.sum(), 1.0, rtol=1e-5)
+def test_summary_features():
+    aligned = jnp.array([0.0, 0.0, 0.0, 1.0])
+    past = history(structure=jnp.array([1.0, 0.0, 1.0, 0.0]), alignment_ema=aligned)
+    found = summary_features(statistics(), unit_constants(), past)
+    values = dict(zip(SUMMARY_FEATURES, found.tolist(), strict=True))
+    assert values["constant"] == 1.0
+    # One of three matrices of one size; what is said of a vector does not count.
+    assert values["structured"] == pytest.approx(1 / 3)
+    assert values["alignment_all"] == pytest.approx(0.5)
+    square = statistics().grad_square
+    assert values["alignment_ema_all"] == pytest.approx(float(square[3] / square.sum()))
 
 
-def test_model_features_tell_a_probe_from_a_deep_model_and_adapters():
-    def features(params):
-        found = unit_table(list(describe(params))).model
-        return dict(zip(MODEL_FEATURES, found.tolist(), strict=True))
+def structure_of(kernel):
+    square = np.square(np.asarray(kernel, np.float32))
+    row, column = square.mean(1), square.mean(0)
+    return float(structure(jnp.asarray(row)[None], jnp.asarray(column)[None])[0])
 
-    layer = {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}
-    probe = features({"head": layer})
-    deep = features({"head": layer, "body": {str(i): layer for i in range(8)}})
-    adapters = features({"a": {"lora_a": jnp.ones((8, 2)), "lora_b": jnp.ones((2, 8))}})
-    assert probe["constant"] == deep["constant"] == 1.0
-    assert probe["model_matrices"] == pytest.approx(np.log10(2.0))
-    assert deep["model_matrices"] == pytest.approx(1.0)  # nine and one
-    assert deep["model_size"] > probe["model_size"]
-    assert probe["model_matrix"] == pytest.approx(32 / 36)
-    assert adapters["model_lora_a"] == adapters["model_lora_b"] == 0.5
-    scale = {"logit_scale": jnp.ones(())}
-    towers = {"vision": layer, "text": layer, **scale}
-    assert features(towers)["two_towers"] == 1.0
-    for other in (
-        {"vision": layer, **scale},
-        {**towers, "head": layer},
-        {**towers, "fusion": layer},
-    ):
-        assert features(other)["two_towers"] == 0.0
+
+INITIALISERS = {
+    "normal": jax.nn.initializers.normal(0.02),
+    "uniform": jax.nn.initializers.he_uniform(),
+    "truncated": jax.nn.initializers.lecun_normal(),
+    "orthogonal": jax.nn.initializers.orthogonal(),
+    "xavier": jax.nn.initializers.xavier_uniform(),
+}
+
+
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_new_kernels_have_no_structure(name):
+    shapes = ((16, 16), (64, 64), (10, 64), (64, 10), (128, 512), (784, 32))
+    for seed, shape in enumerate(shapes):
+        kernel = INITIALISERS[name](jax.random.key(seed), shape, jnp.float32)
+        assert structure_of(kernel) == 0.0, shape
+    assert structure_of(np.zeros((8, 4))) == 0.0
+
+
+def test_kernels_of_uneven_rows_have_structure():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(64, 48))
+    uneven = kernel * np.exp(rng.normal(size=(64, 1)))
+    assert structure_of(uneven) == 1.0
+    # Some is more than none and less than all, and a transposed kernel has the same.
+    some = kernel * np.exp(0.2 * rng.normal(size=(64, 1)))
+    assert 0.1 < structure_of(some) < 0.9
+    for x in (uneven, some):
+        assert structure_of(x.T) == pytest.approx(structure_of(x), rel=1e-5)
+        assert structure_of(1e-3 * x) == pytest.approx(structure_of(x), rel=1e-4)
+
+
+def test_structure_is_measured_at_the_start_stacked_or_apart():
+    rng = np.random.default_rng(0)
+    rows = np.exp(rng.normal(size=(3, 20, 1)) * np.array([0, 0.25, 1])[:, None, None])
+    layers = jnp.asarray(rng.normal(size=(3, 20, 30)) * rows, jnp.float32)
+    expected = [structure_of(x) for x in layers]
+    assert expected[0] == 0 < expected[1] < expected[2]
+
+    def found(params, **settings):
+        tx = hand_designed(10, **settings)
+        return tx.init(params).history.structure
+
+    np.testing.assert_allclose(
+        found({str(i): x for i, x in enumerate(layers)}), expected
+    )
+    np.testing.assert_allclose(found({"w": layers}, stacked="w"), expected)
+    split = layers.reshape(3, 20, 5, 6)
+    np.testing.assert_allclose(found({"w": split}, stacked="w"), expected, rtol=1e-5)
+    turned = {"w": jnp.swapaxes(layers, 1, 2)}
+    np.testing.assert_allclose(found(turned, stacked="w"), expected, rtol=1e-5)
 
 
 # Progress
@@ -339,55 +412,6 @@ def test_feedback_is_remembered():
     assert float(state.deviation) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_epochs_and_passes_so_far():
-    start = init_progress()
-    place = PROGRESS_FEATURES.index("passes")
-
-    def repeats(step, epochs):
-        return progress_features(start, step, 100, epochs)[place : place + 3]
-
-    for step, passes in ((0, 0.0), (25, 3.0), (100, 12.0), (150, 12.0)):
-        expected = [0.5 * np.log1p(passes), 0.5 * np.log1p(12.0), 1.0]
-        np.testing.assert_allclose(repeats(step, 12.0), expected, rtol=1e-6)
-    for unknown in (None, NAN, jnp.inf):
-        assert not np.any(repeats(50, unknown))
-
-
 def test_time_features_move_with_the_run():
     rows = [FEATURES(init_progress(), t)[:11] for t in (0, 50, 100)]
     assert np.all(np.diff(np.stack(rows), axis=0)[:, :10] > 0)
-
-
-def test_size_beyond_that_of_small_tasks():
-    def features(params):
-        infos = list(describe(params))
-        found = unit_table(infos)
-        model = dict(zip(MODEL_FEATURES, found.model.tolist(), strict=True))
-        wide = found.static[:, STATIC_FEATURES.index("wide")]
-        return model["large"], dict(zip([i.path for i in infos], wide, strict=True))
-
-    def matrix(rows, columns):
-        return jax.ShapeDtypeStruct((rows, columns), jnp.float32)
-
-    large, wide = features({"head": {"kernel": matrix(160, 160)}})
-    assert large == 0 and wide["head/kernel"] == pytest.approx(0, abs=1e-6)
-    large, wide = features({"head": {"kernel": matrix(400, 1600)}})
-    assert large == pytest.approx(np.log10(6.4))
-    assert wide["head/kernel"] == pytest.approx(np.log10(5.0))
-    # It does not grow for ever, and two towers have a brake of their own.
-    assert features({"head": {"kernel": matrix(30_000, 30_000)}})[0] == 1
-    towers = {name: {"kernel": matrix(1600, 1600)} for name in ("text", "vision")}
-    assert features(towers)[0] == 0
-    assert features({**towers, "fusion": {"kernel": matrix(9, 9)}})[0] == 1
-
-
-@pytest.mark.parametrize(("width", "expected"), [(30, 0.0), (2000, 1.0)])
-def test_adapters_are_told_of_in_large_models_only(width, expected):
-    def adapted(**leaves):
-        infos = list(
-            describe({"head": {"kernel": jnp.zeros((width, width)), **leaves}})
-        )
-        return unit_table(infos).model[MODEL_FEATURES.index("large_adapters")]
-
-    assert adapted() == 0
-    assert adapted(lora_a=jnp.zeros((width, 4))) == expected

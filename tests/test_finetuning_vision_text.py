@@ -17,7 +17,7 @@ from meta_opt.evaluation.vision_text import evaluate
 from meta_opt.finetuning.data_source import DataConfig
 from meta_opt.finetuning.loop import LoopConfig, run
 from meta_opt.finetuning.model_source import ModelConfig, split_model
-from meta_opt.finetuning.parts import informed, make_evaluate
+from meta_opt.finetuning.parts import make_evaluate
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.finetuning.vision_text import (
@@ -190,14 +190,6 @@ def test_bad_names_and_variants(configs):
     config["optimizer"]["num_steps"] = 5
     with pytest.raises(ValueError, match=r"loop.num_steps=4 .* 5, differ"):
         from_config(RunConfig, config)
-
-
-def test_epochs_follow_from_the_data_unless_they_are_given(configs):
-    config = from_config(RunConfig, configs("finetune").get_config("smoke").to_dict())
-    steps, batch = config.loop.num_steps, config.loop.batch_size
-    assert informed(config.optimizer, config.loop, 2 * steps * batch).epochs == 0.5
-    given = dataclasses.replace(config.optimizer, epochs=3.0)
-    assert informed(given, config.loop, 10).epochs == 3.0
 
 
 def run_experiment(script, *args):

@@ -1,5 +1,6 @@
 """The learned optimizer, beside the hand-designed rule and under bad input."""
 
+import dataclasses
 import functools
 import re
 import warnings
@@ -15,10 +16,11 @@ from optimizer_cases import noisy_theta, types
 import meta_opt
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import (
-    STRONGEST_PULL,
+    FEATURES,
     ControllerConfig,
     output_index,
 )
+from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.types import from_config
 
 SMALL = ControllerConfig(global_hidden=4, tensor_hidden=3)
@@ -191,7 +193,7 @@ def test_a_broken_step_leaves_everything_as_it_was():
         updates, after = update(g, state, params, jnp.float32(value), NONE)
         assert not any(np.any(x) for x in jax.tree.leaves(updates))
         assert int(after.guard.skipped) == 1 and int(after.count) == 4
-        for name in ("momentum", "second", "usual", "progress", "controller"):
+        for name in ("momentum", "second", "history", "progress", "controller"):
             for a, b in leaves(getattr(after, name), getattr(state, name)):
                 np.testing.assert_array_equal(a, b)
 
@@ -202,6 +204,105 @@ def test_steps_past_the_end_are_zero():
     state = learned().init(params)._replace(count=jnp.int32(NUM_STEPS))
     updates, _ = compiled()(noisy_theta(SMALL), grads[0], state, params, 1.0, NONE)
     assert not any(np.any(x) for x in jax.tree.leaves(updates))
+
+
+# Bounds of the outputs
+
+
+def decided(theta, config=SMALL):
+    """What is decided of one kernel on the first step."""
+    params = {"kernel": jnp.full((4, 6), 0.5)}
+    tx = meta_opt.learned_optimizer(NUM_STEPS, theta=theta, config=config)
+    _, state = tx.update(params, tx.init(params), params)
+    return {k.partition("/")[2]: v for k, v in read_decisions(state).items()}
+
+
+def pushed(**outputs):
+    """Weights that add to outputs, whatever the features are."""
+    theta = zero_theta()
+    for name, value in outputs.items():
+        place = output_index(SMALL, f"constant>{name}")
+        theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(value)
+    return theta
+
+
+def test_controls_stay_within_their_bounds():
+    usual = decided(zero_theta())
+    bounds = {
+        "step": (-3.5, 1.5),
+        "one_minus_b1": (-0.7, 0.7),
+        "one_minus_b2": (-1.0, 1.0),
+        "weight_decay": (-3.0, 1.5),
+    }
+    low, high = (decided(pushed(**dict.fromkeys(bounds, x))) for x in (-1e3, 1e3))
+    slight = decided(pushed(**dict.fromkeys(bounds, 1e-2)))
+    for name, (least, most) in bounds.items():
+        assert low[name] == pytest.approx(usual[name] * np.exp(least), rel=1e-4)
+        assert high[name] == pytest.approx(usual[name] * np.exp(most), rel=1e-4)
+        assert slight[name] == pytest.approx(usual[name] * np.exp(1e-2), rel=1e-4)
+    mixed = decided(pushed(adam=1e3, sign=-1e3, momentum=0.5))
+    total = 3 + np.tanh(0.5)
+    expected = {
+        "orthogonal": 1 / total,
+        "adam": 1 / total,
+        "sign": -1 / total,
+        "momentum": np.tanh(0.5) / total,
+    }
+    for name, value in expected.items():
+        assert mixed[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_features_out_of_range_fade_the_outputs():
+    theta = pushed(step=-1.0)
+    wide = ((-100.0, 100.0),) * len(FEATURES)
+
+    def step(least, most):
+        """The step under a range of the constant, which is 1."""
+        ranges = list(wide)
+        ranges[FEATURES.index("constant")] = (least, most)
+        config = dataclasses.replace(SMALL, feature_range=tuple(ranges))
+        return np.log(decided(theta, config)["step"])
+
+    inside = -3.5 * np.tanh(1.0 / 3.5)
+    assert step(-100.0, 100.0) == pytest.approx(inside, rel=1e-4)
+    # Clipped to 0.9, and a tenth of the range's width (0.1 more than 0.9) outside.
+    by = 0.9 * np.exp(-0.1)
+    assert step(0.0, 0.9) == pytest.approx(-3.5 * np.tanh(by / 3.5), rel=1e-4)
+    # Ten widths outside nothing is left of it.
+    assert abs(step(0.0, 0.0)) < 1e-4
+    # A feature that has no weight takes part in this, too.
+    ranges = list(wide)
+    ranges[FEATURES.index("loss_known")] = (0.4, 1.0)
+    config = dataclasses.replace(SMALL, feature_range=tuple(ranges))
+    by = np.exp(-0.4 / 0.7)
+    found = np.log(decided(theta, config)["step"])
+    assert found == pytest.approx(-3.5 * np.tanh(by / 3.5), rel=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["noise", "shipped"])
+def test_updates_do_not_depend_on_names(weights):
+    """Nor on the order that names give the parameters."""
+    start = make_params()
+    names = dict(zip(start, ("zeta/lora_B", "b", "vision", "head"), strict=True))
+    settings = {"theta": noisy_theta(SMALL), "config": SMALL}
+    if weights == "shipped":
+        settings = {}
+    tx = meta_opt.learned_optimizer(NUM_STEPS, **settings)
+    step = jax.jit(lambda g, s, p: tx.update(g, s, p, value=1.0, feedback=2.0))
+
+    def updates(rename):
+        params = rename(start)
+        state = tx.init(params)
+        for grads in make_grads(start, 3):
+            out, state = step(rename(grads), state, params)
+            params = optax.apply_updates(params, out)
+        return params
+
+    plain = updates(lambda tree: tree)
+    renamed = updates(lambda tree: {names[k]: v for k, v in tree.items()})
+    for name, other in names.items():
+        for a, b in leaves(plain[name], renamed[other]):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 # Size of the state
@@ -438,62 +539,6 @@ def test_bad_updates(rule):
         tx.update(sequence, state, params)
 
 
-def test_epochs_steer_where_they_are_known():
-    theta = zero_theta()
-    place = output_index(SMALL, "epochs>step")
-    theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(-2.0)
-    params = make_params()
-    grads = make_grads(params, 1)[0]
-
-    def first_update(epochs):
-        tx = learned(theta=theta, epochs=epochs)
-        return tx.update(grads, tx.init(params), params)[0]["dense"]["kernel"]
-
-    unknown = first_update(None)
-    np.testing.assert_array_equal(first_update(NONE), unknown)
-    # exp(-2 * 0.5 * log(1 + epochs))
-    np.testing.assert_allclose(first_update(9.0), unknown / 10, rtol=1e-4)
-    traced = jax.jit(first_update)(jnp.float32(9.0))
-    np.testing.assert_allclose(traced, unknown / 10, rtol=1e-4)
-
-
-def test_weight_decay_never_outweighs_the_direction():
-    def first_update(decay, size):
-        theta = zero_theta()
-        place = output_index(SMALL, "constant>weight_decay")
-        theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(decay)
-        params = {"kernel": size * jnp.ones((4, 6))}
-        grads = {"kernel": -jnp.ones((4, 6))}
-        tx = learned(theta=theta)
-        return tx.update(grads, tx.init(params), params)[0]["kernel"]
-
-    for size in (0.01, 1.0):
-        none, some, most = (first_update(x, size) for x in (-9.0, 3.5, 4.5))
-        # The direction is one of RMS one, upwards; the pull is downwards.
-        assert np.all(most > 0)
-        if size == 1.0:
-            np.testing.assert_allclose(most, some, rtol=1e-4)
-            pulled = 1 - np.mean(most) / np.mean(none)
-            assert pulled == pytest.approx(STRONGEST_PULL, rel=0.1)
-        else:
-            assert np.all(most < some)
-
-
-def test_without_a_gradient_weights_decay_no_more_than_usual():
-    theta = zero_theta()
-    place = output_index(SMALL, "constant>weight_decay")
-    theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(4.5)
-    params = {"still": jnp.full((4, 6), 0.1), "moving": jnp.full((4, 6), 0.1)}
-    grads = {"still": jnp.zeros((4, 6)), "moving": jnp.full((4, 6), 1e-8)}
-    usual, more = (
-        tx.update(grads, tx.init(params), params)[0]
-        for tx in (learned(theta=zero_theta()), learned(theta=theta))
-    )
-    np.testing.assert_array_equal(more["still"], usual["still"])
-    assert np.all(np.asarray(more["still"]) < 0)
-    assert np.all(more["moving"] < usual["moving"])
-
-
 def test_bad_configs():
     with pytest.raises(ValueError, match=r"no optimizer 'adamm'; did you mean 'adam"):
         meta_opt.make_optimizer(meta_opt.OptimizerConfig(name="adamm"))
@@ -502,8 +547,8 @@ def test_bad_configs():
     for name in ("sgd", "hand_designed"):
         with pytest.raises(ValueError, match="num_steps is 0"):
             meta_opt.make_optimizer(meta_opt.OptimizerConfig(name=name, num_steps=0))
-    with pytest.raises(ValueError, match=r"epochs is 0; it must be above 0"):
-        meta_opt.make_optimizer(meta_opt.OptimizerConfig(epochs=0))
+    with pytest.raises(ValueError, match=r"1 pairs; there are"):
+        ControllerConfig(feature_range=((0.0, 1.0),))
     with pytest.raises(ValueError, match=r"'learning_rte'; did you mean 'learning_r"):
         from_config(meta_opt.OptimizerConfig, {"learning_rte": 0.1})
     with pytest.raises(ValueError, match="config belongs to theta"):
@@ -520,37 +565,3 @@ def test_public_names():
     assert set(meta_opt._HOME) <= set(dir(meta_opt))
     with pytest.raises(AttributeError, match=re.escape("'learned_optimiser'")):
         meta_opt.learned_optimiser  # noqa: B018
-
-
-def test_large_models_answer_to_the_loss_in_their_own_way():
-    kernel, small = jnp.ones((4, 250_000)), jnp.ones((4, 2))
-    models = {
-        "large": {"kernel": kernel},
-        "adapted": {"kernel": kernel, "lora_a": small},
-        "small": {"kernel": small, "lora_a": small},
-    }
-    # Of the first loss all is left: log 1/2 of both, and all but what is low.
-    half, low = np.log(0.5), -np.log(1.1)
-    expected = {
-        "large_loss_level": {"large": half, "adapted": half, "small": 0.0},
-        "large_loss_low": {"large": low, "adapted": low, "small": 0.0},
-        "large_adapters_loss_level": {"large": 0.0, "adapted": half, "small": 0.0},
-        "loss_level": {"large": half, "adapted": half, "small": half},
-    }
-    for name, leaves in models.items():
-
-        @jax.jit
-        def change(theta, leaves=leaves):
-            params = {"head": leaves}
-            grads = jax.tree.map(jnp.ones_like, params)
-            tx = learned(theta=theta)
-            updates, _ = tx.update(grads, tx.init(params), params, value=4.0)
-            return updates["head"]["kernel"][0, 0]
-
-        usual = change(zero_theta())
-        for feature, logs in expected.items():
-            theta = zero_theta()
-            place = output_index(SMALL, f"{feature}>step")
-            theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(2.0)
-            found = np.log(change(theta) / usual)
-            assert found == pytest.approx(0.4 * logs[name], abs=0.01), (name, feature)

@@ -9,9 +9,17 @@ import optax
 import pytest
 
 import meta_opt
+from meta_opt.optimizers.controller import ControllerConfig, output_index
+from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.optimizers.safeguard import guard_step, init_guard
 
+NUM_STEPS = 1000
 STEP = jax.jit(guard_step)
+
+
+def late(state, rms, value):
+    """A step in the middle of a run, where no rise is an early one."""
+    return STEP(state, rms, value, jnp.int32(NUM_STEPS // 2), jnp.int32(NUM_STEPS))
 
 
 def watch(values, rms=1.0, state=None, jitter=0.01):
@@ -19,7 +27,7 @@ def watch(values, rms=1.0, state=None, jitter=0.01):
     state = init_guard() if state is None else state
     for i, value in enumerate(values):
         noise = jitter * (-1) ** i
-        ok, state = STEP(state, jnp.float32(rms), jnp.float32(value + noise))
+        ok, state = late(state, jnp.float32(rms), jnp.float32(value + noise))
         assert ok
     return state
 
@@ -28,18 +36,18 @@ def run_rms(sizes, state=None):
     taken = []
     state = init_guard() if state is None else state
     for rms in sizes:
-        ok, state = STEP(state, jnp.float32(rms), None)
+        ok, state = late(state, jnp.float32(rms), None)
         taken.append(bool(ok))
     return taken, state
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_is_skipped_and_counted(bad):
-    ok, state = STEP(init_guard(), jnp.float32(bad), jnp.float32(1.0))
+    ok, state = late(init_guard(), jnp.float32(bad), jnp.float32(1.0))
     assert not ok and int(state.skipped) == 1 and int(state.seen) == 0
-    ok, state = STEP(state, jnp.float32(1.0), jnp.float32(bad))
+    ok, state = late(state, jnp.float32(1.0), jnp.float32(bad))
     assert not ok and int(state.skipped) == 2 and int(state.losses) == 0
-    ok, state = STEP(state, jnp.float32(1.0), jnp.float32(1.0))
+    ok, state = late(state, jnp.float32(1.0), jnp.float32(1.0))
     assert ok and int(state.skipped) == 2
     assert all(np.isfinite(x) for x in state)
 
@@ -76,15 +84,15 @@ def test_what_was_usual_before_is_no_explosion():
 
 def test_a_vanished_gradient_shrinks_the_step():
     _, state = run_rms([1.0] * 20 + [1e-4] * 200)
-    assert float(state.faint) == 1.0
+    assert float(state.vanishing_scale) == 1.0
     for size in (1e-8, 0.0):
         _, gone = run_rms([1.0] * 20 + [size] * 200)
-        assert float(gone.faint) < 2e-3
+        assert float(gone.vanishing_scale) < 2e-3
     # An empty batch now and then is none; a gradient that is there again is taken.
     _, state = run_rms([1.0] * 20 + [0.0, 1.0] * 20)
-    assert float(state.faint) == 1.0
+    assert float(state.vanishing_scale) == 1.0
     _, state = run_rms([0.5], gone)
-    assert float(state.faint) == 1.0
+    assert float(state.vanishing_scale) == 1.0
 
 
 def test_a_spell_of_zero_gradients_is_survived():
@@ -132,6 +140,43 @@ def test_without_losses_it_watches_gradients_only():
     taken, state = run_rms([1.0] * 30 + [np.nan] + [1.0])
     assert taken == [True] * 30 + [False, True]
     assert int(state.losses) == 0 and float(state.shrink) == 1.0
+
+
+def early(values, num_steps=NUM_STEPS, state=None):
+    """States after each loss from the start of a run."""
+    state = init_guard() if state is None else state
+    states = []
+    for i, value in enumerate(values):
+        count, length = jnp.int32(i), jnp.int32(num_steps)
+        ok, state = STEP(state, jnp.float32(1.0), jnp.float32(value), count, length)
+        assert ok
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
+def test_an_early_divergence_ends_the_controllers_part_at_once(scale):
+    losses = scale * np.array([1.0, 0.98, 1.02, 1.0, 1.01, 3.0, 3.0])
+    states = early(losses)
+    assert [float(s.fallback) for s in states] == [0.0] * 5 + [1.0] * 2
+    # For good: whatever the loss does afterwards.
+    state = states[-1]
+    for value in np.geomspace(3.0, 0.1, 200):
+        _, state = late(state, jnp.float32(1.0), jnp.float32(scale * value))
+    assert float(state.fallback) == 1.0 and float(state.diverged) == 1.0
+
+
+def test_early_noise_and_late_rises_are_no_early_divergence():
+    rng = np.random.default_rng(0)
+    noisy = early(2.0 + 0.3 * rng.normal(size=100))
+    assert float(noisy[-1].fallback) == 0.0
+    # Up by less than a quarter, and up by much past a tenth of the run.
+    small = early([1.0] * 5 + [1.2] * 20)
+    assert float(small[-1].diverged) == 0.0
+    late_rise = early([1.0] * 12 + [3.0] * 5, num_steps=100)
+    assert float(late_rise[-1].diverged) == 0.0
+    # The first ten steps are early in the shortest run.
+    assert float(early([1.0] * 5 + [3.0], num_steps=20)[-1].diverged) == 1.0
 
 
 # In the transformation
@@ -196,3 +241,20 @@ def test_safeguard_off_lets_everything_through():
     updates, state = update(grads, tx.init(params), params, jnp.float32(1.0))
     assert np.isnan(updates["bias"]).all() and int(state.guard.skipped) == 0
     assert isinstance(optax.apply_updates(params, updates), dict)
+
+
+def test_after_an_early_divergence_the_rule_is_the_hand_designed_one():
+    config = ControllerConfig(global_hidden=2, tensor_hidden=2)
+    theta = meta_opt.init_theta(jax.random.key(0), config)
+    place = output_index(config, "constant>step")
+    theta["output"]["kernel"] = theta["output"]["kernel"].at[place].set(1.0)
+    tx = meta_opt.learned_optimizer(1000, theta=theta, config=config)
+    update = jax.jit(lambda g, s, p, v: tx.update(g, s, p, value=v))
+    params = {"kernel": jnp.ones((2, 3))}
+    state = tx.init(params)
+    steps = []
+    for value in (1.0, 1.0, 1.0, 1.0, 4.0, 1.0, 0.5):
+        _, state = update(params, state, params, jnp.float32(value))
+        steps.append(read_decisions(state)["other/step"])
+    grown = np.exp(1.5 * np.tanh(1.0 / 1.5))
+    np.testing.assert_allclose(steps, [grown] * 4 + [1.0] * 3, rtol=1e-5)

@@ -203,8 +203,8 @@ def test_injected_learned_optimizer_is_one_program_for_all_lengths():
     params = make_params()
     grads = jax.tree.map(jax.numpy.ones_like, params)
     programs = set()
-    for num_steps, epochs in ((10, 2.0), (30, 7.0)):
-        config = OptimizerConfig("learned", num_steps=num_steps, epochs=epochs)
+    for num_steps in (10, 30):
+        config = OptimizerConfig("learned", num_steps=num_steps)
         updates = []
         for tx in (injected_learned(config), make_optimizer(config)):
             state = tx.init(params)
@@ -219,6 +219,5 @@ def test_injected_learned_optimizer_is_one_program_for_all_lengths():
             *updates,
         )
     assert len(programs) == 1
-    for config in (OptimizerConfig("adamw"), OptimizerConfig("learned")):
-        with pytest.raises(ValueError, match="must be 'learned' and a"):
-            injected_learned(config)
+    with pytest.raises(ValueError, match="name='adamw' must be 'learned'"):
+        injected_learned(OptimizerConfig("adamw"))

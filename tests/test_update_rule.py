@@ -12,17 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from optimizer_cases import optimize
 
 import meta_opt
-from meta_opt.features.statistics import Statistics
+from meta_opt.features.statistics import History, Statistics, unit_table
 from meta_opt.features.tensors import describe
 from meta_opt.optimizers import orthogonal
 from meta_opt.optimizers.baselines import baseline
-from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.controller import OUTPUTS, ControllerConfig
 from meta_opt.optimizers.grouping import first_units, group_leaves
 from meta_opt.optimizers.orthogonal import newton_schulz, orthogonalise
 from meta_opt.optimizers.update_rule import (
     DIRECTIONS,
+    TOTAL_DECAY,
     hand_designed_controls,
     next_momentum_square,
     scheduled_step,
@@ -71,7 +73,7 @@ class MatrixOracle:
         return oracle_orthogonal(flat).reshape(grad.shape) + 0.05 * param
 
 
-class EmbeddingOracle:
+class FactoredOracle:
     """Momentum over the root of the factored second moment (0.99), RMS one."""
 
     def __init__(self):
@@ -109,7 +111,7 @@ def test_hand_designed_equals_the_oracle():
         "wide": {"kernel": (4, 7), "bias": (7,)},
         "attention": {"kernel": (6, 2, 3)},
         "conv": {"kernel": (2, 2, 3, 8)},
-        "tokens": {"embedding": (9, 4)},
+        "tokens": {"embedding": (9, 4), "class": (1, 4)},
         "norm": {"scale": (4,)},
         "temperature": (),
     }
@@ -126,7 +128,7 @@ def test_hand_designed_equals_the_oracle():
         },
         "attention": {"kernel": MatrixOracle(6)},
         "conv": {"kernel": MatrixOracle(12)},
-        "tokens": {"embedding": EmbeddingOracle()},
+        "tokens": {"embedding": MatrixOracle(9), "class": VectorOracle(np.zeros(4))},
         "norm": {"scale": VectorOracle(params["norm"]["scale"])},
         "temperature": VectorOracle(params["temperature"]),
     }
@@ -180,8 +182,9 @@ def theta_for(direction, base):
     theta = meta_opt.init_theta(jax.random.key(0))
     bias = np.zeros(theta["output"]["bias"].shape, np.float32)
     if direction != base:
-        bias[DIRECTIONS.index(base)] = -1.0
-        bias[DIRECTIONS.index(direction)] = 1.0
+        # Far enough for tanh to be one.
+        bias[DIRECTIONS.index(base)] = -20.0
+        bias[DIRECTIONS.index(direction)] = 20.0
     theta["output"]["bias"] = jnp.asarray(bias)
     return theta
 
@@ -255,7 +258,7 @@ def test_directions_are_what_they_say():
     np.testing.assert_allclose(
         found["bias"]["adam"], step * adam(second["bias"], None), rtol=1e-3, atol=1e-6
     )
-    table = EmbeddingOracle()
+    table = FactoredOracle()
     table(first["kernel"], None)
     np.testing.assert_allclose(
         found["kernel"]["adam"], step * table(second["kernel"], None), rtol=1e-4
@@ -267,7 +270,9 @@ def test_momentum_cancelled_by_a_gradient_takes_no_huge_step():
 
     Regression: a scalar whose momentum crossed zero got an update of 1e8.
     """
-    controls = hand_designed_controls(jnp.zeros(3))
+    infos = describe({name: jnp.zeros(()) for name in "abc"})
+    none = History(*[jnp.zeros(3)] * len(History._fields))
+    controls = hand_designed_controls(unit_table(list(infos)), none)
     momentum = jnp.array([1.0, 1.0, 1.0])
     grad = jnp.array([-19.0, -18.99, 19.0])  # 0.95 m + 0.05 g = 0, small, 1.9
     # The tracked square does not see that bfloat16 rounded the momentum.
@@ -277,6 +282,59 @@ def test_momentum_cancelled_by_a_gradient_takes_no_huge_step():
     new = 0.95 * momentum + 0.05 * grad
     assert np.all(np.abs(new) / np.sqrt(square) < 2.0)
     assert float(square[2]) == pytest.approx(1.9**2, rel=1e-5)
+
+
+# Weight decay
+
+
+def test_a_run_takes_a_bounded_share_of_a_kernel_by_decay():
+    """Without the bound, the sum of steps times the largest decay takes all of it."""
+    theta = meta_opt.init_theta(jax.random.key(0))
+    theta["output"]["bias"] = (
+        theta["output"]["bias"]
+        .at[OUTPUTS.index("weight_decay")]
+        .set(100.0)
+        .at[OUTPUTS.index("step")]
+        .set(100.0)
+    )
+    num_steps = 500
+    tx = meta_opt.learned_optimizer(num_steps, theta=theta, safeguard=False)
+    # Signs that alternate: what is left of the kernel's mean is the decay's doing.
+    signs = np.where((np.arange(16)[:, None] + np.arange(16)) % 2, 1.0, -1.0)
+    params = {"kernel": jnp.ones((16, 16)), "bias": jnp.ones(16)}
+    grads = {"kernel": jnp.asarray(signs, jnp.float32), "bias": jnp.zeros(16)}
+
+    def step(carry, t):
+        params, state = carry
+        now = jax.tree.map(lambda g: jnp.where(t % 2, g, -g), grads)
+        updates, state = tx.update(now, state, params)
+        return (optax.apply_updates(params, updates), state), state.history.decayed
+
+    (params, _), decayed = jax.jit(
+        lambda: jax.lax.scan(step, (params, tx.init(params)), jnp.arange(num_steps))
+    )()
+    free = sum(2e-3 * math.exp(1.5) * 0.05 * math.exp(1.5) * 0.5 for _ in range(500))
+    assert free > 2 * TOTAL_DECAY
+    np.testing.assert_allclose(np.max(decayed), TOTAL_DECAY, rtol=1e-4)
+    mean = float(jnp.mean(params["kernel"]))
+    assert mean == pytest.approx(math.exp(-TOTAL_DECAY), rel=0.02)
+    np.testing.assert_allclose(params["bias"], 1.0)  # Vectors do not decay.
+
+
+@pytest.mark.parametrize("rule", [meta_opt.hand_designed, meta_opt.learned_optimizer])
+def test_a_kernel_of_mean_one_stays_one(rule):
+    """Regression: decay that outweighed the loss took all of such kernels."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 16, 16)).astype(np.float32)
+    start = 1.0 + 0.05 * noise[0]
+    target = start + 0.25 * noise[1]
+
+    def loss(params):
+        return 0.5 * jnp.mean(jnp.square(params["w"] - target))
+
+    final, losses = optimize(rule(200), loss, {"w": jnp.asarray(start)}, 200)
+    assert losses[-1] < losses[0]
+    assert float(jnp.mean(final["w"])) == pytest.approx(1.0, abs=0.1)
 
 
 # Orthogonalisation
