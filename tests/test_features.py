@@ -341,7 +341,7 @@ def test_structure_is_measured_at_the_start_stacked_or_apart():
     np.testing.assert_allclose(
         found({str(i): x for i, x in enumerate(layers)}), expected
     )
-    np.testing.assert_allclose(found({"w": layers}, stacked="w"), expected)
+    np.testing.assert_allclose(found({"w": layers}, stacked="w"), expected, rtol=1e-5)
     split = layers.reshape(3, 20, 5, 6)
     np.testing.assert_allclose(found({"w": split}, stacked="w"), expected, rtol=1e-5)
     turned = {"w": jnp.swapaxes(layers, 1, 2)}
