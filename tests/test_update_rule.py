@@ -1,5 +1,6 @@
 """The update rule against oracles written apart from it, in numpy and optax."""
 
+import contextlib
 import functools
 import math
 
@@ -380,6 +381,45 @@ def test_orthogonalise_batches_shapes_without_mixing():
         for a, b in zip(x, np.asarray(y), strict=True):
             expected = oracle_orthogonal(a.reshape(a.shape[0], -1).astype(np.float64))
             np.testing.assert_allclose(b.reshape(expected.shape), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh_shape", [(), (8,)])
+def test_small_matrices_of_similar_shapes_are_padded_into_one_batch(mesh_shape):
+    rng = np.random.default_rng(6)
+    shapes = [(1, 12, 16), (2, 16, 11), (1, 11, 2, 7), (1, 12, 16), (1, 4, 16)]
+    arrays = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    run = jax.jit(functools.partial(orthogonalise, splits=[1, 1, 1, 1, 1]))
+    axes = ("x",) * len(mesh_shape)
+    mesh = jax.make_mesh(mesh_shape, axes, (AxisType.Auto,) * len(axes))
+    with jax.set_mesh(mesh) if mesh_shape else contextlib.nullcontext():
+        found = run(arrays)
+        loops = str(jax.make_jaxpr(run)(arrays)).count(" scan[")
+    assert loops == 2  # All but the last, which has a third of the rows.
+    for x, y in zip(arrays, found, strict=True):
+        assert y.shape == x.shape and y.dtype == jnp.float32
+        for a, b in zip(x, np.asarray(y), strict=True):
+            expected = oracle_orthogonal(a.reshape(a.shape[0], -1).astype(np.float64))
+            assert rms(b) == pytest.approx(1, abs=1e-4)
+            np.testing.assert_allclose(b.reshape(expected.shape), expected, atol=1e-4)
+
+
+def test_padding_adds_few_operations_and_elements():
+    rng = np.random.default_rng(7)
+    sides = [sorted(int(n) for n in rng.integers(8, 256, 2)) for _ in range(60)]
+    shapes = [(int(rng.integers(1, 30)), *pair) for pair in sides]
+    shapes += [(1, 64, 65), (200, 64, 64), (1, 200, 200), (1, 199, 200)]
+    buckets = orthogonal._buckets(shapes)
+    assert sorted(i for members in buckets for i in members) == [*range(len(shapes))]
+    for members in buckets:
+        short, long = (max(shapes[i][k] for i in members) for k in (1, 2))
+        for shape in {shapes[i][1:] for i in members}:
+            units = sum(shapes[i][0] for i in members if shapes[i][1:] == shape)
+            added = short * long - math.prod(shape)
+            assert units * added <= 2**15
+            assert short**2 * long <= 1.5 * shape[0] ** 2 * shape[1]
+            assert not added or short * long < 2**15
+    # Sides from 32 to 62: a fourth of their shapes is left.
+    assert len(orthogonal._buckets([(1, n, n) for n in range(32, 64, 2)])) == 4
 
 
 @pytest.mark.parametrize(

@@ -147,25 +147,37 @@ def bench_traffic() -> Iterator[Ratio]:
 
 
 def bench_compile() -> Iterator[Ratio]:
-    """Trace and compile time of the update for a transformer of 300 tensors."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    """Trace and compile time of the update: tensors of few shapes, and of many."""
+    transformer: dict[str, tuple[int, ...]] = {}
     for i in range(25):
         block = f"layers/{i}"
-        shapes |= {f"{block}/{n}/kernel": (64, 64) for n in ("q", "k", "v", "o")}
-        shapes |= {f"{block}/up/kernel": (64, 256), f"{block}/down/kernel": (256, 64)}
-        shapes |= {f"{block}/{n}/bias": (64,) for n in ("q", "k", "v", "o")}
-        shapes |= {f"{block}/norm{n}/scale": (64,) for n in (1, 2)}
-    params = random_params(shapes)
-    seconds: dict[str, list[float]] = {"ours": [], "adamw": []}
-    for _ in range(3):
-        for name, tx in (
-            ("adamw", optax.adamw(1e-3)),
-            ("ours", learned(directions=("orthogonal", "adam", "momentum"))),
-        ):
-            seconds[name].append(updater(tx, params)[1])
-            jax.clear_caches()
-    ours, theirs = (statistics.median(seconds[n]) for n in ("ours", "adamw"))
-    yield Ratio(f"trace + compile, {len(params)} tensors", ours, theirs, "s", 3.0)
+        widths = {"up": (64, 256), "down": (256, 64)}
+        widths |= {name: (64, 64) for name in ("q", "k", "v", "o")}
+        transformer |= {f"{block}/{n}/kernel": shape for n, shape in widths.items()}
+        transformer |= {f"{block}/{n}/bias": (64,) for n in ("q", "k", "v", "o")}
+        transformer |= {f"{block}/norm{n}/scale": (64,) for n in (1, 2)}
+    distinct: dict[str, tuple[int, ...]] = {}
+    for i in range(15):
+        width = 16 + 8 * i
+        distinct |= {f"conv{i}/kernel": (3, 3, width, width + 8)}
+        distinct |= {f"conv{i}/bias": (width + 8,)}
+        distinct |= {f"dense{i}/kernel": (width + 4, 2 * width)}
+        distinct |= {f"dense{i}/bias": (2 * width + 1,)}
+    for label, shapes, target in (
+        (f"{len(transformer)} tensors", transformer, 3.0),
+        (f"{len(distinct)} tensors of as many shapes", distinct, 4.0),
+    ):
+        params = random_params(shapes)
+        seconds: dict[str, list[float]] = {"ours": [], "adamw": []}
+        for _ in range(3):
+            for name, tx in (
+                ("adamw", optax.adamw(1e-3)),
+                ("ours", learned(directions=("orthogonal", "adam", "momentum"))),
+            ):
+                seconds[name].append(updater(tx, params)[1])
+                jax.clear_caches()
+        ours, theirs = (statistics.median(seconds[n]) for n in ("ours", "adamw"))
+        yield Ratio(f"trace + compile, {label}", ours, theirs, "s", target)
 
 
 def bench_import() -> Iterator[Ratio]:
