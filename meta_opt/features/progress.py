@@ -68,6 +68,11 @@ def _average(state: ProgressState) -> jax.Array:
     return jnp.where(known, state.averages / jnp.where(known, state.weights, 1.0), 0.0)
 
 
+def current_loss(state: ProgressState) -> tuple[jax.Array, jax.Array]:
+    """The fast average of the loss, and 1.0 if any loss was given; float32 []."""
+    return _average(state)[0], (state.weights[0] > 0).astype(jnp.float32)
+
+
 def update_progress(
     state: ProgressState,
     step: jax.Array,

@@ -163,7 +163,10 @@ TENSOR_FEATURES = (
     *("structure", "matrix", "aspect", "thin", "width"),
 )
 """Names of what `tensor_features` gives."""
-SUMMARY_FEATURES = ("constant", "structured", "alignment_all", "alignment_ema_all")
+SUMMARY_FEATURES = (
+    *("constant", "structured", "alignment_all", "alignment_ema_all"),
+    *("reach", "reach_known"),
+)
 """Names of what `summary_features` gives."""
 
 
@@ -216,12 +219,34 @@ def tensor_features(stats: Statistics, table: UnitTable, history: History) -> ja
 
 
 def summary_features(
-    stats: Statistics, table: UnitTable, history: History
+    stats: Statistics,
+    table: UnitTable,
+    history: History,
+    loss: jax.Array,
+    loss_known: jax.Array,
+    step: float,
 ) -> jax.Array:
-    """Features of the model as a whole.
+    r"""Features of the model as a whole.
 
     A constant; the share of `structure` in all matrices, by elements; the cosine of all
-    gradients and all momenta, now and, weighted by gradients, on average.
+    gradients and all momenta, now and, weighted by gradients, on average; and
+    ``reach``, the logarithm of
+
+    .. math:: \frac{\eta \sum_u \lVert g_u \rVert \sqrt{n_u}}{|\ell|},
+
+    the part of the loss :math:`\ell` that a step of RMS :math:`\eta` would take away if
+    the loss were linear and every unit with :math:`n_u` elements moved along its
+    average gradient :math:`g_u`. It depends neither on the loss's scale nor on how
+    parameters are scaled, and says how far a step of that size goes: between e^-5 (new
+    nets that begin too small) and e^2 (pretrained encoders).
+
+    Args:
+        stats: sums of this step.
+        table: constants of the units.
+        history: what is remembered of them.
+        loss: float32 [], its average so far.
+        loss_known: float32 [], 0 if it was never given.
+        step: :math:`\eta`.
 
     Returns:
         float32 [`SUMMARY_FEATURES`].
@@ -230,11 +255,17 @@ def summary_features(
     structured = jnp.sum(history.structure * weight) / max(float(weight.sum()), 1.0)
     total = Statistics(*(jnp.sum(x, keepdims=True) for x in stats))
     share = stats.grad_square / (jnp.sum(stats.grad_square) + TINY)
+    grad_rms_ema = jnp.exp(0.5 * history.log_grad_sq_ema)
+    drop = step * jnp.sum(grad_rms_ema * table.size)
+    known = loss_known * (drop > 0)
+    reach = jnp.log(drop + TINY) - jnp.log(jnp.abs(loss) + TINY)
     return jnp.stack(
         [
             jnp.float32(1.0),
             structured,
             cosine(total)[0],
             jnp.sum(share * history.alignment_ema),
+            jnp.where(known > 0, clipped(reach), 0.0),
+            known.astype(jnp.float32),
         ]
     )

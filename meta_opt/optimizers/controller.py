@@ -21,7 +21,7 @@ from meta_opt.features.statistics import (
     summary_features,
     tensor_features,
 )
-from meta_opt.optimizers.update_rule import DIRECTIONS, Controls
+from meta_opt.optimizers.update_rule import DIRECTIONS, RMS_STEP, Controls
 from meta_opt.types import PyTree, near_match
 
 OVERVIEW_FEATURES = (*PROGRESS_FEATURES, *SUMMARY_FEATURES)
@@ -34,7 +34,7 @@ OUTPUTS = (
 """What the controller puts out for every tensor, in order."""
 
 _BOUNDS = {
-    "step": (-3.5, 1.5),
+    "step": (-4.0, 2.5),
     "one_minus_b1": (-0.7, 0.7),
     "one_minus_b2": (-1.0, 1.0),
     "weight_decay": (-3.0, 1.5),
@@ -204,6 +204,7 @@ def control(
     table: UnitTable,
     history: History,
     progress: jax.Array,
+    loss: tuple[jax.Array, jax.Array],
     base: Controls,
     config: ControllerConfig,
 ) -> tuple[Controls, ControllerState]:
@@ -216,6 +217,7 @@ def control(
         table: constants of the units.
         history: what is remembered of the units.
         progress: float32 [`PROGRESS_FEATURES`] from `progress_features`.
+        loss: float32 [] each, from `meta_opt.features.progress.current_loss`.
         base: controls of the hand-designed rule, which the outputs modify.
         config: the controller's shape and directions.
 
@@ -223,7 +225,8 @@ def control(
         Controls, and the new memory.
     """
     tensors = tensor_features(stats, table, history)
-    overview = jnp.concatenate([progress, summary_features(stats, table, history)])
+    summary = summary_features(stats, table, history, *loss, step=RMS_STEP)
+    overview = jnp.concatenate([progress, summary])
     tensors, overview, trust = _within_range(tensors, overview, config)
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell

@@ -14,6 +14,7 @@ import optax
 
 from meta_opt.features.progress import (
     ProgressState,
+    current_loss,
     init_progress,
     progress_features,
     update_progress,
@@ -291,6 +292,7 @@ def controlled(
                 known.table,
                 history,
                 progress_features(progress, state.count, num_steps),
+                current_loss(progress),
                 base,
                 config,
             )
