@@ -418,8 +418,8 @@ def test_padding_adds_few_operations_and_elements():
             assert units * added <= 2**15
             assert short**2 * long <= 1.5 * shape[0] ** 2 * shape[1]
             assert not added or short * long < 2**15
-    # Sides from 32 to 62: a fourth of their shapes is left.
-    assert len(orthogonal._buckets([(1, n, n) for n in range(32, 64, 2)])) == 4
+    # Sides from 32 to 62: five of sixteen shapes are left.
+    assert len(orthogonal._buckets([(1, n, n) for n in range(32, 64, 2)])) == 5
 
 
 @pytest.mark.parametrize(
