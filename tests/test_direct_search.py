@@ -152,7 +152,7 @@ def test_workers_give_the_scores_of_one_process(tmp_path):
 
 
 def test_generations_on_some_families_resume_to_the_bit(tmp_path):
-    config = settings(families=("line", "steep"), families_per_generation=1)
+    config = settings(families=("line", "steep"), families_per_generation=1, seed=1)
     whole = search(config, tmp_path / "whole")
     rows = [
         json.loads(line)

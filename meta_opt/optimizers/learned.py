@@ -39,7 +39,8 @@ def learned_optimizer(
         stacked: regular expression over ``/``-joined parameter paths; leaves that it
             finds have a leading layer axis and are controlled per layer.
         groups: ordered (regular expression, modality group) pairs before the default
-            ones; groups are vision, text, audio, video, fusion, head, other.
+            ones, for logs of what is decided; groups are vision, text, audio, video,
+            fusion, head, other.
         safeguard: skip broken steps, fall back to the hand-designed rule on sustained
             rise of the loss.
         pallas: measure large matrices by a Pallas kernel, which on a GPU saves 4 of 28

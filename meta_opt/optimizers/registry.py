@@ -27,7 +27,7 @@ class OptimizerConfig:
         weights: of the learned optimizer: a shipped name or a path.
         stacked: regular expression of scan-stacked parameters (learned and
             hand-designed).
-        groups: (regular expression, modality group) pairs (likewise).
+        groups: (regular expression, modality group) pairs, for logs (likewise).
         safeguard: (likewise).
         pallas: of the learned optimizer; see `learned_optimizer`.
     """

@@ -140,7 +140,7 @@ def controlled(
         config: the controller's shape and directions.
         stacked: regular expression over ``/``-joined paths of leaves with a leading
             layer axis (see `meta_opt.features.tensors.describe`).
-        groups: (regular expression, modality group) pairs.
+        groups: (regular expression, modality group) pairs, for logs.
         safeguard: skip broken steps and fall back on rising loss.
         pallas: measure large matrices by `meta_opt.optimizers.fused_sums`.
 
