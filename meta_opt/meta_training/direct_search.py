@@ -60,6 +60,9 @@ class DirectSearchConfig:
         controller: the controller's shape.
         worst_weight: weight of the mean over the worst fifth of the families (the
             conditional value at risk) beside the mean over all of them.
+        pull: weight of the squared distance from where the search began, in its first
+            standard deviations, beside a candidate's score. Outputs are bounded, so
+            that without it the search may wander off where nothing changes any more.
         families_per_generation: how many families, drawn at random, a generation runs
             on; 0 for all.
         workers: processes that share the families; 0 for this process alone. Families
@@ -85,6 +88,7 @@ class DirectSearchConfig:
     validate_every: int = 2
     controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
     worst_weight: float = 0.5
+    pull: float = 0.0
     families_per_generation: int = 0
     workers: int = 0
     side_by_side: bool = True
@@ -103,7 +107,12 @@ class DirectSearchConfig:
         for name, least in (
             *(("generations", 0), ("seeds", 1)),
             *(("yardstick_seeds", 1), ("validate_every", 1)),
-            *(("families_per_generation", 0), ("workers", 0), ("worst_weight", 0)),
+            *(
+                ("families_per_generation", 0),
+                ("workers", 0),
+                ("worst_weight", 0),
+                ("pull", 0),
+            ),
         ):
             if getattr(self, name) < least:
                 raise ValueError(
@@ -194,6 +203,11 @@ def direct_search(
         if not replayed and families is not None:
             candidates = [weights.theta(z) for z in (*drawn, centre)]
             scores, row = families.scores(candidates, generation)
+            away = [float(np.mean(np.square(z))) for z in (*drawn, centre)]
+            scores = [
+                score + config.pull * distance
+                for score, distance in zip(scores, away, strict=True)
+            ]
             told.append({"scores": scores, "validation": None})
         entry = told[generation]
         optimizer.tell(list(zip(drawn, entry["scores"][:-1], strict=True)))
