@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meta_opt.evaluation.records import baseline_losses
+from meta_opt.meta_training.feature_range import with_feature_range
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.weights import save_theta
@@ -33,9 +34,14 @@ def export_weights(
     controller: ControllerConfig,
     tasks: Iterable[Task],
     recipe: Mapping[str, Any],
+    num_steps: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes weights with what they were trained on and by which command."""
+    """Writes weights with what they were trained on and by which command.
+
+    The range of each feature over a run of every task goes into the weights' config.
+    """
     tasks = list(tasks)
+    controller = with_feature_range(tasks, theta, controller, num_steps or {})
     made = {
         **recipe,
         "families": [task.name for task in tasks],

@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
             config.controller,
             [make(name) for name in config.families],
             {"generations": result.steps},
+            config.num_steps,
         )
 
 

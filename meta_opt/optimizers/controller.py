@@ -62,6 +62,8 @@ class ControllerConfig:
         feature_range: smallest and largest value of each of `FEATURES` in
             meta-training. Features are clipped to it, and outputs fade to those of the
             hand-designed rule as features leave it. Empty: no range.
+        record_range: keep the smallest and largest features seen in the state, to find
+            ``feature_range`` by.
     """
 
     global_hidden: int = 24
@@ -70,6 +72,7 @@ class ControllerConfig:
     orthogonal: bool = True
     iterations: tuple[int, int] = (5, 5)
     feature_range: tuple[tuple[float, float], ...] = ()
+    record_range: bool = False
 
     @property
     def mixable(self) -> frozenset[str]:
@@ -100,12 +103,17 @@ class ControllerConfig:
 
 
 class ControllerState(NamedTuple):
-    """Memory of the two LSTMs; float32."""
+    """Memory of the two LSTMs; float32.
+
+    ``seen`` [2, F] holds the smallest and largest of `FEATURES` so far, where the
+    config records them.
+    """
 
     global_hidden: jax.Array
     global_cell: jax.Array
     tensor_hidden: jax.Array
     tensor_cell: jax.Array
+    seen: jax.Array | None = None
 
 
 def _lstm_init(key: jax.Array, inputs: int, hidden: int) -> dict[str, jax.Array]:
@@ -183,7 +191,20 @@ def init_controller(config: ControllerConfig, units: int) -> ControllerState:
         jnp.zeros(config.global_hidden, jnp.float32),
         jnp.zeros((units, config.tensor_hidden), jnp.float32),
         jnp.zeros((units, config.tensor_hidden), jnp.float32),
+        _nothing_seen() if config.record_range else None,
     )
+
+
+def _nothing_seen() -> jax.Array:
+    return jnp.stack(
+        [jnp.full(len(FEATURES), sign * jnp.inf, jnp.float32) for sign in (1, -1)]
+    )
+
+
+def _widened(seen: jax.Array, tensors: jax.Array, overview: jax.Array) -> jax.Array:
+    low = jnp.concatenate([jnp.min(tensors, axis=0), overview])
+    high = jnp.concatenate([jnp.max(tensors, axis=0), overview])
+    return jnp.stack([jnp.minimum(seen[0], low), jnp.maximum(seen[1], high)])
 
 
 def _lstm(
@@ -227,6 +248,9 @@ def control(
     tensors = tensor_features(stats, table, history)
     summary = summary_features(stats, table, history, *loss, step=RMS_STEP)
     overview = jnp.concatenate([progress, summary])
+    seen = state.seen
+    if seen is not None:
+        seen = _widened(seen, tensors, overview)
     tensors, overview, trust = _within_range(tensors, overview, config)
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell
@@ -247,7 +271,7 @@ def control(
     output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
     controls = _modify(base, trust[:, None] * output, jnp.asarray(table.matrix), config)
     return controls, ControllerState(
-        global_hidden, global_cell, tensor_hidden, tensor_cell
+        global_hidden, global_cell, tensor_hidden, tensor_cell, seen
     )
 
 

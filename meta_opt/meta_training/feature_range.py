@@ -1,0 +1,70 @@
+"""The range of features that meta-training saw, which a weights file stores."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.meta_training.unroll import Augmentation, Unroll
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.transformation import controlled
+from meta_opt.tasks.task import Task
+from meta_opt.types import PyTree
+
+
+def with_feature_range(
+    tasks: Iterable[Task],
+    theta: PyTree,
+    config: ControllerConfig,
+    num_steps: Mapping[str, int],
+    seed: int = 0,
+) -> ControllerConfig:
+    """The config with the range of each feature over one run of every task.
+
+    Args:
+        tasks: the families that weights were meta-trained on.
+        theta: those weights.
+        config: their shape.
+        num_steps: length of a run by family; a task's larger horizon where left out.
+        seed: of the runs.
+
+    Returns:
+        ``config`` with ``feature_range`` set.
+
+    Raises:
+        ValueError: without any task.
+    """
+    recording = dataclasses.replace(config, feature_range=(), record_range=True)
+    seen = []
+    for task in tasks:
+        steps = num_steps.get(task.name, task.horizons[1])
+        seen.append(np.asarray(_seen(task, theta, recording, steps, seed)))
+    if not seen:
+        raise ValueError("a range of features needs at least one task")
+    low = np.min([x[0] for x in seen], axis=0)
+    high = np.max([x[1] for x in seen], axis=0)
+    pairs = tuple(
+        (round(float(a), 4), round(float(b), 4)) for a, b in zip(low, high, strict=True)
+    )
+    return dataclasses.replace(config, feature_range=pairs)
+
+
+def _seen(
+    task: Task, theta: PyTree, config: ControllerConfig, num_steps: int, seed: int
+) -> jax.Array:
+    """Smallest and largest features of a run: float32 [2, F]."""
+
+    @jax.jit
+    def run(theta: PyTree, key: jax.Array) -> jax.Array:
+        unroll = Unroll(
+            task,
+            controlled(num_steps, theta=theta, config=config, stacked=task.stacked),
+            key,
+            Augmentation(),
+        )
+        _, state = unroll.run(unroll.start(), 0, num_steps, 0)
+        return state.controller.seen  # type: ignore[union-attr, attr-defined]
+
+    return run(jax.tree.map(jnp.asarray, theta), jax.random.key(seed))
