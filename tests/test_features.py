@@ -218,13 +218,20 @@ def test_features_of_shapes():
     )
 
 
+def summary(stats, table, past, loss=2.0, known=1.0):
+    """At a loss of 2 and a step of RMS 2e-3."""
+    return summary_features(
+        stats, table, past, jnp.float32(loss), jnp.float32(known), step=2e-3
+    )
+
+
 def test_features_do_not_see_whether_a_kernel_is_transposed():
     for shape in ((4, 64), (3, 5), (7, 1000)):
         one, other = shaped(shape, (9,)), shaped(shape[::-1], (9,))
         past = history(2)
         for stats, features in (
             (statistics(table=one), tensor_features),
-            (statistics(table=one), summary_features),
+            (statistics(table=one), summary),
         ):
             np.testing.assert_array_equal(
                 features(stats, one, past), features(stats, other, past)
@@ -256,8 +263,8 @@ def test_statistics_do_not_depend_on_the_scale_of_the_loss(scale):
     found = tensor_features(statistics(scale), unit_constants(), scaled)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        summary_features(statistics(scale), unit_constants(), scaled),
-        summary_features(statistics(), unit_constants(), past),
+        summary(statistics(scale), unit_constants(), scaled, 2.0 * scale),
+        summary(statistics(), unit_constants(), past),
         rtol=1e-4,
     )
 
@@ -268,19 +275,19 @@ def test_degenerate_statistics_are_finite():
     for x in (zero, huge):
         stats = Statistics(x, x, x, x)
         assert np.isfinite(tensor_features(stats, unit_constants(), history())).all()
-        assert np.isfinite(summary_features(stats, unit_constants(), history())).all()
+        assert np.isfinite(summary(stats, unit_constants(), history())).all()
     empty = unit_table([])
     none = jnp.zeros(0)
     stats = Statistics(none, none, none, none)
     past = history(0)
     assert tensor_features(stats, empty, past).shape == (0, len(TENSOR_FEATURES))
-    assert np.isfinite(summary_features(stats, empty, past)).all()
+    assert np.isfinite(summary(stats, empty, past)).all()
 
 
 def test_summary_features():
     aligned = jnp.array([0.0, 0.0, 0.0, 1.0])
     past = history(structure=jnp.array([1.0, 0.0, 1.0, 0.0]), alignment_ema=aligned)
-    found = summary_features(statistics(), unit_constants(), past)
+    found = summary(statistics(), unit_constants(), past)
     values = dict(zip(SUMMARY_FEATURES, found.tolist(), strict=True))
     assert values["constant"] == 1.0
     # One of three matrices of one size; what is said of a vector does not count.
@@ -288,6 +295,12 @@ def test_summary_features():
     assert values["alignment_all"] == pytest.approx(0.5)
     square = statistics().grad_square
     assert values["alignment_ema_all"] == pytest.approx(float(square[3] / square.sum()))
+    # Gradients of RMS one: the step times the number of elements, over the loss of 2.
+    drop = 2e-3 * float(unit_constants().size.sum())
+    assert values["reach"] == pytest.approx(0.5 * np.log(drop / 2.0), rel=1e-5)
+    assert values["reach_known"] == 1.0
+    unknown = summary(statistics(), unit_constants(), past, known=0.0).tolist()
+    assert unknown[SUMMARY_FEATURES.index("reach") :] == [0.0, 0.0]
 
 
 def structure_of(kernel):
@@ -335,7 +348,7 @@ def test_structure_is_measured_at_the_start_stacked_or_apart():
     assert expected[0] == 0 < expected[1] < expected[2]
 
     def found(params, **arguments):
-        tx = hand_designed(10, **settings)
+        tx = hand_designed(10, **arguments)
         return tx.init(params).history.structure
 
     split = layers.reshape(3, 20, 5, 6)

@@ -229,7 +229,7 @@ def pushed(**outputs):
 def test_controls_stay_within_their_bounds():
     usual = decided(zero_theta())
     bounds = {
-        "step": (-3.5, 1.5),
+        "step": (-4.0, 2.5),
         "one_minus_b1": (-0.7, 0.7),
         "one_minus_b2": (-1.0, 1.0),
         "weight_decay": (-3.0, 1.5),
@@ -263,11 +263,11 @@ def test_features_out_of_range_fade_the_outputs():
         config = dataclasses.replace(SMALL, feature_range=tuple(ranges))
         return np.log(decided(theta, config)["step"])
 
-    inside = -3.5 * np.tanh(1.0 / 3.5)
+    inside = -4.0 * np.tanh(1.0 / 4.0)
     assert step(-100.0, 100.0) == pytest.approx(inside, rel=1e-4)
     # Clipped to 0.9, and a tenth of the range's width (0.1 more than 0.9) outside.
     by = 0.9 * np.exp(-0.1)
-    assert step(0.0, 0.9) == pytest.approx(-3.5 * np.tanh(by / 3.5), rel=1e-4)
+    assert step(0.0, 0.9) == pytest.approx(-4.0 * np.tanh(by / 4.0), rel=1e-4)
     # Ten widths outside nothing is left of it.
     assert abs(step(0.0, 0.0)) < 1e-4
     # A feature that has no weight takes part in this, too.
@@ -276,7 +276,7 @@ def test_features_out_of_range_fade_the_outputs():
     config = dataclasses.replace(SMALL, feature_range=tuple(ranges))
     by = np.exp(-0.4 / 0.7)
     found = np.log(decided(theta, config)["step"])
-    assert found == pytest.approx(-3.5 * np.tanh(by / 3.5), rel=1e-4)
+    assert found == pytest.approx(-4.0 * np.tanh(by / 4.0), rel=1e-4)
 
 
 @pytest.mark.parametrize("weights", ["noise", "shipped"])

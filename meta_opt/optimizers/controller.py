@@ -281,7 +281,9 @@ def _within_range(
     """Features clipped to the range of meta-training, and a trust in (0, 1] [N].
 
     Trust is ``exp(-distance)``, the distance being the sum over features of how far
-    each lies outside, in widths of its range.
+    each lies outside, in widths of its range. A feature that never varied, such as
+    those of ``feedback`` where no family gave any, is clipped but not counted: nothing
+    can have been learned of it.
     """
     if not config.feature_range:
         return tensors, overview, jnp.ones(tensors.shape[0], jnp.float32)
@@ -292,7 +294,8 @@ def _within_range(
         shape = (1,) * (x.ndim - 1) + (-1,)
         least, most = low[at].reshape(shape), high[at].reshape(shape)
         inside = jnp.clip(x, least, most)
-        return inside, jnp.sum(jnp.abs(x - inside) / width[at].reshape(shape), axis=-1)
+        apart = jnp.where(most > least, jnp.abs(x - inside), 0.0)
+        return inside, jnp.sum(apart / width[at].reshape(shape), axis=-1)
 
     tensors, apart = outside(tensors, slice(0, len(TENSOR_FEATURES)))
     overview, together = outside(overview, slice(len(TENSOR_FEATURES), None))
