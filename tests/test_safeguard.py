@@ -256,5 +256,5 @@ def test_after_an_early_divergence_the_rule_is_the_hand_designed_one():
     for value in (1.0, 1.0, 1.0, 1.0, 4.0, 1.0, 0.5):
         _, state = update(params, state, params, jnp.float32(value))
         steps.append(read_decisions(state)["other/step"])
-    grown = np.exp(1.5 * np.tanh(1.0 / 1.5))
+    grown = np.exp(2.5 * np.tanh(1.0 / 2.5))
     np.testing.assert_allclose(steps, [grown] * 4 + [1.0] * 3, rtol=1e-5)

@@ -38,6 +38,7 @@ FEATURE_GROUPS = {
     "gradient ratios": ("gradient/all", "momentum/gradient", "gradient/ema", "ema/max"),
     "alignment": ("alignment", "alignment_ema", "alignment_all", "alignment_ema_all"),
     "parameter size": ("size", "near_zero", "moved"),
+    "reach": ("reach", "reach_known"),
     "structure": ("structure", "structured"),
     "shape": ("matrix", "aspect", "thin", "width"),
 }
