@@ -38,7 +38,7 @@ def built(family):
 def test_there_are_enough_of_both_sets():
     assert len(STYLE_VALIDATION) >= 6 and len(FOREIGN) >= 10
     assert set(STYLE_VALIDATION) | set(FOREIGN) <= set(FAMILIES)
-    assert all(name.startswith("style_") for name in STYLE_VALIDATION)
+    assert all(name.startswith("validation_") for name in STYLE_VALIDATION)
     assert all(name.startswith("foreign_") for name in FOREIGN)
 
 

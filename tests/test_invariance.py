@@ -210,7 +210,9 @@ def test_kernels_in_out_or_out_in(rule):
     found = final_loss(
         rule, turned(two_branches()), lambda p, x: two_branch_logits(turned(p), x)
     )
-    assert found == pytest.approx(reference(rule), rel=EQUAL)
+    # Other orders of summation, which the controller's feedback carries on.
+    close = CLOSE if rule == "learned" else EQUAL
+    assert found == pytest.approx(reference(rule), rel=close)
 
 
 def attention_net():

@@ -378,8 +378,8 @@ def test_direct_weights_can_be_kept(tmp_path):
 
 def test_direct_weight_does_what_its_name_says():
     few = parametrisation(("constant>step",))
-    # The bound of 1.5 lets through what multiplies the step by two.
-    weight = 1.5 * np.arctanh(np.log(2.0) / 1.5)
+    # The bound of 2.5 lets through what multiplies the step by two.
+    weight = 2.5 * np.arctanh(np.log(2.0) / 2.5)
     theta, plain = few.theta(jnp.array([weight])), few.theta(few.trained())
     params = {"w": jnp.ones(3)}
 

@@ -79,7 +79,7 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
         counts = [i.units for i in infos]
         return np.repeat(np.asarray(numbers, np.float64), counts).astype(np.float32)
 
-    sides = [sorted((i.rows, i.columns)) if i.is_matrix else (1.0, 1.0) for i in infos]
+    sides = [sorted((i.rows, i.columns)) if i.has_sides else (1.0, 1.0) for i in infos]
     member = [np.eye(len(GROUPS))[GROUPS.index(i.group)] for i in infos]
     rows = np.repeat(
         np.asarray(member).reshape(-1, len(GROUPS)), [i.units for i in infos], axis=0

@@ -58,8 +58,18 @@ class TensorInfo:
     def is_matrix(self) -> bool:
         """Whether the orthogonalised direction and weight decay apply.
 
-        A tensor with a side of one, such as a class token [1, D], is a vector.
+        A tensor with a side of one, such as a class token [1, D], is a vector. A table,
+        1,024 rows or more of 64 numbers or more and over five times as many as these,
+        holds a vocabulary: too much to orthogonalise, and few rows of it have a
+        gradient.
         """
+        short, long = sorted((self.rows, self.columns))
+        table = long >= 1024 and short >= 64 and long > 5 * short
+        return self.has_sides and not table
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether the unit has rows and columns, more than one of each."""
         return len(self.shape) >= 2 and min(self.rows, self.columns) > 1
 
     @property

@@ -31,9 +31,10 @@ def initial_structure(group: Group, params: Sequence[jax.Array]) -> jax.Array:
     found = []
     for chunk in params:
         square = jnp.square(chunk.astype(jnp.float32))
-        row = jnp.mean(square, axis=group.column_axes).reshape(len(chunk), -1)
-        column = jnp.mean(square, axis=group.row_axes).reshape(len(chunk), -1)
-        found.append(structure(replicated(row), replicated(column)))
+        row = replicated(jnp.mean(square, axis=group.column_axes))
+        column = replicated(jnp.mean(square, axis=group.row_axes))
+        units = len(chunk)
+        found.append(structure(row.reshape(units, -1), column.reshape(units, -1)))
     return joined(found)
 
 
