@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optimizer_cases import optimize
 
 import meta_opt
-from meta_opt.features.statistics import History, Statistics, unit_table
+from meta_opt.features.statistics import Statistics, unit_table
 from meta_opt.features.tensors import describe
 from meta_opt.optimizers import orthogonal
 from meta_opt.optimizers.baselines import baseline
@@ -275,8 +275,7 @@ def test_momentum_cancelled_by_a_gradient_takes_no_huge_step():
     Regression: a scalar whose momentum crossed zero got an update of 1e8.
     """
     infos = describe({name: jnp.zeros(()) for name in "abc"})
-    none = History(*[jnp.zeros(3)] * len(History._fields))
-    controls = hand_designed_controls(unit_table(list(infos)), none)
+    controls = hand_designed_controls(unit_table(list(infos)))
     momentum = jnp.array([1.0, 1.0, 1.0])
     grad = jnp.array([-19.0, -18.99, 19.0])  # 0.95 m + 0.05 g = 0, small, 1.9
     # The tracked square does not see that bfloat16 rounded the momentum.

@@ -338,6 +338,7 @@ class _Families:
             )
             for _ in range(config.workers)
         ]
+        self._threads = concurrent.futures.ThreadPoolExecutor(len(jax.local_devices()))
         self._yardsticks = self._measure(workdir, show_progress)
 
     def _measure(self, workdir: Path, show_progress: bool) -> dict[str, Yardstick]:
@@ -375,9 +376,8 @@ class _Families:
                 for call in calls
             }
         else:
-            pool = concurrent.futures.ThreadPoolExecutor(len(jax.local_devices()))
             futures = {
-                pool.submit(getattr(self._local, method), *call): call[0]
+                self._threads.submit(getattr(self._local, method), *call): call[0]
                 for call in calls
             }
         for future in concurrent.futures.as_completed(futures):
@@ -410,7 +410,7 @@ class _Families:
 
     def close(self) -> None:
         """Ends the workers."""
-        for pool in self._pools:
+        for pool in (self._threads, *self._pools):
             pool.shutdown()
 
 

@@ -41,7 +41,7 @@ _BOUNDS = {
 }
 """Least and largest log of what multiplies the hand-designed control."""
 _LEAST_RANGE = 0.1
-"""Added to the width of a feature's range: one that never changed may differ a bit."""
+"""Added to the width of a feature's range: one that hardly varied may differ a bit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +170,8 @@ def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
         ValueError: no such feature or output.
     """
     feature, _, output = name.partition(">")
-    features = FEATURES
     for what, given, known in (
-        ("feature", feature, features),
+        ("feature", feature, FEATURES),
         ("output", output, OUTPUTS),
     ):
         if given not in known:
@@ -181,7 +180,7 @@ def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
                 f"{near_match(given, known)}; there are {', '.join(known)}"
             )
     hidden = config.tensor_hidden + config.global_hidden
-    return hidden + features.index(feature), OUTPUTS.index(output)
+    return hidden + FEATURES.index(feature), OUTPUTS.index(output)
 
 
 def init_controller(config: ControllerConfig, units: int) -> ControllerState:

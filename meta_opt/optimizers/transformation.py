@@ -192,10 +192,7 @@ def controlled(
             progress=init_progress() if learned else None,
             controller=init_controller(config, units) if learned else None,
             decisions=group_decisions(
-                hand_designed_controls(
-                    known.table, _no_history(units), config.orthogonal
-                ),
-                known.table,
+                hand_designed_controls(known.table, config.orthogonal), known.table
             ),
         )
 
@@ -278,7 +275,7 @@ def controlled(
             cosine(stats) if learned else jnp.zeros_like(log_square),
             state.guard.seen == 0 if safeguard else state.count == 0,
         )
-        base = hand_designed_controls(known.table, history, config.orthogonal)
+        base = hand_designed_controls(known.table, config.orthogonal)
         progress, memory = state.progress, state.controller
         controls = base
         if progress is not None and memory is not None:

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 
 from meta_opt.features.statistics import (
     TINY,
-    History,
     Statistics,
     UnitTable,
     smooth,
@@ -76,14 +75,11 @@ class Controls(NamedTuple):
     compress: jax.Array
 
 
-def hand_designed_controls(
-    table: UnitTable, history: History, orthogonal: bool = True
-) -> Controls:
+def hand_designed_controls(table: UnitTable, orthogonal: bool = True) -> Controls:
     """Controls of the hand-designed rule.
 
     Args:
         table: constants of the N units.
-        history: what is remembered of them.
         orthogonal: False uses Adam's direction for matrices too.
 
     Returns:
