@@ -6,26 +6,29 @@ from configs import common
 
 
 def families() -> ml_collections.ConfigDict:
-    """Over the training families, about an hour; needs what `make data` prepares."""
+    """Over the training families, hours on two cores; needs what `make data` prepares."""
     config = ml_collections.ConfigDict()
     config.calibration = dict(
         families=(
-            "digits_mlp",
-            "cancer_mlp",
-            "glyphs_mlp",
-            "glyphs_conv",
-            "emoji_vit",
-            "emoji_vit_finetune",
-            "emoji_conv_finetune",
-            "emoji_clip_finetune",
-            "emoji_clip_lora",
-            "emoji_head",
-            "emoji_fusion",
+            "style_digits_vit",
+            "style_glyphs_conv",
+            "style_cldr_gpt",
+            "style_emoji_conv_finetune",
+            "style_descriptions_llama",
+            "minilm_layer",
+            "whisper_layer",
             "klettres_transformer",
-            "klettres_finetune",
-            "cldr_reader",
-            "cldr_writer",
-            "cldr_writer_lora",
+            "style_emoji_pairs_lora",
+            "minilm_layer_few",
+            "style_klettres_last_block",
+            "style_glyphs_vit_lora",
+            "emoji_vit_finetune",
+            "style_cldr_gpt_lora",
+            "style_wine_mlp",
+            "style_friedman_mlp",
+            "style_glyphs_head",
+            "cancer_mlp",
+            "minilm_lora",
         ),
         rivals=("adamw", "nadamw", "lion", "muon"),
         learning_rates=dict(

@@ -29,14 +29,14 @@ class Setting:
 
 
 CALIBRATED: dict[str, Setting] = {
-    "adamw": Setting(1e-3, 0.01),
-    "nadamw": Setting(1e-3, 0.01),
-    "lion": Setting(1e-4, 0.1),
-    "muon": Setting(2e-3, 0.01),
+    "adamw": Setting(2e-3, 0.1),
+    "nadamw": Setting(3e-3, 0.1),
+    "lion": Setting(1e-3, 1.0),
+    "muon": Setting(5e-3, 0.1),
 }
-"""Usual values so far. ``python -m experiments.calibrate_baselines --config
-configs/calibrate.py:families`` finds those that are best over the training families,
-to be written here."""
+"""The best over the training families: ``python -m experiments.calibrate_baselines
+--config configs/calibrate.py:families``; all that was tried is in
+``results/calibrated_baselines.json``."""
 
 LEARNING_RATE_FREE = (
     "prodigy",
