@@ -174,14 +174,13 @@ class Group:
             for i, info in zip(chunk, infos, strict=True):
                 part = array
                 if len(chunk) > 1:
-                    # The cut of a leaf alone in its shape is like no other anyway.
-                    alone = alike[info.shape] == 1
-                    slot = offset if alone else slots[i] - (self.start + span.start)
+                    begin: list[jax.Array | np.int32]
+                    begin = [slots[i] - (self.start + span.start)]
+                    if alike[info.shape] == 1:  # A cut like no other anyway.
+                        begin = [np.int32(offset)]
+                    begin += [np.int32(0)] * len(axes)
                     part = jax.lax.dynamic_slice(
-                        array,
-                        (slot, *(0 for _ in axes)),
-                        _sizes(info, axes),
-                        allow_negative_indices=False,
+                        array, begin, _sizes(info, axes), allow_negative_indices=False
                     )
                     offset += info.units
                 into[i] = part.reshape(into[i].shape)
