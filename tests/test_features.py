@@ -306,7 +306,10 @@ def test_summary_features():
 def structure_of(kernel):
     square = np.square(np.asarray(kernel, np.float32))
     row, column = square.mean(1), square.mean(0)
-    return float(structure(jnp.asarray(row)[None], jnp.asarray(column)[None])[0])
+    rows, columns = (np.float32([len(x)]) for x in (row, column))
+    # What comes after the rows and columns that are there does not matter.
+    row, column = (jnp.asarray(np.pad(x, (0, 3)))[None] for x in (row, column))
+    return float(structure(row, column, rows, columns)[0])
 
 
 INITIALISERS = {

@@ -18,7 +18,7 @@ from optimizer_cases import optimize
 import meta_opt
 from meta_opt.features.statistics import Statistics, unit_table
 from meta_opt.features.tensors import describe
-from meta_opt.optimizers import orthogonal
+from meta_opt.optimizers import grouping, orthogonal
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import OUTPUTS, ControllerConfig
 from meta_opt.optimizers.grouping import first_units, group_leaves
@@ -385,45 +385,6 @@ def test_orthogonalise_batches_shapes_without_mixing():
             np.testing.assert_allclose(b.reshape(expected.shape), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("mesh_shape", [(), (8,)])
-def test_small_matrices_of_similar_shapes_are_padded_into_one_batch(mesh_shape):
-    rng = np.random.default_rng(6)
-    shapes = [(1, 12, 16), (2, 16, 11), (1, 11, 2, 7), (1, 12, 16), (1, 4, 16)]
-    arrays = [rng.normal(size=s).astype(np.float32) for s in shapes]
-    run = jax.jit(functools.partial(orthogonalise, splits=[1, 1, 1, 1, 1]))
-    axes = ("x",) * len(mesh_shape)
-    mesh = jax.make_mesh(mesh_shape, axes, (AxisType.Auto,) * len(axes))
-    with jax.set_mesh(mesh) if mesh_shape else contextlib.nullcontext():
-        found = run(arrays)
-        loops = str(jax.make_jaxpr(run)(arrays)).count(" scan[")
-    assert loops == 2  # All but the last, which has a third of the rows.
-    for x, y in zip(arrays, found, strict=True):
-        assert y.shape == x.shape and y.dtype == jnp.float32
-        for a, b in zip(x, np.asarray(y), strict=True):
-            expected = oracle_orthogonal(a.reshape(a.shape[0], -1).astype(np.float64))
-            assert rms(b) == pytest.approx(1, abs=1e-4)
-            np.testing.assert_allclose(b.reshape(expected.shape), expected, atol=1e-4)
-
-
-def test_padding_adds_few_operations_and_elements():
-    rng = np.random.default_rng(7)
-    sides = [sorted(int(n) for n in rng.integers(8, 256, 2)) for _ in range(60)]
-    shapes = [(int(rng.integers(1, 30)), *pair) for pair in sides]
-    shapes += [(1, 64, 65), (200, 64, 64), (1, 200, 200), (1, 199, 200)]
-    buckets = orthogonal._buckets(shapes)
-    assert sorted(i for members in buckets for i in members) == [*range(len(shapes))]
-    for members in buckets:
-        short, long = (max(shapes[i][k] for i in members) for k in (1, 2))
-        for shape in {shapes[i][1:] for i in members}:
-            units = sum(shapes[i][0] for i in members if shapes[i][1:] == shape)
-            added = short * long - math.prod(shape)
-            assert units * added <= 2**15
-            assert short**2 * long <= 1.5 * shape[0] ** 2 * shape[1]
-            assert not added or short * long < 2**15
-    # Sides from 32 to 62: five of sixteen shapes are left.
-    assert len(orthogonal._buckets([(1, n, n) for n in range(32, 64, 2)])) == 5
-
-
 @pytest.mark.parametrize(
     ("at_once", "mesh_shape"), [(1, ()), (6, ()), (1, (8,)), (1, (2, 4))]
 )
@@ -490,26 +451,117 @@ def test_groups_pack_and_unpack_every_leaf(leaves):
     groups = group_leaves(infos, flat)
     slots = [jnp.int32(s) for s in first_units(groups, len(flat))]
     assert sum(g.units for g in groups) == sum(info.units for info in infos)
-    out = [None] * len(flat)
+    out = [jnp.zeros_like(x) for x in flat]
     start = 0
     for group in groups:
         assert group.start == start
         start += group.units
         chunks = group.pack(flat)
         assert all(
-            x.shape == (span.stop - span.start, *group.first.shape)
+            x.shape == (span.stop - span.start, *group.shape)
             for x, span in zip(chunks, group.spans, strict=True)
         )
-        small = group.pack_small(flat)
+        small = group.pack_small(flat, group.all_axes)
         for j, chunk in enumerate(chunks):
             np.testing.assert_array_equal(group.cut(small, j, slots), chunk)
         group.unpack(chunks, out, slots)
     for leaf, found in zip(flat, out, strict=True):
-        if leaf.size:
-            assert found.dtype == leaf.dtype
-            np.testing.assert_array_equal(found, leaf)
-        else:
-            assert found is None
+        assert found.dtype == leaf.dtype
+        np.testing.assert_array_equal(found, leaf)
+
+
+def of_many_shapes():
+    """Parameters of small shapes, and a large one, with gradients of three steps."""
+    rng = np.random.default_rng(6)
+    shapes = {
+        **{"scalar": (), "short": (5,), "long": (40,), "other": (40,), "token": (1, 9)},
+        **{"wide": (12, 16), "narrower": (11, 15), "tall": (18, 12), "thin": (3, 40)},
+        **{"conv": (2, 2, 4, 11), "heads": (12, 2, 8), "large": (160, 224)},
+        **{"layers/kernel": (3, 11, 16), "layers/bias": (3, 7), "silent": (12, 15)},
+    }
+    arrays = [
+        {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+        for _ in range(4)
+    ]
+    for tree in arrays:
+        tree["silent"][:] = tree["short"][:] = 0.0
+    params, *grads = (jax.tree.map(jnp.asarray, tree) for tree in arrays)
+    return params, grads
+
+
+@pytest.mark.parametrize(
+    ("rule", "mesh_shape"), [("learned", ()), ("hand-designed", (8,))]
+)
+def test_padding_changes_nothing(monkeypatch, rule, mesh_shape):
+    params, grads = of_many_shapes()
+    theta = meta_opt.init_theta(jax.random.key(0))
+    noise = jax.random.normal(jax.random.key(1), theta["output"]["kernel"].shape)
+    theta["output"]["kernel"] += 0.1 * noise
+    tx = (
+        meta_opt.learned_optimizer(NUM_STEPS, theta=theta, stacked="layers")
+        if rule == "learned"
+        else meta_opt.hand_designed(NUM_STEPS, stacked="layers")
+    )
+
+    def run():
+        state = tx.init(params)
+        for g in grads:
+            updates, state = jax.jit(lambda *a: tx.update(*a))(g, state, params)
+        return updates, state
+
+    def number_of_groups():
+        infos = describe(params, "layers")
+        return len(group_leaves(infos, jax.tree.leaves(params)))
+
+    axes = ("x",) * len(mesh_shape)
+    mesh = jax.make_mesh(mesh_shape, axes, (AxisType.Auto,) * len(axes))
+    with jax.set_mesh(mesh) if mesh_shape else contextlib.nullcontext():
+        padded, state = run()
+    fewer = number_of_groups()
+    monkeypatch.setattr(grouping, "_PADDING", -1)
+    jax.clear_caches()
+    alone, state_alone = run()
+    assert fewer <= number_of_groups() - 6
+    assert not np.any(padded["silent"]) and not np.any(padded["short"])
+    for name, x in alone.items():
+        assert np.all(np.isfinite(padded[name]))
+        np.testing.assert_allclose(padded[name], x, rtol=1e-3, atol=1e-6, err_msg=name)
+    for kept in ("momentum", "second"):
+        for x, y in zip(
+            jax.tree.leaves(getattr(state, kept)),
+            jax.tree.leaves(getattr(state_alone, kept)),
+            strict=True,
+        ):
+            assert x.shape == y.shape
+            x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+            np.testing.assert_allclose(x, y, rtol=2.0**-7, atol=1e-6)
+    # What is kept of each unit, in the order of its groups.
+    for x, y in zip(
+        np.sort(state.history, axis=1),
+        np.sort(state_alone.history, axis=1),
+        strict=True,
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_padding_adds_few_operations_and_elements():
+    rng = np.random.default_rng(7)
+    sides = [tuple(int(n) for n in rng.integers(8, 180, 2)) for _ in range(60)]
+    units = {pair: int(rng.integers(1, 30)) for pair in sides}
+    units |= {(64, 65): 1, (64, 64): 200}
+    found = grouping._padded_together(units)
+    assert sorted(s for shapes in found for s in shapes) == sorted(units)
+    assert len(found) < len(units)
+    for most, *others in found:
+        for shape in others:
+            assert units[shape] * (math.prod(most) - math.prod(shape)) <= 2**15
+            ratio = math.prod(most) * min(most) / (math.prod(shape) * min(shape))
+            assert ratio <= grouping._PADDED
+    vectors = {(n,): 1 for n in (1, 7, 300, 20000)} | {(64,): 600}
+    assert grouping._padded_together(vectors) == [
+        [(20000,), (300,), (7,), (1,)],
+        [(64,)],
+    ]
 
 
 # Baselines

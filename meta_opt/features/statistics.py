@@ -93,7 +93,9 @@ def unit_table(infos: list[TensorInfo]) -> UnitTable:
     )
 
 
-def structure(row: jax.Array, column: jax.Array) -> jax.Array:
+def structure(
+    row: jax.Array, column: jax.Array, rows: np.ndarray, columns: np.ndarray
+) -> jax.Array:
     r"""How far matrices are from independent entries of one variance, in [0, 1].
 
     The mean squares :math:`r_i` of the rows of a matrix with :math:`c` columns of
@@ -103,20 +105,23 @@ def structure(row: jax.Array, column: jax.Array) -> jax.Array:
     twice as much, 1 from ten times, and logarithmic between.
 
     Args:
-        row: float32 [U, rows], mean squares of the rows.
-        column: float32 [U, columns].
+        row: float32 [U, R], mean squares of the rows, and anything after these.
+        column: float32 [U, C], likewise.
+        rows: float32 [U] or [1], how many rows each matrix has.
+        columns: likewise.
 
     Returns:
         float32 [U], of rows or columns, whichever vary more; 0 for a zero matrix.
     """
 
-    def dispersion(means: jax.Array, averaged: int) -> jax.Array:
-        mean = jnp.mean(means, axis=1)
-        variance = jnp.var(means, axis=1)
+    def dispersion(means: jax.Array, count: np.ndarray, averaged: np.ndarray):
+        there = np.arange(means.shape[1]) < count[:, None]
+        mean = jnp.mean(means, axis=1, where=there)
+        variance = jnp.var(means, axis=1, where=there)
         return 0.5 * averaged * variance / (jnp.square(mean) + TINY)
 
     found = jnp.maximum(
-        dispersion(row, column.shape[1]), dispersion(column, row.shape[1])
+        dispersion(row, rows, columns), dispersion(column, columns, rows)
     )
     span = math.log(_PRETRAINED / _FRESH)
     return jnp.clip(jnp.log(found / _FRESH + TINY) / span, 0.0, 1.0)

@@ -73,6 +73,12 @@ class TensorInfo:
         return len(self.shape) >= 2 and min(self.rows, self.columns) > 1
 
     @property
+    def flat(self) -> "TensorInfo":
+        """The same unit as [rows, columns], or as [elements] for rank 0 and 1."""
+        shape = (self.rows, self.columns) if len(self.shape) >= 2 else (self.rows,)
+        return dataclasses.replace(self, shape=shape, split=1)
+
+    @property
     def rows(self) -> int:
         """Rows of the unit seen as a matrix (fan-in by JAX convention)."""
         return math.prod(self.shape[: self.split])

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 
 from meta_opt.features.statistics import Statistics, structure
 from meta_opt.mesh_axes import automatic_axes
-from meta_opt.optimizers.grouping import Group, is_explicit, replicated
+from meta_opt.optimizers.grouping import Group, is_explicit, joined, replicated
 from meta_opt.optimizers.second_moment import (
     Factored,
     Second,
-    joined,
     mean_squares,
     square_sums,
 )
@@ -31,10 +30,16 @@ def initial_structure(group: Group, params: Sequence[jax.Array]) -> jax.Array:
     found = []
     for chunk in params:
         square = jnp.square(chunk.astype(jnp.float32))
-        row = replicated(jnp.mean(square, axis=group.column_axes))
-        column = replicated(jnp.mean(square, axis=group.row_axes))
-        units = len(chunk)
-        found.append(structure(row.reshape(units, -1), column.reshape(units, -1)))
+        row = replicated(group.mean(square, group.column_axes))
+        column = replicated(group.mean(square, group.row_axes))
+        found.append(
+            structure(
+                row.reshape(len(chunk), -1),
+                column.reshape(len(chunk), -1),
+                group.count(group.row_axes),
+                group.count(group.column_axes),
+            )
+        )
     return joined(found)
 
 

@@ -1,8 +1,5 @@
 """Orthogonalisation of matrices by Newton-Schulz, in batches of one shape.
 
-Small matrices of similar shapes go into one batch, padded by zeros, which changes
-nothing: what a program costs to compile grows with the number of its shapes.
-
 On a mesh the batch is divided over the devices, each of which then works on whole
 matrices of its own: two exchanges for each shape, however many layers there are, and
 no device holds or computes what another does.
@@ -15,7 +12,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from meta_opt.features.statistics import TINY, smooth
@@ -29,10 +25,6 @@ time. Of 768 x 3072 with singular values 1/k the result's cosine to that in floa
 0.9995, and both are as close to the orthogonal one (0.964)."""
 _AT_ONCE = 1 << 23
 """Elements of large matrices that a device works on at a time."""
-_PADDED = 1.5
-"""Largest ratio of the operations on a padded matrix to those on the matrix alone."""
-_PADDING = 1 << 15
-"""Most elements by which all matrices of one shape are padded."""
 
 
 def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
@@ -74,7 +66,9 @@ def orthogonalise(
     splits: Sequence[int],
     iterations: tuple[int, int] = (5, 5),
 ) -> list[jax.Array]:
-    """Orthogonalises the units of several groups, those of like shapes in one batch.
+    """Orthogonalises the units of several groups, those of one shape in one batch.
+
+    Zeros by which a matrix is padded stay zero.
 
     Under `jax.set_mesh` (and in a step of `meta_opt.finetuning`) the batch is divided
     over the mesh's devices.
@@ -89,50 +83,18 @@ def orthogonalise(
         for matrices of 2**15 elements and more.
     """
     out: list = [None] * len(matrices)
-    shapes = []
-    for x, split in zip(matrices, splits, strict=True):
+    buckets: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+    for i, (x, split) in enumerate(zip(matrices, splits, strict=True)):
         short, long = sorted(_sides(x, split))
-        shapes.append((len(x), short, long))
-    for members in _buckets(shapes):
+        # In rounds, large ones take turns by their units.
+        buckets[len(x) if short * long >= _LARGE else 0, short, long].append(i)
+    for members in buckets.values():
         done = _bucket(
             [matrices[i] for i in members], [splits[i] for i in members], iterations
         )
         for i, x in zip(members, done, strict=True):
             out[i] = x
     return out
-
-
-def _buckets(shapes: Sequence[tuple[int, int, int]]) -> list[list[int]]:
-    """Indices of arrays that are worked on together.
-
-    Large ones of one number of units and one shape. Small ones of one shape join those
-    of the first, and largest, shape to which they can be padded within `_PADDED` and
-    `_PADDING`.
-
-    Args:
-        shapes: number of units, shorter and longer side of each array.
-    """
-    buckets: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-    small: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
-    for i, (units, short, long) in enumerate(shapes):
-        if short * long >= _LARGE:
-            buckets[units, short, long].append(i)
-        else:
-            small[short, long].append(i)
-    tried: list[tuple[int, int]] = []
-    for short, long in sorted(small, key=lambda sides: (-math.prod(sides), sides)):
-        members = small[short, long]
-        units = sum(shapes[i][0] for i in members)
-        fitting = [
-            (s, n)
-            for s, n in tried
-            if (short <= s and long <= n)
-            and s * s * n <= _PADDED * short * short * long
-            and units * (s * n - short * long) <= _PADDING
-        ]
-        tried += [] if fitting else [(short, long)]
-        buckets[fitting[0] if fitting else (short, long)] += members
-    return [sorted(members) for members in buckets.values()]
 
 
 def _sides(x: jax.Array, split: int) -> tuple[int, int]:
@@ -143,12 +105,12 @@ def _sides(x: jax.Array, split: int) -> tuple[int, int]:
 def _bucket(
     matrices: list[jax.Array], splits: list[int], iterations: tuple[int, int]
 ) -> list[jax.Array]:
-    """`orthogonalise` of one of the `_buckets`.
+    """`orthogonalise` of matrices of one shape.
 
     Large ones in rounds of a few units of each array, in place: no array is copied, and
     what is exchanged and transposed is small.
     """
-    units, size = len(matrices[0]), max(math.prod(x.shape[1:]) for x in matrices)
+    units, size = len(matrices[0]), math.prod(matrices[0].shape[1:])
     large = size >= _LARGE
     steps = iterations[large]
     matrices = [x.astype(jnp.bfloat16 if large else jnp.float32) for x in matrices]
@@ -192,42 +154,29 @@ def _units_at_once(arrays: int, units: int, size: int) -> int:
 
 def _round(matrices: list[jax.Array], splits: list[int], steps: int) -> list[jax.Array]:
     """`_scaled` of the units of all arrays, divided over the mesh in use, if any."""
-    sides = [
-        sorted(_sides(x, split)) for x, split in zip(matrices, splits, strict=True)
-    ]
-    most = [max(short for short, _ in sides), max(long for _, long in sides)]
-    flat, kept = [], []
-    for x, split, own in zip(matrices, splits, sides, strict=True):
+    flat = []
+    for x, split in zip(matrices, splits, strict=True):
         rows, columns = _sides(x, split)
         m = x.reshape(-1, rows, columns)
-        m = jnp.swapaxes(m, 1, 2) if rows > columns else m
-        if own != most:
-            m = jnp.pad(
-                m, [(0, 0), *((0, n - k) for n, k in zip(most, own, strict=True))]
-            )
-        flat.append(m)
-        kept += [math.prod(own) / math.prod(most)] * len(x)
+        flat.append(jnp.swapaxes(m, 1, 2) if rows > columns else m)
     axes = automatic_axes()
     missing = -sum(map(len, flat)) % math.prod(axes.values())
     if missing:
-        flat.append(jnp.zeros((missing, *most), flat[0].dtype))
-        kept += [1.0] * missing
+        flat.append(jnp.zeros((missing, *flat[0].shape[1:]), flat[0].dtype))
     joined = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
-    share = np.asarray(kept, np.float32) if min(kept) < 1.0 else None
     if axes:
         by_unit = PartitionSpec(tuple(axes))
         result = jax.shard_map(
-            lambda x, y: _scaled(x, y, steps), in_specs=by_unit, out_specs=by_unit
-        )(_spread(joined, axes), share)
+            lambda x: _scaled(x, steps), in_specs=by_unit, out_specs=by_unit
+        )(_spread(joined, axes))
         result = _spread(result, axes)
     else:
-        result = _scaled(joined, share, steps)
+        result = _scaled(joined, steps)
     out, offset = [], 0
     for x, split in zip(matrices, splits, strict=True):
         rows, columns = _sides(x, split)
         part = result[offset : offset + len(x)]
         offset += len(x)
-        part = part[:, : min(rows, columns), : max(rows, columns)]
         if rows > columns:
             part = jnp.swapaxes(part, 1, 2)
         out.append(part.reshape(x.shape))
@@ -243,16 +192,9 @@ def _spread(x: jax.Array, axes: dict[str, int]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(None, None, along))
 
 
-def _scaled(
-    matrices: jax.Array, share: jax.typing.ArrayLike | None, steps: int
-) -> jax.Array:
-    """Orthogonalised [U, rows, columns] of RMS one, in the type given.
-
-    The RMS is that of the part that is no padding; ``share`` [U] is how much that is.
-    """
+def _scaled(matrices: jax.Array, steps: int) -> jax.Array:
+    """Orthogonalised [U, rows, columns] of RMS one, in the type given."""
     result = newton_schulz(matrices, steps).astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(result), axis=(1, 2), keepdims=True)
-    if share is not None:
-        mean_square = mean_square / jnp.asarray(share).reshape(-1, 1, 1)
     scaled = result * jax.lax.rsqrt(smooth(mean_square) + TINY)
     return scaled.astype(matrices.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from meta_opt.features.statistics import TINY, smooth
 from meta_opt.features.tensors import TensorInfo
-from meta_opt.optimizers.grouping import Group, everywhere
+from meta_opt.optimizers.grouping import Group, everywhere, joined, per_unit
 from meta_opt.types import PyTree
 
 _EPSILON = 1e-8
@@ -89,10 +89,10 @@ def pack_second(group: Group, moments: SecondMoments, needed: bool) -> Second:
     """The second moments of a group, picked from ``moments``, lists of all leaves."""
     if not needed:
         return None
-    row = group.pack_small(moments.row)
-    if len(group.first.shape) < 2:
+    row = group.pack_small(moments.row, group.row_axes)
+    if not group.column_axes:
         return row
-    return Factored(row, group.pack_small(moments.column))
+    return Factored(row, group.pack_small(moments.column, group.column_axes))
 
 
 def unpack_second(
@@ -100,10 +100,11 @@ def unpack_second(
 ) -> None:
     """Writes a group's second moments to their leaves' places in the lists ``into``."""
     parts = second if isinstance(second, Factored) else (second,)
-    for x, places in zip(parts, into, strict=False):
+    sides = (group.row_axes, group.column_axes)
+    for x, places, axes in zip(parts, into, sides, strict=False):
         if x is not None:
             chunks = [group.cut(x, j, slots) for j in range(len(group.chunks))]
-            group.unpack(chunks, places, slots)
+            group.unpack(chunks, places, slots, axes)
 
 
 def mean_squares(group: Group, grads: list[jax.Array], second: Second) -> Second:
@@ -115,8 +116,8 @@ def mean_squares(group: Group, grads: list[jax.Array], second: Second) -> Second
         return joined(squares)
     # On every device, so that what follows from them is sent no more.
     return Factored(
-        everywhere(joined([jnp.mean(x, axis=group.column_axes) for x in squares])),
-        everywhere(joined([jnp.mean(x, axis=group.row_axes) for x in squares])),
+        everywhere(joined([group.mean(x, group.column_axes) for x in squares])),
+        everywhere(joined([group.mean(x, group.row_axes) for x in squares])),
     )
 
 
@@ -126,7 +127,7 @@ def square_sums(group: Group, grads: list[jax.Array], means: Second) -> jax.Arra
         return joined([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
     if isinstance(means, Factored):
         axes = tuple(range(1, means.row.ndim))
-        return jnp.sum(means.row, axis=axes) * group.first.columns
+        return jnp.sum(means.row, axis=axes) * group.count(group.column_axes)
     return jnp.sum(means, axis=group.all_axes)
 
 
@@ -140,29 +141,23 @@ def accumulate(
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         if square is not None:
-            new = new * _per_unit(square, new)
-        return old + _per_unit(forget, old) * (new - old)
+            new = new * per_unit(square, new)
+        return old + per_unit(forget, old) * (new - old)
 
     return jax.tree.map(move, second, means)
 
 
 def inverse_roots(second: Factored | jax.Array, group: Group) -> tuple[jax.Array, ...]:
     """Factors whose product, up to a constant a unit, is one over the root."""
+    rows, columns = group.row_axes, group.column_axes
 
-    def root(x: jax.Array, missing: tuple[int, ...]) -> jax.Array:
-        mean = jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
-        relative = x / (smooth(mean) + TINY) + _EPSILON
-        return jnp.expand_dims(jax.lax.rsqrt(relative), missing)
+    def root(
+        x: jax.Array, axes: tuple[int, ...], missing: tuple[int, ...]
+    ) -> jax.Array:
+        x = jnp.expand_dims(x, missing)
+        mean = group.mean(x, axes, keepdims=True)
+        return jax.lax.rsqrt(x / (smooth(mean) + TINY) + _EPSILON)
 
     if isinstance(second, Factored):
-        return root(second.row, group.column_axes), root(second.column, group.row_axes)
-    return (root(second, ()),)
-
-
-def joined(chunks: list[jax.Array]) -> jax.Array:
-    """Chunks [u, ...] as one array [U, ...]."""
-    return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks)
-
-
-def _per_unit(x: jax.Array, like: jax.Array) -> jax.Array:
-    return x.reshape((-1,) + (1,) * (like.ndim - 1))
+        return root(second.row, rows, columns), root(second.column, columns, rows)
+    return (root(second, rows, ()),)

@@ -18,11 +18,13 @@ Because every direction has RMS one, bias corrections cancel, and the step is th
 the update in the parameter's own units.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from meta_opt.features.statistics import (
     TINY,
@@ -33,6 +35,7 @@ from meta_opt.features.statistics import (
 from meta_opt.optimizers.grouping import (
     Group,
     is_explicit,
+    per_unit,
     replicated,
     sharded_like,
 )
@@ -221,7 +224,7 @@ def apply_rule(
                 factors = inverse_roots(second, group)
         seconds.append(second)
         parts = group.select(table)
-        rank = (1,) * len(group.first.shape)
+        rank = (1,) * len(group.shape)
         moved.append([])
         for j, (g, m) in enumerate(zip(array.grads, array.momentum, strict=True)):
             cut = group.cut(parts, j, slots)
@@ -302,7 +305,7 @@ def _move(
         shaped = new
         for factor in factors:
             shaped = shaped * factor
-        mean_square = jnp.mean(jnp.square(shaped), axis=group.all_axes, keepdims=True)
+        mean_square = group.mean(jnp.square(shaped), group.all_axes, keepdims=True)
         gain = s.adam * _inverse_rms(mean_square)
         for factor in factors:
             gain = gain * factor
@@ -331,5 +334,9 @@ def _orthogonal_chunks(
     )
     found: dict[int, list[jax.Array]] = {}
     for (i, chunk), result in zip(chosen, results, strict=True):
+        # Of RMS one over the elements that are there.
+        share = groups[i].count(groups[i].all_axes) / math.prod(groups[i].shape)
+        if share.min() < 1.0:
+            result = result * per_unit(np.sqrt(share), result)
         found.setdefault(i, []).append(sharded_like(result, chunk))
     return found
