@@ -6,7 +6,7 @@ from configs import common
 
 
 def families() -> ml_collections.ConfigDict:
-    """Over the training families, hours on two cores; needs what `make data` prepares."""
+    """Over the training families, hours on two cores; needs what `make data` makes."""
     config = ml_collections.ConfigDict()
     config.calibration = dict(
         families=(

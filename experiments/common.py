@@ -1,7 +1,7 @@
 """What the experiments of meta-training share."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from meta_opt.evaluation.records import baseline_losses
@@ -35,13 +35,14 @@ def export_weights(
     tasks: Iterable[Task],
     recipe: Mapping[str, Any],
     num_steps: Mapping[str, int] | None = None,
+    budgets: Sequence[float] = (1.0,),
 ) -> None:
     """Writes weights with what they were trained on and by which command.
 
-    The range of each feature over a run of every task goes into the weights' config.
+    The range of each feature over runs of every task goes into the weights' config.
     """
     tasks = list(tasks)
-    controller = with_feature_range(tasks, theta, controller, num_steps or {})
+    controller = with_feature_range(tasks, theta, controller, num_steps or {}, budgets)
     made = {
         **recipe,
         "families": [task.name for task in tasks],

@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
             [make(name) for name in config.families],
             {"generations": result.steps},
             config.num_steps,
+            config.budgets,
         )
 
 

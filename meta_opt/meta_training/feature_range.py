@@ -1,7 +1,7 @@
 """The range of features that meta-training saw, which a weights file stores."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,17 @@ def with_feature_range(
     theta: PyTree,
     config: ControllerConfig,
     num_steps: Mapping[str, int],
+    budgets: Sequence[float] = (1.0,),
     seed: int = 0,
 ) -> ControllerConfig:
-    """The config with the range of each feature over one run of every task.
+    """The config with the range of each feature over runs of every task.
 
     Args:
         tasks: the families that weights were meta-trained on.
         theta: those weights.
         config: their shape.
         num_steps: length of a run by family; a task's larger horizon where left out.
+        budgets: shares of it, a run each.
         seed: of the runs.
 
     Returns:
@@ -39,8 +41,9 @@ def with_feature_range(
     recording = dataclasses.replace(config, feature_range=(), record_range=True)
     seen = []
     for task in tasks:
-        steps = num_steps.get(task.name, task.horizons[1])
-        seen.append(np.asarray(_seen(task, theta, recording, steps, seed)))
+        full = num_steps.get(task.name, task.horizons[1])
+        lengths = [max(1, round(budget * full)) for budget in budgets]
+        seen += _seen(task, theta, recording, lengths, seed)
     if not seen:
         raise ValueError("a range of features needs at least one task")
     low = np.min([x[0] for x in seen], axis=0)
@@ -52,12 +55,16 @@ def with_feature_range(
 
 
 def _seen(
-    task: Task, theta: PyTree, config: ControllerConfig, num_steps: int, seed: int
-) -> jax.Array:
-    """Smallest and largest features of a run: float32 [2, F]."""
+    task: Task,
+    theta: PyTree,
+    config: ControllerConfig,
+    lengths: Sequence[int],
+    seed: int,
+) -> list[np.ndarray]:
+    """Smallest and largest features [2, F] of a run of each length."""
 
     @jax.jit
-    def run(theta: PyTree, key: jax.Array) -> jax.Array:
+    def run(theta: PyTree, key: jax.Array, num_steps: jax.Array) -> jax.Array:
         unroll = Unroll(
             task,
             controlled(num_steps, theta=theta, config=config, stacked=task.stacked),
@@ -67,4 +74,5 @@ def _seen(
         _, state = unroll.run(unroll.start(), 0, num_steps, 0)
         return state.controller.seen  # type: ignore[union-attr, attr-defined]
 
-    return run(jax.tree.map(jnp.asarray, theta), jax.random.key(seed))
+    theta, key = jax.tree.map(jnp.asarray, theta), jax.random.key(seed)
+    return [np.asarray(run(theta, key, jnp.int32(steps))) for steps in lengths]
