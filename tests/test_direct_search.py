@@ -9,8 +9,10 @@ import pytest
 from meta_training_toy import SMALL, long_task
 
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
+from meta_opt.meta_training.feature_range import with_feature_range
 from meta_opt.meta_training.scoring import against, over_tasks
 from meta_opt.optimizers.controller import (
+    FEATURES,
     ControllerConfig,
     init_theta,
     output_index,
@@ -205,3 +207,20 @@ def test_what_is_searched_is_added_to_given_weights(tmp_path):
     other = dataclasses.replace(config, controller=ControllerConfig())
     with pytest.raises(ValueError, match="is of another controller"):
         search(other, tmp_path / "other")
+
+
+def test_the_range_of_features_spans_the_runs_of_all_budgets():
+    theta = init_theta(jax.random.key(0), SMALL)
+
+    def found(*budgets):
+        task, steps = long_task("line"), {"line": 40}
+        return with_feature_range([task], theta, SMALL, steps, budgets).feature_range
+
+    short, full, both = found(0.25), found(1.0), found(1.0, 0.25)
+    for a, b, (low, high) in zip(short, full, both, strict=True):
+        assert (low, high) == (min(a[0], b[0]), max(a[1], b[1]))
+    # tanh(log10(steps) - 2)
+    lengths = both[FEATURES.index("log_num_steps")]
+    np.testing.assert_allclose(lengths, np.tanh(np.log10([10, 40]) - 2), atol=1e-4)
+    with pytest.raises(ValueError, match="at least one task"):
+        with_feature_range([], theta, SMALL, {})
