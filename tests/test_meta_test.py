@@ -432,10 +432,21 @@ def test_untuned_rivals_take_the_loss_and_reduce_it(name):
     assert found.validation_loss[0] < start.validation_loss[0]
 
 
+def test_the_calibrated_settings_are_those_of_the_stored_calibration():
+    path = Path(__file__).parents[1] / "results/calibrated_baselines.json"
+    stored = json.loads(path.read_text())
+    found = best_settings(stored["prices"])
+    assert found == stored["best"]
+    for name, setting in CALIBRATED.items():
+        assert setting == Setting(
+            found[name]["learning_rate"], found[name]["weight_decay"]
+        )
+
+
 def test_calibrated_rivals_are_stale_under_another_setting(monkeypatch):
     config = MetaTestConfig(tasks=("t",), untuned=("lion_calibrated",))
     one = entrants(config)[0]
-    assert one.setup == {"learning_rate": 1e-4, "weight_decay": 0.1} == one.settings
+    assert one.setup == dataclasses.asdict(CALIBRATED["lion"]) == one.settings
     monkeypatch.setitem(CALIBRATED, "lion", Setting(3e-4, 0.1))
     assert entrants(config)[0].setup != one.setup
     with pytest.raises(ValueError, match="did you mean 'nadamw'"):
