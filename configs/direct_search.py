@@ -147,7 +147,6 @@ def smoke() -> ml_collections.ConfigDict:
     config.search.rates = (3e-3,)
     config.search.decays = (1e-2,)
     config.search.workers = 0
-    config.search.side_by_side = True
     config.validation.tasks = ()
     return config
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from meta_opt.features.statistics import TINY, smooth
 from meta_opt.mesh_axes import automatic_axes
+from meta_opt.optimizers.grouping import joined
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic iteration of Jordan et al., "Muon" (2024): singular values in [0.7, 1.2]."""
@@ -163,15 +164,15 @@ def _round(matrices: list[jax.Array], splits: list[int], steps: int) -> list[jax
     missing = -sum(map(len, flat)) % math.prod(axes.values())
     if missing:
         flat.append(jnp.zeros((missing, *flat[0].shape[1:]), flat[0].dtype))
-    joined = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
+    batch = joined(flat)
     if axes:
         by_unit = PartitionSpec(tuple(axes))
         result = jax.shard_map(
             lambda x: _scaled(x, steps), in_specs=by_unit, out_specs=by_unit
-        )(_spread(joined, axes))
+        )(_spread(batch, axes))
         result = _spread(result, axes)
     else:
-        result = _scaled(joined, steps)
+        result = _scaled(batch, steps)
     out, offset = [], 0
     for x, split in zip(matrices, splits, strict=True):
         rows, columns = _sides(x, split)
