@@ -10,7 +10,8 @@ leaves of it any optimizer of this kind divides by its own size: that parameter 
 bounded by the steps that it can have made. The learned optimizer reads that tensor's
 statistics too, noise, and its group's step depends on them: with adapters, where there
 is no such tensor, parameters differed by up to 2e-5 after three steps; with all
-parameters by up to 1e-5 after the first and 3e-3 after the third, the loss by 1e-4.
+parameters by up to 1.2e-4 after the first (the biases, whose group has that tensor;
+the other tensors by 5e-6) and 3e-3 after the third, the loss by 1e-4.
 """
 
 import dataclasses
@@ -149,7 +150,7 @@ def test_adamw_sharded_is_adamw_unsharded(layout, trainable):
 def test_learned_sharded_is_learned_unsharded(layout, trainable):
     losses, params, _, first, state = take_steps("learned", trainable, LAYOUTS[layout])
     expected = unsharded("learned", trainable)
-    assert_all_below(first, expected[3], 3e-5)
+    assert_all_below(first, expected[3], 3e-5 if trainable == "lora" else 3e-4)
     moments = {k: x for k, x in state.items() if k.startswith(("momentum", "second"))}
     assert_all_below(moments, {k: expected[4][k] for k in moments}, 5e-3)
     np.testing.assert_allclose(losses, expected[0], rtol=3e-4)
