@@ -6,12 +6,11 @@ order, which changes a gradient by a few float32 roundings: losses differed by u
 parameters by up to 4e-5 of the largest (where a gradient is small, dividing by its own
 size makes rounding large).
 The gradient of the keys' bias is zero, since softmax does not see it, and what rounding
-leaves of it any optimizer of this kind divides by its own size: that parameter is only
-bounded by the steps that it can have made. The learned optimizer reads that tensor's
-statistics too, noise, and its group's step depends on them: with adapters, where there
-is no such tensor, parameters differed by up to 2e-5 after three steps; with all
-parameters by up to 1.2e-4 after the first (the biases, whose group has that tensor;
-the other tensors by 5e-6) and 3e-3 after the third, the loss by 1e-4.
+leaves of it any optimizer of this kind divides by its own size. So a term of the loss
+gives these biases a gradient. The learned optimizer's parameters then differ by up to
+4e-7 after the first step with all parameters and 2e-6 with adapters, by 3e-3 and 2e-6
+after the third (elements of its bfloat16 momentum round the other way), the losses by
+3e-7.
 """
 
 import dataclasses
@@ -24,6 +23,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -51,7 +51,6 @@ LAYOUTS = {
 RULES = [dataclasses.replace(rule, min_size=0) for rule in VISION_TEXT_RULES]
 LORA = LoRAConfig(r"(attention/(query|value|out)|mlp/(up|down))/kernel$", rank=2)
 LEARNING_RATE, STEPS = 1e-3, 3
-NO_GRADIENT = "key/bias"
 
 
 def optimizer(name):
@@ -59,6 +58,21 @@ def optimizer(name):
     return make_optimizer(
         OptimizerConfig(name, num_steps=20, stacked=STACKED, **settings)
     )
+
+
+def loss_with_key_bias(model):
+    """The contrastive loss, and a gradient for what softmax does not see."""
+    loss_fn = make_loss(model)
+
+    def loss_with_term(params, frozen, batch, rng):
+        loss, metrics = loss_fn(params, frozen, batch, rng)
+        for path, x in jax.tree_util.tree_leaves_with_path(params):
+            if "key/bias" in jax.tree_util.keystr(path, simple=True, separator="/"):
+                slope = jnp.cos(jnp.arange(x.size, dtype=x.dtype))
+                loss += 1e-2 * jnp.vdot(slope.reshape(x.shape), x)
+        return loss, metrics
+
+    return loss_with_term
 
 
 def compiled_step(module, name, trainable, layout, batch):
@@ -70,7 +84,7 @@ def compiled_step(module, name, trainable, layout, batch):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     batch = jax.device_put(batch, batch_sharding(mesh))
     step = jax.jit(
-        make_train_step(make_loss(model), tx),
+        make_train_step(loss_with_key_bias(model), tx),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
@@ -111,7 +125,6 @@ def differences(found, expected):
     return {
         name: np.max(np.abs(found[name] - x)) / max(np.max(np.abs(x)), 1e-30)
         for name, x in expected.items()
-        if NO_GRADIENT not in name
     }
 
 
@@ -140,9 +153,6 @@ def test_adamw_sharded_is_adamw_unsharded(layout, trainable):
     np.testing.assert_allclose(losses, expected[0], rtol=1e-6)
     assert_all_below(params, expected[1], 1e-4)
     assert_all_below(moments, expected[2], 1e-5)
-    for name, x in params.items():
-        if NO_GRADIENT in name:
-            assert np.max(np.abs(x)) <= 1.01 * STEPS * LEARNING_RATE
 
 
 @each_way
@@ -150,11 +160,11 @@ def test_adamw_sharded_is_adamw_unsharded(layout, trainable):
 def test_learned_sharded_is_learned_unsharded(layout, trainable):
     losses, params, _, first, state = take_steps("learned", trainable, LAYOUTS[layout])
     expected = unsharded("learned", trainable)
-    assert_all_below(first, expected[3], 3e-5 if trainable == "lora" else 3e-4)
+    assert_all_below(first, expected[3], 1e-5)
     moments = {k: x for k, x in state.items() if k.startswith(("momentum", "second"))}
     assert_all_below(moments, {k: expected[4][k] for k in moments}, 5e-3)
-    np.testing.assert_allclose(losses, expected[0], rtol=3e-4)
-    assert_all_below(params, expected[1], 1e-4 if trainable == "lora" else 1e-2)
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-6)
+    assert_all_below(params, expected[1], 2e-5 if trainable == "lora" else 1e-2)
 
 
 @pytest.mark.parametrize(

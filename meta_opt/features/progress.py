@@ -29,10 +29,12 @@ class ProgressState(NamedTuple):
     """Memory of losses seen so far.
 
     Attributes:
-        averages: float32 [scales], exponential moving averages of the loss.
+        averages: float32 [scales], exponential moving averages of the loss minus
+            ``first``: their differences keep the digits that a constant part of the
+            loss would cost them, and are exactly zero after one step.
         weights: float32 [scales], their accumulated weights, for debiasing.
         deviation: float32 [], average distance of the loss from its fast average.
-        first: float32 [], the loss average when it was first known.
+        first: float32 [], the first known loss.
         gap: float32 [], last feedback minus the loss average of that time.
         best_feedback: float32 [], smallest feedback so far.
         last_feedback: float32 [].
@@ -64,13 +66,15 @@ def init_progress() -> ProgressState:
 
 
 def _average(state: ProgressState) -> jax.Array:
+    """Debiased averages of the loss minus ``first``, float32 [scales]."""
     known = state.weights > 0
     return jnp.where(known, state.averages / jnp.where(known, state.weights, 1.0), 0.0)
 
 
 def current_loss(state: ProgressState) -> tuple[jax.Array, jax.Array]:
     """The fast average of the loss, and 1.0 if any loss was given; float32 []."""
-    return _average(state)[0], (state.weights[0] > 0).astype(jnp.float32)
+    known = state.weights[0] > 0
+    return state.first + _average(state)[0], known.astype(jnp.float32)
 
 
 def update_progress(
@@ -101,17 +105,18 @@ def update_progress(
         )
         rate = 1.0 - jnp.exp2(-1.0 / half_life)
         known = jnp.isfinite(value)
-        loss = jnp.where(known, value, 0.0)
+        started = state.weights[0] > 0
+        first = jnp.where(started, state.first, jnp.where(known, value, 0.0))
+        loss = jnp.where(known, value, 0.0) - first
         averages = state.averages + rate * (loss - state.averages)
         weights = state.weights + rate * (1.0 - state.weights)
-        started = state.weights[0] > 0
         distance = jnp.abs(loss - _average(state)[0]) * started
         deviation = state.deviation + rate[0] * (distance - state.deviation)
         new = state._replace(
             averages=averages,
             weights=weights,
             deviation=deviation,
-            first=jnp.where(started, state.first, loss),
+            first=first,
         )
         state = jax.tree.map(lambda a, b: jnp.where(known, a, b), new, state)
     if feedback is not None:
@@ -121,7 +126,7 @@ def update_progress(
         had_one = state.feedback_step >= 0
         has_loss = state.weights[0] > 0
         new = state._replace(
-            gap=jnp.where(has_loss, given - _average(state)[0], 0.0),
+            gap=jnp.where(has_loss, given - current_loss(state)[0], 0.0),
             best_feedback=jnp.where(
                 had_one, jnp.minimum(state.best_feedback, given), given
             ),
@@ -164,19 +169,19 @@ def progress_features(
         ]
     )
     average = _average(state)
-    noise = state.deviation + 1e-4 * jnp.abs(average[0]) + TINY
-    known = (state.weights[0] > 0).astype(jnp.float32)
+    loss, known = current_loss(state)
+    noise = state.deviation + 1e-4 * jnp.abs(loss) + TINY
     slopes = jnp.tanh((average[:-1] - average[1:]) / noise)
     first = jnp.abs(state.first)
-    size = jnp.abs(average[0]) + first + TINY
+    size = jnp.abs(loss) + first + TINY
     level = jnp.stack(
         [
-            (average[0] - state.first) / size * 2.0,
+            average[0] / size * 2.0,
             clipped(jnp.log(noise / size), 0.2),
-            clipped(jnp.log((jnp.abs(average[0]) + TINY) / size), 0.2),
+            clipped(jnp.log((jnp.abs(loss) + TINY) / size), 0.2),
             # Flat until a tenth of the first loss is left: then there is little to
             # gain, and examples are known by heart.
-            clipped(-jnp.log1p(_LOW * first / (jnp.abs(average[0]) + TINY)), 0.2),
+            clipped(-jnp.log1p(_LOW * first / (jnp.abs(loss) + TINY)), 0.2),
             1.0,
         ]
     )
