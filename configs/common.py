@@ -32,7 +32,7 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         feedback=False,
         progress=True,
         # What is done about spikes, NaN, a metric that stands still, too little memory.
-        watch=dict(
+        recovery=dict(
             enabled=False,
             spike=2.0,
             window=5,
@@ -83,7 +83,6 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         dtype="float32",
         param_dtype="float32",
         remat="full",
-        seed=config.loop.get_ref("seed"),
     )
     config.data = dict(
         # clipart, openclipart, emoji, FILE.jsonl, SHARDS.tar or tfds:NAME.
@@ -103,8 +102,6 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
         data_dir="",
     )
     config.pipeline = dict(
-        batch_size=config.loop.get_ref("batch_size"),
-        seed=config.loop.get_ref("seed"),
         shuffle=True,
         num_epochs=config_dict.placeholder(int),
         # S; None: the model's context.

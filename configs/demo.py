@@ -15,7 +15,7 @@ def nano() -> ml_collections.ConfigDict:
     config.base.pipeline.flip = True
     config.base.pipeline.crop_pixels = 4
     # Holds a whole split, so that the loss contrasts all of it.
-    config.eval_batch_size = 176
+    config.base.data.eval_batch_size = 176
     config.runs = dict(
         learned=dict(
             label=f"learned, {common.WEIGHTS}",

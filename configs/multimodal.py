@@ -26,12 +26,12 @@ def task(name: str) -> ml_collections.ConfigDict:
     """A task under the learned optimizer, all parameters of what is not cut off."""
     batch_size, steps_per_epoch, most = SUITE[name]
     config = common.run_config(EPOCHS * steps_per_epoch, batch_size)
-    for section in ("model", "data", "pipeline", "export"):
+    for section in ("model", "data", "pipeline"):
         del config[section]
     config.loop.eval_every = steps_per_epoch
     config.loop.log_every = steps_per_epoch
     config.loop.checkpoint_every = steps_per_epoch
-    config.loop.watch.enabled = True
+    config.loop.recovery.enabled = True
     config.inputs = dict(
         task=name,
         data_dir="",
@@ -75,7 +75,6 @@ def task(name: str) -> ml_collections.ConfigDict:
             alpha=8.0,
             rs_lora=False,
         ),
-        seed=config.loop.get_ref("seed"),
     )
     return config
 

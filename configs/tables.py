@@ -13,7 +13,7 @@ def table1() -> ml_collections.ConfigDict:
     )
     # The optimizers themselves are compared: nothing comes to their help.
     for task in config.tasks.values():
-        task.loop.watch.enabled = False
+        task.loop.recovery.enabled = False
     config.optimizers = ("sgd", "adam", "adamw", "rmsprop", "lion", "learned")
     config.trainable = ("all", "lora")
     # Of initialisation and batches; trials have another.

@@ -16,7 +16,7 @@ def nano_clipart_adamw() -> ml_collections.ConfigDict:
     config.base.optimizer.name = "adamw"
     config.base.pipeline.flip = True
     config.base.pipeline.crop_pixels = 4
-    config.eval_batch_size = 176
+    config.base.data.eval_batch_size = 176
     config.search = dict(
         num_trials=20,
         seed=0,

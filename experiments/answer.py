@@ -33,14 +33,14 @@ def main(argv: Sequence[str]) -> None:
     from meta_opt.data.answers import AnswerTokenizer
     from meta_opt.data.images import decode
     from meta_opt.data.pictures import MAX_PIXELS
-    from meta_opt.evaluation.answers import write_answers
-    from meta_opt.finetuning.model_source import (
+    from meta_opt.evaluators.answers import write_answers
+    from meta_opt.models.adapters import load_adapters
+    from meta_opt.models.decoding import DecodingConfig
+    from meta_opt.workloads.image_text_model import (
         ModelConfig,
         load_weights,
         read_preprocessing,
     )
-    from meta_opt.models.adapters import load_adapters
-    from meta_opt.models.decoding import DecodingConfig
 
     if len(argv) < 2:
         raise app.UsageError("name at least one picture")

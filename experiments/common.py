@@ -4,11 +4,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from meta_opt.evaluation.records import baseline_losses
 from meta_opt.meta_training.feature_range import with_feature_range
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.weights import save_theta
+from meta_opt.studies.records import baseline_losses
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree

@@ -6,7 +6,6 @@ Run again, it resumes what was interrupted and reuses what is finished, as long 
 settings, weights, code and machine are the same; ``--fresh`` starts over.
 """
 
-import functools
 import logging
 import sys
 import time
@@ -38,11 +37,11 @@ SUMMARY = (
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the runs by name, tuned settings filled in."""
     from meta_opt.finetuning.comparison import with_optimizer
-    from meta_opt.finetuning.vision_text import RunConfig
+    from meta_opt.finetuning.run import read_run_config
     from meta_opt.tuning.results import read_results
-    from meta_opt.types import from_config
+    from meta_opt.workloads.image_text import ImageTextConfig
 
-    base, runs = from_config(RunConfig, config["base"]), {}
+    base, runs = read_run_config(ImageTextConfig, config["base"]), {}
     for name in config["order"]:
         entry = config["runs"][name]
         settings = dict(entry["optimizer"])
@@ -55,41 +54,32 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
 def train(config: dict[str, Any], labels: dict[str, str]) -> dict[str, Path]:
     """Makes all runs, and what is measured before and after; returns their folders."""
     from meta_opt.data import bundled_clipart
-    from meta_opt.evaluation.examples import before_and_after
-    from meta_opt.evaluation.split import score_on
     from meta_opt.finetuning.comparison import EXPORT, run_all
     from meta_opt.models import pretrained
+    from meta_opt.studies.examples import before_and_after
 
-    base, names, workdir = config["base"], config["order"], Path(WORKDIR.value)
-    sizes = dict(
-        text_length=base["pipeline"]["text_length"],
-        batch_size=config["eval_batch_size"],
-    )
-    scores = functools.partial(score_on, loss=base["model"]["loss"], **sizes)
+    names, workdir = config["order"], Path(WORKDIR.value)
 
     def announce(name: str, finished: bool) -> None:
         reused = ": finished before and reused, --fresh measures again"
         line = f"[{names.index(name) + 1}/{len(names)}] {labels[name]}"
         print(line + reused * finished, file=sys.stderr, flush=True)
 
+    runs = resolve(config)
     folders = run_all(
-        resolve(config),
-        scores,
+        runs,
         workdir,
-        extra=config["eval_batch_size"],
         fresh=FRESH.value,
         announce=announce,
     )
     before_and_after(
         workdir / "before",
-        before=pretrained.load(base["model"]["weights"]),
+        workload=runs[names[0]].workload,
         after=pretrained.load(folders[names[0]] / EXPORT),
         after_label=f"after, {labels[names[0]]}",
         splits={s: bundled_clipart(s) for s in ("train", "validation", "test")},
-        score_on=scores,
         num_queries=config["num_queries"],
         top=config["top"],
-        **sizes,
     )
     return folders
 

@@ -22,15 +22,15 @@ from ml_collections import config_flags
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meta_opt.evaluation import meta_test, records
-from meta_opt.evaluation.entrants import (
+from meta_opt.reporting.meta_test import write_meta_test
+from meta_opt.run_log import describe_environment
+from meta_opt.studies import meta_test, records
+from meta_opt.studies.entrants import (
     HAND_DESIGNED,
     Entrant,
     MetaTestConfig,
     entrants,
 )
-from meta_opt.reporting.meta_test import write_meta_test
-from meta_opt.run_log import describe_environment
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import task_fingerprint
 from meta_opt.tasks.inner_run import InnerRun

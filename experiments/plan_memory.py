@@ -43,13 +43,13 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
     import jax
     import jax.numpy as jnp
 
-    from meta_opt.finetuning.model_source import (
+    from meta_opt.types import from_config
+    from meta_opt.workloads.image_text_model import (
         GENERATIVE,
         ModelConfig,
         architecture,
         kind_of,
     )
-    from meta_opt.types import from_config
 
     names = ("size", "loss", "dtype", "param_dtype", "remat")
     model = {"weights": settings["model"], **{k: settings[k] for k in names}}
@@ -118,14 +118,15 @@ def row(
     import jax
     from flax import nnx
 
-    from meta_opt.finetuning.model_source import split_model
     from meta_opt.finetuning.planning import largest_batch, plan_step, topology_devices
-    from meta_opt.finetuning.vision_text import make_loss
     from meta_opt.models.lora import LoRAConfig, add_lora
     from meta_opt.models.vision_text import STACKED
     from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
     from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
     from meta_opt.types import from_config
+    from meta_opt.workloads.image_text import image_text_loss
+    from meta_opt.workloads.image_text_model import trainable_filter
+    from meta_opt.workloads.workload import split_module
 
     create, rules, example, loss = subject(settings)
     devices = topology_devices(settings["topology"])
@@ -138,7 +139,7 @@ def row(
             add_lora(model, lora, rngs=nnx.Rngs(0))
         return model
 
-    model = split_model(nnx.eval_shape(build), trainable)
+    model = split_module(nnx.eval_shape(build), trainable_filter(trainable))
     own: dict[str, Any] = {"learning_rate": 1e-4}
     if optimizer == "learned":
         own = {"weights": settings["weights"], "stacked": STACKED}
@@ -153,7 +154,7 @@ def row(
         return plan_step(
             model.params,
             model.frozen,
-            make_loss(model, loss),
+            image_text_loss(model, loss),
             tx,
             batch,
             mesh,

@@ -7,15 +7,13 @@ The data are prepared by ``make data``. It is the program of ``finetune.py`` und
 another configuration: the loss, the loop and the report are the same.
 """
 
+import logging
 import sys
 from pathlib import Path
 
-from absl import app, flags
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import finetune
+from experiments import cli, finetune
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(finetune.main)
+    cli.run(finetune.main, log_level=logging.INFO, processes=True)

@@ -20,7 +20,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "The index of this one, from 0.
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[bool]:
+def distributed() -> Iterator[bool]:
     """Joins the other processes, if there are any, for a ``with`` block.
 
     Lines of the log then begin with the process's index. A process that fails ends at
@@ -31,7 +31,8 @@ def joined() -> Iterator[bool]:
         Whether this is process 0, which prints.
 
     Raises:
-        SystemExit: if flags or environment name processes that are not to be found.
+        SystemExit: if flags or environment name processes that are not to be found, or
+            JAX finds no device.
     """
     import jax
 
@@ -39,9 +40,10 @@ def joined() -> Iterator[bool]:
 
     try:
         start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        count = jax.process_count()
     except (ValueError, RuntimeError) as error:
-        sys.exit(f"processes: {error}")
-    if jax.process_count() == 1:
+        sys.exit(f"start-up: {error}")
+    if count == 1:
         yield True
         return
     index = jax.process_index()
@@ -53,8 +55,11 @@ def joined() -> Iterator[bool]:
     absl_logging.get_absl_handler().addFilter(name_process)
     try:
         yield index == 0
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, ValueError | FileNotFoundError):
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
         print(f"process {index} failed; the others cannot go on", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()

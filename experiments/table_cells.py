@@ -143,20 +143,15 @@ def _end_with(parent: int) -> None:
 @functools.lru_cache(maxsize=1)
 def _trial(base: str, trainable: str) -> Any:
     """The task's data and programs, kept while its cells are measured."""
-    from meta_opt.evaluation.multimodal import score_on
-    from meta_opt.finetuning.multimodal import MultimodalRunConfig
-    from meta_opt.finetuning.multimodal_trial import MultimodalTrial
-    from meta_opt.tuning.injected import injected_baseline, injected_learned
+    from meta_opt.finetuning.run import read_run_config
+    from meta_opt.finetuning.trial import Trial
+    from meta_opt.tuning.injected import injected
+    from meta_opt.workloads.multimodal import MultimodalConfig
 
     values = json.loads(base)
     values["model"]["trainable"] = trainable
-    config = from_config(MultimodalRunConfig, values)
-
-    def make(optimizer: Any) -> Any:
-        learned = optimizer.name == "learned"
-        return (injected_learned if learned else injected_baseline)(optimizer)
-
-    return config, MultimodalTrial(config, score_on, make)
+    config = read_run_config(MultimodalConfig, values)
+    return config, Trial(config, injected)
 
 
 def measure(cell: Cell, base: dict[str, Any]) -> str:
@@ -170,6 +165,7 @@ def measure(cell: Cell, base: dict[str, Any]) -> str:
         Interrupted: on SIGINT or SIGTERM; the study goes on from its last trial.
     """
     config, trial = _trial(json.dumps(base), cell.trainable)
+    per_epoch = config.loop.eval_every
     if cell.optimizer == STEPS:
         return _write(cell, {"milliseconds": _step_times(cell, config, trial)})
     if cell.optimizer == "learned":
@@ -183,10 +179,13 @@ def measure(cell: Cell, base: dict[str, Any]) -> str:
         optimizer = _optimizer(cell.optimizer, config, settings, num_steps)
         for seed in cell.setup["seeds"]:
             found = dataclasses.asdict(trial(optimizer, seed))
-            runs.append({"budget": share, **found})
+            evaluations = found.pop("evaluations")
+            # The last epoch of a short run is not whole.
+            epochs = [{"epoch": e.pop("step") / per_epoch, **e} for e in evaluations]
+            runs.append({"budget": share, **found, "epochs": epochs})
     found = {
-        "examples": trial.examples,
-        "steps_per_epoch": trial.steps_per_epoch,
+        "examples": trial.workload.describe()["examples"]["train"],
+        "steps_per_epoch": per_epoch,
         "settings": settings,
         "trials": trials,
         "runs": runs,
@@ -239,7 +238,7 @@ def _tuned(
     from meta_opt.tuning.search import SearchConfig, search
 
     given = dict(cell.setup["search"])
-    given["min_resource"] *= trial.steps_per_epoch
+    given["min_resource"] *= config.loop.eval_every
     # Its own random trials: luck with them should not be the same everywhere.
     given["seed"] = (given["seed"] + zlib.crc32(cell.name.encode())) % 4096
 
@@ -247,7 +246,7 @@ def _tuned(
         num_steps = config.loop.num_steps
         optimizer = _optimizer(cell.optimizer, config, settings, num_steps)
         found = trial(optimizer, cell.setup["tuning_seed"], report)
-        return found.epochs[-1].validation["loss"]
+        return found.evaluations[-1].validation["loss"]
 
     study = search(
         from_config(SearchConfig, given),

@@ -6,12 +6,11 @@ The study is kept in ``--workdir``; run again, it goes on. The objective is the
 validation loss after the last step.
 """
 
-import dataclasses
-import functools
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -32,42 +31,41 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("meta_opt").setLevel(logging.WARNING)
     import jax
 
-    from meta_opt.evaluation.split import score_on
     from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.finetuning.run import read_run_config
     from meta_opt.finetuning.state import fingerprint
-    from meta_opt.finetuning.trial import Trial
-    from meta_opt.finetuning.vision_text import RunConfig
-    from meta_opt.tuning.injected import injected_baseline
+    from meta_opt.finetuning.trial import Report, Trial
+    from meta_opt.tuning.injected import injected
     from meta_opt.tuning.results import write_results
     from meta_opt.tuning.search import SearchConfig, search
     from meta_opt.tuning.space import Setting
     from meta_opt.types import from_config
+    from meta_opt.workloads.image_text import ImageTextConfig
 
     config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
     # Trials differ in values only: the step is compiled once for each warm-up length.
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     try:
-        base = from_config(RunConfig, config["base"])
+        base = read_run_config(ImageTextConfig, config["base"])
         settings = from_config(SearchConfig, config["search"])
         space = {k: from_config(Setting, v) for k, v in config["space"].items()}
-        scores = functools.partial(
-            score_on,
-            text_length=base.pipeline.text_length,
-            loss=base.model.loss,
-            batch_size=config["eval_batch_size"],
-        )
-        trial = Trial(base, scores, injected_baseline)
+        trial = Trial(base, injected, test=False)
+        start = trial.workload.params, trial.workload.frozen
+
+        def objective(settings: dict[str, Any], report: Report) -> float:
+            found = trial(trial.optimizer(settings), report=report)
+            return found.evaluations[-1].validation["loss"]
+
         study = search(
             settings,
             space,
-            trial,
+            objective,
             storage=workdir / f"{config['name']}.sqlite3",
             name=config["name"],
             setup={
-                "run": dataclasses.asdict(base),
-                "eval_batch_size": config["eval_batch_size"],
-                "fingerprint": fingerprint((trial.params, trial.frozen)),
+                "run": base.settings(),
+                "fingerprint": fingerprint(start),
             },
             stop_on=(Interrupted,),
         )

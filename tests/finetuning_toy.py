@@ -23,10 +23,12 @@ import numpy as np
 import optax
 
 from meta_opt.finetuning.interruption import Interrupted
-from meta_opt.finetuning.loop import LoopConfig, RunResult, run
+from meta_opt.finetuning.loop import LoopConfig, RunResult
+from meta_opt.finetuning.run import run
 from meta_opt.parallel.mesh import MeshConfig, local_rows, make_mesh
 from meta_opt.parallel.placement import to_host
 from meta_opt.parallel.processes import start_processes
+from meta_opt.workloads.workload import Workload
 
 CONFIG = LoopConfig(
     num_steps=30,
@@ -89,7 +91,7 @@ def _mean_error(params, x, y):
 
 
 def make_evaluate(data):
-    return lambda params, frozen: {
+    return lambda params, frozen, split: {
         "loss": float(_mean_error(params, data["x"], data["y"]))
     }
 
@@ -99,16 +101,18 @@ def tuned():
 
 
 def train(workdir=None, config=CONFIG, batches=None, **kwargs) -> RunResult:
-    kwargs = {
+    """Runs the toy; of ``kwargs`` some are the workload's, the others the run's."""
+    batches = batches or make_batches(make_data(), config.batch_size)
+    parts = {
         "params": make_params(),
         "frozen": {"noise": jnp.float32(0.1)},
         "loss_fn": loss_fn,
-        "tx": tuned(),
         "evaluate": make_evaluate(make_data(seed=1)),
-        **kwargs,
+        "train_batches": lambda batch_size, seed, rows: batches,
     }
-    batches = batches or make_batches(make_data(), config.batch_size)
-    return run(config, batches=batches, workdir=workdir, **kwargs)
+    parts |= {name: kwargs.pop(name) for name in parts.keys() & kwargs.keys()}
+    tx = kwargs.pop("tx", None) or tuned()
+    return run(Workload(**parts), tx, config, workdir=workdir, **kwargs)
 
 
 def leaves_by_path(tree):

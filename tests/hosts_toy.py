@@ -9,6 +9,7 @@ itself a signal while step ``--at`` runs, if it is told to.
 """
 
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -18,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments import finetune
-from meta_opt.finetuning import vision_text
+from experiments import cli, finetune
+from meta_opt.finetuning import run as run_module
 from meta_opt.models.vision_text import SIZES, TowerConfig, VisionTextConfig
 from meta_opt.parallel.placement import to_host
+from meta_opt.workloads import image_text_model
 
 _SIGNAL = flags.DEFINE_string("signal", "", "name of a signal to itself")
 _AT = flags.DEFINE_integer("at", 0, "step that it comes in")
@@ -48,8 +50,12 @@ class Signalling:
         return getattr(self._batches, name)
 
 
-def run_and_keep(config, *, batches, workdir, **kwargs):
-    result = run(config, batches=Signalling(batches), workdir=workdir, **kwargs)
+def run_and_keep(workload, tx, config, *, workdir, **kwargs):
+    def train_batches(*args):
+        return Signalling(workload.train_batches(*args))
+
+    signalled = dataclasses.replace(workload, train_batches=train_batches)
+    result = run(signalled, tx, config, workdir=workdir, **kwargs)
     state = to_host((result.state.params, result.state.opt_state))
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     path = Path(workdir) / f"final-{jax.process_index()}.npz"
@@ -60,9 +66,9 @@ def run_and_keep(config, *, batches, workdir, **kwargs):
 if __name__ == "__main__":
     SIZES["toy"] = TOY
     # So small a model would not be divided.
-    vision_text.VISION_TEXT_RULES = tuple(
-        dataclasses.replace(rule, min_size=0) for rule in vision_text.VISION_TEXT_RULES
+    rules = image_text_model.CONTRASTIVE.rules
+    image_text_model.CONTRASTIVE = image_text_model.CONTRASTIVE._replace(
+        rules=tuple(dataclasses.replace(rule, min_size=0) for rule in rules)
     )
-    run, vision_text.run = vision_text.run, run_and_keep
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(finetune.main)
+    run, run_module.run = run_module.run, run_and_keep
+    cli.run(finetune.main, log_level=logging.INFO, processes=True)

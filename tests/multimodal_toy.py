@@ -19,8 +19,8 @@ from meta_opt.models.encoders.efficientnet import (
 from meta_opt.models.encoders.minilm import MiniLM, MiniLMConfig
 from meta_opt.models.encoders.whisper import WhisperConfig, WhisperEncoder
 from meta_opt.models.fusion import FusionConfig
-from meta_opt.tasks.multimodal_inputs import InputsConfig
-from meta_opt.tasks.multimodal_model import ADAPTED, LoRAConfig, MultimodalConfig
+from meta_opt.workloads.multimodal_inputs import InputsConfig
+from meta_opt.workloads.multimodal_model import ADAPTED, LoRAConfig, MultimodalConfig
 
 WORDS = ("[PAD]", "red", "green", "blue", "large", "small", "a")
 COLOURS = WORDS[1:4]

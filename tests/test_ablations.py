@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from optimizer_cases import assert_close, make_grads, make_params, noisy_theta
 
-from meta_opt.evaluation.ablations import (
-    ABLATIONS,
-    FEATURE_GROUPS,
-    AblationConfig,
-    ablated,
-    measure,
-)
 from meta_opt.features.statistics import TENSOR_FEATURES
 from meta_opt.optimizers.controller import FEATURES, OUTPUTS, ControllerConfig
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.weights import save_theta
 from meta_opt.reporting.ablations import write_ablations
+from meta_opt.studies.ablations import (
+    ABLATIONS,
+    FEATURE_GROUPS,
+    AblationConfig,
+    ablated,
+    measure,
+)
 from meta_opt.tasks.families import make_task
 
 CONFIG = ControllerConfig()

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from models_small import forward, small_batch, small_model
 
-from meta_opt.evaluation import encoding
-from meta_opt.evaluation.encoding import encode_images, encode_texts
-from meta_opt.evaluation.retrieval import caption_groups, evaluate_retrieval
-from meta_opt.evaluation.vision_text import evaluate
-from meta_opt.evaluation.zero_shot import (
+from meta_opt.evaluators import encoding
+from meta_opt.evaluators.contrastive import evaluate
+from meta_opt.evaluators.encoding import encode_images, encode_texts
+from meta_opt.evaluators.retrieval import caption_groups, evaluate_retrieval
+from meta_opt.evaluators.zero_shot import (
     TEMPLATES,
     class_embeddings,
     class_prompts,

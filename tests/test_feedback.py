@@ -18,14 +18,19 @@ from finetuning_toy import (
 )
 
 from meta_opt.finetuning import step_program
-from meta_opt.finetuning.feedback import Resources, Watch, WatchConfig
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.planning import peak_bytes
+from meta_opt.finetuning.recovery import RecoveryConfig, ResourceMonitor, RunMonitor
 from meta_opt.run_log import read_records
 
-WATCHED = WatchConfig(enabled=True, window=3, sustained=2, recover=3)
+ENABLED = RecoveryConfig(enabled=True, window=3, sustained=2, recover=3)
 LONG = dataclasses.replace(
-    CONFIG, num_steps=96, eval_every=8, log_every=4, checkpoint_every=8, watch=WATCHED
+    CONFIG,
+    num_steps=96,
+    eval_every=8,
+    log_every=4,
+    checkpoint_every=8,
+    recovery=ENABLED,
 )
 
 
@@ -70,7 +75,7 @@ def losses(result):
 
 
 def test_a_nan_batch_is_rolled_back(tmp_path):
-    plain = dataclasses.replace(LONG, watch=WatchConfig())
+    plain = dataclasses.replace(LONG, recovery=RecoveryConfig())
     broken = train(config=plain, batches=Faulty(with_nan(41, 42)), tx=optax.adam(3e-3))
     assert not np.isfinite(losses(broken)[-1])
     result = train(
@@ -90,7 +95,7 @@ def test_a_learning_rate_spike_is_undone():
         spike = (count >= 40) & (count < 44)
         return jax.numpy.where(spike, 3.0, 3e-3)
 
-    plain = dataclasses.replace(LONG, watch=WatchConfig())
+    plain = dataclasses.replace(LONG, recovery=RecoveryConfig())
     spoilt = losses(train(config=plain, tx=optax.adam(schedule)))
     result = train(config=LONG, tx=optax.adam(schedule))
     assert "roll back" in kinds(result)
@@ -107,7 +112,7 @@ def test_corrupted_labels_midway_end_the_run():
         return batch
 
     config = dataclasses.replace(
-        LONG, watch=dataclasses.replace(WATCHED, max_rollbacks=1)
+        LONG, recovery=dataclasses.replace(ENABLED, max_rollbacks=1)
     )
     result = train(config=config, batches=Faulty(corrupted), tx=optax.adam(3e-3))
     assert kinds(result)[-1] == "stop" and kinds(result).count("roll back") == 1
@@ -120,7 +125,9 @@ def test_corrupted_labels_midway_end_the_run():
 
 
 def test_a_run_without_progress_stops_early_and_stays_stopped(tmp_path):
-    config = dataclasses.replace(LONG, watch=dataclasses.replace(WATCHED, patience=3))
+    config = dataclasses.replace(
+        LONG, recovery=dataclasses.replace(ENABLED, patience=3)
+    )
     frozen = optax.set_to_zero()
     result = train(tmp_path, config, tx=frozen)
     assert kinds(result) == ["stop"]
@@ -145,9 +152,9 @@ def test_a_batch_is_cut_to_what_memory_holds(monkeypatch):
     monkeypatch.setattr(step_program, "peak_bytes", measured)
 
     def run(limit):
-        watch = dataclasses.replace(WATCHED, memory_limit=limit)
+        monitor = dataclasses.replace(ENABLED, memory_limit=limit)
         return train(
-            config=dataclasses.replace(config, watch=watch),
+            config=dataclasses.replace(config, recovery=monitor),
             batches=make_batches(make_data(count=128), 64),
             params=params,
             tx=optax.sgd(0.01),
@@ -183,68 +190,68 @@ def test_an_interrupted_run_goes_on_in_the_same_bits(tmp_path):
 
 
 def test_a_watch_that_is_off_does_nothing():
-    watch = Watch(WatchConfig(), "min")
-    assert watch.record([1.0]) == watch.record([np.nan]) == []
-    assert watch.metric(np.inf) == [] and watch.scale == 1.0
+    monitor = RunMonitor(RecoveryConfig(), "min")
+    assert monitor.record([1.0]) == monitor.record([np.nan]) == []
+    assert monitor.metric(np.inf) == [] and monitor.scale == 1.0
 
 
 def test_one_bad_record_shrinks_and_good_ones_grow():
-    watch = Watch(WATCHED, "min")
+    monitor = RunMonitor(ENABLED, "min")
     for loss in (1.0, 0.9, 1.1):
-        assert watch.record([loss, np.nan, loss]) == []  # A safeguard skipped one.
-    (action,) = watch.record([5.0])
-    assert action.kind == "shrink" and watch.scale == 0.5 and not watch.good
-    assert [watch.record([1.0]) for _ in range(2)] == [[], []]
-    (action,) = watch.record([1.0])
-    assert action.kind == "grow" and watch.scale == 1.0 and watch.good
+        assert monitor.record([loss, np.nan, loss]) == []  # A safeguard skipped one.
+    (action,) = monitor.record([5.0])
+    assert action.kind == "shrink" and monitor.scale == 0.5 and not monitor.good
+    assert [monitor.record([1.0]) for _ in range(2)] == [[], []]
+    (action,) = monitor.record([1.0])
+    assert action.kind == "grow" and monitor.scale == 1.0 and monitor.good
     # Noise about a loss that is nearly gone means nothing.
-    small = Watch(WATCHED, "min")
+    small = RunMonitor(ENABLED, "min")
     for loss in (1.0, 1e-4, 1e-4, 1e-4, 1e-3):
         assert small.record([loss]) == []
 
 
 def test_patience_counts_from_the_best_whichever_way():
     for mode, values in (("min", (3, 2, 2.5, 2.1)), ("max", (2, 3, 2.5, 2.9))):
-        watch = Watch(dataclasses.replace(WATCHED, patience=2), mode)
-        found = [watch.metric(v) for v in values]
-        assert [len(actions) for actions in found] == [0, 0, 0, 1] and watch.stopped
+        monitor = RunMonitor(dataclasses.replace(ENABLED, patience=2), mode)
+        found = [monitor.metric(v) for v in values]
+        assert [len(actions) for actions in found] == [0, 0, 0, 1] and monitor.stopped
 
 
 def test_the_watchs_memory_is_json():
     import json
 
-    watch = Watch(WATCHED, "min")
+    monitor = RunMonitor(ENABLED, "min")
     for loss in (1.0, 9.0, 9.0, 1.0):
-        watch.record([loss])
-    other = Watch(WATCHED, "min")
-    other.set_state(json.loads(json.dumps(watch.get_state())))
-    assert other.record([7.0]) == watch.record([7.0]) != []
-    assert other.get_state() == watch.get_state()
+        monitor.record([loss])
+    other = RunMonitor(ENABLED, "min")
+    other.set_state(json.loads(json.dumps(monitor.get_state())))
+    assert other.record([7.0]) == monitor.record([7.0]) != []
+    assert other.get_state() == monitor.get_state()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spike": 1.0}, r"watch.spike=1.0 must be above 1"),
-        ({"shrink": 1.0}, r"watch.shrink=1.0 must be between 0 and 1"),
-        ({"window": 0}, r"watch.window=0 must be at least 1"),
-        ({"patience": -1}, r"watch.patience=-1 must be at least 0"),
+        ({"spike": 1.0}, r"recovery.spike=1.0 must be above 1"),
+        ({"shrink": 1.0}, r"recovery.shrink=1.0 must be between 0 and 1"),
+        ({"window": 0}, r"recovery.window=0 must be at least 1"),
+        ({"patience": -1}, r"recovery.patience=-1 must be at least 0"),
     ],
 )
 def test_settings_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
-        WatchConfig(**changes)
+        RecoveryConfig(**changes)
 
 
 def test_slow_steps_and_full_memory_are_told(tmp_path, caplog):
-    resources = Resources(WatchConfig(enabled=True, slow=2.0, window=2), 100)
+    resources = ResourceMonitor(RecoveryConfig(enabled=True, slow=2.0, window=2), 100)
     assert [resources.record(x, 50) for x in (1.0, 1.5, 1.0)] == [[], [], []]
     (told,) = resources.record(4.0, 50)
     assert told == "a step takes 4 s, 3.2 times the usual 1.25 s"
     assert resources.record(4.0, 96) == ["96 of 100 bytes are in use"]
-    assert Resources(WatchConfig(), 1).record(9.0, 9) == []
-    with pytest.raises(ValueError, match=r"watch.slow=0.5 must be 0 or above 1"):
-        WatchConfig(slow=0.5)
+    assert ResourceMonitor(RecoveryConfig(), 1).record(9.0, 9) == []
+    with pytest.raises(ValueError, match=r"recovery.slow=0.5 must be 0 or above 1"):
+        RecoveryConfig(slow=0.5)
     train(tmp_path / "run", LONG)
     records = read_records(tmp_path / "run" / "timing.jsonl")
     assert len(records) == 24 and all(r["step_seconds"] > 0 for r in records)

@@ -18,30 +18,30 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 from generative_small import SMALL
+from meta_opt.finetuning.export import ExportConfig
+from meta_opt.finetuning.vision_text import (
+    RunConfig,
+    read_preprocessing_of,
+    run_vision_text,
+)
+from meta_opt.studies.split import score_on
 from own_data import CASES, COLOURS, PLACES, run_readme, write_pictures
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.tokenizer import load_tokenizer
-from meta_opt.evaluation.split import score_on
-from meta_opt.finetuning.data_source import Splits
-from meta_opt.finetuning.export import ExportConfig
-from meta_opt.finetuning.model_source import (
+from meta_opt.metrics.answers import answer_metrics, plain
+from meta_opt.models import huggingface, pretrained
+from meta_opt.models.generative import Generative
+from meta_opt.types import from_config
+from meta_opt.workloads.image_text_data import Splits
+from meta_opt.workloads.image_text_model import (
     GENERATIVE,
     ModelConfig,
     build_model,
     load_weights,
     read_preprocessing,
 )
-from meta_opt.finetuning.vision_text import (
-    RunConfig,
-    read_preprocessing_of,
-    run_vision_text,
-)
-from meta_opt.metrics.answers import answer_metrics, plain
-from meta_opt.models import huggingface, pretrained
-from meta_opt.models.generative import Generative
-from meta_opt.types import from_config
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ("which colour", "which place")

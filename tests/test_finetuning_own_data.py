@@ -17,29 +17,29 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from meta_opt.finetuning.export import ExportConfig
+from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
+from meta_opt.studies.split import score_on
 from models_small import forward
 from own_data import run_readme, write_folder, write_pictures
 from safetensors.numpy import load_file
 
 from meta_opt.data.pictures import UnreadableImagesError
-from meta_opt.evaluation.split import score_on
 from meta_opt.finetuning import export, model_source, vision_text
-from meta_opt.finetuning.data_source import DataConfig, Splits
-from meta_opt.finetuning.export import ExportConfig
 from meta_opt.finetuning.interruption import Interrupted
-from meta_opt.finetuning.model_source import (
-    ModelConfig,
-    build_model,
-    load_weights,
-    read_preprocessing,
-)
-from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
 from meta_opt.models import adapters, huggingface, pretrained
 from meta_opt.models.parameters import by_path
 from meta_opt.models.vision_text import SIZES
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.run_log import read_records
 from meta_opt.types import from_config
+from meta_opt.workloads.image_text_data import DataConfig, Splits
+from meta_opt.workloads.image_text_model import (
+    ModelConfig,
+    build_model,
+    load_weights,
+    read_preprocessing,
+)
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12

@@ -13,23 +13,21 @@ import pytest
 from flax import nnx
 from models_small import small_batch, small_model
 
-from meta_opt.evaluation.vision_text import evaluate
-from meta_opt.finetuning.data_source import DataConfig
-from meta_opt.finetuning.loop import LoopConfig, run
-from meta_opt.finetuning.model_source import ModelConfig, split_model
-from meta_opt.finetuning.parts import make_evaluate
+from meta_opt.evaluators.contrastive import evaluate
+from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.run import read_run_config, run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
-from meta_opt.finetuning.vision_text import (
-    RunConfig,
-    make_loss,
-)
 from meta_opt.models.lora import LoRAConfig, add_lora
 from meta_opt.models.vision_text import STACKED
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
-from meta_opt.types import from_config
+from meta_opt.workloads.contrastive import contrastive_loss
+from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_data import DataConfig
+from meta_opt.workloads.image_text_model import ModelConfig, trainable_filter
+from meta_opt.workloads.workload import Workload, split_module
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +63,10 @@ def take_steps(model, mesh_config, rules, steps=2):
     batch = jax.device_put(small_batch(16), batch_sharding(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = (
-        jax.jit(make_train_step(make_loss(model), tx), out_shardings=(shardings, None))
+        jax.jit(
+            make_train_step(contrastive_loss(model), tx),
+            out_shardings=(shardings, None),
+        )
         .lower(state, batch)
         .compile()
     )
@@ -76,7 +77,7 @@ def take_steps(model, mesh_config, rules, steps=2):
 
 @pytest.fixture(scope="module")
 def unsharded():
-    return take_steps(split_model(small_model()), MeshConfig(), VISION_TEXT_RULES)
+    return take_steps(split_module(small_model()), MeshConfig(), VISION_TEXT_RULES)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def unsharded():
 def test_sharded_training_equals_unsharded(unsharded, mesh):
     # The small model is below the size from which parameters are divided.
     rules = [dataclasses.replace(rule, min_size=0) for rule in VISION_TEXT_RULES]
-    state, metrics = take_steps(split_model(small_model()), mesh, rules)
+    state, metrics = take_steps(split_module(small_model()), mesh, rules)
     kernel = state.params["vision"]["layers"]["mlp"]["up"]["kernel"]
     parts = kernel.size // kernel.addressable_shards[0].data.size
     assert parts == mesh.fsdp * mesh.tensor
@@ -104,17 +105,22 @@ def test_a_run_lowers_the_loss_and_leaves_the_frozen_part(trainable, tmp_path):
     module = small_model()
     if trainable == "lora":
         add_lora(module, LoRAConfig(rank=2), rngs=nnx.Rngs(0))
-    model = split_model(module, trainable)
+    model = split_module(module, trainable_filter(trainable))
     batch = small_batch(8)
     optimizer = OptimizerConfig("adamw", num_steps=6, learning_rate=0.02)
-    result = run(
-        LoopConfig(num_steps=6, batch_size=8, eval_every=3, progress=False),
+    workload = Workload(
         params=model.params,
         frozen=model.frozen,
-        loss_fn=make_loss(model),
-        tx=make_optimizer(dataclasses.replace(optimizer, stacked=STACKED)),
-        batches=Repeated(batch),
-        evaluate=make_evaluate(model, lambda module: evaluate(module, batch)),
+        loss_fn=contrastive_loss(model),
+        train_batches=lambda batch_size, seed, rows: Repeated(batch),
+        evaluate=lambda params, frozen, split: evaluate(
+            model.merge(params, frozen), batch
+        ),
+    )
+    result = run(
+        workload,
+        make_optimizer(dataclasses.replace(optimizer, stacked=STACKED)),
+        LoopConfig(num_steps=6, batch_size=8, eval_every=3, progress=False),
         workdir=tmp_path,
     )
     scores = [r["validation/loss"] for r in result.history if "validation/loss" in r]
@@ -149,18 +155,19 @@ def test_a_run_lowers_the_loss_and_leaves_the_frozen_part(trainable, tmp_path):
 )
 def test_configs_build_and_list_every_setting(configs, file, variant):
     config = configs(file).get_config(variant)
-    built = from_config(RunConfig, config.to_dict())
+    built = read_run_config(ImageTextConfig, config.to_dict())
 
     def keys(tree):
         return {k: keys(v) for k, v in tree.items()} if isinstance(tree, dict) else None
 
-    assert keys(config.to_dict()) == keys(dataclasses.asdict(built))
+    settings = built.settings()
+    # Those of every run.
+    del settings["pipeline"]["batch_size"], settings["pipeline"]["seed"]
+    assert keys(config.to_dict()) == keys(settings)
     assert built.optimizer.stacked == STACKED
     config.loop.num_steps = 7
-    config.loop.seed = 5
-    built = from_config(RunConfig, config.to_dict())
+    built = read_run_config(ImageTextConfig, config.to_dict())
     assert built.optimizer.num_steps == 7
-    assert built.pipeline.seed == built.model.seed == 5
 
 
 @pytest.mark.parametrize(
@@ -176,7 +183,7 @@ def test_misspelt_key_in_a_config_file_is_an_error(configs, section, key, near):
     config = configs("finetune").get_config("smoke").to_dict()
     (config[section] if section else config)[key] = 1
     with pytest.raises(ValueError, match=f"{key}.*did you mean '{near}'"):
-        from_config(RunConfig, config)
+        read_run_config(ImageTextConfig, config)
 
 
 def test_bad_names_and_variants(configs):
@@ -189,7 +196,7 @@ def test_bad_names_and_variants(configs):
     config = configs("finetune").get_config("smoke").to_dict()
     config["optimizer"]["num_steps"] = 5
     with pytest.raises(ValueError, match=r"loop.num_steps=4 .* 5, differ"):
-        from_config(RunConfig, config)
+        read_run_config(ImageTextConfig, config)
 
 
 def run_experiment(script, *args):

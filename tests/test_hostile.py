@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from meta_opt.evaluation.hostile import (
+from meta_opt.reporting.hostile import write_hostile
+from meta_opt.studies.hostile import (
     ENTRANTS,
     FALLBACK,
     GUARDED,
@@ -21,7 +22,6 @@ from meta_opt.evaluation.hostile import (
     compare,
     measure,
 )
-from meta_opt.reporting.hostile import write_hostile
 from meta_opt.tasks.families import SPLIT_OF_DATASET
 from meta_opt.tasks.hostile import CONDITIONS, Condition, Moment, largest
 from meta_opt.tasks.inner_run import InnerRun
@@ -270,7 +270,7 @@ def test_configs_build_and_keep_to_meta_training_data(monkeypatch):
 
 
 def test_measure_yields_every_ending(monkeypatch):
-    from meta_opt.evaluation import hostile
+    from meta_opt.studies import hostile
 
     def cheap(entrant, task, weights):
         return (lambda n, _: optax.sgd(0.1)), {}

@@ -14,24 +14,6 @@ import numpy as np
 import optax
 import pytest
 
-from meta_opt.evaluation import entrants as entrants_module
-from meta_opt.evaluation.entrants import RIVALS, MetaTestConfig, entrants
-from meta_opt.evaluation.meta_test import (
-    BUDGETS,
-    MISS,
-    budget_to,
-    compare,
-    final,
-    interval,
-    summarise,
-)
-from meta_opt.evaluation.records import (
-    Record,
-    fresh_record,
-    make_run,
-    read_record,
-    write_record,
-)
 from meta_opt.meta_training.calibration import (
     CalibrationConfig,
     best_settings,
@@ -51,6 +33,24 @@ from meta_opt.optimizers.untuned import (
     learning_rate_free,
 )
 from meta_opt.reporting.meta_test import write_meta_test
+from meta_opt.studies import entrants as entrants_module
+from meta_opt.studies.entrants import RIVALS, MetaTestConfig, entrants
+from meta_opt.studies.meta_test import (
+    BUDGETS,
+    MISS,
+    budget_to,
+    compare,
+    final,
+    interval,
+    summarise,
+)
+from meta_opt.studies.records import (
+    Record,
+    fresh_record,
+    make_run,
+    read_record,
+    write_record,
+)
 from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
 from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_judge

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from meta_opt.finetuning.multimodal import MultimodalRunConfig, run_multimodal
 from multimodal_toy import (
     COLOURS,
     ENCODERS,
@@ -24,16 +25,15 @@ from meta_opt.data.array_batches import array_batches
 from meta_opt.data.missing import MissingDataError
 from meta_opt.data.multimodal import read_task
 from meta_opt.data.samples import KINDS, MultimodalTask, Samples
-from meta_opt.evaluation.multimodal import score_on
+from meta_opt.evaluators.multimodal import score_on
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.multimodal import MultimodalRunConfig, run_multimodal
 from meta_opt.models.encoders import Divisible
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.reporting.decisions import plot_decisions
-from meta_opt.tasks.multimodal_inputs import pooled, read_inputs
-from meta_opt.tasks.multimodal_model import (
+from meta_opt.workloads.multimodal_inputs import pooled, read_inputs
+from meta_opt.workloads.multimodal_model import (
     ADAPTED,
     build_multimodal,
     multimodal_loss,

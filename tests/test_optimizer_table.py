@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from experiments.table_cells import cells
-from meta_opt.evaluation.meta_test import MISS
-from meta_opt.evaluation.optimizer_table import cell_row, summarise_table
 from meta_opt.metrics.convergence import convergence_epoch
 from meta_opt.reporting.table1 import (
     claims_table,
@@ -19,6 +17,8 @@ from meta_opt.reporting.table1 import (
     write_table1,
 )
 from meta_opt.reporting.tables import to_markdown
+from meta_opt.studies.meta_test import MISS
+from meta_opt.studies.optimizer_table import cell_row, summarise_table
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from meta_opt.finetuning.multimodal import MultimodalRunConfig, run_multimodal
 from multimodal_toy import COLOURS, MODEL, inputs_config, make_toys
 from PIL import Image
 
 from meta_opt.data.multimodal import find_task, read_task
 from meta_opt.data.own_samples import own_task
-from meta_opt.evaluation.multimodal import score_on
+from meta_opt.evaluators.multimodal import score_on
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.multimodal import MultimodalRunConfig, run_multimodal
 from meta_opt.optimizers.registry import OptimizerConfig
 
 SPLITS = ("train",) * 6 + ("validation", "test")

@@ -13,7 +13,6 @@ import pytest
 from flax import nnx
 from models_small import SMALL, small_batch, small_model
 
-from meta_opt.finetuning.model_source import split_model
 from meta_opt.finetuning.planning import (
     StepPlan,
     device_bytes,
@@ -24,12 +23,13 @@ from meta_opt.finetuning.planning import (
     topology_devices,
 )
 from meta_opt.finetuning.state import init_state
-from meta_opt.finetuning.vision_text import make_loss
 from meta_opt.models.vision_text import STACKED, VisionText
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.reporting.memory_plan import write_memory_plan
+from meta_opt.workloads.contrastive import contrastive_loss
+from meta_opt.workloads.workload import split_module
 
 MESH = make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())
 RULES = [dataclasses.replace(rule, min_size=64) for rule in VISION_TEXT_RULES]
@@ -44,11 +44,11 @@ def abstract_batch(size):
 
 
 def plan(tx, size=16, mesh=MESH, model=SMALL, **changes):
-    parts = split_model(nnx.eval_shape(lambda: VisionText(model, rngs=nnx.Rngs(0))))
+    parts = split_module(nnx.eval_shape(lambda: VisionText(model, rngs=nnx.Rngs(0))))
     found = plan_step(
         parts.params,
         parts.frozen,
-        make_loss(parts),
+        contrastive_loss(parts),
         tx,
         abstract_batch(size),
         mesh,
@@ -61,7 +61,7 @@ def plan(tx, size=16, mesh=MESH, model=SMALL, **changes):
 def test_bytes_are_those_of_the_arrays_on_a_device(name):
     tx = optax.adamw(1e-3) if name == "adamw" else learned_optimizer(10)
     found = plan(tx)
-    model = split_model(small_model())
+    model = split_module(small_model())
     state = init_state(model.params, model.frozen, tx, MESH, RULES)
     first = MESH.devices.flat[0]
 

@@ -29,15 +29,16 @@ import pytest
 from flax import nnx
 from models_small import SMALL, TOWER, small_batch, small_model
 
-from meta_opt.finetuning.model_source import split_model
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
-from meta_opt.finetuning.vision_text import make_loss
 from meta_opt.models.lora import LoRAConfig, add_lora
 from meta_opt.models.vision_text import STACKED
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
+from meta_opt.workloads.contrastive import contrastive_loss
+from meta_opt.workloads.image_text_model import trainable_filter
+from meta_opt.workloads.workload import split_module
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = {
@@ -62,7 +63,7 @@ def optimizer(name):
 
 def loss_with_key_bias(model):
     """The contrastive loss, and a gradient for what softmax does not see."""
-    loss_fn = make_loss(model)
+    loss_fn = contrastive_loss(model)
 
     def loss_with_term(params, frozen, batch, rng):
         loss, metrics = loss_fn(params, frozen, batch, rng)
@@ -79,7 +80,11 @@ def compiled_step(module, name, trainable, layout, batch):
     """The state of step 0 on the mesh, the compiled step, and a batch on the mesh."""
     if trainable == "lora":
         add_lora(module, LORA, rngs=nnx.Rngs(0))
-    model, tx, mesh = split_model(module, trainable), optimizer(name), make_mesh(layout)
+    model, tx, mesh = (
+        split_module(module, trainable_filter(trainable)),
+        optimizer(name),
+        make_mesh(layout),
+    )
     state = init_state(model.params, model.frozen, tx, mesh, RULES)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     batch = jax.device_put(batch, batch_sharding(mesh))

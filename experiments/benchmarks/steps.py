@@ -16,20 +16,20 @@ from PIL import Image
 from experiments.benchmarks.timing import Ratio, medians
 from meta_opt.data.clipart import bundled_clipart
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
-from meta_opt.finetuning.data_source import DataConfig, Splits
-from meta_opt.finetuning.model_source import (
-    ModelConfig,
-    build_model,
-    read_preprocessing,
-)
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
-from meta_opt.finetuning.vision_text import make_loss
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.vision_text import STACKED
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import FSDP_RULES
+from meta_opt.workloads.image_text import image_text_loss
+from meta_opt.workloads.image_text_data import DataConfig, Splits
+from meta_opt.workloads.image_text_model import (
+    ModelConfig,
+    build_model,
+    read_preprocessing,
+)
 
 _SIZE = flags.DEFINE_string("size", "nano", "model of the training step")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "batch of the training step")
@@ -50,7 +50,7 @@ def training_step(
     tx = make_optimizer(OptimizerConfig(name=name, num_steps=1000, stacked=STACKED))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = init_state(model.params, model.frozen, tx, mesh, FSDP_RULES, seed=0)
-    step = jax.jit(make_train_step(make_loss(model), tx), donate_argnums=0)
+    step = jax.jit(make_train_step(image_text_loss(model), tx), donate_argnums=0)
     pixels, length = reading.fit.size, reading.text_length
     batch = {
         "image": jnp.zeros((_BATCH.value, pixels, pixels, 3), jnp.uint8),

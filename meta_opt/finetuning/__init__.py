@@ -1,1 +1,5 @@
-"""Fine-tuning: the state, one step with the loss injected, and the loop around it."""
+"""Fine-tuning of any workload: ``run`` trains one, ``finetune`` a configuration."""
+
+from meta_opt.finetuning.run import FinishedRun, RunConfig, finetune, run
+
+__all__ = ["FinishedRun", "RunConfig", "finetune", "run"]

@@ -10,16 +10,14 @@ from typing import Any
 
 from flax import nnx
 
-from meta_opt.data.records import MemorySource
-from meta_opt.finetuning.export import ExportConfig
-from meta_opt.finetuning.model_source import load_weights, read_preprocessing
-from meta_opt.finetuning.parts import Score
+from meta_opt.finetuning.run import RunConfig, finetune
 from meta_opt.finetuning.state import fingerprint
-from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import load_theta
 from meta_opt.run_log import describe_environment
 from meta_opt.types import from_config
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.image_text_model import load_weights
 
 EXPORT = "final"
 """Name of the trained weights in a run's directory, without suffix."""
@@ -47,7 +45,6 @@ def with_optimizer(base: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 def run_all(
     configs: Mapping[str, RunConfig],
-    score_on: Callable[[MemorySource], Score],
     workdir: str | Path,
     *,
     extra: Any = None,
@@ -63,7 +60,6 @@ def run_all(
 
     Args:
         configs: runs by name.
-        score_on: builds the evaluation on a split.
         workdir: the runs' directories are in it.
         extra: a JSON value that the outcome depends on too.
         fresh: whether to discard what is there of these runs.
@@ -74,7 +70,7 @@ def run_all(
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, with all saved.
-        ValueError: if weights are missing or damaged, and as `run_vision_text`.
+        ValueError: if weights are missing or damaged, and as `finetune`.
     """
     environment = describe_environment()
     folders = {
@@ -91,24 +87,22 @@ def run_all(
         )
         announce(name, finished)
         if not finished:
-            run_vision_text(
-                dataclasses.replace(config, export=ExportConfig(str(folder / EXPORT))),
-                score_on,
-                folder,
-            )
+            export = ExportConfig(str(folder / EXPORT))
+            finetune(dataclasses.replace(config, export=export), folder)
     return folders
 
 
 def _digest(config: RunConfig, environment: Any, extra: Any) -> str:
     """Returns 12 hexadecimal digits of a hash over all that decides the outcome."""
     weights: dict[str, int] = {}
-    if config.model.weights:
-        model = load_weights(config.model, read_preprocessing(config.model))
+    workload = config.workload
+    if workload.model.weights:
+        model = load_weights(workload.model, workload.preprocessing())
         weights["model"] = fingerprint(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     if config.optimizer.name == "learned":
         weights["optimizer"] = fingerprint(load_theta(config.optimizer.weights)[0])
     everything = {
-        "config": dataclasses.asdict(config),
+        "config": config.settings(),
         "weights": weights,
         "environment": environment,
         "extra": extra,

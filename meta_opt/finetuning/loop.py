@@ -2,51 +2,31 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from meta_opt import run_log
 from meta_opt.checkpoints import Checkpoints
-from meta_opt.finetuning.feedback import Action, Resources, Watch
-from meta_opt.finetuning.good_state import GoodState
-from meta_opt.finetuning.interruption import Interrupted, Signals, catch_signals
+from meta_opt.finetuning.interruption import Interrupted, Signals
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.planning import device_limit
-from meta_opt.finetuning.state import TrainState, fingerprint, init_state
-from meta_opt.finetuning.step import LossFn
-from meta_opt.finetuning.step_program import CompileStep, compile_step
+from meta_opt.finetuning.recovery import Action, ResourceMonitor, RunMonitor
+from meta_opt.finetuning.rollback import RollbackSnapshot
+from meta_opt.finetuning.state import TrainState, fingerprint
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.processes import LaggedMax, check_shared
-from meta_opt.parallel.sharding import FSDP_RULES, Rule
 from meta_opt.types import PyTree
+from meta_opt.workloads.workload import Batches
 
 _log = logging.getLogger(__name__)
-
-Evaluate = Callable[[PyTree, PyTree], Mapping[str, float]]
-"""``(params, frozen) -> metrics`` on held-out data."""
-
-
-class Batches(Protocol):
-    """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
-
-    def __next__(self) -> PyTree:
-        """Returns the next batch; of several processes, each its ``local_rows``."""
-
-    def get_state(self) -> Any:
-        """Returns a JSON value."""
-
-    def set_state(self, state: Any) -> None:
-        """Goes to where ``get_state`` gave ``state``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +45,7 @@ class RunResult:
         compile_seconds: tracing and compiling the step, in this process.
         optimizer_bytes: bytes of optimizer state, of all devices' shards once.
         trainable: number of trainable parameters.
+        steps_taken: in this process; 0 of a run that was finished before.
     """
 
     state: TrainState
@@ -75,6 +56,7 @@ class RunResult:
     compile_seconds: float
     optimizer_bytes: int
     trainable: int
+    steps_taken: int
 
     @property
     def last_evaluation(self) -> dict[str, Any] | None:
@@ -93,80 +75,7 @@ class RunResult:
         }
 
 
-def run(
-    config: LoopConfig,
-    *,
-    params: PyTree,
-    loss_fn: LossFn,
-    tx: optax.GradientTransformation,
-    batches: Batches,
-    frozen: PyTree = (),
-    evaluate: Evaluate | None = None,
-    mesh: mesh_lib.MeshConfig | None = None,
-    rules: Sequence[Rule] = FSDP_RULES,
-    workdir: str | Path | None = None,
-    resolved_config: Mapping[str, Any] | None = None,
-    label: str = "",
-    take_over: bool = False,
-    compile_with: CompileStep = compile_step,
-) -> RunResult:
-    """Trains ``params``, resuming from ``workdir`` if it holds a checkpoint.
-
-    On the same topology an interrupted and resumed run ends in the same bits, in
-    parameters and in ``metrics.jsonl``, as one that was never interrupted. SIGINT and
-    SIGTERM let the step finish, save, and raise :class:`Interrupted`; a second one
-    ends the process at once. Of several processes, which all call this with the same
-    arguments, it is enough that one gets the signal: all stop after the same step.
-
-    Args:
-        config: the loop's settings.
-        params: pytree of arrays, the trainable part.
-        loss_fn: see :data:`meta_opt.finetuning.step.LossFn`.
-        tx: the optimizer.
-        batches: the training data, at its beginning.
-        frozen: pytree of arrays, the rest of the model. Not in checkpoints.
-        evaluate: called with (params, frozen) every ``eval_every`` steps.
-        mesh: default one device.
-        rules: layout of params and frozen on the mesh.
-        workdir: for logs and checkpoints; None for neither.
-        resolved_config: nested mapping that is written to ``config.json``; a resumed
-            run must have the same, but for ``mesh``.
-        label: text before the progress bar.
-        take_over: whether ``params`` and ``frozen`` are given up, see `init_state`.
-        compile_with: compiles the step, or finds one that is compiled already.
-
-    Returns:
-        The final state and what was measured.
-
-    Raises:
-        Interrupted: on SIGINT or SIGTERM.
-        ValueError: if sizes do not fit the mesh, the data gives other batches than
-            ``batch_size``, the run in ``workdir`` was of another configuration, model
-            or optimizer, or the processes do not share ``workdir``.
-    """
-    device_mesh = mesh_lib.make_mesh(mesh or mesh_lib.MeshConfig())
-    mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
-    state = init_state(
-        params, frozen, tx, device_mesh, rules, config.seed, take_over=take_over
-    )
-    trainer = _Trainer(
-        config,
-        state,
-        device_mesh,
-        functools.partial(compile_with, config, loss_fn, tx),
-        batches,
-        evaluate,
-        workdir,
-    )
-    with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(catch_signals())
-        stack.callback(trainer.close)
-        trainer.open(resolved_config)
-        trainer.train(signals, label)
-    return trainer.result()
-
-
-class _Trainer:
+class Trainer:
     """The run's parts, in the order in which they come up: open, train, close."""
 
     def __init__(
@@ -176,7 +85,7 @@ class _Trainer:
         mesh: jax.sharding.Mesh,
         compile_with: Callable[..., Any],
         batches: Batches,
-        evaluate: Evaluate | None,
+        evaluate: Callable[[PyTree, PyTree], Mapping[str, float]] | None,
         workdir: str | Path | None,
     ) -> None:
         self.config = config
@@ -191,6 +100,7 @@ class _Trainer:
         self.log: Any = None
         self.checkpoints: Checkpoints | None = None
         self.step = 0
+        self.steps_taken = 0
         self.pending: list[dict[str, Any]] = []  # metrics not in a record yet
         self.feedback = math.nan
         self.best: float | None = None  # best_metric, if this step was evaluated
@@ -198,10 +108,12 @@ class _Trainer:
         self.input_seconds = 0.0
         self.compile_seconds = 0.0
         self._resumed_at: float | None = None
-        self.watch = Watch(config.watch, config.best_mode)
-        self.resources = Resources(config.watch, device_limit(mesh.local_devices[0]))
+        self.monitor = RunMonitor(config.recovery, config.best_mode)
+        self.resources = ResourceMonitor(
+            config.recovery, device_limit(mesh.local_devices[0])
+        )
         self._logged_seconds = 0.0
-        self.good_state = GoodState()
+        self.snapshot = RollbackSnapshot()
 
     def open(self, resolved_config: Mapping[str, Any] | None) -> None:
         """Restores the newest checkpoint, if any, and opens the log behind it."""
@@ -248,7 +160,7 @@ class _Trainer:
         self.feedback = math.nan if host["feedback"] is None else host["feedback"]
         self.train_seconds = self._logged_seconds = host["train_seconds"]
         self.input_seconds = host["input_seconds"]
-        self.watch.set_state(host["watch"])
+        self.monitor.set_state(host["monitor"])
         self.step = restored.step
         _log.info("resuming %s from step %d", self.workdir, self.step)
         return self.step
@@ -258,7 +170,7 @@ class _Trainer:
         config = self.config
         if self.step == 0 and config.evaluate_at_start:
             self._evaluate()
-        if self.step >= config.num_steps or self.watch.stopped:
+        if self.step >= config.num_steps or self.monitor.stopped:
             return
         self._keep()
         show = config.progress and jax.process_index() == 0
@@ -274,11 +186,12 @@ class _Trainer:
                 feedback = (np.float32(self.feedback),) if config.feedback else ()
                 self.state, metrics = step_fn(self.state, batch, *feedback)
                 self.step += 1
+                self.steps_taken += 1
                 self.feedback = math.nan
                 self.pending.append(metrics)
                 self._after_step(bar)
                 bar.update()
-                last = self.step == config.num_steps or self.watch.stopped
+                last = self.step == config.num_steps or self.monitor.stopped
                 if signum := agreed(signals.received or 0):
                     self._save()
                     raise Interrupted(signum, self.step)
@@ -295,7 +208,7 @@ class _Trainer:
             bar.set_postfix(loss=f"{self._log_means():.4g}", refresh=False)
         if self.step % config.eval_every == 0 or last:
             self._evaluate()
-        if self.step % config.checkpoint_every == 0 or last or self.watch.stopped:
+        if self.step % config.checkpoint_every == 0 or last or self.monitor.stopped:
             self._save()
             self._keep()
 
@@ -367,7 +280,7 @@ class _Trainer:
         decided = read_decisions(self.state.opt_state)
         means |= {f"optimizer/{name}": value for name, value in decided.items()}
         self.log.write(self.step, means)
-        self._act(self.watch.record(losses))
+        self._act(self.monitor.record(losses))
         self._log_resources(len(losses))
         return means["train/loss"]
 
@@ -398,7 +311,7 @@ class _Trainer:
                 f"the evaluation: {', '.join(scores)}"
             )
         self.best = self.feedback = float(scores[self.config.best_metric])
-        self._act(self.watch.metric(self.best))
+        self._act(self.monitor.metric(self.best))
 
     def _act(self, actions: Sequence[Action]) -> None:
         """Does what the feedback asks for, and says so."""
@@ -406,17 +319,17 @@ class _Trainer:
             _log.warning("step %d, %s: %s", self.step, action.kind, action.reason)
             self.log.write_action(self.step, action.kind, action.reason)
             if action.kind == "roll back":
-                self.state = self.good_state.restored(self.state)
+                self.state = self.snapshot.restored(self.state)
         if actions:
             scale = jax.device_put(
-                np.float32(self.watch.scale), self.state.scale.sharding
+                np.float32(self.monitor.scale), self.state.scale.sharding
             )
             self.state = dataclasses.replace(self.state, scale=scale)
 
     def _keep(self) -> None:
         """Keeps the state to roll back to, if all is well with it."""
-        if self.config.watch.enabled and self.watch.good:
-            self.good_state.keep(self.state)
+        if self.config.recovery.enabled and self.monitor.good:
+            self.snapshot.keep(self.state)
 
     def _save(self) -> None:
         if self.checkpoints is None:
@@ -432,7 +345,7 @@ class _Trainer:
                 "feedback": self.feedback if math.isfinite(self.feedback) else None,
                 "train_seconds": self.train_seconds,
                 "input_seconds": self.input_seconds,
-                "watch": self.watch.get_state(),
+                "monitor": self.monitor.get_state(),
                 "frozen": self.fingerprint,
             },
             metric=self.best,
@@ -459,4 +372,5 @@ class _Trainer:
                 x.nbytes for x in jax.tree.leaves(self.state.opt_state)
             ),
             trainable=sum(x.size for x in jax.tree.leaves(self.state.params)),
+            steps_taken=self.steps_taken,
         )

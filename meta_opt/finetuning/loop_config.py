@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from meta_opt.finetuning.feedback import WatchConfig
+from meta_opt.finetuning.recovery import RecoveryConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LoopConfig:
         feedback: whether ``best_metric`` is given to the optimizer after each
             evaluation. Validation data then takes part in training.
         progress: whether to show a progress bar on a terminal.
-        watch: what is done about spikes, losses that are not finite, a metric that no
-            longer improves, too little memory.
+        recovery: what is done about spikes, losses that are not finite, a metric that
+            no longer improves, too little memory.
     """
 
     num_steps: int
@@ -43,7 +43,7 @@ class LoopConfig:
     best_mode: str = "min"
     feedback: bool = False
     progress: bool = True
-    watch: WatchConfig = dataclasses.field(default_factory=WatchConfig)
+    recovery: RecoveryConfig = dataclasses.field(default_factory=RecoveryConfig)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -18,11 +18,12 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh
 
 from meta_opt.finetuning.state import TrainState
-from meta_opt.finetuning.step import LossFn, make_train_step
+from meta_opt.finetuning.step import make_train_step
 from meta_opt.optimizers.sharding import state_shardings
 from meta_opt.parallel.mesh import batch_sharding, batch_shards, replicated
 from meta_opt.parallel.sharding import Rule, parameter_shardings
 from meta_opt.types import PyTree
+from meta_opt.workloads.workload import LossFn
 
 HBM_BYTES = {
     "TPU v2": 8 * 2**30,

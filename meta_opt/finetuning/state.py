@@ -29,7 +29,7 @@ class TrainState:
         rng: typed PRNG key [], constant; each step folds its number in.
         nonfinite: int32 [], how many steps had a loss that was not finite.
         scale: float32 [], factor on the optimizer's updates; 1 unless the run's
-            feedback has shrunk it (`meta_opt.finetuning.feedback`).
+            feedback has shrunk it (`meta_opt.finetuning.recovery`).
     """
 
     step: jax.Array

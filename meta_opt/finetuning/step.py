@@ -9,11 +9,7 @@ import optax
 
 from meta_opt.finetuning.state import TrainState
 from meta_opt.types import PyTree
-
-LossFn: TypeAlias = Callable[
-    [PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
-]
-"""``(params, frozen, batch, rng) -> (loss [], metrics)``, the loss a mean over B."""
+from meta_opt.workloads.workload import LossFn
 
 TrainStep: TypeAlias = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 """``(state, batch, feedback=None) -> (state, metrics)``."""

@@ -8,19 +8,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from meta_opt.finetuning.feedback import Action
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.planning import device_limit, peak_bytes, refused
+from meta_opt.finetuning.recovery import Action
 from meta_opt.finetuning.state import TrainState
-from meta_opt.finetuning.step import LossFn, make_train_step
+from meta_opt.finetuning.step import make_train_step
 from meta_opt.parallel.mesh import batch_shards, replicated
 from meta_opt.types import PyTree
+from meta_opt.workloads.workload import LossFn
 
 CompileStep: TypeAlias = Callable[..., tuple[Callable[..., Any], Sequence[Action]]]
 """`compile_step`, or what is called as it is."""
 
 
-class KeptStep:
+class CachedStep:
     """`compile_step`, once: later calls get the program of the first.
 
     For runs whose steps are the same program, since all in which they differ are
@@ -51,7 +52,7 @@ def compile_step(
 ) -> tuple[Callable[..., Any], Sequence[Action]]:
     """Compiles the step ahead, so that its time is known and not in the steps'.
 
-    Where the run is watched and it needs more than a device has, its batch is cut in
+    With automatic recovery, where it needs more than a device has, its batch is cut in
     twice as many micro-batches, until it fits.
 
     Args:
@@ -80,9 +81,9 @@ def compile_step(
         )
         with jax.set_mesh(mesh):
             lowered = jitted.lower(state, batch, *feedback)
-        if not config.watch.enabled:
+        if not config.recovery.enabled:
             return lowered.compile(), actions
-        limit = config.watch.memory_limit or device_limit(mesh.devices.flat[0])
+        limit = config.recovery.memory_limit or device_limit(mesh.devices.flat[0])
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""A run as the objective of a search for the optimizer's settings."""
+"""Many runs of one workload, for searches and tables: what they share is kept."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,16 +6,15 @@ from typing import Any
 
 import optax
 
-from meta_opt.data.pipeline import make_iterator
-from meta_opt.data.records import MemorySource
-from meta_opt.finetuning.data_source import Splits
-from meta_opt.finetuning.loop import run
-from meta_opt.finetuning.model_source import build_model, read_preprocessing
-from meta_opt.finetuning.parts import Score, make_evaluate
-from meta_opt.finetuning.vision_text import RunConfig, make_loss
+from meta_opt.finetuning.planning import peak_bytes
+from meta_opt.finetuning.run import RunConfig, run
+from meta_opt.finetuning.state import init_state
+from meta_opt.finetuning.step_program import CachedStep, compile_step
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
-from meta_opt.parallel.sharding import VISION_TEXT_RULES
+from meta_opt.parallel.mesh import batch_sharding, local_rows, make_mesh
+from meta_opt.parallel.placement import place
 from meta_opt.types import from_config
+from meta_opt.workloads.workload import Workload
 
 Report = Callable[[int, float], None]
 """``report(step, validation_loss)``; may raise to end the run."""
@@ -23,81 +22,178 @@ Report = Callable[[int, float], None]
 MakeOptimizer = Callable[[OptimizerConfig], optax.GradientTransformation]
 
 
-class Trial:
-    """Trains the same model on the same batches under other optimizer settings.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is known at an evaluation of a run.
 
     Attributes:
-        params: pytree of arrays, the trainable part at the start.
-        frozen: pytree of arrays, the rest.
+        step: optimizer updates so far.
+        train_loss: mean over the steps since the evaluation before.
+        validation: metrics.
+    """
+
+    step: int
+    train_loss: float
+    validation: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialRun:
+    """One run from beginning to end.
+
+    Attributes:
+        seed: of initialisation and batches.
+        num_steps: length.
+        evaluations: in order; the last is after the last step.
+        test: metrics of the final parameters.
+        seconds: in steps; without compilation and evaluation.
+        peak_bytes: of the compiled step, by the compiler's analysis.
+        optimizer_bytes: of its state.
+        trainable: number of parameters.
+        decisions: the controller's, by evaluation; see
+            `meta_opt.optimizers.decisions.read_decisions`.
+    """
+
+    seed: int
+    num_steps: int
+    evaluations: tuple[Evaluation, ...]
+    test: dict[str, float]
+    seconds: float
+    peak_bytes: int
+    optimizer_bytes: int
+    trainable: int
+    decisions: tuple[dict[str, float], ...] = ()
+
+
+class Trial:
+    """A workload under any optimizer, seed and length.
+
+    Args:
+        base: the run. Of its loop, ``eval_every`` is when validation losses are
+            reported, and ``seed`` that of trials which name none.
+        make_tx: builds an optimizer. Where its settings live in its state
+            (`meta_opt.tuning.injected`), all trials share one compiled step.
+        test: whether the test split is evaluated.
+
+    Attributes:
+        workload: as it is built with the base's seed.
     """
 
     def __init__(
         self,
         base: RunConfig,
-        score_on: Callable[[MemorySource], Score],
         make_tx: MakeOptimizer = make_optimizer,
+        test: bool = True,
     ) -> None:
-        """Opens model and data.
+        self._base, self._make_tx, self._test = base, make_tx, test
+        self._mesh = make_mesh(base.mesh)
+        self.workload: Workload = base.workload.build(base.loop.seed, self._mesh)
+        self._steps: dict[Any, CachedStep] = {}
 
-        Args:
-            base: the run; its optimizer's settings are the ones not searched for.
-            score_on: builds the evaluation on validation data. Test data are not read.
-            make_tx: builds the optimizer.
-
-        Raises:
-            ValueError: see :func:`meta_opt.finetuning.model_source.build_model`.
-        """
-        self._base = base
-        self._make_tx = make_tx
-        reading = read_preprocessing(base.model, base.pipeline.text_length)
-        self._tokenizer = reading.tokenizer
-        self._pipeline = dataclasses.replace(
-            base.pipeline, text_length=reading.text_length
-        )
-        model = build_model(base.model, reading)
-        self.params, self.frozen = model.params, model.frozen
-        self._loss_fn = make_loss(model, base.model.loss)
-        splits = Splits(base.data, reading.fit)
-        self._train = splits.train()
-        self._evaluate = make_evaluate(model, score_on(splits.held_out("validation")))
-        # The last evaluation is the value and not a report.
-        self._loop = dataclasses.replace(base.loop, evaluate_at_start=False)
-
-    def __call__(self, settings: Mapping[str, Any], report: Report) -> float:
-        """Runs with ``settings`` of the optimizer replaced.
-
-        Args:
-            settings: fields of `OptimizerConfig`.
-            report: called at every evaluation but the last.
-
-        Returns:
-            The validation loss after the last step.
+    def optimizer(self, settings: Mapping[str, Any]) -> OptimizerConfig:
+        """The base's optimizer with other settings.
 
         Raises:
             ValueError: if a setting is not the optimizer's.
         """
-        optimizer = from_config(
-            OptimizerConfig, {**dataclasses.asdict(self._base.optimizer), **settings}
-        )
-        losses: list[float] = []
+        given = dataclasses.asdict(self._base.optimizer)
+        return from_config(OptimizerConfig, {**given, **settings})
 
-        def evaluate(params: Any, frozen: Any) -> Mapping[str, float]:
-            scores = self._evaluate(params, frozen)
-            losses.append(scores["loss"])
-            step = self._loop.eval_every * len(losses)
-            if step < self._loop.num_steps:
-                report(step, scores["loss"])
-            return scores
-
-        run(
-            self._loop,
-            params=self.params,
-            frozen=self.frozen,
-            loss_fn=self._loss_fn,
-            tx=self._make_tx(optimizer),
-            batches=make_iterator(self._train, self._tokenizer, self._pipeline),
-            evaluate=evaluate,
-            mesh=self._base.mesh,
-            rules=VISION_TEXT_RULES,
+    def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
+        """A call that takes one step, always of the same batch, for timing."""
+        base, workload = self._base, self._seeded(0)
+        tx = self._make_tx(optimizer)
+        state = init_state(
+            workload.params, workload.frozen, tx, self._mesh, workload.rules
         )
-        return losses[-1]
+        rows = local_rows(self._mesh, base.loop.batch_size)
+        batch = next(workload.train_batches(base.loop.batch_size, 0, rows))
+        batch = place(batch, batch_sharding(self._mesh))
+        loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
+        compiled, _ = compile_step(loop, workload.loss_fn, tx, state, batch, self._mesh)
+
+        def step() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, batch)
+            return metrics
+
+        return step
+
+    def __call__(
+        self,
+        optimizer: OptimizerConfig,
+        seed: int | None = None,
+        report: Report | None = None,
+    ) -> TrialRun:
+        """Runs.
+
+        Args:
+            optimizer: its length is that of the run.
+            seed: of initialisation and batches; None for the base's.
+            report: called at every evaluation but the last.
+        """
+        base = self._base
+        seed = base.loop.seed if seed is None else seed
+        loop = dataclasses.replace(
+            base.loop,
+            num_steps=optimizer.num_steps,
+            seed=seed,
+            log_every=base.loop.eval_every,
+            # The last evaluation is the value and not a report.
+            evaluate_at_start=False,
+            progress=False,
+        )
+        workload = self._seeded(seed)
+        evaluate = workload.evaluate
+        assert evaluate is not None
+        seen: list[dict[str, float]] = []
+
+        def validate(params: Any, frozen: Any, split: str) -> dict[str, float]:
+            seen.append(dict(evaluate(params, frozen, split)))
+            step = loop.eval_every * len(seen)
+            if report is not None and step < loop.num_steps:
+                report(step, seen[-1]["loss"])
+            return seen[-1]
+
+        # A baseline's length is a constant of its program.
+        key = optimizer.name, optimizer.name != "learned" and optimizer.num_steps
+        shared = self._steps.setdefault(key, CachedStep())
+        constant = self._make_tx is make_optimizer
+        result = run(
+            dataclasses.replace(workload, evaluate=validate),
+            self._make_tx(optimizer),
+            loop,
+            mesh=base.mesh,
+            take_over=True,
+            compile_with=compile_step if constant else shared,
+        )
+        trained = result.state.params, result.state.frozen
+        logged = [r for r in result.history if "train/loss" in r]
+        decides = optimizer.name == "learned"
+        return TrialRun(
+            seed=seed,
+            num_steps=loop.num_steps,
+            evaluations=tuple(
+                Evaluation(record["step"], record["train/loss"], metrics)
+                for record, metrics in zip(logged, seen, strict=True)
+            ),
+            test=dict(evaluate(*trained, "test")) if self._test else {},
+            seconds=result.train_seconds,
+            peak_bytes=0 if shared.compiled is None else peak_bytes(shared.compiled),
+            optimizer_bytes=result.optimizer_bytes,
+            trainable=result.trainable,
+            decisions=tuple(map(_decisions, logged)) if decides else (),
+        )
+
+    def _seeded(self, seed: int) -> Workload:
+        if self.workload.reseeded is None:
+            return self.workload
+        return self.workload.reseeded(seed)
+
+
+def _decisions(record: Mapping[str, Any]) -> dict[str, float]:
+    """The controller's decisions in a record of a run's metrics."""
+    prefix = "optimizer/"
+    return {
+        k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)
+    }

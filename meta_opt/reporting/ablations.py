@@ -31,7 +31,7 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
 
     Args:
         folder: created if needed.
-        rows: as `meta_opt.evaluation.ablations.AblationRow`.
+        rows: as `meta_opt.studies.ablations.AblationRow`.
         facts: how they were measured.
 
     Returns:

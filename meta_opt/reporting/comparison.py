@@ -30,7 +30,7 @@ def write_report(
         summary: one paragraph.
         runs: directories by label, the subject of the comparison first.
         reference: label of the run whose final validation loss is the target.
-        before: what `meta_opt.evaluation.examples.before_and_after` left.
+        before: what `meta_opt.studies.examples.before_and_after` left.
         facts: how it was measured, beside what the logs say.
 
     Returns:

@@ -93,7 +93,7 @@ def write_meta_test(
 
     Args:
         folder: created if needed.
-        summaries: one for each subject, as `meta_opt.evaluation.meta_test.Summary`;
+        summaries: one for each subject, as `meta_opt.studies.meta_test.Summary`;
             none if only baselines were measured.
         rows: by subject, one for each task, as `TaskRow` of the same module.
         finals: one for each optimizer and task, as its `FinalRow`.

@@ -32,7 +32,7 @@ def write_page(
         figure: a PNG file.
         examples: as ``examples.json``: ``titles`` and ``images`` (base64 of PNG) by
             row as a string, ``queries`` (rows), ``models`` (label to what
-            `meta_opt.evaluation.examples.retrieved` gives).
+            `meta_opt.studies.examples.retrieved` gives).
         facts: how it was measured, name to value.
         notes: how the table is to be read.
     """

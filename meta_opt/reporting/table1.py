@@ -79,7 +79,7 @@ def write_table1(
     Args:
         folder: of the results.
         records: of the cells.
-        cells: `meta_opt.evaluation.optimizer_table.CellRow` as mappings.
+        cells: `meta_opt.studies.optimizer_table.CellRow` as mappings.
         lines: `OptimizerRow` likewise.
         claims: `Claims` likewise.
         total: cells of the whole table.

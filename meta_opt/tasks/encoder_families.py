@@ -15,17 +15,17 @@ from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.towers import STACKED
-from meta_opt.tasks.multimodal_inputs import InputsConfig, read_inputs
-from meta_opt.tasks.multimodal_model import (
-    ADAPTED,
-    MultimodalConfig,
-    build_multimodal,
-    maker,
-    multimodal_loss,
-    split_parts,
-)
 from meta_opt.tasks.task import Arrays, Splits, Task
 from meta_opt.types import PyTree
+from meta_opt.workloads.multimodal_inputs import InputsConfig, read_inputs
+from meta_opt.workloads.multimodal_model import (
+    ADAPTED,
+    MultimodalModelConfig,
+    build_multimodal,
+    model_factory,
+    multimodal_loss,
+    split_multimodal,
+)
 
 _HELD_OUT = 150
 
@@ -66,19 +66,19 @@ def encoder_task(
             pool={"audio": 4},
         )
     )
-    config = MultimodalConfig(
+    config = MultimodalModelConfig(
         FusionConfig(width=width, mlp_width=4 * width, heads=4, remat="none"),
         captioner=CaptionerConfig(width=width),
         trainable=trainable,
         lora=LoRAConfig(ADAPTED),
     )
-    create, parts = maker(config, inputs), build_multimodal(config, inputs)
+    create, module = model_factory(config, inputs), build_multimodal(config, inputs)
 
     def init(key: jax.Array) -> PyTree:
-        return split_parts(create(key), trainable).params
+        return split_multimodal(create(key), trainable).params
 
     def loss(params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        return multimodal_loss(parts.merge(params, parts.frozen), arrays, inputs.kind)
+        return multimodal_loss(module.merge(params, module.frozen), arrays, inputs.kind)
 
     def cut(split: str, most: int) -> Arrays:
         arrays = inputs.splits[split]

@@ -331,7 +331,7 @@ def encoder_layer(
     """
     from flax import nnx
 
-    from meta_opt.tasks.multimodal_inputs import InputsConfig, read_inputs
+    from meta_opt.workloads.multimodal_inputs import InputsConfig, read_inputs
 
     task = {"emoji": "emoji_pictures", "klettres": "klettres_language"}
     inputs = read_inputs(

@@ -1,12 +1,14 @@
 """Optimizers whose settings live in the state: one compiled step for all trials."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
-from meta_opt.optimizers.learned import learned_optimizer
-from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 
 
 def injected_baseline(
@@ -61,12 +63,12 @@ def injected_learned(
         raise ValueError(f"name={config.name!r} must be 'learned'")
 
     def make(num_steps: jax.Array) -> optax.GradientTransformationExtraArgs:
-        return learned_optimizer(
-            jnp.round(num_steps).astype(jnp.int32),
-            weights=config.weights,
-            stacked=config.stacked,
-            groups=config.groups,
-            safeguard=config.safeguard,
-        )
+        steps: Any = jnp.round(num_steps).astype(jnp.int32)
+        return make_optimizer(dataclasses.replace(config, num_steps=steps))
 
     return optax.inject_hyperparams(make)(num_steps=float(config.num_steps))
+
+
+def injected(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """`injected_learned` or `injected_baseline`, by the optimizer's name."""
+    return (injected_learned if config.name == "learned" else injected_baseline)(config)

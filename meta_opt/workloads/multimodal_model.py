@@ -1,9 +1,9 @@
-"""The multimodal model of a task, in parts, and its loss."""
+"""The multimodal model of a task, split into what trains and what not, and its loss."""
 
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.multimodal import HeadsConfig, Multimodal
-from meta_opt.tasks.multimodal_inputs import Inputs
-from meta_opt.types import PyTree, check_name
+from meta_opt.types import check_name
+from meta_opt.workloads.multimodal_inputs import Inputs
+from meta_opt.workloads.workload import SplitModule, split_module
 
 _ENCODERS = re.compile(r"^encoders/")
 ADAPTED = (
@@ -28,7 +29,7 @@ ADAPTED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class MultimodalConfig:
+class MultimodalModelConfig:
     """What is made of the encoders, and which part of it trains.
 
     Attributes:
@@ -38,7 +39,6 @@ class MultimodalConfig:
         trainable: ``all``, or ``lora``: adapters on the encoders, and all that is new
             (projections, fusion and heads).
         lora: the adapters, where ``trainable`` is ``lora``.
-        seed: of what is new.
     """
 
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
@@ -46,51 +46,34 @@ class MultimodalConfig:
     captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
     trainable: str = "all"
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the name."""
         check_name("model.trainable", self.trainable, ("all", "lora"))
 
 
-class Parts(NamedTuple):
-    """A model in parts.
-
-    Attributes:
-        graphdef: its structure.
-        params: the trainable arrays.
-        frozen: the others.
-    """
-
-    graphdef: nnx.GraphDef
-    params: PyTree
-    frozen: PyTree
-
-    def merge(self, params: PyTree, frozen: PyTree) -> Multimodal:
-        """The module with these arrays."""
-        return nnx.merge(self.graphdef, params, frozen)
-
-
-def build_multimodal(config: MultimodalConfig, inputs: Inputs) -> Parts:
+def build_multimodal(
+    config: MultimodalModelConfig, inputs: Inputs, seed: int = 0
+) -> SplitModule:
     """Builds the model of a task.
 
     Args:
         config: of the model.
         inputs: with the encoders.
+        seed: of what is new.
 
     Raises:
         ValueError: adapters that match no kernel.
     """
-    create = maker(config, inputs)
+    create = model_factory(config, inputs)
     # In one program: operation by operation it would take far longer.
-    model = nnx.jit(create)(jax.random.key(config.seed))
-    return split_parts(model, config.trainable)
+    return split_multimodal(nnx.jit(create)(jax.random.key(seed)), config.trainable)
 
 
-def maker(
-    config: MultimodalConfig, inputs: Inputs
+def model_factory(
+    config: MultimodalModelConfig, inputs: Inputs
 ) -> Callable[[jax.Array], Multimodal]:
-    """From a random key, for what is new, to the model of a task; see above."""
+    """Returns ``key -> model``; the key initialises fusion, heads and adapters."""
     kind = inputs.kind
     heads = HeadsConfig(
         classes=len(inputs.class_names) if kind == "classify" else 0,
@@ -121,8 +104,8 @@ def maker(
     return create
 
 
-def split_parts(model: Multimodal, trainable: str) -> Parts:
-    """The parts of a model; see `MultimodalConfig` for what trains."""
+def split_multimodal(model: Multimodal, trainable: str) -> SplitModule:
+    """Splits a model; see `MultimodalModelConfig` for what trains."""
 
     def trains(path: Any, value: Any) -> bool:
         if not isinstance(value, nnx.Param):
@@ -130,7 +113,7 @@ def split_parts(model: Multimodal, trainable: str) -> Parts:
         of_encoder = _ENCODERS.search("/".join(map(str, path))) is not None
         return trainable == "all" or not of_encoder or isinstance(value, LoRAParam)
 
-    return Parts(*nnx.split(model, trains, ...))
+    return split_module(model, trains)
 
 
 def multimodal_loss(

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from meta_opt.data.tokenizer import TextTokenizer
-from meta_opt.evaluation.answers import token_sums
-from meta_opt.evaluation.encoding import in_batches
-from meta_opt.evaluation.retrieval import evaluate_retrieval
+from meta_opt.evaluators.answers import token_sums
+from meta_opt.evaluators.encoding import in_batches
+from meta_opt.evaluators.retrieval import evaluate_retrieval
 from meta_opt.losses.contrastive import clip_loss
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.metrics.classification import classification_metrics
@@ -21,7 +21,7 @@ from meta_opt.models.multimodal import Multimodal
 from meta_opt.types import PyTree
 
 
-def multimodal_score(
+def multimodal_evaluation(
     kind: str,
     modalities: Sequence[str],
     arrays: dict[str, PyTree],
@@ -40,7 +40,7 @@ def multimodal_score(
     Args:
         kind: of the task, one of `meta_opt.data.samples.KINDS`.
         modalities: that its samples have.
-        arrays: of the split, as `meta_opt.tasks.multimodal_inputs.Inputs` has
+        arrays: of the split, as `meta_opt.workloads.multimodal_inputs.Inputs` has
             them.
         captions: texts that are to be found or written.
         tokenizer: of captions that are written.
@@ -97,27 +97,6 @@ def multimodal_score(
         "retrieve": retrieve,
         "caption": caption,
     }[kind]
-
-
-def score_on(
-    inputs: Any, split: str, batch_size: int = 128
-) -> Callable[[Multimodal], dict[str, float]]:
-    """`multimodal_score` of a split of a run's inputs; the test's captions are written.
-
-    Args:
-        inputs: a `meta_opt.tasks.multimodal_inputs.Inputs`.
-        split: its name.
-        batch_size: samples at a time.
-    """
-    return multimodal_score(
-        inputs.kind,
-        inputs.modalities,
-        inputs.splits[split],
-        inputs.captions[split],
-        inputs.tokenizer,
-        batch_size,
-        write=split == "test",
-    )
 
 
 def _classify(model: Multimodal, batch: PyTree) -> jax.Array:

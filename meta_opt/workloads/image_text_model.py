@@ -31,6 +31,7 @@ from meta_opt.parallel.sharding import (
     parameter_shardings,
 )
 from meta_opt.types import PyTree, check_name
+from meta_opt.workloads.workload import SplitModule, split_module
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,6 @@ class ModelConfig:
         dtype: of the computation, ``float32`` or ``bfloat16``.
         param_dtype: of the parameters, likewise; adapters are float32.
         remat: what the backward pass recomputes: ``full``, ``dots`` or ``none``.
-        seed: of the initialisation.
     """
 
     weights: str = "nano"
@@ -102,7 +102,6 @@ class ModelConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "full"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the names, and that nothing in int8 trains."""
@@ -181,7 +180,7 @@ def read_preprocessing(
     prompt_length: int = 32,
     prompt: str = "",
 ) -> Preprocessing:
-    """Finds out how data are prepared for a model, without reading its weights.
+    """Finds out how data are prepared for a model, without preprocessing its weights.
 
     Args:
         config: which model.
@@ -194,7 +193,7 @@ def read_preprocessing(
             weights', or captions longer than they can be.
     """
     made = architecture(config)
-    tokenizer, fit = _reading(config, made)
+    tokenizer, fit = _tokenizer_and_fit(config, made)
     if isinstance(made, GenerativeConfig):
         end = made.end_id if config.weights else _end_id(config, tokenizer)
         answers = AnswerTokenizer(
@@ -209,7 +208,9 @@ def read_preprocessing(
     return Preprocessing(tokenizer, length, fit)
 
 
-def _reading(config: ModelConfig, made: Architecture) -> tuple[TextTokenizer, ImageFit]:
+def _tokenizer_and_fit(
+    config: ModelConfig, made: Architecture
+) -> tuple[TextTokenizer, ImageFit]:
     """The tokenizer and the fit of a folder, or those that ship here."""
     known = (
         made.decoder.vocab_size
@@ -272,48 +273,26 @@ def _check_length(config: ModelConfig, made: VisionTextConfig, length: int) -> N
         )
 
 
-class Model(NamedTuple):
-    """A model in parts, the trainable ones as the optimizer sees them.
-
-    Attributes:
-        graphdef: for ``nnx.merge(graphdef, params, frozen)``.
-        params: nested dict of the arrays that train.
-        frozen: nested dict of the others.
-    """
-
-    graphdef: nnx.GraphDef
-    params: PyTree
-    frozen: PyTree
-
-    def merge(self, params: PyTree, frozen: PyTree) -> Any:
-        """Puts a module together from parts that were trained."""
-        return nnx.merge(self.graphdef, params, frozen)
-
-
-def split_model(model: Module, trainable: str = "all") -> Model:
-    """Splits a module into what trains and what does not.
-
-    Args:
-        model: with adapters, if they are what trains.
-        trainable: ``all`` parameters, or those of ``lora``.
-    """
-    kind = LoRAParam if trainable == "lora" else nnx.Param
-    graphdef, *states = nnx.split(model, kind, ...)
-    params, frozen = map(nnx.to_pure_dict, states)
-    return Model(graphdef, params, frozen)
+def trainable_filter(trainable: str) -> Any:
+    """The NNX filter of ``model.trainable``: all parameters, or those of LoRA."""
+    return LoRAParam if trainable == "lora" else nnx.Param
 
 
 def load_weights(
-    config: ModelConfig, reading: Preprocessing, mesh: Mesh | None = None
+    config: ModelConfig,
+    preprocessing: Preprocessing,
+    mesh: Mesh | None = None,
+    seed: int = 0,
 ) -> Module:
     """Loads or initialises the model without adapters.
 
     Args:
         config: which model.
-        reading: as `read_preprocessing` found it; a model without weights is made for
-            its vocabulary and text length.
+        preprocessing: as `read_preprocessing` found it; a model without weights is made
+            for its vocabulary and text length.
         mesh: that a folder's tensors are read straight onto, each device's part alone;
             None for the default device.
+        seed: of a model without weights.
 
     Raises:
         ValueError: if there are no such weights, or they are damaged.
@@ -333,13 +312,13 @@ def load_weights(
         return load(config.weights, shardings, **config.numerics())
     if config.weights:
         return pretrained.load(config.weights, **config.numerics())
-    fitted = _made_for(made, reading)
-    return nnx.jit(lambda: kind.module(fitted, rngs=nnx.Rngs(config.seed)))()
+    fitted = _made_for(made, preprocessing)
+    return nnx.jit(lambda: kind.module(fitted, rngs=nnx.Rngs(seed)))()
 
 
-def _made_for(made: Architecture, reading: Preprocessing) -> Architecture:
-    """The architecture of a new model that reads what ``reading`` prepares."""
-    tokenizer = reading.tokenizer
+def _made_for(made: Architecture, preprocessing: Preprocessing) -> Architecture:
+    """The architecture of a new model that reads what ``preprocessing`` prepares."""
+    tokenizer = preprocessing.tokenizer
     if isinstance(made, GenerativeConfig):
         return dataclasses.replace(
             made,
@@ -349,34 +328,38 @@ def _made_for(made: Architecture, reading: Preprocessing) -> Architecture:
         )
     if made.text.pooling == "end":
         # An empty text begins and ends.
-        end = int(tokenizer.encode([""], reading.text_length)[0, 1])
+        end = int(tokenizer.encode([""], preprocessing.text_length)[0, 1])
         made = dataclasses.replace(made, end_id=end)
     return dataclasses.replace(
         made,
         vocab_size=tokenizer.vocab_size,
-        text_length=reading.text_length,
+        text_length=preprocessing.text_length,
         pad_id=tokenizer.pad_id,
     )
 
 
 def build_model(
-    config: ModelConfig, reading: Preprocessing, mesh: Mesh | None = None
-) -> Model:
+    config: ModelConfig,
+    preprocessing: Preprocessing,
+    mesh: Mesh | None = None,
+    seed: int = 0,
+) -> SplitModule:
     """Loads or initialises the model and puts adapters on it if they are what trains.
 
     Args:
         config: which model.
-        reading: as `read_preprocessing` found it.
+        preprocessing: as `read_preprocessing` found it.
         mesh: see `load_weights`.
+        seed: of what is initialised.
 
     Raises:
         ValueError: if there are no such weights, or the LoRA pattern matches nothing.
     """
-    model = load_weights(config, reading, mesh)
+    model = load_weights(config, preprocessing, mesh, seed)
     if config.trainable == "lora":
-        _log.info("%s", add_lora(model, config.lora, rngs=nnx.Rngs(config.seed)))
+        _log.info("%s", add_lora(model, config.lora, rngs=nnx.Rngs(seed)))
     else:
         _log.info("all %s parameters train", f"{parameter_count(model):,}")
     if config.base == "int8":
         _log.info("%s", quantise_base(model))
-    return split_model(model, config.trainable)
+    return split_module(model, trainable_filter(config.trainable))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from meta_opt.data.answers import AnswerTokenizer
-from meta_opt.evaluation.encoding import in_batches
+from meta_opt.evaluators.encoding import in_batches
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.models.decoding import DecodingConfig, generate
 from meta_opt.models.generative import Generative

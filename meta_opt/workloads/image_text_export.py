@@ -1,17 +1,14 @@
-"""What a finished run leaves for others: the model or its adapters, in four formats."""
+"""Writes a vision-text model or its adapters, in four formats."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
-from meta_opt.finetuning.model_source import ModelConfig, Module, is_folder
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.adapters import save_adapters, save_peft
 from meta_opt.models.lora import LoRAParam, merge_lora
 from meta_opt.models.parameters import by_path
-from meta_opt.types import check_name
-
-FORMATS = ("model", "adapters", "peft", "huggingface")
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.image_text_model import ModelConfig, Module, is_folder
 
 _OF_ADAPTERS = ("adapters", "peft")
 # What a folder has beside the weights and what is written anew.
@@ -26,29 +23,6 @@ _BESIDE = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportConfig:
-    """Where the final weights are written to, and as what.
-
-    Attributes:
-        path: "" for nowhere; of ``model`` without suffix, else a folder.
-        format: ``model``, adapters merged into it, as
-            `meta_opt.models.pretrained` reads it; ``huggingface``, likewise, a folder
-            that Transformers reads and ``model.weights`` takes; ``adapters`` alone, as
-            `meta_opt.models.adapters.load_adapters` reads them; ``peft``, likewise, as
-            ``peft.PeftModel.from_pretrained`` does.
-    """
-
-    path: str = ""
-    format: str = "model"
-
-    def __post_init__(self) -> None:
-        """Checks the name, and that a format has a path."""
-        check_name("export.format", self.format, FORMATS)
-        if self.format != "model" and not self.path:
-            raise ValueError(f"export.format={self.format!r} needs an export.path")
 
 
 def check_settings(export: ExportConfig, model: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""Performance feedback: watches a run, and says what to do about what it sees.
+"""Automatic recovery: monitors a run, and decides what to do about trouble.
 
 The feedback module of the Meta Optimizer framework (Muhajab et al.): training loss and
 validation metric come in, and actions with their reasons go out: shrink the step, roll
@@ -13,31 +13,31 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _FULL = 0.95
-"""Share of a device's memory from which it is told of."""
+"""Share of a device's memory in use above which to warn."""
 _FLOOR = 0.01
 """Share of the first loss below which a rise means nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
-class WatchConfig:
-    """What counts as trouble, and how much of it is borne.
+class RecoveryConfig:
+    """What counts as trouble, and how much of it is tolerated.
 
     Attributes:
-        enabled: whether to watch at all.
+        enabled: whether to monitor at all.
         spike: a record's mean loss is bad above this many times the median of the good
             ones before it.
         window: good records that the median is of.
-        sustained: bad records in a row after which the run rolls back; a loss that is
-            not finite at a record's end rolls back at once.
+        sustained: consecutive bad records after which the run rolls back; a loss that
+            is not finite at a record's end rolls back at once.
         shrink: factor on the step after trouble.
-        recover: good records in a row after which a shrunk step grows again.
+        recover: consecutive good records after which a shrunk step grows again.
         max_rollbacks: after which trouble stops the run.
         patience: evaluations without a better metric after which the run stops; 0:
             never.
         memory_limit: bytes of a device that the compiled step may need; 0: what the
             device has, where that is known.
-        slow: a record's time of a step is told of above this many times the median of
-            those before it; 0: never.
+        slow: warn of a step time above this many times the median of those before it;
+            0: never.
     """
 
     enabled: bool = False
@@ -54,18 +54,18 @@ class WatchConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.spike <= 1:
-            raise ValueError(f"watch.spike={self.spike} must be above 1")
+            raise ValueError(f"recovery.spike={self.spike} must be above 1")
         if self.slow and self.slow <= 1:
-            raise ValueError(f"watch.slow={self.slow} must be 0 or above 1")
+            raise ValueError(f"recovery.slow={self.slow} must be 0 or above 1")
         if not 0 < self.shrink < 1:
-            raise ValueError(f"watch.shrink={self.shrink} must be between 0 and 1")
+            raise ValueError(f"recovery.shrink={self.shrink} must be between 0 and 1")
         for name, least in (
             *(("window", 1), ("sustained", 1), ("recover", 1)),
             *(("max_rollbacks", 0), ("patience", 0), ("memory_limit", 0)),
         ):
             if getattr(self, name) < least:
                 raise ValueError(
-                    f"watch.{name}={getattr(self, name)} must be at least {least}"
+                    f"recovery.{name}={getattr(self, name)} must be at least {least}"
                 )
 
 
@@ -81,8 +81,8 @@ class Action(NamedTuple):
     reason: str
 
 
-class Watch:
-    """Follows one run.
+class RunMonitor:
+    """Follows the losses and metrics of one run.
 
     Args:
         config: what counts as trouble.
@@ -93,27 +93,27 @@ class Watch:
         stopped: whether the run is to end.
 
     Example:
-        >>> watch = Watch(WatchConfig(enabled=True), "min")
-        >>> watch.record([1.0]), watch.record([1.1])
+        >>> monitor = RunMonitor(RecoveryConfig(enabled=True), "min")
+        >>> monitor.record([1.0]), monitor.record([1.1])
         ([], [])
-        >>> [action.kind for action in watch.record([9.0])], watch.scale
+        >>> [action.kind for action in monitor.record([9.0])], monitor.scale
         (['shrink'], 0.5)
     """
 
-    def __init__(self, config: WatchConfig, mode: str) -> None:
+    def __init__(self, config: RecoveryConfig, mode: str) -> None:
         self._config, self._mode = config, mode
         self.scale = 1.0
         self.stopped = False
         self._first: float | None = None
         self._good: list[float] = []
-        self._bad_in_row = self._good_in_row = self._rollbacks = 0
+        self._consecutive_bad = self._consecutive_good = self._rollbacks = 0
         self._best: float | None = None
         self._since_best = 0
 
     @property
     def good(self) -> bool:
         """Whether the last record was, so that its state may be kept."""
-        return self._bad_in_row == 0
+        return self._consecutive_bad == 0
 
     def record(self, losses: Sequence[float]) -> list[Action]:
         """Takes the training losses of the steps since the last record.
@@ -145,9 +145,9 @@ class Watch:
                     f"usual {median:.4g}"
                 )
         self._good = [*self._good, mean][-self._config.window :]
-        self._bad_in_row, self._good_in_row = 0, self._good_in_row + 1
-        if self.scale < 1 and self._good_in_row >= self._config.recover:
-            self._good_in_row = 0
+        self._consecutive_bad, self._consecutive_good = 0, self._consecutive_good + 1
+        if self.scale < 1 and self._consecutive_good >= self._config.recover:
+            self._consecutive_good = 0
             self.scale = min(1.0, self.scale / self._config.shrink)
             return [
                 Action(
@@ -182,10 +182,10 @@ class Watch:
 
     def _trouble(self, reason: str, at_once: bool = False) -> list[Action]:
         config = self._config
-        self._bad_in_row, self._good_in_row = self._bad_in_row + 1, 0
+        self._consecutive_bad, self._consecutive_good = self._consecutive_bad + 1, 0
         self.scale *= config.shrink
         shrunk = f"{reason}: the step is {self.scale:g} of the optimizer's"
-        if not at_once and self._bad_in_row < config.sustained:
+        if not at_once and self._consecutive_bad < config.sustained:
             return [Action("shrink", shrunk)]
         if self._rollbacks == config.max_rollbacks:
             self.stopped = True
@@ -193,7 +193,7 @@ class Watch:
                 Action("stop", f"{reason}, after {self._rollbacks} times rolling back")
             ]
         self._rollbacks += 1
-        self._bad_in_row = 0
+        self._consecutive_bad = 0
         return [Action("shrink", shrunk), Action("roll back", reason)]
 
     def get_state(self) -> dict[str, Any]:
@@ -210,41 +210,41 @@ class Watch:
             setattr(self, key, value)
 
 
-class Resources:
-    """Follows what a run takes of its machine: time of a step, memory in use.
+class ResourceMonitor:
+    """Follows the time of a step and the memory in use.
 
-    There is nothing that a run could do about either, and another machine has others:
-    what is unusual is told, and is not part of a run's state.
+    A run can do nothing about either, and both differ between machines: what is unusual
+    is logged as a warning, and is not part of a run's state.
 
     Args:
         config: what counts as unusual.
         limit: bytes that the device has; None if that is not known.
 
     Example:
-        >>> resources = Resources(WatchConfig(enabled=True), limit=1000)
+        >>> resources = ResourceMonitor(RecoveryConfig(enabled=True), limit=1000)
         >>> [resources.record(0.1, 500) for _ in range(3)]
         [[], [], []]
         >>> resources.record(0.5, 960)
         ['a step takes 0.5 s, 5 times the usual 0.1 s', '960 of 1000 bytes are in use']
     """
 
-    def __init__(self, config: WatchConfig, limit: int | None) -> None:
+    def __init__(self, config: RecoveryConfig, limit: int | None) -> None:
         self._config, self._limit = config, limit
-        self._usual: list[float] = []
+        self._step_seconds: list[float] = []
 
     def record(self, step_seconds: float, bytes_in_use: int | None) -> list[str]:
         """Takes what was measured since the last record; returns what is unusual."""
         if not self._config.enabled:
             return []
         unusual = []
-        if self._usual and self._config.slow:
-            median = statistics.median(self._usual)
+        if self._step_seconds and self._config.slow:
+            median = statistics.median(self._step_seconds)
             if step_seconds > self._config.slow * median:
                 unusual.append(
                     f"a step takes {step_seconds:.3g} s, {step_seconds / median:.3g} "
                     f"times the usual {median:.3g} s"
                 )
-        self._usual = [*self._usual, step_seconds][-self._config.window :]
+        self._step_seconds = [*self._step_seconds, step_seconds][-self._config.window :]
         if bytes_in_use and self._limit and bytes_in_use > _FULL * self._limit:
             unusual.append(f"{bytes_in_use} of {self._limit} bytes are in use")
         return unusual

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_opt.evaluation.encoding import encode_images, encode_texts
-from meta_opt.evaluation.retrieval import evaluate_retrieval
-from meta_opt.evaluation.zero_shot import class_embeddings, evaluate_zero_shot
+from meta_opt.evaluators.encoding import encode_images, encode_texts
+from meta_opt.evaluators.retrieval import evaluate_retrieval
+from meta_opt.evaluators.zero_shot import class_embeddings, evaluate_zero_shot
 from meta_opt.losses.contrastive import LOSSES
 from meta_opt.models.vision_text import VisionText
 from meta_opt.parallel.placement import to_host

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from meta_opt.evaluation.encoding import encode_texts
+from meta_opt.evaluators.encoding import encode_texts
 from meta_opt.metrics.classification import classification_metrics
 from meta_opt.models.vision_text import VisionText
 

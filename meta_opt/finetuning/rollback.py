@@ -1,4 +1,4 @@
-"""A copy of a run's state while it was well, to roll back to."""
+"""The last healthy train state, for rollback."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from meta_opt.finetuning.state import TrainState
 from meta_opt.types import PyTree
 
 
-class GoodState:
+class RollbackSnapshot:
     """Keeps parameters and optimizer state; step, data and randomness go on.
 
     The copy lies in the host's memory where devices have another, laid out as the state

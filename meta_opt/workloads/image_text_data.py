@@ -10,8 +10,8 @@ from meta_opt.data.pictures import Pictures, Rows, Unreadable, hold_out, sample
 from meta_opt.data.records import MemorySource, Source
 from meta_opt.data.tfds_captions import TfdsCaptions, tfds_splits
 from meta_opt.data.tfds_sources import tfds_source
-from meta_opt.finetuning.loop import Batches
 from meta_opt.types import check_name
+from meta_opt.workloads.workload import Batches
 
 DRAWINGS = ("clipart", "openclipart", "emoji")
 """Sources of this package, which have classes and splits of their own."""

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ import numpy as np
 from meta_opt.data.pipeline import as_arrays
 from meta_opt.data.records import MemorySource
 from meta_opt.data.tokenizer import load_tokenizer
-from meta_opt.evaluation.encoding import encode_images, encode_texts
+from meta_opt.evaluators.encoding import encode_images, encode_texts
 from meta_opt.models.vision_text import VisionText
 from meta_opt.types import Batch, write_atomic
+from meta_opt.workloads.contrastive import contrastive_evaluation
+from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_model import load_weights
 
 
 def retrieved(
@@ -101,11 +104,10 @@ def collect(
 def before_and_after(
     folder: str | Path,
     *,
-    before: VisionText,
+    workload: ImageTextConfig,
     after: VisionText,
     after_label: str,
     splits: Mapping[str, MemorySource],
-    score_on: Callable[[MemorySource], Callable[[VisionText], dict[str, float]]],
     **collecting: Any,
 ) -> None:
     """Scores a model before fine-tuning, and lets it and the trained one retrieve.
@@ -114,21 +116,31 @@ def before_and_after(
         folder: gets ``result.json`` (``pairs`` of each split, ``validation`` and
             ``test`` scores of ``before``, laid out as a run's) and ``examples.json``
             (see `collect`, on test data).
-        before: the model at the start.
+        workload: the model at the start, and how it is evaluated.
         after: the trained model.
         after_label: names it.
         splits: ``train``, ``validation`` and ``test``.
-        score_on: builds the evaluation on a split.
         **collecting: further arguments of `collect`.
     """
-    scores = {name: score_on(splits[name])(before) for name in ("validation", "test")}
+    preprocessing = workload.preprocessing()
+    before: Any = load_weights(workload.model, preprocessing)
+    sizes = {
+        "text_length": preprocessing.text_length,
+        "batch_size": workload.data.eval_batch_size,
+    }
+    scores = {
+        name: contrastive_evaluation(
+            splits[name], preprocessing.tokenizer, loss=workload.model.loss, **sizes
+        )(before)
+        for name in ("validation", "test")
+    }
     result = {
         "pairs": {name: len(source) for name, source in splits.items()},
         "validation": {f"validation/{k}": v for k, v in scores["validation"].items()},
         "test": scores["test"],
     }
     models = {"before": before, after_label: after}
-    examples = collect(models, splits["test"], **collecting)
+    examples = collect(models, splits["test"], **sizes, **collecting)
     for file, value in (("result.json", result), ("examples.json", examples)):
         with write_atomic(Path(folder) / file) as temporary:
             temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")

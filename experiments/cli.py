@@ -1,0 +1,108 @@
+"""What every command shares: flags, log level, processes, errors and interruption."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+
+def define_config(default: str | None = None) -> Any:
+    """Defines ``--config``; without a default it is required.
+
+    Args:
+        default: a config file of this repository, such as ``configs/demo.py``.
+    """
+    root = Path(__file__).resolve().parents[1]
+    holder = config_flags.DEFINE_config_file(
+        "config", default and str(root / default), "file.py:variant"
+    )
+    if default is None:
+        flags.mark_flag_as_required("config")
+    return holder
+
+
+def define_workdir(default: str | None, text: str) -> Any:
+    """Defines ``--workdir``; without a default it is required."""
+    holder = flags.DEFINE_string("workdir", default, text)
+    if default is None:
+        flags.mark_flag_as_required("workdir")
+    return holder
+
+
+def command_line(*hidden: str) -> str:
+    """The command that is running, as a reader of a report would give it again.
+
+    Args:
+        *hidden: flags to leave out, besides ``--workdir``, which names a folder of the
+            one who ran it.
+    """
+    module = Path(sys.argv[0]).stem
+    kept, skip = [], False
+    for argument in sys.argv[1:]:
+        if skip:
+            skip = False
+            continue
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name in ("workdir", *hidden):
+            skip = "=" not in argument
+            continue
+        kept.append(argument)
+    return " ".join([f"python -m experiments.{module}", *kept])
+
+
+def run(
+    main: Callable[..., None],
+    *,
+    log_level: int = logging.WARNING,
+    processes: bool = False,
+    arguments: bool = False,
+) -> None:
+    """Parses the flags and runs ``main``; a user's mistake ends it with one line.
+
+    An interrupted run ends with the signal's exit code and says how to resume.
+
+    Args:
+        main: gets the positional arguments, if there may be any.
+        log_level: of the package.
+        processes: whether several processes may run this together: flags or the
+            environment then name them, and ``main`` gets whether this is process 0,
+            which prints.
+        arguments: whether there may be positional arguments.
+    """
+    start: Callable[[], Any] = contextlib.nullcontext
+    if processes:
+        # It defines flags.
+        from experiments.processes import distributed
+
+        start = distributed
+
+    def body(argv: Sequence[str]) -> None:
+        if len(argv) > 1 and not arguments:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        # Orbax logs every file that it writes.
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        logging.getLogger("meta_opt").setLevel(log_level)
+        # Here, so that --help does not wait for JAX.
+        from meta_opt.finetuning.interruption import Interrupted
+
+        name = Path(sys.argv[0]).stem
+        try:
+            with start() as first:
+                main(*((first,) if processes else ()), *argv[1:])
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(f"{name}: {error}")
+        except Interrupted as interrupted:
+            message = f"stopped by {interrupted}; the same command resumes it"
+            print(message, file=sys.stderr)
+            sys.exit(interrupted.exit_code)
+        except KeyboardInterrupt:
+            print("stopped; the same command resumes it", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(body)

@@ -1,0 +1,1 @@
+"""From a model and the arrays of a split to metrics."""

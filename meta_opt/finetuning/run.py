@@ -1,0 +1,270 @@
+"""One run: of a workload in memory, or of a configuration from data to result."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import optax
+
+from meta_opt.finetuning.interruption import catch_signals
+from meta_opt.finetuning.loop import RunResult, Trainer
+from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.state import init_state
+from meta_opt.finetuning.step_program import CompileStep, compile_step
+from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.parallel import mesh as mesh_lib
+from meta_opt.parallel.mesh import MeshConfig
+from meta_opt.parallel.placement import to_host
+from meta_opt.types import check_keys, from_config, write_atomic
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.workload import Workload, WorkloadConfig
+
+_log = logging.getLogger(__name__)
+W = TypeVar("W", bound=WorkloadConfig)
+
+
+def run(
+    workload: Workload,
+    tx: optax.GradientTransformation,
+    config: LoopConfig,
+    *,
+    mesh: MeshConfig | None = None,
+    workdir: str | Path | None = None,
+    resolved_config: Mapping[str, Any] | None = None,
+    label: str = "",
+    take_over: bool = False,
+    compile_with: CompileStep = compile_step,
+) -> RunResult:
+    """Trains a workload, resuming from ``workdir`` if it holds a checkpoint.
+
+    On the same topology an interrupted and resumed run ends in the same bits, in
+    parameters and in ``metrics.jsonl``, as one that was never interrupted. SIGINT and
+    SIGTERM let the step finish, save, and raise
+    :class:`meta_opt.finetuning.interruption.Interrupted`; a second one ends the process
+    at once. Of several processes, which all call this with the same arguments, it is
+    enough that one gets the signal: all stop after the same step.
+
+    Args:
+        workload: model, loss, data and evaluation.
+        tx: the optimizer. It gets ``value=loss`` if it takes keyword arguments.
+        config: the loop's settings: steps, batch size, seed, when to evaluate and save.
+        mesh: default one device.
+        workdir: for logs and checkpoints; None for neither.
+        resolved_config: nested mapping that is written to ``config.json``; a resumed
+            run must have the same, but for ``mesh``.
+        label: text before the progress bar.
+        take_over: whether the workload's arrays are given up, see `init_state`.
+        compile_with: compiles the step, or finds one that is compiled already.
+
+    Returns:
+        The final state and what was measured.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM.
+        ValueError: if sizes do not fit the mesh, the data gives other batches than
+            ``batch_size``, the run in ``workdir`` was of another configuration, model
+            or optimizer, or the processes do not share ``workdir``.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, optax
+        >>> from meta_opt.data.array_batches import array_batches
+        >>> data = {"x": np.ones((8, 2), np.float32), "y": np.ones(8, np.float32)}
+        >>> def loss_fn(params, frozen, batch, rng):
+        ...     return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2), {}
+        >>> workload = Workload(
+        ...     params={"w": jnp.zeros(2)},
+        ...     loss_fn=loss_fn,
+        ...     train_batches=functools.partial(array_batches, data),
+        ... )
+        >>> result = run(workload, optax.sgd(0.1), LoopConfig(20, 4, progress=False))
+        >>> int(result.state.step), result.history[-1]["train/loss"] < 1e-3
+        (20, True)
+    """
+    device_mesh = mesh_lib.make_mesh(mesh or MeshConfig())
+    mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
+    rows = mesh_lib.local_rows(device_mesh, config.batch_size)
+    batches = workload.train_batches(config.batch_size, config.seed, rows)
+    state = init_state(
+        workload.params,
+        workload.frozen,
+        tx,
+        device_mesh,
+        workload.rules,
+        config.seed,
+        take_over=take_over,
+    )
+    evaluate = workload.evaluate
+    trainer = Trainer(
+        config,
+        state,
+        device_mesh,
+        functools.partial(compile_with, config, workload.loss_fn, tx),
+        batches,
+        evaluate and functools.partial(_validate, evaluate),
+        workdir,
+    )
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(catch_signals())
+        stack.callback(trainer.close)
+        trainer.open(resolved_config)
+        trainer.train(signals, label)
+    return trainer.result()
+
+
+def _validate(evaluate: Any, params: Any, frozen: Any) -> Mapping[str, float]:
+    return evaluate(params, frozen, "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run. See the parts.
+
+    Attributes:
+        workload: model and data, a `WorkloadConfig` such as
+            `meta_opt.workloads.image_text.ImageTextConfig`.
+        loop: length and what is logged, evaluated and saved when.
+        optimizer: the optimizer; its length is the loop's.
+        mesh: devices.
+        export: where the final weights are written to, and as what.
+    """
+
+    workload: Any
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        """Checks that run and optimizer have one length."""
+        if self.loop.num_steps != self.optimizer.num_steps:
+            raise ValueError(
+                f"loop.num_steps={self.loop.num_steps} and optimizer.num_steps="
+                f"{self.optimizer.num_steps} differ"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as one nested mapping, the workload's beside the run's."""
+        nested = dataclasses.asdict(self)
+        return nested.pop("workload") | nested
+
+
+def read_run_config(workload: type[W], settings: Mapping[str, Any]) -> RunConfig:
+    """Builds the configuration of a run from one nested mapping.
+
+    Args:
+        workload: the dataclass of the workload, whose fields are keys beside those of
+            `RunConfig`.
+        settings: such as a config file's.
+
+    Raises:
+        ValueError: a key that is neither's, named with the nearest one, and as
+            `from_config`.
+    """
+    of_run = {field.name for field in dataclasses.fields(RunConfig)} - {"workload"}
+    of_workload = {field.name for field in dataclasses.fields(workload)}  # type: ignore
+    check_keys("config", settings, sorted(of_run | of_workload))
+    made = from_config(workload, {k: settings[k] for k in of_workload & set(settings)})
+    return from_config(
+        RunConfig,
+        {"workload": made, **{k: settings[k] for k in of_run & set(settings)}},
+    )
+
+
+class FinishedRun(NamedTuple):
+    """A finished run of a configuration.
+
+    Attributes:
+        result: the run.
+        test: metrics of the final parameters on the test split.
+        data: facts about the data, such as files that could not be read.
+    """
+
+    result: RunResult
+    test: dict[str, float]
+    data: dict[str, Any]
+
+    def counts(self) -> dict[str, int]:
+        """The counts among the facts about the data, those that are not 0, by name.
+
+        >>> FinishedRun(None, {}, {"missing": {"audio": 2, "text": 0}}).counts()
+        {'missing, audio': 2}
+        """
+        return _counts(self.data)
+
+
+def _counts(value: Any, *path: str) -> dict[str, int]:
+    if isinstance(value, Mapping):
+        parts = [_counts(x, *path, str(k)) for k, x in value.items()]
+        return {name: count for part in parts for name, count in part.items()}
+    return {", ".join(path): value} if isinstance(value, int) and value else {}
+
+
+def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRun:
+    """Builds a workload, trains, evaluates on the test split and exports.
+
+    Resumes where ``workdir`` has a checkpoint; of a finished run it evaluates and
+    exports again without training. Several processes call this with the same
+    arguments; process 0 writes the results.
+
+    Args:
+        config: the run.
+        workdir: for logs and checkpoints; gets ``result.json`` too. None for neither.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, with all saved.
+        ValueError: see `run` and the workload's ``build``.
+        MissingDataError: data or weights that are not prepared.
+    """
+    # What is quickly found to be wrong comes first; a large model takes minutes.
+    mesh = mesh_lib.make_mesh(config.mesh)
+    mesh_lib.check_batch_size(
+        mesh, config.loop.batch_size, config.loop.accumulation_steps
+    )
+    tx = make_optimizer(config.optimizer)
+    workload = config.workload.build(config.loop.seed, mesh, config.export)
+    settings = config.settings()
+    # A finished run may be exported again, in another format.
+    del settings["export"]
+    result = run(
+        workload,
+        tx,
+        config.loop,
+        mesh=config.mesh,
+        workdir=workdir,
+        resolved_config=settings,
+        label=config.optimizer.name,
+        take_over=True,
+    )
+    trained = result.state.params, result.state.frozen
+    test = {} if workload.evaluate is None else workload.evaluate(*trained, "test")
+    finished = FinishedRun(result, dict(test), workload.describe())
+    first = jax.process_index() == 0
+    if workdir is not None and first:
+        path = Path(workdir) / "result.json"
+        # Of a run that was finished before, its times are there and not here.
+        if result.steps_taken or not path.is_file():
+            _write_result(path, finished)
+    if workload.write is not None:
+        # A process alone sees all arrays; of several each has a part.
+        whole = trained if jax.process_count() == 1 else to_host(trained)
+        if first:
+            workload.write(*whole)
+    return finished
+
+
+def _write_result(path: Path, finished: FinishedRun) -> None:
+    result = finished.result
+    summary: dict[str, Any] = {
+        "test": finished.test,
+        "validation": result.last_evaluation,
+        **result.figures(),
+        **finished.data,
+    }
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Many runs compared: measuring and report of each study."""

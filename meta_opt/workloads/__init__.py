@@ -1,0 +1,1 @@
+"""What is trained: model, loss, data and evaluation, as one value for any run."""

@@ -1,0 +1,50 @@
+"""Captions and answers: a generative model under the cross-entropy of its tokens."""
+
+from collections.abc import Callable
+
+import jax
+
+from meta_opt.data.answers import AnswerTokenizer
+from meta_opt.data.pipeline import as_arrays
+from meta_opt.data.records import MemorySource
+from meta_opt.evaluators.answers import evaluate_answers
+from meta_opt.losses.captioning import captioning_loss as token_loss
+from meta_opt.models.generative import Generative
+from meta_opt.types import Batch, PyTree
+from meta_opt.workloads.workload import LossFn, SplitModule
+
+
+def captioning_loss(module: SplitModule) -> LossFn:
+    """The loss of a batch as a function of the model's arrays.
+
+    Args:
+        module: its structure is used, its arrays are not.
+    """
+
+    def loss_fn(
+        params: PyTree, frozen: PyTree, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return token_loss(*module.merge(params, frozen)(batch)), {}
+
+    return loss_fn
+
+
+def captioning_evaluation(
+    source: MemorySource,
+    tokenizer: AnswerTokenizer,
+    text_length: int,
+    batch_size: int = 256,
+) -> Callable[[Generative], dict[str, float]]:
+    """The evaluation on ``source``: loss, and metrics of the answers it generates.
+
+    Args:
+        source: a split.
+        tokenizer: of prompts and answers.
+        text_length: S, tokens of an answer.
+        batch_size: examples at a time.
+    """
+    references = list(source.captions)
+    data = as_arrays(source, tokenizer, text_length, tokenizer.encode_prompts)
+    return lambda model: evaluate_answers(
+        model, data, references, tokenizer, batch_size
+    )

@@ -1,0 +1,145 @@
+"""Vision-text models on images with captions or answers, from settings to a workload.
+
+Pre-training, full fine-tuning and LoRA, of contrastive and of generative models, differ
+in their settings only.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from meta_opt.data.answers import AnswerTokenizer
+from meta_opt.data.pipeline import PipelineConfig, make_iterator
+from meta_opt.types import PyTree
+from meta_opt.workloads import image_text_export
+from meta_opt.workloads.captioning import captioning_evaluation, captioning_loss
+from meta_opt.workloads.contrastive import contrastive_evaluation, contrastive_loss
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.image_text_data import CountedBatches, DataConfig, Splits
+from meta_opt.workloads.image_text_model import (
+    ModelConfig,
+    Preprocessing,
+    architecture,
+    build_model,
+    kind_of,
+    read_preprocessing,
+)
+from meta_opt.workloads.workload import Batches, LossFn, SplitModule, Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTextConfig:
+    """A vision-text model and its data. See the parts.
+
+    Attributes:
+        model: the model.
+        data: training, validation and test data.
+        pipeline: how batches are made; its ``batch_size`` and ``seed`` are the run's.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    pipeline: PipelineConfig = dataclasses.field(default_factory=PipelineConfig)
+
+    def preprocessing(self) -> Preprocessing:
+        """How the data are prepared, without reading weights."""
+        return read_preprocessing(
+            self.model,
+            self.pipeline.text_length,
+            self.pipeline.prompt_length,
+            self.data.prompt,
+        )
+
+    def build(
+        self,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        export: ExportConfig = ExportConfig(),  # noqa: B008
+    ) -> Workload:
+        """Opens the data, then loads or initialises the model.
+
+        Args:
+            seed: of what is initialised.
+            mesh: that a folder's tensors are read straight onto, each device's part
+                alone; None for the default device.
+            export: where the trained model is to be written, and as what.
+
+        Raises:
+            ValueError: see `build_model`, `Splits` and
+                `meta_opt.workloads.image_text_export`.
+        """
+        # What is quickly found to be wrong comes first; a large model takes minutes.
+        image_text_export.check_settings(export, self.model)
+        preprocessing = self.preprocessing()
+        splits = Splits(self.data, preprocessing.fit)
+        source = splits.train()
+        pipeline = dataclasses.replace(
+            self.pipeline, text_length=preprocessing.text_length
+        )
+        held_out = {s: splits.held_out(s) for s in ("validation", "test")}
+        evaluations = {
+            split: self._evaluation(data, preprocessing)
+            for split, data in held_out.items()
+        }
+        examples = {"train": len(source)} | {s: len(x) for s, x in held_out.items()}
+
+        def train_batches(
+            batch_size: int, seed: int = 0, rows: np.ndarray | None = None
+        ) -> Batches:
+            settings = dataclasses.replace(pipeline, batch_size=batch_size, seed=seed)
+            iterator = make_iterator(
+                source, preprocessing.tokenizer, settings, rows, preprocessing.prompts
+            )
+            return CountedBatches(iterator, splits.unreadable, len(source))
+
+        def with_seed(seed: int) -> Workload:
+            module = build_model(self.model, preprocessing, mesh, seed)
+            image_text_export.check_model(
+                export, module.merge(module.params, module.frozen)
+            )
+
+            def evaluate(params: PyTree, frozen: PyTree, split: str) -> dict[str, Any]:
+                return evaluations[split](module.merge(params, frozen))
+
+            def write(params: PyTree, frozen: PyTree) -> None:
+                trained = module.merge(params, frozen)
+                image_text_export.write(export, trained, self.model)
+
+            return Workload(
+                params=module.params,
+                frozen=module.frozen,
+                loss_fn=image_text_loss(module, self.model.loss),
+                train_batches=train_batches,
+                evaluate=evaluate,
+                rules=kind_of(architecture(self.model)).rules,
+                write=write if export.path else None,
+                describe=lambda: {
+                    "examples": examples,
+                    "unreadable": len(splits.unreadable.reasons),
+                    "unreadable_pictures": dict(splits.unreadable.reasons),
+                },
+                reseeded=with_seed,
+            )
+
+        return with_seed(seed)
+
+    def _evaluation(self, source: Any, preprocessing: Preprocessing) -> Any:
+        tokenizer, length = preprocessing.tokenizer, preprocessing.text_length
+        size = self.data.eval_batch_size
+        if isinstance(tokenizer, AnswerTokenizer):
+            return captioning_evaluation(source, tokenizer, length, size)
+        return contrastive_evaluation(source, tokenizer, length, self.model.loss, size)
+
+
+def image_text_loss(module: SplitModule, loss: str = "clip") -> LossFn:
+    """The loss of a batch as a function of the model's arrays.
+
+    Args:
+        module: its structure is used, its arrays are not.
+        loss: ``clip`` or ``siglip``; of a generative model ``captioning``.
+    """
+    if loss == "captioning":
+        return captioning_loss(module)
+    return contrastive_loss(module, loss)

@@ -1,0 +1,127 @@
+"""Trained multimodal models as files: arrays, and the settings that they belong to.
+
+``PATH.safetensors`` has every array of the model by its '/'-joined path, adapters
+folded in; ``PATH.json`` the settings of inputs and model, the classes, and the SHA-256.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from meta_opt.models.lora import merge_lora
+from meta_opt.models.multimodal import Multimodal
+from meta_opt.models.parameters import by_path, mismatch
+from meta_opt.types import from_config, write_atomic
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.multimodal_inputs import Inputs, InputsConfig
+from meta_opt.workloads.multimodal_model import MultimodalModelConfig, model_factory
+
+_FORMAT = 1
+
+
+def check_export(export: ExportConfig, model: MultimodalModelConfig) -> None:
+    """Finds what could not be written, before anything is trained.
+
+    Raises:
+        ValueError: a format other than ``model``.
+    """
+    if export.path and export.format != "model":
+        raise ValueError(
+            f"export.format={export.format!r} is for vision-text models; a multimodal "
+            f"one (model.trainable={model.trainable!r}) is written as 'model'"
+        )
+
+
+def write_multimodal(
+    export: ExportConfig,
+    model: Multimodal,
+    inputs: InputsConfig,
+    config: MultimodalModelConfig,
+    class_names: tuple[str, ...] = (),
+) -> None:
+    """Writes a trained model; adapters are merged.
+
+    Args:
+        export: where to.
+        model: it may be changed.
+        inputs: the settings that its inputs were read with.
+        config: that it was built from.
+        class_names: of a classification.
+    """
+    if config.trainable == "lora":
+        merge_lora(model)
+    arrays = {name: np.asarray(param[...]) for name, param in by_path(model).items()}
+    data = safetensors.numpy.save(arrays)
+    about = {
+        "format": _FORMAT,
+        "inputs": dataclasses.asdict(inputs),
+        "model": dataclasses.asdict(config),
+        "class_names": class_names,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    with write_atomic(f"{export.path}.safetensors") as file:
+        file.write_bytes(data)
+    with write_atomic(f"{export.path}.json") as file:
+        file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(
+    path: str | os.PathLike,
+) -> tuple[InputsConfig, MultimodalModelConfig, dict[str, Any]]:
+    """The settings of inputs and model beside exported arrays, and the whole JSON.
+
+    Raises:
+        ValueError: no such file, or one of another format.
+    """
+    file = Path(f"{path}.json")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise ValueError(f"{file} is not of a multimodal model of format {_FORMAT}")
+    model = from_config(MultimodalModelConfig, about["model"])
+    # Adapters were folded into the kernels.
+    model = dataclasses.replace(model, trainable="all")
+    return from_config(InputsConfig, about["inputs"]), model, about
+
+
+def read_multimodal(path: str | os.PathLike, inputs: Inputs) -> Multimodal:
+    """Reads a model that `write_multimodal` wrote.
+
+    Args:
+        path: without suffix.
+        inputs: `read_inputs` of the settings that `read_settings` gives.
+
+    Raises:
+        ValueError: missing or damaged files, or arrays of another model.
+    """
+    _, config, about = read_settings(path)
+    file = Path(f"{path}.safetensors")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is {found}, {path}.json has "
+            f"{about['sha256']}"
+        )
+    arrays = safetensors.numpy.load(data)
+    model = nnx.jit(model_factory(config, inputs))(jax.random.key(0))
+    params = by_path(model)
+    shapes = {name: param[...].shape for name, param in params.items()}
+    if wrong := mismatch({name: x.shape for name, x in arrays.items()}, shapes):
+        raise ValueError(f"{file} is of another model: {wrong}")
+    for name, param in params.items():
+        param[...] = jnp.asarray(arrays[name], param[...].dtype)
+    return model

@@ -1,0 +1,148 @@
+"""A workload: all that a run needs to know of a task and its model."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from meta_opt.parallel.sharding import FSDP_RULES, Rule
+from meta_opt.types import PyTree
+from meta_opt.workloads.export import ExportConfig
+
+LossFn: TypeAlias = Callable[
+    [PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+]
+"""``(params, frozen, batch, rng) -> (loss [], metrics)``, the loss a mean over B."""
+
+
+class Batches(Protocol):
+    """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
+
+    def __next__(self) -> PyTree:
+        """Returns the next batch; of several processes, each its ``local_rows``."""
+
+    def get_state(self) -> Any:
+        """Returns a JSON value."""
+
+    def set_state(self, state: Any) -> None:
+        """Goes to where ``get_state`` gave ``state``."""
+
+
+class MakeBatches(Protocol):
+    """Opens the training data at their beginning."""
+
+    def __call__(
+        self, batch_size: int, seed: int = 0, rows: np.ndarray | None = None
+    ) -> Batches:
+        """Returns an iterator.
+
+        Args:
+            batch_size: B, of all processes together.
+            seed: of the order and of augmentation.
+            rows: int, the rows of each batch that this process makes
+                (`meta_opt.parallel.mesh.local_rows`); None for all.
+        """
+
+
+Evaluate: TypeAlias = Callable[[PyTree, PyTree, str], Mapping[str, float]]
+"""``(params, frozen, split) -> metrics``; the split is ``validation`` or ``test``."""
+
+Write: TypeAlias = Callable[[PyTree, PyTree], None]
+"""``(params, frozen) -> None``: writes the trained model where the run exports it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A model in parts, its loss, its data and its evaluation.
+
+    Attributes:
+        params: pytree of arrays, the trainable part at the start.
+        loss_fn: see `LossFn`.
+        train_batches: see `MakeBatches`; for arrays in memory
+            ``functools.partial(array_batches, arrays)``.
+        frozen: pytree of arrays, the part of the model that does not train.
+        evaluate: see `Evaluate`; None for a run without evaluation.
+        rules: layout of params and frozen on a mesh.
+        write: see `Write`; None if nothing is to be exported.
+        describe: facts about the data for the run's result, JSON values by name.
+        reseeded: the same workload with a model that is initialised from another seed;
+            None where it has one initialisation.
+
+    Example:
+        >>> import functools, jax.numpy as jnp
+        >>> from meta_opt.data.array_batches import array_batches
+        >>> data = {"x": np.ones((8, 2), np.float32), "y": np.ones(8, np.float32)}
+        >>> def loss_fn(params, frozen, batch, rng):
+        ...     return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2), {}
+        >>> workload = Workload(
+        ...     params={"w": jnp.zeros(2)},
+        ...     loss_fn=loss_fn,
+        ...     train_batches=functools.partial(array_batches, data),
+        ... )
+        >>> float(loss_fn(workload.params, (), data, None)[0])
+        1.0
+    """
+
+    params: PyTree
+    loss_fn: LossFn
+    train_batches: MakeBatches
+    frozen: PyTree = ()
+    evaluate: Evaluate | None = None
+    rules: Sequence[Rule] = FSDP_RULES
+    write: Write | None = None
+    describe: Callable[[], dict[str, Any]] = dict
+    reseeded: Callable[[int], "Workload"] | None = None
+
+
+class WorkloadConfig(Protocol):
+    """Settings that a workload is built from."""
+
+    def build(
+        self, seed: int = 0, mesh: Mesh | None = None, export: ExportConfig = ...
+    ) -> Workload:
+        """Builds the workload.
+
+        Args:
+            seed: of what is initialised.
+            mesh: that large weights are read straight onto; None for the default
+                device.
+            export: where the trained model is to be written, and as what.
+
+        Raises:
+            ValueError: settings, data or weights that do not fit together.
+        """
+
+
+class SplitModule(NamedTuple):
+    """A module in parts, the trainable ones as the optimizer sees them.
+
+    Attributes:
+        graphdef: its structure.
+        params: nested dict of the arrays that train.
+        frozen: nested dict of the others.
+    """
+
+    graphdef: nnx.GraphDef
+    params: PyTree
+    frozen: PyTree
+
+    def merge(self, params: PyTree, frozen: PyTree) -> Any:
+        """The module with these arrays."""
+        return nnx.merge(self.graphdef, params, frozen)
+
+
+def split_module(module: nnx.Module, trainable: Any = nnx.Param) -> SplitModule:
+    """Splits a module into what trains and what does not.
+
+    Args:
+        module: concrete or abstract (`nnx.eval_shape`).
+        trainable: a filter of NNX: a type of variables such as `nnx.Param` or
+            `meta_opt.models.lora.LoRAParam`, or ``(path, variable) -> bool``.
+    """
+    graphdef, *states = nnx.split(module, trainable, ...)
+    params, frozen = map(nnx.to_pure_dict, states)
+    return SplitModule(graphdef, params, frozen)
