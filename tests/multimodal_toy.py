@@ -20,12 +20,16 @@ from meta_opt.models.encoders.minilm import MiniLM, MiniLMConfig
 from meta_opt.models.encoders.whisper import WhisperConfig, WhisperEncoder
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.workloads.multimodal_inputs import InputsConfig
-from meta_opt.workloads.multimodal_model import ADAPTED, LoRAConfig, MultimodalConfig
+from meta_opt.workloads.multimodal_model import (
+    ADAPTED,
+    LoRAConfig,
+    MultimodalModelConfig,
+)
 
 WORDS = ("[PAD]", "red", "green", "blue", "large", "small", "a")
 COLOURS = WORDS[1:4]
 FUSION = FusionConfig(width=16, depth=1, heads=2, mlp_width=32, frames=4, remat="none")
-MODEL = MultimodalConfig(FUSION, embed_dim=8, lora=LoRAConfig(ADAPTED, rank=2))
+MODEL = MultimodalModelConfig(FUSION, embed_dim=8, lora=LoRAConfig(ADAPTED, rank=2))
 
 
 def _text():

@@ -5,7 +5,6 @@ its colour and for its place.
 """
 
 import dataclasses
-import functools
 import importlib
 import json
 import shutil
@@ -18,28 +17,21 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 from generative_small import SMALL
-from meta_opt.finetuning.export import ExportConfig
-from meta_opt.finetuning.vision_text import (
-    RunConfig,
-    read_preprocessing_of,
-    run_vision_text,
-)
-from meta_opt.studies.split import score_on
 from own_data import CASES, COLOURS, PLACES, run_readme, write_pictures
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.finetuning.run import finetune, read_run_config
 from meta_opt.metrics.answers import answer_metrics, plain
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import Generative
-from meta_opt.types import from_config
+from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_data import Splits
 from meta_opt.workloads.image_text_model import (
     GENERATIVE,
     ModelConfig,
     build_model,
-    load_weights,
     read_preprocessing,
 )
 
@@ -109,24 +101,9 @@ def configured(paligemma, questions):
         config.pipeline.text_length, config.pipeline.prompt_length = 4, 6
         for key, value in changes.items():
             config[key].update(value)
-        return from_config(RunConfig, config.to_dict())
+        return read_run_config(ImageTextConfig, config.to_dict())
 
     return make
-
-
-def scores(config):
-    reading = read_preprocessing_of(config)
-    return functools.partial(
-        score_on,
-        loss=config.model.loss,
-        tokenizer=reading.tokenizer,
-        text_length=reading.text_length,
-        batch_size=config.data.eval_batch_size,
-    )
-
-
-def train(config, workdir=None):
-    return run_vision_text(config, scores(config), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +111,7 @@ def run(configured, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     export = {"path": str(folder / "tuned"), "format": "huggingface"}
     config = configured(export=export)
-    return config, folder, train(config, folder)
+    return config, folder, finetune(config, folder)
 
 
 def test_it_learns_to_answer(run):
@@ -151,12 +128,9 @@ def test_it_learns_to_answer(run):
 
 def test_what_is_exported_scores_the_same(run):
     config, _, (_, test, _) = run
-    tuned = dataclasses.replace(config.model, weights=config.export.path)
-    again = dataclasses.replace(config, model=tuned, export=ExportConfig())
-    reading = read_preprocessing_of(again)
-    model = load_weights(tuned, reading)
-    source = Splits(again.data, reading.fit).held_out("test")
-    found = scores(again)(source)(model)
+    tuned = dataclasses.replace(config.workload.model, weights=config.export.path)
+    workload = dataclasses.replace(config.workload, model=tuned).build()
+    found = workload.evaluate(workload.params, workload.frozen, "test")
     assert found["exact_match"] == test["exact_match"]
     assert found["loss"] == pytest.approx(test["loss"], rel=1e-4)
 
@@ -183,18 +157,18 @@ def test_the_command_answers_about_pictures(run, questions, monkeypatch, capsys)
 
 def test_batches_ask_and_answer(configured):
     config = configured()
-    reading = read_preprocessing_of(config)
-    source = Splits(config.data, reading.fit).train()
+    preprocessing = config.workload.preprocessing()
+    source = Splits(config.workload.data, preprocessing.fit).train()
     first = source[0]
     # <bos> which colour \n, and the answer with <eos>.
     np.testing.assert_array_equal(
-        reading.prompts([first["prompt"]])[0], [2, 5, 6, 4, 0, 0]
+        preprocessing.prompts([first["prompt"]])[0], [2, 5, 6, 4, 0, 0]
     )
-    answer = reading.tokenizer.encode([first["text"]], 4)[0]
+    answer = preprocessing.tokenizer.encode([first["text"]], 4)[0]
     assert answer[1:].tolist() == [1, 0, 0] and answer[0] > 3
-    assert reading.tokenizer.decode([answer]) == [first["text"]]
+    assert preprocessing.tokenizer.decode([answer]) == [first["text"]]
     # All questions about one picture are in one split.
-    held = Splits(config.data, reading.fit).held_out("test")
+    held = Splits(config.workload.data, preprocessing.fit).held_out("test")
     assert len(held) % 2 == 0 and set(held.prompts) == set(QUESTIONS)
 
 
@@ -206,7 +180,7 @@ def test_adapters_train_and_are_written_alone(configured, tmp_path):
     config = dataclasses.replace(
         config, optimizer=dataclasses.replace(config.optimizer, num_steps=4)
     )
-    result, test, _ = train(config, tmp_path / "run")
+    result, test, _ = finetune(config, tmp_path / "run")
     assert np.isfinite(test["loss"])
     paths = {path[-1].key for path, _ in jax.tree.leaves_with_path(result.state.params)}
     assert paths == {"lora_a", "lora_b"}
@@ -215,8 +189,8 @@ def test_adapters_train_and_are_written_alone(configured, tmp_path):
 
 def test_a_model_of_no_weights_is_written_and_read(tmp_path):
     config = ModelConfig(weights="", size="nano-generative", loss="captioning")
-    reading = read_preprocessing(config, 8, 4, "caption")
-    model = build_model(config, reading)
+    preprocessing = read_preprocessing(config, 8, 4, "caption")
+    model = build_model(config, preprocessing)
     assert model.merge(model.params, model.frozen).config.end_id == 3
     pretrained.save(tmp_path / "ours", model.merge(model.params, model.frozen))
     ours = dataclasses.replace(config, weights=str(tmp_path / "ours"))
@@ -230,12 +204,12 @@ def test_a_model_of_no_weights_is_written_and_read(tmp_path):
 def test_errors_come_before_training(configured, tmp_path):
     config = configured()
     with pytest.raises(ValueError, match=r"loss='clip' is not for .* take captioning"):
-        read_preprocessing(dataclasses.replace(config.model, loss="clip"))
+        read_preprocessing(dataclasses.replace(config.workload.model, loss="clip"))
     with pytest.raises(ValueError, match=r"'captioning' is not for 'nano'.*clip or"):
         read_preprocessing(ModelConfig(loss="captioning"))
     peft = {"path": str(tmp_path / "peft"), "format": "peft"}
     with pytest.raises(ValueError, match="is of PaliGemma, whose layers"):
-        train(configured("paligemma_lora", export=peft))
+        finetune(configured("paligemma_lora", export=peft))
     assert GENERATIVE.losses == ("captioning",)
 
 

@@ -4,7 +4,6 @@ The folder is a random SigLIP (or CLIP), the pictures 40 PNGs of coloured square
 """
 
 import dataclasses
-import functools
 import importlib
 import json
 import os
@@ -17,22 +16,26 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from meta_opt.finetuning.export import ExportConfig
-from meta_opt.finetuning.vision_text import RunConfig, run_vision_text
-from meta_opt.studies.split import score_on
 from models_small import forward
 from own_data import run_readme, write_folder, write_pictures
 from safetensors.numpy import load_file
 
 from meta_opt.data.pictures import UnreadableImagesError
-from meta_opt.finetuning import export, model_source, vision_text
 from meta_opt.finetuning.interruption import Interrupted
+from meta_opt.finetuning.run import finetune, read_run_config
 from meta_opt.models import adapters, huggingface, pretrained
 from meta_opt.models.parameters import by_path
 from meta_opt.models.vision_text import SIZES
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.run_log import read_records
-from meta_opt.types import from_config
+from meta_opt.workloads import (
+    contrastive,
+    image_text,
+    image_text_export,
+    image_text_model,
+)
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_data import DataConfig, Splits
 from meta_opt.workloads.image_text_model import (
     ModelConfig,
@@ -79,35 +82,23 @@ def configured(siglip, captions):
         config.pipeline.num_threads = 2
         for key, value in changes.items():
             config[key].update(value)
-        return from_config(RunConfig, config.to_dict())
+        return read_run_config(ImageTextConfig, config.to_dict())
 
     return make
-
-
-def train(config, workdir=None):
-    reading = read_preprocessing(config.model, config.pipeline.text_length)
-    scores = functools.partial(
-        score_on,
-        loss=config.model.loss,
-        tokenizer=reading.tokenizer,
-        text_length=reading.text_length,
-        batch_size=config.data.eval_batch_size,
-    )
-    return run_vision_text(config, scores, workdir)
 
 
 @pytest.fixture(scope="module")
 def run(configured, tmp_path_factory):
     """A run of adapters on eight devices: configuration, folder, what it gave."""
     config, workdir = configured(), tmp_path_factory.mktemp("run")
-    return config, workdir, train(config, workdir)
+    return config, workdir, finetune(config, workdir)
 
 
 def batch_of(config, split="test"):
-    reading = read_preprocessing(config.model)
-    source = Splits(config.data, reading.fit).held_out(split)
+    preprocessing = read_preprocessing(config.workload.model)
+    source = Splits(config.workload.data, preprocessing.fit).held_out(split)
     texts = [captions[0] for captions in source.captions]
-    text = reading.tokenizer.encode(texts, reading.text_length)
+    text = preprocessing.tokenizer.encode(texts, preprocessing.text_length)
     return {"image": source.images(), "text": text}
 
 
@@ -120,7 +111,9 @@ def outputs(model, batch):
 
 def trained(run):
     config, _, finished = run
-    model = build_model(config.model, read_preprocessing(config.model))
+    model = build_model(
+        config.workload.model, read_preprocessing(config.workload.model)
+    )
     return model.merge(finished.result.state.params, finished.result.state.frozen)
 
 
@@ -141,9 +134,9 @@ def test_it_learns_and_measures_retrieval(run):
 
 
 def test_splits_are_disjoint_and_stay(configured, captions):
-    config = configured().data
-    reading = read_preprocessing(configured().model)
-    splits = Splits(config, reading.fit)
+    config = configured().workload.data
+    preprocessing = read_preprocessing(configured().workload.model)
+    splits = Splits(config, preprocessing.fit)
 
     def captions_of(splits, split):
         return {texts[0] for texts in splits.held_out(split).captions}
@@ -154,9 +147,9 @@ def test_splits_are_disjoint_and_stay(configured, captions):
     assert sum(map(len, held.values())) == 40 == len(set.union(*held.values()))
     assert all(held.values())
     fewer = dataclasses.replace(config, max_evaluated=2)
-    few = captions_of(Splits(fewer, reading.fit), "test")
+    few = captions_of(Splits(fewer, preprocessing.fit), "test")
     assert len(few) == 2 and few < held["test"]
-    splits = Splits(dataclasses.replace(config, test=str(captions)), reading.fit)
+    splits = Splits(dataclasses.replace(config, test=str(captions)), preprocessing.fit)
     assert len(splits.held_out("test")) == 40
     assert len(splits.train()) == 40 - len(held["validation"])
 
@@ -170,8 +163,8 @@ def test_weights_are_read_onto_the_mesh_and_held_once(configured, monkeypatch):
             assert len(x.sharding.device_set) == 8
         return built[-1]
 
-    monkeypatch.setattr(vision_text, "build_model", build)
-    train(configured())
+    monkeypatch.setattr(image_text, "build_model", build)
+    finetune(configured())
     (model,) = built
     # The step was given the arrays themselves: the run's are the only ones there are.
     leaves = jax.tree.leaves((model.frozen, model.params))
@@ -183,21 +176,18 @@ def test_weights_are_read_onto_the_mesh_and_held_once(configured, monkeypatch):
 def test_an_interrupted_run_ends_in_the_same_bits(run, tmp_path, monkeypatch):
     config, workdir, unbroken = run
     evaluations = []
-    make_evaluate = vision_text.make_evaluate
+    evaluate = contrastive.evaluate
 
-    def interrupting(model, score):
-        def evaluate(params, frozen):
-            evaluations.append(0)
-            if len(evaluations) == 2:  # After step 4.
-                os.kill(os.getpid(), signal.SIGINT)
-            return make_evaluate(model, score)(params, frozen)
+    def interrupting(*args, **kwargs):
+        evaluations.append(0)
+        if len(evaluations) == 2:  # After step 4.
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*args, **kwargs)
 
-        return evaluate
-
-    monkeypatch.setattr(vision_text, "make_evaluate", interrupting)
+    monkeypatch.setattr(contrastive, "evaluate", interrupting)
     with pytest.raises(Interrupted, match="at step 4"):
-        train(config, tmp_path)
-    resumed = train(config, tmp_path)
+        finetune(config, tmp_path)
+    resumed = finetune(config, tmp_path)
     jax.tree.map(
         np.testing.assert_array_equal,
         jax.device_get(resumed.result.state.params),
@@ -215,43 +205,43 @@ def test_exports_are_read_again(run, tmp_path, form):
     where = ExportConfig(str(tmp_path / "out"), form)
     batch = batch_of(config)
     expected = outputs(trained(run), batch)
-    reading = read_preprocessing(config.model)
-    before = outputs(load_weights(config.model, reading), batch)
+    preprocessing = read_preprocessing(config.workload.model)
+    before = outputs(load_weights(config.workload.model, preprocessing), batch)
     assert np.abs(before[0] - expected[0]).max() > 0.02
-    export.write(where, trained(run), config.model)
+    image_text_export.write(where, trained(run), config.workload.model)
     if form == "model":
         model = pretrained.load(where.path, dtype="bfloat16")
     elif form == "huggingface":
         # It is a folder to begin from, with tokenizer and all.
         again = ModelConfig(weights=where.path, dtype="bfloat16")
-        assert read_preprocessing(again).fit == reading.fit
+        assert read_preprocessing(again).fit == preprocessing.fit
         model = load_weights(again, read_preprocessing(again))
     else:
-        model = huggingface.load(config.model.weights, dtype="bfloat16")
+        model = huggingface.load(config.workload.model.weights, dtype="bfloat16")
         load = adapters.load_adapters if form == "adapters" else adapters.load_peft
         load(where.path, model)
     for a, b in zip(outputs(model, batch), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=0.02)
     if form == "peft":
         about = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-        assert about["base_model_name_or_path"] == config.model.weights
+        assert about["base_model_name_or_path"] == config.workload.model.weights
 
 
 def test_a_finished_run_is_written_without_training_again(run, configured, tmp_path):
     config, workdir, finished = run
     metrics = (workdir / "metrics.jsonl").read_bytes()
     where = {"path": str(tmp_path / "out"), "format": "adapters"}
-    again = train(configured(export=where), workdir)
+    again = finetune(configured(export=where), workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     assert again.test == finished.test
-    model = huggingface.load(config.model.weights)
-    assert adapters.load_adapters(where["path"], model) == config.model.lora
+    model = huggingface.load(config.workload.model.weights)
+    assert adapters.load_adapters(where["path"], model) == config.workload.model.lora
 
 
 @pytest.mark.slow
 def test_int8_base_under_adapters(configured):
     config = configured(model={"base": "int8", "dtype": "float32"}, mesh={"fsdp": 1})
-    result, test, _ = train(config)
+    result, test, _ = finetune(config)
     types = {str(x.dtype) for x in jax.tree.leaves(result.state.frozen)}
     assert types == {"int8", "float32"}
     losses = [r["train/loss"] for r in result.history if "train/loss" in r]
@@ -262,13 +252,15 @@ def test_int8_base_under_adapters(configured):
 
 def test_bfloat16_parameters_have_float32_adapters(configured, tmp_path):
     config = configured(model={"param_dtype": "bfloat16"})
-    model = build_model(config.model, read_preprocessing(config.model))
+    model = build_model(
+        config.workload.model, read_preprocessing(config.workload.model)
+    )
     types = {str(x.dtype) for x in jax.tree.leaves(model.params)}
     assert types == {"float32"}
     assert str(model.frozen["text"]["positions"].dtype) == "bfloat16"
     merged = model.merge(model.params, model.frozen)
     where = ExportConfig(str(tmp_path / "out"), "huggingface")
-    export.write(where, merged, config.model)
+    image_text_export.write(where, merged, config.workload.model)
     written = load_file(tmp_path / "out" / "model.safetensors").values()
     assert {str(x.dtype) for x in written if x.size > 1} == {"bfloat16"}
     again = huggingface.load(where.path, param_dtype="bfloat16")
@@ -296,8 +288,8 @@ def test_all_parameters_of_a_clip_folder_on_tar_files(
         optimizer={"learning_rate": 0.003},
         mesh={"fsdp": 1},
     )
-    assert read_preprocessing(config.model).fit.how == "crop"
-    result, test, _ = train(config)
+    assert read_preprocessing(config.workload.model).fit.how == "crop"
+    result, test, _ = finetune(config)
     losses = [r["train/loss"] for r in result.history if "train/loss" in r]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.3
     assert "i2t_r1" in test
@@ -310,7 +302,7 @@ def test_unreadable_pictures_are_counted_and_the_run_goes_on(
     missing = tmp_path / "pictures" / "05.png"
     missing.unlink()
     config = configured(data={"name": str(data)})
-    _, _, unreadable = train(config, tmp_path / "run")
+    _, _, unreadable = finetune(config, tmp_path / "run")
     files = [str(tmp_path / f"pictures/{i:02}.png") for i in (2, 5, 17, 30)]
     assert sorted(unreadable) == files
     assert unreadable[str(missing)].startswith("FileNotFoundError")
@@ -319,17 +311,17 @@ def test_unreadable_pictures_are_counted_and_the_run_goes_on(
         written["unreadable"] == 4 and sorted(written["unreadable_pictures"]) == files
     )
     # Finished, and asked for again, it still knows of them.
-    assert sorted(train(config, tmp_path / "run").unreadable) == files
+    assert sorted(finetune(config, tmp_path / "run").unreadable) == files
     few = configured(data={"name": str(data), "max_unreadable": 2})
     with pytest.raises(UnreadableImagesError, match=r"\d pictures cannot be rea"):
-        train(few)
+        finetune(few)
     # Data that changed under an interrupted run are noticed.
     lines = data.read_text().splitlines(keepends=True)
     data.write_text("".join(lines[:-4]))
     with pytest.raises(
         ValueError, match=r"began with \d+ records .* now there are \d+"
     ):
-        train(config, tmp_path / "run")
+        finetune(config, tmp_path / "run")
 
 
 def test_a_prepared_tfds_dataset(configured, captions, tmp_path):
@@ -365,7 +357,7 @@ def test_a_prepared_tfds_dataset(configured, captions, tmp_path):
 
     OwnPictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     config = configured(data={"name": "tfds:own_pictures", "data_dir": str(tmp_path)})
-    splits = Splits(config.data, read_preprocessing(config.model).fit)
+    splits = Splits(config.workload.data, read_preprocessing(config.workload.model).fit)
     assert {c[0] for c in splits.held_out("test").captions} == {
         line["text"] for line in lines[-4:]
     }
@@ -374,14 +366,14 @@ def test_a_prepared_tfds_dataset(configured, captions, tmp_path):
     with pytest.raises(ValueError, match=r"'own_picture' in .*mean 'own_pictures'"):
         Splits(
             DataConfig(name="tfds:own_picture", data_dir=str(tmp_path)),
-            read_preprocessing(config.model).fit,
+            read_preprocessing(config.workload.model).fit,
         )
 
 
 def test_drawings_of_the_package_are_brought_to_the_models_size(configured):
     config = configured(data={"name": "clipart"})
-    reading = read_preprocessing(config.model)
-    splits = Splits(config.data, reading.fit)
+    preprocessing = read_preprocessing(config.workload.model)
+    splits = Splits(config.workload.data, preprocessing.fit)
     assert splits.train()[0]["image"].shape == (16, 16, 3)
     assert len(splits.held_out("test").class_names) > 1
 
@@ -389,19 +381,21 @@ def test_drawings_of_the_package_are_brought_to_the_models_size(configured):
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_every_size_can_begin_from_scratch(size, siglip, monkeypatch):
     made = []
-    kind = model_source.CONTRASTIVE._replace(
+    kind = image_text_model.CONTRASTIVE._replace(
         module=lambda config, rngs: made.append(config) or nnx.Module()
     )
-    monkeypatch.setattr(model_source, "kind_of", lambda made: kind)
+    monkeypatch.setattr(image_text_model, "kind_of", lambda made: kind)
     for processor in ("", str(siglip)):
         config = ModelConfig(weights="", size=size, processor=processor)
-        reading = read_preprocessing(config)
-        load_weights(config, reading)
-        assert made[-1].vocab_size == reading.tokenizer.vocab_size
-        assert made[-1].text_length == SIZES[size].text_length == reading.text_length
-        assert reading.fit.size == SIZES[size].image_size
+        preprocessing = read_preprocessing(config)
+        load_weights(config, preprocessing)
+        assert made[-1].vocab_size == preprocessing.tokenizer.vocab_size
+        assert (
+            made[-1].text_length == SIZES[size].text_length == preprocessing.text_length
+        )
+        assert preprocessing.fit.size == SIZES[size].image_size
         if made[-1].text.pooling == "end":
-            row = reading.tokenizer.encode(["a"], 8)[0]
+            row = preprocessing.tokenizer.encode(["a"], 8)[0]
             assert made[-1].end_id in row and made[-1].end_id != row[0]
 
 
@@ -430,15 +424,15 @@ def test_a_folder_without_tokenizer_or_weights(configured, siglip, tmp_path):
     (folder / "tokenizer.json").unlink()
     config = configured(model={"weights": str(folder)})
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
-        train(config)
+        finetune(config)
     # Another folder's will do.
     model = ModelConfig(weights=str(folder), processor=str(siglip))
     assert read_preprocessing(model).tokenizer.pad_id == 1
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
-        train(configured(model={"weights": str(folder), "processor": str(siglip)}))
+        finetune(configured(model={"weights": str(folder), "processor": str(siglip)}))
     with pytest.raises(ValueError, match=r"no weights 'nowhere'.*or a folder"):
-        train(configured(model={"weights": "nowhere"}))
+        finetune(configured(model={"weights": "nowhere"}))
 
 
 def test_a_tokenizer_of_another_model(siglip, clip, tmp_path):
@@ -458,9 +452,9 @@ def test_a_tokenizer_of_another_model(siglip, clip, tmp_path):
 
 
 def test_captions_longer_than_the_context(siglip, clip):
-    reading = read_preprocessing(ModelConfig(weights=str(siglip)))
+    preprocessing = read_preprocessing(ModelConfig(weights=str(siglip)))
     long = " ".join(["red"] * 30)
-    (row,) = reading.tokenizer.encode([long], reading.text_length)
+    (row,) = preprocessing.tokenizer.encode([long], preprocessing.text_length)
     assert len(row) == 10 and row[-1] == 1 and 1 not in row[:-1]
     with pytest.raises(ValueError, match=r"up to 10 tokens; pipeline.text_length=11"):
         read_preprocessing(ModelConfig(weights=str(siglip)), 11)
@@ -473,17 +467,17 @@ def test_a_line_that_lacks_something(configured, tmp_path):
     broken = tmp_path / "captions.jsonl"
     broken.write_text('{"image": "a.png", "text": "a"}\n{"image": "b.png"}\n')
     with pytest.raises(ValueError, match=r"captions\.jsonl, line 2: .*'text'"):
-        train(configured(data={"name": str(broken)}))
+        finetune(configured(data={"name": str(broken)}))
     broken.write_text('{"image": "a.png", "text": "a"}\n')
     with pytest.raises(ValueError, match=r"no picture is left for .*data.held_out=0.1"):
-        train(configured(data={"name": str(broken)}))
+        finetune(configured(data={"name": str(broken)}))
 
 
 def test_a_mesh_that_does_not_divide_the_batch(configured, monkeypatch):
-    monkeypatch.setattr(vision_text, "read_preprocessing", None)  # It is not come to.
+    monkeypatch.setattr(image_text, "read_preprocessing", None)  # It is not come to.
     with pytest.raises(ValueError, match=r"batch_size=12 must be a positive multiple"):
         train_config = configured(loop={"batch_size": 12})
-        run_vision_text(train_config, lambda source: None)
+        finetune(train_config)
 
 
 @pytest.mark.parametrize(
@@ -505,10 +499,13 @@ def test_settings_of_data_that_make_no_sense(changes, message):
 def test_exports_that_make_no_sense_are_errors_before_training(
     configured, siglip, monkeypatch
 ):
-    monkeypatch.setattr(vision_text, "run", None)  # It is not come to.
+    monkeypatch.setattr(image_text, "make_iterator", None)  # It is not come to.
 
     def exporting(form, path="out", variant="so400m_lora", **model):
-        return configured(variant, export={"path": path, "format": form}, model=model)
+        export = {"path": path, "format": form}
+        return configured(variant, export=export, model=model).workload.build(
+            export=ExportConfig(**export)
+        )
 
     with pytest.raises(ValueError, match=r"'adapter' is none of.*mean 'adapters'"):
         exporting("adapter")
@@ -525,13 +522,13 @@ def test_exports_that_make_no_sense_are_errors_before_training(
     nano = ModelConfig(weights="nano", processor=str(siglip))
     model = load_weights(nano, read_preprocessing(ModelConfig()))
     with pytest.raises(ValueError, match=r"neither CLIP's nor SigLIP's"):
-        export.check_model(ExportConfig("out", "huggingface"), model)
+        image_text_export.check_model(ExportConfig("out", "huggingface"), model)
     pool = {"pattern": r"pool/attention/query/kernel$"}
     config = exporting("peft", lora=pool)
     with pytest.raises(
         ValueError, match=r"pool/attention/query/kernel is no linear la"
     ):
-        train(config)
+        finetune(config)
 
 
 def test_names_of_the_model_that_are_not_known():

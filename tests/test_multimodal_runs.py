@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from meta_opt.finetuning.multimodal import MultimodalRunConfig, run_multimodal
 from multimodal_toy import (
     COLOURS,
     ENCODERS,
@@ -25,13 +24,15 @@ from meta_opt.data.array_batches import array_batches
 from meta_opt.data.missing import MissingDataError
 from meta_opt.data.multimodal import read_task
 from meta_opt.data.samples import KINDS, MultimodalTask, Samples
-from meta_opt.evaluators.multimodal import score_on
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.run import RunConfig, finetune
 from meta_opt.models.encoders import Divisible
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.reporting.decisions import plot_decisions
+from meta_opt.workloads import multimodal as multimodal_workload
+from meta_opt.workloads.multimodal import MultimodalConfig, evaluation_on
 from meta_opt.workloads.multimodal_inputs import pooled, read_inputs
 from meta_opt.workloads.multimodal_model import (
     ADAPTED,
@@ -52,14 +53,24 @@ def root(tmp_path_factory):
 
 def run_config(root, kind="classify", steps=24, name="adamw", **changes):
     settings = {"learning_rate": 3e-3} if name == "adamw" else {}
-    return MultimodalRunConfig(
+    return RunConfig(
+        MultimodalConfig(
+            inputs_config(root, kind, **changes.pop("inputs", {})),
+            dataclasses.replace(MODEL, **changes),
+        ),
         loop=LoopConfig(
             steps, 12, eval_every=8, log_every=4, checkpoint_every=8, progress=False
         ),
         optimizer=OptimizerConfig(name, num_steps=steps, stacked=STACKED, **settings),
-        inputs=inputs_config(root, kind, **changes.pop("inputs", {})),
-        model=dataclasses.replace(MODEL, **changes),
     )
+
+
+def paths_of(params):
+    """The '/'-joined paths of a nested dict of arrays."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
 
 
 # Samples
@@ -199,7 +210,7 @@ def test_batches_have_an_order_that_resumes():
 )
 def test_every_kind_of_task_is_learned(root, kind):
     config = run_config(root, kind, steps=32)
-    finished = run_multimodal(config, score_on)
+    finished = finetune(config)
     losses = [
         r["validation/loss"] for r in finished.result.history if "validation/loss" in r
     ]
@@ -223,7 +234,7 @@ def test_loss_of_training_is_that_of_the_evaluation(root, kind):
     inputs = read_inputs(inputs_config(root, kind))
     parts = build_multimodal(MODEL, inputs)
     model = parts.merge(parts.params, parts.frozen)
-    found = score_on(inputs, "validation", batch_size=7)(model)
+    found = evaluation_on(inputs, "validation", batch_size=7)(model)
     loss, error = nnx.jit(lambda m, b: multimodal_loss(m, b, kind))(
         model, inputs.splits["validation"]
     )
@@ -235,19 +246,19 @@ def test_loss_of_training_is_that_of_the_evaluation(root, kind):
 
 def test_with_adapters_encoders_stay_as_they_are(root):
     config = run_config(root, trainable="lora", steps=4)
-    inputs = read_inputs(config.inputs)
-    parts = build_multimodal(config.model, inputs)
-    names = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(parts.params)}
+    inputs = read_inputs(config.workload.inputs)
+    parts = build_multimodal(config.workload.model, inputs)
+    names = paths_of(parts.params)
     of_encoders = {name for name in names if name.startswith("encoders/")}
     assert of_encoders and all("lora_" in name for name in of_encoders)
     assert any(name.startswith("fusion/") for name in names)
     # Pictures have no transformer: their adapters are on what acts on every pixel.
-    for modality in config.inputs.encoders:
+    for modality in config.workload.inputs.encoders:
         assert any(name.startswith(f"encoders/{modality}/") for name in of_encoders)
     assert multimodal_configs.task("clipart_captions").model.lora.pattern == ADAPTED
     with pytest.raises(ValueError, match="matches no kernel"):
         build_multimodal(
-            dataclasses.replace(config.model, lora=LoRAConfig("^nothing$")),
+            dataclasses.replace(config.workload.model, lora=LoRAConfig("^nothing$")),
             inputs,
         )
 
@@ -256,7 +267,7 @@ def test_a_whole_encoder_trains_from_the_inputs_themselves(root):
     inputs = read_inputs(inputs_config(root, trained={}))
     assert inputs.splits["train"]["image"].shape == (48, 16, 16, 3)
     parts = build_multimodal(MODEL, inputs)
-    names = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(parts.params)]
+    names = paths_of(parts.params)
     assert "encoders/text/embedding" in names
 
 
@@ -264,10 +275,10 @@ def test_a_whole_encoder_trains_from_the_inputs_themselves(root):
 def test_a_run_resumes_and_says_what_the_controller_decided(root, tmp_path):
     # The rule under the controller decides in the same form, and compiles sooner.
     config = run_config(root, name="hand_designed", steps=16)
-    whole = run_multimodal(config, score_on, tmp_path / "whole")
+    whole = finetune(config, tmp_path / "whole")
 
     def breaking(inputs, split):
-        score, count = score_on(inputs, split), iter(range(3))
+        score, count = evaluation_on(inputs, split), iter(range(3))
 
         def evaluate(model):
             # At the start and at step 8, which is kept; then it breaks.
@@ -277,9 +288,10 @@ def test_a_run_resumes_and_says_what_the_controller_decided(root, tmp_path):
 
         return evaluate
 
-    with pytest.raises(RuntimeError, match="no more"):
-        run_multimodal(config, breaking, tmp_path / "broken")
-    run_multimodal(config, score_on, tmp_path / "broken")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="no"):
+        patch.setattr(multimodal_workload, "evaluation_on", breaking)
+        finetune(config, tmp_path / "broken")
+    finetune(config, tmp_path / "broken")
     one, two = (
         (tmp_path / folder / "metrics.jsonl").read_text()
         for folder in ("whole", "broken")
@@ -313,10 +325,10 @@ def test_errors_of_runs(root, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'image'"):
         inputs_config(root, trained={"imgae": 1})
     with pytest.raises(MissingDataError, match="--only encoders"):
-        read_inputs(dataclasses.replace(config.inputs, data_dir=str(tmp_path)))
+        read_inputs(dataclasses.replace(config.workload.inputs, data_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="is damaged: its SHA-256 is"):
         damage(tmp_path, root)
-        read_inputs(dataclasses.replace(config.inputs, data_dir=str(tmp_path)))
+        read_inputs(dataclasses.replace(config.workload.inputs, data_dir=str(tmp_path)))
 
 
 def damage(root, source):

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from meta_opt.finetuning.multimodal import MultimodalRunConfig, run_multimodal
 from multimodal_toy import COLOURS, MODEL, inputs_config, make_toys
 from PIL import Image
 
 from meta_opt.data.multimodal import find_task, read_task
 from meta_opt.data.own_samples import own_task
-from meta_opt.evaluators.multimodal import score_on
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.run import RunConfig, finetune
 from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.workloads.multimodal import MultimodalConfig
 
 SPLITS = ("train",) * 6 + ("validation", "test")
 
@@ -185,18 +185,16 @@ def test_a_run_learns_from_own_samples(media, tmp_path):
     path = write(media, lines, "run.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         make_toys(tmp_path, patch)
-        finished = run_multimodal(
-            MultimodalRunConfig(
+        finished = finetune(
+            RunConfig(
+                MultimodalConfig(inputs_config(tmp_path, task=str(path)), MODEL),
                 LoopConfig(32, 12, eval_every=16, progress=False),
                 OptimizerConfig("adamw", num_steps=32, learning_rate=3e-3),
-                inputs_config(tmp_path, task=str(path)),
-                MODEL,
             ),
-            score_on,
             tmp_path / "run",
         )
-    assert finished.skipped == {"train": 1, "validation": 0, "test": 0}
-    assert finished.missing["train"] == {"image": 27, "audio": 27}
+    assert finished.data["skipped"] == {"train": 1, "validation": 0, "test": 0}
+    assert finished.data["missing"]["train"] == {"image": 27, "audio": 27}
     assert finished.test["accuracy"] > 0.6
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["skipped"]["train"] == 1
