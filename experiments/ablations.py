@@ -19,10 +19,10 @@ from ml_collections import config_flags
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meta_opt.reporting.ablations import write_ablations
 from meta_opt.run_log import describe_environment
-from meta_opt.studies.ablations import AblationConfig, measure
-from meta_opt.studies.records import baseline_losses
+from meta_opt.studies.ablations.measure import AblationConfig, measure
+from meta_opt.studies.ablations.report import write_ablations
+from meta_opt.studies.meta_test.records import baseline_losses
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 

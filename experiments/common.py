@@ -8,7 +8,7 @@ from meta_opt.meta_training.feature_range import with_feature_range
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.weights import save_theta
-from meta_opt.studies.records import baseline_losses
+from meta_opt.studies.meta_test.records import baseline_losses
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree

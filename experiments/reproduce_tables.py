@@ -65,8 +65,8 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
 
 def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
     """Makes table and figures of the cells that are there."""
-    from meta_opt.reporting.table1 import write_table1
-    from meta_opt.studies.optimizer_table import summarise_table
+    from meta_opt.studies.optimizer_table.report import write_table1
+    from meta_opt.studies.optimizer_table.summary import summarise_table
 
     found = [record for c in every if (record := c.stored()) is not None]
     times = {

@@ -19,9 +19,14 @@ from ml_collections import config_flags
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meta_opt.reporting.hostile import write_hostile
 from meta_opt.run_log import describe_environment
-from meta_opt.studies.hostile import ENTRANTS, HostileConfig, compare, measure
+from meta_opt.studies.robustness.measure import (
+    ENTRANTS,
+    HostileConfig,
+    compare,
+    measure,
+)
+from meta_opt.studies.robustness.report import write_hostile
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 

@@ -14,14 +14,14 @@ from meta_opt.optimizers.controller import FEATURES, OUTPUTS, ControllerConfig
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.weights import save_theta
-from meta_opt.reporting.ablations import write_ablations
-from meta_opt.studies.ablations import (
+from meta_opt.studies.ablations.measure import (
     ABLATIONS,
     FEATURE_GROUPS,
     AblationConfig,
     ablated,
     measure,
 )
+from meta_opt.studies.ablations.report import write_ablations
 from meta_opt.tasks.families import make_task
 
 CONFIG = ControllerConfig()

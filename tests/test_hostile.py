@@ -12,8 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from meta_opt.reporting.hostile import write_hostile
-from meta_opt.studies.hostile import (
+from meta_opt.studies.robustness.measure import (
     ENTRANTS,
     FALLBACK,
     GUARDED,
@@ -22,9 +21,10 @@ from meta_opt.studies.hostile import (
     compare,
     measure,
 )
+from meta_opt.studies.robustness.report import write_hostile
 from meta_opt.tasks.families import SPLIT_OF_DATASET
-from meta_opt.tasks.hostile import CONDITIONS, Condition, Moment, largest
 from meta_opt.tasks.inner_run import InnerRun
+from meta_opt.tasks.perturbations import CONDITIONS, Condition, Moment, largest
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.types import from_config
 
@@ -270,7 +270,7 @@ def test_configs_build_and_keep_to_meta_training_data(monkeypatch):
 
 
 def test_measure_yields_every_ending(monkeypatch):
-    from meta_opt.studies import hostile
+    from meta_opt.studies.robustness import measure as hostile
 
     def cheap(entrant, task, weights):
         return (lambda n, _: optax.sgd(0.1)), {}

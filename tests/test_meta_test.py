@@ -32,10 +32,8 @@ from meta_opt.optimizers.untuned import (
     calibrated,
     learning_rate_free,
 )
-from meta_opt.reporting.meta_test import write_meta_test
-from meta_opt.studies import entrants as entrants_module
-from meta_opt.studies.entrants import RIVALS, MetaTestConfig, entrants
-from meta_opt.studies.meta_test import (
+from meta_opt.studies.meta_test import contenders as entrants_module
+from meta_opt.studies.meta_test.comparison import (
     BUDGETS,
     MISS,
     budget_to,
@@ -44,13 +42,15 @@ from meta_opt.studies.meta_test import (
     interval,
     summarise,
 )
-from meta_opt.studies.records import (
+from meta_opt.studies.meta_test.contenders import RIVALS, MetaTestConfig, entrants
+from meta_opt.studies.meta_test.records import (
     Record,
     fresh_record,
     make_run,
     read_record,
     write_record,
 )
+from meta_opt.studies.meta_test.report import write_meta_test
 from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
 from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_judge
@@ -537,12 +537,12 @@ def test_further_baselines_train_digits(digits, name):
 @pytest.fixture
 def experiment(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("experiments.meta_test")
+    return importlib.import_module("experiments.meta_evaluate")
 
 
 def config_of(variant, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    module = importlib.import_module("configs.meta_test")
+    module = importlib.import_module("configs.meta_evaluate")
     return module.get_config(variant).to_dict()
 
 

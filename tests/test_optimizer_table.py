@@ -10,15 +10,15 @@ import pytest
 
 from experiments.table_cells import cells
 from meta_opt.metrics.convergence import convergence_epoch
-from meta_opt.reporting.table1 import (
+from meta_opt.reporting.tables import to_markdown
+from meta_opt.studies.meta_test.comparison import MISS
+from meta_opt.studies.optimizer_table.report import (
     claims_table,
     lines_table,
     published_table,
     write_table1,
 )
-from meta_opt.reporting.tables import to_markdown
-from meta_opt.studies.meta_test import MISS
-from meta_opt.studies.optimizer_table import cell_row, summarise_table
+from meta_opt.studies.optimizer_table.summary import cell_row, summarise_table
 
 ROOT = Path(__file__).parent.parent
 

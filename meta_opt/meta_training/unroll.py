@@ -10,7 +10,7 @@ import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import controlled
-from meta_opt.tasks.hostile import uniform_rows
+from meta_opt.tasks.perturbations import uniform_rows
 from meta_opt.tasks.task import Arrays, Task, count_of, rows_of
 from meta_opt.types import PyTree
 

@@ -46,7 +46,8 @@ class Validation:
         if missing:
             raise ValueError(
                 f"no tuned baseline for {', '.join(missing)}; run "
-                "experiments/meta_test.py --config configs/meta_test.py:validation"
+                "experiments/meta_evaluate.py --config "
+                "configs/meta_evaluate.py:validation"
             )
         self._tasks = dict(tasks)
         self._references = {

@@ -13,7 +13,7 @@ import optax
 from meta_opt.optimizers.baselines import averaged_params
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import controlled
-from meta_opt.tasks.hostile import Condition, Moment, largest
+from meta_opt.tasks.perturbations import Condition, Moment, largest
 from meta_opt.tasks.task import Splits, Task, count_of, rows_of
 from meta_opt.types import PyTree
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from meta_opt.optimizers.baselines import FIVE
-from meta_opt.studies.records import Record, Run, make_run
+from meta_opt.studies.meta_test.records import Record, Run, make_run
 from meta_opt.tasks.inner_run import InnerRun
 from meta_opt.types import PyTree
 

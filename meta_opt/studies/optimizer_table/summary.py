@@ -14,7 +14,12 @@ import numpy as np
 
 from meta_opt.metrics.convergence import convergence_epoch, steps_to_target
 from meta_opt.optimizers.baselines import FIVE
-from meta_opt.studies.meta_test import MISS, Interval, geometric_mean, interval
+from meta_opt.studies.meta_test.comparison import (
+    MISS,
+    Interval,
+    geometric_mean,
+    interval,
+)
 
 Record = Mapping[str, Any]
 """Of a cell, as `experiments.table_cells` writes it."""

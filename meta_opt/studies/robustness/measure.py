@@ -15,9 +15,9 @@ import numpy as np
 
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.weights import load_theta
-from meta_opt.studies.meta_test import geometric_mean
-from meta_opt.tasks.hostile import CONDITIONS, Condition
+from meta_opt.studies.meta_test.comparison import geometric_mean
 from meta_opt.tasks.inner_run import InnerRun, MakeOptimizer, learned_on
+from meta_opt.tasks.perturbations import CONDITIONS, Condition
 from meta_opt.tasks.task import Task
 from meta_opt.types import near_match
 
@@ -36,8 +36,8 @@ class HostileConfig:
     Attributes:
         tasks: names of task families.
         weights: of the learned optimizer: a shipped name or a path.
-        conditions: names in `meta_opt.tasks.hostile.CONDITIONS`, the ordinary one among
-            them; empty for all.
+        conditions: names in `meta_opt.tasks.perturbations.CONDITIONS`, the ordinary
+            one among them; empty for all.
         num_steps: steps of an ordinary run by task; where it is left out, the largest
             horizon of its meta-training.
         seeds: of initialisation, batches and disturbance.

@@ -40,7 +40,8 @@ def write_hostile(
 
     Args:
         folder: created if needed.
-        rows: one for each condition, as `meta_opt.studies.hostile.ConditionRow`.
+        rows: one for each condition, as `ConditionRow` of
+            `meta_opt.studies.robustness.measure`.
         by_task: one for each condition and task, as `TaskRow` of the same module.
         endings: everything measured, as its `Ending`.
         facts: how it was measured.

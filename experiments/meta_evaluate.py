@@ -1,7 +1,7 @@
 """The meta-test: the learned optimizer and untuned rivals against tuned baselines.
 
-    python -m experiments.meta_test --config configs/meta_test.py:test
-    python -m experiments.meta_test --config configs/meta_test.py:foreign
+    python -m experiments.meta_evaluate --config configs/meta_evaluate.py:test
+    python -m experiments.meta_evaluate --config configs/meta_evaluate.py:foreign
 
 The result of each optimizer on each task is kept in ``--config.results``, beside the
 report. Run again, it goes on where it was and measures only what is not there.
@@ -22,15 +22,16 @@ from ml_collections import config_flags
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meta_opt.reporting.meta_test import write_meta_test
 from meta_opt.run_log import describe_environment
-from meta_opt.studies import meta_test, records
-from meta_opt.studies.entrants import (
+from meta_opt.studies.meta_test import comparison as meta_test
+from meta_opt.studies.meta_test import records
+from meta_opt.studies.meta_test.contenders import (
     HAND_DESIGNED,
     Entrant,
     MetaTestConfig,
     entrants,
 )
+from meta_opt.studies.meta_test.report import write_meta_test
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import task_fingerprint
 from meta_opt.tasks.inner_run import InnerRun
@@ -151,7 +152,7 @@ def report(
         rows={k: [dataclasses.asdict(row) for row in v] for k, v in rows.items()},
         finals=[dataclasses.asdict(row) for row in finals],
         facts={
-            "command": " ".join(["python -m experiments.meta_test", *sys.argv[1:]]),
+            "command": " ".join(["python -m experiments.meta_evaluate", *sys.argv[1:]]),
             "seeds": ", ".join(map(str, config.seeds)),
             "trials": f"{config.trials_of_five} of each of the five, "
             f"{config.trials_of_further} of each further baseline",

@@ -1,0 +1,1 @@
+"""Parts of the shipped weights set to zero."""

@@ -1,0 +1,1 @@
+"""Optimizers without tuning against tuned baselines, on held-out tasks."""

@@ -1,0 +1,1 @@
+"""The optimizers of Table 1, compared on the multimodal suite."""

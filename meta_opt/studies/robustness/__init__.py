@@ -1,0 +1,1 @@
+"""Optimizers under faults: NaN, spikes, scaled losses, changing data."""
