@@ -6,7 +6,7 @@ import jax
 import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.transformation import learned_transformation
 
 
 def hand_designed(
@@ -46,7 +46,7 @@ def hand_designed(
         >>> params = {"w": jnp.ones((4, 4))}
         >>> updates, state = tx.update(params, tx.init(params), params)
     """
-    return controlled(
+    return learned_transformation(
         num_steps,
         theta=None,
         config=ControllerConfig(),

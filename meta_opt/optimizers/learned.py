@@ -7,7 +7,7 @@ import jax
 import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.transformation import learned_transformation
 from meta_opt.optimizers.weights import DEFAULT, load_theta
 from meta_opt.types import PyTree
 
@@ -77,7 +77,7 @@ def learned_optimizer(
         if config is not None:
             raise ValueError("config belongs to theta; weights bring their own")
         theta, config = load_theta(weights)
-    return controlled(
+    return learned_transformation(
         num_steps,
         theta=theta,
         config=config or ControllerConfig(),

@@ -53,7 +53,8 @@ class GuardState(NamedTuple):
 
     Attributes:
         skipped: int32, steps skipped so far.
-        consecutive_skips: int32, exploding steps skipped without a break.
+        consecutive_skips: int32, steps skipped without a break, for whatever reason.
+        consecutive_explosions: int32, exploding steps skipped without a break.
         seen: int32, finite gradients seen.
         log_rms: float32, moving average of the log gradient RMS.
         peak: float32, its largest value.
@@ -73,6 +74,7 @@ class GuardState(NamedTuple):
 
     skipped: jax.Array
     consecutive_skips: jax.Array
+    consecutive_explosions: jax.Array
     seen: jax.Array
     log_rms: jax.Array
     peak: jax.Array
@@ -92,9 +94,12 @@ class GuardState(NamedTuple):
 def init_guard() -> GuardState:
     """The state before the first step."""
     # Arrays of their own: a donated state may not hold one buffer twice.
-    whole = {"skipped", "consecutive_skips", "seen", "losses", "rising"}
+    integers = {
+        *("skipped", "consecutive_skips", "consecutive_explosions"),
+        *("seen", "losses", "rising"),
+    }
     state = {
-        name: jnp.zeros((), jnp.int32 if name in whole else jnp.float32)
+        name: jnp.zeros((), jnp.int32 if name in integers else jnp.float32)
         for name in GuardState._fields
     }
     ones = {name: jnp.ones((), jnp.float32) for name in ("shrink", "vanishing_scale")}
@@ -128,7 +133,7 @@ def guard_step(
     jump = log_rms - state.log_rms
     exploding = finite & (state.seen >= _FIRST) & (jump > _EXPLODING)
     exploding &= log_rms > state.peak
-    accepted = exploding & (state.consecutive_skips >= _ACCEPT_AFTER)
+    accepted = exploding & (state.consecutive_explosions >= _ACCEPT_AFTER)
     ok = finite & (~exploding | accepted)
 
     # At first the plain mean of all, which one explosion among them does not spoil;
@@ -143,8 +148,9 @@ def guard_step(
     depth = jnp.maximum(log_rms, average) - peak + _VANISHED
     new = state._replace(
         skipped=state.skipped + (~ok).astype(jnp.int32),
-        consecutive_skips=jnp.where(
-            exploding & ~accepted, state.consecutive_skips + 1, 0
+        consecutive_skips=jnp.where(ok, 0, state.consecutive_skips + 1),
+        consecutive_explosions=jnp.where(
+            exploding & ~accepted, state.consecutive_explosions + 1, 0
         ),
         seen=state.seen + counts.astype(jnp.int32),
         log_rms=average,

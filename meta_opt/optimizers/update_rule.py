@@ -78,12 +78,15 @@ class Controls(NamedTuple):
     compress: jax.Array
 
 
-def hand_designed_controls(table: UnitTable, orthogonal: bool = True) -> Controls:
+def hand_designed_controls(
+    table: UnitTable, orthogonal: bool = True, decays: np.ndarray | None = None
+) -> Controls:
     """Controls of the hand-designed rule.
 
     Args:
         table: constants of the N units.
         orthogonal: False uses Adam's direction for matrices too.
+        decays: float32 [N], 1 where weight decay applies; None for matrices only.
 
     Returns:
         Orthogonalised momentum and weight decay for matrices, Adam for the rest.
@@ -97,7 +100,7 @@ def hand_designed_controls(table: UnitTable, orthogonal: bool = True) -> Control
         weights=jnp.stack([mixed, 1.0 - mixed, zero, zero], axis=1),
         one_minus_b1=ONE_MINUS_B1 * one,
         one_minus_b2=ONE_MINUS_B2 * one,
-        weight_decay=WEIGHT_DECAY * matrix,
+        weight_decay=WEIGHT_DECAY * (matrix if decays is None else jnp.asarray(decays)),
         compress=zero,
     )
 
