@@ -1,4 +1,4 @@
-"""Masks as optax has them: pytrees of bools, prefixes of such, or functions of params."""
+"""Masks as optax has them: pytrees of bools, their prefixes, or functions to them."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
