@@ -49,7 +49,7 @@ class TensorInfo:
 
     @property
     def units(self) -> int:
-        """Tensors that the controller steers separately: layers, or 1; 0 if empty."""
+        """Tensors with controls of their own: layers, or 1; 0 if empty."""
         if math.prod(self.shape) == 0:
             return 0
         return self.layers if self.layers else 1

@@ -74,7 +74,7 @@ def _seen(
             Augmentation(),
         )
         _, state = unroll.run(unroll.start(), 0, num_steps, 0)
-        return state.controller.seen  # type: ignore[union-attr, attr-defined]
+        return state.controller.recorded_range  # type: ignore[union-attr, attr-defined]
 
     theta, key = jax.tree.map(jnp.asarray, theta), jax.random.key(seed)
     return [np.asarray(run(theta, key, jnp.int32(steps))) for steps in lengths]

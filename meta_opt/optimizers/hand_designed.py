@@ -20,7 +20,7 @@ def hand_designed(
     schedule: optax.ScalarOrSchedule | None = None,
     safeguard: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Orthogonalised momentum for matrices and Adam for the rest, at one fixed setting.
+    """Orthogonalised momentum for matrices and Adam for others, at one fixed setting.
 
     Nesterov momentum (0.95) orthogonalised by Newton-Schulz for matrices, Adam's
     direction (0.95, 0.99) for embeddings and tensors of rank 0 and 1, each scaled to

@@ -55,7 +55,7 @@ def learned_optimizer(
         stacked: regular expression over ``/``-joined parameter paths; leaves that it
             finds have a leading layer axis and are controlled per layer.
         groups: ordered (regular expression, modality group) pairs before the default
-            ones, for logs of what is decided; groups are vision, text, audio, video,
+            ones, for logs of decisions; groups are vision, text, audio, video,
             fusion, head, other.
         mask: which parameters are trained: a pytree of bools, a prefix of one, or a
             function from the parameters to one. Where it is False, updates are zero and

@@ -1,4 +1,4 @@
-"""The optimizer's state, and what is known of the parameters when a step is traced."""
+"""The optimizer's state, its settings, and the plan that a step is traced by."""
 
 import dataclasses
 import functools
@@ -94,7 +94,7 @@ class Settings:
 
 
 class Plan(NamedTuple):
-    """What is known of the parameters at trace time.
+    """Descriptions of the parameters at trace time.
 
     Attributes:
         infos: descriptions of the leaves.

@@ -383,7 +383,7 @@ def apply_decision(
         guard=decision.guard,
         progress=keep(decision.progress, state.progress),
         controller=keep(decision.controller, state.controller),
-        decisions=decision.averages,
+        decisions=keep(decision.averages, state.decisions),
     )
     return unflatten(updates), new_state
 
