@@ -8,35 +8,50 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meta_opt.optimizers.controller import ControllerConfig as ControllerConfig
-    from meta_opt.optimizers.controller import init_theta as init_theta
-    from meta_opt.optimizers.hand_designed import hand_designed as hand_designed
-    from meta_opt.optimizers.learned import learned_optimizer as learned_optimizer
-    from meta_opt.optimizers.registry import OptimizerConfig as OptimizerConfig
-    from meta_opt.optimizers.registry import make_optimizer as make_optimizer
-    from meta_opt.optimizers.sharding import state_shardings as state_shardings
-    from meta_opt.optimizers.weights import load_theta as load_theta
+    from meta_opt.optimizers.controller import ControllerConfig, init_theta
+    from meta_opt.optimizers.diagnostics import diagnostics
+    from meta_opt.optimizers.hand_designed import hand_designed
+    from meta_opt.optimizers.learned import learned_optimizer
+    from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+    from meta_opt.optimizers.sharding import state_shardings
+    from meta_opt.optimizers.weights import load_theta
+    from meta_opt.reporting.diagnostics import plot_diagnostics
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "ControllerConfig",
+    "OptimizerConfig",
+    "diagnostics",
+    "hand_designed",
+    "init_theta",
+    "learned_optimizer",
+    "load_theta",
+    "make_optimizer",
+    "plot_diagnostics",
+    "state_shardings",
+]
+
 # Loaded on first use: importing meta_opt costs no more than importing optax.
-_HOME = {
-    "ControllerConfig": "controller",
-    "init_theta": "controller",
-    "hand_designed": "hand_designed",
-    "learned_optimizer": "learned",
-    "OptimizerConfig": "registry",
-    "make_optimizer": "registry",
-    "state_shardings": "sharding",
-    "load_theta": "weights",
+_MODULES = {
+    "ControllerConfig": "optimizers.controller",
+    "OptimizerConfig": "optimizers.registry",
+    "diagnostics": "optimizers.diagnostics",
+    "hand_designed": "optimizers.hand_designed",
+    "init_theta": "optimizers.controller",
+    "learned_optimizer": "optimizers.learned",
+    "load_theta": "optimizers.weights",
+    "make_optimizer": "optimizers.registry",
+    "plot_diagnostics": "reporting.diagnostics",
+    "state_shardings": "optimizers.sharding",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'meta_opt' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"meta_opt.optimizers.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"meta_opt.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

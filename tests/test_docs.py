@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +124,20 @@ def test_readme_python_compiles_and_names_what_is_public():
         for name in re.findall(r"\bmeta_opt\.(\w+)", body):
             is_module = (ROOT / "meta_opt" / name).is_dir()
             is_file = (ROOT / "meta_opt" / f"{name}.py").is_file()
-            assert name in meta_opt._HOME or is_module or is_file, name
+            assert name in meta_opt.__all__ or is_module or is_file, name
+
+
+def test_the_page_on_the_optimizer_runs(tmp_path, monkeypatch):
+    page = ROOT / "docs" / "optimizer.md"
+    assert missing_paths(page.read_text()) == []
+    monkeypatch.chdir(tmp_path)
+    blocks, _ = code(page.read_text())
+    names = {}
+    with jax.numpy_rank_promotion("allow"):
+        for language, body in blocks:
+            assert language == "python"
+            exec(compile(body, str(page), "exec"), names)
+    assert (tmp_path / "diagnostics.png").is_file()
 
 
 def test_makefile_commands_exist():

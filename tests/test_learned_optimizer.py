@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import re
+import tomllib
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -560,8 +562,16 @@ def test_bad_configs():
 
 
 def test_public_names():
-    for name in meta_opt._HOME:
+    assert sorted(meta_opt.__all__) == sorted(meta_opt._MODULES)
+    for name in meta_opt.__all__:
         assert getattr(meta_opt, name).__name__ == name
-    assert set(meta_opt._HOME) <= set(dir(meta_opt))
+    assert set(meta_opt.__all__) <= set(dir(meta_opt))
     with pytest.raises(AttributeError, match=re.escape("'learned_optimiser'")):
         meta_opt.learned_optimiser  # noqa: B018
+
+
+def test_types_are_part_of_the_package():
+    root = Path(meta_opt.__file__).parent
+    assert (root / "py.typed").is_file()
+    project = tomllib.loads((root.parent / "pyproject.toml").read_text())
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["meta_opt"]

@@ -20,9 +20,9 @@ from meta_opt.meta_training.calibration import (
     task_prices,
 )
 from meta_opt.optimizers.baselines import (
+    CORE_BASELINES,
     DEFAULT_LEARNING_RATE,
-    FIVE,
-    FURTHER,
+    EXTRA_BASELINES,
     averaged_params,
     baseline,
 )
@@ -93,7 +93,7 @@ def test_equal_accuracies_are_equal_whatever_float32_makes_of_them():
     # 45 wrong of 165 in all, in two orders of summation.
     one, two = np.float32([14 / 55, 16 / 55, 15 / 55]), np.float32([0.27272725] * 3)
     losses = (1.0, 1.0, 1.0)
-    baselines = {name: record_of(name, losses, one) for name in FIVE}
+    baselines = {name: record_of(name, losses, one) for name in CORE_BASELINES}
     assert compare(
         record_of("ours", losses, two), baselines
     ).as_accurate_as_best_of_five
@@ -484,8 +484,8 @@ def test_a_calibration_takes_the_best_setting_over_all_tasks(monkeypatch):
 
 
 def test_baselines_are_told_apart():
-    assert not set(FIVE) & set(FURTHER)
-    assert {*FIVE, *FURTHER} == set(DEFAULT_LEARNING_RATE)
+    assert not set(CORE_BASELINES) & set(EXTRA_BASELINES)
+    assert {*CORE_BASELINES, *EXTRA_BASELINES} == set(DEFAULT_LEARNING_RATE)
     for name, default in DEFAULT_LEARNING_RATE.items():
         rate = baseline_space(name)["learning_rate"]
         assert rate.low < default < rate.high
@@ -521,7 +521,7 @@ def digits():
     return Task("digits", "digits", init, loss, splits, horizons=(50, 150))
 
 
-@pytest.mark.parametrize("name", FURTHER)
+@pytest.mark.parametrize("name", EXTRA_BASELINES)
 def test_further_baselines_train_digits(digits, name):
     run = InnerRun(digits, lambda n, settings: baseline(name, n, **settings))
     rate = {"muon": 0.03, "schedule_free_adamw": 0.03, "prodigy": 3.0}[name]
@@ -633,7 +633,7 @@ def test_learned_results_are_keyed_by_the_weights(tmp_path):
     a, b, c, *others = entrants(config)
     assert a.file == c.file != b.file and a.setup == c.setup != b.setup
     assert all(other.tuned for other in others) and not a.tuned
-    assert [other.name for other in others] == [*FIVE, *FURTHER]
+    assert [other.name for other in others] == [*CORE_BASELINES, *EXTRA_BASELINES]
     assert [other.setup["trials"] for other in others] == [20] * 5 + [8] * 3
     task = line_task()
     make = a.make(task)

@@ -23,7 +23,7 @@ from meta_opt.meta_training.unroll import Augmentation, Unroll, unroll, unroll_w
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import output_index
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.transformation import learned_transformation
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.task import Splits
 
@@ -140,7 +140,7 @@ def test_differentiable_unroll_has_the_value_and_gradient_of_a_plain_loop():
     # Compiled by itself: the loop around it need not be.
     @jax.jit
     def step(theta, params, state, batch):
-        tx = controlled(6, theta=theta, config=SMALL)
+        tx = learned_transformation(6, theta=theta, config=SMALL)
         (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch)
         updates, state = tx.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state
@@ -149,7 +149,7 @@ def test_differentiable_unroll_has_the_value_and_gradient_of_a_plain_loop():
         init_key, batch_key, _ = jax.random.split(key, 3)
         # Six batches of four from twelve examples.
         params = task.init(init_key)
-        state = controlled(6, theta=theta, config=SMALL).init(params)
+        state = learned_transformation(6, theta=theta, config=SMALL).init(params)
         for t in range(6):
             picks = jax.random.randint(jax.random.fold_in(batch_key, t), (4,), 0, 12)
             batch = {k: v[picks] for k, v in task.splits.train.items()}
@@ -384,7 +384,7 @@ def test_direct_weight_does_what_its_name_says():
     params = {"w": jnp.ones(3)}
 
     def first_update(theta):
-        tx = controlled(10, theta=theta, config=SMALL)
+        tx = learned_transformation(10, theta=theta, config=SMALL)
         return tx.update(params, tx.init(params), params)[0]["w"]
 
     np.testing.assert_allclose(

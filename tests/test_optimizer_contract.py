@@ -34,7 +34,7 @@ import meta_opt
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.registry import NAMES
-from meta_opt.optimizers.transformation import OptimizerState
+from meta_opt.optimizers.state import OptimizerState
 from meta_opt.optimizers.weights import save_theta
 
 

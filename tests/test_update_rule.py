@@ -463,7 +463,7 @@ def test_groups_pack_and_unpack_every_leaf(leaves):
         )
         small = group.pack_small(flat, group.all_axes)
         for j, chunk in enumerate(chunks):
-            np.testing.assert_array_equal(group.cut(small, j, slots), chunk)
+            np.testing.assert_array_equal(group.slice_chunk(small, j, slots), chunk)
         group.unpack(chunks, out, slots)
     for leaf, found in zip(flat, out, strict=True):
         assert found.dtype == leaf.dtype

@@ -1,1 +1,1 @@
-"""What the controller sees: static tensor descriptions, statistics, progress."""
+"""Inputs of the controller: static tensor descriptions, statistics, progress."""

@@ -22,11 +22,11 @@ PROGRESS_FEATURES = (
     *("loss_fall", "loss_noise", "loss_level", "loss_low", "loss_known"),
     *("feedback_gap", "feedback_over_best", "feedback_age", "feedback_known"),
 )
-"""Names of what `progress_features` gives."""
+"""Names of the features that `progress_features` returns."""
 
 
 class ProgressState(NamedTuple):
-    """Memory of losses seen so far.
+    """Running averages of losses, and the feedback so far.
 
     Attributes:
         averages: float32 [scales], exponential moving averages of the loss minus
@@ -52,7 +52,7 @@ class ProgressState(NamedTuple):
 
 
 def init_progress() -> ProgressState:
-    """The state before any loss was seen."""
+    """The state before the first loss."""
     # Arrays of their own: a donated state may not hold one buffer twice.
     scalars = {name: jnp.zeros((), jnp.float32) for name in ProgressState._fields}
     return ProgressState(
@@ -84,10 +84,10 @@ def update_progress(
     value: jax.typing.ArrayLike | None,
     feedback: jax.typing.ArrayLike | None,
 ) -> ProgressState:
-    """Takes in one step's loss and, if there is any, feedback.
+    """Updates the averages with one step's loss and, if there is any, feedback.
 
     Args:
-        state: memory so far.
+        state: so far.
         step: int32 [], steps done before this one.
         num_steps: steps in the whole run.
         value: float [] training loss of this step; None or a non-finite number means
@@ -95,7 +95,7 @@ def update_progress(
         feedback: float [] validation loss; None or a non-finite number means none now.
 
     Returns:
-        The new memory.
+        The new state.
     """
     if value is not None:
         value = jnp.asarray(value, jnp.float32)
@@ -164,7 +164,7 @@ def progress_features(
     time = jnp.concatenate(
         [
             jnp.tanh(10.0 * (fraction - _CENTRES)),
-            # Bounded, so that runs longer than any seen are not far outside.
+            # Bounded, so that runs longer than those of meta-training are not far out.
             jnp.tanh(jnp.stack([jnp.log10(step + 1.0), jnp.log10(num_steps)]) - 2.0),
         ]
     )
@@ -180,7 +180,7 @@ def progress_features(
             clipped(jnp.log(noise / size), 0.2),
             clipped(jnp.log((jnp.abs(loss) + TINY) / size), 0.2),
             # Flat until a tenth of the first loss is left: then there is little to
-            # gain, and examples are known by heart.
+            # gain, and the examples are memorised.
             clipped(-jnp.log1p(_LOW * first / (jnp.abs(loss) + TINY)), 0.2),
             1.0,
         ]

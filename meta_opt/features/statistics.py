@@ -1,10 +1,10 @@
-"""Statistics of gradient, momentum and parameter: the controller's moving inputs.
+"""Statistics of gradient, momentum and parameter: the controller's inputs that change.
 
 All of them are reductions to one number a unit ([N] vectors), so a sharded step needs
 them summed over devices once. Features are ratios: they depend neither on the scale of
-the loss nor on names, the order of parameters or the number of tensors, and see a
-kernel and its transpose alike. The one absolute size among them is the width, which the
-spectral condition (Yang et al. 2023, arXiv:2310.17813) scales steps by.
+the loss nor on names, the order of parameters or the number of tensors, and are the
+same for a kernel and its transpose. The one absolute size among them is the width,
+which the spectral condition (Yang et al. 2023, arXiv:2310.17813) scales steps by.
 """
 
 import math
@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
 
 
 class History(NamedTuple):
-    """What is remembered of each unit; every field is float32 [N].
+    """Running statistics of each unit; every field is float32 [N].
 
     Attributes:
         log_grad_sq_ema: average of the log mean square gradient.
@@ -43,7 +43,7 @@ class History(NamedTuple):
         alignment_ema: average cosine of gradient and momentum.
         path: sum of the RMS of all updates so far.
         decayed: sum of step times weight decay so far.
-        structure: of the parameters that training began with, see `structure`.
+        structure: of the initial parameters, see `structure`.
     """
 
     log_grad_sq_ema: jax.Array
@@ -106,18 +106,18 @@ def structure(
 
     Args:
         row: float32 [U, R], mean squares of the rows, and anything after these.
-        column: float32 [U, C], likewise.
+        column: float32 [U, C], mean squares of the columns.
         rows: float32 [U] or [1], how many rows each matrix has.
-        columns: likewise.
+        columns: float32 [U] or [1], how many columns each matrix has.
 
     Returns:
         float32 [U], of rows or columns, whichever vary more; 0 for a zero matrix.
     """
 
     def dispersion(means: jax.Array, count: np.ndarray, averaged: np.ndarray):
-        there = np.arange(means.shape[1]) < count[:, None]
-        mean = jnp.mean(means, axis=1, where=there)
-        variance = jnp.var(means, axis=1, where=there)
+        present = np.arange(means.shape[1]) < count[:, None]
+        mean = jnp.mean(means, axis=1, where=present)
+        variance = jnp.var(means, axis=1, where=present)
         return 0.5 * averaged * variance / (jnp.square(mean) + TINY)
 
     found = jnp.maximum(
@@ -167,12 +167,12 @@ TENSOR_FEATURES = (
     *("alignment", "alignment_ema", "size", "near_zero", "moved"),
     *("structure", "matrix", "aspect", "thin", "width"),
 )
-"""Names of what `tensor_features` gives."""
+"""Names of the features that `tensor_features` returns."""
 SUMMARY_FEATURES = (
     *("constant", "structured", "alignment_all", "alignment_ema_all"),
     *("reach", "reach_known"),
 )
-"""Names of what `summary_features` gives."""
+"""Names of the features that `summary_features` returns."""
 
 
 def tensor_features(stats: Statistics, table: UnitTable, history: History) -> jax.Array:
@@ -188,7 +188,7 @@ def tensor_features(stats: Statistics, table: UnitTable, history: History) -> ja
     Args:
         stats: sums of this step.
         table: constants of the units.
-        history: what is remembered; ``log_grad_sq_ema`` is the present value on the
+        history: running statistics; ``log_grad_sq_ema`` is the present value on the
             first step.
 
     Returns:
@@ -248,7 +248,7 @@ def summary_features(
     Args:
         stats: sums of this step.
         table: constants of the units.
-        history: what is remembered of them.
+        history: their running statistics.
         loss: float32 [], its average so far.
         loss_known: float32 [], 0 if it was never given.
         step: :math:`\eta`.

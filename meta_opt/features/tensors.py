@@ -49,7 +49,7 @@ class TensorInfo:
 
     @property
     def units(self) -> int:
-        """Tensors that the controller steers separately: layers, or 1; 0 if empty."""
+        """Tensors with controls of their own: layers, or 1; 0 if empty."""
         if math.prod(self.shape) == 0:
             return 0
         return self.layers if self.layers else 1
@@ -148,8 +148,7 @@ def describe(
 
     Raises:
         TypeError: a leaf is not of floating-point type.
-        ValueError: ``stacked`` or a pattern in ``groups`` finds no path, a group is not
-            known, or a stacked leaf has rank 0.
+        ValueError: a stacked leaf has rank 0.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = [path_name(path) for path, _ in leaves]
@@ -157,15 +156,9 @@ def describe(
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
                 f"parameter {path!r} has type {jnp.result_type(leaf)}; the optimizer "
-                "updates floating-point parameters only: leave it out with "
-                "optax.masked or keep it outside the parameters"
+                "updates floating-point parameters only: leave it out with mask= or "
+                "keep it outside the parameters"
             )
-    for pattern, group in groups or ():
-        if group not in GROUPS:
-            raise ValueError(f"unknown group {group!r}; groups: {', '.join(GROUPS)}")
-        _check_found("groups", pattern, paths)
-    if stacked is not None:
-        _check_found("stacked", stacked, paths)
 
     infos = []
     for path, (_, leaf) in zip(paths, leaves, strict=True):
@@ -190,6 +183,25 @@ def describe(
             )
         )
     return tuple(infos)
+
+
+def check_patterns(
+    params: PyTree, stacked: str | None, groups: Sequence[tuple[str, str]]
+) -> None:
+    """Checks `describe`'s patterns against all parameters, trained or not.
+
+    Raises:
+        ValueError: ``stacked`` or a pattern in ``groups`` finds no path, or a group is
+            not one of `GROUPS`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    paths = [path_name(path) for path, _ in leaves]
+    for pattern, group in groups:
+        if group not in GROUPS:
+            raise ValueError(f"unknown group {group!r}; groups: {', '.join(GROUPS)}")
+        _check_found("groups", pattern, paths)
+    if stacked is not None:
+        _check_found("stacked", stacked, paths)
 
 
 def _check_found(argument: str, pattern: str, paths: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from meta_opt.meta_training.unroll import Augmentation, Unroll
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.transformation import learned_transformation
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -67,12 +67,14 @@ def _seen(
     def run(theta: PyTree, key: jax.Array, num_steps: jax.Array) -> jax.Array:
         unroll = Unroll(
             task,
-            controlled(num_steps, theta=theta, config=config, stacked=task.stacked),
+            learned_transformation(
+                num_steps, theta=theta, config=config, stacked=task.stacked
+            ),
             key,
             Augmentation(),
         )
         _, state = unroll.run(unroll.start(), 0, num_steps, 0)
-        return state.controller.seen  # type: ignore[union-attr, attr-defined]
+        return state.controller.recorded_range  # type: ignore[union-attr, attr-defined]
 
     theta, key = jax.tree.map(jnp.asarray, theta), jax.random.key(seed)
     return [np.asarray(run(theta, key, jnp.int32(steps))) for steps in lengths]

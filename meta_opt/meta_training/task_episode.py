@@ -9,7 +9,7 @@ import numpy as np
 from meta_opt.meta_training.estimators.episode import Episode
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.unroll import Augmentation, Unroll
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.transformation import learned_transformation
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
@@ -72,7 +72,7 @@ def task_episode(
     longest = -(-task.horizons[1] // windows) + 1 if differentiable else 0
 
     def run(trained: PyTree, key: jax.Array, num_steps: jax.Array) -> Unroll:
-        tx = controlled(
+        tx = learned_transformation(
             num_steps,
             theta=parts.theta(trained),
             config=parts.config,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.transformation import learned_transformation
 from meta_opt.tasks.perturbations import uniform_rows
 from meta_opt.tasks.task import Arrays, Task, count_of, rows_of
 from meta_opt.types import PyTree
@@ -322,7 +322,7 @@ def unroll(
     Returns:
         The outcome; not finite if the run diverged.
     """
-    tx = controlled(
+    tx = learned_transformation(
         num_steps,
         theta=theta,
         config=config,

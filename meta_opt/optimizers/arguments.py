@@ -45,6 +45,18 @@ def check_scalar(name: str, value: jax.typing.ArrayLike | None) -> None:
         )
 
 
+def check_schedule(schedule: Any) -> None:
+    """Raises TypeError unless ``schedule`` is None, a function or a number."""
+    is_array = isinstance(schedule, jax.Array | np.ndarray | np.generic)
+    is_number = isinstance(schedule, int | float) and not isinstance(schedule, bool)
+    if not (schedule is None or callable(schedule) or is_array or is_number):
+        raise TypeError(
+            f"schedule is {schedule!r} of type {type(schedule).__name__}; it must be a "
+            "function of the step that returns a multiplier, such as "
+            "optax.linear_schedule(1.0, 0.0, 1000), or a number"
+        )
+
+
 def check_params(params: PyTree) -> None:
     """Raises TypeError where a parameter is a Python number or another non-array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -54,6 +66,36 @@ def check_params(params: PyTree) -> None:
                 f"{type(leaf).__name__}; parameters must be arrays: wrap it in "
                 "jnp.asarray"
             )
+
+
+def check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
+    """Raises ValueError at the first path where structure or shape differs.
+
+    Args:
+        tree: what was given.
+        like: what it must match.
+        name: what ``tree`` is called.
+        other: what ``like`` is called.
+    """
+    ours, theirs = (
+        {
+            path_name(path): jnp.shape(x)
+            for path, x in jax.tree_util.tree_leaves_with_path(each)
+        }
+        for each in (tree, like)
+    )
+    for path in (*ours, *theirs):
+        if ours.get(path) != theirs.get(path):
+            raise ValueError(
+                f"{name} and {other} do not match at {path!r}: {name} have "
+                f"{ours.get(path, 'nothing')}, {other} {theirs.get(path, 'nothing')}"
+            )
+    ours_kind: Any = jax.tree.structure(tree)
+    if ours_kind != jax.tree.structure(like):
+        raise ValueError(
+            f"{name} and {other} are pytrees of different types: "
+            f"{jax.tree.structure(tree)} and {jax.tree.structure(like)}"
+        )
 
 
 def check_state(state: Any, kind: type, learned: bool) -> None:

@@ -1,8 +1,8 @@
 """Hand-designed baselines from optax, behind one set of settings.
 
-SGD, Adam, AdamW, RMSProp and Lion (`FIVE`) are the optimizers that the learned one is
-compared with; Muon, schedule-free AdamW and Prodigy (`FURTHER`) are three newer ones.
-Their default learning rates are the ones people start from.
+The learned optimizer is compared with SGD, Adam, AdamW, RMSProp and Lion
+(`CORE_BASELINES`), and with three newer ones: Muon, schedule-free AdamW and Prodigy
+(`EXTRA_BASELINES`). Default learning rates are the ones that people start from.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ import optax
 from meta_opt.optimizers.arguments import check_num_steps
 from meta_opt.types import PyTree, near_match
 
-FIVE = ("sgd", "adam", "adamw", "rmsprop", "lion")
-FURTHER = ("muon", "schedule_free_adamw", "prodigy")
+CORE_BASELINES = ("sgd", "adam", "adamw", "rmsprop", "lion")
+EXTRA_BASELINES = ("muon", "schedule_free_adamw", "prodigy")
 
 DEFAULT_LEARNING_RATE = {
     "sgd": 1e-2,
@@ -30,7 +30,7 @@ DEFAULT_LEARNING_RATE = {
 
 _MUON_RMS = 0.2
 """RMS of Muon's update of a matrix at learning rate 1: about AdamW's, so that one
-learning rate suits the matrices and the rest (Liu et al. 2025, arXiv:2502.16982)."""
+learning rate suits matrices and other tensors (Liu et al. 2025, arXiv:2502.16982)."""
 
 
 def baseline(
@@ -49,10 +49,10 @@ def baseline(
     peak, and is to be judged at `averaged_params`.
 
     Args:
-        name: a name in `FIVE` or `FURTHER`.
+        name: a name in `CORE_BASELINES` or `EXTRA_BASELINES`.
         num_steps: length of the schedule.
-        learning_rate: peak; None for the usual default. Of Prodigy, a multiple of what
-            it estimates.
+        learning_rate: peak; None for the default. For Prodigy, a multiple of its
+            own estimate.
         weight_decay: added to the gradient for sgd, adam and rmsprop; decoupled for the
             others, for muon on matrices only.
         momentum: momentum of SGD, RMSProp and Muon, weight of the average in

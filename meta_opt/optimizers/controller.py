@@ -1,4 +1,4 @@
-"""The controller: a global and a per-tensor LSTM that steer the update rule.
+"""The controller: a global and a per-tensor LSTM that set the update rule's controls.
 
 ``theta``, its weights, is an explicit pytree of float32 arrays: evolution strategies
 vmap over it, and nothing hides in a module object. With zero output weights the
@@ -25,13 +25,13 @@ from meta_opt.optimizers.update_rule import DIRECTIONS, RMS_STEP, Controls
 from meta_opt.types import PyTree, near_match
 
 OVERVIEW_FEATURES = (*PROGRESS_FEATURES, *SUMMARY_FEATURES)
-"""What describes the run as a whole, in order."""
+"""Features of the run as a whole, in order."""
 FEATURES = (*TENSOR_FEATURES, *OVERVIEW_FEATURES)
 OUTPUTS = (
     *DIRECTIONS,
     *("step", "one_minus_b1", "one_minus_b2", "weight_decay", "compress"),
 )
-"""What the controller puts out for every tensor, in order."""
+"""Outputs of the controller for every tensor, in order."""
 
 _BOUNDS = {
     "step": (-4.0, 2.5),
@@ -39,9 +39,9 @@ _BOUNDS = {
     "one_minus_b2": (-1.0, 1.0),
     "weight_decay": (-3.0, 1.5),
 }
-"""Least and largest log of what multiplies the hand-designed control."""
-_LEAST_RANGE = 0.1
-"""Added to the width of a feature's range: one that hardly varied may differ a bit."""
+"""Bounds of the log multiplier of each hand-designed control."""
+_RANGE_MARGIN = 0.1
+"""Added to the width of a feature's range, so that it is never next to zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ class ControllerConfig:
         global_hidden: width of the LSTM that reads the run as a whole.
         tensor_hidden: width of the LSTM that reads each tensor.
         directions: directions that the mixture may use, of `DIRECTIONS`; those of the
-            hand-designed rule (``orthogonal`` for matrices, ``adam`` for the rest) are
-            always there. Fewer make the update cheaper.
+            hand-designed rule (``orthogonal`` for matrices, ``adam`` for other tensors)
+            are always there. Fewer make the update cheaper.
         orthogonal: False replaces the orthogonalised direction of matrices by
             ``adam``: the elementwise rule, for speed on small problems.
         iterations: of the orthogonalisation, of small matrices and of large ones, see
@@ -62,8 +62,8 @@ class ControllerConfig:
         feature_range: smallest and largest value of each of `FEATURES` in
             meta-training. Features are clipped to it, and outputs fade to those of the
             hand-designed rule as features leave it. Empty: no range.
-        record_range: keep the smallest and largest features seen in the state, to find
-            ``feature_range`` by.
+        record_range: record the smallest and largest value of each feature in the
+            state, to choose ``feature_range``.
     """
 
     global_hidden: int = 24
@@ -103,17 +103,17 @@ class ControllerConfig:
 
 
 class ControllerState(NamedTuple):
-    """Memory of the two LSTMs; float32.
+    """State of the two LSTMs; float32.
 
-    ``seen`` [2, F] holds the smallest and largest of `FEATURES` so far, where the
-    config records them.
+    ``recorded_range`` [2, F] holds the smallest and largest of `FEATURES` so far; None
+    unless the config records them.
     """
 
     global_hidden: jax.Array
     global_cell: jax.Array
     tensor_hidden: jax.Array
     tensor_cell: jax.Array
-    seen: jax.Array | None = None
+    recorded_range: jax.Array | None = None
 
 
 def _lstm_init(key: jax.Array, inputs: int, hidden: int) -> dict[str, jax.Array]:
@@ -184,26 +184,28 @@ def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
 
 
 def init_controller(config: ControllerConfig, units: int) -> ControllerState:
-    """Zero memory for ``units`` tensors."""
+    """Zero state for ``units`` tensors."""
     return ControllerState(
         jnp.zeros(config.global_hidden, jnp.float32),
         jnp.zeros(config.global_hidden, jnp.float32),
         jnp.zeros((units, config.tensor_hidden), jnp.float32),
         jnp.zeros((units, config.tensor_hidden), jnp.float32),
-        _nothing_seen() if config.record_range else None,
+        _empty_range() if config.record_range else None,
     )
 
 
-def _nothing_seen() -> jax.Array:
+def _empty_range() -> jax.Array:
     return jnp.stack(
         [jnp.full(len(FEATURES), sign * jnp.inf, jnp.float32) for sign in (1, -1)]
     )
 
 
-def _widened(seen: jax.Array, tensors: jax.Array, overview: jax.Array) -> jax.Array:
+def _extend_range(
+    recorded: jax.Array, tensors: jax.Array, overview: jax.Array
+) -> jax.Array:
     low = jnp.concatenate([jnp.min(tensors, axis=0), overview])
     high = jnp.concatenate([jnp.max(tensors, axis=0), overview])
-    return jnp.stack([jnp.minimum(seen[0], low), jnp.maximum(seen[1], high)])
+    return jnp.stack([jnp.minimum(recorded[0], low), jnp.maximum(recorded[1], high)])
 
 
 def _lstm(
@@ -232,24 +234,24 @@ def control(
 
     Args:
         theta: weights from `init_theta`, meta-training or a shipped file.
-        state: the LSTMs' memory.
+        state: that of the LSTMs.
         stats: this step's sums, [N] each.
         table: constants of the units.
-        history: what is remembered of the units.
+        history: running statistics of the units.
         progress: float32 [`PROGRESS_FEATURES`] from `progress_features`.
         loss: float32 [] each, from `meta_opt.features.progress.current_loss`.
         base: controls of the hand-designed rule, which the outputs modify.
         config: the controller's shape and directions.
 
     Returns:
-        Controls, and the new memory.
+        Controls, and the new state.
     """
     tensors = tensor_features(stats, table, history)
     summary = summary_features(stats, table, history, *loss, step=RMS_STEP)
     overview = jnp.concatenate([progress, summary])
-    seen = state.seen
-    if seen is not None:
-        seen = _widened(seen, tensors, overview)
+    recorded = state.recorded_range
+    if recorded is not None:
+        recorded = _extend_range(recorded, tensors, overview)
     tensors, overview, trust = _within_range(tensors, overview, config)
     global_hidden, global_cell = _lstm(
         theta["global"], overview, state.global_hidden, state.global_cell
@@ -270,7 +272,7 @@ def control(
     output = read @ theta["output"]["kernel"] + theta["output"]["bias"][None]
     controls = _modify(base, trust[:, None] * output, jnp.asarray(table.matrix), config)
     return controls, ControllerState(
-        global_hidden, global_cell, tensor_hidden, tensor_cell, seen
+        global_hidden, global_cell, tensor_hidden, tensor_cell, recorded
     )
 
 
@@ -287,18 +289,18 @@ def _within_range(
     if not config.feature_range:
         return tensors, overview, jnp.ones(tensors.shape[0], jnp.float32)
     low, high = jnp.asarray(config.feature_range, jnp.float32).T
-    width = high - low + _LEAST_RANGE
+    width = high - low + _RANGE_MARGIN
 
-    def outside(x: jax.Array, at: slice) -> tuple[jax.Array, jax.Array]:
+    def clip(x: jax.Array, at: slice) -> tuple[jax.Array, jax.Array]:
         shape = (1,) * (x.ndim - 1) + (-1,)
         least, most = low[at].reshape(shape), high[at].reshape(shape)
         inside = jnp.clip(x, least, most)
-        apart = jnp.where(most > least, jnp.abs(x - inside), 0.0)
-        return inside, jnp.sum(apart / width[at].reshape(shape), axis=-1)
+        distance = jnp.where(most > least, jnp.abs(x - inside), 0.0)
+        return inside, jnp.sum(distance / width[at].reshape(shape), axis=-1)
 
-    tensors, apart = outside(tensors, slice(0, len(TENSOR_FEATURES)))
-    overview, together = outside(overview, slice(len(TENSOR_FEATURES), None))
-    return tensors, overview, jnp.exp(-(apart + together))
+    tensors, tensor_distance = clip(tensors, slice(0, len(TENSOR_FEATURES)))
+    overview, overview_distance = clip(overview, slice(len(TENSOR_FEATURES), None))
+    return tensors, overview, jnp.exp(-(tensor_distance + overview_distance))
 
 
 def _modify(
@@ -316,7 +318,7 @@ def _modify(
         jnp.sum(jnp.abs(weights), axis=1, keepdims=True), 1e-3
     )
 
-    def grown(x: jax.Array, name: str) -> jax.Array:
+    def scaled(x: jax.Array, name: str) -> jax.Array:
         low, high = _BOUNDS[name]
         by = output[:, OUTPUTS.index(name)]
         # Of slope one at zero, and never beyond the bounds.
@@ -325,11 +327,11 @@ def _modify(
         )
 
     return Controls(
-        step=grown(base.step, "step"),
+        step=scaled(base.step, "step"),
         weights=weights,
-        one_minus_b1=grown(base.one_minus_b1, "one_minus_b1"),
-        one_minus_b2=grown(base.one_minus_b2, "one_minus_b2"),
-        weight_decay=grown(base.weight_decay, "weight_decay"),
+        one_minus_b1=scaled(base.one_minus_b1, "one_minus_b1"),
+        one_minus_b2=scaled(base.one_minus_b2, "one_minus_b2"),
+        weight_decay=scaled(base.weight_decay, "weight_decay"),
         compress=base.compress
         + jnp.clip(output[:, OUTPUTS.index("compress")], 0.0, 1.0),
     )

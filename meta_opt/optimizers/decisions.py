@@ -1,4 +1,4 @@
-"""What the controller decides, by modality group: for logs and plots."""
+"""The controller's decisions by modality group, for logs and plots."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ DECISIONS = (
     *DIRECTIONS,
     *("one_minus_b1", "one_minus_b2", "weight_decay", "compress"),
 )
-"""Names of what is decided: see `meta_opt.optimizers.update_rule.Controls`.
+"""Names of the decisions: see `meta_opt.optimizers.update_rule.Controls`.
 
 ``step`` is the multiplier of the scheduled step; directions have their mixture weights.
 """
@@ -30,8 +30,8 @@ def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
         controls: [N] each; the step before the schedule.
         table: constants of the units.
     """
-    # For people only: no meta-gradient goes through it, and a group that is not there
-    # would make it NaN.
+    # For logs only: no meta-gradient goes through it, which the NaN of an absent group
+    # would spoil.
     controls = jax.lax.stop_gradient(controls)
     columns = [
         jnp.log(controls.step)[:, None],
@@ -39,14 +39,14 @@ def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
         *(x[:, None] for x in controls[2:]),
     ]
     counts = np.sum(table.membership, axis=0)
-    # A product with the few groups, so that nothing is scattered.
+    # A matrix product, since a scatter would be slower.
     sums = jnp.asarray(table.membership).T @ jnp.concatenate(columns, axis=1)
     means = sums / np.where(counts > 0, counts, np.nan)[:, None].astype(np.float32)
     return means.at[:, 0].set(jnp.exp(means[:, 0]))
 
 
 def read_decisions(opt_state: Any) -> dict[str, float]:
-    """The last decisions, ``{"vision/step": 0.8, ...}``, of groups that there are.
+    """The last decisions, ``{"vision/step": 0.8, ...}``, without absent groups.
 
     Args:
         opt_state: of the learned optimizer or the hand-designed rule, wrapped by others

@@ -1,4 +1,4 @@
-"""Groups of like tensors, so that work is done once a group, not once a tensor.
+"""Groups of tensors of one kind, so that an operation is one a group, not one a tensor.
 
 A *unit* is a tensor, or one layer of a scan-stacked one. Arrays of a group are kept as
 *chunks* ``[u, *unit shape]``: small leaves are stacked into one chunk (the copy is
@@ -11,9 +11,10 @@ and padded by zeros to the shape of the largest in their group: what a program c
 compile grows with the number of its shapes. Padding stays zero through every step, and
 means (`Group.mean`) are over the elements that are there.
 
-What is stacked is cut up again at *slots*: the index of each leaf's first unit, held in
-the optimizer's state. XLA compiles kernels that are alike once, and cuts at a constant
-index are never alike; with runtime indices compilation is several times faster.
+Stacked arrays are sliced again at *slots*: the index of each leaf's first unit, held in
+the optimizer's state. XLA compiles identical kernels once, and slices at different
+constant indices are never identical; with runtime indices compilation is several times
+faster.
 """
 
 import collections
@@ -46,7 +47,7 @@ class Group:
 
     Attributes:
         chunks: indices of leaves in flattening order, by chunk.
-        infos: their descriptions, likewise; small leaves as `TensorInfo.flat`.
+        infos: their descriptions, by chunk; small leaves as `TensorInfo.flat`.
         start: index of the first unit in the order of all N units.
     """
 
@@ -105,7 +106,7 @@ class Group:
         return self.row_axes + self.column_axes
 
     def count(self, axes: tuple[int, ...]) -> np.ndarray:
-        """Elements along ``axes`` of each unit: float32 [U], or [1] if all are alike.
+        """Elements along ``axes`` of each unit: float32 [U], or [1] if all are equal.
 
         Padding does not count.
         """
@@ -124,17 +125,19 @@ class Group:
         return total / per_unit(self.count(axes), total)
 
     def select(self, per_unit: jax.Array) -> jax.Array:
-        """This group's part of an [N, ...] array: [U, ...]."""
+        """This group's units of an [N, ...] array: [U, ...]."""
         return per_unit[self.start : self.start + self.units]
 
-    def cut(self, x: jax.Array, chunk: int, slots: Sequence[jax.Array]) -> jax.Array:
+    def slice_chunk(
+        self, x: jax.Array, chunk: int, slots: Sequence[jax.Array]
+    ) -> jax.Array:
         """A chunk's units [u, ...] of ``x`` [U, ...]."""
         if len(self.chunks) == 1:
             return x
         span = self.spans[chunk]
         slot = slots[self.chunks[chunk][0]] - self.start
         part = jax.lax.dynamic_slice_in_dim(x, slot, span.stop - span.start)
-        return everywhere(part)
+        return replicated_if_automatic(part)
 
     def pack(self, leaves: Leaves) -> list[jax.Array]:
         """Chunks ``[u, *shape]`` of this group's leaves, picked from all leaves."""
@@ -168,15 +171,15 @@ class Group:
             self.chunks, self.infos, self.spans, chunks, strict=True
         ):
             if len(chunk) > 1:
-                array = everywhere(array)
-            alike = collections.Counter(info.shape for info in infos)
+                array = replicated_if_automatic(array)
+            shapes = collections.Counter(info.shape for info in infos)
             offset = 0
             for i, info in zip(chunk, infos, strict=True):
                 part = array
                 if len(chunk) > 1:
                     begin: list[jax.Array | np.int32]
                     begin = [slots[i] - (self.start + span.start)]
-                    if alike[info.shape] == 1:  # A cut like no other anyway.
+                    if shapes[info.shape] == 1:  # No other slice has this shape.
                         begin = [np.int32(offset)]
                     begin += [np.int32(0)] * len(axes)
                     part = jax.lax.dynamic_slice(
@@ -201,8 +204,8 @@ def first_units(groups: Sequence[Group], leaves: int) -> list[int]:
 def unstack_slots(slots: jax.Array, true: jax.Array) -> list[jax.Array]:
     """The entries of ``slots`` [leaves], in a way that stays cheap to compile.
 
-    Read in place, an entry's constant index would be fused into the kernel that cuts at
-    it, and no two kernels would be alike. The outputs of a branch are not fused.
+    Read in place, an entry's constant index would be fused into the kernel that slices
+    at it, and no two kernels would be identical. Outputs of a branch are not fused.
 
     Args:
         slots: int32 [leaves].
@@ -227,8 +230,8 @@ def _stack(
     if len({x.shape[1:] for x in parts}) > 1:
         most = [*map(max, zip(*(x.shape[1:] for x in parts), strict=True))]
         pieces = [piece for x in parts for piece in _padded(x, most)]
-        return everywhere(jnp.concatenate(pieces).reshape(-1, *most))
-    return everywhere(joined(parts)) if len(parts) > 1 else parts[0]
+        return replicated_if_automatic(jnp.concatenate(pieces).reshape(-1, *most))
+    return replicated_if_automatic(concat(parts)) if len(parts) > 1 else parts[0]
 
 
 def _padded(
@@ -243,7 +246,7 @@ def _padded(
     return (padded.reshape(-1),)
 
 
-def joined(chunks: list[jax.Array]) -> jax.Array:
+def concat(chunks: list[jax.Array]) -> jax.Array:
     """Chunks [u, ...] as one array [U, ...]."""
     return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks)
 
@@ -259,11 +262,11 @@ def per_unit(x: Numbers, like: jax.Array) -> Numbers:
 def group_leaves(
     infos: Sequence[TensorInfo], leaves: Sequence[jax.Array]
 ) -> tuple[Group, ...]:
-    """Puts non-empty leaves into groups and gives units their order.
+    """Puts non-empty leaves into groups and numbers their units.
 
     Leaves share a group if kind and type agree and either their shapes do too, or they
-    are small enough to be padded. Where shardings are explicit, these agree and nothing
-    is padded.
+    are small enough to be padded. Leaves with explicit shardings share one only if
+    these agree, and are not padded.
     """
     kinds: dict[tuple, dict[tuple[int, ...], list[int]]] = {}
     seen = list(infos)
@@ -348,10 +351,11 @@ def replicated(x: jax.Array) -> jax.Array:
     return x
 
 
-def everywhere(x: jax.Array) -> jax.Array:
-    """A small ``x`` on every device, where it is for the compiler to say.
+def replicated_if_automatic(x: jax.Array) -> jax.Array:
+    """`replicated` on an automatic mesh; ``x`` as it is on an explicit one.
 
-    Left to itself it divides what is stacked, and gathers it again leaf by leaf.
+    For small arrays, which the compiler would otherwise shard when they are stacked and
+    gather again leaf by leaf.
     """
     return x if is_explicit(x) else replicated(x)
 

@@ -7,7 +7,8 @@ import jax
 import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.masks import Mask
+from meta_opt.optimizers.transformation import learned_transformation
 from meta_opt.optimizers.weights import DEFAULT, load_theta
 from meta_opt.types import PyTree
 
@@ -20,6 +21,9 @@ def learned_optimizer(
     config: ControllerConfig | None = None,
     stacked: str | None = None,
     groups: Sequence[tuple[str, str]] | None = None,
+    mask: Mask | None = None,
+    weight_decay_mask: Mask | None = None,
+    schedule: optax.ScalarOrSchedule | None = None,
     safeguard: bool = True,
     pallas: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -28,10 +32,22 @@ def learned_optimizer(
     For every tensor (every layer of a scan-stacked one) an LSTM decides at each step
     the step size, the mixture of update directions, decay rates, weight decay and how
     far unusual gradients are compressed. State: bfloat16 momentum, factored second
-    moments and a few dozen numbers a tensor: about 2.1 bytes a parameter.
+    moments and a few dozen numbers a tensor: about 2.1 bytes a parameter. The formula
+    is in `meta_opt.optimizers.update_rule`.
+
+    References:
+        An LSTM as optimizer: Andrychowicz et al. 2016, arXiv:1606.04474; an LSTM for
+        each tensor: Metz et al. 2022 (VeLO), arXiv:2211.09760; the orthogonalised
+        direction: Jordan et al. 2024 (Muon), at scale Liu et al. 2025,
+        arXiv:2502.16982; factored second moments: Shazeer and Stern 2018 (Adafactor),
+        arXiv:1804.04235; Adam's direction: Kingma and Ba 2014, arXiv:1412.6980; the
+        sign direction: Chen et al. 2023 (Lion), arXiv:2302.06675; decoupled weight
+        decay: Loshchilov and Hutter 2017, arXiv:1711.05101; cosine decay: Loshchilov
+        and Hutter 2016 (SGDR), arXiv:1608.03983.
 
     Args:
         num_steps: length of the run in calls of ``update``; steps beyond it are zero.
+            May be traced, as by `optax.inject_hyperparams`.
         weights: name of shipped weights, or path of a ``.safetensors`` file.
         theta: the controller's weights as a pytree, instead of ``weights``; may be
             traced and batched by ``vmap``.
@@ -39,8 +55,24 @@ def learned_optimizer(
         stacked: regular expression over ``/``-joined parameter paths; leaves that it
             finds have a leading layer axis and are controlled per layer.
         groups: ordered (regular expression, modality group) pairs before the default
-            ones, for logs of what is decided; groups are vision, text, audio, video,
+            ones, for logs of decisions; groups are vision, text, audio, video,
             fusion, head, other.
+        mask: which parameters are trained: a pytree of bools, a prefix of one, or a
+            function from the parameters to one. Where it is False, updates are zero and
+            no state is kept, as with `optax.selective_transform` (`optax.masked` would
+            pass the gradients on); such parameters may be of any type. None: all.
+        weight_decay_mask: which parameters decay, in the same forms. It replaces the
+            built-in choice, so that True for a bias makes the bias decay. None:
+            matrices, that is, tensors with two sides above one that are no vocabulary
+            table.
+        schedule: a function from the step, int32 [] from 0, to a multiplier, or a
+            constant multiplier. It replaces the built-in shape, 5% linear warm-up to 1
+            and cosine decay to 0 at ``num_steps``, and nothing else: the multiplier is
+            applied to the RMS step of 2e-3, beside the controller's and the
+            safeguard's.
+            Steps beyond ``num_steps`` are then no longer zero. ``num_steps`` still
+            tells the controller how far the run is; it was meta-trained under the
+            built-in shape.
         safeguard: skip broken steps, fall back to the hand-designed rule on sustained
             rise of the loss.
         pallas: measure large matrices by a Pallas kernel, which on a GPU saves 4 of 28
@@ -53,10 +85,12 @@ def learned_optimizer(
 
     Raises:
         ValueError: ``num_steps`` below 1, unknown or damaged weights, a pattern that
-            matches nothing; later, ``update`` without params, with gradients that do
-            not match, or with a ``value`` or ``feedback`` that is not a scalar.
-        TypeError: ``num_steps`` that is not an integer, parameters that are not
-            floating-point arrays, a state of another optimizer.
+            matches nothing, a mask that is no prefix of the parameters; later,
+            ``update`` without params, with gradients that do not match, or with a
+            ``value``, ``feedback`` or schedule that is not a scalar.
+        TypeError: ``num_steps`` that is not an integer, a mask or schedule of another
+            type, parameters that are not floating-point arrays, a state of another
+            optimizer.
 
     Warns:
         UserWarning: ``init`` with bfloat16 or float16 parameters, to which small
@@ -77,12 +111,15 @@ def learned_optimizer(
         if config is not None:
             raise ValueError("config belongs to theta; weights bring their own")
         theta, config = load_theta(weights)
-    return controlled(
+    return learned_transformation(
         num_steps,
         theta=theta,
         config=config or ControllerConfig(),
         stacked=stacked,
         groups=groups,
+        mask=mask,
+        weight_decay_mask=weight_decay_mask,
+        schedule=schedule,
         safeguard=safeguard,
         pallas=pallas,
     )

@@ -2,7 +2,7 @@
 
 On a mesh the batch is divided over the devices, each of which then works on whole
 matrices of its own: two exchanges for each shape, however many layers there are, and
-no device holds or computes what another does.
+no matrix is held or computed by two devices.
 """
 
 import collections
@@ -16,16 +16,17 @@ from jax.sharding import PartitionSpec
 
 from meta_opt.features.statistics import TINY, smooth
 from meta_opt.mesh_axes import automatic_axes
-from meta_opt.optimizers.grouping import joined
+from meta_opt.optimizers.grouping import concat
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Quintic iteration of Jordan et al., "Muon" (2024): singular values in [0.7, 1.2]."""
+"""Quintic iteration of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; at
+scale Liu et al. 2025, arXiv:2502.16982): singular values in [0.7, 1.2]."""
 _LARGE = 1 << 15
 """Elements from which matrices are bfloat16, as their momentum is: half the memory and
 time. Of 768 x 3072 with singular values 1/k the result's cosine to that in float32 is
 0.9995, and both are as close to the orthogonal one (0.964)."""
 _AT_ONCE = 1 << 23
-"""Elements of large matrices that a device works on at a time."""
+"""Elements of large matrices that a device orthogonalises at a time."""
 
 
 def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
@@ -164,7 +165,7 @@ def _round(matrices: list[jax.Array], splits: list[int], steps: int) -> list[jax
     missing = -sum(map(len, flat)) % math.prod(axes.values())
     if missing:
         flat.append(jnp.zeros((missing, *flat[0].shape[1:]), flat[0].dtype))
-    batch = joined(flat)
+    batch = concat(flat)
     if axes:
         by_unit = PartitionSpec(tuple(axes))
         result = jax.shard_map(

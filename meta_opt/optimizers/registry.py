@@ -25,10 +25,10 @@ class OptimizerConfig:
         momentum: of a baseline (first decay rate of Adam, AdamW and Lion).
         warmup_fraction: of a baseline.
         weights: of the learned optimizer: a shipped name or a path.
-        stacked: regular expression of scan-stacked parameters (learned and
-            hand-designed).
-        groups: (regular expression, modality group) pairs, for logs (likewise).
-        safeguard: (likewise).
+        stacked: of the learned optimizer and the hand-designed rule: regular expression
+            of scan-stacked parameters.
+        groups: of these two: (regular expression, modality group) pairs, for logs.
+        safeguard: of these two: whether broken steps are skipped.
         pallas: of the learned optimizer; see `learned_optimizer`.
     """
 

@@ -2,23 +2,24 @@
 
 It costs a few dozen scalar operations a step. Four layers:
 
-1. A step whose gradient or loss is not finite, or whose gradient is a thousand times
-   its usual size, is skipped: no update, no statistics. It is counted. A new size that
-   persists is accepted after five steps, since the data may have changed for good. A
-   gradient no larger than was usual earlier in the run is never an explosion: where
-   the training loss is nearly zero, the one example that still is wrong is a thousand
-   times above the rest, and the only one that matters. The first three gradients are
-   taken as they are.
-2. Where the loss is given: when its average stays above its best by several times its
-   noise for 20 steps, the step is halved and the controller's decisions fade to the
+1. A step whose gradient or loss is not finite, or whose gradient norm is a thousand
+   times its average, is skipped and counted: no update, statistics as they were. A
+   larger norm that persists is accepted after five steps, since the data may have
+   changed for good. A gradient no larger than its average has been earlier in the run
+   is never an explosion: where the training loss is nearly zero, the one example that
+   is still wrong has a gradient a thousand times above all others, and matters most.
+   The first three gradients are always accepted.
+2. Where the loss is given: when its average stays above its minimum by several times
+   its noise for 20 steps, the step is halved and the controller's decisions fade to the
    hand-designed rule; both recover when the loss does. A loss that jumps within one
-   step, as when the data change, is no such rise: what is to be learned anew needs the
-   whole step, and the watch begins anew at the new level.
+   step, as when the data change, is no such rise: the full step is needed to learn the
+   new data, and monitoring restarts at the new level.
 3. Within the first tenth of the run, a loss well above its start (a quarter and four
-   times its noise) ends the controller's part in the run: at once, and for good.
-4. Where the gradient has fallen to less than a hundred thousandth of its peak, the step
-   shrinks with it. Directions are normalised, so without this a loss that has become
-   zero or constant would be run away from at full speed.
+   times its noise) replaces the controller by the hand-designed rule at once and for
+   the rest of the run.
+4. Where the gradient has fallen to less than a hundred thousandth of its largest
+   average, the step shrinks with it. Directions are normalised, so that a zero or
+   constant loss would otherwise be left at full speed.
 """
 
 from typing import NamedTuple
@@ -26,53 +27,61 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_EXPLODING = 6.9
+_LOG_EXPLOSION = 6.9
 """Log of the gradient's growth over its average at which a step is skipped (1000)."""
-_VANISHED = 11.5
+_LOG_VANISHING = 11.5
 """Log of the fall of the gradient's average from its peak that counts as vanishing."""
-_FIRST = 3
-"""Gradients before any is called an explosion."""
-_SETTLE = 10
+_ALWAYS_ACCEPTED = 3
+"""Gradients at the start that are never called an explosion."""
+_AVERAGING_STEPS = 10
+"""Steps until an average is one of many: before that it is a plain mean."""
 _ACCEPT_AFTER = 5
+"""Consecutive explosions after which the new size is accepted."""
 _LOSS_RATE = 0.1
 _NOISE_MARGIN = 4.0
+"""Margin of a rise, in average deviations of the loss."""
 _JUMP = 10.0
 """Rise within a step, in average deviations, that is taken for a change of the data."""
 _PATIENCE = 20
-_CALM = 0.98
+"""Steps above the minimum after which the safeguard acts."""
+_RECOVERY = 0.98
+"""Factor on the fallback for each step without a rise."""
 _EARLY = 0.1
 """Share of the run in which a loss above its start ends the controller's part."""
-_START = 3
+_START_LOSSES = 3
 """Losses whose mean is the start."""
 _ABOVE_START = 0.25
+"""Rise above the start, relative to it, that counts as divergence."""
 _RECENT_RATE = 0.3
 
 
 class GuardState(NamedTuple):
-    """Memory of the safeguard; all scalars.
+    """State of the safeguard; all scalars.
 
     Attributes:
         skipped: int32, steps skipped so far.
-        consecutive_skips: int32, exploding steps skipped without a break.
-        seen: int32, finite gradients seen.
+        consecutive_skips: int32, steps skipped without a break, for whatever reason.
+        consecutive_explosions: int32, exploding steps skipped without a break.
+        seen: int32, gradients in the average.
         log_rms: float32, moving average of the log gradient RMS.
         peak: float32, its largest value.
         vanishing_scale: float32, factor on the step for a gradient that has vanished,
             in (0, 1].
         loss: float32, moving average of the loss.
         deviation: float32, moving average of its distance from that average.
-        losses: int32, losses seen since the watch began or began anew.
+        losses: int32, losses since monitoring began or restarted.
         start: float32, mean of the first losses.
         recent: float32, fast average of the loss.
         diverged: float32, 1 once the loss was well above its start early in the run.
         best: float32, lowest average.
-        rising: int32, steps in a row above the best by the margin.
+        rising: int32, consecutive steps above the best by the margin.
         shrink: float32, factor on the step, in (0, 1].
         fallback: float32, 1 for the hand-designed rule, 0 for the controller's.
     """
 
     skipped: jax.Array
     consecutive_skips: jax.Array
+    consecutive_explosions: jax.Array
     seen: jax.Array
     log_rms: jax.Array
     peak: jax.Array
@@ -92,9 +101,12 @@ class GuardState(NamedTuple):
 def init_guard() -> GuardState:
     """The state before the first step."""
     # Arrays of their own: a donated state may not hold one buffer twice.
-    whole = {"skipped", "consecutive_skips", "seen", "losses", "rising"}
+    integers = {
+        *("skipped", "consecutive_skips", "consecutive_explosions"),
+        *("seen", "losses", "rising"),
+    }
     state = {
-        name: jnp.zeros((), jnp.int32 if name in whole else jnp.float32)
+        name: jnp.zeros((), jnp.int32 if name in integers else jnp.float32)
         for name in GuardState._fields
     }
     ones = {name: jnp.ones((), jnp.float32) for name in ("shrink", "vanishing_scale")}
@@ -108,17 +120,17 @@ def guard_step(
     count: jax.Array,
     num_steps: jax.Array | int,
 ) -> tuple[jax.Array, GuardState]:
-    """Judges one step.
+    """Decides whether to take one step, and updates the state.
 
     Args:
-        state: memory so far.
+        state: so far.
         grad_rms: float32 [], RMS of the whole gradient.
         value: float [] loss of this step, or None.
         count: int32 [], steps done before this one.
         num_steps: length of the run.
 
     Returns:
-        Whether to take the step (bool []), and the new memory.
+        Whether to take the step (bool []), and the new state.
     """
     finite = jnp.isfinite(grad_rms)
     if value is not None:
@@ -126,42 +138,44 @@ def guard_step(
         finite &= jnp.isfinite(value)
     log_rms = jnp.log(jnp.where(finite, grad_rms, 1.0) + 1e-15)
     jump = log_rms - state.log_rms
-    exploding = finite & (state.seen >= _FIRST) & (jump > _EXPLODING)
+    exploding = finite & (state.seen >= _ALWAYS_ACCEPTED) & (jump > _LOG_EXPLOSION)
     exploding &= log_rms > state.peak
-    accepted = exploding & (state.consecutive_skips >= _ACCEPT_AFTER)
+    accepted = exploding & (state.consecutive_explosions >= _ACCEPT_AFTER)
     ok = finite & (~exploding | accepted)
 
-    # At first the plain mean of all, which one explosion among them does not spoil;
-    # zeros, as of an empty batch, do not count. Later they pull it down slowly.
-    early = state.seen < _SETTLE
+    # At first the plain mean, which one explosion among many does not spoil; zeros, as
+    # of an empty batch, are left out. Later they lower the average slowly.
+    early = state.seen < _AVERAGING_STEPS
     rate = jnp.maximum(0.1, 1.0 / (1.0 + state.seen))
     moved = state.log_rms + rate * jnp.where(early, jump, jnp.maximum(jump, -2.0))
     moved = jnp.where(accepted, log_rms, moved)
     counts = ok & ((grad_rms > 0) | ~early)
     average = jnp.where(counts, moved, state.log_rms)
     peak = jnp.where(early, average, jnp.maximum(state.peak, average))
-    depth = jnp.maximum(log_rms, average) - peak + _VANISHED
+    depth = jnp.maximum(log_rms, average) - peak + _LOG_VANISHING
     new = state._replace(
         skipped=state.skipped + (~ok).astype(jnp.int32),
-        consecutive_skips=jnp.where(
-            exploding & ~accepted, state.consecutive_skips + 1, 0
+        consecutive_skips=jnp.where(ok, 0, state.consecutive_skips + 1),
+        consecutive_explosions=jnp.where(
+            exploding & ~accepted, state.consecutive_explosions + 1, 0
         ),
         seen=state.seen + counts.astype(jnp.int32),
         log_rms=average,
         peak=peak,
-        # No slope: that of the log of next to nothing is no use to meta-gradients.
+        # No derivative: that of the log of a vanishing gradient is useless to
+        # meta-gradients.
         vanishing_scale=jax.lax.stop_gradient(jnp.exp(jnp.minimum(0.0, depth))),
     )
     if value is None:
         return ok, new
-    early = count < jnp.maximum(_EARLY * num_steps, _SETTLE)
-    watched = _watch(new, value, early)
-    return ok, jax.tree.map(lambda a, b: jnp.where(ok, a, b), watched, new)
+    early = count < jnp.maximum(_EARLY * num_steps, _AVERAGING_STEPS)
+    monitored = _monitor_loss(new, value, early)
+    return ok, jax.tree.map(lambda a, b: jnp.where(ok, a, b), monitored, new)
 
 
-def _watch(state: GuardState, value: jax.Array, early: jax.Array) -> GuardState:
-    """Follows the loss; acts on a sustained rise, and on an early one at once."""
-    beginning = early & (state.losses < _START)
+def _monitor_loss(state: GuardState, value: jax.Array, early: jax.Array) -> GuardState:
+    """Tracks the loss; acts on a sustained rise, and on an early divergence at once."""
+    beginning = early & (state.losses < _START_LOSSES)
     start = jnp.where(
         beginning,
         state.start + (value - state.start) / (1.0 + state.losses),
@@ -173,13 +187,13 @@ def _watch(state: GuardState, value: jax.Array, early: jax.Array) -> GuardState:
     above_start = recent - start - _NOISE_MARGIN * state.deviation
     risen = early & ~beginning & (above_start > _ABOVE_START * jnp.abs(start))
     diverged = jnp.maximum(state.diverged, risen.astype(jnp.float32))
-    # Steps are bounded: a loss that jumps in one of them is the data's doing.
-    jumped = (state.losses >= 2 * _SETTLE) & (
+    # Steps are bounded: a loss that jumps within one has other data.
+    jumped = (state.losses >= 2 * _AVERAGING_STEPS) & (
         value - state.loss > _JUMP * state.deviation + 1e-2 * jnp.abs(state.loss)
     )
     losses = jnp.where(jumped, 0, state.losses)
     first = losses == 0
-    settled = losses >= 2 * _SETTLE
+    settled = losses >= 2 * _AVERAGING_STEPS
     distance = jnp.abs(value - state.loss)
     rate = jnp.maximum(_LOSS_RATE, 1.0 / (1.0 + losses))
     loss = jnp.where(first, value, state.loss + rate * (value - state.loss))
@@ -191,7 +205,7 @@ def _watch(state: GuardState, value: jax.Array, early: jax.Array) -> GuardState:
     above = settled & (loss > best + margin)
     rising = jnp.where(above, state.rising + 1, 0)
     act = rising >= _PATIENCE
-    recovered = jnp.minimum(1.0, state.shrink / _CALM**0.5)
+    recovered = jnp.minimum(1.0, state.shrink / _RECOVERY**0.5)
     return state._replace(
         loss=loss,
         deviation=deviation,
@@ -207,7 +221,7 @@ def _watch(state: GuardState, value: jax.Array, early: jax.Array) -> GuardState:
         fallback=jnp.maximum(
             diverged,
             jnp.where(
-                act, 1.0, jnp.where(above, state.fallback, _CALM * state.fallback)
+                act, 1.0, jnp.where(above, state.fallback, _RECOVERY * state.fallback)
             ),
         ),
     )

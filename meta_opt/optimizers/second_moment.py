@@ -1,8 +1,8 @@
 """Second moments of gradients: factored for rank >= 2, full for less.
 
 A tensor of rank >= 2, seen as rows x columns, keeps the means of its squares over
-columns and over rows, whose outer product stands for all of them (Shazeer and Stern,
-"Adafactor", 2018); memory is that of a row and a column.
+columns and over rows, whose outer product approximates them (Adafactor, Shazeer and
+Stern 2018, arXiv:1804.04235); memory is that of a row and a column.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,12 @@ import jax.numpy as jnp
 
 from meta_opt.features.statistics import TINY, smooth
 from meta_opt.features.tensors import TensorInfo
-from meta_opt.optimizers.grouping import Group, everywhere, joined, per_unit
+from meta_opt.optimizers.grouping import (
+    Group,
+    concat,
+    per_unit,
+    replicated_if_automatic,
+)
 from meta_opt.types import PyTree
 
 _EPSILON = 1e-8
@@ -103,7 +108,7 @@ def unpack_second(
     sides = (group.row_axes, group.column_axes)
     for x, places, axes in zip(parts, into, sides, strict=False):
         if x is not None:
-            chunks = [group.cut(x, j, slots) for j in range(len(group.chunks))]
+            chunks = [group.slice_chunk(x, j, slots) for j in range(len(group.chunks))]
             group.unpack(chunks, places, slots, axes)
 
 
@@ -113,18 +118,22 @@ def mean_squares(group: Group, grads: list[jax.Array], second: Second) -> Second
         return None
     squares = [jnp.square(g) for g in grads]
     if not isinstance(second, Factored):
-        return joined(squares)
-    # On every device, so that what follows from them is sent no more.
+        return concat(squares)
+    # Replicated, so that nothing derived from them is communicated again.
     return Factored(
-        everywhere(joined([group.mean(x, group.column_axes) for x in squares])),
-        everywhere(joined([group.mean(x, group.row_axes) for x in squares])),
+        replicated_if_automatic(
+            concat([group.mean(x, group.column_axes) for x in squares])
+        ),
+        replicated_if_automatic(
+            concat([group.mean(x, group.row_axes) for x in squares])
+        ),
     )
 
 
 def square_sums(group: Group, grads: list[jax.Array], means: Second) -> jax.Array:
     """Sum of squared gradients of each unit [U], from ``means`` where it exists."""
     if means is None:
-        return joined([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
+        return concat([jnp.sum(jnp.square(g), axis=group.all_axes) for g in grads])
     if isinstance(means, Factored):
         axes = tuple(range(1, means.row.ndim))
         return jnp.sum(means.row, axis=axes) * group.count(group.column_axes)
@@ -135,14 +144,14 @@ def accumulate(
     second: Factored | jax.Array,
     means: Second,
     square: jax.Array | None,
-    forget: jax.Array,
+    one_minus_b2: jax.Array,
 ) -> Factored | jax.Array:
     """Moves the second moment towards this step's squares (times ``square`` [U])."""
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         if square is not None:
             new = new * per_unit(square, new)
-        return old + per_unit(forget, old) * (new - old)
+        return old + per_unit(one_minus_b2, old) * (new - old)
 
     return jax.tree.map(move, second, means)
 

@@ -1,4 +1,4 @@
-"""What a skipped step leaves: no update, and the statistics as they were."""
+"""Skipped steps: no update, and momenta and second moments as they were."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,28 @@ from meta_opt.optimizers.grouping import Group
 from meta_opt.optimizers.update_rule import GroupArrays, GroupResult
 
 
-def unless_skipped(
+def apply_or_skip(
     ok: jax.Array,
     groups: Sequence[Group],
-    taken: Sequence[GroupResult],
+    moved: Sequence[GroupResult],
     arrays: Sequence[GroupArrays],
 ) -> list[GroupResult]:
-    """``taken`` where the step is ok, else no update and the old statistics.
+    """``moved`` where the step is ok, else no update and the old statistics.
 
     A select for large leaves' updates, fused into their arithmetic (their momenta have
-    it already). What is cut up afterwards goes through a branch instead: the many
-    slices that follow would else be fused with the arithmetic of the whole stack, which
+    it already). Stacked leaves, which are sliced afterwards, go through a branch: the
+    many slices would otherwise be fused with the arithmetic of the whole stack, which
     makes compilation many times slower.
+
+    Args:
+        ok: bool [], whether the step is taken.
+        groups: the groups.
+        moved: their results of `apply_rule`.
+        arrays: their arrays before it.
     """
     skipped = [
         GroupResult([jnp.zeros_like(u) for u in t.updates], a.momentum, a.second)
-        for t, a in zip(taken, arrays, strict=True)
+        for t, a in zip(moved, arrays, strict=True)
     ]
 
     def branched(results: Sequence[GroupResult]) -> list:
@@ -41,12 +47,12 @@ def unless_skipped(
         ok,
         lambda new, old: new,
         lambda new, old: old,
-        branched(taken),
+        branched(moved),
         branched(skipped),
     )
     outputs = []
     for group, new, old, (updates, momenta, second) in zip(
-        groups, taken, skipped, kept, strict=True
+        groups, moved, skipped, kept, strict=True
     ):
         updates, momenta = iter(updates), iter(momenta)
         stacked = [len(chunk) > 1 for chunk in group.chunks]

@@ -1,4 +1,4 @@
-"""Rivals that are run without tuning: one setting for all tasks, or none at all.
+"""Baselines that are run without tuning: one setting for all tasks, or none at all.
 
 `CALIBRATED` are ordinary optimizers at the one setting that did best over the
 meta-training families; `LEARNING_RATE_FREE` estimate their own step sizes and are run
@@ -17,7 +17,7 @@ from meta_opt.types import near_match
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a calibrated rival runs with, on every task.
+    """Hyper-parameters of a calibrated baseline, the same on every task.
 
     Attributes:
         learning_rate: peak, after 5% of warm-up and before a cosine decay to zero.
@@ -122,7 +122,7 @@ def learning_rate_free(
 def _known(name: str, names: tuple[str, ...]) -> str:
     if name not in names:
         raise ValueError(
-            f"no untuned rival {name!r}{near_match(name, names)}; there are "
+            f"no untuned baseline {name!r}{near_match(name, names)}; there are "
             f"{', '.join(names)}"
         )
     return name

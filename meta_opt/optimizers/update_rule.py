@@ -52,13 +52,13 @@ ONE_MINUS_B1 = 0.05
 ONE_MINUS_B2 = 0.01
 """One minus the decay rate of the second moment."""
 TOTAL_DECAY = 0.25
-"""Bound on the sum of step times weight decay over a run: what a kernel may lose."""
+"""Bound on the sum of step times weight decay over a run."""
 _CANCELLED = 2.0**-6
 """Floor of the momentum's mean square, relative to its terms without cancellation."""
 
 
 class Controls(NamedTuple):
-    """What steers the rule, for each of N units; float32.
+    """Controls of the rule, for each of N units; float32.
 
     Attributes:
         step: [N], multiplier of the scheduled RMS step.
@@ -66,7 +66,7 @@ class Controls(NamedTuple):
         one_minus_b1: [N], one minus the momentum's decay rate.
         one_minus_b2: [N], one minus the second moment's decay rate.
         weight_decay: [N], decoupled decay, multiplied by the step.
-        compress: [N] in [0, 1], how far gradients above their usual size are shrunk
+        compress: [N] in [0, 1], how far gradients above their average size are shrunk
             to it (0: not at all, 1: clipped).
     """
 
@@ -78,15 +78,18 @@ class Controls(NamedTuple):
     compress: jax.Array
 
 
-def hand_designed_controls(table: UnitTable, orthogonal: bool = True) -> Controls:
+def hand_designed_controls(
+    table: UnitTable, orthogonal: bool = True, decays: np.ndarray | None = None
+) -> Controls:
     """Controls of the hand-designed rule.
 
     Args:
         table: constants of the N units.
         orthogonal: False uses Adam's direction for matrices too.
+        decays: float32 [N], 1 where weight decay applies; None for matrices only.
 
     Returns:
-        Orthogonalised momentum and weight decay for matrices, Adam for the rest.
+        Orthogonalised momentum and weight decay for matrices, Adam for other tensors.
     """
     matrix = jnp.asarray(table.matrix)
     one = jnp.ones_like(matrix)
@@ -97,7 +100,7 @@ def hand_designed_controls(table: UnitTable, orthogonal: bool = True) -> Control
         weights=jnp.stack([mixed, 1.0 - mixed, zero, zero], axis=1),
         one_minus_b1=ONE_MINUS_B1 * one,
         one_minus_b2=ONE_MINUS_B2 * one,
-        weight_decay=WEIGHT_DECAY * matrix,
+        weight_decay=WEIGHT_DECAY * (matrix if decays is None else jnp.asarray(decays)),
         compress=zero,
     )
 
@@ -140,7 +143,7 @@ class GroupArrays(NamedTuple):
 
 
 class GroupResult(NamedTuple):
-    """What a step makes of a group: updates are chunks [u, *shape], float32."""
+    """A group after a step: updates are chunks [u, *shape], float32."""
 
     updates: list[jax.Array]
     momentum: list[jax.Array]
@@ -161,8 +164,8 @@ def next_momentum_square(
         jnp.square(keep) * stats.momentum_square + jnp.square(take) * stats.grad_square
     )
     total = apart + 2.0 * keep * take * stats.grad_momentum
-    # Where a gradient cancels the momentum, what is left is the error of a sum that
-    # does not see the momentum's rounding; its inverse root would be a huge step.
+    # Where a gradient cancels the momentum, the sum is left with the rounding error of
+    # the bfloat16 momentum; its inverse root would be a huge step.
     return jnp.maximum(total, _CANCELLED * apart)
 
 
@@ -185,10 +188,11 @@ def apply_rule(
         groups: the groups, in the order of their units.
         arrays: their arrays.
         means: `mean_squares` of each.
-        controls: what steers each unit; ``step`` includes the schedule.
+        controls: of each unit; ``step`` includes the schedule.
         momentum_mean_square: [N], mean square of the new momentum.
         slots: int32 [] a leaf, index of its first unit.
-        ok: bool []; where false momenta stay as they are (see `skipping` for the rest).
+        ok: bool []; where false, momenta stay as they are (updates and second moments
+            are left to `meta_opt.optimizers.skipping`).
         scale: [N] factor on the gradients, or None for 1.
         mixable: directions that may have weight; empty for the hand-designed rule.
         iterations: of the orthogonalisation, see `orthogonalise`; a group of matrices
@@ -217,9 +221,9 @@ def apply_rule(
         second = array.second
         factors: tuple[jax.Array, ...] = ()
         if second is not None:
-            forget = group.select(controls.one_minus_b2)
+            one_minus_b2 = group.select(controls.one_minus_b2)
             square = None if scale is None else jnp.square(group.select(scale))
-            second = accumulate(second, means[i], square, forget)
+            second = accumulate(second, means[i], square, one_minus_b2)
             if "adam" in mixable or not orthogonalised[i]:
                 factors = inverse_roots(second, group)
         seconds.append(second)
@@ -227,9 +231,10 @@ def apply_rule(
         rank = (1,) * len(group.shape)
         moved.append([])
         for j, (g, m) in enumerate(zip(array.grads, array.momentum, strict=True)):
-            cut = group.cut(parts, j, slots)
-            s = _Steering(*(cut[:, c].reshape(-1, *rank) for c in range(cut.shape[1])))
-            pieces = [group.cut(f, j, slots) for f in factors]
+            part = group.slice_chunk(parts, j, slots)
+            columns = (part[:, c] for c in range(part.shape[1]))
+            s = _ChunkControls(*(x.reshape(-1, *rank) for x in columns))
+            pieces = [group.slice_chunk(f, j, slots) for f in factors]
             moved[i].append(_move(ok, s, g, m, pieces, group))
 
     orthogonal = _orthogonal_chunks(groups, orthogonalised, moved, iterations)
@@ -251,8 +256,8 @@ def apply_rule(
     return outputs
 
 
-class _Steering(NamedTuple):
-    """Columns [u, 1, ...] of what steers a chunk."""
+class _ChunkControls(NamedTuple):
+    """Controls of a chunk's units, [u, 1, ...] each."""
 
     keep: jax.Array
     take: jax.Array
@@ -268,13 +273,13 @@ class _Moved(NamedTuple):
     """A chunk after its momentum has moved.
 
     Attributes:
-        steering: what steers it.
+        controls: of its units.
         momentum: the new one [u, *shape], bfloat16 if it is large, else float32.
         nesterov: Nesterov momentum, float32.
-        gain: what makes momentum the Adam direction times its weight; 0 without it.
+        gain: factor that turns momentum into the weighted Adam direction; 0 without it.
     """
 
-    steering: _Steering
+    controls: _ChunkControls
     momentum: jax.Array
     nesterov: jax.Array
     gain: jax.Array | float
@@ -282,7 +287,7 @@ class _Moved(NamedTuple):
 
 def _move(
     ok: jax.Array,
-    s: _Steering,
+    s: _ChunkControls,
     grad: jax.Array,
     momentum: jax.Array,
     factors: Sequence[jax.Array],
@@ -292,7 +297,7 @@ def _move(
 
     Args:
         ok: bool [], whether to move at all.
-        s: what steers the chunk.
+        s: controls of its units.
         grad: [u, *shape], float32.
         momentum: [u, *shape], bfloat16.
         factors: `inverse_roots` that the Adam direction multiplies momentum with.
@@ -311,7 +316,7 @@ def _move(
             gain = gain * factor
     nesterov = s.keep * new + s.take * grad
     if group.large:
-        # What follows reads the new momentum's two bytes; without the barrier a
+        # Later operations read the new momentum's two bytes; without the barrier a
         # compiler reads the gradient's four and the old momentum's two once more.
         new = jax.lax.optimization_barrier(new.astype(momentum.dtype))
     return _Moved(s, new, nesterov, gain)
@@ -334,7 +339,7 @@ def _orthogonal_chunks(
     )
     found: dict[int, list[jax.Array]] = {}
     for (i, chunk), result in zip(chosen, results, strict=True):
-        # Of RMS one over the elements that are there.
+        # Of RMS one over the elements without padding.
         share = groups[i].count(groups[i].all_axes) / math.prod(groups[i].shape)
         if share.min() < 1.0:
             result = result * per_unit(np.sqrt(share), result)

@@ -12,7 +12,7 @@ import optax
 
 from meta_opt.optimizers.baselines import averaged_params
 from meta_opt.optimizers.controller import ControllerConfig
-from meta_opt.optimizers.transformation import controlled
+from meta_opt.optimizers.transformation import learned_transformation
 from meta_opt.tasks.perturbations import Condition, Moment, largest
 from meta_opt.tasks.task import Splits, Task, count_of, rows_of
 from meta_opt.types import PyTree
@@ -28,7 +28,7 @@ def learned_on(
 
     The weights are an argument of the program: other weights, same program.
     """
-    return lambda num_steps, theta: controlled(
+    return lambda num_steps, theta: learned_transformation(
         num_steps,
         theta=theta,
         config=config,

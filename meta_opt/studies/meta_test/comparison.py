@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from meta_opt.optimizers.baselines import FIVE
+from meta_opt.optimizers.baselines import CORE_BASELINES
 from meta_opt.studies.meta_test.records import Record, Run, make_run
 from meta_opt.tasks.inner_run import InnerRun
 from meta_opt.types import PyTree
@@ -235,7 +235,7 @@ def compare(
                     f"and {theirs}, task {subject.task} and {record.task}"
                 )
     adamw = baselines[_REFERENCE]
-    five = [name for name in baselines if name in FIVE]
+    five = [name for name in baselines if name in CORE_BASELINES]
     losses = {n: r.full.mean_validation_loss for n, r in baselines.items()}
     accuracies = {n: 100 * r.full.test_accuracy for n, r in baselines.items()}
     ours, ours_accuracy = subject.full, 100 * subject.full.test_accuracy

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from meta_opt.optimizers.baselines import FIVE, FURTHER, baseline
+from meta_opt.optimizers.baselines import CORE_BASELINES, EXTRA_BASELINES, baseline
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.untuned import (
     CALIBRATED,
@@ -53,8 +53,8 @@ class MetaTestConfig:
 
     tasks: tuple[str, ...]
     num_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    five: tuple[str, ...] = FIVE
-    further: tuple[str, ...] = FURTHER
+    five: tuple[str, ...] = CORE_BASELINES
+    further: tuple[str, ...] = EXTRA_BASELINES
     untuned: tuple[str, ...] = _UNTUNED
     weights: tuple[str, ...] = ()
     budgets: tuple[float, ...] = (1.0, 0.75, 0.6, 0.5, 0.35, 0.25)
@@ -68,7 +68,11 @@ class MetaTestConfig:
         """Checks names and ranges."""
         if not self.tasks:
             raise ValueError("tasks is empty; name at least one task family")
-        known = {"five": FIVE, "further": FURTHER, "untuned": _UNTUNED}
+        known = {
+            "five": CORE_BASELINES,
+            "further": EXTRA_BASELINES,
+            "untuned": _UNTUNED,
+        }
         for field, names in known.items():
             for name in getattr(self, field):
                 if name not in names:
@@ -133,7 +137,11 @@ def entrants(config: MetaTestConfig) -> list[Entrant]:
         else:
             found.append(_rival(name))
     for name in (*config.five, *config.further):
-        trials = config.trials_of_five if name in FIVE else config.trials_of_further
+        trials = (
+            config.trials_of_five
+            if name in CORE_BASELINES
+            else config.trials_of_further
+        )
         found.append(Entrant(name, name, _make_baseline(name), {"trials": trials}))
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from meta_opt.metrics.convergence import convergence_epoch, steps_to_target
-from meta_opt.optimizers.baselines import FIVE
+from meta_opt.optimizers.baselines import CORE_BASELINES
 from meta_opt.studies.meta_test.comparison import (
     MISS,
     Interval,
@@ -237,7 +237,7 @@ def claims(
         KeyError: without the learned optimizer, or without AdamW.
     """
     ours, adamw = rows["learned"], rows[_REFERENCE]
-    five = {name: rows[name] for name in FIVE if name in rows}
+    five = {name: rows[name] for name in CORE_BASELINES if name in rows}
     best = max(five, key=lambda name: five[name].accuracy.mean)
     best_f1 = max(row.macro_f1.mean for row in five.values())
     pairs = list(zip(cells["learned"], cells[_REFERENCE], strict=True))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from meta_opt.features.statistics import Statistics, structure
 from meta_opt.mesh_axes import automatic_axes
-from meta_opt.optimizers.grouping import Group, is_explicit, joined, replicated
+from meta_opt.optimizers.grouping import Group, concat, is_explicit, replicated
 from meta_opt.optimizers.second_moment import (
     Factored,
     Second,
@@ -40,13 +40,13 @@ def initial_structure(group: Group, params: Sequence[jax.Array]) -> jax.Array:
                 group.count(group.column_axes),
             )
         )
-    return joined(found)
+    return concat(found)
 
 
 def measure_gradients(
     group: Group, arrays: GroupArrays, *, products: bool, pallas: bool
 ) -> tuple[Second, jax.Array | None]:
-    """What a step needs of a group's gradients before it can say how to move.
+    """Mean squares of a group's gradients, and their product with the momenta.
 
     Args:
         group: the group.
@@ -66,15 +66,15 @@ def measure_gradients(
     if not products:
         return means, None
     chunks = zip(arrays.grads, arrays.momentum, strict=True)
-    return means, joined([_product_sum(group, g, m) for g, m in chunks])
+    return means, concat([_product_sum(group, g, m) for g, m in chunks])
 
 
 def _product_sum(group: Group, grad: jax.Array, momentum: jax.Array) -> jax.Array:
     """Sum of grad times momentum of each unit [u]."""
     if not (group.large and group.column_axes):
         return jnp.sum(grad * momentum.astype(jnp.float32), axis=group.all_axes)
-    # A CPU's XLA fuses no conversion with the sum. It would make float32 copies of all
-    # momenta first of all, and hold them through the backward pass.
+    # XLA on CPU fuses no conversion with the sum. Without the barrier it makes float32
+    # copies of all momenta before the backward pass, and holds them through it.
     grad, momentum = jax.lax.platform_dependent(
         grad,
         momentum,
@@ -82,7 +82,7 @@ def _product_sum(group: Group, grad: jax.Array, momentum: jax.Array) -> jax.Arra
         default=lambda *both: both,
     )
     product = grad * momentum.astype(jnp.float32)
-    # By columns first and kept so, as the squares are: one pass makes both.
+    # Reduced over columns first, as the squares are, so that one pass makes both.
     rows = jax.lax.optimization_barrier(jnp.sum(product, axis=group.column_axes))
     return jnp.sum(rows, axis=tuple(range(1, rows.ndim)))
 
@@ -102,7 +102,7 @@ def _by_kernel(group: Group, arrays: GroupArrays) -> tuple[Second, jax.Array]:
         factored_sums(g.reshape(shape), m.reshape(shape))
         for g, m in zip(arrays.grads, arrays.momentum, strict=True)
     ]
-    row, column, product = (joined(list(parts)) for parts in zip(*sums, strict=True))
+    row, column, product = (concat(list(parts)) for parts in zip(*sums, strict=True))
     means = Factored(
         row.reshape(-1, *unit.shape[: unit.split]),
         column.reshape(-1, *unit.shape[unit.split :]),
@@ -120,14 +120,14 @@ def gather_statistics(
     count: jax.Array,
     learned: bool,
 ) -> Statistics:
-    """Sums of squares and products of every unit, [N] each, in one place.
+    """Sums of squares and products of every unit, [N] each, replicated.
 
     Args:
         groups: the groups, in the order of their units.
         arrays: their arrays.
         means: `mean_squares` of each.
         products: sums of gradient times momentum of each [U], see `measure_gradients`.
-        momentum_square: [N], sums of squares of the momenta, which are known.
+        momentum_square: [N], sums of squares of the momenta.
         param_square_before: [N], those of the parameters when last measured.
         count: int32 [], steps so far; parameters are measured every few.
         learned: False measures the gradients alone.
