@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.image_fit import ImageFit, read_image_fit
+from meta_opt.data.image_fit import ImageFit
 
 
 @pytest.fixture
@@ -117,25 +117,5 @@ def test_fits():
         ImageFit(8, "pad", "cubic")
     with pytest.raises(ValueError, match="size=0"):
         ImageFit(0)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (None, ImageFit(8, "stretch", "bicubic")),
-        ({}, ImageFit(8, "stretch", "bicubic")),
-        ({"do_center_crop": True, "resample": 3}, ImageFit(8, "crop", "bicubic")),
-        ({"do_center_crop": False, "resample": 2}, ImageFit(8, "stretch", "bilinear")),
-    ],
-)
-def test_the_fit_of_a_folder(tmp_path, given, expected):
-    if given is not None:
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
-    assert read_image_fit(tmp_path, 8, "stretch") == expected
-
-
-def test_a_damaged_preprocessor_config(tmp_path):
-    for text in ("{", '{"resample": 77}'):
-        (tmp_path / "preprocessor_config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"preprocessor_config\.json is damaged"):
-            read_image_fit(tmp_path, 8, "crop")
+    with pytest.raises(ValueError, match="resized=9 of images is not for 'pad'"):
+        ImageFit(8, "pad", resized=9)

@@ -53,7 +53,7 @@ _WITHOUT_EFFECT = (
     "runtime_config",
     "task_type",
 )
-_OFF = (None, False, "none", {}, [])
+_OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the kernels underneath as they are."""
 _SUBTRACTED_STARTS = ("pissa", "olora")
