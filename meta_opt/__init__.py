@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from meta_opt.inference import load_exported as load_exported
     from meta_opt.optimizers.controller import ControllerConfig as ControllerConfig
     from meta_opt.optimizers.controller import init_theta as init_theta
     from meta_opt.optimizers.hand_designed import hand_designed as hand_designed
@@ -21,21 +22,22 @@ __version__ = "0.1.0"
 
 # Loaded on first use: importing meta_opt costs no more than importing optax.
 _HOME = {
-    "ControllerConfig": "controller",
-    "init_theta": "controller",
-    "hand_designed": "hand_designed",
-    "learned_optimizer": "learned",
-    "OptimizerConfig": "registry",
-    "make_optimizer": "registry",
-    "state_shardings": "sharding",
-    "load_theta": "weights",
+    "ControllerConfig": "meta_opt.optimizers.controller",
+    "init_theta": "meta_opt.optimizers.controller",
+    "hand_designed": "meta_opt.optimizers.hand_designed",
+    "learned_optimizer": "meta_opt.optimizers.learned",
+    "OptimizerConfig": "meta_opt.optimizers.registry",
+    "make_optimizer": "meta_opt.optimizers.registry",
+    "state_shardings": "meta_opt.optimizers.sharding",
+    "load_theta": "meta_opt.optimizers.weights",
+    "load_exported": "meta_opt.inference",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'meta_opt' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"meta_opt.optimizers.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -81,8 +81,30 @@ def test_folders_without_a_tokenizer_or_with_a_damaged_one(siglip):
     with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
         FolderTokenizer(siglip, 1)
     (siglip / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json: fetch it"):
+    with pytest.raises(
+        ValueError, match=r"has no tokenizer\.json: fetch it.*model\.pro"
+    ):
         FolderTokenizer(siglip, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "reader"),
+    [
+        ("spiece.model", "T5TokenizerFast as T; T.from_pretrained({!r}, extra_ids=0)"),
+        ("vocab.json", "AutoTokenizer as T; T.from_pretrained({!r})"),
+        ("tokenizer.model", "AutoTokenizer as T; T.from_pretrained({!r})"),
+    ],
+)
+def test_the_advice_of_a_folder_without_a_tokenizer(siglip, file, reader):
+    """With Transformers 4.57 and 5.24 it gives the ids that SigLIP's own class does."""
+    (siglip / "tokenizer.json").unlink()
+    (siglip / file).touch()
+    save = f".backend_tokenizer.save({str(siglip / 'tokenizer.json')!r})"
+    command = f'python -c "from transformers import {reader.format(str(siglip))}{save}"'
+    with pytest.raises(ValueError) as caught:
+        FolderTokenizer(siglip, 1)
+    assert command in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def gradient(width, height):

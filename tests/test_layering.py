@@ -31,6 +31,7 @@ FLOORS = {
     "meta_opt.evaluation": 4,
     "meta_opt.tuning": 4,
     "meta_opt.reporting": 4,
+    "meta_opt.inference": 5,
     "experiments": 5,
     "configs": 5,
 }
