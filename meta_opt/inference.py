@@ -136,6 +136,8 @@ class ContrastiveModel:
         return encode_images(self.model, pixels, self._batch_size)
 
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"texts has {wrong[0]!r}, which is no text")
         tokenizer = self._preprocessing.tokenizer
         tokens = tokenizer.encode(texts, self._preprocessing.text_length)
         return encode_texts(self.model, tokens, self._batch_size)
@@ -300,7 +302,10 @@ def _batches(rows: Sequence, size: int) -> Iterator[Sequence]:
         yield rows[start : start + size]
 
 
-_READERS = {"adapters.json": load_adapters, "adapter_config.json": load_peft}
+_READERS: dict[str, Callable[..., object]] = {
+    "adapters.json": load_adapters,
+    "adapter_config.json": load_peft,
+}
 
 
 def _put_on(adapter: str | os.PathLike, model: VisionText | Generative) -> None:
@@ -319,6 +324,6 @@ def _check_not_adapters(weights: str) -> None:
         return
     if any((Path(weights) / name).is_file() for name in _READERS):
         raise ValueError(
-            f"{weights} holds adapters alone: give the model that they are for as path, "
-            f"and adapter={weights!r}"
+            f"{weights} holds adapters alone: give the model that they are for as "
+            f"path, and adapter={weights!r}"
         )
