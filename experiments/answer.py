@@ -28,45 +28,25 @@ DTYPE = flags.DEFINE_string("dtype", "bfloat16", "In which it computes.")
 def main(argv: Sequence[str]) -> None:
     """Reads, asks, prints."""
     # Here, so that --help does not wait for JAX.
-    import numpy as np
-
-    from meta_opt.data.answers import AnswerTokenizer
-    from meta_opt.data.images import decode
-    from meta_opt.data.pictures import MAX_PIXELS
-    from meta_opt.evaluators.answers import write_answers
-    from meta_opt.models.adapters import load_adapters
-    from meta_opt.models.decoding import DecodingConfig
-    from meta_opt.workloads.image_text_model import (
-        ModelConfig,
-        load_weights,
-        read_preprocessing,
-    )
+    from meta_opt.inference import GenerativeModel, load_exported
 
     if len(argv) < 2:
         raise app.UsageError("name at least one picture")
     try:
-        config = ModelConfig(
-            weights=MODEL.value,
+        model = load_exported(
+            MODEL.value,
+            adapter=ADAPTERS.value,
             processor=PROCESSOR.value,
-            loss="captioning",
+            batch_size=BATCH.value,
             dtype=DTYPE.value,
+            max_tokens=LENGTH.value,
         )
-        reading = read_preprocessing(config, LENGTH.value, prompt=PROMPT.value)
-        model = load_weights(config, reading)
-        if ADAPTERS.value:
-            load_adapters(ADAPTERS.value, model)
-        files = [Path(path).read_bytes() for path in argv[1:]]
-        images = [reading.fit(decode(data, MAX_PIXELS)) for data in files]
-    except (ValueError, OSError) as error:
+        if not isinstance(model, GenerativeModel):
+            raise ValueError(f"--model={MODEL.value} embeds and does not write")
+        answers = model.answer(argv[1:], PROMPT.value)
+    except ValueError as error:
         sys.exit(f"answer: {error}")
-    assert isinstance(reading.tokenizer, AnswerTokenizer)
-    data = {
-        "image": np.stack(images),
-        "prompt": reading.tokenizer.encode_prompts([""] * len(images)),
-    }
-    settings = DecodingConfig(max_tokens=LENGTH.value)
-    written = write_answers(model, data, reading.tokenizer, settings, BATCH.value)
-    for path, answer in zip(argv[1:], written, strict=True):
+    for path, answer in zip(argv[1:], answers, strict=True):
         print(f"{path}\t{answer}")
 
 

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from meta_opt.inference import load_exported
     from meta_opt.optimizers.controller import ControllerConfig, init_theta
     from meta_opt.optimizers.diagnostics import diagnostics
     from meta_opt.optimizers.hand_designed import hand_designed
@@ -26,6 +27,7 @@ __all__ = [
     "hand_designed",
     "init_theta",
     "learned_optimizer",
+    "load_exported",
     "load_theta",
     "make_optimizer",
     "plot_diagnostics",
@@ -40,6 +42,7 @@ _MODULES = {
     "hand_designed": "optimizers.hand_designed",
     "init_theta": "optimizers.controller",
     "learned_optimizer": "optimizers.learned",
+    "load_exported": "inference",
     "load_theta": "optimizers.weights",
     "make_optimizer": "optimizers.registry",
     "plot_diagnostics": "reporting.diagnostics",

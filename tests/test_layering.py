@@ -14,6 +14,7 @@ PACKAGE = ROOT / "meta_opt"
 FLOORS = {
     "meta_opt.types": 0,
     "meta_opt.mesh_axes": 0,
+    "meta_opt.image_processor": 0,
     "meta_opt.features": 1,
     "meta_opt.losses": 1,
     "meta_opt.metrics": 1,
@@ -33,6 +34,7 @@ FLOORS = {
     "meta_opt.tuning": 4,
     "meta_opt.reporting": 4,
     "meta_opt.studies": 5,
+    "meta_opt.inference": 5,
     "experiments": 6,
     "configs": 6,
 }

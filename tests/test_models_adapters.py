@@ -1,6 +1,7 @@
 """Adapters alone: round trips, PEFT's own files, and what does not fit."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models_small import small_model
+from models_small import forward, small_model
 from safetensors.numpy import load_file
 
 from meta_opt.models import huggingface
@@ -18,7 +19,8 @@ from meta_opt.models.adapters import (
     save_adapters,
     save_peft,
 )
-from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
+from meta_opt.models.int8 import quantise_base
+from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora, merge_lora
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = LoRAConfig(pattern=r"(query|mlp/up|projection)/kernel$", rank=2, rs_lora=True)
@@ -100,17 +102,116 @@ def test_adapters_of_peft_do_what_they_do_there(kind, tmp_path):
     equal(adapters(again), adapters(model))
 
 
-def test_adapters_of_peft_that_are_not_plain_or_not_whole_are_errors(tmp_path):
-    def changed(name, **settings):
-        folder = Path(shutil.copytree(GOLDEN / "clip" / "adapter", tmp_path / name))
-        file = folder / "adapter_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-        return folder
+@pytest.fixture(scope="module")
+def clip():
+    """The model of the further adapters, and what it computes without them."""
+    batch = dict(np.load(GOLDEN / "clip" / "expected.npz"))
+    return huggingface.load(GOLDEN / "clip"), batch
 
+
+def logits_of(model, batch):
+    image, text, scale, _ = forward(model, batch)
+    return np.asarray(scale * image @ text.T)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "patterns", "regex"])
+def test_every_start_and_pattern_of_peft_does_what_it_does_there(name, clip, tmp_path):
+    folder = GOLDEN / "clip" / f"adapter_{name}"
+    golden = np.load(folder / "expected.npz")["logits"]
+    base, batch = clip
+    model = nnx.clone(base)
+    config = load_peft(folder, model)
+    np.testing.assert_allclose(logits_of(model, batch), golden, atol=1e-4)
+    assert np.max(np.abs(golden - batch["logits"])) > 0.05
+    # What PiSSA and OLoRA took off the kernels is the second half of the adapters.
+    assert config.rank == (6 if name in ("pissa", "olora") else 3)
+    # Written again they are plain ones of the same effect.
+    save_peft(tmp_path, model, config)
+    again = nnx.clone(base)
+    load_peft(tmp_path, again)
+    np.testing.assert_allclose(logits_of(again, batch), golden, atol=1e-4)
+    # The kernels stayed, so that merging gives the model that PEFT would merge.
+    kernel = ("vision", "layers", "attention", "query", "kernel")
+    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if path == kernel:
+            np.testing.assert_array_equal(
+                param[...], base.vision.layers.attention.query.kernel[...]
+            )
+    merge_lora(model)
+    np.testing.assert_allclose(logits_of(model, batch), golden, atol=1e-4)
+
+
+def peft_folder(folder, **settings):
+    """The plain adapters of the CLIP, with other settings."""
+    shutil.copytree(GOLDEN / "clip" / "adapter", folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "not plain LoRA: use_dora=True"),
+        ({"bias": "lora_only"}, "not plain LoRA: bias='lora_only'"),
+        ({"fan_in_fan_out": True}, "not plain LoRA: fan_in_fan_out=True"),
+        ({"lora_bias": True}, "not plain LoRA: lora_bias=True"),
+        ({"modules_to_save": ["text_projection"]}, r"modules_to_save=\['text_proj"),
+        ({"layer_replication": [[0, 2]]}, r"layer_replication=\[\[0, 2\]\]"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices="),
+        ({"use_qalora": True}, "use_qalora=True"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config="),
+        ({"invented_in_2031": 0.5}, r"not plain LoRA: invented_in_2031=0\.5"),
+        ({"peft_type": "LOHA"}, "peft_type='LOHA' is not LORA"),
+        ({"init_lora_weights": "corda"}, "='corda' changed the kernels .*conversion"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' changed"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' changed"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changed"),
+        ({"r": 4}, r"k_proj|q_proj has rank 3, and adapter_config.json says 4"),
+        ({"rank_pattern": {"fc1": 5}}, r"fc1 has rank 3, .* says 5 \(r, rank_pat"),
+        ({"target_modules": ["fc1"]}, "leaves out: base_model.*q_proj"),
+        ({"target_modules": ["fc1", "q_proj", "v_proj"]}, "it lacks .*v_proj"),
+        ({"layers_to_transform": [0]}, r"leaves out: base_model.*layers\.1"),
+    ],
+)
+def test_settings_of_peft_that_are_not_applied_are_named(
+    tmp_path, clip, settings, message
+):
+    model = nnx.clone(clip[0])
+    folder = peft_folder(tmp_path / "x", **settings)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder))}.*({message})"):
+        load_peft(folder, model)
+    assert not adapters(model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": False, "lora_dropout": 0.1, "task_type": "X"},
+        {"alpha_pattern": {"nowhere": 3}, "layers_pattern": "layers"},
+    ],
+)
+def test_settings_of_peft_without_effect(tmp_path, clip, settings):
+    batch = clip[1]
+    model = nnx.clone(clip[0])
+    load_peft(peft_folder(tmp_path / "x", **settings), model)
+    golden = np.load(GOLDEN / "clip" / "adapter" / "expected.npz")["logits"]
+    np.testing.assert_allclose(logits_of(model, batch), golden, atol=1e-4)
+
+
+def test_what_pissa_subtracted_is_not_known_of_int8(clip):
+    model = nnx.clone(clip[0])
+    quantise_base(model)
+    with pytest.raises(ValueError, match=r"'pissa' of .*in int8; put the adapters"):
+        load_peft(GOLDEN / "clip" / "adapter_pissa", model)
+
+
+def test_adapters_of_peft_that_are_not_whole_are_errors(tmp_path):
     model = huggingface.load(GOLDEN / "clip")
-    with pytest.raises(ValueError, match="is not plain LoRA: use_dora=True"):
-        load_peft(changed("dora", use_dora=True), model)
-    folder = changed("part")
+    folder = peft_folder(tmp_path / "part")
     file = folder / "adapter_model.safetensors"
     from safetensors.numpy import save_file
 
@@ -120,7 +221,9 @@ def test_adapters_of_peft_that_are_not_plain_or_not_whole_are_errors(tmp_path):
     with pytest.raises(ValueError, match=f"a part of the layers: it lacks {part}"):
         load_peft(folder, model)
     save_file({**tensors, "base_model.model.x.lora_A.weight": tensors[part]}, file)
-    with pytest.raises(ValueError, match="layers that the model has not: base_model"):
+    with pytest.raises(
+        ValueError, match=r"layers that the model has not or .*out: base_model"
+    ):
         load_peft(folder, model)
 
 

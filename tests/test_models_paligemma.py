@@ -216,10 +216,8 @@ def test_the_published_config_is_3b():
             "vision_use_head": False,
         },
     }
-    assert parse_config(given, {}) == named_config("3B/14")
-    assert parse_config(write_config(named_config("3B/14")), {}) == named_config(
-        "3B/14"
-    )
+    assert parse_config(given) == named_config("3B/14")
+    assert parse_config(write_config(named_config("3B/14"))) == named_config("3B/14")
 
 
 @pytest.mark.parametrize(

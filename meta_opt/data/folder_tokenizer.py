@@ -45,12 +45,7 @@ class FolderTokenizer:
     def __init__(self, folder: str | os.PathLike, pad_id: int) -> None:
         folder = Path(folder)
         if not (folder / _TOKENIZER).is_file():
-            raise ValueError(
-                f"{folder} has no {_TOKENIZER}: fetch it as well, name another folder "
-                "that has it in model.processor, or let Transformers write it, "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}, use_fast=True)"
-                f".save_pretrained({str(folder)!r})"
-            )
+            raise ValueError(_absent(folder))
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
         except Exception as error:  # The package raises nothing narrower.
@@ -113,6 +108,33 @@ class FolderTokenizer:
         if self._plain:
             text = re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip()
         return text
+
+
+def _absent(folder: Path) -> str:
+    """How to come by the file, of what Transformers can convert."""
+    code = ""
+    if (folder / "spiece.model").is_file():
+        # SigLIP's own class has no fast form; T5's reads the same vocabulary.
+        code = (
+            "from transformers import T5TokenizerFast as T; "
+            f"T.from_pretrained({str(folder)!r}, extra_ids=0)"
+        )
+    elif any((folder / name).is_file() for name in ("vocab.json", "tokenizer.model")):
+        code = (
+            "from transformers import AutoTokenizer as T; "
+            f"T.from_pretrained({str(folder)!r})"
+        )
+    how = f"fetch it too, from the model that {folder.name} was made of"
+    if code:
+        code += f".backend_tokenizer.save({str(folder / _TOKENIZER)!r})"
+        how += (
+            f', or run: python -c "{code}" (it needs the packages transformers, '
+            "sentencepiece and protobuf)"
+        )
+    return (
+        f"{folder} has no {_TOKENIZER}: {how}; or name another folder that has it in "
+        "model.processor"
+    )
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

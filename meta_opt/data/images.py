@@ -40,6 +40,18 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _on_white(image)
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image that is open already, as `decode` gives it.
+
+    Args:
+        image: of any mode; it stays as it is.
+
+    Returns:
+        A Pillow image of mode RGB, on white, turned as the camera was held.
+    """
+    return _on_white(ImageOps.exif_transpose(image))
+
+
 def decode_frames(
     data: bytes, count: int, max_pixels: int = MAX_PIXELS
 ) -> list[Image.Image]:

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,13 @@ from meta_opt.models.generative import Generative
 from meta_opt.models.huggingface import module_names
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.parameters import by_path, some
+from meta_opt.models.peft import LEAVES, PREFIX, merge_layers, parse_config
 from meta_opt.models.vision_text import VisionText
 from meta_opt.types import from_config, write_atomic
 
 _FORMAT = 1
-_PREFIX = "base_model.model."
 _OURS = ("adapters.json", "adapters.safetensors")
 _PEFT = ("adapter_config.json", "adapter_model.safetensors")
-_LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-# Settings of PEFT's that would change what adapters do, and what they must be.
-_PLAIN = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-    "layers_to_transform": None,
-}
 
 
 def save_adapters(
@@ -124,16 +111,19 @@ def save_peft(
         kernel = f"{parent}/kernel"
         names = module_names(model.config, kernel, params[kernel].shape)
         for name, x in zip(names, value if stacked else value[None], strict=True):
-            key = f"{_PREFIX}{name}.{_LEAVES[leaf]}"
+            key = f"{PREFIX}{name}.{LEAVES[leaf]}"
             tensors[key] = np.array(x.T, order="C")
             modules.add(name)
     about = {
-        **_PLAIN,
+        "peft_type": "LORA",
         "base_model_name_or_path": base_model or None,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "use_rslora": config.rs_lora,
+        "init_lora_weights": True,
         "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
         "target_modules": sorted(modules),
         "inference_mode": True,
         "task_type": None,
@@ -144,59 +134,54 @@ def save_peft(
 def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
     """Puts LoRA adapters that PEFT wrote on a CLIP or SigLIP model, in place.
 
+    The model computes what it does in PEFT. There ``init_lora_weights`` of ``pissa``
+    and ``olora`` changes the kernels too; here they stay as they are, and what was
+    taken off them is a second half of the adapters, whose rank is doubled. Layers with
+    a scale of their own (``alpha_pattern``) have it in B, and those of a stack with
+    another rank, or without adapters, are filled up with zeros.
+
+    Args:
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        model: with kernels in floats.
+
     Returns:
         A configuration that would add the same adapters.
 
     Raises:
-        ValueError: adapters of another kind than plain LoRA, on layers that the model
-            does not have, or on some layers of a stack only; they are named.
+        ValueError: a setting that is neither applied nor without effect, adapters on
+            layers that the model does not have, or not on those that they should be on;
+            they are named.
     """
     folder = Path(folder)
     about, data = _read(folder, _PEFT)
-    other = [
-        f"{key}={about[key]!r}"
-        for key, plain in _PLAIN.items()
-        if about.get(key) not in (None, plain)
-    ]
-    if other:
-        raise ValueError(f"{folder} is not plain LoRA: {', '.join(other)}")
-    tensors = _parse(folder / _PEFT[1], data)
-    arrays: dict[str, np.ndarray] = {}
-    kernels = {
-        path: param
-        for path, param in by_path(model).items()
-        if path.endswith("/kernel")
-    }
-    for path, param in kernels.items():
+    try:
+        config = parse_config(about)
+    except ValueError as error:
+        raise ValueError(f"{folder / _PEFT[0]}: {error}") from None
+    if isinstance(model, Generative):
+        raise ValueError(
+            f"{folder} has adapters as PEFT writes them, which are read for CLIP and "
+            "SigLIP only; merge them in PEFT (merge_and_unload) and save the model"
+        )
+    params = by_path(model)
+    layers = {}
+    for path, param in params.items():
         try:
             names = module_names(model.config, path, param.shape)
         except ValueError:
             continue
-        for leaf, ending in _LEAVES.items():
-            keys = [f"{_PREFIX}{name}.{ending}" for name in names]
-            there = [key for key in keys if key in tensors]
-            if there and len(there) < len(keys):
-                lost = [key for key in keys if key not in tensors]
-                raise ValueError(
-                    f"{folder} adapts a part of the layers: it lacks {some(lost)}"
-                )
-            if there:
-                found = [tensors.pop(key).T for key in keys]
-                target = path.removesuffix("kernel") + leaf
-                arrays[target] = np.stack(found) if param.ndim == 3 else found[0]
-    if tensors:
-        raise ValueError(
-            f"{folder} adapts layers that the model has not: {some(sorted(tensors))}"
-        )
-    paths = sorted({path.rpartition("/")[0] for path in arrays})
-    config = LoRAConfig(
-        pattern=f"^({'|'.join(map(re.escape, paths))})/kernel$",
-        rank=about["r"],
-        alpha=float(about["lora_alpha"]),
-        rs_lora=bool(about.get("use_rslora")),
-    )
-    _put_on(model, config, arrays)
-    return config
+        layers[path] = (names, param[...])
+        if config.start and f"{path}_scale" in params:
+            raise ValueError(
+                f"init_lora_weights={config.start!r} of {folder} needs the kernels as "
+                "they were, and the model's are in int8; put the adapters on before"
+            )
+    try:
+        lora, arrays = merge_layers(config, layers, _parse(folder / _PEFT[1], data))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    _put_on(model, lora, arrays)
+    return lora
 
 
 def _put_on(
@@ -239,7 +224,10 @@ def _read(folder: Path, names: tuple[str, str]) -> tuple[dict[str, Any], bytes]:
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: no adapters of this format")
-    about = json.loads((folder / names[0]).read_text(encoding="utf-8"))
+    try:
+        about = json.loads((folder / names[0]).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / names[0]} is damaged: {error}") from None
     return about, (folder / names[1]).read_bytes()
 
 

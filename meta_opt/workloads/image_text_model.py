@@ -233,7 +233,8 @@ def _tokenizer_and_fit(
             f"of {config.folder} has {tokenizer.vocab_size}"
         )
     how = "crop" if made.class_token else "stretch"
-    return tokenizer, read_image_fit(config.folder, made.image_size, how)
+    adapt = config.folder != config.weights
+    return tokenizer, read_image_fit(config.folder, made.image_size, how, adapt=adapt)
 
 
 def _end_id(config: ModelConfig, tokenizer: TextTokenizer) -> int:

@@ -4,8 +4,9 @@
 
 Writes a CLIP, a SigLIP and a PaliGemma of small random configuration the way
 Transformers saves them and what PyTorch computes with them on the same images and token
-ids; and LoRA adapters of each as PEFT saves them. ``paligemma`` (or ``contrastive``) as
-an argument renews that part alone.
+ids; LoRA adapters of each as PEFT saves them, and further ones of the CLIP, started and
+shaped in other ways. ``paligemma``, ``contrastive`` or ``adapters`` as an argument
+renews that part alone.
 """
 
 import sys
@@ -176,6 +177,64 @@ def main() -> None:
         contrastive()
     if "paligemma" in sys.argv or not sys.argv[1:]:
         generative()
+    if "adapters" in sys.argv or not sys.argv[1:]:
+        adapters()
+
+
+ADAPTERS = {
+    "pissa": {"init_lora_weights": "pissa", "target_modules": MODULES},
+    "olora": {
+        "init_lora_weights": "olora",
+        "use_rslora": True,
+        "target_modules": MODULES,
+        "alpha_pattern": {"q_proj": 9},
+    },
+    "patterns": {
+        "init_lora_weights": "gaussian",
+        "target_modules": [*MODULES, "text_projection"],
+        "exclude_modules": r".*vision.*fc1",
+        "layers_to_transform": [0, 2],
+        "layers_pattern": "layers",
+        "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 2},
+        "alpha_pattern": {"vision_model.encoder.layers.2.self_attn.q_proj": 3},
+    },
+    "regex": {"target_modules": r"text_model.*layers\.1\..*\.q_proj|text_projection"},
+}
+
+
+def adapters() -> None:
+    """Further adapters of the CLIP that is there, each with the logits it gives."""
+    given = batch()
+    given_to_torch = {
+        "input_ids": torch.tensor(given["text"]).long(),
+        "pixel_values": pixel_values(
+            given["image"],
+            (0.48145466, 0.4578275, 0.40821073),
+            (0.26862954, 0.26130258, 0.27577711),
+        ),
+    }
+    for name, settings in ADAPTERS.items():
+        torch.manual_seed(0)
+        model = transformers.CLIPModel.from_pretrained(HERE / "clip").eval()
+        config = peft.LoraConfig(r=3, lora_alpha=6, **settings)
+        adapted = peft.get_peft_model(model, config).eval()
+        with torch.no_grad():
+            for tensor_name, tensor in adapted.named_parameters():
+                if "lora_B" in tensor_name:
+                    tensor.add_(0.2 * torch.randn_like(tensor))
+        folder = HERE / "clip" / f"adapter_{name}"
+        adapted.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        about = folder / "adapter_config.json"
+        text = about.read_text().replace(f'"{HERE / "clip"}"', "null")
+        about.write_text(text)
+        # As others load it: on the model as it was.
+        model = transformers.CLIPModel.from_pretrained(HERE / "clip")
+        loaded = peft.PeftModel.from_pretrained(model, folder).eval()
+        with torch.no_grad():
+            logits = loaded(**given_to_torch).logits_per_image.numpy()
+        np.savez_compressed(folder / "expected.npz", logits=logits)
+        print(folder, sorted(path.name for path in folder.iterdir()))
 
 
 def contrastive() -> None:

@@ -44,14 +44,11 @@ _LEGACY_END = 2
 """CLIP's ``eos_token_id`` where the end token is meant to be the largest id."""
 
 
-def parse_config(
-    given: Mapping[str, Any], channels: Mapping[str, Any]
-) -> VisionTextConfig:
-    """The architecture that settings describe.
+def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
+    """The architecture that settings describe, with the usual channels of images.
 
     Args:
         given: what ``config.json`` says.
-        channels: what ``preprocessor_config.json`` does.
 
     Raises:
         ValueError: neither CLIP nor SigLIP, or with parts that
@@ -89,8 +86,6 @@ def parse_config(
         ),
     }
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
-    mean = tuple(channels.get("image_mean", mean))
-    std = tuple(channels.get("image_std", std))
     end = text.get("eos_token_id", -1)
     vocabulary = text["vocab_size"]
     if clip:
@@ -156,7 +151,7 @@ def write_config(config: VisionTextConfig) -> dict[str, Any]:
     if clip:
         settings |= {"projection_dim": config.embed_dim}
     free = ("init_scale", "init_bias", "pad_id")
-    if why := lost(config, lambda: parse_config(settings, {}), free):
+    if why := lost(config, lambda: parse_config(settings), free):
         raise ValueError(
             f"this architecture is neither CLIP's nor SigLIP's: {why}; "
             "`meta_opt.models.pretrained.save` writes any"

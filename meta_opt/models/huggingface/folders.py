@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.image_processor import BICUBIC, read_image_processor
 from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.huggingface import contrastive, paligemma
 from meta_opt.models.huggingface.files import (
@@ -35,7 +36,7 @@ Settings = Mapping[str, Any]
 def read_config(folder: str | os.PathLike) -> VisionTextConfig:
     """The architecture that the ``config.json`` of CLIP or SigLIP describes.
 
-    Channel statistics come from ``preprocessor_config.json`` if there is one.
+    Channel statistics come from the image processor's settings if there are any.
 
     Raises:
         ValueError: no such file, a model that is neither CLIP nor SigLIP, or one with
@@ -62,14 +63,15 @@ def is_generative(folder: str | os.PathLike) -> bool:
     return read_json(Path(folder) / "config.json").get("model_type") == "paligemma"
 
 
-def _read_config(folder: Path, parse: Callable[[Settings, Settings], C]) -> C:
+def _read_config(folder: Path, parse: Callable[[Settings], C]) -> C:
     given = read_json(folder / "config.json")
-    processor = folder / "preprocessor_config.json"
-    channels = read_json(processor) if processor.is_file() else {}
     try:
-        return parse(given, channels)
+        found = parse(given)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    processor = read_image_processor(folder)
+    mean, std = processor.channels(found.image_mean, found.image_std)
+    return dataclasses.replace(found, image_mean=mean, image_std=std)
 
 
 def load(
@@ -202,26 +204,37 @@ def save(
         ValueError: an architecture that is none of these; adapters; kernels in int8.
     """
     folder, config = Path(folder), model.config
-    images = {
-        "image_mean": list(config.image_mean),
-        "image_std": list(config.image_std),
-        "rescale_factor": 1 / 255,
-        "size": {"height": config.image_size, "width": config.image_size},
-    }
     settings = check_writable(config)
-    if isinstance(config, GenerativeConfig):
-        images["image_seq_length"] = config.grid**2
-        images["processor_class"] = "PaliGemmaProcessor"
-    of_clip = settings["model_type"] == "clip"
-    kind = "CLIPImageProcessor" if of_clip else "SiglipImageProcessor"
     params = exportable(model)
     where = places(config, {k: tuple(v.shape) for k, v in params.items()})
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors(params, where), max_shard_bytes)
     write_json(folder / "config.json", settings)
-    write_json(
-        folder / "preprocessor_config.json", {"image_processor_type": kind, **images}
-    )
+    write_json(folder / "preprocessor_config.json", _image_processor(config, settings))
+
+
+def _image_processor(config: VisionConfig, settings: Settings) -> dict[str, Any]:
+    """The settings of the image processor for a model."""
+    side = config.image_size
+    square = {"height": side, "width": side}
+    of_clip = settings["model_type"] == "clip"
+    images = {
+        "image_processor_type": f"{'CLIP' if of_clip else 'Siglip'}ImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side} if of_clip else square,
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+    }
+    if of_clip:
+        images |= {"do_center_crop": True, "crop_size": square}
+    if isinstance(config, GenerativeConfig):
+        images["image_seq_length"] = config.grid**2
+        images["processor_class"] = "PaliGemmaProcessor"
+    return images
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:

@@ -40,14 +40,11 @@ _LEGACY_ACTIVATION = "gelu"
 """Gemma's ``hidden_act`` where the approximation by tanh is meant."""
 
 
-def parse_config(
-    given: Mapping[str, Any], channels: Mapping[str, Any]
-) -> GenerativeConfig:
-    """The architecture that settings describe.
+def parse_config(given: Mapping[str, Any]) -> GenerativeConfig:
+    """The architecture that settings describe, with the usual channels of images.
 
     Args:
         given: what ``config.json`` says.
-        channels: what ``preprocessor_config.json`` does.
 
     Raises:
         ValueError: no PaliGemma, or one with parts that
@@ -87,8 +84,8 @@ def parse_config(
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
         vision=parse_tower(vision, pooling="none", projection="linear_bias"),
-        image_mean=tuple(channels.get("image_mean", (0.5,) * 3)),
-        image_std=tuple(channels.get("image_std", (0.5,) * 3)),
+        image_mean=(0.5,) * 3,
+        image_std=(0.5,) * 3,
         decoder=DecoderConfig(
             vocab_size=text["vocab_size"],
             width=width,
@@ -149,6 +146,6 @@ def write_config(config: GenerativeConfig) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "dtype": config.param_dtype,
     }
-    if why := lost(config, lambda: parse_config(settings, {}), ("image_id",)):
+    if why := lost(config, lambda: parse_config(settings), ("image_id",)):
         raise ValueError(f"this architecture is not PaliGemma's: {why}")
     return settings

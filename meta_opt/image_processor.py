@@ -1,0 +1,249 @@
+"""What a Hugging Face folder says about how pictures become the input of its model.
+
+Transformers resizes, takes the middle, rescales and normalises, each if the settings
+say so. Here the channels are part of the model and sizes are the data's, so this is
+read for both. Every setting is applied, known to have no effect, or refused by name.
+
+The settings are those of CLIP's and SigLIP's image processors. They are in
+``preprocessor_config.json``, or under ``image_processor`` in ``processor_config.json``,
+where version 5 of Transformers writes them and which is read first, as it does.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_OWN_FILE = "preprocessor_config.json"
+_JOINT_FILE = "processor_config.json"
+_TYPES = ("image_processor_type", "feature_extractor_type")
+_FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad")
+_APPLIED = (
+    *_TYPES,
+    *_FLAGS,
+    "size",
+    "crop_size",
+    "resample",
+    "rescale_factor",
+    "image_mean",
+    "image_std",
+)
+# Pictures are RGB in any case; the others are of code around the arithmetic.
+_WITHOUT_EFFECT = (
+    "_name_or_path",
+    "_valid_processor_keys",
+    "data_format",
+    "default_to_square",
+    "device",
+    "disable_grouping",
+    "do_convert_rgb",
+    "image_seq_length",
+    "input_data_format",
+    "processor_class",
+    "return_tensors",
+    "transformers_version",
+)
+BICUBIC = 3
+"""Pillow's number of the filter that CLIP and SigLIP take."""
+_ENDINGS = ("FeatureExtractor", "ImageProcessor", "ImageProcessorFast")
+_KINDS = {f"{kind}{end}": kind for kind in ("CLIP", "Siglip") for end in _ENDINGS}
+_MAX_PIXEL = 255
+
+Channels = tuple[float, ...]
+
+
+class Geometry(NamedTuple):
+    """How a picture of any size becomes a square.
+
+    Attributes:
+        crop: whether its shorter side is resized, and the middle of the longer one
+            taken; else it is stretched to a square.
+        resized: side in pixels before the middle of the model's size is taken.
+        resample: number of the filter, as Pillow counts them.
+    """
+
+    crop: bool
+    resized: int
+    resample: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """Settings of an image processor; without any, the defaults are the model's.
+
+    Attributes:
+        settings: as they are in the file.
+        file: that they are from, for messages.
+    """
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    file: str = _OWN_FILE
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that are not known, or no settings."""
+        for name, value in self.settings.items():
+            if name not in (*_APPLIED, *_WITHOUT_EFFECT) and value is not None:
+                raise self._error(
+                    name, f"is not known; known are {', '.join(_APPLIED)}"
+                )
+        for name in _FLAGS:
+            if not isinstance(self._get(name, False), bool):
+                raise self._error(name, "must be true or false")
+        for name in _TYPES:
+            if self._get(name, "CLIPImageProcessor") not in _KINDS:
+                raise self._error(name, f"is none of {', '.join(_KINDS)}")
+        if self._get("do_pad", False):
+            raise self._error("do_pad", "is not applied here; set it to false")
+
+    def channels(self, mean: Channels, std: Channels) -> tuple[Channels, Channels]:
+        """The mean and deviation that normalise pixels in [0, 1] the same way.
+
+        With f = ``rescale_factor``, or 1 without rescaling, Transformers computes
+        (f x - mean) / std of pixels x in 0..255, which is (x / 255 - mean / 255f) /
+        (std / 255f).
+
+        Args:
+            mean: of the channels, where the file does not say; of f x.
+            std: likewise.
+
+        Raises:
+            ValueError: numbers that are none, or that do not fit the range of f x.
+        """
+        unit = 1.0
+        if self._get("do_rescale", True):
+            factor = self._get("rescale_factor", 1 / _MAX_PIXEL)
+            if not _is_number(factor) or factor <= 0:
+                raise self._error("rescale_factor", "must be a number above 0")
+            unit = factor * _MAX_PIXEL
+            # Written in decimals, 1 / 255 is not always 1 / 255.
+            unit = 1.0 if math.isclose(unit, 1, rel_tol=1e-6) else unit
+        else:
+            unit = float(_MAX_PIXEL)
+        if not self._get("do_normalize", True):
+            return (0.0,) * 3, (1 / unit,) * 3
+        means, stds = self._numbers("image_mean", mean), self._numbers("image_std", std)
+        if not all(0 <= m <= unit for m in means):
+            raise self._error(
+                "image_mean",
+                f"is not in the range 0 to {unit:g} that pixels are rescaled to; for "
+                "statistics of pixels in 0..255 set do_rescale to false",
+            )
+        if not all(s > 0 for s in stds):
+            raise self._error("image_std", "must be above 0")
+        return tuple(m / unit for m in means), tuple(s / unit for s in stds)
+
+    def geometry(self, size: int, crop: bool, *, adapt: bool = False) -> Geometry:
+        """How pictures become ``size`` pixels a side.
+
+        Args:
+            size: that the model takes.
+            crop: whether pictures are cropped, as CLIP does, where the file does not
+                say.
+            adapt: whether sizes may be for another model, and are scaled to this one.
+
+        Raises:
+            ValueError: settings that give no square, or another than the model takes.
+        """
+        if not self._get("do_resize", True):
+            raise self._error(
+                "do_resize",
+                f"is not applied here: pictures come in all sizes, and the model takes "
+                f"{size} x {size}; set it to true",
+            )
+        kind = next((_KINDS[k] for t in _TYPES if (k := self._get(t, None))), None)
+        is_clip = kind == "CLIP" if kind else crop or self._get("do_center_crop", False)
+        resized, by_shorter = self._size(is_clip)
+        name, final = "size", resized
+        if crops := self._get("do_center_crop", is_clip):
+            name, final = "crop_size", self._square("crop_size")
+        elif by_shorter:
+            raise self._error("size", "leaves no square without do_center_crop")
+        if final not in (None, size) and not adapt:
+            raise self._error(name, f"is not the {size} pixels that the model takes")
+        if resized is None or not crops:
+            resized = size
+        elif final not in (None, size):
+            resized = round(resized * size / final)
+        resample = self._get("resample", BICUBIC)
+        if not isinstance(resample, int) or not 0 <= resample <= 5:
+            raise self._error("resample", "is none of Pillow's filters, 0 to 5")
+        return Geometry(by_shorter, resized, resample)
+
+    def _size(self, is_clip: bool) -> tuple[int | None, bool]:
+        """What pictures are resized to, and whether it is their shorter side."""
+        given = self._get("size", None)
+        if given is None:
+            return None, is_clip
+        if is_clip and isinstance(given, int):
+            return given, True
+        if isinstance(given, Mapping) and _set(given).keys() == {"shortest_edge"}:
+            return given["shortest_edge"], True
+        return self._square("size"), False
+
+    def _square(self, name: str) -> int | None:
+        given = self._get(name, None)
+        sides = given
+        if isinstance(given, Mapping):
+            sides = _set(given)
+            sides = sides.values() if sides.keys() == {"height", "width"} else ()
+        elif not isinstance(given, list):
+            return given
+        if len(set(sides)) != 1:
+            raise self._error(name, "is no square")
+        return next(iter(sides))
+
+    def _numbers(self, name: str, default: Channels) -> Channels:
+        given = self._get(name, default)
+        values = (given,) * 3 if _is_number(given) else given
+        if not isinstance(values, list | tuple) or len(values) != 3:
+            raise self._error(name, "must be three numbers, or one")
+        if not all(_is_number(x) for x in values):
+            raise self._error(name, "must be three numbers, or one")
+        return tuple(map(float, values))
+
+    def _get(self, name: str, default: Any) -> Any:
+        """A setting; null stands for the default, as in Transformers."""
+        value = self.settings.get(name)
+        return default if value is None else value
+
+    def _error(self, name: str, problem: str) -> ValueError:
+        return ValueError(f"{self.file}: {name}={self.settings.get(name)!r} {problem}")
+
+
+def read_image_processor(folder: str | os.PathLike) -> ImageProcessor:
+    """Reads the settings of a folder; all defaults if it has no such file.
+
+    Raises:
+        ValueError: a damaged file, or settings that are not known.
+    """
+    joint, own = Path(folder) / _JOINT_FILE, Path(folder) / _OWN_FILE
+    nested = _read(joint).get("image_processor") if joint.is_file() else None
+    if nested is not None:
+        return ImageProcessor(nested, str(joint))
+    return ImageProcessor(_read(own) if own.is_file() else {}, str(own))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    return found
+
+
+def _set(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are null."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )

@@ -1,0 +1,329 @@
+"""Using a model that a run exported, or that comes from elsewhere.
+
+Tokenizer, sizes and channels of pictures are those that the model was trained with.
+
+Example:
+    >>> import meta_opt, numpy
+    >>> model = meta_opt.load_exported("nano", batch_size=2)
+    >>> grey = numpy.full((48, 64, 3), 128, numpy.uint8)
+    >>> model.embed(images=[grey]).shape, model.embed(texts=["a cat", "a dog"]).shape
+    ((1, 128), (2, 128))
+    >>> model.classify([grey], ["a cat", "a dog"]).sum(axis=1).round(5)
+    array([1.], dtype=float32)
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias, overload
+
+import jax
+import numpy as np
+from PIL import Image
+
+from meta_opt.data.answers import AnswerTokenizer
+from meta_opt.data.images import decode, to_rgb
+from meta_opt.data.pictures import MAX_PIXELS
+from meta_opt.evaluators.answers import write_answers
+from meta_opt.evaluators.encoding import encode_images, encode_texts
+from meta_opt.models import huggingface, pretrained
+from meta_opt.models.adapters import load_adapters, load_peft
+from meta_opt.models.decoding import DecodingConfig
+from meta_opt.models.generative import Generative, GenerativeConfig
+from meta_opt.models.vision_text import VisionText
+from meta_opt.workloads.image_text_model import (
+    ModelConfig,
+    Preprocessing,
+    is_folder,
+    load_weights,
+    read_preprocessing,
+)
+
+Picture: TypeAlias = Image.Image | str | os.PathLike | np.ndarray
+"""An open Pillow image, a file, or uint8 [H, W, 3]."""
+
+
+class ContrastiveModel:
+    """Image and text encoders with all that they need of preprocessing.
+
+    Args:
+        model: CLIP, SigLIP or one of ours, with adapters or without.
+        preprocessing: as it was trained with.
+        batch_size: pictures or texts at a time; the last batch is filled up, so that
+            one program is compiled for pictures and one for texts.
+
+    Attributes:
+        model: as given.
+    """
+
+    def __init__(
+        self, model: VisionText, preprocessing: Preprocessing, batch_size: int = 32
+    ) -> None:
+        self.model = model
+        self._preprocessing = preprocessing
+        self._batch_size = batch_size
+
+    @overload
+    def embed(self, images: Sequence[Picture], texts: None = None) -> np.ndarray: ...
+
+    @overload
+    def embed(self, images: None = None, *, texts: Sequence[str]) -> np.ndarray: ...
+
+    @overload
+    def embed(
+        self, images: Sequence[Picture], texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def embed(
+        self,
+        images: Sequence[Picture] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Embeds pictures, texts, or both.
+
+        Args:
+            images: B pictures: open images, files, or uint8 [H, W, 3] of any size.
+            texts: any number of texts.
+
+        Returns:
+            float32 [B, D] whose rows have length 1, so that the product of two is their
+            cosine; of pictures and texts a pair of such arrays.
+
+        Raises:
+            ValueError: a picture that cannot be read, which is named; or neither
+                pictures nor texts.
+            TypeError: one picture or text where a list is due, or another kind of
+                thing.
+        """
+        if images is None and texts is None:
+            raise ValueError("embed needs images, texts or both")
+        found = []
+        if images is not None:
+            found.append(self._embed(_listed("images", images), self._encode_images))
+        if texts is not None:
+            found.append(self._embed(_listed("texts", texts), self._encode_texts))
+        return found[0] if len(found) == 1 else (found[0], found[1])
+
+    def classify(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
+        """How probable it is that a text, and no other of them, belongs to a picture.
+
+        The softmax over the texts of the cosines times the logit scale (Radford et al.
+        2021); a bias, as SigLIP has one, makes no difference to it.
+
+        Args:
+            images: B pictures, as `embed` takes them.
+            texts: K texts, such as ``"a photo of a cat"``.
+
+        Returns:
+            float32 [B, K] whose rows sum to 1.
+
+        Raises:
+            ValueError, TypeError: as `embed`.
+        """
+        image_z, text_z = self.embed(images, texts)
+        scale = np.asarray(self.model.scale(), np.float32)
+        return np.asarray(jax.nn.softmax(scale * image_z @ text_z.T, axis=1))
+
+    def _embed(
+        self, given: Sequence[Picture] | Sequence[str], encode: Callable
+    ) -> np.ndarray:
+        width = self.model.config.embed_dim
+        parts = [encode(part) for part in _batches(given, self._batch_size)]
+        return np.concatenate([np.zeros((0, width), np.float32), *parts])
+
+    def _encode_images(self, images: Sequence[Picture]) -> np.ndarray:
+        pixels = fit_pictures(images, self._preprocessing)
+        return encode_images(self.model, pixels, self._batch_size)
+
+    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"texts has {wrong[0]!r}, which is no text")
+        tokenizer = self._preprocessing.tokenizer
+        tokens = tokenizer.encode(texts, self._preprocessing.text_length)
+        return encode_texts(self.model, tokens, self._batch_size)
+
+
+class GenerativeModel:
+    """A model that writes about pictures, with all that it needs of preprocessing.
+
+    Args:
+        model: PaliGemma or one of ours, with adapters or without.
+        preprocessing: as it was trained with.
+        batch_size: pictures at a time; the last batch is filled up, so that one program
+            is compiled.
+
+    Attributes:
+        model: as given.
+    """
+
+    def __init__(
+        self, model: Generative, preprocessing: Preprocessing, batch_size: int = 8
+    ) -> None:
+        self.model = model
+        self._preprocessing = preprocessing
+        self._batch_size = batch_size
+
+    def answer(
+        self, images: Sequence[Picture], prompts: str | Sequence[str] = ""
+    ) -> list[str]:
+        """The likeliest answers to prompts about pictures.
+
+        Args:
+            images: B pictures, as `ContrastiveModel.embed` takes them.
+            prompts: one for each of them, or one for all, such as ``"caption en"``.
+
+        Returns:
+            B answers.
+
+        Raises:
+            ValueError: a picture that cannot be read, which is named; or as many
+                prompts as there are no pictures.
+            TypeError: one picture where a list is due, or another kind of thing.
+        """
+        images = _listed("images", images)
+        asked = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        if len(asked) != len(images):
+            raise ValueError(f"{len(asked)} prompts are not for {len(images)} images")
+        tokenizer = self._preprocessing.tokenizer
+        assert isinstance(tokenizer, AnswerTokenizer)
+        config = DecodingConfig(max_tokens=self._preprocessing.text_length)
+        rows = list(zip(images, asked, strict=True))
+        answers: list[str] = []
+        for part in _batches(rows, self._batch_size):
+            data = {
+                "image": fit_pictures(
+                    [image for image, _ in part], self._preprocessing
+                ),
+                "prompt": tokenizer.encode_prompts([prompt for _, prompt in part]),
+            }
+            answers += write_answers(
+                self.model, data, tokenizer, config, self._batch_size
+            )
+        return answers
+
+
+def load_exported(
+    path: str | os.PathLike,
+    *,
+    adapter: str | os.PathLike = "",
+    processor: str | os.PathLike = "",
+    batch_size: int = 32,
+    dtype: str = "float32",
+    max_tokens: int = 32,
+    prompt_length: int = 32,
+) -> ContrastiveModel | GenerativeModel:
+    """Loads a model to use it, of what a run exported or of anything that it reads.
+
+    Args:
+        path: a CLIP, SigLIP or PaliGemma folder of Hugging Face's form, a path of our
+            own weights without suffix, or the name of shipped ones.
+        adapter: folder of adapters on it: ours, or PEFT's for CLIP and SigLIP.
+        processor: folder whose tokenizer and image processor it was trained with, where
+            that is not ``path`` and not what ships here.
+        batch_size: pictures or texts at a time.
+        dtype: of the computation, ``float32`` or ``bfloat16``.
+        max_tokens: longest answer of a model that writes.
+        prompt_length: longest prompt, in tokens.
+
+    Returns:
+        A model that embeds and classifies, or one that answers.
+
+    Raises:
+        ValueError: no such model, one that is damaged or lacks its tokenizer, or
+            adapters of another one.
+
+    Example:
+        >>> sorted(name for name in dir(load_exported("nano")) if name[0] != "_")
+        ['classify', 'embed', 'model']
+    """
+    weights = os.fspath(path)
+    _check_not_adapters(weights)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    generative = (
+        huggingface.is_generative(weights)
+        if is_folder(weights)
+        else isinstance(pretrained.read_config(weights), GenerativeConfig)
+    )
+    config = ModelConfig(
+        weights=weights,
+        processor=os.fspath(processor),
+        loss="captioning" if generative else "clip",
+        dtype=dtype,
+    )
+    preprocessing = read_preprocessing(
+        config, max_tokens if generative else None, prompt_length
+    )
+    model = load_weights(config, preprocessing)
+    if adapter:
+        _put_on(adapter, model)
+    if isinstance(model, Generative):
+        return GenerativeModel(model, preprocessing, batch_size)
+    return ContrastiveModel(model, preprocessing, batch_size)
+
+
+def fit_pictures(images: Sequence[Picture], preprocessing: Preprocessing) -> np.ndarray:
+    """Pictures of any size as the model takes them, uint8 [B, h, w, 3].
+
+    Raises:
+        ValueError: a file that cannot be read, or an array of another shape or type.
+        TypeError: something else.
+    """
+    return np.stack([preprocessing.fit(_opened(image)) for image in images])
+
+
+def _opened(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                f"an image of {image.dtype} {list(image.shape)} must be uint8 [H, W, 3]"
+            )
+        return Image.fromarray(image)
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode(Path(image).read_bytes(), MAX_PIXELS)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{os.fspath(image)} cannot be read: {error}") from None
+    raise TypeError(
+        f"an image must be a path, a Pillow image or an array, not {type(image)}"
+    )
+
+
+def _listed(name: str, given: Sequence) -> Sequence:
+    if isinstance(given, str | os.PathLike | Image.Image):
+        raise TypeError(f"{name} takes a list, not one {type(given).__name__}")
+    return given if isinstance(given, np.ndarray) else list(given)
+
+
+def _batches(rows: Sequence, size: int) -> Iterator[Sequence]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+_READERS: dict[str, Callable[..., object]] = {
+    "adapters.json": load_adapters,
+    "adapter_config.json": load_peft,
+}
+
+
+def _put_on(adapter: str | os.PathLike, model: VisionText | Generative) -> None:
+    for name, load in _READERS.items():
+        if (Path(adapter) / name).is_file():
+            load(adapter, model)
+            return
+    raise ValueError(
+        f"adapter={os.fspath(adapter)!r} is no folder of adapters: it has no "
+        f"{' and no '.join(_READERS)}"
+    )
+
+
+def _check_not_adapters(weights: str) -> None:
+    if (Path(weights) / "config.json").is_file():
+        return
+    if any((Path(weights) / name).is_file() for name in _READERS):
+        raise ValueError(
+            f"{weights} holds adapters alone: give the model that they are for as "
+            f"path, and adapter={weights!r}"
+        )

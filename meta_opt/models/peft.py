@@ -1,0 +1,331 @@
+"""LoRA as PEFT has it: what ``adapter_config.json`` says, and tensors of each layer.
+
+Every setting is applied, known to change nothing that adapters compute, or refused by
+name; one that PEFT will only introduce is refused too, unless it is off.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from meta_opt.models.lora import LoRAConfig
+from meta_opt.models.parameters import some
+
+PREFIX = "base_model.model."
+"""Of every tensor's name."""
+LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+"""Our name of a factor to the ending of its tensor's name."""
+
+_APPLIED = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "init_lora_weights",
+)
+# Of training, of bookkeeping, or of initialisations whose name is checked by itself.
+_WITHOUT_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
+_OFF: tuple[Any, ...] = (None, False, "none", {}, [])
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Initialisations that leave the kernels underneath as they are."""
+_SUBTRACTED_STARTS = ("pissa", "olora")
+"""Those that take a part off the kernels which follows from the kernels alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PeftConfig:
+    """LoRA as PEFT configures it.
+
+    Attributes:
+        rank: r, where no pattern says otherwise.
+        alpha: likewise.
+        rs_lora: scale by alpha / sqrt(r) instead of alpha / r.
+        rank_pattern: r by regular expression over the ends of names of layers.
+        alpha_pattern: alpha, likewise.
+        target_modules: regular expression over whole names, or ends of names; None
+            leaves it to the tensors which layers are adapted.
+        exclude_modules: likewise, of layers that are not.
+        layers_to_transform: numbers of layers; empty for all.
+        layers_pattern: names of the lists that these layers are in; empty for any.
+        start: ``pissa`` or ``olora`` if such a part was taken off the kernels, or "".
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    rs_lora: bool = False
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    start: str = ""
+
+    @property
+    def scaling(self) -> float:
+        """The factor of A B, where no pattern says otherwise."""
+        return self._scaling(self.alpha, self.rank)
+
+    def rank_of(self, name: str) -> int:
+        """The rank of a layer's adapter."""
+        return _by_pattern(self.rank_pattern, name, self.rank)
+
+    def scaling_of(self, name: str) -> float:
+        """The factor of a layer's A B."""
+        alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+        return self._scaling(alpha, self.rank_of(name))
+
+    def _scaling(self, alpha: float, rank: int) -> float:
+        return alpha / (math.sqrt(rank) if self.rs_lora else rank)
+
+    def adapts(self, name: str) -> bool:
+        """Whether a layer has an adapter, where `target_modules` tells."""
+        assert self.target_modules is not None
+        if self.exclude_modules and _matches(self.exclude_modules, name):
+            return False
+        if not _matches(self.target_modules, name):
+            return False
+        if isinstance(self.target_modules, str) or name in self.target_modules:
+            return True
+        return not self.layers_to_transform or self._in_layers(name)
+
+    def _in_layers(self, name: str) -> bool:
+        patterns = self.layers_pattern or (r"[^.]*",)
+        for pattern in patterns:
+            if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+                return int(found[1]) in self.layers_to_transform
+        return False
+
+
+def parse_config(given: Mapping[str, Any]) -> PeftConfig:
+    """The configuration that ``adapter_config.json`` holds.
+
+    Raises:
+        ValueError: another method than LoRA, or a setting that changes what adapters
+            compute and that is not known here; it is named.
+    """
+    kind = given.get("peft_type")
+    if kind != "LORA":
+        raise ValueError(f"peft_type={kind!r} is not LORA, which can be read")
+    refused = [
+        f"{name}={value!r}"
+        for name, value in given.items()
+        if name not in (*_APPLIED, *_WITHOUT_EFFECT) and value not in _OFF
+    ]
+    if refused:
+        raise ValueError(f"it is not plain LoRA: {', '.join(refused)}")
+    start = given.get("init_lora_weights", True)
+    start = start.lower() if isinstance(start, str) else start
+    if start not in (None, *_PLAIN_STARTS, *_SUBTRACTED_STARTS):
+        raise ValueError(
+            f"init_lora_weights={given['init_lora_weights']!r} changed the kernels "
+            "underneath in a way that the adapters do not tell; let PEFT write plain "
+            "LoRA, save_pretrained(..., path_initial_model_for_weight_conversion=...), "
+            "or merge them there"
+        )
+    layers = given.get("layers_to_transform")
+    return PeftConfig(
+        rank=given.get("r", 8),
+        alpha=float(given.get("lora_alpha", 8)),
+        rs_lora=bool(given.get("use_rslora")),
+        rank_pattern=given.get("rank_pattern") or {},
+        alpha_pattern=given.get("alpha_pattern") or {},
+        target_modules=_names(given.get("target_modules")),
+        exclude_modules=_names(given.get("exclude_modules")) or (),
+        layers_to_transform=(layers,)
+        if isinstance(layers, int)
+        else (*(layers or ()),),
+        layers_pattern=_tuple(given.get("layers_pattern")),
+        start=start if start in _SUBTRACTED_STARTS else "",
+    )
+
+
+class Factors(NamedTuple):
+    """A [in, r] and B [r, out] of one layer."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+
+def merge_layers(
+    config: PeftConfig,
+    layers: Mapping[str, tuple[Sequence[str], jax.Array]],
+    tensors: Mapping[str, np.ndarray],
+) -> tuple[LoRAConfig, dict[str, np.ndarray]]:
+    """The adapters of a model of ours that compute what those of PEFT do there.
+
+    A stack has one rank and one scale here: layers of a lower rank, or without an
+    adapter, are filled up with zeros, and a scale of a layer's own goes into its B.
+
+    Args:
+        config: as `parse_config` gives it.
+        layers: of each kernel's path the names in PEFT, one for each layer of a stack,
+            and the kernel, [in, out] or [L, in, out].
+        tensors: of the file, by name.
+
+    Returns:
+        A configuration that would add the same adapters, and these by path.
+
+    Raises:
+        ValueError: tensors that are missing, left over or of another rank.
+    """
+    left = dict(tensors)
+    found: dict[str, list[Factors | None]] = {}
+    lost: list[str] = []
+    for path, (names, kernel) in layers.items():
+        there = [_take(config, name, left) for name in names]
+        wanted = [any(there)] * len(names)
+        if config.target_modules is not None:
+            wanted = [config.adapts(name) for name in names]
+        pairs = zip(names, there, wanted, strict=True)
+        for name, factors, is_wanted in pairs:
+            if factors is None and is_wanted:
+                lost.append(name)
+            if factors is not None and not is_wanted:
+                left[f"{PREFIX}{name}"] = factors.a
+        if any(there):
+            found[path] = list(_on_whole_kernels(config, names, kernel, there))
+    if lost:
+        raise ValueError(f"it adapts a part of the layers: it lacks {some(lost)}")
+    if left:
+        raise ValueError(
+            "it adapts layers that the model has not or adapter_config.json leaves "
+            f"out: {some(sorted(left))}"
+        )
+    if not found:
+        raise ValueError("it has no adapters")
+    rank = max(len(x.b) for factors in found.values() for x in factors if x)
+    arrays: dict[str, np.ndarray] = {}
+    for path, factors_of in found.items():
+        stacked, parent = layers[path][1].ndim == 3, path.removesuffix("kernel")
+        fan_in, fan_out = layers[path][1].shape[-2:]
+        a = np.zeros((len(factors_of), fan_in, rank), np.float32)
+        b = np.zeros((len(factors_of), rank, fan_out), np.float32)
+        for i, x in enumerate(factors_of):
+            if x is not None:
+                a[i, :, : len(x.b)], b[i, : len(x.b)] = x
+        arrays[f"{parent}lora_a"] = a if stacked else a[0]
+        arrays[f"{parent}lora_b"] = b if stacked else b[0]
+    alpha = config.alpha
+    if rank != config.rank:
+        alpha = config.scaling * (math.sqrt(rank) if config.rs_lora else rank)
+    pattern = f"^({'|'.join(map(re.escape, found))})$"
+    return LoRAConfig(pattern, (), rank, alpha, config.rs_lora), arrays
+
+
+def _take(
+    config: PeftConfig, name: str, tensors: dict[str, np.ndarray]
+) -> Factors | None:
+    """Takes a layer's factors out of the tensors; None if they are not there."""
+    keys = [f"{PREFIX}{name}.{ending}" for ending in LEAVES.values()]
+    there = [key for key in keys if key in tensors]
+    if not there:
+        return None
+    if absent := [key for key in keys if key not in tensors]:
+        raise ValueError(f"it adapts a part of the layers: it lacks {absent[0]}")
+    a, b = (np.asarray(tensors.pop(key), np.float32).T for key in keys)
+    if not a.shape[-1] == len(b) == (rank := config.rank_of(name)):
+        raise ValueError(
+            f"its adapter of {name} has rank {len(b)}, and adapter_config.json says "
+            f"{rank} (r, rank_pattern)"
+        )
+    ratio = config.scaling_of(name) / config.scaling
+    return Factors(a, b if ratio == 1 else b * np.float32(ratio))
+
+
+def _on_whole_kernels(
+    config: PeftConfig,
+    names: Sequence[str],
+    kernel: jax.Array,
+    found: Sequence[Factors | None],
+) -> Iterator[Factors | None]:
+    """Adapters for kernels from which nothing was subtracted."""
+    if not config.start:
+        yield from found
+        return
+    kernels = np.asarray(kernel).reshape(-1, *kernel.shape[-2:])
+    for name, whole, factors in zip(names, kernels, found, strict=True):
+        if factors is None:
+            yield None
+            continue
+        scaling = config.scaling_of(name)
+        less = subtracted(config.start, whole, config.rank_of(name), scaling)
+        ratio = np.float32(scaling / config.scaling)
+        yield Factors(
+            np.hstack([factors.a, less.a]), np.vstack([factors.b, -ratio * less.b])
+        )
+
+
+def subtracted(start: str, kernel: np.ndarray, rank: int, scaling: float) -> Factors:
+    """What an initialisation took off a kernel, as an adapter of its own.
+
+    PiSSA (Meng et al. 2024, arXiv:2404.02948) starts from the largest singular values,
+    OLoRA (Buyukakyuz 2024, arXiv:2406.01775) from the QR decomposition, and both
+    subtract the product that adapters begin with, so that the model computes what it
+    did. The adapters are of use on the kernels that are left only.
+
+    Args:
+        start: ``pissa`` or ``olora``.
+        kernel: [in, out], as it was before.
+        rank: r.
+        scaling: s, the factor of A B.
+
+    Returns:
+        A [in, r] and B [r, out] with which s A B was subtracted, float32.
+    """
+    kernel = kernel.astype(np.float32)
+    if start == "pissa":
+        u, values, v = np.linalg.svd(kernel, full_matrices=False)
+        root = np.sqrt(values[:rank] / scaling)
+        return Factors(u[:, :rank] * root, root[:, None] * v[:rank])
+    q, r = np.linalg.qr(kernel.T)
+    return Factors(r[:rank].T, q[:, :rank].T)
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def _matches(wanted: str | tuple[str, ...], name: str) -> bool:
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == end or name.endswith(f".{end}") for end in wanted)
+
+
+def _names(given: Any) -> str | tuple[str, ...] | None:
+    return given if given is None or isinstance(given, str) else tuple(given)
+
+
+def _tuple(given: Any) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
