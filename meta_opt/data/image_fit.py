@@ -1,7 +1,6 @@
 """How a picture of any size becomes the square that a model takes."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from meta_opt.data.images import fit_square
+from meta_opt.data.text_files import read_json
 from meta_opt.types import near_match
 
 FITS = ("pad", "stretch", "crop")
@@ -78,8 +78,8 @@ def read_image_fit(folder: str | os.PathLike, size: int, how: str) -> ImageFit:
     path = Path(folder) / _PROCESSOR
     if not path.is_file():
         return ImageFit(size, how, "bicubic")
+    given = read_json(path)
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
         resample = Image.Resampling(given.get("resample", Image.Resampling.BICUBIC))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
