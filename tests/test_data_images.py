@@ -133,3 +133,10 @@ def test_frames_of_16_bits():
     first, second, third = (np.asarray(frame) for frame in decode_frames(data, 3))
     np.testing.assert_array_equal(first[..., 0], GREY8)
     assert [x[1, 1, 0] for x in (second, third)] == [127, 85]
+
+
+def test_frames_of_one_file_are_pictures_of_their_own():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    found = [frame.getpixel((2, 2)) for frame in decode_frames(data, 3)]
+    assert found == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]

@@ -145,7 +145,7 @@ def test_null_is_as_if_the_key_were_not_there():
         ({"text": "a", "split": ["test"]}, "no split"),
         # Misspelt keys, and other formats' names.
         ({"text": "a", "lable": "x"}, "no key 'lable'; did you mean 'label'"),
-        ({"Image": "a.png", "text": "a"}, "no key 'Image'; did you mean 'image'"),
+        ({"IMAGE": "a.png", "text": "a"}, "no key 'IMAGE'; did you mean 'image'"),
         ({"img": "a.png", "text": "a"}, "no key 'img'; did you mean 'image'"),
         ({"image": "a.png", "txt": "a"}, "no key 'txt'; did you mean 'text'"),
         ({"text": "a", "promt": "x"}, "no key 'promt'; did you mean 'prompt'"),
@@ -326,13 +326,18 @@ def test_two_pictures_for_one_sample_are_refused(tmp_path, names):
 
 
 def test_hidden_files_of_a_mac_are_left_out(tmp_path, caplog):
-    hidden = [("._0.png", b"Mac OS X"), ("._0.txt", b"\0\5"), (".DS_Store", b"")]
+    hidden = [
+        ("._0.png", b"Mac OS X"),
+        ("._0.txt", b"\0\5"),
+        (".DS_Store", b""),
+        (".txt", b"a"),
+    ]
     tar(tmp_path / "0.tar", [*hidden, *PAIRS])
     (tmp_path / "._0.tar").write_bytes(b"Mac OS X")
     for path in (tmp_path, tmp_path / "*.tar"):
         samples = read_samples(path)
         assert [sample.fields.text[0] for sample in samples] == ["red", "blue"]
-    assert "left out 3 hidden members" in caplog.text
+    assert "left out 4 hidden members" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def paligemma(tmp_path_factory):
 def questions(tmp_path_factory):
     folder = write_pictures(tmp_path_factory.mktemp("data") / "pictures").parent
     lines = [
-        {"image": f"{i:02}.png", "prompt": question, "text": answer}
+        {"image": f"{i:02}.png", "prompt": question, "target": answer}
         for i, (colour, place, _) in enumerate(CASES)
         for question, answer in zip(QUESTIONS, (colour, place), strict=True)
     ]
