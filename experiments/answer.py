@@ -55,10 +55,14 @@ def main(argv: Sequence[str]) -> None:
         model = load_weights(config, reading)
         if ADAPTERS.value:
             load_adapters(ADAPTERS.value, model)
-        files = [Path(path).read_bytes() for path in argv[1:]]
-        images = [reading.fit(decode(data, MAX_PIXELS)) for data in files]
     except (ValueError, OSError) as error:
         sys.exit(f"answer: {error}")
+    images = []
+    for path in argv[1:]:
+        try:
+            images.append(reading.fit(decode(Path(path).read_bytes(), MAX_PIXELS)))
+        except (ValueError, OSError) as error:
+            sys.exit(f"answer: {path} cannot be read as a picture: {error}")
     assert isinstance(reading.tokenizer, AnswerTokenizer)
     data = {
         "image": np.stack(images),

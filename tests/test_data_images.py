@@ -140,3 +140,15 @@ def test_frames_of_one_file_are_pictures_of_their_own():
     data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
     found = [frame.getpixel((2, 2)) for frame in decode_frames(data, 3)]
     assert found == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_16_bits_are_turned_as_the_camera_was_held():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The top of the scene is at the right of the stored picture.
+    found = np.asarray(decode(encoded(GREY16, "PNG", exif=exif)))[..., 0]
+    np.testing.assert_array_equal(found, np.rot90(GREY8, -1))
+
+
+def test_what_is_no_picture_is_said_plainly():
+    with pytest.raises(OSError, match=r"^no picture of a kind that Pillow reads$"):
+        decode(b"no picture")

@@ -107,7 +107,7 @@ def test_null_is_as_if_the_key_were_not_there():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([1], r"needs a JSON object, not \[1\]"),
+        ([1], r"needs a JSON object, not \[1\]; write an object a line"),
         ("a", "needs a JSON object, not 'a'"),
         ({}, "needs one of image, audio, video, text, prompt"),
         ({"label": "x", "text": ""}, "needs one of image, audio, video, text, prompt"),

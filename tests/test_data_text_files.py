@@ -60,6 +60,7 @@ def test_other_encodings_are_refused_by_file_and_line(tmp_path, data, message):
         ('{"text": "a", "text": "b"}', "the key 'text' is there twice"),
         ('{"text": "a"', r"no JSON: Expecting ',' delimiter at column 13"),
         ('{"text": "a"} {}', "no JSON: Extra data at column 15"),
+        ("{", "a value over several lines; write each on one"),
         ("[" * 100_000, "nested too deeply"),
         ("1" * 5000, "Exceeds the limit"),
     ],

@@ -179,6 +179,11 @@ def test_the_command_answers_about_pictures(run, questions, monkeypatch, capsys)
         pytest.raises(SystemExit, match=r"answer: .*No such file.*gone\.png"),
     ):
         command.main(["answer", "gone.png"])
+    with (
+        flagsaver.flagsaver(**settings),
+        pytest.raises(SystemExit, match=r"jsonl cannot be read as a picture: no pict"),
+    ):
+        command.main(["answer", str(questions)])
 
 
 def test_batches_ask_and_answer(configured):

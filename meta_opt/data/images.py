@@ -4,7 +4,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -135,6 +135,9 @@ def _opened(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        # Pillow's own message names the buffer.
+        raise UnidentifiedImageError("no picture of a kind that Pillow reads") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise TooManyPixelsError(str(error)) from error
 

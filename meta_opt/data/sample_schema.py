@@ -146,7 +146,8 @@ def parse_fields(value: Any) -> tuple[Fields, tuple[str, ...]]:
     (('well done',), '1', ('id',))
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"needs a JSON object, not {_shown(value)}")
+        each = "; write an object a line" if isinstance(value, list) else ""
+        raise ValueError(f"needs a JSON object, not {_shown(value)}{each}")
     given = {key: x for key, x in value.items() if x is not None}
     ignored = tuple(key for key in given if key not in KEYS)
     for key in ignored:

@@ -122,6 +122,8 @@ def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:
             if not line.strip():
                 continue
             try:
+                if line.strip() in (b"[", b"{"):
+                    raise ValueError("a value over several lines; write each on one")
                 parsed = parse(parse_json(line.strip()), number)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
