@@ -36,6 +36,7 @@ def task(name: str) -> ml_collections.ConfigDict:
         task=name,
         data_dir="",
         most=most,
+        max_unreadable=100,
         side=64,
         seconds=1.6,
         text_length=12,

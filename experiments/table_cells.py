@@ -110,9 +110,12 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
 
 def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
     run = {**base, "model": {**base["model"], "trainable": trainable}}
-    # Where files lie decides nothing, and every optimizer has its own settings.
+    # Where files lie, and how many may be broken, decides nothing, and every optimizer
+    # has its own settings.
     run["inputs"] = {
-        k: v for k, v in base["inputs"].items() if k not in ("cache", "data_dir")
+        k: v
+        for k, v in base["inputs"].items()
+        if k not in ("cache", "data_dir", "max_unreadable")
     }
     run["optimizer"] = {k: base["optimizer"][k] for k in ("num_steps", "stacked")}
     return run

@@ -163,3 +163,13 @@ def test_a_file_that_is_no_sound(tmp_path):
     path.write_text("no sound")
     with pytest.raises(OSError, match=r"text\.ogg cannot be read as sound"):
         read_clip(path)
+    with pytest.raises(OSError, match="cannot be read as sound: Format not recogn"):
+        read_clip(b"RIFFnothing")
+
+
+def test_a_sound_with_samples_that_are_not_finite(tmp_path):
+    samples = np.zeros(800)
+    samples[400] = np.nan
+    soundfile.write(tmp_path / "a.wav", samples, 8000, subtype="FLOAT")
+    with pytest.raises(OSError, match=r"a\.wav has samples that are not finite"):
+        read_clip(tmp_path / "a.wav")

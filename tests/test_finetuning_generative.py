@@ -70,7 +70,7 @@ def paligemma(tmp_path_factory):
 def questions(tmp_path_factory):
     folder = write_pictures(tmp_path_factory.mktemp("data") / "pictures").parent
     lines = [
-        {"image": f"{i:02}.png", "prompt": question, "text": answer}
+        {"image": f"{i:02}.png", "prompt": question, "target": answer}
         for i, (colour, place, _) in enumerate(CASES)
         for question, answer in zip(QUESTIONS, (colour, place), strict=True)
     ]
@@ -153,6 +153,11 @@ def test_the_command_answers_about_pictures(run, questions, monkeypatch, capsys)
         pytest.raises(SystemExit, match=r"answer: .*No such file.*gone\.png"),
     ):
         command.main(["answer", "gone.png"])
+    with (
+        flagsaver.flagsaver(**settings),
+        pytest.raises(SystemExit, match=r"jsonl cannot be read as a picture: no pict"),
+    ):
+        command.main(["answer", str(questions)])
 
 
 def test_batches_ask_and_answer(configured):

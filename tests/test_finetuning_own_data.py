@@ -20,7 +20,7 @@ from models_small import forward
 from own_data import run_readme, write_folder, write_pictures
 from safetensors.numpy import load_file
 
-from meta_opt.data.pictures import UnreadableImagesError
+from meta_opt.data.pictures import UnreadableFilesError
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.run import finetune, read_run_config
 from meta_opt.models import adapters, huggingface, pretrained
@@ -318,7 +318,7 @@ def test_unreadable_pictures_are_counted_and_the_run_goes_on(
     again = finetune(config, tmp_path / "run")
     assert sorted(again.data["unreadable_pictures"]) == files
     few = configured(data={"name": str(data), "max_unreadable": 2})
-    with pytest.raises(UnreadableImagesError, match=r"\d pictures cannot be rea"):
+    with pytest.raises(UnreadableFilesError, match=r"\d files cannot be rea"):
         finetune(few)
     # Data that changed under an interrupted run are noticed.
     lines = data.read_text().splitlines(keepends=True)
@@ -471,7 +471,7 @@ def test_captions_longer_than_the_context(siglip, clip):
 def test_a_line_that_lacks_something(configured, tmp_path):
     broken = tmp_path / "captions.jsonl"
     broken.write_text('{"image": "a.png", "text": "a"}\n{"image": "b.png"}\n')
-    with pytest.raises(ValueError, match=r"captions\.jsonl, line 2: .*'text'"):
+    with pytest.raises(ValueError, match=r"captions\.jsonl, line 2: needs a `text`"):
         finetune(configured(data={"name": str(broken)}))
     broken.write_text('{"image": "a.png", "text": "a"}\n')
     with pytest.raises(ValueError, match=r"no picture is left for .*data.held_out=0.1"):

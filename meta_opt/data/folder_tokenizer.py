@@ -1,6 +1,5 @@
 """The tokenizer of a Hugging Face folder, as CLIP and SigLIP read their captions."""
 
-import json
 import os
 import re
 import string
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from meta_opt.data.text_files import read_json, read_text
 from meta_opt.data.tokenizer import check_texts
 
 _TOKENIZER = "tokenizer.json"
@@ -46,14 +46,16 @@ class FolderTokenizer:
         folder = Path(folder)
         if not (folder / _TOKENIZER).is_file():
             raise ValueError(_absent(folder))
+        text = read_text(folder / _TOKENIZER)
         try:
-            self._tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+            self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # The package raises nothing narrower.
             raise ValueError(f"{folder / _TOKENIZER} is damaged: {error}") from None
         # Done here, so that one tokenizer serves threads and lengths.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        settings = _read_settings(folder / _SETTINGS)
+        about = folder / _SETTINGS
+        settings = read_json(about) if about.is_file() else {}
         siglip = str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer")
         self._lower = bool(settings.get("do_lower_case", siglip))
         self._plain = siglip
@@ -135,12 +137,3 @@ def _absent(folder: Path) -> str:
         f"{folder} has no {_TOKENIZER}: {how}; or name another folder that has it in "
         "model.processor"
     )
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None

@@ -4,7 +4,10 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Of TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 MAX_PIXELS = 4_000_000
 """Files that would decode to more are refused (a few clip arts exceed 10^8)."""
@@ -17,7 +20,8 @@ class TooManyPixelsError(ValueError):
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file to RGB, composited on white where it is transparent.
 
-    It is turned as the camera was held, if the file says so (Exif).
+    It is turned as the camera was held, if the file says so (Exif). Grey pictures of
+    12 or 16 bits are scaled to 8, floats from 0 to 1 as well.
 
     Args:
         data: a PNG, WebP, JPEG, ... file.
@@ -28,7 +32,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         TooManyPixelsError: if the image is larger than ``max_pixels``.
-        OSError: if the file is damaged or of a kind that Pillow does not know.
+        OSError: if the file is damaged, of a kind that Pillow does not know, or has
+            numbers for pixels of which none is known to be white (32-bit or signed
+            integers, floats beyond 0 to 1).
     """
     with _opened(data) as image:
         width, height = image.size
@@ -84,7 +90,7 @@ def decode_frames(
         frames = []
         for i in range(count):
             image.seek(i * total // count)
-            frames.append(_on_white(image.copy()))
+            frames.append(_on_white(image).copy())
         return frames
 
 
@@ -92,9 +98,47 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_scaled_grey(image)).convert("RGB")
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:
+        # Of a PNG of 16 bits a channel Pillow keeps the high bytes, but not of the
+        # colour that is transparent.
+        image.info["transparency"] = tuple(channel >> 8 for channel in key)
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _scaled_grey(image: Image.Image) -> np.ndarray:
+    """Scales grey values of more than 8 bits to uint8 [h, w].
+
+    Pillow itself would cut them off at 255.
+    """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        white = 1.0
+        # Not finite values fail this too.
+        if not (values.min() >= 0 and values.max() <= white):
+            raise OSError(
+                f"its pixels are floats from {values.min():g} to {values.max():g}; "
+                "only 0 (black) to 1 (white) can be read"
+            )
+    elif image.mode == "I" and image.format != "PPM":
+        raise OSError(
+            "its pixels are 32-bit or signed integers, of which none is known to be "
+            "white; save it with 8 or 16 bits"
+        )
+    else:
+        # Pillow scales a PGM to 16 bits, whatever its own maximum.
+        (bits,) = tags.get(_BITS_PER_SAMPLE, (16,))
+        white = 2.0**bits - 1
+    scaled = np.round(255 * values / white).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    key = image.info.get("transparency")
+    return scaled if key is None else np.where(values == key, np.uint8(255), scaled)
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -103,6 +147,9 @@ def _opened(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        # Pillow's own message names the buffer.
+        raise UnidentifiedImageError("no picture of a kind that Pillow reads") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise TooManyPixelsError(str(error)) from error
 

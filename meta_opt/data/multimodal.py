@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from meta_opt.data.emoji_artists import CATEGORIES
-from meta_opt.data.image_text_files import is_path
 from meta_opt.data.images import decode, fit_square
+from meta_opt.data.jsonl_samples import is_path
 from meta_opt.data.media_arrays import (
     asterisk_rows,
     frequent,
@@ -18,8 +18,8 @@ from meta_opt.data.media_arrays import (
     sorted_rows,
     spoken_caption,
 )
-from meta_opt.data.own_samples import own_task
 from meta_opt.data.records import SPLITS, check_split
+from meta_opt.data.sample_task import sample_task
 from meta_opt.data.samples import MultimodalTask, Samples
 from meta_opt.data.tfds_sources import tfds_source
 from meta_opt.types import check_name
@@ -27,15 +27,20 @@ from meta_opt.types import check_name
 _SPEECH = ("fr", "ro", "ru", "bg", "ca", "es", "be", "el")
 
 
-def find_task(name: str) -> MultimodalTask:
-    """A task by its name, one of `TASKS`, or a user's own by the path of a JSONL file.
+def find_task(name: str, max_unreadable: int = 100) -> MultimodalTask:
+    """A task by its name, or by the path of a user's own samples.
+
+    Args:
+        name: one of `TASKS`, or a path as `meta_opt.data.jsonl_samples.read_samples`
+            takes it.
+        max_unreadable: files of the user's own that may be skipped as unreadable.
 
     Raises:
         ValueError: no such task, or a file that says none; see
-            `meta_opt.data.own_samples.own_task`.
+            `meta_opt.data.sample_task.sample_task`.
     """
     if is_path(name):
-        return own_task(name)
+        return sample_task(name, max_unreadable)
     check_name("task", name, TASKS)
     return TASKS[name]
 

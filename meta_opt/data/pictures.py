@@ -5,7 +5,6 @@ place, so that a run of hours does not end on one broken file, and gets the same
 whenever it is repeated.
 """
 
-import hashlib
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,8 @@ import numpy as np
 
 from meta_opt.data.image_fit import ImageFit
 from meta_opt.data.images import decode
-from meta_opt.data.records import MemorySource, Record
+from meta_opt.data.records import SPLITS, MemorySource, Record
+from meta_opt.data.splits import held_out_split, unit_hash
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ MAX_PIXELS = 50_000_000
 """Larger pictures count as unreadable."""
 
 
-class UnreadableImagesError(ValueError):
-    """More pictures cannot be read than may be skipped; the message lists them."""
+class UnreadableFilesError(ValueError):
+    """More files cannot be read than may be skipped; the message lists them."""
 
 
 class Picture(NamedTuple):
@@ -60,9 +60,12 @@ class Rows(Protocol):
     def name(self, index: int) -> str:
         """What messages call it."""
 
+    def split(self, index: int) -> str | None:
+        """Where it belongs, if it says so itself; None where the hash decides."""
+
 
 class Unreadable:
-    """The pictures that could not be read, of all sources of a run together.
+    """The files that could not be read, of all sources of a run together.
 
     Args:
         limit: how many may be skipped.
@@ -77,21 +80,19 @@ class Unreadable:
         self._lock = threading.Lock()
 
     def add(self, name: str, reason: str) -> None:
-        """Counts a picture.
+        """Counts a file.
 
         Raises:
-            UnreadableImagesError: if these are more than the limit.
+            UnreadableFilesError: if these are more than the limit.
         """
         with self._lock:
             self.reasons[name] = reason
             count = len(self.reasons)
-        _log.warning(
-            "skipped unreadable picture %s (%s); %d so far", name, reason, count
-        )
+        _log.warning("skipped unreadable file %s (%s); %d so far", name, reason, count)
         if count > self.limit:
             listed = "\n".join(f"  {n}: {r}" for n, r in list(self.reasons.items()))
-            raise UnreadableImagesError(
-                f"{count} pictures cannot be read and at most {self.limit} may be "
+            raise UnreadableFilesError(
+                f"{count} files cannot be read and at most {self.limit} may be "
                 f"skipped (max_unreadable):\n{listed}"
             )
 
@@ -142,7 +143,7 @@ class Pictures:
 
         Raises:
             IndexError: an index out of range.
-            UnreadableImagesError: more pictures than may be skipped are unreadable.
+            UnreadableFilesError: more pictures than may be skipped are unreadable.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of a source of {len(self)}")
@@ -150,17 +151,17 @@ class Pictures:
             record = self._read(self._part[(index + step) % len(self)])
             if record is not None:
                 return record
-        raise UnreadableImagesError(f"none of {len(self)} pictures can be read")
+        raise UnreadableFilesError(f"none of {len(self)} pictures can be read")
 
     def in_memory(self) -> MemorySource:
         """Reads everything; what is unreadable is left out.
 
         Raises:
-            UnreadableImagesError: as for a single record.
+            UnreadableFilesError: as for a single record.
         """
         found = [record for i in self._part if (record := self._read(i)) is not None]
         if not found:
-            raise UnreadableImagesError(f"none of {len(self)} pictures can be read")
+            raise UnreadableFilesError(f"none of {len(self)} pictures can be read")
         return MemorySource(
             np.stack([record["image"] for record in found]),
             [record["captions"] for record in found],
@@ -190,34 +191,25 @@ class Pictures:
 
 
 def hold_out(rows: Rows, shares: Mapping[str, float]) -> dict[str, list[int]]:
-    """Divides rows by a hash of their keys.
+    """Divides rows by what they say themselves, or else by a hash of their keys.
 
-    It depends on nothing but key and shares: a picture keeps its split when others are
-    added, and all rows of one picture are in one split.
+    The hash depends on nothing but key and shares: a picture keeps its split when
+    others are added, and all rows of one picture are in one split.
 
     Args:
         rows: all there are.
         shares: of the splits that are held out, such as ``{"validation": 0.1}``.
 
     Returns:
-        Indices of the rows of each of these, and of ``train``: all the rest.
+        Indices of the rows of ``train``, ``validation`` and ``test``.
     """
-    found: dict[str, list[int]] = {"train": [], **{split: [] for split in shares}}
+    found: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row in range(len(rows)):
-        place, split = _place(rows.key(row)), "train"
-        for name, share in shares.items():
-            if 0 <= place < share:
-                split = name
-            place -= share
+        split = rows.split(row) or held_out_split(rows.key(row), shares)
         found[split].append(row)
     return found
 
 
 def sample(rows: Rows, part: Iterable[int], most: int) -> list[int]:
     """At most so many of the indices, chosen by a hash of their keys, in order."""
-    return sorted(sorted(part, key=lambda row: _place(f"of {rows.key(row)}"))[:most])
-
-
-def _place(key: str) -> float:
-    """A number in [0, 1) that the key decides."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
+    return sorted(sorted(part, key=lambda row: unit_hash(f"of {rows.key(row)}"))[:most])

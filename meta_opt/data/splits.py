@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 # Of the salts 0 to 299 the one with which the classes of Open Clip Art come nearest to
 # a tenth in validation and in test; the smallest classes have two items in each.
@@ -16,6 +18,34 @@ def split_of(key: str) -> str:
     digest = hashlib.sha256(f"{_SALT}:{key}".encode()).digest()
     bucket = int.from_bytes(digest[:4], "big") % 10
     return {8: "validation", 9: "test"}.get(bucket, "train")
+
+
+HELD_OUT: Mapping[str, float] = MappingProxyType({"validation": 0.1, "test": 0.1})
+"""Shares of a user's samples that are held out, where nothing else is said."""
+
+
+def held_out_split(key: str, shares: Mapping[str, float] = HELD_OUT) -> str:
+    """The split of a user's sample, by a hash of its key.
+
+    Validation has the smallest hashes and test the largest, so that a larger share of
+    the one adds to it and takes nothing from the other.
+
+    Args:
+        key: what the sample is known by, of no two the same.
+        shares: of ``validation`` and ``test``; a split that is left out has none.
+
+    >>> held_out_split("a.png"), held_out_split("a.png", {"test": 1.0})
+    ('train', 'test')
+    """
+    place = unit_hash(key)
+    if place < shares.get("validation", 0.0):
+        return "validation"
+    return "test" if place >= 1 - shares.get("test", 0.0) else "train"
+
+
+def unit_hash(key: str) -> float:
+    """A number in [0, 1) that the key decides."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def title_key(title: str) -> str:

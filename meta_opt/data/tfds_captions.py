@@ -7,6 +7,7 @@ from typing import Any
 
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.pictures import Picture
+from meta_opt.data.text_files import decode_text
 from meta_opt.types import near_match
 
 CAPTIONS = ("caption", "captions", "text", "texts", "title", "name")
@@ -80,6 +81,11 @@ class TfdsCaptions:
         """The same."""
         return self.key(index)
 
+    def split(self, index: int) -> str | None:
+        """None: a dataset's splits are read one by one."""
+        del index
+        return None
+
 
 def tfds_splits(
     name: str, data_dir: str | os.PathLike | None = None
@@ -126,7 +132,7 @@ def _undecoded(features: Mapping[str, Any]) -> dict[str, Any]:
 
 def _texts(value: Any) -> list[str]:
     if isinstance(value, bytes):
-        return [value.decode("utf-8", "replace").strip()]
+        return [decode_text(value).strip()]
     if isinstance(value, str):
         return [value.strip()]
     if isinstance(value, Mapping):

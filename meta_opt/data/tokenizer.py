@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from meta_opt.data.clipart import BUNDLED
+from meta_opt.data.text_files import read_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 """Their ids are 0, 1, 2, 3."""
@@ -133,7 +134,7 @@ def load_tokenizer(path: str | os.PathLike | None = None) -> CaptionTokenizer:
         FileNotFoundError: if there is no file at ``path``.
     """
     path = Path(path) if path is not None else BUNDLED / "tokenizer.json"
-    return CaptionTokenizer(Tokenizer.from_str(path.read_text("utf-8")))
+    return CaptionTokenizer(Tokenizer.from_str(read_text(path)))
 
 
 def train(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:

@@ -5,7 +5,8 @@ from typing import Any
 
 from meta_opt.data.clipart import bundled_clipart
 from meta_opt.data.image_fit import ImageFit
-from meta_opt.data.image_text_files import ImageTextFiles, is_path
+from meta_opt.data.image_text_rows import ImageTextRows
+from meta_opt.data.jsonl_samples import is_path
 from meta_opt.data.pictures import Pictures, Rows, Unreadable, hold_out, sample
 from meta_opt.data.records import MemorySource, Source
 from meta_opt.data.tfds_captions import TfdsCaptions, tfds_splits
@@ -25,12 +26,13 @@ class DataConfig:
     """Which images and captions.
 
     Validation and test data are those named, else a TFDS dataset's own splits of that
-    name, else a share of the training data that a hash of each picture's path holds
-    out: always the same pictures, and none that is trained on.
+    name, else the samples that say so in their ``split``, and of those that do not say
+    it a share that a hash of each picture's path holds out: always the same pictures,
+    and none that is trained on.
 
     Attributes:
         name: ``clipart`` (the bundled shard), ``openclipart`` or ``emoji`` (which
-            ``make data`` prepares), a path as `ImageTextFiles` takes it (JSONL,
+            ``make data`` prepares), a path as `ImageTextRows` takes it (JSONL,
             WebDataset), or ``tfds:NAME`` of a dataset prepared in ``data_dir``.
         validation: path of validation data; "" for others, as said above.
         test: likewise.
@@ -148,7 +150,7 @@ class Splits:
 def _parts(config: DataConfig) -> dict[str, tuple[Rows, list[int]]]:
     """Rows of each split, and which of them belong to it."""
     given: dict[str, Rows] = {
-        split: ImageTextFiles(path)
+        split: ImageTextRows(path)
         for split in _HELD_OUT
         if (path := getattr(config, split))
     }
@@ -159,7 +161,7 @@ def _parts(config: DataConfig) -> dict[str, tuple[Rows, list[int]]]:
         for split in set(_HELD_OUT) & set(tfds_splits(name, folder)) - set(given):
             given[split] = TfdsCaptions(name, split, folder)
     else:
-        rows = ImageTextFiles(config.name)
+        rows = ImageTextRows(config.name)
     shares = {split: config.held_out for split in _HELD_OUT if split not in given}
     parts: dict[str, tuple[Rows, list[int]]] = {
         split: (rows, part) for split, part in hold_out(rows, shares).items()

@@ -21,7 +21,7 @@ from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.encoder_weights import encoder_folder
 from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.image_text_files import is_path
+from meta_opt.data.jsonl_samples import is_path
 from meta_opt.data.multimodal import TASKS, find_task, read_split
 from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples, spectrograms
@@ -40,11 +40,12 @@ class InputsConfig:
     """Which task, and how its samples become arrays.
 
     Attributes:
-        task: one of `meta_opt.data.multimodal.TASKS`, or the path of a JSONL file; see
-            `meta_opt.data.own_samples`.
+        task: one of `meta_opt.data.multimodal.TASKS`, or the path of a JSONL file or
+            of tar files; see `meta_opt.data.jsonl_samples`.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
         most: samples of a split at most; 0: all of them.
+        max_unreadable: files of the user's that may be skipped as unreadable.
         side: of pictures and frames in pixels.
         seconds: of sound.
         text_length: S, tokens that an encoder reads.
@@ -60,6 +61,7 @@ class InputsConfig:
     task: str
     data_dir: str = ""
     most: int = 0
+    max_unreadable: int = 100
     side: int = 64
     seconds: float = 1.6
     text_length: int = 16
@@ -81,6 +83,10 @@ class InputsConfig:
             check_name("inputs.task", self.task, TASKS)
         for field in ("trained", "pool"):
             check_keys(f"inputs.{field}", getattr(self, field), self.encoders)
+        if self.max_unreadable < 0:
+            raise ValueError(
+                f"inputs.max_unreadable={self.max_unreadable} must be at least 0"
+            )
 
 
 class Inputs(NamedTuple):
@@ -117,7 +123,8 @@ def read_inputs(config: InputsConfig) -> Inputs:
         MissingDataError: a dataset or encoder that is not prepared.
         ValueError: see `find_task`, `read_split` and `Divisible`.
     """
-    root, task = config.data_dir or default_data_dir(), find_task(config.task)
+    root = config.data_dir or default_data_dir()
+    task = find_task(config.task, config.max_unreadable)
     samples = {
         split: read_split(task, config.task, split, root, config.side).at_most(
             config.most

@@ -1,4 +1,4 @@
-"""A user's own files: both formats, what is broken and how much of it may be."""
+"""A user's own pictures and captions: rows, what is broken and how much may be."""
 
 import io
 import json
@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from meta_opt.data.image_fit import ImageFit
-from meta_opt.data.image_text_files import ImageTextFiles
+from meta_opt.data.image_text_rows import ImageTextRows
 from meta_opt.data.pictures import (
     Pictures,
     Unreadable,
-    UnreadableImagesError,
+    UnreadableFilesError,
     hold_out,
     sample,
 )
@@ -44,7 +44,7 @@ def jsonl(folder, broken=(), **changes):
 
 
 def pictures(path, size=8, limit=100, part=None):
-    return Pictures(ImageTextFiles(path), ImageFit(size), Unreadable(limit), part)
+    return Pictures(ImageTextRows(path), ImageFit(size), Unreadable(limit), part)
 
 
 def tar(path, members):
@@ -96,18 +96,18 @@ def test_webdataset(tmp_path):
         },
     )
     tar(tmp_path / "01.tar", {"1.jpg": picture("lime"), "1.txt": b"green"})
-    source, rows = pictures(tmp_path, 6), ImageTextFiles(tmp_path)
+    source, rows = pictures(tmp_path, 6), ImageTextRows(tmp_path)
     assert [source[i]["text"] for i in range(3)] == ["a red one", "blue", "green"]
     assert rows.captions[1] == source[1]["captions"] == ("blue", "sky")
     assert rows.key(2) == "01.tar/1.jpg" and rows.name(2) == f"{tmp_path}/01.tar/1.jpg"
     colours = [tuple(source[i]["image"][3, 3]) for i in range(3)]
     assert colours == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
-    assert len(ImageTextFiles(tmp_path / "00.tar")) == 2
+    assert len(ImageTextRows(tmp_path / "00.tar")) == 2
     for pattern in ("*.tar", "{00..01}.tar", "0{0,1}.tar", "?[01].tar"):
-        found = ImageTextFiles(tmp_path / pattern)
+        found = ImageTextRows(tmp_path / pattern)
         assert [found.key(i) for i in range(3)] == [rows.key(i) for i in range(3)]
     with pytest.raises(ValueError, match=r"\{00\.\.02\}\.tar: there is no .*/02.tar"):
-        ImageTextFiles(tmp_path / "{00..02}.tar")
+        ImageTextRows(tmp_path / "{00..02}.tar")
 
 
 def test_batches_come_from_it_and_resume(tmp_path):
@@ -131,22 +131,22 @@ def test_unreadable_pictures_are_counted_and_the_next_one_is_given(tmp_path, cap
     names = [str(tmp_path / f"{i}.png") for i in (1, 2)]
     assert list(source.unreadable.reasons) == names
     # Of each once, and it is not tried again.
-    assert caplog.text.count(f"skipped unreadable picture {names[0]}") == 1
+    assert caplog.text.count(f"skipped unreadable file {names[0]}") == 1
     whole = source.in_memory()
     assert [c[0] for c in whole.captions] == ["a red one", "a white one", "a black one"]
     np.testing.assert_array_equal(whole.images()[1], source[3]["image"])
     (tmp_path / "3.png").unlink()
     with pytest.raises(
-        UnreadableImagesError, match=r"3 pictures.*at most 2 (.|\n)*1.png(.|\n)*3.png"
+        UnreadableFilesError, match=r"3 files.*at most 2 (.|\n)*1.png(.|\n)*3.png"
     ):
         source[3]
 
 
 def test_nothing_readable(tmp_path):
     source = pictures(jsonl(tmp_path, broken=range(5)))
-    with pytest.raises(UnreadableImagesError, match="none of 5 pictures can be read"):
+    with pytest.raises(UnreadableFilesError, match="none of 5 pictures can be read"):
         source[0]
-    with pytest.raises(UnreadableImagesError, match="none of 5 pictures can be read"):
+    with pytest.raises(UnreadableFilesError, match="none of 5 pictures can be read"):
         source.in_memory()
 
 
@@ -175,12 +175,16 @@ class Keys:
     def key(self, index):
         return self.keys[index]
 
+    def split(self, index):
+        return None
+
 
 def test_what_is_held_out_depends_on_the_keys_alone():
     shares = {"validation": 0.1, "test": 0.2}
     keys = [f"{i}.png" for i in range(4000)]
     found = hold_out(Keys(keys), shares)
     assert sorted(i for part in found.values() for i in part) == list(range(4000))
+    assert list(found) == ["train", "validation", "test"]
     assert [len(found[s]) / 4000 for s in shares] == pytest.approx([0.1, 0.2], abs=0.02)
     # In another order, with more of them: each key is where it was, and equal ones are
     # together.
@@ -197,39 +201,70 @@ def test_what_is_held_out_depends_on_the_keys_alone():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("line", "message"),
     [
-        ({"text": " "}, "line 1: needs .* an empty caption"),
-        ({"text": []}, "line 1: needs .* an empty caption"),
-        ({"text": 3}, "line 1: needs .*TypeError"),
+        ('{"text": "x"}', "needs an `image`"),
+        ('{"image": "x"}', "needs a `text` that is not empty"),
+        ('{"image": "x", "text": " "}', "needs a `text` that is not empty"),
+        ('{"image": "x", "label": "y"}', "needs a `text` that is not empty"),
     ],
 )
-def test_broken_lines_are_named(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        ImageTextFiles(jsonl(tmp_path, **changes))
+def test_lines_that_are_no_pair_are_named(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text('{"image": "x", "text": "x"}\n\n' + line)
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 3: {message}"):
+        ImageTextRows(tmp_path / "a.jsonl")
 
 
-def test_other_broken_sources_are_named(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(ValueError, match=r"a.jsonl, line 1: .*KeyError: 'image'"):
-        ImageTextFiles(tmp_path / "a.jsonl")
-    (tmp_path / "a.jsonl").write_text('{"image": "x", "text": "x"}\n{"image": "x"}\n')
-    with pytest.raises(ValueError, match=r"a.jsonl, line 2: .*KeyError: 'text'"):
-        ImageTextFiles(tmp_path / "a.jsonl")
-    (tmp_path / "a.jsonl").write_text('{"image": "x", "text": "x"}\n\nimage,text\n')
-    with pytest.raises(ValueError, match=r"a.jsonl, line 3: no JSON"):
-        ImageTextFiles(tmp_path / "a.jsonl")
-    (tmp_path / "b.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="has no pair of a picture and a caption"):
-        ImageTextFiles(tmp_path / "b.jsonl")
-    with pytest.raises(ValueError, match=r"is no JSONL file, no tar file and no folde"):
-        ImageTextFiles(tmp_path / "nowhere")
+def test_members_that_are_no_pair_are_named(tmp_path):
     tar(tmp_path / "c.tar", {"1.png": picture("red")})
-    with pytest.raises(ValueError, match=r"sample '1' has .png; it needs a picture"):
-        ImageTextFiles(tmp_path / "c.tar")
-    tar(tmp_path / "d.tar", {"1.png": picture("red"), "1.json": b"{"})
-    with pytest.raises(ValueError, match=r"1\.json is no caption"):
-        ImageTextFiles(tmp_path / "d.tar")
-    (tmp_path / "e.tar").write_bytes(b"no tar file" * 100)
-    with pytest.raises(ValueError, match=r"e\.tar is no tar file or is cut short"):
-        ImageTextFiles(tmp_path / "e.tar")
+    with pytest.raises(ValueError, match=r"c\.tar: sample '1': needs a `text`"):
+        ImageTextRows(tmp_path / "c.tar")
+    tar(tmp_path / "d.tar", {"1.txt": b"red"})
+    with pytest.raises(ValueError, match=r"d\.tar: sample '1': needs an `image`"):
+        ImageTextRows(tmp_path / "d.tar")
+
+
+def test_null_is_no_class_and_no_question(tmp_path):
+    rows = ImageTextRows(jsonl(tmp_path, label=None, prompt=None, split=None))
+    assert rows.class_names == ("",)
+    assert [(row.label, row.prompt) for row in rows] == 5 * [(0, "")]
+
+
+def test_labels_that_only_some_have_are_ignored(tmp_path, caplog):
+    path = jsonl(tmp_path)
+    lines = path.read_text().replace('"label": "r"', '"label": null')
+    path.write_text(lines)
+    assert ImageTextRows(path).class_names == ("",)
+    assert "1 of 5 samples have no `label`, so the others' are ignored" in caplog.text
+
+
+def test_what_is_asked_and_what_is_answered(tmp_path):
+    (tmp_path / "0.png").write_bytes(picture("red"))
+    lines = [
+        {"text": "a caption"},
+        {"target": ["red", "crimson"], "prompt": "which colour"},
+        {"target": "red", "text": "a stop sign", "prompt": "which colour"},
+        {"text": "a caption", "prompt": "which colour", "label": "x"},
+    ]
+    lines = [json.dumps({"image": "0.png", **line}) for line in lines]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert [
+        (row.captions, row.prompt) for row in ImageTextRows(tmp_path / "a.jsonl")
+    ] == [
+        (("a caption",), ""),
+        (("red", "crimson"), "which colour"),
+        (("red",), "a stop sign\nwhich colour"),
+        (("a caption",), ""),
+    ]
+
+
+def test_deep_pictures_are_scaled_or_counted(tmp_path):
+    grey = np.full((8, 8), 32896, np.uint16)
+    Image.fromarray(grey).save(tmp_path / "0.png")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "1.tiff")
+    lines = [f'{{"image": "{name}", "text": "a"}}' for name in ("0.png", "1.tiff")]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = pictures(tmp_path / "a.jsonl")
+    assert (source[0]["image"] == 128).all() and (source[1]["image"] == 128).all()
+    ((name, reason),) = source.unreadable.reasons.items()
+    assert name.endswith("1.tiff") and "floats from 32896 to 32896" in reason

@@ -1,0 +1,168 @@
+"""Text and JSON of users' files: UTF-8, with or without a byte order mark.
+
+What is wrong is said with file and line.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_BEGINNINGS = {
+    b"\xff\xfe": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\x1f\x8b": "compressed by gzip; decompress it: gunzip",
+}
+_LATIN = "convert it, if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+
+
+def decode_text(data: bytes) -> str:
+    r"""Text of UTF-8 bytes; a byte order mark at their beginning is left out.
+
+    Raises:
+        ValueError: bytes that are no UTF-8, or NUL characters, which text of UTF-16
+            without a byte order mark has.
+
+    >>> decode_text(b"\xef\xbb\xbfcaf\xc3\xa9")
+    'café'
+    """
+    for beginning, what in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            raise ValueError(f"no UTF-8 but {what}")
+    if b"\0" in data:
+        raise ValueError("it has NUL characters, as UTF-16 has; convert it to UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"no UTF-8: byte 0x{data[error.start]:02x} at place {error.start + 1}; "
+            f"{_LATIN}"
+        ) from None
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of strict JSON in UTF-8.
+
+    Raises:
+        ValueError: no UTF-8 or no JSON; NaN and infinities, which JSON does not have;
+            a key twice in an object; half of a surrogate pair, which no tokenizer and
+            no file takes.
+
+    >>> parse_json(b'{"a": [1, null]}')
+    {'a': [1, None]}
+    """
+    text = decode_text(data)
+    try:
+        value = json.loads(
+            text, parse_constant=_no_constant, object_pairs_hook=_without_duplicates
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {_place(error)}") from None
+    except RecursionError:
+        raise ValueError("no JSON that can be read: it is nested too deeply") from None
+    _check_characters(value)
+    return value
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Text of a file in UTF-8.
+
+    Raises:
+        ValueError: as `decode_text`, the file named.
+        OSError: a file that is not there or cannot be read.
+    """
+    try:
+        return decode_text(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object of a JSON file in UTF-8.
+
+    Raises:
+        ValueError: no UTF-8, no JSON or no object; the file is named.
+        OSError: a file that is not there or cannot be read.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: no JSON: {_place(error)}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it has no JSON object")
+    return value
+
+
+def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:
+    r"""What a function makes of each line that is not blank.
+
+    Args:
+        path: the file.
+        parse: from a line's JSON value and its number, from 1; raises ValueError where
+            it will not do.
+
+    Raises:
+        ValueError: a line that is no JSON, see `parse_json`, or that ``parse``
+            refuses; file and line are named.
+        FileNotFoundError: no such file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "numbers.jsonl"
+        >>> _ = file.write_text("1 \n\n 2")
+        >>> list(read_jsonl(file, lambda value, line: (line, value)))
+        [(1, 1), (3, 2)]
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                if line.strip() in (b"[", b"{"):
+                    raise ValueError("a value over several lines; write each on one")
+                parsed = parse(parse_json(line.strip()), number)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            yield parsed
+
+
+def _place(error: json.JSONDecodeError) -> str:
+    line = f"line {error.lineno}, " if error.lineno > 1 else ""
+    return f"{error.msg} at {line}column {error.colno}"
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON; leave the key out, or write null")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice")
+        found[key] = value
+    return found
+
+
+def _check_characters(value: Any) -> None:
+    """Raises ValueError for half of a surrogate pair in any text."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = ascii(value[error.start])[1:-1]
+            raise ValueError(
+                f"a text has half of a surrogate pair, {half} at place "
+                f"{error.start + 1}: the character was cut in two; mend or remove it"
+            ) from None
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _check_characters(key)
+            _check_characters(part)
+    elif isinstance(value, list):
+        for part in value:
+            _check_characters(part)
