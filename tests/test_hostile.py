@@ -41,7 +41,7 @@ def signals(condition):
     def one(step):
         key = jax.random.fold_in(jax.random.key(0), step)
         moment = Moment(step, 100, key)
-        return condition.signal(jnp.float32(2.3), GRADS, PARAMS, START, moment)
+        return condition.signal(START, moment, jnp.float32(2.3), GRADS, PARAMS)
 
     return jax.lax.map(one, jnp.arange(100))
 

@@ -10,6 +10,7 @@ import optax
 
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import learned_transformation
+from meta_opt.tasks.inner_step import inner_step
 from meta_opt.tasks.perturbations import uniform_rows
 from meta_opt.tasks.task import Arrays, Task, count_of, rows_of
 from meta_opt.types import PyTree
@@ -191,7 +192,6 @@ class Unroll:
     def step(self, t: jax.Array, carry: tuple) -> tuple[PyTree, optax.OptState]:
         """The state after step ``t``."""
         task, drawn = self._task, self._drawn
-        params, state = carry
         picks = jax.random.randint(
             jax.random.fold_in(self._batch_key, t), (task.batch_size,), 0, drawn.size
         )
@@ -199,24 +199,14 @@ class Unroll:
         picks = picks[jnp.arange(task.batch_size) % drawn.batch]
         batch = rows_of(drawn.train, picks)
         loss_key = jax.random.fold_in(jax.random.fold_in(self._batch_key, t), 2)
-        (value, _), grads = jax.value_and_grad(self._train_loss, has_aux=True)(
-            params, batch, loss_key
+        perturb = functools.partial(self._perturb, t)
+        return inner_step(
+            task, self._tx, t, carry, batch, loss_key, drawn.scale, perturb
         )
-        grads = self._disturbed(t, grads)
-        known = {}
-        if task.gives_value:
-            known["value"] = value
-        if task.feedback_every:
-            known["feedback"] = jax.lax.cond(
-                t % task.feedback_every == 0,
-                lambda p: self._loss(p, task.splits.validation)[0],
-                lambda p: jnp.float32(jnp.nan),
-                params,
-            )
-        updates, state = self._tx.update(grads, state, params, **known)
-        return optax.apply_updates(params, updates), state
 
-    def _disturbed(self, t: jax.Array, grads: PyTree) -> PyTree:
+    def _perturb(
+        self, t: jax.Array, value: jax.Array, grads: PyTree, params: PyTree
+    ) -> tuple[jax.Array, PyTree]:
         drawn = self._drawn
         if self._augmentation.low_precision > 0:
             grads = jax.tree.map(
@@ -237,7 +227,7 @@ class Unroll:
                     for k, g in zip(keys, leaves, strict=True)
                 ]
             )
-        return grads
+        return value, grads
 
     def run(
         self, carry: tuple, first: jax.Array | int, last: jax.Array | int, longest: int
@@ -266,17 +256,8 @@ class Unroll:
 
     def judge(self, carry: tuple) -> Outcome:
         """Loss and error on the task's test examples."""
-        return Outcome(*self._loss(carry[0], self._task.splits.test))
-
-    def _train_loss(
-        self, params: PyTree, arrays: Arrays, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        scaled = jax.tree.map(lambda p: p * self._drawn.scale, params)
-        return self._task.loss_on_batch(scaled, arrays, key)
-
-    def _loss(self, params: PyTree, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-        scaled = jax.tree.map(lambda p: p * self._drawn.scale, params)
-        return self._task.loss(scaled, arrays)
+        scaled = jax.tree.map(lambda p: p * self._drawn.scale, carry[0])
+        return Outcome(*self._task.loss(scaled, self._task.splits.test))
 
 
 def unroll_with(

@@ -1,6 +1,7 @@
 """One inner run of any optimizer: a task trained from start to end, and judged."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import optax
 from meta_opt.optimizers.baselines import averaged_params
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.transformation import learned_transformation
+from meta_opt.tasks.inner_step import inner_step
 from meta_opt.tasks.perturbations import Condition, Moment, largest
 from meta_opt.tasks.task import Splits, Task, count_of, rows_of
 from meta_opt.types import PyTree
@@ -96,29 +98,17 @@ def train_and_judge(
         start = task.init(init_key)
 
         def step(t: jax.Array, carry: tuple) -> tuple:
-            params, state = carry
             key = jax.random.fold_in(batch_key, t)
             picks = jax.random.randint(key, (task.batch_size,), 0, size)
             batch = rows_of(task.splits.train, picks)
             # Of its own stream: the batches are those of an ordinary run.
             moment = Moment(t, num_steps, jax.random.fold_in(key, 1))
+            perturb = None
             if condition is not None:
                 batch = condition.batch(batch, classes, moment)
-            (value, _), grads = jax.value_and_grad(task.loss_on_batch, has_aux=True)(
-                params, batch, jax.random.fold_in(key, 2)
-            )
-            if condition is not None:
-                value, grads = condition.signal(value, grads, params, start, moment)
-            known = {"value": value} if task.gives_value else {}
-            if task.feedback_every:
-                known["feedback"] = jax.lax.cond(
-                    t % task.feedback_every == 0,
-                    lambda p: task.loss(p, task.splits.validation)[0],
-                    lambda p: jnp.float32(jnp.nan),
-                    params,
-                )
-            updates, state = tx.update(grads, state, params, **known)
-            return optax.apply_updates(params, updates), state
+                perturb = functools.partial(condition.signal, start, moment)
+            loss_key = jax.random.fold_in(key, 2)
+            return inner_step(task, tx, t, carry, batch, loss_key, perturb=perturb)
 
         params, state = jax.lax.fori_loop(0, num_steps, step, (start, tx.init(start)))
         params = averaged_params(state, params)

@@ -98,20 +98,20 @@ class Condition(NamedTuple):
 
     def signal(
         self,
+        start: PyTree,
+        moment: Moment,
         value: jax.Array,
         grads: PyTree,
         params: PyTree,
-        start: PyTree,
-        moment: Moment,
     ) -> tuple[jax.Array, PyTree]:
-        """Loss and gradient as the optimizer is told them.
+        """Loss and gradient as they are given to the optimizer.
 
         Args:
+            start: initial parameters.
+            moment: where the run is.
             value: float32 [], the task's loss.
             grads: its gradient.
             params: parameters that both are of.
-            start: initial parameters.
-            moment: where the run is.
         """
         rows_key, spike_key, broken_key = jax.random.split(moment.key, 3)
         value, grads = self._curve(value, grads, params, start, moment.fraction)
