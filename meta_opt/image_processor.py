@@ -222,6 +222,8 @@ def read_image_processor(folder: str | os.PathLike) -> ImageProcessor:
     joint, own = Path(folder) / _JOINT_FILE, Path(folder) / _OWN_FILE
     nested = _read(joint).get("image_processor") if joint.is_file() else None
     if nested is not None:
+        if not isinstance(nested, dict):
+            raise ValueError(f"{joint} is damaged: image_processor is no JSON object")
         return ImageProcessor(nested, str(joint))
     return ImageProcessor(_read(own) if own.is_file() else {}, str(own))
 

@@ -132,7 +132,7 @@ class ContrastiveModel:
         return np.concatenate([np.zeros((0, width), np.float32), *parts])
 
     def _encode_images(self, images: Sequence[Picture]) -> np.ndarray:
-        pixels = fit_pictures(images, self._preprocessing)
+        pixels = _fitted(images, self._preprocessing)
         return encode_images(self.model, pixels, self._batch_size)
 
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -191,9 +191,7 @@ class GenerativeModel:
         answers: list[str] = []
         for part in _batches(rows, self._batch_size):
             data = {
-                "image": fit_pictures(
-                    [image for image, _ in part], self._preprocessing
-                ),
+                "image": _fitted([image for image, _ in part], self._preprocessing),
                 "prompt": tokenizer.encode_prompts([prompt for _, prompt in part]),
             }
             answers += write_answers(
@@ -262,13 +260,8 @@ def load_exported(
     return ContrastiveModel(model, preprocessing, batch_size)
 
 
-def fit_pictures(images: Sequence[Picture], preprocessing: Preprocessing) -> np.ndarray:
-    """Pictures of any size as the model takes them, uint8 [B, h, w, 3].
-
-    Raises:
-        ValueError: a file that cannot be read, or an array of another shape or type.
-        TypeError: something else.
-    """
+def _fitted(images: Sequence[Picture], preprocessing: Preprocessing) -> np.ndarray:
+    """Pictures of any size as the model takes them, uint8 [B, h, w, 3]."""
     return np.stack([preprocessing.fit(_opened(image)) for image in images])
 
 

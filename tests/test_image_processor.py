@@ -239,7 +239,7 @@ def test_a_folder_of_transformers_5(tmp_path):
     # One that holds only settings of other things leaves it to the other file.
     (folder / "processor_config.json").write_text('{"processor_class": "X"}')
     assert huggingface.read_config(folder).image_mean == (0, 0, 0)
-    for text in ("{", "[]"):
+    for text in ("{", "[]", '{"image_processor": "CLIP"}'):
         (folder / "processor_config.json").write_text(text)
         with pytest.raises(ValueError, match=r"/processor_config\.json is damaged"):
             huggingface.read_config(folder)

@@ -214,14 +214,21 @@ def test_mistakes_are_named(folder, files, tmp_path):
         meta_opt.load_exported(folder, batch_size=0)
 
 
-def test_the_script_of_the_docs(folder, files, tmp_path, monkeypatch, capsys):
+def test_the_scripts_of_the_docs(
+    folder, paligemma, files, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "tuned").symlink_to(folder)
+    (tmp_path / "answers").symlink_to(paligemma)
     (tmp_path / "photos").mkdir()
     for i in (1, 2):
         Image.open(files[i]).save(tmp_path / "photos" / f"{i}.jpg")
     monkeypatch.chdir(tmp_path)
-    script = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)[0]
-    exec(compile(script, str(DOCS), "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"a cat on a sofa: photos/[12]\.jpg", lines[0])
-    assert len(lines) == 5
+    scripts = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    printed = []
+    for script in scripts:
+        exec(compile(script, str(DOCS), "exec"), {})
+        printed.append(capsys.readouterr().out.splitlines())
+    embeds, answers = printed
+    assert re.fullmatch(r"a cat on a sofa: photos/[12]\.jpg", embeds[0])
+    assert len(embeds) == 5 and len(answers) == 2
+    assert all(re.fullmatch(r"(w\d+ ?)+", answer) for answer in answers)

@@ -151,10 +151,16 @@ def parse_config(given: Mapping[str, Any]) -> PeftConfig:
             "LoRA, save_pretrained(..., path_initial_model_for_weight_conversion=...), "
             "or merge them there"
         )
+    rank, alpha = given.get("r", 8), given.get("lora_alpha", 8)
+    ranks = {"r": rank, **(given.get("rank_pattern") or {})}
+    alphas = {"lora_alpha": alpha, **(given.get("alpha_pattern") or {})}
+    for name, value in (*ranks.items(), *alphas.items()):
+        if not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{name}={value!r} must be a number above 0")
     layers = given.get("layers_to_transform")
     return PeftConfig(
-        rank=given.get("r", 8),
-        alpha=float(given.get("lora_alpha", 8)),
+        rank=rank,
+        alpha=float(alpha),
         rs_lora=bool(given.get("use_rslora")),
         rank_pattern=given.get("rank_pattern") or {},
         alpha_pattern=given.get("alpha_pattern") or {},
