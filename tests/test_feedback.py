@@ -138,9 +138,7 @@ def test_a_run_without_progress_stops_early_and_stays_stopped(tmp_path):
 
 
 def test_a_batch_is_cut_to_what_memory_holds(monkeypatch):
-    config = dataclasses.replace(
-        CONFIG, num_steps=4, batch_size=64, log_every=1, eval_every=4
-    )
+    config = dataclasses.replace(CONFIG, num_steps=4, log_every=1, eval_every=4)
     params = make_params(width=64)
 
     needed = []
@@ -151,11 +149,11 @@ def test_a_batch_is_cut_to_what_memory_holds(monkeypatch):
 
     monkeypatch.setattr(step_program, "peak_bytes", measured)
 
-    def run(limit):
-        monitor = dataclasses.replace(ENABLED, memory_limit=limit)
+    def run(limit, size=64):
+        recovery = dataclasses.replace(ENABLED, memory_limit=limit)
         return train(
-            config=dataclasses.replace(config, recovery=monitor),
-            batches=make_batches(make_data(count=128), 64),
+            config=dataclasses.replace(config, batch_size=size, recovery=recovery),
+            batches=make_batches(make_data(count=128), size),
             params=params,
             tx=optax.sgd(0.01),
         )
@@ -169,8 +167,8 @@ def test_a_batch_is_cut_to_what_memory_holds(monkeypatch):
     assert "it is cut in 4 micro-batches" in cut.actions[1]["reason"]
     # The noise of the inputs differs; the means do not.
     np.testing.assert_allclose(losses(cut), losses(whole), rtol=0.1)
-    with pytest.raises(ValueError, match=r"MiB .* 64 over 1 shards cannot be cut"):
-        run(1000)
+    with pytest.raises(ValueError, match=r"MiB .* 4 over 1 shards cannot be cut"):
+        run(1000, size=4)  # Every size down to one is compiled.
 
 
 def test_an_interrupted_run_goes_on_in_the_same_bits(tmp_path):

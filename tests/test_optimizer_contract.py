@@ -1,7 +1,9 @@
 """What an optimizer is: one contract for every name of the registry.
 
 Compilation is what these tests cost, so tests that can share a compiled step do
-(`Case.step`), and what holds by types alone is checked by `jax.eval_shape`.
+(`Case.step`), and what holds by types alone is checked by `jax.eval_shape`. Every name
+has the tests of `any_case`; those of `case` are slow for all but our own optimizers and
+one baseline, since the others are made of the same parts of optax.
 """
 
 import functools
@@ -45,23 +47,47 @@ def weights_file(tmp_path_factory):
     return str(path) + ".safetensors"
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def case(request, weights_file):
-    def make(num_steps, **settings):
-        config = {"name": request.param, "num_steps": num_steps, **settings}
-        if request.param in RATES:
-            config = {"learning_rate": RATES[request.param], **config}
+@pytest.fixture(scope="module")
+def cases(weights_file):
+    """Makes the case of a name once."""
+
+    def make(name, num_steps, **settings):
+        config = {"name": name, "num_steps": num_steps, **settings}
+        if name in RATES:
+            config = {"learning_rate": RATES[name], **config}
         return meta_opt.make_optimizer(
             meta_opt.OptimizerConfig(**config, weights=weights_file)
         )
 
-    return Case(request.param, make)
+    @functools.cache
+    def made(name):
+        case = Case(name, functools.partial(make, name))
+        case.trajectory  # noqa: B018  Before others call the step: it counts compilations.
+        return case
+
+    return made
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def any_case(request, cases):
+    return cases(request.param)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in (*OURS, "adamw") else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+    ],
+)
+def case(request, cases):
+    return cases(request.param)
 
 
 # Convergence
 
 
-def test_converges_on_a_quadratic(case):
+def test_converges_on_a_quadratic(any_case):
     params = make_params()
     rng = np.random.default_rng(5)
     target = jax.tree.map(
@@ -74,7 +100,7 @@ def test_converges_on_a_quadratic(case):
         dense = jax.tree.map(jnp.multiply, off["dense"], curvature)
         return dense["kernel"] + dense["bias"] + off["temperature"]
 
-    final, losses = optimize(case.make(200), loss, params, 200)
+    final, losses = optimize(any_case.make(200), loss, params, 200)
     assert losses[-1] < 0.05 * losses[0]
     assert final["unused"].shape == (0, 3)
 
@@ -106,10 +132,10 @@ def test_converges_on_a_net_of_flax_nnx(case):
 # Transformations of JAX
 
 
-def test_compiles_once_and_the_state_keeps_its_type(case):
-    trajectory = case.trajectory
-    assert case.compiled == 1
-    first = types(case.tx.init(make_params()))
+def test_compiles_once_and_the_state_keeps_its_type(any_case):
+    trajectory = any_case.trajectory
+    assert any_case.compiled == 1
+    first = types(any_case.tx.init(make_params()))
     assert all(types(state) == first for _, state, _ in trajectory)
     updates = trajectory[-1][2]
     assert types(updates) == types(make_params())
@@ -234,13 +260,13 @@ def test_apply_if_finite_without_value(case):
     assert np.any(seen[2]["dense"]["kernel"] != 0)
 
 
-def test_value_and_feedback_are_optional(case):
+def test_value_and_feedback_are_optional(any_case):
     params = make_params()
-    state = case.tx.init(params)
+    state = any_case.tx.init(params)
     loss = jnp.float32(1.0)
     for extra in ({}, {"value": loss}, {"feedback": loss}, {"value": 1.0}):
         updates, after = jax.eval_shape(
-            lambda g, s, p, extra=extra: case.tx.update(g, s, p, **extra),
+            lambda g, s, p, extra=extra: any_case.tx.update(g, s, p, **extra),
             params, state, params,
         )  # fmt: skip
         assert types(after) == types(state)
@@ -252,16 +278,16 @@ def test_value_and_feedback_are_optional(case):
 
 @pytest.mark.filterwarnings("ignore:.* parameters in .* tensors are")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_parameters_of_low_precision(case, dtype):
+def test_parameters_of_low_precision(any_case, dtype):
     params = make_params(dtype)
-    state = case.tx.init(params)
+    state = any_case.tx.init(params)
     updates, after = jax.eval_shape(
-        lambda g, s, p: case.tx.update(g, s, p, value=jnp.float32(1.0)),
+        lambda g, s, p: any_case.tx.update(g, s, p, value=jnp.float32(1.0)),
         params, state, params,
     )  # fmt: skip
     assert types(after) == types(state)
     assert types(updates) == types(params)
-    if case.name not in OURS:
+    if any_case.name not in OURS:
         return
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state.momentum))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.second))

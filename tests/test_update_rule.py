@@ -504,9 +504,10 @@ def test_padding_changes_nothing(monkeypatch, rule, mesh_shape):
     )
 
     def run():
-        state = tx.init(params)
+        init, update = jax.jit(tx.init), jax.jit(lambda *a: tx.update(*a))
+        state = init(params)
         for g in grads:
-            updates, state = jax.jit(lambda *a: tx.update(*a))(g, state, params)
+            updates, state = update(g, state, params)
         return updates, state
 
     def number_of_groups():
