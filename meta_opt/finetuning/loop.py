@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import math
 import time
@@ -168,7 +169,9 @@ class Trainer:
     def train(self, signals: Signals, label: str) -> None:
         """Runs the steps that are left."""
         config = self.config
-        if self.step == 0 and config.evaluate_at_start:
+        # A misspelt metric is found before the first step, not after many.
+        checked = config.best_metric != LoopConfig.best_metric
+        if self.step == 0 and (config.evaluate_at_start or checked):
             self._evaluate()
         if self.step >= config.num_steps or self.monitor.stopped:
             return
@@ -205,17 +208,29 @@ class Trainer:
         config, last = self.config, self.step == self.config.num_steps
         self.best = None
         if self.step % config.log_every == 0 or last:
-            bar.set_postfix(loss=f"{self._log_means():.4g}", refresh=False)
+            loss = self._log_means()
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            if bar.disable and config.progress:
+                self._log_progress(loss)
         if self.step % config.eval_every == 0 or last:
             self._evaluate()
         if self.step % config.checkpoint_every == 0 or last or self.monitor.stopped:
             self._save()
             self._keep()
 
+    def _log_progress(self, loss: float) -> None:
+        """A line where there is no terminal for a bar."""
+        total = self.config.num_steps
+        seconds = self.train_seconds / self.step * (total - self.step)
+        left = datetime.timedelta(seconds=round(seconds))
+        _log.info("step %d of %d: loss %.4g, %s left", self.step, total, loss, left)
+
     def _compile(self, batch: PyTree) -> Callable[..., Any]:
+        _log.info("compiling the step")
         started = time.perf_counter()
         compiled, actions = self.compile_with(self.state, batch, self.mesh)
         self.compile_seconds = time.perf_counter() - started
+        _log.info("compiled in %.1f s", self.compile_seconds)
         self._act(actions)
         return compiled
 

@@ -228,6 +228,13 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     )
     tx = make_optimizer(config.optimizer)
     workload = config.workload.build(config.loop.seed, mesh, config.export)
+    _log.info(
+        "%d x %s; %s; results in %s",
+        mesh.size,
+        mesh.devices.flat[0].device_kind,
+        ", ".join(f"{k} {n}" for k, n in _counts(workload.describe()).items()),
+        workdir or "memory only",
+    )
     settings = config.settings()
     # A finished run may be exported again, in another format.
     del settings["export"]
