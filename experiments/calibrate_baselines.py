@@ -9,18 +9,13 @@ prints and writes to ``--config.results`` belongs into
 
 import dataclasses
 import json
-import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import cli
 from meta_opt.meta_training.calibration import (
     CalibrationConfig,
     best_settings,
@@ -31,8 +26,8 @@ from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
 from meta_opt.types import check_keys, from_config, write_atomic
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
-WORKDIR = flags.DEFINE_string("workdir", "runs/calibrate", "Folder for the prices.")
+CONFIG = cli.define_config()
+WORKDIR = cli.define_workdir("runs/calibrate", "Folder for the prices.")
 
 
 def calibrate(
@@ -63,9 +58,7 @@ def calibrate(
         prices[name] = found["prices"]
     best = best_settings(prices)
     about = {
-        "command": " ".join(
-            ["python -m experiments.calibrate_baselines", *sys.argv[1:]]
-        ),
+        "command": cli.command_line(),
         "environment": describe_environment(),
     }
     _write(results, {**about, "setup": setup, "best": best, "prices": prices})
@@ -78,28 +71,15 @@ def _write(path: Path, values: dict) -> None:
         temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Parses, measures, writes and prints."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("meta_opt").setLevel(logging.WARNING)
-    import jax
-
     workdir = Path(WORKDIR.value)
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    cli.keep_compiled(workdir)
     settings = CONFIG.value.to_dict()
-    try:
-        check_keys("config", settings, ("calibration", "data_dir", "results"))
-        config = from_config(CalibrationConfig, settings["calibration"])
-        results = Path(settings["results"])
-        best = calibrate(config, settings["data_dir"] or None, results, workdir)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"calibrate_baselines: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes it", file=sys.stderr)
-        sys.exit(130)
+    check_keys("config", settings, ("calibration", "data_dir", "results"))
+    config = from_config(CalibrationConfig, settings["calibration"])
+    results = Path(settings["results"])
+    best = calibrate(config, settings["data_dir"] or None, results, workdir)
     for name, row in best.items():
         print(
             f'"{name}": Setting({row["learning_rate"]:g}, {row["weight_decay"]:g}),'
@@ -109,5 +89,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    cli.run(main)

@@ -11,6 +11,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+# The commands' own flags are in their --help.
+flags.disclaim_key_flags()
+
 
 def define_config(default: str | None = None) -> Any:
     """Defines ``--config``; without a default it is required.
@@ -18,6 +21,8 @@ def define_config(default: str | None = None) -> Any:
     Args:
         default: a config file of this repository, such as ``configs/demo.py``.
     """
+    if "config" in flags.FLAGS:  # Of another command in this process.
+        return flags.FLAGS["config"]
     root = Path(__file__).resolve().parents[1]
     holder = config_flags.DEFINE_config_file(
         "config", default and str(root / default), "file.py:variant"
@@ -29,10 +34,26 @@ def define_config(default: str | None = None) -> Any:
 
 def define_workdir(default: str | None, text: str) -> Any:
     """Defines ``--workdir``; without a default it is required."""
+    if "workdir" in flags.FLAGS:
+        return flags.FLAGS["workdir"]
     holder = flags.DEFINE_string("workdir", default, text)
     if default is None:
         flags.mark_flag_as_required("workdir")
     return holder
+
+
+def keep_compiled(workdir: str | Path, seconds: float = 1.0) -> None:
+    """Keeps compiled programs in ``workdir/compiled``: a resumed command finds them.
+
+    Args:
+        workdir: the command's folder.
+        seconds: programs that compile sooner are not kept.
+    """
+    import jax
+
+    cache = Path(workdir).absolute() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 def command_line(*hidden: str) -> str:
@@ -62,6 +83,7 @@ def run(
     log_level: int = logging.WARNING,
     processes: bool = False,
     arguments: bool = False,
+    prepare: Callable[[], None] | None = None,
 ) -> None:
     """Parses the flags and runs ``main``; a user's mistake ends it with one line.
 
@@ -74,6 +96,7 @@ def run(
             environment then name them, and ``main`` gets whether this is process 0,
             which prints.
         arguments: whether there may be positional arguments.
+        prepare: called before the processes of the run find each other.
     """
     start: Callable[[], Any] = contextlib.nullcontext
     if processes:
@@ -93,6 +116,8 @@ def run(
 
         name = Path(sys.argv[0]).stem
         try:
+            if prepare is not None:
+                prepare()
             with start() as first:
                 main(*((first,) if processes else ()), *argv[1:])
         except (ValueError, FileNotFoundError) as error:

@@ -6,23 +6,22 @@ Run again, it resumes what was interrupted and reuses what is finished, as long 
 settings, weights, code and machine are the same; ``--fresh`` starts over.
 """
 
-import logging
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
+from absl import flags
 
 # For configs.common, wherever this is started from.
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs/demo.py"))
-WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder for the runs.")
+from experiments import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONFIG = cli.define_config("configs/demo.py")
+WORKDIR = cli.define_workdir("runs/demo", "Folder for the runs.")
 REPORT = flags.DEFINE_string("report", "report", "Folder for the report.")
 FRESH = flags.DEFINE_bool("fresh", False, "Whether to discard finished runs.")
 
@@ -84,43 +83,30 @@ def train(config: dict[str, Any], labels: dict[str, str]) -> dict[str, Path]:
     return folders
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses, trains, reports."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("meta_opt").setLevel(logging.WARNING)
-    from meta_opt.finetuning.interruption import Interrupted
+def main() -> None:
+    """Trains and reports."""
     from meta_opt.reporting.comparison import write_report
 
     config, started = CONFIG.value.to_dict(), time.perf_counter()
     entries = config["runs"]
     labels = {name: entries[name]["label"] for name in config["order"]}
-    try:
-        folders = train(config, labels)
-        table = write_report(
-            REPORT.value,
-            title="Fine-tuning nano on Open Clip Art with four optimizers",
-            summary=SUMMARY.format(labels[config["order"][0]]),
-            runs={labels[name]: folder for name, folder in folders.items()},
-            reference=labels[config["reference"]],
-            before=Path(WORKDIR.value) / "before",
-            facts={
-                f"search for {labels[name]}": entries[name]["tuned"]
-                for name in labels
-                if entries[name]["tuned"]
-            },
-        )
-    except ValueError as error:
-        sys.exit(f"demo: {error}")
-    except Interrupted as interrupted:
-        print(f"stopped by {interrupted}; the same command resumes it", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes it")
+    folders = train(config, labels)
+    table = write_report(
+        REPORT.value,
+        title="Fine-tuning nano on Open Clip Art with four optimizers",
+        summary=SUMMARY.format(labels[config["order"][0]]),
+        runs={labels[name]: folder for name, folder in folders.items()},
+        reference=labels[config["reference"]],
+        before=Path(WORKDIR.value) / "before",
+        facts={
+            f"search for {labels[name]}": entries[name]["tuned"]
+            for name in labels
+            if entries[name]["tuned"]
+        },
+    )
     print(f"\n{table}\n\nwritten: {REPORT.value}/index.html, curves.png, table.txt")
     print(f"{time.perf_counter() - started:.0f} seconds in all")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -13,27 +13,22 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import cli
 from experiments.common import export_weights, meta_validation
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "scores and logs go here")
+CONFIG = cli.define_config()
+WORKDIR = cli.define_workdir(None, "Folder for scores and logs.")
 
 
-def main(argv: list[str]) -> None:
-    """Parses, builds, searches, exports."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are flags")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    settings = _CONFIG.value.to_dict()
+def main() -> None:
+    """Builds, searches, exports."""
+    settings = CONFIG.value.to_dict()
     check_keys(
         "config",
         settings,
@@ -41,13 +36,12 @@ def main(argv: list[str]) -> None:
     )
     if settings["cpu_devices"]:
         jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
-    # Programs take a minute each to compile; a resumed search finds them there.
-    jax.config.update("jax_compilation_cache_dir", f"{_WORKDIR.value}/compiled")
+    cli.keep_compiled(WORKDIR.value)
     config = from_config(DirectSearchConfig, settings["search"])
     data_dir = settings["data_dir"] or None
     validation = meta_validation(settings["validation"], config.controller, data_dir)
     make = functools.partial(make_task, data_dir=data_dir)
-    result = direct_search(config, make, _WORKDIR.value, validation=validation)
+    result = direct_search(config, make, WORKDIR.value, validation=validation)
     print(f"{result.steps} generations, {result.seconds:.0f} s this time")
     if settings["export"]:
         export_weights(
@@ -62,5 +56,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    cli.run(main)

@@ -8,20 +8,15 @@ report. Run again, it goes on where it was and measures only what is not there.
 """
 
 import dataclasses
-import logging
 import sys
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import cli
 from meta_opt.run_log import describe_environment
 from meta_opt.studies.meta_test import comparison as meta_test
 from meta_opt.studies.meta_test import records
@@ -40,8 +35,8 @@ from meta_opt.tuning.on_task import Tuned, tune_on_task
 from meta_opt.tuning.search import SearchConfig
 from meta_opt.types import check_keys, from_config
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
-WORKDIR = flags.DEFINE_string("workdir", "runs/meta_test", "Folder for the studies.")
+CONFIG = cli.define_config()
+WORKDIR = cli.define_workdir("runs/meta_test", "Folder for the studies.")
 
 
 def measured(
@@ -152,7 +147,7 @@ def report(
         rows={k: [dataclasses.asdict(row) for row in v] for k, v in rows.items()},
         finals=[dataclasses.asdict(row) for row in finals],
         facts={
-            "command": " ".join(["python -m experiments.meta_evaluate", *sys.argv[1:]]),
+            "command": cli.command_line(),
             "seeds": ", ".join(map(str, config.seeds)),
             "trials": f"{config.trials_of_five} of each of the five, "
             f"{config.trials_of_further} of each further baseline",
@@ -161,33 +156,19 @@ def report(
     )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Parses, measures what is not there, reports."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("meta_opt").setLevel(logging.WARNING)
-    import jax
-
     workdir = Path(WORKDIR.value)
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    cli.keep_compiled(workdir)
     settings = CONFIG.value.to_dict()
-    try:
-        check_keys("config", settings, ("meta_test", "search", "data_dir", "results"))
-        config = from_config(MetaTestConfig, settings["meta_test"])
-        search = from_config(SearchConfig, settings["search"])
-        results, data_dir = Path(settings["results"]), settings["data_dir"] or None
-        found = measure_all(config, search, data_dir, results, workdir)
-        print(report(config, found, results))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"meta_test: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes it", file=sys.stderr)
-        sys.exit(130)
+    check_keys("config", settings, ("meta_test", "search", "data_dir", "results"))
+    config = from_config(MetaTestConfig, settings["meta_test"])
+    search = from_config(SearchConfig, settings["search"])
+    results, data_dir = Path(settings["results"]), settings["data_dir"] or None
+    found = measure_all(config, search, data_dir, results, workdir)
+    print(report(config, found, results))
     print(f"written: {results}/meta_test.md, meta_test.json, meta_test.csv")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    cli.run(main)

@@ -13,23 +13,18 @@ folder after a change of the code).
 import dataclasses
 import functools
 import json
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
-WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/plan_memory", "Folder for plans that are finished."
-)
+from experiments import cli
+
+CONFIG = cli.define_config()
+WORKDIR = cli.define_workdir("runs/plan_memory", "Folder for plans that are finished.")
 
 _OF_THE_WHOLE = ("trainable", "optimizers", "results", "largest_of")
 """Settings that a single plan does not depend on."""
@@ -176,25 +171,18 @@ def row(
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses, compiles, reports."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
+def main() -> None:
+    """Compiles and reports."""
     import jax
 
     from meta_opt.reporting.memory_plan import memory_table, write_memory_plan
 
     settings = CONFIG.value.to_dict()
     if not settings["topology"]:  # What is compiled for others cannot be read here.
-        compiled = Path(WORKDIR.value).absolute() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(compiled))
-    try:
-        rows = plans(settings, Path(WORKDIR.value) / "plans.json")
-    except ValueError as error:
-        sys.exit(f"plan_memory: {error}")
+        cli.keep_compiled(WORKDIR.value)
+    rows = plans(settings, Path(WORKDIR.value) / "plans.json")
     facts = {
-        "command": f"python -m experiments.plan_memory {shlex.join(sys.argv[1:])}",
+        "command": cli.command_line(),
         "model": settings["model"] or settings["size"],
         "topology": settings["topology"] or f"{len(jax.devices())} devices here",
         "mesh": ", ".join(f"{k}={v}" for k, v in settings["mesh"].items()),
@@ -209,5 +197,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    cli.run(main)

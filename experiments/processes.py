@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from absl import flags
 from absl import logging as absl_logging
 
+# They are in the --help of the commands that take them.
+flags.disclaim_key_flags()
+
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",

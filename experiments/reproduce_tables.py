@@ -9,7 +9,6 @@ by Ctrl-C or killed, the same command goes on; studies of baselines are kept in
 
 import concurrent.futures
 import dataclasses
-import logging
 import multiprocessing
 import os
 import sys
@@ -18,16 +17,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import cli
 from experiments.table_cells import STEPS, Cell, cells, measure, start_worker
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
-WORKDIR = flags.DEFINE_string("workdir", "runs/tables", "Folder for the studies.")
+CONFIG = cli.define_config()
+WORKDIR = cli.define_workdir("runs/tables", "Folder for the studies.")
 ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
 REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
 
@@ -81,17 +80,12 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
         found,
         *([dataclasses.asdict(x) for x in part] for part in (of_cells, lines, claims)),
         total=sum(cell.optimizer != STEPS for cell in every),
-        command=" ".join(["python -m experiments.reproduce_tables", *sys.argv[1:]]),
+        command=cli.command_line(),
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses, measures what is not there, reports."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.getLogger("meta_opt").setLevel(logging.WARNING)
-    from meta_opt.finetuning.interruption import Interrupted
-
+def main() -> None:
+    """Measures what is not there, reports."""
     config = CONFIG.value.to_dict()
     every = cells(config, Path(WORKDIR.value))
     try:
@@ -99,18 +93,12 @@ def main(argv: Sequence[str]) -> None:
         if missing and not REPORT.value:
             measure_all(config, missing)
         print(report(config, every))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"reproduce_tables: {error}")
     except BrokenProcessPool as error:
-        sys.exit(
-            f"reproduce_tables: {error} The same command goes on; if memory was short, "
-            "with --config.workers=1"
-        )
-    except (Interrupted, KeyboardInterrupt):
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        raise ValueError(
+            f"{error} The same command goes on; if memory was short, with "
+            "--config.workers=1"
+        ) from None
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    cli.run(main)

@@ -7,18 +7,13 @@ measured anew each time; compiled programs are kept in ``--workdir``.
 """
 
 import dataclasses
-import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import cli
 from meta_opt.run_log import describe_environment
 from meta_opt.studies.robustness.measure import (
     ENTRANTS,
@@ -30,8 +25,8 @@ from meta_opt.studies.robustness.report import write_hostile
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="file.py:variant")
-WORKDIR = flags.DEFINE_string("workdir", "runs/safeguard", "Folder for programs.")
+CONFIG = cli.define_config()
+WORKDIR = cli.define_workdir("runs/safeguard", "Folder for programs.")
 
 
 def measure_and_report(
@@ -56,7 +51,7 @@ def measure_and_report(
         by_task=[dataclasses.asdict(row) for row in by_task],
         endings=[dataclasses.asdict(ending) for ending in endings],
         facts={
-            "command": " ".join(["python -m experiments.safeguard", *sys.argv[1:]]),
+            "command": cli.command_line(),
             "weights": config.weights,
             "seeds": ", ".join(map(str, config.seeds)),
             "revision": describe_environment()["git"],
@@ -64,28 +59,16 @@ def measure_and_report(
     )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Parses, measures, reports."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("meta_opt").setLevel(logging.WARNING)
-    import jax
-
-    compiled = Path(WORKDIR.value).absolute() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    cli.keep_compiled(WORKDIR.value)
     settings = CONFIG.value.to_dict()
-    try:
-        check_keys("config", settings, ("hostile", "data_dir", "results"))
-        config = from_config(HostileConfig, settings["hostile"])
-        results = Path(settings["results"])
-        print(measure_and_report(config, settings["data_dir"] or None, results))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"safeguard: {error}")
+    check_keys("config", settings, ("hostile", "data_dir", "results"))
+    config = from_config(HostileConfig, settings["hostile"])
+    results = Path(settings["results"])
+    print(measure_and_report(config, settings["data_dir"] or None, results))
     print(f"written: {results}/safeguard.md, safeguard.json")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    cli.run(main)

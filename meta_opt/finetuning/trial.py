@@ -164,7 +164,8 @@ class Trial:
             self._make_tx(optimizer),
             loop,
             mesh=base.mesh,
-            take_over=True,
+            # Arrays of this run alone, if there can be others for the next.
+            take_over=workload.reseeded is not None,
             compile_with=compile_step if constant else shared,
         )
         trained = result.state.params, result.state.frozen
