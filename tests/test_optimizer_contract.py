@@ -76,9 +76,7 @@ def any_case(request, cases):
 @pytest.fixture(
     scope="module",
     params=[
-        name
-        if name in (*OURS, "adamw")
-        else pytest.param(name, marks=pytest.mark.slow)
+        name if name in (*OURS, "adamw") else pytest.param(name, marks=pytest.mark.slow)
         for name in NAMES
     ],
 )
