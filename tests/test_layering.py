@@ -103,8 +103,8 @@ def test_every_room_has_a_floor():
 
 
 def test_imports_go_down():
-    wrong = [x for path in sources() for x in violations(path.read_text(), dotted(path))]
-    assert wrong == []
+    wrong = [violations(path.read_text(), dotted(path)) for path in sources()]
+    assert [line for lines in wrong for line in lines] == []
 
 
 @pytest.mark.parametrize(
