@@ -90,7 +90,7 @@ def fine_tune(workdir, count, arguments, extra=None, workdirs=None):
     processes = [
         start(
             (
-                "tests/hosts_toy.py",
+                "tests/fixtures/hosts_toy.py",
                 *SETTINGS,
                 *arguments,
                 f"--workdir={workdirs[index] if workdirs else workdir}",
@@ -155,7 +155,7 @@ def assert_one_run(two, one):
 
 
 def test_two_processes_stopped_by_a_signal_to_one_of_them_are_one(tmp_path):
-    program, mesh = "tests/finetuning_toy.py", {"fsdp": DEVICES}
+    program, mesh = "tests/fixtures/finetuning_toy.py", {"fsdp": DEVICES}
 
     def run(*extra):
         address = f"localhost:{free_port()}"

@@ -18,7 +18,7 @@ from finetuning_toy import train as toy_train
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.run_log import read_records
 
-PROGRAM = Path(__file__).with_name("finetuning_toy.py")
+PROGRAM = Path(__file__).parent / "fixtures/finetuning_toy.py"
 
 
 # Every run compiles the same step; once is enough.
@@ -49,7 +49,7 @@ def run_program(workdir, *args):
     return subprocess.run(
         [sys.executable, "-W", "error", str(PROGRAM), str(workdir), *args],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **cache},
-        cwd=PROGRAM.parents[1],
+        cwd=PROGRAM.parents[2],
         capture_output=True,
         text=True,
         timeout=120,

@@ -30,7 +30,7 @@ from meta_opt.parallel.particles import particle_mesh, vmap_over
 from meta_opt.run_log import read_records
 from meta_opt.tasks.families import make_task
 
-PROGRAM = Path(__file__).with_name("meta_training_toy.py")
+PROGRAM = Path(__file__).parent / "fixtures/meta_training_toy.py"
 TOLERANCE = 2e-5
 
 
@@ -130,7 +130,7 @@ def run_processes(workdir, count, devices, **settings):
         *("--processes", str(count), "--devices", str(devices)),
         *("--coordinator", f"localhost:{port}", "--settings", json.dumps(settings)),
     ]
-    root = str(PROGRAM.parents[1])
+    root = str(PROGRAM.parents[2])
     processes = [
         subprocess.Popen(
             [*command, "--index", str(index)],

@@ -201,7 +201,7 @@ def run_program(workdir, devices, mesh, *args):
     return subprocess.run(
         [
             sys.executable,
-            str(ROOT / "tests/finetuning_toy.py"),
+            str(ROOT / "tests/fixtures/finetuning_toy.py"),
             str(workdir),
             f"--mesh={json.dumps(mesh)}",
             *args,
