@@ -549,6 +549,8 @@ def test_bad_configs():
     for name in ("sgd", "hand_designed"):
         with pytest.raises(ValueError, match="num_steps is 0"):
             meta_opt.make_optimizer(meta_opt.OptimizerConfig(name=name, num_steps=0))
+    with pytest.raises(TypeError, match=r"directions=\['adam'\] of .* must be a tuple"):
+        ControllerConfig(directions=["adam"])
     with pytest.raises(ValueError, match=r"1 pairs; there are"):
         ControllerConfig(feature_range=((0.0, 1.0),))
     with pytest.raises(ValueError, match=r"'learning_rte'; did you mean 'learning_r"):

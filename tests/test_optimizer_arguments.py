@@ -304,6 +304,8 @@ def test_hyper_parameters_can_be_injected(rule):
     expected, plain = run(rule(NUM_STEPS, schedule=shape), params, grads)
     assert_close(found, expected)
     assert_close(state.inner_state.momentum, plain.momentum)
+    # No buffer is in the state twice, so that it can be donated.
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
 
     # The length is one of them, and may change on the way.
     step = jax.jit(make(num_steps=NUM_STEPS).update, donate_argnums=1)
@@ -316,6 +318,14 @@ def test_hyper_parameters_can_be_injected(rule):
     assert any(np.any(x) for x in jax.tree.leaves(updates))
     updates, state = step(g, state, params, value=jnp.float32(1.0))
     assert not any(np.any(x) for x in jax.tree.leaves(updates))
+
+
+@each_rule
+def test_a_donated_state_leaves_the_length_to_its_owner(rule):
+    num_steps = jnp.int32(NUM_STEPS)
+    state = rule(num_steps).init({"bias": jnp.ones(2)})
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    assert state.num_steps.is_deleted() and int(num_steps) == NUM_STEPS
 
 
 @each_rule

@@ -82,7 +82,14 @@ class ControllerConfig:
         return frozenset({*self.directions, "adam"} - {"orthogonal"})
 
     def __post_init__(self) -> None:
-        """Checks the names of the directions."""
+        """Checks every field."""
+        for name in ("directions", "iterations", "feature_range"):
+            try:
+                hash(getattr(self, name))
+            except TypeError:
+                raise TypeError(
+                    f"{name}={getattr(self, name)!r} of the config must be a tuple"
+                ) from None
         unknown = set(self.directions) - set(DIRECTIONS)
         if unknown:
             raise ValueError(

@@ -371,8 +371,7 @@ def apply_decision(
     unflatten = leaves.treedef.unflatten
     new_state = OptimizerState(
         count=optax.safe_increment(state.count),
-        # A copy: an output that is an input's buffer could not be donated with it.
-        num_steps=jnp.array(inputs.num_steps, jnp.int32),
+        num_steps=jnp.asarray(inputs.num_steps, jnp.int32),
         step_size=jnp.where(ok, decision.step_size, 0.0),
         momentum=unflatten(momenta),
         second=SecondMoments(*map(unflatten, seconds)),
