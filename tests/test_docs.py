@@ -140,6 +140,18 @@ def test_the_page_on_the_optimizer_runs(tmp_path, monkeypatch):
     assert (tmp_path / "diagnostics.png").is_file()
 
 
+def test_the_page_on_finetuning_runs(tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "finetuning.md"
+    assert missing_paths(page.read_text()) == []
+    monkeypatch.chdir(tmp_path)
+    ((language, body),), _ = code(page.read_text())
+    assert language == "python"
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(body, str(page), "exec"), {})
+    assert "'validation/accuracy': 0.9" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "mine" / "checkpoints").is_dir()
+
+
 def test_makefile_commands_exist():
     """The Makefile runs modules that are there."""
     text = (ROOT / "Makefile").read_text()
