@@ -112,6 +112,7 @@ def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
     run = {**base, "model": {**base["model"], "trainable": trainable}}
     # Where files lie, and how many may be broken, decides nothing, and every optimizer
     # has its own settings.
+    run.pop("export", None)
     run["inputs"] = {
         k: v
         for k, v in base["inputs"].items()
