@@ -35,18 +35,18 @@ def task(name: str) -> ml_collections.ConfigDict:
     config.inputs = dict(
         task=name,
         data_dir="",
-        most=most,
+        max_examples=most,
         max_unreadable=100,
-        side=64,
-        seconds=1.6,
+        image_size=64,
+        audio_seconds=1.6,
         text_length=12,
         caption_length=12,
         encoders=dict(image="efficientnet_lite0", text="minilm", audio="whisper_tiny"),
         # Last layers that train; 0: all. What is below is computed once.
-        trained=dict(image=1, text=1, audio=1),
+        trainable_layers=dict(image=1, text=1, audio=1),
         # Features that are averaged below the layers that train.
-        pool=dict(audio=4),
-        cache="runs/features",
+        pool_size=dict(audio=4),
+        feature_cache_dir="runs/features",
     )
     config.model = dict(
         fusion=dict(
@@ -84,8 +84,8 @@ def own() -> ml_collections.ConfigDict:
     """Your own samples, ``--config.inputs.task=FILE.jsonl``."""
     config = task("tuxpaint_trimodal")
     config.inputs.task = "samples.jsonl"
-    config.inputs.side = 128
-    config.inputs.seconds = 4.0
+    config.inputs.image_size = 128
+    config.inputs.audio_seconds = 4.0
     config.inputs.text_length = 64
     config.inputs.caption_length = 32
     config.loop.num_steps = 500
@@ -103,8 +103,8 @@ def smoke() -> ml_collections.ConfigDict:
     config.loop.eval_every = 2
     config.loop.log_every = 1
     config.loop.checkpoint_every = 2
-    config.inputs.most = 24
-    config.inputs.cache = ""
+    config.inputs.max_examples = 24
+    config.inputs.feature_cache_dir = ""
     config.optimizer.name = "hand_designed"
     return config
 

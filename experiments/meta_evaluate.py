@@ -65,8 +65,10 @@ def measured(
     if record := records.fresh_record(path, fingerprint, setup):
         return record
     # Fingerprint and name are those of the task as it is.
-    told = dataclasses.replace(task, gives_value=True) if entrant.needs_value else task
-    run = InnerRun(told, entrant.make(task), config.seeds_at_once)
+    given = (
+        dataclasses.replace(task, provides_loss=True) if entrant.needs_value else task
+    )
+    run = InnerRun(given, entrant.make(task), config.seeds_at_once)
     tuned, settings, budgets = Tuned({}, [], 0.0), entrant.settings, config.budgets
     if entrant.tuned:
         tuned = tune_on_task(

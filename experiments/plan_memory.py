@@ -108,7 +108,7 @@ def row(
         trainable: ``all`` or ``lora``.
         optimizer: its name.
         at_most: examples a shard to look for the largest batch up to; 0: not at all.
-        tell: is told of every batch size that is compiled.
+        tell: called with every batch size before it is compiled.
     """
     import jax
     from flax import nnx

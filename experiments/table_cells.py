@@ -116,7 +116,7 @@ def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
     run["inputs"] = {
         k: v
         for k, v in base["inputs"].items()
-        if k not in ("cache", "data_dir", "max_unreadable")
+        if k not in ("data_dir", "feature_cache_dir", "max_unreadable")
     }
     run["optimizer"] = {k: base["optimizer"][k] for k in ("num_steps", "stacked")}
     return run

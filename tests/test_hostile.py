@@ -132,10 +132,10 @@ def test_the_change_moves_classes_and_tokens_until_it_comes():
 
 
 def test_the_optimizer_is_told_the_wrong_length():
-    steps = {name: int(c.told_steps(90)) for name, c in CONDITIONS.items()}
+    steps = {name: int(c.horizon(90)) for name, c in CONDITIONS.items()}
     assert steps["ordinary"] == steps["10 x longer"] == 90
     assert steps["told 3 x too long"] == 270 and steps["told 3 x too short"] == 30
-    assert int(Condition(told=0.1).told_steps(1)) == 1
+    assert int(Condition(horizon_factor=0.1).horizon(1)) == 1
 
 
 # Runs

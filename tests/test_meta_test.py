@@ -418,13 +418,13 @@ def test_divergence_is_an_outcome_and_a_search_survives_it(tmp_path):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_untuned_rivals_take_the_loss_and_reduce_it(name):
-    task = line_task(gives_value=False)
+    task = line_task(provides_loss=False)
     config = MetaTestConfig(tasks=("line",), untuned=(name,))
     rival, *tuned = entrants(config)
     assert rival.name == name and not rival.tuned and all(e.tuned for e in tuned)
     needs = name in ("momo_default", "momo_adam_default")
     assert rival.needs_value == needs
-    task = dataclasses.replace(task, gives_value=needs)
+    task = dataclasses.replace(task, provides_loss=needs)
     run = InnerRun(task, rival.make(task))
     start, _ = run([1], 0, rival.settings)
     found, _ = run([1], 60, rival.settings)

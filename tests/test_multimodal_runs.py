@@ -157,8 +157,10 @@ def test_halves_are_the_whole(modality):
 
 
 def test_features_out_of_a_file_are_those_that_were_computed(root, tmp_path):
-    plain = read_inputs(inputs_config(root, pool={"audio": 5}))
-    config = inputs_config(root, pool={"audio": 5}, cache=str(tmp_path))
+    plain = read_inputs(inputs_config(root, pool_size={"audio": 5}))
+    config = inputs_config(
+        root, pool_size={"audio": 5}, feature_cache_dir=str(tmp_path)
+    )
     written, read = read_inputs(config), read_inputs(config)
     assert len(list(tmp_path.glob("toy_classify-*-*.npz"))) == 9
     for inputs in (written, read):
@@ -166,7 +168,7 @@ def test_features_out_of_a_file_are_those_that_were_computed(root, tmp_path):
     x, real = plain.splits["train"]["audio"]
     assert x.shape == (48, 2, 12) and real.all()
     with pytest.raises(ValueError, match="cannot be averaged by 3"):
-        read_inputs(inputs_config(root, pool={"audio": 3}))
+        read_inputs(inputs_config(root, pool_size={"audio": 3}))
 
 
 def test_pooling_heeds_what_is_real():
@@ -264,7 +266,7 @@ def test_with_adapters_encoders_stay_as_they_are(root):
 
 
 def test_a_whole_encoder_trains_from_the_inputs_themselves(root):
-    inputs = read_inputs(inputs_config(root, trained={}))
+    inputs = read_inputs(inputs_config(root, trainable_layers={}))
     assert inputs.splits["train"]["image"].shape == (48, 16, 16, 3)
     parts = build_multimodal(MODEL, inputs)
     names = paths_of(parts.params)
@@ -323,7 +325,7 @@ def test_errors_of_runs(root, tmp_path):
     with pytest.raises(ValueError, match=r"loop.num_steps=24 and optimizer.num_steps"):
         dataclasses.replace(config, optimizer=OptimizerConfig("adamw", num_steps=23))
     with pytest.raises(ValueError, match="did you mean 'image'"):
-        inputs_config(root, trained={"imgae": 1})
+        inputs_config(root, trainable_layers={"imgae": 1})
     with pytest.raises(MissingDataError, match="--only encoders"):
         read_inputs(dataclasses.replace(config.workload.inputs, data_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="is damaged: its SHA-256 is"):

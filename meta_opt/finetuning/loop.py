@@ -300,7 +300,7 @@ class Trainer:
         return means["train/loss"]
 
     def _log_resources(self, steps: int) -> None:
-        """Writes times and memory, and tells of what is unusual."""
+        """Writes times and memory, and warns of what is unusual."""
         names = ("train_seconds", "input_seconds", "compile_seconds")
         timing: dict[str, float] = {name: getattr(self, name) for name in names}
         timing["step_seconds"] = (self.train_seconds - self._logged_seconds) / steps

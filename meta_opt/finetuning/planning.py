@@ -105,7 +105,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
 
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # Whatever the plugin raises is told.
+    except Exception as error:  # Whatever the plugin raises.
         raise ValueError(
             f"no topology {topology!r} (such as v5e:2x2, v4:2x2x2, v6e:4x4): "
             f"{_first_line(error)}; compiling for TPU needs `pip install libtpu`"

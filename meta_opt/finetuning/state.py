@@ -24,7 +24,7 @@ class TrainState:
     Attributes:
         step: int32 [], how many updates were made.
         params: pytree of arrays, the trainable part; all that the optimizer sees.
-        frozen: pytree of arrays, the rest of the model; empty in full fine-tuning.
+        frozen: pytree of arrays that do not train; empty in full fine-tuning.
         opt_state: state of the optimizer.
         rng: typed PRNG key [], constant; each step folds its number in.
         nonfinite: int32 [], how many steps had a loss that was not finite.
@@ -63,7 +63,7 @@ def init_state(
 
     Args:
         params: pytree of arrays, the trainable part.
-        frozen: pytree of arrays, the rest.
+        frozen: pytree of arrays that do not train.
         tx: the optimizer.
         mesh: see :func:`meta_opt.parallel.mesh.make_mesh`.
         rules: layout of params and frozen.

@@ -51,7 +51,7 @@ def encoder_task(
         batch: B.
         trainable: ``all`` or ``lora``.
         horizons: smallest and largest number of inner steps.
-        value: whether the optimizer is told the loss.
+        value: whether the optimizer gets the loss.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
@@ -60,10 +60,10 @@ def encoder_task(
         InputsConfig(
             name,
             data_dir or "",
-            most=train,
+            max_examples=train,
             text_length=8,
-            trained={"image": 1, "text": 1, "audio": 1},
-            pool={"audio": 4},
+            trainable_layers={"image": 1, "text": 1, "audio": 1},
+            pool_size={"audio": 4},
         )
     )
     config = MultimodalModelConfig(
@@ -94,7 +94,7 @@ def encoder_task(
         ),
         batch_size=batch,
         stacked=STACKED,
-        gives_value=value,
+        provides_loss=value,
         horizons=horizons,
     )
 

@@ -124,7 +124,7 @@ def _task(
             else own_split(arrays, train, held_out)
         ),
         batch_size=batch,
-        gives_value=value,
+        provides_loss=value,
         feedback_every=feedback_every,
         horizons=horizons,
     )

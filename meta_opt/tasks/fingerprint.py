@@ -31,7 +31,7 @@ def task_fingerprint(task: Task) -> dict[str, Any]:
         "params": str(jax.tree.map(lambda p: (p.shape, str(p.dtype)), params)),
         "batch_size": task.batch_size,
         "stacked": task.stacked,
-        "gives_value": task.gives_value,
+        "provides_loss": task.provides_loss,
         "feedback_every": task.feedback_every,
         # Of a setting that tasks had once, so that stored results stay comparable.
         "gives_epochs": True,

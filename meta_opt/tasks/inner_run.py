@@ -75,7 +75,7 @@ def train_and_judge(
     """Trains ``task`` once for each key and judges the trained parameters.
 
     Pure. The same key gives the same initial parameters and batches, whatever the
-    optimizer. The optimizer is told the loss as ``value`` and the validation loss as
+    optimizer. The optimizer gets the loss as ``value`` and the validation loss as
     ``feedback`` where the task says so.
 
     Args:
@@ -83,14 +83,14 @@ def train_and_judge(
         make_tx: builds the optimizer from the number of steps.
         keys: random keys, [seeds].
         num_steps: length of the runs; may be traced, so that one program serves all.
-        condition: disturbs what is trained on and what the optimizer is told; its
+        condition: perturbs the data and what the optimizer gets; its
             ``length`` is for the caller to heed.
 
     Returns:
         Loss and error rate on all validation and all test examples.
     """
     size = count_of(task.splits.train)
-    tx = make_tx(num_steps if condition is None else condition.told_steps(num_steps))
+    tx = make_tx(num_steps if condition is None else condition.horizon(num_steps))
     classes = {} if condition is None else largest(task.splits.train)
 
     def run(key: jax.Array) -> Outcome:

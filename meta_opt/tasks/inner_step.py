@@ -53,7 +53,7 @@ def inner_step(
     if perturb is not None:
         value, grads = perturb(value, grads, params)
     provided = {}
-    if task.gives_value:
+    if task.provides_loss:
         provided["value"] = value
     if task.feedback_every:
         provided["feedback"] = jax.lax.cond(

@@ -42,7 +42,7 @@ class Condition(NamedTuple):
 
     Attributes:
         length: steps of the run over those of an ordinary one.
-        told: ``num_steps`` that the optimizer is told, over the steps of the run.
+        horizon_factor: ``num_steps`` of the optimizer over the steps of the run.
         broken: share of steps, at random, whose loss and gradient are NaN.
         spikes: share of steps, at random, whose loss and gradient are 1e6 times as
             large.
@@ -61,7 +61,7 @@ class Condition(NamedTuple):
     """
 
     length: Number = 1.0
-    told: Number = 1.0
+    horizon_factor: Number = 1.0
     broken: Number = 0.0
     spikes: Number = 0.0
     scale: Number = 1.0
@@ -71,10 +71,10 @@ class Condition(NamedTuple):
     change: Number = 0.0
     coarse: Number = 0.0
 
-    def told_steps(self, num_steps: jax.Array | int) -> jax.Array:
-        """The number of steps that the optimizer is told, int32 []."""
-        told = jnp.round(self.told * jnp.float32(num_steps))
-        return jnp.maximum(told, 1.0).astype(jnp.int32)
+    def horizon(self, num_steps: jax.Array | int) -> jax.Array:
+        """``num_steps`` of the optimizer, int32 []."""
+        horizon = jnp.round(self.horizon_factor * jnp.float32(num_steps))
+        return jnp.maximum(horizon, 1.0).astype(jnp.int32)
 
     def batch(self, batch: Arrays, classes: Arrays, moment: Moment) -> Arrays:
         """The examples that a step is trained on.
@@ -189,7 +189,7 @@ CONDITIONS: dict[str, Condition] = {
     "change of the data": Condition(change=0.5),
     "bfloat16 gradients": Condition(coarse=1.0),
     "10 x longer": Condition(length=10.0),
-    "told 3 x too long": Condition(told=3.0),
-    "told 3 x too short": Condition(told=1 / 3),
+    "told 3 x too long": Condition(horizon_factor=3.0),
+    "told 3 x too short": Condition(horizon_factor=1 / 3),
 }
 """Conditions by name, the ordinary one first, for comparison."""

@@ -201,7 +201,7 @@ def layer_task(
         loss=loss,
         splits=own_split(parts, train, 400),
         batch_size=batch,
-        gives_value=value,
+        provides_loss=value,
         horizons=horizons,
     )
 

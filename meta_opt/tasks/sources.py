@@ -338,10 +338,10 @@ def encoder_layer(
         InputsConfig(
             task[ENCODER_DATASET[encoder]],
             data_dir or "",
-            most=600,
+            max_examples=600,
             text_length=8,
-            trained={"image": 1, "text": 1, "audio": 1},
-            pool={"audio": 4},
+            trainable_layers={"image": 1, "text": 1, "audio": 1},
+            pool_size={"audio": 4},
         )
     )
     modality = _MODALITY[encoder]

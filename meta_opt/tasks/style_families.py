@@ -112,7 +112,7 @@ class StyleFamily:
         held_out: examples to judge by; half as many validate.
         batch: B.
         horizons: smallest and largest number of steps.
-        value: whether the optimizer is told the loss.
+        value: whether the optimizer gets the loss.
         feedback_every: steps between values of ``feedback``; 0 for none.
     """
 
@@ -151,7 +151,7 @@ class StyleFamily:
                 else own_split(arrays, self.train, self.held_out)
             ),
             batch_size=self.batch,
-            gives_value=self.value,
+            provides_loss=self.value,
             feedback_every=self.feedback_every,
             horizons=self.horizons,
         )

@@ -55,7 +55,7 @@ class Task:
         splits: the data.
         batch_size: examples of an inner step.
         stacked: pattern of scan-stacked parameters, for the optimizer.
-        gives_value: whether the optimizer is told the loss.
+        provides_loss: whether the optimizer gets the loss.
         feedback_every: steps between values of ``feedback``; 0 for none.
         horizons: smallest and largest number of inner steps.
         train_loss: ``(params, arrays, key) -> (loss, error)`` of a training batch where
@@ -70,7 +70,7 @@ class Task:
     splits: Splits
     batch_size: int = 32
     stacked: str | None = None
-    gives_value: bool = True
+    provides_loss: bool = True
     feedback_every: int = 0
     horizons: tuple[int, int] = (40, 300)
     train_loss: (

@@ -44,26 +44,27 @@ class InputsConfig:
             of tar files; see `meta_opt.data.jsonl_samples`.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
-        most: samples of a split at most; 0: all of them.
+        max_examples: samples of a split at most; 0: all of them.
         max_unreadable: files of the user's that may be skipped as unreadable.
-        side: of pictures and frames in pixels.
-        seconds: of sound.
+        image_size: of pictures and frames in pixels.
+        audio_seconds: of sound.
         text_length: S, tokens that an encoder reads.
         caption_length: S, tokens of a caption that is written.
         encoders: by modality, names of `meta_opt.models.encoders`; video is seen by
             that of images.
-        trained: by modality, how many of its last layers train; 0: all of it.
-        pool: by modality, features in a row that are averaged before the layers that
-            train; 1: none. Only where some layers do not train.
-        cache: folder for what the lower layers give; "" computes it for each run.
+        trainable_layers: by modality, how many of the last layers train; 0: all.
+        pool_size: by modality, consecutive features that are averaged before the layers
+            that train; 1: none. Only where some layers do not train.
+        feature_cache_dir: folder for the features of the layers that do not train; ""
+            computes them for each run.
     """
 
     task: str
     data_dir: str = ""
-    most: int = 0
+    max_examples: int = 0
     max_unreadable: int = 100
-    side: int = 64
-    seconds: float = 1.6
+    image_size: int = 64
+    audio_seconds: float = 1.6
     text_length: int = 16
     caption_length: int = 12
     encoders: Mapping[str, str] = dataclasses.field(
@@ -73,15 +74,15 @@ class InputsConfig:
             "audio": "whisper_tiny",
         }
     )
-    trained: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    pool: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    cache: str = ""
+    trainable_layers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    pool_size: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    feature_cache_dir: str = ""
 
     def __post_init__(self) -> None:
         """Checks the names and ranges."""
         if not is_path(self.task):
             check_name("inputs.task", self.task, TASKS)
-        for field in ("trained", "pool"):
+        for field in ("trainable_layers", "pool_size"):
             check_keys(f"inputs.{field}", getattr(self, field), self.encoders)
         if self.max_unreadable < 0:
             raise ValueError(
@@ -126,8 +127,8 @@ def read_inputs(config: InputsConfig) -> Inputs:
     root = config.data_dir or default_data_dir()
     task = find_task(config.task, config.max_unreadable)
     samples = {
-        split: read_split(task, config.task, split, root, config.side).at_most(
-            config.most
+        split: read_split(task, config.task, split, root, config.image_size).at_most(
+            config.max_examples
         )
         for split in SPLITS
     }
@@ -142,7 +143,7 @@ def read_inputs(config: InputsConfig) -> Inputs:
         if lower is None:
             continue
         kept = _Kept(config, reader, root)
-        pool = 1 if reader == "video" else config.pool.get(reader, 1)
+        pool = 1 if reader == "video" else config.pool_size.get(reader, 1)
         for split, arrays in raw.items():
             arrays[reader] = kept(split, arrays[reader], lower, pool)
     return Inputs(
@@ -165,13 +166,14 @@ def _halves(
     config: InputsConfig, modality: str, root: str | os.PathLike
 ) -> tuple[Callable[[Any], PyTree] | None, nnx.Module]:
     """What of an encoder does not train, None if all of it does, and what does."""
-    name, trained = config.encoders[modality], config.trained.get(modality, 0)
+    name, trained = config.encoders[modality], config.trainable_layers.get(modality, 0)
     encoder = load_encoder(name, encoder_folder(name, root))
     if not trained:
         return None, encoder
     if not isinstance(encoder, Divisible):
         raise ValueError(
-            f"inputs.trained: the encoder {name!r} cannot be cut; train all of it (0)"
+            f"inputs.trainable_layers: the encoder {name!r} cannot be divided; train "
+            "all of it (0)"
         )
     return encoder.halves(trained)
 
@@ -195,7 +197,9 @@ def _arrays(
         reader = FolderTokenizer(folder, 0)
         found["text"] = reader.encode(found["text"], config.text_length)
     if "audio" in found:
-        found["audio"] = spectrograms(found["audio"], config.seconds, samples.rate)
+        found["audio"] = spectrograms(
+            found["audio"], config.audio_seconds, samples.rate
+        )
     found |= {f"{m}_present": there for m, there in samples.present().items()}
     if kind == "classify":
         found["label"] = samples.label
@@ -242,11 +246,13 @@ class _Kept:
         about = (encoder_folder(encoder, root) / "about.json").read_text("utf-8")
         settings = {
             "encoder": json.loads(about),
-            "trained": config.trained,
-            "pool": config.pool,
+            "trained": config.trainable_layers,
+            "pool": config.pool_size,
         }
         self._key = json.dumps(settings, sort_keys=True).encode()
-        self._folder = Path(config.cache) if config.cache else None
+        self._folder = (
+            Path(config.feature_cache_dir) if config.feature_cache_dir else None
+        )
         self._name = f"{Path(config.task).stem}-{modality}"
 
     def __call__(

@@ -106,7 +106,7 @@ class Entrant:
         make: task to ``(num_steps, settings) -> optimizer``.
         setup: JSON values that its results depend on.
         settings: those it runs with; None if they are to be tuned.
-        needs_value: whether it is told the loss on every task, as MoMo must be.
+        needs_value: whether it gets the loss on every task, as MoMo must be.
     """
 
     name: str

@@ -101,6 +101,6 @@ def icons_fusion(folder: str | None) -> Task:
         splits=deal(arrays, 500, 150, 300, seed=5),
         batch_size=24,
         horizons=(80, 400),
-        gives_value=False,
+        provides_loss=False,
         train_loss=loss,
     )

@@ -41,5 +41,5 @@ def iris_mlp(folder: str | None) -> Task:
         splits=deal(arrays, 60, 30, 59, seed=1),
         batch_size=8,
         horizons=(50, 300),
-        gives_value=False,
+        provides_loss=False,
     )

@@ -52,5 +52,5 @@ def terrain_siren(folder: str | None) -> Task:
         splits=deal(arrays, 6000, 1000, 2000),
         batch_size=128,
         horizons=(200, 1000),
-        gives_value=False,
+        provides_loss=False,
     )
