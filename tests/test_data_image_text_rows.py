@@ -112,13 +112,13 @@ def test_webdataset(tmp_path):
 
 def test_batches_come_from_it_and_resume(tmp_path):
     source = pictures(jsonl(tmp_path))
-    config = PipelineConfig(batch_size=2, seed=3, text_length=6)
-    iterator = make_iterator(source, load_tokenizer(), config)
+    config = PipelineConfig(text_length=6)
+    iterator = make_iterator(source, load_tokenizer(), config, 2, seed=3)
     first = [next(iterator) for _ in range(2)]
     state = iterator.get_state()
     later = next(iterator)
     assert first[0]["image"].shape == (2, 8, 8, 3)
-    other = make_iterator(source, load_tokenizer(), config)
+    other = make_iterator(source, load_tokenizer(), config, 2, seed=3)
     other.set_state(state)
     np.testing.assert_array_equal(next(other)["image"], later["image"])
 
@@ -152,14 +152,14 @@ def test_nothing_readable(tmp_path):
 
 def test_random_captions_are_drawn_from_all_of_a_picture(tmp_path):
     path = jsonl(tmp_path, text=["first", "second"])
-    config = PipelineConfig(batch_size=5, captions="random", text_length=6)
+    config = PipelineConfig(captions="random", text_length=6)
     tokenizer = load_tokenizer()
-    iterator = make_iterator(pictures(path), tokenizer, config)
+    iterator = make_iterator(pictures(path), tokenizer, config, 5)
     texts = {
         text for _ in range(4) for text in tokenizer.decode(next(iterator)["text"])
     }
     assert texts == {"first", "second"}
-    first = make_iterator(pictures(path), tokenizer, PipelineConfig(batch_size=5))
+    first = make_iterator(pictures(path), tokenizer, PipelineConfig(), 5)
     assert set(tokenizer.decode(next(first)["text"])) == {"first"}
 
 

@@ -27,8 +27,10 @@ def source():
 
 def batches(source, count=None, state=None, rows=None, **settings):
     """Returns ``count`` batches, or all, and the state after them."""
-    config = PipelineConfig(**{"batch_size": 4, "seed": 3, **settings})
-    iterator = make_iterator(source, load_tokenizer(), config, rows)
+    given = {"batch_size": 4, "seed": 3, **settings}
+    of_batch = {name: given.pop(name) for name in ("batch_size", "seed")}
+    config = PipelineConfig(**given)
+    iterator = make_iterator(source, load_tokenizer(), config, rows=rows, **of_batch)
     if state is not None:
         iterator.set_state(state)
     taken = list(iterator) if count is None else [next(iterator) for _ in range(count)]
@@ -178,16 +180,16 @@ def test_a_small_source_is_refused(source):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"seed": 2**32}, "seed must be below"),
+        ({"seed": 2**32}, "and below"),
         ({"num_epochs": 0}, "num_epochs must be at least 1"),
         ({"captions": "any"}, "one of first, random, not 'any'"),
     ],
 )
-def test_bad_settings(settings, message):
+def test_bad_settings(source, settings, message):
     with pytest.raises(ValueError, match=message):
-        PipelineConfig(**settings)
+        batches(source, 1, **settings)
 
 
 def test_misspelt_setting():
-    with pytest.raises(ValueError, match="'batchsize'; did you mean 'batch_size'"):
-        from_config(PipelineConfig, {"batchsize": 3})
+    with pytest.raises(ValueError, match="'croppixels'; did you mean 'crop_pixels'"):
+        from_config(PipelineConfig, {"croppixels": 3})

@@ -230,8 +230,8 @@ def test_emoji_captions(emoji_root):
 
 def test_pipeline_reads_a_prepared_dataset(emoji_root):
     source = data.tfds_source("emoji", "train", emoji_root)
-    config = data.PipelineConfig(batch_size=8)
-    batch = next(data.make_iterator(source, data.load_tokenizer(), config))
+    config = data.PipelineConfig()
+    batch = next(data.make_iterator(source, data.load_tokenizer(), config, 8))
     assert batch["image"].shape == (8, 64, 64, 3)
 
 

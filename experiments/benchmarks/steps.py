@@ -103,7 +103,6 @@ def bench_input() -> Iterator[Ratio]:
     config = ModelConfig(weights="", size=_SIZE.value)
     reading = read_preprocessing(config, 16 if _SIZE.value == "nano" else None)
     pipeline = PipelineConfig(
-        batch_size=_BATCH.value,
         text_length=reading.text_length,
         num_threads=os.cpu_count() or 1,
     )
@@ -111,7 +110,7 @@ def bench_input() -> Iterator[Ratio]:
     with tempfile.TemporaryDirectory() as folder:
         data = DataConfig(name=str(write_pictures(Path(folder), 256)))
         source = Splits(data, reading.fit).train()
-        batches = make_iterator(source, reading.tokenizer, pipeline)
+        batches = make_iterator(source, reading.tokenizer, pipeline, _BATCH.value)
         # One after the other: side by side they would share the processor's cores.
         ms = medians({"input": lambda: next(batches)}, _ROUNDS.value)
         ms |= medians({"step": step}, _ROUNDS.value)

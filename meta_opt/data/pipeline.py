@@ -25,8 +25,6 @@ class PipelineConfig:
     """How batches are made.
 
     Attributes:
-        batch_size: B, of all processes together.
-        seed: of the order and of the augmentation, 0 to 2**32 - 1.
         shuffle: a new order in each epoch; else the source's own.
         num_epochs: passes over the source, each without its remainder; None for ever.
         text_length: S, tokens of a caption; None stands for the model's context and is
@@ -41,8 +39,6 @@ class PipelineConfig:
             they are asked for. The batches are the same.
     """
 
-    batch_size: int = 128
-    seed: int = 0
     shuffle: bool = True
     num_epochs: int | None = None
     text_length: int | None = 16
@@ -54,8 +50,6 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         least = {
-            "batch_size": 1,
-            "seed": 0,
             "text_length": 2,
             "prompt_length": 1,
             "crop_pixels": 0,
@@ -65,8 +59,6 @@ class PipelineConfig:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name} must be at least {bound}, not {value}")
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32, not {self.seed}")
         if self.num_epochs is not None and self.num_epochs < 1:
             raise ValueError(
                 f"num_epochs must be at least 1, or None for ever, not "
@@ -82,6 +74,8 @@ def make_iterator(
     source: Source,
     tokenizer: TextTokenizer,
     config: PipelineConfig,
+    batch_size: int,
+    seed: int = 0,
     rows: np.ndarray | None = None,
     prompts: EncodePrompts | None = None,
 ) -> grain.DatasetIterator[Batch]:
@@ -99,6 +93,8 @@ def make_iterator(
             a batch at a time, any other's one by one.
         tokenizer: of the captions.
         config: how batches are made.
+        batch_size: B, of all processes together.
+        seed: of the order and of the augmentation, 0 to 2**32 - 1.
         rows: int [B], which rows of each batch to make, of its ``batch_size``
             (`meta_opt.parallel.mesh.local_rows`); None for all.
         prompts: encodes the records' prompts, as
@@ -111,23 +107,26 @@ def make_iterator(
 
     Raises:
         ValueError: if the source has fewer records than a batch, or it has no such
-            rows.
+            rows, or the seed is out of range.
     """
-    if len(source) < config.batch_size:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be at least 0 and below 2**32, not {seed}")
+    if len(source) < batch_size:
         raise ValueError(
-            f"a batch of {config.batch_size} needs as many records and the source has "
+            f"a batch of {batch_size} needs as many records and the source has "
             f"{len(source)}: lower batch_size or take a larger split"
         )
-    rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
-    if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
         raise ValueError(
-            f"rows of a batch of {config.batch_size} are 0 to "
-            f"{config.batch_size - 1}, not {rows}"
+            f"rows of a batch of {batch_size} are 0 to {batch_size - 1}, not {rows}"
         )
-    dataset = grain.MapDataset.range(len(source)).seed(config.seed)
+    dataset = grain.MapDataset.range(len(source)).seed(seed)
     if config.shuffle:
         dataset = dataset.shuffle()
-    dataset = dataset.batch(config.batch_size, drop_remainder=True, batch_fn=np.asarray)
+    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
     dataset = dataset.repeat(config.num_epochs)
     dataset = dataset.random_map(_Loader(source, tokenizer, config, rows, prompts))
     options = grain.ReadOptions(
@@ -209,7 +208,7 @@ class _Loader:
 
     def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
         config, rows = self._config, self._rows
-        size = config.batch_size
+        size = len(indices)
         # Drawn for the whole batch, so that a row does not depend on which others are
         # wanted.
         variant = rng.random(size)

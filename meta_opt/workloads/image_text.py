@@ -36,7 +36,7 @@ class ImageTextConfig:
     Attributes:
         model: the model.
         data: training, validation and test data.
-        pipeline: how batches are made; its ``batch_size`` and ``seed`` are the run's.
+        pipeline: how batches are made.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -88,9 +88,14 @@ class ImageTextConfig:
         def train_batches(
             batch_size: int, seed: int = 0, rows: np.ndarray | None = None
         ) -> Batches:
-            settings = dataclasses.replace(pipeline, batch_size=batch_size, seed=seed)
             iterator = make_iterator(
-                source, preprocessing.tokenizer, settings, rows, preprocessing.prompts
+                source,
+                preprocessing.tokenizer,
+                pipeline,
+                batch_size,
+                seed,
+                rows,
+                preprocessing.prompts,
             )
             return CountedBatches(iterator, splits.unreadable, len(source))
 
