@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from meta_opt.types import near_match
+
+_ARGUMENTS = tuple(sys.argv[1:])
 # The commands' own flags are in their --help.
 flags.disclaim_key_flags()
 
@@ -65,7 +69,7 @@ def command_line(*hidden: str) -> str:
     """
     module = Path(sys.argv[0]).stem
     kept, skip = [], False
-    for argument in sys.argv[1:]:
+    for argument in _ARGUMENTS:
         if skip:
             skip = False
             continue
@@ -75,6 +79,28 @@ def command_line(*hidden: str) -> str:
             continue
         kept.append(argument)
     return " ".join([f"python -m experiments.{module}", *kept])
+
+
+def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments, and the keys of settings that are given as None.
+
+    ml_collections parses by the type of a setting's value, and no number parses None.
+    """
+    pattern = re.compile(r"--?config\.([\w.]+)=None")
+    keys = [found[1] for a in argv if (found := pattern.fullmatch(a))]
+    return [a for a in argv if not pattern.fullmatch(a)], keys
+
+
+def _set_none(keys: Sequence[str]) -> None:
+    for key in keys:
+        node, parent, name = flags.FLAGS["config"].value, None, ""
+        for name in key.split("."):
+            if name not in node:
+                near = near_match(name, node)
+                raise ValueError(f"--config.{key}=None: no setting {name!r}{near}")
+            parent, node = node, node[name]
+        with parent.ignore_type():
+            parent[name] = None
 
 
 def run(
@@ -105,6 +131,9 @@ def run(
 
         start = distributed
 
+    # Read by ml_collections too.
+    sys.argv, absent = _without_none(sys.argv)
+
     def body(argv: Sequence[str]) -> None:
         if len(argv) > 1 and not arguments:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
@@ -116,6 +145,7 @@ def run(
 
         name = Path(sys.argv[0]).stem
         try:
+            _set_none(absent)
             if prepare is not None:
                 prepare()
             with start() as first:

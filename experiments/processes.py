@@ -44,6 +44,11 @@ def distributed() -> Iterator[bool]:
     try:
         start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         count = jax.process_count()
+    except AssertionError:  # JAX's own, where a platform that is named has no plugin.
+        sys.exit(
+            f"start-up: JAX finds no device for JAX_PLATFORMS="
+            f"{os.environ.get('JAX_PLATFORMS', '')!r}: install its plugin, or unset it"
+        )
     except (ValueError, RuntimeError) as error:
         sys.exit(f"start-up: {error}")
     if count == 1:
