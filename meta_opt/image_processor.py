@@ -10,12 +10,13 @@ where version 5 of Transformers writes them and which is read first, as it does.
 """
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from meta_opt.text_files import read_json
 
 _OWN_FILE = "preprocessor_config.json"
 _JOINT_FILE = "processor_config.json"
@@ -220,22 +221,12 @@ def read_image_processor(folder: str | os.PathLike) -> ImageProcessor:
         ValueError: a damaged file, or settings that are not known.
     """
     joint, own = Path(folder) / _JOINT_FILE, Path(folder) / _OWN_FILE
-    nested = _read(joint).get("image_processor") if joint.is_file() else None
+    nested = read_json(joint).get("image_processor") if joint.is_file() else None
     if nested is not None:
         if not isinstance(nested, dict):
             raise ValueError(f"{joint} is damaged: image_processor is no JSON object")
         return ImageProcessor(nested, str(joint))
-    return ImageProcessor(_read(own) if own.is_file() else {}, str(own))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
-    return found
+    return ImageProcessor(read_json(own) if own.is_file() else {}, str(own))
 
 
 def _set(given: Mapping[str, Any]) -> dict[str, Any]:

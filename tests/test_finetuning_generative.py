@@ -155,7 +155,7 @@ def test_the_command_answers_about_pictures(run, questions, monkeypatch, capsys)
         command.main(["answer", "gone.png"])
     with (
         flagsaver.flagsaver(**settings),
-        pytest.raises(SystemExit, match=r"jsonl cannot be read as a picture: no pict"),
+        pytest.raises(SystemExit, match=r"jsonl cannot be read: no picture"),
     ):
         command.main(["answer", str(questions)])
 

@@ -124,7 +124,7 @@ def test_it_learns_and_measures_retrieval(run):
     assert {"loss", "i2t_r1", "t2i_r1", "i2t_r5", "t2i_medr"} <= test.keys()
     assert not [name for name in test if name.startswith("zero_shot")]
     assert data["unreadable_pictures"] == {}
-    assert data["examples"] == {"train": 30, "validation": 4, "test": 6}
+    assert data["examples"] == {"train": 33, "validation": 4, "test": 3}
     written = json.loads((workdir / "result.json").read_text())
     assert written["test"] == test and written["unreadable"] == 0
     assert "validation/i2t_r1" in written["validation"]

@@ -94,7 +94,11 @@ def test_thirty_steps_are_the_golden_ones(rule):
     found = trajectory(rule)
     assert sorted(found) == sorted(golden)
     for name, expected in golden.items():
-        np.testing.assert_allclose(found[name], expected, 1e-6, 1e-6, err_msg=name)
+        # Compilers sum in other orders, and an element of the bfloat16 momentum that
+        # rounds the other way is 2**-8 of itself away.
+        coarse = "/momentum/" in name or "params/head/kernel" in name
+        rtol, atol = (2**-7, 1e-4) if coarse else (1e-4, 1e-5)
+        np.testing.assert_allclose(found[name], expected, rtol, atol, err_msg=name)
     moved = found[f"{rule}/{STEPS}/params/embed"] - np.asarray(start()["embed"])
     assert np.abs(moved).min() > 1e-5  # Every element has been somewhere.
 

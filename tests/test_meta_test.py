@@ -451,7 +451,7 @@ def test_calibrated_rivals_are_stale_under_another_setting(monkeypatch):
     assert entrants(config)[0].setup != one.setup
     with pytest.raises(ValueError, match="did you mean 'nadamw'"):
         calibrated("nadam", 10)
-    with pytest.raises(ValueError, match="no untuned rival"):
+    with pytest.raises(ValueError, match="no untuned baseline"):
         learning_rate_free("adamw", 10)
 
 

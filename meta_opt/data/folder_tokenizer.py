@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from meta_opt.data.text_files import read_json, read_text
 from meta_opt.data.tokenizer import check_texts
+from meta_opt.text_files import read_json, read_text
 
 _TOKENIZER = "tokenizer.json"
 _SETTINGS = "tokenizer_config.json"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.data.sample_schema import KEYS, Media, Sample, parse_fields
-from meta_opt.data.text_files import read_jsonl
 from meta_opt.data.webdataset import COMPRESSED, read_tar
+from meta_opt.text_files import read_jsonl
 
 _log = logging.getLogger(__name__)
 

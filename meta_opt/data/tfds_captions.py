@@ -7,7 +7,7 @@ from typing import Any
 
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.pictures import Picture
-from meta_opt.data.text_files import decode_text
+from meta_opt.text_files import decode_text
 from meta_opt.types import near_match
 
 CAPTIONS = ("caption", "captions", "text", "texts", "title", "name")

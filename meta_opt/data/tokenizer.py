@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from meta_opt.data.clipart import BUNDLED
-from meta_opt.data.text_files import read_text
+from meta_opt.text_files import read_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 """Their ids are 0, 1, 2, 3."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from meta_opt.data.sample_schema import Media, Sample, parse_fields
-from meta_opt.data.text_files import decode_text, parse_json
+from meta_opt.text_files import decode_text, parse_json
 
 _log = logging.getLogger(__name__)
 

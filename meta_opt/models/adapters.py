@@ -25,6 +25,7 @@ from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.parameters import by_path, some
 from meta_opt.models.peft import LEAVES, PREFIX, merge_layers, parse_config
 from meta_opt.models.vision_text import VisionText
+from meta_opt.text_files import read_json
 from meta_opt.types import from_config, write_atomic
 
 _FORMAT = 1
@@ -224,11 +225,7 @@ def _read(folder: Path, names: tuple[str, str]) -> tuple[dict[str, Any], bytes]:
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: no adapters of this format")
-    try:
-        about = json.loads((folder / names[0]).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / names[0]} is damaged: {error}") from None
-    return about, (folder / names[1]).read_bytes()
+    return read_json(folder / names[0]), (folder / names[1]).read_bytes()
 
 
 def _parse(path: Path, data: bytes) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from meta_opt import text_files
 from meta_opt.models.parameters import some
 from meta_opt.types import write_atomic
 
@@ -113,10 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}: not a model's folder")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    return text_files.read_json(path)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
