@@ -231,7 +231,7 @@ def test_readmes_commands_work_as_written(paligemma, questions, tmp_path):
     }
     heading = "### Captions and answers to questions"
     ran = run_readme(heading, tmp_path, fewer)
-    assert "huggingface written to answers" in ran["experiments.finetune"].stdout
+    assert "huggingface at answers" in ran["experiments.finetune"].stdout
     lines = ran["experiments.answer"].stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["photos/1.jpg", "photos/2.jpg"]
 

@@ -415,7 +415,7 @@ def test_readmes_commands_work_as_written(siglip, captions, tmp_path):
     ran = run_readme("## Fine-tune your own model on your own images", tmp_path, fewer)
     assert list(ran) == list(fewer)
     done = ran["experiments.finetune"]
-    assert "huggingface written to mine" in done.stdout
+    assert "huggingface at mine" in done.stdout
     assert "resuming runs/mine from step 6" in done.stderr
     again = ModelConfig(weights=str(tmp_path / "mine"))
     assert load_weights(again, read_preprocessing(again)).config.image_size == 16
