@@ -31,7 +31,7 @@ WORKDIR = cli.define_workdir(None, "Folder for logs and checkpoints.")
 
 def main(first: bool) -> None:
     """Builds, runs, reports."""
-    from meta_opt.finetuning.run import finetune, read_run_config
+    from meta_opt.finetuning.runs import finetune, read_run_config
     from meta_opt.workloads.image_text import ImageTextConfig
     from meta_opt.workloads.multimodal import MultimodalConfig
 

@@ -39,6 +39,7 @@ def distributed() -> Iterator[bool]:
     """
     import jax
 
+    from meta_opt.finetuning.interruption import Interrupted
     from meta_opt.parallel.processes import start_processes
 
     try:
@@ -63,6 +64,8 @@ def distributed() -> Iterator[bool]:
     absl_logging.get_absl_handler().addFilter(name_process)
     try:
         yield index == 0
+    except Interrupted:  # All of them stop after the same step.
+        raise
     except Exception as error:
         if isinstance(error, ValueError | FileNotFoundError):
             print(error, file=sys.stderr)

@@ -147,7 +147,7 @@ def _end_with(parent: int) -> None:
 @functools.lru_cache(maxsize=1)
 def _trial(base: str, trainable: str) -> Any:
     """The task's data and programs, kept while its cells are measured."""
-    from meta_opt.finetuning.run import read_run_config
+    from meta_opt.finetuning.runs import read_run_config
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
     from meta_opt.workloads.multimodal import MultimodalConfig

@@ -22,7 +22,7 @@ WORKDIR = cli.define_workdir("runs/tune", "Folder for the studies.")
 def main() -> None:
     """Builds, searches, writes."""
     from meta_opt.finetuning.interruption import Interrupted
-    from meta_opt.finetuning.run import read_run_config
+    from meta_opt.finetuning.runs import read_run_config
     from meta_opt.finetuning.state import fingerprint
     from meta_opt.finetuning.trial import Report, Trial
     from meta_opt.tuning.injected import injected

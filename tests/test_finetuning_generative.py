@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.tokenizer import load_tokenizer
-from meta_opt.finetuning.run import finetune, read_run_config
+from meta_opt.finetuning.runs import finetune, read_run_config
 from meta_opt.metrics.answers import answer_metrics, plain
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import Generative

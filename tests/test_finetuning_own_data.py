@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from meta_opt.data.pictures import UnreadableFilesError
 from meta_opt.finetuning.interruption import Interrupted
-from meta_opt.finetuning.run import finetune, read_run_config
+from meta_opt.finetuning.runs import finetune, read_run_config
 from meta_opt.models import adapters, huggingface, pretrained
 from meta_opt.models.parameters import by_path
 from meta_opt.models.vision_text import SIZES

@@ -37,7 +37,7 @@ def image_text(name):
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     from configs import finetune as configs
-    from meta_opt.finetuning.run import read_run_config
+    from meta_opt.finetuning.runs import read_run_config
     from meta_opt.workloads.image_text import ImageTextConfig
 
     config = configs.get_config(name)
@@ -47,7 +47,7 @@ def image_text(name):
 
 def multimodal(root, kind):
     from meta_opt.finetuning.loop_config import LoopConfig
-    from meta_opt.finetuning.run import RunConfig
+    from meta_opt.finetuning.runs import RunConfig
     from meta_opt.models.towers import STACKED
     from meta_opt.optimizers.registry import OptimizerConfig
     from meta_opt.workloads.multimodal import MultimodalConfig
@@ -60,7 +60,7 @@ def multimodal(root, kind):
 
 
 def measured(case, root):
-    from meta_opt.finetuning.run import finetune
+    from meta_opt.finetuning.runs import finetune
 
     if case in IMAGE_TEXT:
         finished = finetune(image_text(case))

@@ -25,7 +25,7 @@ from meta_opt.data.missing import MissingDataError
 from meta_opt.data.multimodal import read_task
 from meta_opt.data.samples import KINDS, MultimodalTask, Samples
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.run import RunConfig, finetune
+from meta_opt.finetuning.runs import RunConfig, finetune
 from meta_opt.models.encoders import Divisible
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.optimizers.decisions import read_decisions

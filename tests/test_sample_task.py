@@ -13,7 +13,7 @@ from meta_opt.data.multimodal import find_task, read_task
 from meta_opt.data.pictures import UnreadableFilesError
 from meta_opt.data.sample_task import sample_task
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.run import RunConfig, finetune
+from meta_opt.finetuning.runs import RunConfig, finetune
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.workloads.multimodal import MultimodalConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import nnx
 
-from meta_opt.finetuning.run import RunConfig, finetune
+from meta_opt.finetuning.runs import RunConfig, finetune
 from meta_opt.finetuning.state import fingerprint
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import load_theta

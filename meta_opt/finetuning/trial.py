@@ -7,7 +7,7 @@ from typing import Any
 import optax
 
 from meta_opt.finetuning.planning import peak_bytes
-from meta_opt.finetuning.run import RunConfig, run
+from meta_opt.finetuning.runs import RunConfig, run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import CachedStep, compile_step
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
