@@ -32,7 +32,9 @@ from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.reporting.decisions import plot_decisions
 from meta_opt.workloads import multimodal as multimodal_workload
+from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.multimodal import MultimodalConfig, evaluation_on
+from meta_opt.workloads.multimodal_export import read_multimodal, read_settings
 from meta_opt.workloads.multimodal_inputs import pooled, read_inputs
 from meta_opt.workloads.multimodal_model import (
     ADAPTED,
@@ -307,6 +309,27 @@ def test_a_run_resumes_and_says_what_the_controller_decided(root, tmp_path):
     assert result["missing"]["test"]["audio"] == 2
     assert result["validation"]["validation/accuracy"] >= 0
     assert plot_decisions(tmp_path / "decisions.png", whole.result.history)
+
+
+def test_a_trained_model_is_written_and_read(root, tmp_path):
+    config = dataclasses.replace(
+        run_config(root, steps=4, trainable="lora"),
+        export=ExportConfig(str(tmp_path / "tuned")),
+    )
+    finished = finetune(config)
+    inputs, _, about = read_settings(tmp_path / "tuned")
+    assert about["class_names"] == list(COLOURS)
+    read = read_inputs(inputs)
+    found = evaluation_on(read, "test")(read_multimodal(tmp_path / "tuned", read))
+    # Adapters were folded in, which sums in another order.
+    assert found["loss"] == pytest.approx(finished.test["loss"], rel=1e-4)
+    other = dataclasses.replace(config, export=ExportConfig("out", "peft"))
+    with pytest.raises(ValueError, match=r"'peft' is for vision-text models"):
+        finetune(other)
+    file = tmp_path / "tuned.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"tuned\.safetensors is damaged: its SHA"):
+        read_multimodal(tmp_path / "tuned", read)
 
 
 def test_decisions_are_drawn_where_there_are_any(tmp_path):
