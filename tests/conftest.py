@@ -17,6 +17,10 @@ if "XLA_FLAGS" not in os.environ:
         "--xla_cpu_use_fusion_emitters=false "  # MLIR's pipeline for every fusion.
         "--xla_cpu_parallel_codegen_split_count=1"
     )
+# A collective holds a thread of XLA's pool until all devices have come. The pool has as
+# many threads as devices, so that two collectives that do not wait for one another can
+# take all of it and stop the program for good.
+os.environ.setdefault("NPROC", "64")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = Path(__file__).parents[1] / ".cache" / "jax"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
