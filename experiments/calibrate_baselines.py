@@ -24,7 +24,8 @@ from meta_opt.meta_training.calibration import (
 from meta_opt.run_log import describe_environment
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
-from meta_opt.types import check_keys, from_config, write_atomic
+from meta_opt.text_files import write_json
+from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/calibrate", "Folder for the prices.")
@@ -54,21 +55,16 @@ def calibrate(
                 "fingerprint": fingerprint,
                 "prices": task_prices(task, config),
             }
-            _write(path, found)
+            write_json(path, found, indent=1)
         prices[name] = found["prices"]
     best = best_settings(prices)
     about = {
         "command": cli.command_line(),
         "environment": describe_environment(),
     }
-    _write(results, {**about, "setup": setup, "best": best, "prices": prices})
+    record = {**about, "setup": setup, "best": best, "prices": prices}
+    write_json(results, record, indent=1)
     return best
-
-
-def _write(path: Path, values: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:

@@ -60,12 +60,10 @@ def keep_compiled(workdir: str | Path, seconds: float = 1.0) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
-def command_line(*hidden: str) -> str:
+def command_line() -> str:
     """The command that is running, as a reader of a report would give it again.
 
-    Args:
-        *hidden: flags to leave out, besides ``--workdir``, which names a folder of the
-            one who ran it.
+    ``--workdir``, which names a folder of the one who ran it, is left out.
     """
     module = Path(sys.argv[0]).stem
     kept, skip = [], False
@@ -74,7 +72,7 @@ def command_line(*hidden: str) -> str:
             skip = False
             continue
         name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and name in ("workdir", *hidden):
+        if argument.startswith("-") and name == "workdir":
             skip = "=" not in argument
             continue
         kept.append(argument)

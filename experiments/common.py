@@ -1,9 +1,9 @@
 """What the experiments of meta-training share."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments import cli
 from meta_opt.meta_training.feature_range import with_feature_range
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import ControllerConfig
@@ -47,7 +47,7 @@ def export_weights(
         **recipe,
         "families": [task.name for task in tasks],
         "datasets": sorted({task.dataset for task in tasks}),
-        "command": " ".join(["python", *sys.argv]),
+        "command": cli.command_line(),
     }
     save_theta(path, theta, controller, made)
     print(f"weights written to {path}.safetensors")

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from meta_opt.text_files import write_json
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/plan_memory", "Folder for plans that are finished.")
@@ -71,8 +72,6 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
     import jax
     from tqdm import tqdm
 
-    from meta_opt.types import write_atomic
-
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     rows = []
     cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
@@ -88,8 +87,7 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
                 bar.set_postfix_str(f"{what}, batch of {size}")
 
             known[key] = row(settings, trainable, optimizer, at_most, tell)
-            with write_atomic(kept) as file:
-                file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+            write_json(kept, known)
         rows.append(known[key])
     return rows
 

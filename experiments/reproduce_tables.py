@@ -42,9 +42,8 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
         available = sorted(os.sched_getaffinity(0))
         for worker in range(workers):
             cores.put(available[worker % len(available)])
-    cache = str(Path(WORKDIR.value).absolute() / "compiled")
     with concurrent.futures.ProcessPoolExecutor(
-        workers, context, start_worker, (cores, cache)
+        workers, context, start_worker, (cores, WORKDIR.value)
     ) as pool:
         waiting = [
             pool.submit(measure, cell, config["tasks"][cell.task]) for cell in missing

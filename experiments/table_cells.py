@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import cli
 from experiments.benchmarks.timing import medians
 from meta_opt.optimizers.weights import weights_digest
-from meta_opt.types import from_config, write_atomic
+from meta_opt.text_files import write_json
+from meta_opt.types import from_config
 
 FORMAT = 1
 STEPS = "steps"
@@ -122,7 +124,7 @@ def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
     return run
 
 
-def start_worker(cores: Any, cache: str) -> None:
+def start_worker(cores: Any, workdir: str) -> None:
     """Binds this process to a core of its own, before JAX counts them.
 
     It ends with the process that started it, however that ends; that one alone answers
@@ -132,10 +134,7 @@ def start_worker(cores: Any, cache: str) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    cli.keep_compiled(workdir, seconds=0.1)
 
 
 def _end_with(parent: int) -> None:
@@ -210,8 +209,7 @@ def _write(cell: Cell, found: Mapping[str, Any]) -> str:
         **found,
         "environment": describe_environment(),
     }
-    with write_atomic(cell.path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(cell.path, record, indent=1)
     return cell.name
 
 

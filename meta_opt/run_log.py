@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from meta_opt.text_files import write_json
 from meta_opt.types import write_atomic
 
 _log = logging.getLogger(__name__)
@@ -254,8 +255,7 @@ def write_environment(workdir: str | Path, step: int) -> None:
     starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     starts.append({"step": step, "started": started, **describe_environment()})
-    with write_atomic(path) as temporary:
-        temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+    write_json(path, starts)
 
 
 def _git_revision(folder: Path) -> str | None:

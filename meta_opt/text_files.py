@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from meta_opt.types import write_atomic
+
 T = TypeVar("T")
 
 _BEGINNINGS = {
@@ -95,6 +97,22 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it has no JSON object")
     return value
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
+    """Writes a JSON file in UTF-8, whole or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        value: of what JSON has.
+        indent: spaces a level; None writes one line.
+
+    Raises:
+        TypeError: a value that JSON does not have.
+    """
+    text = json.dumps(value, indent=indent)
+    with write_atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:

@@ -1,29 +1,12 @@
 """The command line: a user's mistake ends a command with one line."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from commands import run_command
 
 
 def finetune(tmp_path, *arguments, **environment):
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.finetune"),
-            "--config=configs/finetune.py:smoke",
-            f"--workdir={tmp_path / 'run'}",
-            *arguments,
-        ],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    settings = ("--config=configs/finetune.py:smoke", f"--workdir={tmp_path / 'run'}")
+    return run_command("finetune", *settings, *arguments, **environment)
 
 
 @pytest.mark.parametrize(

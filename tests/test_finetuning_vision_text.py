@@ -2,14 +2,12 @@
 
 import dataclasses
 import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import run_command
 from flax import nnx
 from models_small import small_batch, small_model
 
@@ -196,19 +194,8 @@ def test_bad_names_and_variants(configs):
         read_run_config(ImageTextConfig, config)
 
 
-def run_experiment(script, *args):
-    return subprocess.run(
-        [sys.executable, f"experiments/{script}.py", *args],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_misspelt_override_is_an_error_with_the_near_match(tmp_path):
-    finished = run_experiment(
+    finished = run_command(
         "finetune",
         "--config=configs/finetune.py:smoke",
         f"--workdir={tmp_path}",
@@ -226,13 +213,13 @@ def test_experiment_runs_and_exports(tmp_path):
         "--config.model.trainable=lora",
         f"--config.export.path={tmp_path / 'exported'}",
     )
-    finished = run_experiment("finetune", *args)
+    finished = run_command("finetune", *args)
     assert finished.returncode == 0, finished.stderr
     assert "test zero_shot_macro_f1" in finished.stdout
     assert "parameters train" in finished.stderr
     for name in ("result.json", "config.json", "environment.json", "metrics.jsonl"):
         assert (tmp_path / "run" / name).exists()
     assert (tmp_path / "exported.safetensors").exists()
-    again = run_experiment("finetune", *args)
+    again = run_command("finetune", *args)
     assert "resuming" in again.stderr
     assert again.stdout.splitlines()[:12] == finished.stdout.splitlines()[:12]

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "meta_opt"
 FLOORS = {
     "meta_opt.types": 0,
     "meta_opt.mesh_axes": 0,
-    "meta_opt.text_files": 0,
+    "meta_opt.text_files": 0.05,
     "meta_opt.image_processor": 0.1,
     "meta_opt.features": 1,
     "meta_opt.losses": 1,

@@ -24,6 +24,7 @@ from meta_opt.data.images import decode, fit_square
 from meta_opt.data.records import SPLITS
 from meta_opt.data.selection import CATEGORIES, CLASS_NAMES, Described, select
 from meta_opt.data.tfds_sources import read_records
+from meta_opt.text_files import write_json
 from meta_opt.types import write_atomic
 
 CLASS_LIMIT = 250
@@ -151,8 +152,7 @@ def write_shard(items: Sequence[Item], out: Path) -> str:
     }
     with write_atomic(out / SHARD_NAME) as path:
         path.write_bytes(data)
-    with write_atomic((out / SHARD_NAME).with_suffix(".json")) as path:
-        path.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    write_json((out / SHARD_NAME).with_suffix(".json"), description)
     with write_atomic(out / "README.md") as path:
         path.write_text(_card(items, len(data)), "utf-8")
     return f"{out / SHARD_NAME}: {len(items)} pictures {counts}, {len(data):,} bytes"

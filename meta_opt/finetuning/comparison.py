@@ -47,7 +47,6 @@ def run_all(
     configs: Mapping[str, RunConfig],
     workdir: str | Path,
     *,
-    extra: Any = None,
     fresh: bool = False,
     announce: Callable[[str, bool], None] = lambda name, finished: None,
 ) -> dict[str, Path]:
@@ -61,7 +60,6 @@ def run_all(
     Args:
         configs: runs by name.
         workdir: the runs' directories are in it.
-        extra: a JSON value that the outcome depends on too.
         fresh: whether to discard what is there of these runs.
         announce: called with the name before each run, and whether it is finished.
 
@@ -74,7 +72,7 @@ def run_all(
     """
     environment = describe_environment()
     folders = {
-        name: Path(workdir) / f"{name}-{_digest(config, environment, extra)}"
+        name: Path(workdir) / f"{name}-{_digest(config, environment)}"
         for name, config in configs.items()
     }
     for name, config in configs.items():
@@ -92,7 +90,7 @@ def run_all(
     return folders
 
 
-def _digest(config: RunConfig, environment: Any, extra: Any) -> str:
+def _digest(config: RunConfig, environment: Any) -> str:
     """Returns 12 hexadecimal digits of a hash over all that decides the outcome."""
     weights: dict[str, int] = {}
     workload = config.workload
@@ -105,7 +103,6 @@ def _digest(config: RunConfig, environment: Any, extra: Any) -> str:
         "config": config.settings(),
         "weights": weights,
         "environment": environment,
-        "extra": extra,
     }
     text = json.dumps(everything, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,8 @@ from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.parallel.placement import to_host
-from meta_opt.types import check_keys, from_config, write_atomic
+from meta_opt.text_files import write_json
+from meta_opt.types import check_keys, from_config
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.workload import Workload, WorkloadConfig
 
@@ -273,5 +273,4 @@ def _write_result(path: Path, finished: FinishedRun) -> None:
         **result.figures(),
         **finished.data,
     }
-    with write_atomic(path) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(path, summary)

@@ -30,7 +30,8 @@ from meta_opt.optimizers.weights import load_theta
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
 from meta_opt.tasks.task import Task
-from meta_opt.types import PyTree, write_atomic
+from meta_opt.text_files import write_json
+from meta_opt.types import PyTree
 
 _TOLD = "population.json"
 _FLOOR = 5e-3
@@ -225,8 +226,7 @@ def direct_search(
             best, best_score = after, entry["validation"]
         if replayed:
             continue
-        with write_atomic(workdir / _TOLD) as temporary:
-            temporary.write_text(json.dumps(told, indent=1) + "\n")
+        write_json(workdir / _TOLD, told, indent=1)
         row |= {"score/centre": entry["scores"][-1], "score/best": min(entry["scores"])}
         row |= weights.named(optimizer.mean)
         log.write(generation + 1, row)
@@ -354,8 +354,7 @@ class _Families:
             unit="family",
         ):
             found[name] = reached
-            with write_atomic(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1) + "\n")
+            write_json(path, found, indent=1)
         return {
             name: Yardstick(*(found[name][k] for k in ("loss", "error", "start")))
             for name in self._config.families

@@ -8,7 +8,6 @@ configuration and the SHA-256). PEFT's, for CLIP and SigLIP:
 
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.parameters import by_path, some
 from meta_opt.models.peft import LEAVES, PREFIX, merge_layers, parse_config
 from meta_opt.models.vision_text import VisionText
-from meta_opt.text_files import read_json
+from meta_opt.text_files import read_json, write_json
 from meta_opt.types import from_config, write_atomic
 
 _FORMAT = 1
@@ -217,8 +216,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomic(folder / names[1]) as temporary:
         temporary.write_bytes(data)
-    with write_atomic(folder / names[0]) as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / names[0], about)
 
 
 def _read(folder: Path, names: tuple[str, str]) -> tuple[dict[str, Any], bytes]:

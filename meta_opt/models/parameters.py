@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
 
 
-def by_path(
-    model: nnx.Module, kind: type[nnx.Param] = nnx.Param
-) -> dict[str, nnx.Param]:
-    """The parameters of a kind by '/'-joined path."""
+def by_path(model: nnx.Module, kind: type[nnx.Variable] = nnx.Param) -> dict[str, Any]:
+    """The variables of a kind by '/'-joined path."""
     flat = nnx.to_flat_state(nnx.state(model, kind))
     return {"/".join(map(str, path)): param for path, param in flat}
 

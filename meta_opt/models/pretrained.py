@@ -21,6 +21,7 @@ from flax import nnx
 from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.parameters import by_path, exportable, mismatch, some
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
+from meta_opt.text_files import write_json
 from meta_opt.types import from_config, near_match, write_atomic
 
 FORMAT_VERSION = 2
@@ -68,8 +69,7 @@ def save(
     }
     with write_atomic(_with_suffix(path, ".safetensors")) as file:
         file.write_bytes(data)
-    with write_atomic(_with_suffix(path, ".json")) as file:
-        file.write_text(json.dumps(about, indent=2) + "\n")
+    write_json(_with_suffix(path, ".json"), about)
     if card is not None:
         with write_atomic(_with_suffix(path, ".md")) as file:
             file.write_text(card)

@@ -1,7 +1,7 @@
 """The figure that compares runs: validation over steps and over time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
             axes.set_xlim(left=0)
         for axes in (by_step, recall):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper center", ncols=len(runs) + 1, frameon=False)
+        legend_above(figure, labelled(by_step))
         figure.savefig(temporary, format="png", dpi=150)
 
 
@@ -101,6 +101,29 @@ def style(index: int) -> dict[str, Any]:
         # The first run, whose line is the subject, lies on top.
         "zorder": 10 - index,
     }
+
+
+def legend_above(figure: Any, lines: Mapping[str, Any], columns: int = 0) -> None:
+    """Puts one legend for all panels above them.
+
+    Args:
+        figure: of matplotlib, with a constrained layout.
+        lines: what is drawn, by label.
+        columns: at most so many labels side by side; 0 for all.
+    """
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="outside upper center",
+        ncols=max(1, min(columns or len(lines), len(lines))),
+        frameon=False,
+    )
+
+
+def labelled(axes: Any) -> dict[str, Any]:
+    """What a panel shows by label, for `legend_above`."""
+    handles, labels = axes.get_legend_handles_labels()
+    return dict(zip(labels, handles, strict=True))
 
 
 def _scale(axes: Any, runs: Sequence[Run]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meta_opt.reporting.curves import RC, style
+from meta_opt.reporting.curves import RC, labelled, legend_above, style
 from meta_opt.types import write_atomic
 
 _PREFIX = "optimizer/"
@@ -52,13 +52,6 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
             panel.set_xlabel("step")
             if log:
                 panel.set_yscale("log")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            labels,
-            loc="outside upper center",
-            ncols=len(groups),
-            frameon=False,
-        )
+        legend_above(figure, labelled(axes.flat[0]))
         figure.savefig(temporary, format="png", dpi=150)
     return True

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from meta_opt.reporting.curves import RC, style
+from meta_opt.reporting.curves import RC, labelled, legend_above, style
 from meta_opt.types import write_atomic
 
 _PREFIX = "step/"
@@ -57,12 +57,5 @@ def plot_diagnostics(
             axes.set_xlabel("step")
             if steps[-1] > end:  # What lies beyond is no part of the run.
                 axes.axvline(end, color="#777777", lw=0.9, zorder=0)
-        handles, labels = sizes.get_legend_handles_labels()
-        figure.legend(
-            handles,
-            labels,
-            loc="outside upper center",
-            ncols=max(1, len(labels)),
-            frameon=False,
-        )
+        legend_above(figure, labelled(sizes))
         figure.savefig(temporary, format="png", dpi=150)

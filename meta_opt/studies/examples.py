@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from meta_opt.data.records import MemorySource
 from meta_opt.data.tokenizer import load_tokenizer
 from meta_opt.evaluators.encoding import encode_images, encode_texts
 from meta_opt.models.vision_text import VisionText
-from meta_opt.types import Batch, write_atomic
+from meta_opt.text_files import write_json
+from meta_opt.types import Batch
 from meta_opt.workloads.contrastive import contrastive_evaluation
 from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_model import load_weights
@@ -142,8 +142,7 @@ def before_and_after(
     models = {"before": before, after_label: after}
     examples = collect(models, splits["test"], **sizes, **collecting)
     for file, value in (("result.json", result), ("examples.json", examples)):
-        with write_atomic(Path(folder) / file) as temporary:
-            temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
+        write_json(Path(folder) / file, value, indent=None)
 
 
 def _png(image: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meta_opt.run_log import describe_environment
-from meta_opt.types import write_atomic
+from meta_opt.text_files import write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -36,8 +36,7 @@ def write_results(
         "best": {"number": best.number, "value": best.value, "params": best.params},
         "trials": describe_trials(study),
     }
-    with write_atomic(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, record)
     return record
 
 

@@ -26,7 +26,13 @@ from meta_opt.workloads.image_text_model import (
     kind_of,
     read_preprocessing,
 )
-from meta_opt.workloads.workload import Batches, LossFn, SplitModule, Workload
+from meta_opt.workloads.workload import (
+    Batches,
+    LossFn,
+    SplitModule,
+    Workload,
+    evaluate_splits,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +111,6 @@ class ImageTextConfig:
                 export, module.merge(module.params, module.frozen)
             )
 
-            def evaluate(params: PyTree, frozen: PyTree, split: str) -> dict[str, Any]:
-                return evaluations[split](module.merge(params, frozen))
-
             def write(params: PyTree, frozen: PyTree) -> None:
                 trained = module.merge(params, frozen)
                 image_text_export.write(export, trained, self.model)
@@ -117,7 +120,7 @@ class ImageTextConfig:
                 frozen=module.frozen,
                 loss_fn=image_text_loss(module, self.model.loss),
                 train_batches=train_batches,
-                evaluate=evaluate,
+                evaluate=evaluate_splits(module, evaluations),
                 rules=kind_of(architecture(self.model)).rules,
                 write=write if export.path else None,
                 describe=lambda: {

@@ -24,7 +24,12 @@ from meta_opt.workloads.multimodal_model import (
     multimodal_loss,
     split_multimodal,
 )
-from meta_opt.workloads.workload import LossFn, SplitModule, Workload
+from meta_opt.workloads.workload import (
+    LossFn,
+    SplitModule,
+    Workload,
+    evaluate_splits,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +77,6 @@ class MultimodalConfig:
             model = create(jax.random.key(seed))
             module = split_multimodal(model, self.model.trainable)
 
-            def evaluate(params: PyTree, frozen: PyTree, split: str) -> dict[str, Any]:
-                return evaluations[split](module.merge(params, frozen))
-
             def write(params: PyTree, frozen: PyTree) -> None:
                 trained = module.merge(params, frozen)
                 write_multimodal(
@@ -86,7 +88,7 @@ class MultimodalConfig:
                 frozen=module.frozen,
                 loss_fn=multimodal_loss_fn(module, inputs.kind),
                 train_batches=functools.partial(array_batches, train),
-                evaluate=evaluate,
+                evaluate=evaluate_splits(module, evaluations),
                 write=write if export.path else None,
                 describe=lambda: {
                     "examples": examples,

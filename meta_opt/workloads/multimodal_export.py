@@ -6,20 +6,20 @@ folded in; ``PATH.json`` the settings of inputs and model, the classes, and the 
 
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from meta_opt.models.encoders.registry import filled
 from meta_opt.models.lora import merge_lora
 from meta_opt.models.multimodal import Multimodal
-from meta_opt.models.parameters import by_path, mismatch
+from meta_opt.models.parameters import by_path
+from meta_opt.text_files import read_json, write_json
 from meta_opt.types import from_config, write_atomic
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.multimodal_inputs import Inputs, InputsConfig
@@ -59,7 +59,8 @@ def write_multimodal(
     """
     if config.trainable == "lora":
         merge_lora(model)
-    arrays = {name: np.asarray(param[...]) for name, param in by_path(model).items()}
+    variables = by_path(model, nnx.Variable)
+    arrays = {name: np.asarray(x[...]) for name, x in variables.items()}
     data = safetensors.numpy.save(arrays)
     about = {
         "format": _FORMAT,
@@ -70,8 +71,7 @@ def write_multimodal(
     }
     with write_atomic(f"{export.path}.safetensors") as file:
         file.write_bytes(data)
-    with write_atomic(f"{export.path}.json") as file:
-        file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_json(f"{export.path}.json", about)
 
 
 def read_settings(
@@ -84,10 +84,10 @@ def read_settings(
     """
     file = Path(f"{path}.json")
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        about = read_json(file)
+    except OSError as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+    if about.get("format") != _FORMAT:
         raise ValueError(f"{file} is not of a multimodal model of format {_FORMAT}")
     model = from_config(MultimodalModelConfig, about["model"])
     # Adapters were folded into the kernels.
@@ -116,12 +116,8 @@ def read_multimodal(path: str | os.PathLike, inputs: Inputs) -> Multimodal:
             f"{file} is damaged: its SHA-256 is {found}, {path}.json has "
             f"{about['sha256']}"
         )
-    arrays = safetensors.numpy.load(data)
-    model = nnx.jit(model_factory(config, inputs))(jax.random.key(0))
-    params = by_path(model)
-    shapes = {name: param[...].shape for name, param in params.items()}
-    if wrong := mismatch({name: x.shape for name, x in arrays.items()}, shapes):
-        raise ValueError(f"{file} is of another model: {wrong}")
-    for name, param in params.items():
-        param[...] = jnp.asarray(arrays[name], param[...].dtype)
-    return model
+    create = model_factory(config, inputs)
+    try:
+        return filled(lambda: create(jax.random.key(0)), safetensors.numpy.load(data))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

@@ -135,6 +135,22 @@ class SplitModule(NamedTuple):
         return nnx.merge(self.graphdef, params, frozen)
 
 
+def evaluate_splits(
+    module: SplitModule, evaluations: Mapping[str, Callable[[Any], Mapping[str, float]]]
+) -> Evaluate:
+    """A workload's evaluation, from one of the whole module for each split.
+
+    Args:
+        module: its structure is used, its arrays are not.
+        evaluations: ``model -> metrics`` by split.
+    """
+
+    def evaluate(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
+        return evaluations[split](module.merge(params, frozen))
+
+    return evaluate
+
+
 def split_module(module: nnx.Module, trainable: Any = nnx.Param) -> SplitModule:
     """Splits a module into what trains and what does not.
 

@@ -1,7 +1,6 @@
 """The files of a folder: JSON, and tensors by name in one safetensors file or more."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from meta_opt import text_files
 from meta_opt.models.parameters import some
+from meta_opt.text_files import write_json
 from meta_opt.types import write_atomic
 
 _INDEX = "model.safetensors.index.json"
@@ -115,9 +115,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}: not a model's folder")
     return text_files.read_json(path)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object, indented."""
-    with write_atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

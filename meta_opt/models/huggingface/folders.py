@@ -17,7 +17,6 @@ from meta_opt.models.huggingface import contrastive, paligemma
 from meta_opt.models.huggingface.files import (
     Files,
     read_json,
-    write_json,
     write_tensors,
 )
 from meta_opt.models.huggingface.names import paligemma_spelling, places
@@ -25,6 +24,7 @@ from meta_opt.models.huggingface.places import check, reader, tensors
 from meta_opt.models.parameters import by_path, exportable
 from meta_opt.models.towers import VisionConfig, resize_positions
 from meta_opt.models.vision_text import VisionText, VisionTextConfig
+from meta_opt.text_files import write_json
 from meta_opt.types import PyTree
 
 C = TypeVar("C", bound=VisionConfig)

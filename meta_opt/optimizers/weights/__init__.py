@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
+from meta_opt.text_files import write_json
 from meta_opt.types import PyTree, from_config, near_match, write_atomic
 
 DEFAULT = "lstm-v3"
@@ -57,8 +58,7 @@ def save_theta(
     }
     with write_atomic(path.with_name(path.name + ".safetensors")) as temporary:
         temporary.write_bytes(data)
-    with write_atomic(path.with_name(path.name + ".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path.with_name(path.name + ".json"), record)
 
 
 def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:

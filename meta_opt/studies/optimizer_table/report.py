@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.reporting.curves import RC, style
+from meta_opt.reporting.curves import RC, labelled, legend_above, style
 from meta_opt.reporting.tables import (
     Row,
     Section,
@@ -244,13 +244,7 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
             panel.yaxis.set_minor_formatter("")
             panel.set_xlabel("epoch")
         panels[0].set_ylabel("training loss")
-        figure.legend(
-            list(shown.values()),
-            list(shown),
-            loc="outside upper center",
-            ncols=min(len(shown), 2 * columns),
-            frameon=False,
-        )
+        legend_above(figure, shown, 2 * columns)
         figure.savefig(temporary, format="png", dpi=130)
 
 
@@ -290,8 +284,5 @@ def plot_cost(path: Path, lines: Sequence[Values]) -> None:
             axes.set_xticks(range(len(names)), [LABELS[n] for n in names], rotation=20)
             axes.set_ylabel(label)
             axes.grid(axis="x", visible=False)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=2, frameon=False
-        )
+        legend_above(figure, labelled(axes))
         figure.savefig(temporary, format="png", dpi=130)
