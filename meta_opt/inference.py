@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from meta_opt.data.answers import AnswerTokenizer
-from meta_opt.data.images import decode, to_rgb
-from meta_opt.data.pictures import MAX_PIXELS
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.preprocessing.images import decode, to_rgb
+from meta_opt.data.preprocessing.pictures import MAX_PIXELS
 from meta_opt.evaluators.answers import write_answers
 from meta_opt.evaluators.encoding import encode_images, encode_texts
 from meta_opt.models import huggingface, pretrained

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from meta_opt.data.audio import log_mel, mel_filters, trim_silence
-from meta_opt.data.audio_files import read_clip
+from meta_opt.data.preprocessing.audio import log_mel, mel_filters, trim_silence
+from meta_opt.data.preprocessing.audio_files import read_clip
 
 soundfile = pytest.importorskip("soundfile")
 

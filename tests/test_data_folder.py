@@ -8,8 +8,8 @@ from own_data import SENTENCES, write_tokenizer
 from PIL import Image
 from tokenizers import Tokenizer
 
-from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.image_fit import ImageFit
+from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.image_fit import ImageFit
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meta_opt.data.image_fit import ImageFit
-from meta_opt.data.image_text_rows import ImageTextRows
-from meta_opt.data.pictures import (
+from meta_opt.data.pipeline import PipelineConfig, make_iterator
+from meta_opt.data.preprocessing.image_fit import ImageFit
+from meta_opt.data.preprocessing.pictures import (
     Pictures,
     Unreadable,
     UnreadableFilesError,
     hold_out,
     sample,
 )
-from meta_opt.data.pipeline import PipelineConfig, make_iterator
+from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.data.records import Source
-from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.data.sources.image_text_rows import ImageTextRows
 
 COLOURS = ("red", "lime", "blue", "white", "black")
 

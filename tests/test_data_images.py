@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meta_opt.data.images import decode, decode_frames
+from meta_opt.data.preprocessing.images import decode, decode_frames
 
 GREY16 = np.array([[0, 257], [32896, 65535]], np.uint16)
 GREY8 = np.array([[0, 1], [128, 255]], np.uint8)

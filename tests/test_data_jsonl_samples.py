@@ -9,11 +9,11 @@ import tarfile
 import pytest
 from PIL import Image
 
-from meta_opt.data.image_text_rows import ImageTextRows
-from meta_opt.data.jsonl_samples import is_path, read_samples
-from meta_opt.data.pictures import hold_out
-from meta_opt.data.sample_schema import parse_fields
-from meta_opt.data.sample_task import sample_task
+from meta_opt.data.preprocessing.pictures import hold_out
+from meta_opt.data.sources.image_text_rows import ImageTextRows
+from meta_opt.data.sources.jsonl_samples import is_path, read_samples
+from meta_opt.data.sources.sample_schema import parse_fields
+from meta_opt.data.sources.sample_task import sample_task
 from meta_opt.data.splits import HELD_OUT, held_out_split
 
 

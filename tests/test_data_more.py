@@ -11,16 +11,20 @@ from PIL import Image
 
 import meta_opt.data as data
 from meta_opt.data import prepare
-from meta_opt.data.builders import animated_emoji, asterisk, klettres, tuxpaint
-from meta_opt.data.cldr import LANGUAGES
-from meta_opt.data.emoji_artists import GOOGLE
-from meta_opt.data.emoji_clips import CLIPS, NAMES, SENTIMENTS
-from meta_opt.data.glyphs import CHARACTERS, FONTS
-from meta_opt.data.images import TooManyPixelsError, decode_frames, render_svg
+from meta_opt.data.catalog.builders import animated_emoji, asterisk, klettres, tuxpaint
+from meta_opt.data.catalog.emoji_artists import GOOGLE
+from meta_opt.data.catalog.emoji_clips import CLIPS, NAMES, SENTIMENTS
 from meta_opt.data.missing import MissingDataError
+from meta_opt.data.preprocessing.images import (
+    TooManyPixelsError,
+    decode_frames,
+    render_svg,
+)
 from meta_opt.data.records import SPLITS
+from meta_opt.data.sources.cldr import LANGUAGES
+from meta_opt.data.sources.glyphs import CHARACTERS, FONTS
+from meta_opt.data.sources.tfds_sources import make_builder, read_records
 from meta_opt.data.splits import split_of, title_key
-from meta_opt.data.tfds_sources import make_builder, read_records
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -10,8 +10,9 @@ import zipfile
 
 import pytest
 
-from meta_opt.data import packages, prepare
-from meta_opt.data.packages import (
+from meta_opt.data import prepare
+from meta_opt.data.catalog import packages
+from meta_opt.data.catalog.packages import (
     DebianPackage,
     NpmPackage,
     PackageError,

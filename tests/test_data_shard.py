@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import meta_opt.data as data
-from meta_opt.data import clipart
-from meta_opt.data.images import (
+from meta_opt.data.preprocessing.images import (
     TooManyPixelsError,
     decode,
     encode_png,
@@ -19,7 +18,8 @@ from meta_opt.data.images import (
     shrink,
 )
 from meta_opt.data.records import SPLITS, MemorySource, Source, source_arrays
-from meta_opt.data.selection import CLASS_NAMES, Described, captions, select
+from meta_opt.data.sources import clipart
+from meta_opt.data.sources.selection import CLASS_NAMES, Described, captions, select
 from meta_opt.data.splits import split_of, title_key
 
 

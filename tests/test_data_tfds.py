@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 import meta_opt.data as data
-from meta_opt.data.builders.clipart_files import clean_title, read_library
-from meta_opt.data.emoji_artists import ARTISTS, CATEGORIES, GOOGLE, OPENMOJI
+from meta_opt.data.catalog.builders.clipart_files import clean_title, read_library
+from meta_opt.data.catalog.emoji_artists import ARTISTS, CATEGORIES, GOOGLE, OPENMOJI
 from meta_opt.data.missing import MissingDataError
 from meta_opt.data.records import SPLITS
+from meta_opt.data.sources.tfds_sources import make_builder, read_records
 from meta_opt.data.splits import split_of, title_key
-from meta_opt.data.tfds_sources import make_builder, read_records
 
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="300" height="150"
  xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"

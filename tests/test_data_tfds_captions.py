@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 
-from meta_opt.data.image_fit import ImageFit
-from meta_opt.data.images import encode_png
-from meta_opt.data.pictures import Pictures
-from meta_opt.data.tfds_captions import TfdsCaptions
+from meta_opt.data.preprocessing.image_fit import ImageFit
+from meta_opt.data.preprocessing.images import encode_png
+from meta_opt.data.preprocessing.pictures import Pictures
+from meta_opt.data.sources.tfds_captions import TfdsCaptions
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

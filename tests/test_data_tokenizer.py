@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from meta_opt.data import bundled_clipart, load_tokenizer
-from meta_opt.data.tokenizer import CaptionTokenizer, train
+from meta_opt.data.preprocessing.tokenizer import CaptionTokenizer, train
 
 
 def test_golden_ids():
-    # Anew after `python -m meta_opt.data.train_tokenizer`; weights depend on them.
+    # Weights depend on them; `python -m meta_opt.data.bundled.train_tokenizer` renews.
     rows = load_tokenizer().encode(["Grinning Face", "stick man 02", ""], 8)
     assert rows.tolist() == GOLDEN_IDS
     assert rows.dtype == np.int32

@@ -20,8 +20,8 @@ from generative_small import SMALL
 from own_data import CASES, COLOURS, PLACES, run_readme, write_pictures
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from meta_opt.data.answers import AnswerTokenizer
-from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.finetuning.runs import finetune, read_run_config
 from meta_opt.metrics.answers import answer_metrics, plain
 from meta_opt.models import huggingface, pretrained

@@ -20,7 +20,7 @@ from models_small import forward
 from own_data import run_readme, write_folder, write_pictures
 from safetensors.numpy import load_file
 
-from meta_opt.data.pictures import UnreadableFilesError
+from meta_opt.data.preprocessing.pictures import UnreadableFilesError
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.runs import finetune, read_run_config
 from meta_opt.models import adapters, huggingface, pretrained

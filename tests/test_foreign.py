@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from meta_opt.data.catalog.raw_packages import RAW_PACKAGES, prepare_raw, raw_folder
 from meta_opt.data.missing import MissingDataError
-from meta_opt.data.raw_packages import RAW_PACKAGES, prepare_raw, raw_folder
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET, make_task
 from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION, data

@@ -14,7 +14,7 @@ import pytest
 from models_small import forward
 from PIL import Image
 
-from meta_opt.data.image_fit import ImageFit, read_image_fit
+from meta_opt.data.preprocessing.image_fit import ImageFit, read_image_fit
 from meta_opt.image_processor import ImageProcessor
 from meta_opt.models import huggingface
 

@@ -13,10 +13,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import meta_opt
-from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.image_fit import read_image_fit
-from meta_opt.data.images import decode
-from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.image_fit import read_image_fit
+from meta_opt.data.preprocessing.images import decode
+from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.evaluators import encoding
 from meta_opt.evaluators.encoding import encode_images, encode_texts
 from meta_opt.inference import ContrastiveModel, GenerativeModel

@@ -133,6 +133,21 @@ def test_the_check_itself(module, source, allowed):
     assert (violations(source, module) == []) == allowed
 
 
+def test_data_flow_one_way():
+    """Of the data's folders, each imports only those before it."""
+    order = ["convert", "preprocessing", "catalog", "sources"]
+    prefixes = [f"meta_opt.data.{name}." for name in order]
+    checked = 0
+    for floor, folder in enumerate(order):
+        for path in (PACKAGE / "data" / folder).rglob("*.py"):
+            for name, line in imports(path.read_text(), dotted(path)):
+                checked += name.startswith("meta_opt.data.")
+                assert not name.startswith(tuple(prefixes[floor + 1 :])), (
+                    f"{dotted(path)}:{line} imports {name}"
+                )
+    assert checked > 20
+
+
 def test_lower_floors_are_pure():
     """Floor 1 is arrays to arrays: no Flax, no I/O."""
     for path in sources():

@@ -19,17 +19,17 @@ import safetensors.numpy
 from flax import nnx
 
 from meta_opt.data import data_dir
-from meta_opt.data.ctranslate2 import read_ctranslate2
-from meta_opt.data.encoder_weights import (
+from meta_opt.data.catalog.encoder_weights import (
     ENCODER_WEIGHTS,
     encoder_folder,
     prepare_encoder,
 )
-from meta_opt.data.folder_tokenizer import FolderTokenizer
+from meta_opt.data.catalog.packages import PackageError
+from meta_opt.data.convert.ctranslate2 import read_ctranslate2
+from meta_opt.data.convert.torch_legacy import read_torch_legacy
 from meta_opt.data.missing import MissingDataError
-from meta_opt.data.packages import PackageError
-from meta_opt.data.torch_legacy import read_torch_legacy
-from meta_opt.data.whisper_mel import whisper_mel
+from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.whisper_mel import whisper_mel
 from meta_opt.models import encoders
 from meta_opt.models.encoders import efficientnet, minilm, registry, whisper
 from meta_opt.models.encoders.efficientnet import Stage

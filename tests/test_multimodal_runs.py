@@ -19,11 +19,11 @@ from multimodal_toy import (
 
 import meta_opt
 from configs import multimodal as multimodal_configs
-from meta_opt.data import multimodal
 from meta_opt.data.array_batches import array_batches
 from meta_opt.data.missing import MissingDataError
-from meta_opt.data.multimodal import read_task
 from meta_opt.data.samples import KINDS, MultimodalTask, Samples
+from meta_opt.data.sources import multimodal
+from meta_opt.data.sources.multimodal import read_task
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import RunConfig, finetune
 from meta_opt.models.encoders import Divisible

@@ -9,9 +9,9 @@ import soundfile
 from multimodal_toy import COLOURS, MODEL, inputs_config, make_toys
 from PIL import Image
 
-from meta_opt.data.multimodal import find_task, read_task
-from meta_opt.data.pictures import UnreadableFilesError
-from meta_opt.data.sample_task import sample_task
+from meta_opt.data.preprocessing.pictures import UnreadableFilesError
+from meta_opt.data.sources.multimodal import find_task, read_task
+from meta_opt.data.sources.sample_task import sample_task
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import RunConfig, finetune
 from meta_opt.optimizers.registry import OptimizerConfig

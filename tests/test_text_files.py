@@ -5,9 +5,9 @@ import json
 import pytest
 from own_data import write_folder
 
-from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.image_fit import read_image_fit
-from meta_opt.data.tokenizer import BUNDLED, load_tokenizer
+from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.image_fit import read_image_fit
+from meta_opt.data.preprocessing.tokenizer import BUNDLED, load_tokenizer
 from meta_opt.text_files import decode_text, read_json, read_jsonl, read_text
 
 BOM = b"\xef\xbb\xbf"

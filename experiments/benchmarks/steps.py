@@ -14,8 +14,8 @@ from absl import flags
 from PIL import Image
 
 from experiments.benchmarks.timing import Ratio, medians
-from meta_opt.data.clipart import bundled_clipart
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
+from meta_opt.data.sources.clipart import bundled_clipart
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.models.lora import LoRAConfig

@@ -15,39 +15,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from meta_opt.data.audio import log_mel as log_mel
-    from meta_opt.data.cldr import cldr_arrays as cldr_arrays
-    from meta_opt.data.clipart import bundled_clipart as bundled_clipart
-    from meta_opt.data.glyphs import glyph_arrays as glyph_arrays
-    from meta_opt.data.media_arrays import AsteriskArrays as AsteriskArrays
-    from meta_opt.data.media_arrays import (
-        animated_emoji_arrays as animated_emoji_arrays,
-    )
-    from meta_opt.data.media_arrays import asterisk_arrays as asterisk_arrays
-    from meta_opt.data.media_arrays import klettres_arrays as klettres_arrays
-    from meta_opt.data.media_arrays import tuxpaint_arrays as tuxpaint_arrays
     from meta_opt.data.pipeline import PipelineConfig as PipelineConfig
     from meta_opt.data.pipeline import as_arrays as as_arrays
     from meta_opt.data.pipeline import make_iterator as make_iterator
+    from meta_opt.data.preprocessing.audio import log_mel as log_mel
+    from meta_opt.data.preprocessing.tokenizer import (
+        CaptionTokenizer as CaptionTokenizer,
+    )
+    from meta_opt.data.preprocessing.tokenizer import load_tokenizer as load_tokenizer
     from meta_opt.data.records import MemorySource as MemorySource
     from meta_opt.data.records import Record as Record
     from meta_opt.data.records import Source as Source
     from meta_opt.data.records import source_arrays as source_arrays
-    from meta_opt.data.tfds_sources import emoji_arrays as emoji_arrays
-    from meta_opt.data.tfds_sources import tfds_source as tfds_source
-    from meta_opt.data.tokenizer import CaptionTokenizer as CaptionTokenizer
-    from meta_opt.data.tokenizer import load_tokenizer as load_tokenizer
+    from meta_opt.data.sources.cldr import cldr_arrays as cldr_arrays
+    from meta_opt.data.sources.clipart import bundled_clipart as bundled_clipart
+    from meta_opt.data.sources.glyphs import glyph_arrays as glyph_arrays
+    from meta_opt.data.sources.media_arrays import AsteriskArrays as AsteriskArrays
+    from meta_opt.data.sources.media_arrays import (
+        animated_emoji_arrays as animated_emoji_arrays,
+    )
+    from meta_opt.data.sources.media_arrays import asterisk_arrays as asterisk_arrays
+    from meta_opt.data.sources.media_arrays import klettres_arrays as klettres_arrays
+    from meta_opt.data.sources.media_arrays import tuxpaint_arrays as tuxpaint_arrays
+    from meta_opt.data.sources.tfds_sources import emoji_arrays as emoji_arrays
+    from meta_opt.data.sources.tfds_sources import tfds_source as tfds_source
 
 _HOMES = {
-    "log_mel": "audio",
-    "cldr_arrays": "cldr",
-    "bundled_clipart": "clipart",
-    "glyph_arrays": "glyphs",
-    "AsteriskArrays": "media_arrays",
-    "animated_emoji_arrays": "media_arrays",
-    "asterisk_arrays": "media_arrays",
-    "klettres_arrays": "media_arrays",
-    "tuxpaint_arrays": "media_arrays",
+    "log_mel": "preprocessing.audio",
+    "cldr_arrays": "sources.cldr",
+    "bundled_clipart": "sources.clipart",
+    "glyph_arrays": "sources.glyphs",
+    "AsteriskArrays": "sources.media_arrays",
+    "animated_emoji_arrays": "sources.media_arrays",
+    "asterisk_arrays": "sources.media_arrays",
+    "klettres_arrays": "sources.media_arrays",
+    "tuxpaint_arrays": "sources.media_arrays",
     "PipelineConfig": "pipeline",
     "as_arrays": "pipeline",
     "make_iterator": "pipeline",
@@ -55,10 +57,10 @@ _HOMES = {
     "Record": "records",
     "Source": "records",
     "source_arrays": "records",
-    "emoji_arrays": "tfds_sources",
-    "tfds_source": "tfds_sources",
-    "CaptionTokenizer": "tokenizer",
-    "load_tokenizer": "tokenizer",
+    "emoji_arrays": "sources.tfds_sources",
+    "tfds_source": "sources.tfds_sources",
+    "CaptionTokenizer": "preprocessing.tokenizer",
+    "load_tokenizer": "preprocessing.tokenizer",
 }
 
 __all__ = [

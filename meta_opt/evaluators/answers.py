@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_opt.data.answers import AnswerTokenizer
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.evaluators.encoding import in_batches
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.models.decoding import DecodingConfig, generate

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_opt.data.tokenizer import TextTokenizer
+from meta_opt.data.preprocessing.tokenizer import TextTokenizer
 from meta_opt.evaluators.answers import token_sums
 from meta_opt.evaluators.encoding import in_batches
 from meta_opt.evaluators.retrieval import evaluate_retrieval

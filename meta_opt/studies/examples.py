@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from meta_opt.data.pipeline import as_arrays
+from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.data.records import MemorySource
-from meta_opt.data.tokenizer import load_tokenizer
 from meta_opt.evaluators.encoding import encode_images, encode_texts
 from meta_opt.models.vision_text import VisionText
 from meta_opt.text_files import write_json

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from meta_opt.data.multimodal import FOR_META_TRAINING
+from meta_opt.data.sources.multimodal import FOR_META_TRAINING
 from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig
@@ -44,7 +44,7 @@ def encoder_task(
     """A task whose model ends in pretrained encoders.
 
     Args:
-        name: one of `meta_opt.data.multimodal.FOR_META_TRAINING`.
+        name: one of `meta_opt.data.sources.multimodal.FOR_META_TRAINING`.
         data_dir: where prepared datasets and encoders are; None for the default.
         width: D of fusion.
         train: examples to train on, at most.

@@ -20,15 +20,15 @@ from meta_opt.data import (
     source_arrays,
     tfds_source,
 )
-from meta_opt.data.cldr import cldr_arrays
-from meta_opt.data.glyphs import glyph_arrays
-from meta_opt.data.media_arrays import (
+from meta_opt.data.records import SPLITS
+from meta_opt.data.sources.cldr import cldr_arrays
+from meta_opt.data.sources.glyphs import glyph_arrays
+from meta_opt.data.sources.media_arrays import (
     animated_emoji_arrays,
     asterisk_arrays,
     klettres_arrays,
     tuxpaint_arrays,
 )
-from meta_opt.data.records import SPLITS
 from meta_opt.tasks.task import Splits
 
 NumpyArrays = dict[str, np.ndarray]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 
-from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.pipeline import as_arrays
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.records import MemorySource
 from meta_opt.evaluators.answers import evaluate_answers
 from meta_opt.losses.captioning import captioning_loss as token_loss

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 
 from meta_opt.data.pipeline import as_arrays
+from meta_opt.data.preprocessing.tokenizer import TextTokenizer
 from meta_opt.data.records import MemorySource
-from meta_opt.data.tokenizer import TextTokenizer
 from meta_opt.evaluators.contrastive import evaluate
 from meta_opt.evaluators.zero_shot import class_prompts
 from meta_opt.losses.contrastive import LOSSES

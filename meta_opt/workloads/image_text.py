@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from meta_opt.data.answers import AnswerTokenizer
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.types import PyTree
 from meta_opt.workloads import image_text_export
 from meta_opt.workloads.captioning import captioning_evaluation, captioning_loss

@@ -3,14 +3,20 @@
 import dataclasses
 from typing import Any
 
-from meta_opt.data.clipart import bundled_clipart
-from meta_opt.data.image_fit import ImageFit
-from meta_opt.data.image_text_rows import ImageTextRows
-from meta_opt.data.jsonl_samples import is_path
-from meta_opt.data.pictures import Pictures, Rows, Unreadable, hold_out, sample
+from meta_opt.data.preprocessing.image_fit import ImageFit
+from meta_opt.data.preprocessing.pictures import (
+    Pictures,
+    Rows,
+    Unreadable,
+    hold_out,
+    sample,
+)
 from meta_opt.data.records import MemorySource, Source
-from meta_opt.data.tfds_captions import TfdsCaptions, tfds_splits
-from meta_opt.data.tfds_sources import tfds_source
+from meta_opt.data.sources.clipart import bundled_clipart
+from meta_opt.data.sources.image_text_rows import ImageTextRows
+from meta_opt.data.sources.jsonl_samples import is_path
+from meta_opt.data.sources.tfds_captions import TfdsCaptions, tfds_splits
+from meta_opt.data.sources.tfds_sources import tfds_source
 from meta_opt.types import check_name
 from meta_opt.workloads.workload import Batches
 

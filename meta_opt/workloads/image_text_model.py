@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 from flax import nnx
 from jax.sharding import Mesh
 
-from meta_opt.data.answers import AnswerTokenizer
-from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.image_fit import ImageFit, read_image_fit
 from meta_opt.data.pipeline import EncodePrompts
-from meta_opt.data.tokenizer import TextTokenizer, load_tokenizer
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.image_fit import ImageFit, read_image_fit
+from meta_opt.data.preprocessing.tokenizer import TextTokenizer, load_tokenizer
 from meta_opt.losses.contrastive import LOSSES
 from meta_opt.models import generative, huggingface, pretrained, vision_text
 from meta_opt.models.generative import Generative, GenerativeConfig

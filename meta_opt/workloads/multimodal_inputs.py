@@ -18,14 +18,14 @@ import numpy as np
 from flax import nnx
 
 from meta_opt.data import data_dir as default_data_dir
-from meta_opt.data.answers import AnswerTokenizer
-from meta_opt.data.encoder_weights import encoder_folder
-from meta_opt.data.folder_tokenizer import FolderTokenizer
-from meta_opt.data.jsonl_samples import is_path
-from meta_opt.data.multimodal import TASKS, find_task, read_split
+from meta_opt.data.catalog.encoder_weights import encoder_folder
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples, spectrograms
-from meta_opt.data.tokenizer import load_tokenizer
+from meta_opt.data.sources.jsonl_samples import is_path
+from meta_opt.data.sources.multimodal import TASKS, find_task, read_split
 from meta_opt.models.encoders import Divisible, load_encoder
 from meta_opt.types import PyTree, check_keys, check_name, write_atomic
 
@@ -40,8 +40,8 @@ class InputsConfig:
     """Which task, and how its samples become arrays.
 
     Attributes:
-        task: one of `meta_opt.data.multimodal.TASKS`, or the path of a JSONL file or
-            of tar files; see `meta_opt.data.jsonl_samples`.
+        task: one of `meta_opt.data.sources.multimodal.TASKS`, or the path of a JSONL
+            file or of tar files; see `meta_opt.data.sources.jsonl_samples`.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
         max_examples: samples of a split at most; 0: all of them.

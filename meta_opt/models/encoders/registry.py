@@ -1,4 +1,4 @@
-"""Encoders by name, out of the folders that `meta_opt.data.encoder_weights` writes."""
+"""Encoders by name, read from what `meta_opt.data.catalog.encoder_weights` writes."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ def load_encoder(name: str, folder: str | os.PathLike, **changes: Any) -> nnx.Mo
     Args:
         name: one of `names`.
         folder: with ``model.safetensors`` and ``about.json``, as
-            `meta_opt.data.encoder_weights.encoder_folder` finds it.
+            `meta_opt.data.catalog.encoder_weights.encoder_folder` finds it.
         **changes: ``dtype``, ``param_dtype``, ``remat``, ``scan_layers``.
 
     Raises:

@@ -2,8 +2,8 @@
 
 Style validation takes Open Clip Art, Asterisk, names of currencies, scikit-learn's iris
 and sample photographs, matplotlib's sample data and the source text of JAX. The foreign
-suite takes the packages of `meta_opt.data.raw_packages` and docstrings of SciPy and
-scikit-learn. Neither is part of meta-training.
+suite takes the packages of `meta_opt.data.catalog.raw_packages` and docstrings of SciPy
+and scikit-learn. Neither is part of meta-training.
 """
 
 import ast
@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.data import bundled_clipart, data_dir, source_arrays
-from meta_opt.data.encoder_weights import encoder_folder
+from meta_opt.data.catalog.encoder_weights import encoder_folder
+from meta_opt.data.catalog.raw_packages import raw_folder
 from meta_opt.data.missing import MissingDataError
-from meta_opt.data.raw_packages import raw_folder
 from meta_opt.tasks.task import Splits
 
 NumpyArrays = dict[str, np.ndarray]

@@ -1,0 +1,1 @@
+"""What is downloaded: packages, the datasets built of them, pretrained encoders."""

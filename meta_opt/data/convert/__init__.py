@@ -1,0 +1,1 @@
+"""Readers of foreign formats, and how the bundled files were made."""

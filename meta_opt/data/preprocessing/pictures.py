@@ -1,0 +1,215 @@
+"""Pictures that are read when asked for, some of which may be unreadable.
+
+A picture that cannot be read is counted and the next one that can is given in its
+place, so that a run of hours does not end on one broken file, and gets the same batches
+whenever it is repeated.
+"""
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from meta_opt.data.preprocessing.image_fit import ImageFit
+from meta_opt.data.preprocessing.images import decode
+from meta_opt.data.records import SPLITS, MemorySource, Record
+from meta_opt.data.splits import held_out_split, unit_hash
+
+_log = logging.getLogger(__name__)
+
+MAX_PIXELS = 50_000_000
+"""Larger pictures count as unreadable."""
+
+
+class UnreadableFilesError(ValueError):
+    """More files cannot be read than may be skipped; the message lists them."""
+
+
+class Picture(NamedTuple):
+    """One row: an image file's bytes, its captions, the number of its class, a prompt.
+
+    Of a question about a picture the question is the prompt, "" where there is none,
+    and the answers are the captions.
+    """
+
+    data: bytes
+    captions: tuple[str, ...]
+    label: int
+    prompt: str = ""
+
+
+class Rows(Protocol):
+    """Where pictures and captions come from.
+
+    Attributes:
+        class_names: K names that labels index; one, "", where there are no classes.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Picture:
+        """Reads a row; raises OSError where the file cannot be read."""
+
+    def key(self, index: int) -> str:
+        """What decides the split: of no two pictures the same, wherever they lie."""
+
+    def name(self, index: int) -> str:
+        """What messages call it."""
+
+    def split(self, index: int) -> str | None:
+        """Where it belongs, if it says so itself; None where the hash decides."""
+
+
+class Unreadable:
+    """The files that could not be read, of all sources of a run together.
+
+    Args:
+        limit: how many may be skipped.
+
+    Attributes:
+        reasons: why, by name, in the order in which they were met.
+    """
+
+    def __init__(self, limit: int = 100) -> None:
+        self.limit = limit
+        self.reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, reason: str) -> None:
+        """Counts a file.
+
+        Raises:
+            UnreadableFilesError: if these are more than the limit.
+        """
+        with self._lock:
+            self.reasons[name] = reason
+            count = len(self.reasons)
+        _log.warning("skipped unreadable file %s (%s); %d so far", name, reason, count)
+        if count > self.limit:
+            listed = "\n".join(f"  {n}: {r}" for n, r in list(self.reasons.items()))
+            raise UnreadableFilesError(
+                f"{count} files cannot be read and at most {self.limit} may be "
+                f"skipped (max_unreadable):\n{listed}"
+            )
+
+
+class Pictures:
+    """A random-access source of `Record` over rows.
+
+    Args:
+        rows: all there are.
+        fit: scales them.
+        unreadable: counts those that cannot be read; None for a count of its own.
+        part: indices of the rows that belong to this source; None for all.
+
+    Attributes:
+        class_names: of the rows.
+        unreadable: as given.
+
+    Raises:
+        ValueError: if it has no row.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        fit: ImageFit,
+        unreadable: Unreadable | None = None,
+        part: Sequence[int] | None = None,
+    ) -> None:
+        self._rows, self._fit = rows, fit
+        self._part = range(len(rows)) if part is None else part
+        self.class_names = rows.class_names
+        self.unreadable = unreadable or Unreadable()
+        if not self._part:
+            raise ValueError("a source needs at least one picture")
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def __repr__(self) -> str:
+        many = len(self.class_names)
+        return (
+            f"Pictures({len(self)} records, {many} class{'es' * (many > 1)}, "
+            f"{self._fit.size}x{self._fit.size} px)"
+        )
+
+    def __getitem__(self, index: int) -> Record:
+        """Reads one record.
+
+        Raises:
+            IndexError: an index out of range.
+            UnreadableFilesError: more pictures than may be skipped are unreadable.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of a source of {len(self)}")
+        for step in range(len(self)):
+            record = self._read(self._part[(index + step) % len(self)])
+            if record is not None:
+                return record
+        raise UnreadableFilesError(f"none of {len(self)} pictures can be read")
+
+    def in_memory(self) -> MemorySource:
+        """Reads everything; what is unreadable is left out.
+
+        Raises:
+            UnreadableFilesError: as for a single record.
+        """
+        found = [record for i in self._part if (record := self._read(i)) is not None]
+        if not found:
+            raise UnreadableFilesError(f"none of {len(self)} pictures can be read")
+        return MemorySource(
+            np.stack([record["image"] for record in found]),
+            [record["captions"] for record in found],
+            [record["label"] for record in found],
+            self.class_names,
+            prompts=[record["prompt"] for record in found],
+        )
+
+    def _read(self, row: int) -> Record | None:
+        name = self._rows.name(row)
+        if name in self.unreadable.reasons:
+            return None
+        try:
+            picture = self._rows[row]
+            image = self._fit(decode(picture.data, MAX_PIXELS))
+        # A decoder raises anything on a damaged file.
+        except Exception as error:
+            self.unreadable.add(name, f"{type(error).__name__}: {error}")
+            return None
+        return Record(
+            image=image,
+            text=picture.captions[0],
+            captions=picture.captions,
+            label=picture.label,
+            prompt=picture.prompt,
+        )
+
+
+def hold_out(rows: Rows, shares: Mapping[str, float]) -> dict[str, list[int]]:
+    """Divides rows by what they say themselves, or else by a hash of their keys.
+
+    The hash depends on nothing but key and shares: a picture keeps its split when
+    others are added, and all rows of one picture are in one split.
+
+    Args:
+        rows: all there are.
+        shares: of the splits that are held out, such as ``{"validation": 0.1}``.
+
+    Returns:
+        Indices of the rows of ``train``, ``validation`` and ``test``.
+    """
+    found: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for row in range(len(rows)):
+        split = rows.split(row) or held_out_split(rows.key(row), shares)
+        found[split].append(row)
+    return found
+
+
+def sample(rows: Rows, part: Iterable[int], most: int) -> list[int]:
+    """At most so many of the indices, chosen by a hash of their keys, in order."""
+    return sorted(sorted(part, key=lambda row: unit_hash(f"of {rows.key(row)}"))[:most])

@@ -1,0 +1,1 @@
+"""Where samples come from: bundled, prepared, or a user's own files."""

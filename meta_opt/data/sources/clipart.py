@@ -1,0 +1,85 @@
+"""The bundled shard: about 2,000 titled Open Clip Art drawings, 64 pixels square."""
+
+import functools
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+from meta_opt.data.bundled import BUNDLED
+from meta_opt.data.records import MemorySource, check_split
+from meta_opt.data.sources.selection import Described, captions
+
+SHARD_NAME = "openclipart64.zip"
+SIZE = 64
+"""Side of the pictures in pixels."""
+
+
+class DamagedShardError(ValueError):
+    """The shard's bytes are not those whose hash its JSON records."""
+
+
+@functools.cache
+def bundled_clipart(split: str) -> MemorySource:
+    """Returns a split of the drawings that ship with the package.
+
+    Records are ``image`` uint8 [64, 64, 3] on white, ``text`` the title, ``label`` the
+    category, an index of the source's ``class_names``. The pictures are decoded once
+    in a process, and the same object is returned each time. No picture and no title
+    is in two splits.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+
+    Returns:
+        An in-memory source.
+
+    Raises:
+        ValueError: if there is no such split.
+        DamagedShardError: if the shard's bytes are not as recorded.
+        FileNotFoundError: if the shard is not there.
+
+    >>> bundled_clipart("test").class_names[0]
+    'animals'
+    """
+    return read_shard(BUNDLED, split)
+
+
+def read_shard(folder: Path, split: str) -> MemorySource:
+    """Reads a split of the shard in ``folder``; see :func:`bundled_clipart`."""
+    check_split(split)
+    data, description = _verified(folder)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        rows = [
+            json.loads(line) for line in archive.read("metadata.jsonl").splitlines()
+        ]
+        rows = [row for row in rows if row["split"] == split]
+        pictures = [archive.read(row["file"]) for row in rows]
+    class_names = description["class_names"]
+    return MemorySource(
+        pictures,
+        [
+            captions(Described(r["path"], r["title"], tuple(r["keywords"])))
+            for r in rows
+        ],
+        [class_names.index(row["category"]) for row in rows],
+        class_names,
+        image_size=SIZE,
+        keys=[row["path"] for row in rows],
+    )
+
+
+def _verified(folder: Path) -> tuple[bytes, dict]:
+    """Returns the shard's bytes and its description after checking the hash."""
+    shard = folder / SHARD_NAME
+    description = json.loads(shard.with_suffix(".json").read_text("utf-8"))
+    data = shard.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != description["sha256"]:
+        raise DamagedShardError(
+            f"{shard} is damaged: its SHA-256 is {found} but {shard.stem}.json records "
+            f"{description['sha256']}. Reinstall the package or check the file out "
+            "again."
+        )
+    return data, description

@@ -1,0 +1,86 @@
+"""A user's own pictures with captions, or with questions and answers."""
+
+import logging
+import os
+
+from meta_opt.data.preprocessing.pictures import Picture
+from meta_opt.data.sources.jsonl_samples import read_samples
+
+_log = logging.getLogger(__name__)
+
+
+class ImageTextRows:
+    """Rows of `meta_opt.data.preprocessing.pictures.Pictures` over a user's samples.
+
+    A picture's captions are the sample's ``target``, or where it has none its ``text``.
+    What is asked about it is its ``prompt``; beside a ``target`` also its ``text``,
+    which comes first.
+
+    Args:
+        path: see `meta_opt.data.sources.jsonl_samples.read_samples`.
+
+    Attributes:
+        class_names: those of the labels, sorted; one, "", unless every sample has one.
+        captions: of each picture.
+
+    Raises:
+        ValueError: see `read_samples`; or a sample without picture or caption.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> file = Path(tempfile.mkdtemp()) / "pairs.jsonl"
+        >>> _ = file.write_text('{"image": "a.png", "text": "all red"}')
+        >>> rows = ImageTextRows(file)
+        >>> len(rows), rows.captions[0], rows.key(0)
+        (1, ('all red',), 'a.png')
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._samples = read_samples(path)
+        for sample in self._samples:
+            if "image" not in sample.media:
+                raise ValueError(f"{sample.where}: needs an `image`")
+            if not (sample.fields.target or sample.fields.text):
+                raise ValueError(
+                    f"{sample.where}: needs a `text` that is not empty, a caption (or "
+                    "a `target`, what is to be written)"
+                )
+        self.captions = tuple(s.fields.target or s.fields.text for s in self._samples)
+        labels = [sample.fields.label for sample in self._samples]
+        if lacking := labels.count(None):
+            if lacking < len(labels):
+                _log.warning(
+                    "%s: %d of %d samples have no `label`, so the others' are ignored",
+                    *(path, lacking, len(labels)),
+                )
+            labels = [""] * len(labels)
+        self.class_names = tuple(sorted({str(label) for label in labels}))
+        places = {name: i for i, name in enumerate(self.class_names)}
+        self._labels = [places[str(label)] for label in labels]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Picture:
+        """Reads a row.
+
+        Raises:
+            OSError: if the file is not there or cannot be read.
+        """
+        sample = self._samples[index]
+        prompt = sample.fields.reads if sample.fields.target else ""
+        data = sample.media["image"].read()
+        return Picture(data, self.captions[index], self._labels[index], prompt)
+
+    def key(self, index: int) -> str:
+        """The picture's path from the JSONL file's folder, or tar file and member."""
+        return self._samples[index].key
+
+    def name(self, index: int) -> str:
+        """The picture's path, or that of the tar file with the member."""
+        return self._samples[index].media["image"].name
+
+    def split(self, index: int) -> str | None:
+        """The sample's ``split``."""
+        return self._samples[index].fields.split

@@ -1,0 +1,188 @@
+"""A user's own samples of several modalities as a task.
+
+What is asked for is what the samples have, a ``label``, a ``score`` or a ``target``.
+With none of these, pictures and texts are to find each other.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from meta_opt.data.preprocessing.audio_files import read_clip
+from meta_opt.data.preprocessing.images import decode, decode_frames, fit_square
+from meta_opt.data.preprocessing.pictures import MAX_PIXELS, Unreadable
+from meta_opt.data.preprocessing.whisper_mel import RATE
+from meta_opt.data.samples import MODALITIES, MultimodalTask, Samples
+from meta_opt.data.sources.jsonl_samples import read_samples
+from meta_opt.data.sources.sample_schema import ASKED, MEDIA, Media, Sample
+from meta_opt.data.splits import held_out_split
+
+FRAMES = 8
+"""Of a clip."""
+_SECONDS = 30.0
+"""Of sound that is kept; Whisper's longest."""
+_KINDS = {"label": "classify", "score": "score", "target": "caption"}
+
+
+def sample_task(path: str | os.PathLike, max_unreadable: int = 100) -> MultimodalTask:
+    """The task that samples of one's own describe; media are read with a split.
+
+    Samples with a file that cannot be read are skipped and counted.
+
+    Args:
+        path: see `meta_opt.data.sources.jsonl_samples.read_samples`.
+        max_unreadable: files that may be skipped, of all splits together.
+
+    Raises:
+        ValueError: see `read_samples`; or a sample that asks for two things, for
+            something else than the first one, or lacks half of a pair (it is named).
+        FileNotFoundError: no such file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> file = Path(tempfile.mkdtemp()) / "samples.jsonl"
+        >>> _ = file.write_text('{"text": "well done", "label": "praise"}')
+        >>> task = sample_task(file)
+        >>> task.kind, task.modalities
+        ('classify', ('text',))
+    """
+    samples = read_samples(path)
+    kind = _kind(samples[0])
+    for sample in samples:
+        if (other := _kind(sample)) != kind:
+            raise ValueError(
+                f"{sample.where}: asks to {other}, the first sample to {kind}"
+            )
+    modalities = tuple(m for m in MODALITIES if any(_has(s, m) for s in samples))
+    labels = (sample.fields.label for sample in samples)
+    names = tuple(sorted({label for label in labels if label is not None}))
+    unreadable = Unreadable(max_unreadable)
+
+    def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
+        del data_dir
+        part = [sample for sample in samples if _split(sample) == split]
+        rows = _with_media(split, part, side, unreadable)
+        skipped = len(part) - len(rows)
+        if not rows:
+            raise ValueError(
+                f"{path}: no sample is left for {split} (it has {len(part)}, of which "
+                f"{skipped} cannot be read); give samples a `split`"
+            )
+        return Samples(
+            **_columns(rows, modalities, side),
+            **_asked([row.sample for row in rows], kind, names),
+            rate=RATE,
+            skipped=skipped,
+        )
+
+    return MultimodalTask(kind, modalities, str(path), read)
+
+
+def _kind(sample: Sample) -> str:
+    """What a sample asks for, one of `meta_opt.data.samples.KINDS`."""
+    fields = sample.fields
+    asked = [key for key in ASKED if getattr(fields, key) not in (None, ())]
+    if len(asked) > 1:
+        raise ValueError(
+            f"{sample.where}: asks for {' and '.join(asked)}; one thing is asked for"
+        )
+    if not asked and not (sample.media.keys() == {"image"} and fields.text):
+        raise ValueError(
+            f"{sample.where}: needs one of {', '.join(ASKED)}; or `image` and a `text` "
+            "that is not empty alone, to be found by each other"
+        )
+    return _KINDS[asked[0]] if asked else "retrieve"
+
+
+def _has(sample: Sample, modality: str) -> bool:
+    return modality in sample.media or (
+        modality == "text" and bool(sample.fields.reads)
+    )
+
+
+def _split(sample: Sample) -> str:
+    return sample.fields.split or held_out_split(sample.key)
+
+
+class _Row(NamedTuple):
+    """A sample and the arrays of its files."""
+
+    sample: Sample
+    media: dict[str, np.ndarray]
+
+
+def _with_media(
+    split: str, samples: Sequence[Sample], side: int, unreadable: Unreadable
+) -> list[_Row]:
+    """Those samples whose files can be read."""
+    from tqdm import tqdm
+
+    rows = []
+    for sample in tqdm(samples, desc=f"reading {split}", unit="sample", disable=None):
+        media: dict[str, np.ndarray] = {}
+        for modality, where in sample.media.items():
+            try:
+                media[modality] = _array(modality, where, side)
+            except ImportError:
+                raise
+            # A decoder raises anything on a damaged file.
+            except Exception as error:
+                unreadable.add(where.name, f"{type(error).__name__}: {error}")
+                break
+        else:
+            rows.append(_Row(sample, media))
+    return rows
+
+
+def _array(modality: str, media: Media, side: int) -> np.ndarray:
+    data = media.read()
+    if modality == "audio":
+        return read_clip(data, RATE, _SECONDS)
+    if modality == "image":
+        return fit_square(decode(data, MAX_PIXELS), side)
+    frames = decode_frames(data, FRAMES, MAX_PIXELS)
+    if not frames:
+        raise ValueError(f"a clip needs {FRAMES} frames")
+    return np.stack([fit_square(frame, side) for frame in frames])
+
+
+def _columns(
+    rows: Sequence[_Row], modalities: Sequence[str], side: int
+) -> dict[str, Any]:
+    """Fields of `Samples`: the inputs, and which of them are absent."""
+    blank = {
+        "image": np.zeros((side, side, 3), np.uint8),
+        "audio": np.zeros(0, np.int16),
+        "video": np.zeros((FRAMES, side, side, 3), np.uint8),
+    }
+    found: dict[str, Any] = {
+        m: [row.media.get(m, blank[m]) for row in rows]
+        for m in modalities
+        if m in MEDIA
+    }
+    if "text" in modalities:
+        found["text"] = [row.sample.fields.reads for row in rows]
+    absent = {}
+    for modality in {"image", "video"} & set(modalities):
+        found[modality] = np.stack(found[modality])
+        absent[modality] = np.asarray([modality not in row.media for row in rows])
+    return {**found, "absent": absent}
+
+
+def _asked(
+    samples: Sequence[Sample], kind: str, class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Fields of `Samples`: what is asked for."""
+    fields = [sample.fields for sample in samples]
+    if kind == "classify":
+        place = {name: i for i, name in enumerate(class_names)}
+        labels = [place[str(field.label)] for field in fields]
+        return {"label": np.asarray(labels, np.int32), "class_names": class_names}
+    if kind == "score":
+        return {"score": np.asarray([field.score for field in fields], np.float32)}
+    if kind == "caption":
+        return {"caption": [field.target[0] for field in fields]}
+    return {"caption": [field.text[0] for field in fields]}

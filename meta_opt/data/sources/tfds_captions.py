@@ -1,0 +1,140 @@
+"""Any prepared TFDS dataset of captioned pictures, read without its code."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from meta_opt.data import data_dir as default_data_dir
+from meta_opt.data.preprocessing.pictures import Picture
+from meta_opt.text_files import decode_text
+from meta_opt.types import near_match
+
+CAPTIONS = ("caption", "captions", "text", "texts", "title", "name")
+"""Features that captions are looked for in, in this order."""
+
+
+class TfdsCaptions:
+    """Rows of `meta_opt.data.preprocessing.pictures.Pictures` over a TFDS split.
+
+    The dataset must have been prepared with ``file_format="array_record"``, the one
+    that is read without TensorFlow. Captions are one text, a sequence of them, or a
+    sequence of dicts with a ``text``, as in ``coco_captions``. There are no classes.
+
+    Args:
+        name: of the dataset in ``data_dir``, such as ``coco_captions/2017``.
+        split: such as ``train``.
+        data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
+
+    Raises:
+        ValueError: a dataset that is not there or in another format, or has no such
+            split, no picture or no caption; it says what there is.
+        ImportError: if TensorFlow Datasets is not installed.
+
+    Example:
+        rows = TfdsCaptions("tuxpaint", "train")
+    """
+
+    class_names: tuple[str, ...] = ("",)
+
+    def __init__(
+        self, name: str, split: str, data_dir: str | os.PathLike | None = None
+    ) -> None:
+        builder = _builder(name, data_dir)
+        if split not in builder.info.splits:
+            raise ValueError(
+                f"tfds:{name} has no split {split!r}; it has "
+                f"{', '.join(builder.info.splits)}"
+            )
+        features = builder.info.features
+        found = [key for key in CAPTIONS if key in features]
+        if "image" not in features or not found:
+            raise ValueError(
+                f"tfds:{name} needs an `image` and one of {', '.join(CAPTIONS)}; it "
+                f"has {', '.join(features)}"
+            )
+        self._caption, self._name = found[0], f"tfds:{name}/{split}"
+        try:
+            self._rows = builder.as_data_source(split, decoders=_undecoded(features))
+        except NotImplementedError as error:
+            raise ValueError(
+                f"tfds:{name} cannot be read at random ({error}); prepare it with "
+                'tfds.builder(..., file_format="array_record")'
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Picture:
+        """Reads a row."""
+        row = self._rows[index]
+        captions = tuple(text for text in _texts(row[self._caption]) if text)
+        if not captions:
+            raise ValueError(f"no {self._caption}")
+        return Picture(row["image"], captions, 0)
+
+    def key(self, index: int) -> str:
+        """The split and the place in it, which stay as long as the dataset does."""
+        return f"{self._name}[{index}]"
+
+    def name(self, index: int) -> str:
+        """The same."""
+        return self.key(index)
+
+    def split(self, index: int) -> str | None:
+        """None: a dataset's splits are read one by one."""
+        del index
+        return None
+
+
+def tfds_splits(
+    name: str, data_dir: str | os.PathLike | None = None
+) -> tuple[str, ...]:
+    """Names of a prepared dataset's splits.
+
+    Raises:
+        ValueError: if it is not there.
+        ImportError: if TensorFlow Datasets is not installed.
+    """
+    return tuple(_builder(name, data_dir).info.splits)
+
+
+def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
+    try:
+        from tensorflow_datasets.core import read_only_builder
+    except ImportError as error:
+        raise ImportError(
+            f"tfds:{name} needs TensorFlow Datasets: pip install 'meta-opt[data]'"
+        ) from error
+    folder = Path(data_dir or default_data_dir())
+    try:
+        # By files: the code of most datasets needs TensorFlow.
+        return read_only_builder.builder_from_files(name, data_dir=str(folder))
+    except ValueError as error:
+        there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        raise ValueError(
+            f"no prepared dataset {name!r} in {folder}{near_match(name, there)} (that "
+            "is data.data_dir, else $META_OPT_DATA_DIR, else ./data): "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+
+
+def _undecoded(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures as their files' bytes: they are decoded within a budget of pixels."""
+    import tensorflow_datasets as tfds
+
+    return {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, bytes):
+        return [decode_text(value).strip()]
+    if isinstance(value, str):
+        return [value.strip()]
+    if isinstance(value, Mapping):
+        return _texts(value["text"])
+    return [text for one in value for text in _texts(one)]
