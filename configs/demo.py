@@ -8,7 +8,7 @@ from configs import common
 def nano() -> ml_collections.ConfigDict:
     """Nano on bundled clip art; about a minute a run on two cores."""
     config = ml_collections.ConfigDict()
-    config.base = common.run_config(num_steps=120, batch_size=64)
+    config.base = common.image_text_config(num_steps=120, batch_size=64)
     config.base.loop.eval_every = 10
     config.base.loop.checkpoint_every = 40
     config.base.loop.keep_best = 0
@@ -52,8 +52,8 @@ def nano() -> ml_collections.ConfigDict:
 def smoke() -> ml_collections.ConfigDict:
     """A few steps of each."""
     config = nano()
-    config.base.loop.num_steps = 4
-    config.base.loop.batch_size = 16
+    config.base.num_steps = 4
+    config.base.batch_size = 16
     config.base.loop.eval_every = 2
     config.base.loop.log_every = 2
     config.num_queries = 2

@@ -4,14 +4,13 @@ Of your own data: ``so400m[_lora]``, ``paligemma[_lora]``.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
 
 
 def nano_clipart() -> ml_collections.ConfigDict:
     """All parameters of nano."""
-    config = common.run_config(num_steps=300, batch_size=128)
+    config = common.image_text_config(num_steps=300, batch_size=128)
     config.loop.eval_every = 25
     config.pipeline.flip = True
     config.pipeline.crop_pixels = 4
@@ -28,7 +27,7 @@ def nano_clipart_lora() -> ml_collections.ConfigDict:
 
 def nano_captions() -> ml_collections.ConfigDict:
     """A small model that learns to name clip art, from scratch."""
-    config = common.run_config(num_steps=1000, batch_size=64)
+    config = common.image_text_config(num_steps=1000, batch_size=64)
     config.model.weights = ""
     config.model.size = "nano-generative"
     config.model.loss = "captioning"
@@ -45,14 +44,15 @@ def so400m() -> ml_collections.ConfigDict:
 
     With ``--config.model.weights=FOLDER --config.data.name=FILE.jsonl``.
     """
-    config = common.run_config(num_steps=1000, batch_size=32)
+    config = common.image_text_config(num_steps=1000, batch_size=32)
     config.model.weights = "siglip-so400m-patch14-384"
     config.model.loss = "siglip"
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
     config.data.name = "captions.jsonl"
     config.data.eval_batch_size = 64
-    config.pipeline.text_length = config_dict.placeholder(int)
+    # The context of the model.
+    config.pipeline.text_length = None
     config.pipeline.num_threads = 8
     config.mesh.fsdp = -1
     return config
@@ -93,7 +93,7 @@ def _with_adapters(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 def smoke() -> ml_collections.ConfigDict:
     """A few steps of an untrained model: whether it runs at all."""
-    config = common.run_config(num_steps=4, batch_size=16)
+    config = common.image_text_config(num_steps=4, batch_size=16)
     config.model.weights = ""
     config.optimizer.name = "hand_designed"
     config.loop.eval_every = 4

@@ -26,56 +26,30 @@ def task(name: str) -> ml_collections.ConfigDict:
     """A task under the learned optimizer, all parameters of what is not cut off."""
     batch_size, steps_per_epoch, most = SUITE[name]
     config = common.run_config(EPOCHS * steps_per_epoch, batch_size)
-    for section in ("model", "data", "pipeline"):
-        del config[section]
     config.loop.eval_every = steps_per_epoch
     config.loop.log_every = steps_per_epoch
     config.loop.checkpoint_every = steps_per_epoch
     config.loop.recovery.enabled = True
     config.inputs = dict(
         task=name,
-        data_dir="",
-        max_examples=most,
-        max_unreadable=100,
-        image_size=64,
-        audio_seconds=1.6,
-        text_length=12,
-        caption_length=12,
         encoders=dict(image="efficientnet_lite0", text="minilm", audio="whisper_tiny"),
+        max_examples=most,
+        text_length=12,
         # Last layers that train; 0: all. What is below is computed once.
         trainable_layers=dict(image=1, text=1, audio=1),
         # Features that are averaged below the layers that train.
         pool_size=dict(audio=4),
         feature_cache_dir="runs/features",
     )
-    config.model = dict(
-        fusion=dict(
-            width=128,
-            depth=2,
-            heads=4,
-            mlp_width=512,
-            video_depth=1,
-            frames=8,
-            dtype="float32",
-            param_dtype="float32",
-            remat="none",
-            scan_layers=True,
+    config.model.fusion = dict(width=128, mlp_width=512, remat="none")
+    config.model.captioner = {}
+    # Linear layers of the encoders, at a token or at a pixel.
+    config.model.lora = dict(
+        pattern=(
+            r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
+            r"|(expand|project|head)/conv)/kernel$"
         ),
-        embed_dim=64,
-        captioner=dict(width=128, depth=2, heads=4),
-        # lora: adapters on the encoders, and all that is new.
-        trainable="all",
-        lora=dict(
-            # Linear layers, at a token or at a pixel.
-            pattern=(
-                r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
-                r"|(expand|project|head)/conv)/kernel$"
-            ),
-            groups=(),
-            rank=8,
-            alpha=8.0,
-            rs_lora=False,
-        ),
+        alpha=8.0,
     )
     return config
 
@@ -88,7 +62,7 @@ def own() -> ml_collections.ConfigDict:
     config.inputs.audio_seconds = 4.0
     config.inputs.text_length = 64
     config.inputs.caption_length = 32
-    config.loop.num_steps = 500
+    config.num_steps = 500
     for key in ("eval_every", "checkpoint_every"):
         config.loop[key] = 50
     config.loop.log_every = 10
@@ -98,8 +72,8 @@ def own() -> ml_collections.ConfigDict:
 def smoke() -> ml_collections.ConfigDict:
     """A few steps on few samples."""
     config = task("tuxpaint_trimodal")
-    config.loop.num_steps = 4
-    config.loop.batch_size = 8
+    config.num_steps = 4
+    config.batch_size = 8
     config.loop.eval_every = 2
     config.loop.log_every = 1
     config.loop.checkpoint_every = 2

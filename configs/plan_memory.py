@@ -7,7 +7,6 @@ from configs import common
 
 def so400m() -> ml_collections.ConfigDict:
     """So400m/14 on four TPU v5e: three optimizers, full and LoRA."""
-    run = common.run_config(num_steps=1000, batch_size=32)
     config = ml_collections.ConfigDict()
     config.size = "So400m/14"
     # A folder, as model.weights of a run: its architecture instead of ``size``.
@@ -17,7 +16,7 @@ def so400m() -> ml_collections.ConfigDict:
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.optimizers = ("adamw", "lion", "learned")
     config.trainable = ("all", "lora")
-    config.lora = run.model.lora
+    config.lora = dict(pattern=r"attention/(query|value)/kernel$", rank=8, alpha=16.0)
     config.dtype = "bfloat16"
     config.param_dtype = "float32"
     config.remat = "full"

@@ -7,7 +7,7 @@ from configs import common
 
 def nano_emoji() -> ml_collections.ConfigDict:
     """The shipped nano weights: from scratch; more than 400 steps overfit."""
-    config = common.run_config(num_steps=400, batch_size=128)
+    config = common.image_text_config(num_steps=400, batch_size=128)
     config.loop.eval_every = 50
     config.loop.checkpoint_every = 100
     config.optimizer.name = "hand_designed"
@@ -23,8 +23,8 @@ def nano_emoji() -> ml_collections.ConfigDict:
 def smoke() -> ml_collections.ConfigDict:
     """A few steps."""
     config = nano_emoji()
-    config.loop.num_steps = 4
-    config.loop.batch_size = 16
+    config.num_steps = 4
+    config.batch_size = 16
     return config
 
 

@@ -8,8 +8,8 @@ from configs import common
 def nano_clipart_adamw() -> ml_collections.ConfigDict:
     """AdamW at the budget of ``configs/demo.py``, under another seed than its."""
     config = ml_collections.ConfigDict()
-    config.base = common.run_config(num_steps=120, batch_size=64)
-    config.base.loop.seed = 1
+    config.base = common.image_text_config(num_steps=120, batch_size=64)
+    config.base.seed = 1
     config.base.loop.eval_every = 20
     config.base.loop.evaluate_at_start = False
     config.base.loop.progress = False
@@ -40,8 +40,8 @@ def nano_clipart_adamw() -> ml_collections.ConfigDict:
 def smoke() -> ml_collections.ConfigDict:
     """Two trials of a few steps."""
     config = nano_clipart_adamw()
-    config.base.loop.num_steps = 4
-    config.base.loop.batch_size = 16
+    config.base.num_steps = 4
+    config.base.batch_size = 16
     config.base.loop.eval_every = 2
     config.search.num_trials = 2
     config.search.min_resource = 0

@@ -19,17 +19,24 @@ _ARGUMENTS = tuple(sys.argv[1:])
 flags.disclaim_key_flags()
 
 
-def define_config(default: str | None = None) -> Any:
+def define_config(default: str | None = None, *, partial: bool = False) -> Any:
     """Defines ``--config``; without a default it is required.
 
     Args:
         default: a config file of this repository, such as ``configs/demo.py``.
+        partial: whether the file states only what differs from the dataclasses'
+            defaults. The command line may then set what the file does not, and the
+            dataclasses check names and types.
     """
     if "config" in flags.FLAGS:  # Of another command in this process.
         return flags.FLAGS["config"]
     root = Path(__file__).resolve().parents[1]
     holder = config_flags.DEFINE_config_file(
-        "config", default and str(root / default), "file.py:variant"
+        "config",
+        default and str(root / default),
+        "file.py:variant",
+        lock_config=not partial,
+        accept_new_attributes=partial,
     )
     if default is None:
         flags.mark_flag_as_required("config")
@@ -91,14 +98,51 @@ def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _set_none(keys: Sequence[str]) -> None:
     for key in keys:
-        node, parent, name = flags.FLAGS["config"].value, None, ""
-        for name in key.split("."):
-            if name not in node:
-                near = near_match(name, node)
-                raise ValueError(f"--config.{key}=None: no setting {name!r}{near}")
-            parent, node = node, node[name]
-        with parent.ignore_type():
-            parent[name] = None
+        node = flags.FLAGS["config"].value
+        *sections, name = key.split(".")
+        for section in sections:
+            if section not in node and not node.is_locked:
+                node[section] = {}
+            node = _known(node, section, key)
+        if node.is_locked:
+            _known(node, name, key)
+        with node.ignore_type():
+            node[name] = None
+
+
+def _known(node: Any, name: str, key: str) -> Any:
+    if name not in node:
+        near = near_match(name, node)
+        raise ValueError(f"--config.{key}=None: no setting {name!r}{near}")
+    return node[name]
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses, as absl does; a mistake ends the command with one line."""
+    try:
+        positional = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            # A file that is not there raises here, when it is first asked for anything.
+            flags.FLAGS["config"].value.to_dict()
+        return positional
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        message = f"no flag --{name}{near_match(name, flags.FLAGS)} (--help lists them)"
+    except (AttributeError, KeyError) as error:
+        # Of ml_collections: no such setting, or section on the way to it.
+        key, *near = str(error.args[0]).splitlines()
+        key = key.strip("'\"")
+        given = (a.partition("=")[0] for a in argv if a.startswith("--config."))
+        flag = next((f for f in given if key in f.split(".")), "--config")
+        message = ". ".join([f"{flag}: no setting {key!r}", *near])
+    except OSError as error:
+        message = f"--config: {str(error).strip().splitlines()[-1].strip()}"
+    except (flags.Error, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = lines[0].partition(": Error whilst parsing")[0]
+        if len(lines) > 1:  # With a traceback into the config file.
+            message += f": {lines[-1].removeprefix('ValueError: ')}"
+    sys.exit(f"{Path(sys.argv[0]).stem}: {message}")
 
 
 def run(
@@ -158,4 +202,4 @@ def run(
             print("stopped; the same command resumes it", file=sys.stderr)
             sys.exit(130)
 
-    app.run(body)
+    app.run(body, flags_parser=_parse_flags)

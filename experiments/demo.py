@@ -20,7 +20,7 @@ from experiments import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
-CONFIG = cli.define_config("configs/demo.py")
+CONFIG = cli.define_config("configs/demo.py", partial=True)
 WORKDIR = cli.define_workdir("runs/demo", "Folder for the runs.")
 REPORT = flags.DEFINE_string("report", "report", "Folder for the report.")
 FRESH = flags.DEFINE_bool("fresh", False, "Whether to discard finished runs.")
@@ -40,7 +40,7 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     from meta_opt.tuning.results import read_results
     from meta_opt.workloads.image_text import ImageTextConfig
 
-    base, runs = read_run_config(ImageTextConfig, config["base"]), {}
+    base, runs = read_run_config(ImageTextConfig, config["base"], "config.base"), {}
     for name in config["order"]:
         entry = config["runs"][name]
         settings = dict(entry["optimizer"])
@@ -86,8 +86,12 @@ def train(config: dict[str, Any], labels: dict[str, str]) -> dict[str, Path]:
 def main() -> None:
     """Trains and reports."""
     from meta_opt.reporting.comparison import write_report
+    from meta_opt.types import check_keys
 
     config, started = CONFIG.value.to_dict(), time.perf_counter()
+    check_keys(
+        "config", config, ("base", "runs", "order", "reference", "num_queries", "top")
+    )
     entries = config["runs"]
     labels = {name: entries[name]["label"] for name in config["order"]}
     folders = train(config, labels)

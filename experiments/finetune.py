@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 
-CONFIG = cli.define_config()
+CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir(None, "Folder for logs and checkpoints.")
 
 

@@ -24,11 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from experiments.table_cells import STEPS, Cell, cells, measure, start_worker
+from meta_opt.types import check_keys
 
-CONFIG = cli.define_config()
+CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/tables", "Folder for the studies.")
 ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
 REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+
+
+_SETTINGS = (
+    *("tasks", "optimizers", "trainable", "seeds", "tuning_seed", "budgets", "search"),
+    *("timing_rounds", "unseen", "workers", "results"),
+)
 
 
 def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
@@ -86,6 +93,7 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
 def main() -> None:
     """Measures what is not there, reports."""
     config = CONFIG.value.to_dict()
+    check_keys("config", config, _SETTINGS)
     every = cells(config, Path(WORKDIR.value))
     try:
         missing = [c for c in every if ONLY.value in c.name and c.stored() is None]

@@ -80,14 +80,19 @@ class Cell:
 
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     """All cells of a table, in the order in which they are measured."""
+    from meta_opt.finetuning.runs import read_run_config
+    from meta_opt.workloads.multimodal import MultimodalConfig
+
     found: list[tuple[str, str, str, dict[str, Any]]] = []
     for task, base in config["tasks"].items():
-        name = base["optimizer"]["weights"]
+        name = f"config.tasks.{task}"
+        run = read_run_config(MultimodalConfig, base, name).settings()
+        name = run["optimizer"]["weights"]
         weights = [name, weights_digest(name)]
         for trainable in config["trainable"]:
             for optimizer in config["optimizers"]:
                 setup = {
-                    "run": _of_run(base, trainable),
+                    "run": _of_run(run, trainable),
                     "seeds": list(config["seeds"]),
                 }
                 if optimizer == "learned":
@@ -98,7 +103,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                     setup["search"] = dict(config["search"])
                 found.append((task, trainable, optimizer, setup))
             timed = {
-                "run": _of_run(base, trainable),
+                "run": _of_run(run, trainable),
                 "rounds": config["timing_rounds"],
                 "optimizers": list(config["optimizers"]),
                 "weights": weights,
@@ -110,17 +115,17 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     ]
 
 
-def _of_run(base: Mapping[str, Any], trainable: str) -> dict[str, Any]:
-    run = {**base, "model": {**base["model"], "trainable": trainable}}
+def _of_run(settings: Mapping[str, Any], trainable: str) -> dict[str, Any]:
+    run = {**settings, "model": {**settings["model"], "trainable": trainable}}
     # Where files lie, and how many may be broken, decides nothing, and every optimizer
     # has its own settings.
     run.pop("export", None)
     run["inputs"] = {
         k: v
-        for k, v in base["inputs"].items()
+        for k, v in settings["inputs"].items()
         if k not in ("data_dir", "feature_cache_dir", "max_unreadable")
     }
-    run["optimizer"] = {k: base["optimizer"][k] for k in ("num_steps", "stacked")}
+    run["optimizer"] = {k: settings["optimizer"][k] for k in ("num_steps", "stacked")}
     return run
 
 

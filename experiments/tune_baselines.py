@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 
-CONFIG = cli.define_config()
+CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/tune", "Folder for the studies.")
 
 
@@ -29,15 +29,19 @@ def main() -> None:
     from meta_opt.tuning.results import write_results
     from meta_opt.tuning.search import SearchConfig, search
     from meta_opt.tuning.space import Setting
-    from meta_opt.types import from_config
+    from meta_opt.types import check_keys, from_config
     from meta_opt.workloads.image_text import ImageTextConfig
 
     config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
+    check_keys("config", config, ("base", "search", "space", "name", "results"))
     # Trials differ in values only: the step is compiled once for each warm-up length.
     cli.keep_compiled(workdir)
-    base = read_run_config(ImageTextConfig, config["base"])
-    settings = from_config(SearchConfig, config["search"])
-    space = {k: from_config(Setting, v) for k, v in config["space"].items()}
+    base = read_run_config(ImageTextConfig, config["base"], "config.base")
+    settings = from_config(SearchConfig, config["search"], "config.search")
+    space = {
+        k: from_config(Setting, v, f"config.space.{k}")
+        for k, v in config["space"].items()
+    }
     trial = Trial(base, injected, test=False)
     start = trial.workload.params, trial.workload.frozen
 

@@ -22,6 +22,7 @@ import dataclasses
 import difflib
 import os
 import tempfile
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ def check_keys(
             )
 
 
-def from_config(cls: type[T], mapping: Mapping[str, Any]) -> T:
+def from_config(cls: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
     """Builds the frozen dataclass ``cls`` from a mapping such as a ConfigDict.
 
     Fields that are dataclasses themselves are built from nested mappings, and lists
@@ -74,35 +75,76 @@ def from_config(cls: type[T], mapping: Mapping[str, Any]) -> T:
     Args:
         cls: a dataclass type.
         mapping: its fields by name; fields left out keep their defaults.
+        name: of the mapping, for errors; default the dataclass's.
 
     Returns:
         An instance of ``cls``.
 
     Raises:
-        ValueError: if a key is not a field (named, with the nearest one), or a field
-            without default is missing.
+        ValueError: if a key is not a field (named, with the nearest one), a field
+            without default is missing, or a value is of another type than its field.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    check_keys(cls.__name__, mapping, fields)
-    for key, value in mapping.items():
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            value = from_config(typing.cast(type, hint), value)
-        elif isinstance(value, list | tuple):
-            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        values[key] = value
+    name = name or cls.__name__
+    check_keys(name, mapping, fields)
+    values = {k: _typed(hints[k], v, f"{name}.{k}") for k, v in mapping.items()}
     missing = [
-        name
-        for name, f in fields.items()
-        if name not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        field.name
+        for field in fields.values()
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"{cls.__name__} needs a value for {', '.join(missing)}")
+        raise ValueError(f"{name} needs a value for {', '.join(missing)}")
     return cls(**values)
+
+
+_PLAIN = (bool, int, float, str, type(None), tuple)
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    """A setting's value as its annotation has it: lists as tuples, 1 as 1.0.
+
+    Annotations other than plain ones, and values that no config file can have, such as
+    arrays, are not looked into.
+    """
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_config(typing.cast(type, hint), value, name)
+    if isinstance(value, list):
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if not isinstance(value, _PLAIN) or not all(map(_is_plain, options)):
+        return value
+    for option in options:
+        if option in (type(None), str, bool) and isinstance(value, option):
+            return value
+        if isinstance(value, bool):
+            continue
+        if option is int and isinstance(value, int):
+            return value
+        if option is float and isinstance(value, int | float):
+            return float(value)
+        if typing.get_origin(option) is tuple and isinstance(value, str | tuple):
+            inner = typing.get_args(option)
+            value = (value,) if isinstance(value, str) else value
+            if inner[1:] == (Ellipsis,):
+                return tuple(_typed(inner[0], v, name) for v in value)
+            if len(inner) == len(value):
+                return tuple(map(_typed, inner, value, [name] * len(value)))
+    names = {type(None): "None", str: "text", bool: "True or False"}
+    wanted = " or ".join(names.get(o, getattr(o, "__name__", str(o))) for o in options)
+    quote = f", in quotes: '\"{value}\"'" if str in options else ""
+    raise ValueError(f"{name}={value!r} must be {wanted}{quote}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in _PLAIN or typing.get_origin(hint) is tuple
 
 
 @contextlib.contextmanager

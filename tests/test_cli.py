@@ -15,12 +15,37 @@ def finetune(tmp_path, *arguments, **environment):
         (
             ["--config.pipeline.txt_length=None"],
             {},
-            "finetune: --config.pipeline.txt_length=None: no setting 'txt_length'; did "
-            "you mean 'text_length'?",
+            "finetune: config.pipeline has no setting 'txt_length'; did you mean "
+            "'text_length'?",
+        ),
+        (["--config.xyz.abc=1"], {}, "finetune: --config.xyz.abc: no setting 'xyz'"),
+        (["--config.xyz=1"], {}, "finetune: config has no setting 'xyz' (settings: "),
+        (
+            ["--config.pipeline.text_length=0.5"],
+            {},
+            "finetune: config.pipeline.text_length=0.5 must be int or None",
+        ),
+        (
+            ["--config.data.prompt=12"],
+            {},
+            "finetune: config.data.prompt=12 must be text, in quotes: '\"12\"'",
+        ),
+        (["--config.seed=x"], {}, "finetune: flag --config.seed=x: invalid literal"),
+        (
+            ["--config=configs/finetune.py:smok"],
+            {},
+            "finetune: flag --config=configs/f",
+        ),
+        (["--config=configs/no.py"], {}, "finetune: --config: [Errno 2] No such file"),
+        (["--wrkdir=3"], {}, "finetune: no flag --wrkdir; did you mean 'workdir'?"),
+        (
+            ["--config.loop.num_steps=3"],
+            {},
+            "finetune: config.loop.num_steps: give config.num_steps instead",
         ),
         (
             # None is taken; the batch is what is wrong.
-            ["--config.pipeline.text_length=None", "--config.loop.batch_size=4096"],
+            ["--config.pipeline.text_length=None", "--config.batch_size=4096"],
             {},
             "finetune: a batch of 4096 needs as many records and the source has 1546: "
             "lower batch_size or take a larger split",
@@ -31,7 +56,10 @@ def finetune(tmp_path, *arguments, **environment):
             "start-up: JAX finds no device for JAX_PLATFORMS='cuda'",
         ),
     ],
-    ids=["misspelt", "batch", "platform"],
+    ids=[
+        *("misspelt", "section", "unknown", "type", "text", "number", "variant"),
+        *("file", "flag", "root", "batch", "platform"),
+    ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, environment, message):
     finished = finetune(tmp_path, *arguments, **environment)

@@ -102,17 +102,17 @@ def test_it_trains_reports_and_reuses_what_is_finished(folder):
 
 @pytest.mark.slow
 def test_other_settings_are_other_runs_and_fresh_starts_over(folder):
-    longer = run_demo(folder, "--config.base.loop.num_steps=6")
+    longer = run_demo(folder, "--config.base.num_steps=6")
     assert longer.returncode == 0, longer.stderr
     assert "reused" not in longer.stderr
-    fresh = run_demo(folder, "--config.base.loop.num_steps=6", "--fresh")
+    fresh = run_demo(folder, "--config.base.num_steps=6", "--fresh")
     assert fresh.returncode == 0, fresh.stderr
     assert "reused" not in fresh.stderr
 
 
 @pytest.mark.slow
 def test_sigint_stops_it_and_the_same_command_finishes(folder):
-    long = ("--config.base.loop.num_steps=400", "--config.base.loop.eval_every=100")
+    long = ("--config.base.num_steps=400", "--config.base.loop.eval_every=100")
     process = subprocess.Popen(
         command(folder, *long),
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -149,11 +149,9 @@ def test_configs_build_and_share_one_budget(configs):
     assert demo["runs"]["adamw_tuned"]["tuned"] == tune["results"]
     ours, theirs = demo["base"], tune["base"]
     # Another seed, so that the setting is not chosen for the demo's very batches.
-    assert ours["loop"].pop("seed") != theirs["loop"].pop("seed")
-    for key in ("model", "data", "pipeline", "mesh"):
-        assert ours[key] == theirs[key]
-    for key in ("num_steps", "batch_size", "accumulation_steps"):
-        assert ours["loop"][key] == theirs["loop"][key]
+    assert ours["seed"] != theirs["seed"]
+    keys = ("model", "data", "pipeline", "mesh", "num_steps", "batch_size")
+    assert all(ours[key] == theirs[key] for key in keys)
     base = read_run_config(
         ImageTextConfig, configs("demo").get_config("nano").base.to_dict()
     )
@@ -174,8 +172,9 @@ def test_the_committed_setting_is_for_the_demo(configs):
         pytest.skip(f"{path.name} is written by experiments.tune_baselines")
     record = read_results(path)
     run = record["setup"]["run"]
+    demo_run = read_run_config(ImageTextConfig, demo["base"]).settings()
     for key in ("num_steps", "batch_size"):
-        assert run["loop"][key] == demo["base"]["loop"][key]
-    assert run["model"]["weights"] == demo["base"]["model"]["weights"]
+        assert run["loop"][key] == demo_run["loop"][key]
+    assert run["model"]["weights"] == demo_run["model"]["weights"]
     complete = [t["value"] for t in record["trials"] if t["state"] == "complete"]
     assert record["best"]["value"] == min(complete)

@@ -90,7 +90,7 @@ def configured(paligemma, questions):
         config = file.get_config(variant)
         config.model.weights, config.data.name = str(paligemma), str(questions)
         config.model.dtype = "float32"
-        config.loop.num_steps, config.loop.batch_size = STEPS, 16
+        config.num_steps, config.batch_size = STEPS, 16
         config.loop.eval_every, config.loop.checkpoint_every = STEPS, STEPS
         config.loop.evaluate_at_start, config.mesh.fsdp = False, 2
         config.loop.log_every = 1
@@ -99,8 +99,7 @@ def configured(paligemma, questions):
         config.data.eval_batch_size = 8
         config.pipeline.num_threads = 2
         config.pipeline.text_length, config.pipeline.prompt_length = 4, 6
-        for key, value in changes.items():
-            config[key].update(value)
+        config.update(changes)
         return read_run_config(ImageTextConfig, config.to_dict())
 
     return make
@@ -180,11 +179,8 @@ def test_batches_ask_and_answer(configured):
 @pytest.mark.slow
 def test_adapters_train_and_are_written_alone(configured, tmp_path):
     export = {"path": str(tmp_path / "adapters"), "format": "adapters"}
-    short = {"num_steps": 4, "eval_every": 2, "checkpoint_every": 2}
-    config = configured("paligemma_lora", loop=short, export=export)
-    config = dataclasses.replace(
-        config, optimizer=dataclasses.replace(config.optimizer, num_steps=4)
-    )
+    short = {"eval_every": 2, "checkpoint_every": 2}
+    config = configured("paligemma_lora", num_steps=4, loop=short, export=export)
     result, test, _ = finetune(config, tmp_path / "run")
     assert np.isfinite(test["loss"])
     paths = {path[-1].key for path, _ in jax.tree.leaves_with_path(result.state.params)}
@@ -226,7 +222,7 @@ def test_readmes_commands_work_as_written(paligemma, questions, tmp_path):
     for i in (1, 2):
         shutil.copyfile(tmp_path / f"{i:02}.png", tmp_path / f"photos/{i}.jpg")
     fewer = {
-        "experiments.finetune": ["config.loop.num_steps=6", "config.loop.batch_size=8"],
+        "experiments.finetune": ["config.num_steps=6", "config.batch_size=8"],
         "experiments.answer": ["dtype=float32"],
     }
     heading = "### Captions and answers to questions"

@@ -73,15 +73,14 @@ def configured(siglip, captions):
     def make(variant="so400m_lora", **changes):
         config = file.get_config(variant)
         config.model.weights, config.data.name = str(siglip), str(captions)
-        config.loop.num_steps, config.loop.batch_size = STEPS, 16
+        config.num_steps, config.batch_size = STEPS, 16
         config.loop.eval_every, config.loop.checkpoint_every = 4, 4
         config.loop.log_every = 1
         config.optimizer.name, config.optimizer.learning_rate = "adamw", 0.01
         config.model.lora.rank = 4
         config.data.eval_batch_size = 8
         config.pipeline.num_threads = 2
-        for key, value in changes.items():
-            config[key].update(value)
+        config.update(changes)
         return read_run_config(ImageTextConfig, config.to_dict())
 
     return make
@@ -410,7 +409,7 @@ def test_readmes_commands_work_as_written(siglip, captions, tmp_path):
     shutil.copytree(captions.parent, tmp_path, dirs_exist_ok=True)
     fewer = {
         "experiments.plan_memory": ["config.topology=", "config.most_examples=0"],
-        "experiments.finetune": ["config.loop.num_steps=6", "config.loop.batch_size=8"],
+        "experiments.finetune": ["config.num_steps=6", "config.batch_size=8"],
     }
     ran = run_readme("## Fine-tune your own model on your own images", tmp_path, fewer)
     assert list(ran) == list(fewer)
@@ -481,7 +480,7 @@ def test_a_line_that_lacks_something(configured, tmp_path):
 def test_a_mesh_that_does_not_divide_the_batch(configured, monkeypatch):
     monkeypatch.setattr(image_text, "read_preprocessing", None)  # It is not come to.
     with pytest.raises(ValueError, match=r"batch_size=12 must be a positive multiple"):
-        train_config = configured(loop={"batch_size": 12})
+        train_config = configured(batch_size=12)
         finetune(train_config)
 
 

