@@ -42,9 +42,10 @@ def nano_captions() -> ml_collections.ConfigDict:
 def so400m() -> ml_collections.ConfigDict:
     """All parameters of SigLIP So400m, or any CLIP or SigLIP folder, on own pictures.
 
-    With ``--config.model.weights=FOLDER --config.data.name=FILE.jsonl``.
+    With ``--config.model.weights=FOLDER --config.data.name=FILE.jsonl``. Steps and
+    batch size are chosen by the number of pictures.
     """
-    config = common.image_text_config(num_steps=1000, batch_size=32)
+    config = common.image_text_config(num_steps=0, batch_size=0)
     config.model.weights = "siglip-so400m-patch14-384"
     config.model.loss = "siglip"
     config.model.dtype = "bfloat16"

@@ -55,14 +55,17 @@ def task(name: str) -> ml_collections.ConfigDict:
 
 
 def own() -> ml_collections.ConfigDict:
-    """Your own samples, ``--config.inputs.task=FILE.jsonl``."""
+    """Your own samples, ``--config.inputs.task=FILE.jsonl``.
+
+    Steps and batch size are chosen by the number of samples.
+    """
     config = task("tuxpaint_trimodal")
     config.inputs.task = "samples.jsonl"
     config.inputs.image_size = 128
     config.inputs.audio_seconds = 4.0
     config.inputs.text_length = 64
     config.inputs.caption_length = 32
-    config.num_steps = 500
+    config.num_steps = config.batch_size = 0
     for key in ("eval_every", "checkpoint_every"):
         config.loop[key] = 50
     config.loop.log_every = 10

@@ -51,9 +51,12 @@ def report(config: Any, finished: Any) -> None:
     print(f"{config.optimizer.name}: {int(result.state.step)} steps")
     for record in result.actions:
         print(f"  step {record['step']}, {record['action']}: {record['reason']}")
+    count = finished.data.get("examples", {}).get("test")
     for metric, value in finished.test.items():
-        print(f"  test {metric:24} {value:.4f}")
-    examples = int(result.state.step) * config.loop.batch_size
+        print(
+            f"  test {metric:24} {value:.4f}" + f"  of {count} examples" * bool(count)
+        )
+    examples = int(result.state.step) * result.batch_size
     share = result.optimizer_bytes / result.trainable
     for name, value in {
         "seconds training": f"{result.train_seconds:.1f}",

@@ -239,8 +239,10 @@ def test_bad_data_is_named():
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="num_steps=0 must be at least 1"):
-        LoopConfig(num_steps=0, batch_size=8)
+    with pytest.raises(ValueError, match="num_steps=-1 must be at least 0"):
+        LoopConfig(num_steps=-1, batch_size=8)
+    with pytest.raises(ValueError, match="num_steps=0: a run needs at least one step"):
+        toy.train(config=dataclasses.replace(toy.CONFIG, num_steps=0))
     with pytest.raises(ValueError, match=r"eval_evry.*did you mean 'eval_every'"):
         from_config(LoopConfig, {"num_steps": 1, "batch_size": 8, "eval_evry": 2})
     config = dataclasses.replace(toy.CONFIG, best_metric="r1")

@@ -20,7 +20,9 @@ from models_small import forward
 from own_data import run_readme, write_folder, write_pictures
 from safetensors.numpy import load_file
 
+from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.preprocessing.pictures import UnreadableFilesError
+from meta_opt.finetuning import runs
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.runs import finetune, read_run_config
 from meta_opt.models import adapters, huggingface, pretrained
@@ -475,6 +477,41 @@ def test_a_line_that_lacks_something(configured, tmp_path):
     broken.write_text('{"image": "a.png", "text": "a"}\n')
     with pytest.raises(ValueError, match=r"no picture is left for .*data.held_out=0.1"):
         finetune(configured(data={"name": str(broken)}))
+
+
+def test_length_and_batch_size_come_from_the_number_of_pictures(
+    configured, monkeypatch
+):
+    """And pictures that share a caption are counted before training begins."""
+    seen = {}
+
+    def stop(workload, tx, config, **settings):
+        seen["loop"], seen["written"] = config, settings["resolved_config"]
+        raise Interrupted(signal.SIGINT, 0)
+
+    monkeypatch.setattr(runs, "run", stop)
+    # 40 pictures, of which about 32 are trained on.
+    config = configured(num_steps=0, batch_size=0, mesh={"fsdp": 1})
+    with pytest.raises(Interrupted):
+        finetune(config)
+    assert seen["loop"].batch_size == 4
+    assert 140 <= seen["loop"].num_steps <= 180
+    assert seen["written"]["optimizer"]["num_steps"] == seen["loop"].num_steps
+    # Each batch is divided over the devices.
+    with pytest.raises(Interrupted):
+        finetune(configured(num_steps=30, batch_size=0, mesh={"fsdp": 8}))
+    assert (seen["loop"].batch_size, seen["loop"].num_steps) == (8, 30)
+
+
+def test_repeated_captions_are_counted(configured, tmp_path, caplog):
+    lines = [{"image": f"{i}.png", "text": ["a", "a", "b"][i % 3]} for i in range(30)]
+    file = tmp_path / "repeated.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    config = DataConfig(str(file), validation=str(file), test=str(file))
+    splits = Splits(config, ImageFit(8))
+    splits.warn_of_repeated_captions()
+    assert "30 of 30 training pictures share their caption" in caplog.text
+    assert "(20 have 'a')" in caplog.text
 
 
 def test_a_mesh_that_does_not_divide_the_batch(configured, monkeypatch):

@@ -47,6 +47,7 @@ class RunResult:
         optimizer_bytes: bytes of optimizer state, of all devices' shards once.
         trainable: number of trainable parameters.
         steps_taken: in this process; 0 of a run that was finished before.
+        batch_size: B of a step.
     """
 
     state: TrainState
@@ -58,6 +59,7 @@ class RunResult:
     optimizer_bytes: int
     trainable: int
     steps_taken: int
+    batch_size: int
 
     @property
     def last_evaluation(self) -> dict[str, Any] | None:
@@ -388,4 +390,5 @@ class Trainer:
             ),
             trainable=sum(x.size for x in jax.tree.leaves(self.state.params)),
             steps_taken=self.steps_taken,
+            batch_size=self.config.batch_size,
         )

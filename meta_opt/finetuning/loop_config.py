@@ -10,8 +10,9 @@ class LoopConfig:
     """How long to train, and when to look.
 
     Attributes:
-        num_steps: optimizer updates.
-        batch_size: B, over all devices and micro-batches of one update.
+        num_steps: optimizer updates; 0: `meta_opt.finetuning.runs.finetune` chooses by
+            the number of examples.
+        batch_size: B, over all devices and micro-batches of one update; 0: as above.
         accumulation_steps: micro-batches of one update.
         seed: of the steps' randomness (dropout and the like).
         eval_every: steps between evaluations; the last step is always evaluated.
@@ -29,8 +30,8 @@ class LoopConfig:
             no longer improves, too little memory.
     """
 
-    num_steps: int
-    batch_size: int
+    num_steps: int = 0
+    batch_size: int = 0
     accumulation_steps: int = 1
     seed: int = 0
     eval_every: int = 100
@@ -47,6 +48,11 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name in ("num_steps", "eval_every", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in (
+            *(("num_steps", 0), ("batch_size", 0)),
+            *(("eval_every", 1), ("log_every", 1), ("checkpoint_every", 1)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least {least}"
+                )

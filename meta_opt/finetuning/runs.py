@@ -10,8 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from meta_opt.finetuning.interruption import catch_signals
+from meta_opt.finetuning.length import with_length
 from meta_opt.finetuning.loop import RunResult, Trainer
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.state import init_state
@@ -87,6 +89,8 @@ def run(
         (20, True)
     """
     device_mesh = mesh_lib.make_mesh(mesh or MeshConfig())
+    if not config.num_steps:
+        raise ValueError("num_steps=0: a run needs at least one step")
     mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
     rows = mesh_lib.local_rows(device_mesh, config.batch_size)
     batches = workload.train_batches(config.batch_size, config.seed, rows)
@@ -148,6 +152,16 @@ class RunConfig:
                 f"{self.optimizer.num_steps} differ"
             )
 
+    def with_length(self, examples: int, mesh: Mesh) -> "RunConfig":
+        """Fills in number of steps and batch size where they are 0.
+
+        See `meta_opt.finetuning.length.with_length`.
+        """
+        unit = mesh_lib.batch_shards(mesh) * self.loop.accumulation_steps
+        loop = with_length(self.loop, examples, unit)
+        optimizer = dataclasses.replace(self.optimizer, num_steps=loop.num_steps)
+        return dataclasses.replace(self, loop=loop, optimizer=optimizer)
+
     def settings(self) -> dict[str, Any]:
         """All settings as one nested mapping, the workload's beside the run's."""
         nested = dataclasses.asdict(self)
@@ -184,11 +198,13 @@ def read_run_config(
         for key in set(_AT_THE_ROOT) & set(settings.get(section, {})):
             raise ValueError(f"{name}.{section}.{key}: give {name}.{key} instead")
     root = {key: settings[key] for key in _AT_THE_ROOT if key in settings}
-    length = {key: root[key] for key in ("num_steps",) if key in root}
     sections = {
         **settings,
         "loop": {**settings.get("loop", {}), **root},
-        "optimizer": {**settings.get("optimizer", {}), **length},
+        "optimizer": {
+            **settings.get("optimizer", {}),
+            "num_steps": root.get("num_steps", 0),
+        },
     }
     made = from_config(
         workload, {k: sections[k] for k in of_workload & set(sections)}, name
@@ -238,7 +254,8 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     arguments; process 0 writes the results.
 
     Args:
-        config: the run.
+        config: the run; where number of steps or batch size are 0, they are chosen by
+            the number of examples.
         workdir: for logs and checkpoints; gets ``result.json`` too. None for neither.
 
     Raises:
@@ -248,16 +265,21 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     """
     # What is quickly found to be wrong comes first; a large model takes minutes.
     mesh = mesh_lib.make_mesh(config.mesh)
-    mesh_lib.check_batch_size(
-        mesh, config.loop.batch_size, config.loop.accumulation_steps
-    )
-    tx = make_optimizer(config.optimizer)
+    if config.loop.batch_size:
+        mesh_lib.check_batch_size(
+            mesh, config.loop.batch_size, config.loop.accumulation_steps
+        )
+    make_optimizer(config.with_length(1, mesh).optimizer)
     workload = config.workload.build(config.loop.seed, mesh, config.export)
+    facts = workload.describe()
+    config = config.with_length(facts["examples"]["train"], mesh)
     _log.info(
-        "%d x %s; %s; results in %s",
+        "%d x %s; %s; %d steps of %d examples; results in %s",
         mesh.size,
         mesh.devices.flat[0].device_kind,
-        ", ".join(f"{k} {n}" for k, n in _counts(workload.describe()).items()),
+        ", ".join(f"{k} {n}" for k, n in _counts(facts).items()),
+        config.loop.num_steps,
+        config.loop.batch_size,
         workdir or "memory only",
     )
     settings = config.settings()
@@ -265,7 +287,7 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     del settings["export"]
     result = run(
         workload,
-        tx,
+        make_optimizer(config.optimizer),
         config.loop,
         mesh=config.mesh,
         workdir=workdir,

@@ -81,6 +81,8 @@ class ImageTextConfig:
         preprocessing = self.preprocessing()
         splits = Splits(self.data, preprocessing.fit)
         source = splits.train()
+        if self.model.loss != "captioning":
+            splits.warn_of_repeated_captions()
         pipeline = dataclasses.replace(
             self.pipeline, text_length=preprocessing.text_length
         )

@@ -1,6 +1,8 @@
 """From a configuration of the data to the splits of a run."""
 
+import collections
 import dataclasses
+import logging
 from typing import Any
 
 from meta_opt.data.preprocessing.image_fit import ImageFit
@@ -20,6 +22,7 @@ from meta_opt.data.sources.tfds_sources import tfds_source
 from meta_opt.types import check_name
 from meta_opt.workloads.workload import Batches
 
+_log = logging.getLogger(__name__)
 DRAWINGS = ("clipart", "openclipart", "emoji")
 """Sources of this package, which have classes and splits of their own."""
 
@@ -130,6 +133,24 @@ class Splits:
             return self._drawings("train")
         rows, part = self._parts["train"]
         return Pictures(rows, self._fit, self.unreadable, part)
+
+    def warn_of_repeated_captions(self) -> None:
+        """Logs how many of the user's training captions are not the only one of theirs.
+
+        A contrastive loss takes pictures with the same caption for unlike ones.
+        """
+        rows, part = self._parts.get("train", (None, []))
+        if not isinstance(rows, ImageTextRows):
+            return
+        counts = collections.Counter(rows.captions[i][0] for i in part)
+        if repeated := sum(n for n in counts.values() if n > 1):
+            caption, most = counts.most_common(1)[0]
+            _log.warning(
+                "%d of %d training pictures share their caption with another (%d have "
+                "%r): a contrastive loss takes them for unlike; give captions that "
+                "tell them apart, or labels to classify by",
+                *(repeated, len(part), most, caption),
+            )
 
     def held_out(self, split: str) -> MemorySource:
         """The ``validation`` or ``test`` data, in memory."""
