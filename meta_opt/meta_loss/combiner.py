@@ -9,12 +9,15 @@ layer (ReLU, dropout) reads the tokens, and a linear map without bias makes a sc
 their mean (Ko et al. 2023, arXiv:2303.13009). Nothing keeps the scalar positive or
 increasing in the losses.
 
-**At initialisation** the sign of the readout is as likely one as the other, and with it
-the sign of every derivative :math:`\partial c / \partial l_t`: in half of all seeds the
-model would *ascend* a given loss until the meta-steps have turned that around. Layer
-normalisation also makes the derivatives small where losses are large against the
-embeddings. ``residual=True`` begins at the sum of the losses instead (every derivative
-is exactly 1): it adds the sum to a network whose readout starts at zero.
+**At initialisation** each sign of the readout is equally likely, and with it each sign
+of :math:`\partial c / \partial l_t`. Over 200 seeds of the published shapes, at losses
+of 1, half of the derivatives are negative, and in three to five of ten seeds all are:
+there the model *ascends* its losses until the meta-steps have turned that around. Their
+RMS is 0.016 (8 losses) to 0.07 (2 losses). Layer normalisation bounds the value, so
+that the derivatives shrink as losses grow: at losses of 50 they are 0.003 to 0.004, and
+the value cannot come near the sum. ``residual=True`` begins at the sum of the losses
+instead, where every derivative is exactly 1: it adds the sum to a network whose readout
+is zero at first.
 
 Pure functions on a pytree, so that they compose with `jax.jvp`, `jax.vmap` and
 sharding. All is computed in float32 at full matmul precision; there are only T tokens.

@@ -38,11 +38,11 @@ that every call draws the same. A `jax.custom_vjp` has no forward mode: take
 ``double_backward`` or ``finite_differences`` then.
 
 **Losses that are not finite** are left out by the combiner, and their :math:`c_t`
-counts as 0. Reverse mode through the losses (``double_backward``, ``neumann``, v itself,
-the gradient that trains the model) still multiplies a cotangent of 0 with such a loss's
-own derivative, and 0 times NaN is NaN. So a loss that a batch does not have is best
-given as ``jnp.where(available, loss, jnp.nan)``, where ``loss`` is finite: its gradient
-is exactly 0 then.
+counts as 0. Reverse mode through the losses (``double_backward``, ``neumann``, v
+itself, the gradient that trains the model) still multiplies a cotangent of 0 with such
+a loss's own derivative, and 0 times NaN is NaN. So a loss that a batch does not have is
+best given as ``jnp.where(available, loss, jnp.nan)``, where ``loss`` is finite: its
+gradient is exactly 0 then.
 """
 
 import dataclasses
@@ -121,7 +121,7 @@ class HypergradientConfig:
     kind: str = "jvp"
     terms: int = 3
     step_size: float = 0.01
-    radius: float = 1e-3
+    radius: float = 1e-2
 
     def __post_init__(self) -> None:
         """Checks name and ranges."""
@@ -239,9 +239,10 @@ def _finite_differences(
     r"""Central differences along v, with :math:`\epsilon` = radius / norm of v.
 
     As in DARTS (Liu et al. 2019, arXiv:1806.09055), but only the T losses are
-    differenced: the combiner is differentiated exactly, at the mean of the two. Too
-    large a radius leaves the linear range, too small a one drowns in rounding, at once
-    where w is bfloat16.
+    differenced; the combiner is differentiated exactly, at the mean of the two. For an
+    MLP with eight losses that is off by 3e-5 at radius 1e-2 and 1e-3 at 1e-4, where
+    differences of the combiner's gradient, which jumps at every ReLU, are off by 2.8
+    and 0.01. Too small a radius drowns in rounding, at once where w is bfloat16.
     """
 
     def hypergradient(

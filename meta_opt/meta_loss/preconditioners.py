@@ -15,6 +15,9 @@ import optax
 from meta_opt.meta_loss.hypergradients import Precondition
 from meta_opt.types import PyTree
 
+_SMALL = 1e-16
+"""Its square, times one minus Adam's decay rate, is a normal float32."""
+
 
 def adam_preconditioner(
     state: optax.OptState, *, b2: float = 0.999, eps: float = 1e-8
@@ -22,7 +25,8 @@ def adam_preconditioner(
     r"""Division by Adam's denominator, :math:`v / (\sqrt{\hat s} + \epsilon)`.
 
     Cheap, since it takes no gradient of the current batch, and without the learning
-    rate. Before the first step it is the identity.
+    rate. An entry that never had a gradient, such as an embedding of an unseen token,
+    becomes 0. Before the first step it is the identity.
 
     Args:
         state: an optax state that holds one of ``scale_by_adam`` somewhere.
@@ -55,7 +59,8 @@ def adam_preconditioner(
     def precondition(v: PyTree) -> PyTree:
         def divide(x: jax.Array, second_moment: jax.Array) -> jax.Array:
             unbiased = second_moment.astype(jnp.float32) / correction
-            return jnp.where(started, x / (jnp.sqrt(unbiased) + eps), x)
+            divided = x / (jnp.sqrt(unbiased) + eps)
+            return jnp.where(started, jnp.where(unbiased > 0, divided, 0), x)
 
         return jax.tree.map(divide, v, adam.nu)
 
@@ -74,12 +79,15 @@ def update_preconditioner(
     .. math:: v \mapsto -(\partial u / \partial g)^\top v
 
     Exact: with v the gradient after the step, ``sama`` is the derivative through that
-    step, learning rate and clipping included.
+    step, learning rate and clipping included. Gradients below 1e-16 count as 1e-16: at
+    0 the root in Adam's denominator has no finite derivative.
 
     Args:
         tx: the optimizer of w.
         state: its state before the step.
-        grads: of the combined loss at w, pytree like ``params``.
+        grads: of the combined loss at w on the batch of the hypergradient, pytree like
+            ``params``. On another batch, entries that are 0 here and not there would
+            be weighed by one over Adam's epsilon.
         params: w.
         **extra: further arguments of ``tx.update``, such as ``value``.
 
@@ -88,6 +96,7 @@ def update_preconditioner(
     [0.5, 1.0]
     """
     tx = optax.with_extra_args_support(tx)
+    grads = jax.tree.map(lambda g: jnp.where(jnp.abs(g) < _SMALL, _SMALL, g), grads)
 
     def update(grads: PyTree) -> PyTree:
         return tx.update(grads, state, params, **extra)[0]
