@@ -28,6 +28,7 @@ FLOORS = {
     # Of floor 3 in this order: an evaluator is part of a workload, some tasks are small
     # workloads.
     "meta_opt.evaluators": 3.0,
+    "meta_opt.meta_loss": 3.0,
     "meta_opt.workloads": 3.1,
     "meta_opt.tasks": 3.2,
     "meta_opt.meta_training": 4,

@@ -1,0 +1,151 @@
+"""Settings of training with a learned combination of losses, and the published ones."""
+
+import dataclasses
+
+import optax
+
+from meta_opt.meta_loss.balancers import COMBINERS, Combiner, make_combiner
+from meta_opt.meta_loss.combiner import CombinerConfig
+from meta_opt.meta_loss.hypergradients import HypergradientConfig
+from meta_opt.types import check_name
+
+META_OPTIMIZERS = ("adam", "adamw")
+"""Optimizers of the combiner."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaLossConfig:
+    """How losses are combined and how the combiner is trained.
+
+    Attributes:
+        network: shape of the transformer; other combiners read its ``num_losses``.
+        combiner: one of `meta_opt.meta_loss.balancers.COMBINERS`.
+        weights: of the combiners ``fixed`` and ``linear``, [T]; None for ones.
+        interval: training steps between two meta-steps.
+        meta_optimizer: one of `META_OPTIMIZERS`.
+        learning_rate: of the meta-optimizer.
+        weight_decay: of the meta-optimizer; added to the gradient by ``adam``,
+            decoupled in ``adamw``.
+        clip_norm: bound on the norm of the hypergradient.
+        gamma: weight of the regulariser.
+        direct_term: see `meta_opt.meta_loss.meta_gradient.meta_gradient`.
+        hypergradient: method.
+    """
+
+    network: CombinerConfig
+    combiner: str = "meltr"
+    weights: tuple[float, ...] | None = None
+    interval: int = 3
+    meta_optimizer: str = "adam"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    clip_norm: float = 12.0
+    gamma: float = 0.1
+    direct_term: bool = False
+    hypergradient: HypergradientConfig = dataclasses.field(
+        default_factory=HypergradientConfig
+    )
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        check_name("combiner", self.combiner, COMBINERS)
+        check_name("meta_optimizer", self.meta_optimizer, META_OPTIMIZERS)
+        if self.interval < 1:
+            raise ValueError(f"interval={self.interval} must be at least 1")
+        if not (self.learning_rate > 0 and self.clip_norm > 0):
+            raise ValueError(
+                f"learning_rate={self.learning_rate} and clip_norm={self.clip_norm} "
+                "must be positive"
+            )
+        if min(self.weight_decay, self.gamma) < 0:
+            raise ValueError(
+                f"weight_decay={self.weight_decay} and gamma={self.gamma} must not be "
+                "negative"
+            )
+        self.make_combiner()
+
+    def make_combiner(self) -> Combiner:
+        """Builds the combiner.
+
+        Raises:
+            ValueError: weights that do not fit it.
+        """
+        return make_combiner(self.combiner, self.network, self.weights)
+
+    def make_meta_optimizer(self) -> optax.GradientTransformation:
+        """Builds the optimizer of the combiner: clipping, then Adam or AdamW."""
+        clip = optax.clip_by_global_norm(self.clip_norm)
+        if self.meta_optimizer == "adamw":
+            return optax.chain(
+                clip,
+                optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
+            )
+        return optax.chain(
+            clip,
+            optax.add_decayed_weights(self.weight_decay),
+            optax.adam(self.learning_rate),
+        )
+
+
+PUBLISHED: dict[str, MetaLossConfig] = {
+    "univl": MetaLossConfig(
+        CombinerConfig(num_losses=8, hidden_size=128, width=256, ffn_size=512),
+        interval=3,
+        meta_optimizer="adam",
+        learning_rate=1e-3,
+        weight_decay=3e-5,
+        clip_norm=50.0,
+        gamma=0.1,
+    ),
+    "violet_retrieval": MetaLossConfig(
+        CombinerConfig(num_losses=3, hidden_size=256, width=512, ffn_size=512),
+        interval=3,
+        meta_optimizer="adamw",
+        learning_rate=3e-6,
+        weight_decay=1e-3,
+        clip_norm=12.0,
+        gamma=0.1,
+    ),
+    "violet_qa": MetaLossConfig(
+        CombinerConfig(num_losses=4, hidden_size=128, width=256, ffn_size=256),
+        interval=3,
+        meta_optimizer="adamw",
+        learning_rate=1e-4,
+        weight_decay=1e-4,
+        clip_norm=12.0,
+        gamma=0.1,
+    ),
+    "all_in_one": MetaLossConfig(
+        CombinerConfig(num_losses=2, hidden_size=128, width=128, ffn_size=128),
+        interval=5,
+        meta_optimizer="adam",
+        learning_rate=1e-4,
+        weight_decay=3e-5,
+        clip_norm=1.0,
+        gamma=0.1,
+    ),
+}
+"""The four configurations of MELTR (Ko et al. 2023, arXiv:2303.13009) by model. UniVL's
+gamma is the paper's; its released code has the regulariser off unless asked for."""
+
+
+def published(name: str, num_losses: int | None = None) -> MetaLossConfig:
+    """A published configuration.
+
+    Args:
+        name: a key of `PUBLISHED`.
+        num_losses: T, where it is not the published one.
+
+    Raises:
+        ValueError: an unknown name.
+
+    >>> config = published("all_in_one", num_losses=3)
+    >>> config.interval, config.network.num_losses
+    (5, 3)
+    """
+    check_name("meta-loss configuration", name, PUBLISHED)
+    config = PUBLISHED[name]
+    if num_losses is None:
+        return config
+    network = dataclasses.replace(config.network, num_losses=num_losses)
+    return dataclasses.replace(config, network=network)
