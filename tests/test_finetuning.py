@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import fingerprint, init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh
@@ -34,7 +35,7 @@ def take_steps(tx, mesh=None, rules=FSDP_RULES, accumulation_steps=1, steps=3):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     batch = jax.device_put(make_batch(), batch_sharding(mesh))
     step = jax.jit(
-        make_train_step(toy.loss_fn, tx, accumulation_steps),
+        make_train_step(single_loss(toy.loss_fn), tx, accumulation_steps),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
@@ -110,7 +111,7 @@ def test_accumulation_that_does_not_divide():
     with pytest.raises(ValueError, match="batch of 16 cannot be cut into 3"):
         take_steps(optax.sgd(0.1), accumulation_steps=3)
     with pytest.raises(ValueError, match="accumulation_steps=0"):
-        make_train_step(toy.loss_fn, optax.sgd(0.1), 0)
+        make_train_step(single_loss(toy.loss_fn), optax.sgd(0.1), 0)
 
 
 def recording_tx():
@@ -129,7 +130,7 @@ def test_loss_and_feedback_reach_the_optimizer():
     frozen = {"noise": jnp.float32(0.0)}
     tx = recording_tx()
     state = init_state(toy.make_params(), frozen, tx, make_mesh(MeshConfig()))
-    step = jax.jit(make_train_step(toy.loss_fn, tx))
+    step = jax.jit(make_train_step(single_loss(toy.loss_fn), tx))
     state, metrics = step(state, make_batch(), jnp.float32(0.5))
     assert float(state.opt_state["value"]) == float(metrics["loss"]) > 0
     assert float(state.opt_state["feedback"]) == 0.5

@@ -13,6 +13,7 @@ from models_small import small_batch, small_model
 
 from meta_opt.evaluators.contrastive import evaluate
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.runs import read_run_config, run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
@@ -62,7 +63,7 @@ def take_steps(model, mesh_config, rules, steps=2):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = (
         jax.jit(
-            make_train_step(contrastive_loss(model), tx),
+            make_train_step(single_loss(contrastive_loss(model)), tx),
             out_shardings=(shardings, None),
         )
         .lower(state, batch)

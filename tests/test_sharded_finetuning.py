@@ -29,6 +29,7 @@ import pytest
 from flax import nnx
 from models_small import SMALL, TOWER, small_batch, small_model
 
+from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.models.lora import LoRAConfig, add_lora
@@ -89,7 +90,7 @@ def compiled_step(module, name, trainable, layout, batch):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     batch = jax.device_put(batch, batch_sharding(mesh))
     step = jax.jit(
-        make_train_step(loss_with_key_bias(model), tx),
+        make_train_step(single_loss(loss_with_key_bias(model)), tx),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )

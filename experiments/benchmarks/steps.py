@@ -16,6 +16,7 @@ from PIL import Image
 from experiments.benchmarks.timing import Ratio, medians
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
 from meta_opt.data.sources.clipart import bundled_clipart
+from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.models.lora import LoRAConfig
@@ -50,7 +51,8 @@ def training_step(
     tx = make_optimizer(OptimizerConfig(name=name, num_steps=1000, stacked=STACKED))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = init_state(model.params, model.frozen, tx, mesh, FSDP_RULES, seed=0)
-    step = jax.jit(make_train_step(image_text_loss(model), tx), donate_argnums=0)
+    objective = single_loss(image_text_loss(model))
+    step = jax.jit(make_train_step(objective, tx), donate_argnums=0)
     pixels, length = reading.fit.size, reading.text_length
     batch = {
         "image": jnp.zeros((_BATCH.value, pixels, pixels, 3), jnp.uint8),

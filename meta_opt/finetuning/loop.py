@@ -17,6 +17,7 @@ from meta_opt import run_log
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.finetuning.interruption import Interrupted, Signals
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.meta_step import MetaSteps
 from meta_opt.finetuning.planning import device_limit
 from meta_opt.finetuning.recovery import Action, ResourceMonitor, RunMonitor
 from meta_opt.finetuning.rollback import RollbackSnapshot
@@ -90,6 +91,7 @@ class Trainer:
         batches: Batches,
         evaluate: Callable[[PyTree, PyTree], Mapping[str, float]] | None,
         workdir: str | Path | None,
+        meta: MetaSteps | None = None,
     ) -> None:
         self.config = config
         self.state = state
@@ -99,6 +101,7 @@ class Trainer:
         self.compile_with = compile_with
         self.batches = batches
         self.evaluate = evaluate
+        self.meta = meta
         self.workdir = None if workdir is None else Path(workdir)
         self.log: Any = None
         self.checkpoints: Checkpoints | None = None
@@ -164,6 +167,8 @@ class Trainer:
         self.train_seconds = self._logged_seconds = host["train_seconds"]
         self.input_seconds = host["input_seconds"]
         self.monitor.set_state(host["monitor"])
+        if self.meta is not None:
+            self.meta.set_state(host["meta"])
         self.step = restored.step
         _log.info("resuming %s from step %d", self.workdir, self.step)
         return self.step
@@ -192,6 +197,8 @@ class Trainer:
                 self.state, metrics = step_fn(self.state, batch, *feedback)
                 self.step += 1
                 self.steps_taken += 1
+                if self.meta is not None:
+                    self.state = self.meta.after(self.step, self.state)
                 self.feedback = math.nan
                 self.pending.append(metrics)
                 self._after_step(bar)
@@ -231,6 +238,8 @@ class Trainer:
         _log.info("compiling the step")
         started = time.perf_counter()
         compiled, actions = self.compile_with(self.state, batch, self.mesh)
+        if self.meta is not None:
+            self.meta.compile(self.state)
         self.compile_seconds = time.perf_counter() - started
         _log.info("compiled in %.1f s", self.compile_seconds)
         self._act(actions)
@@ -248,20 +257,8 @@ class Trainer:
             ) from None
         if self._resumed_at is not None:
             self.input_seconds += time.perf_counter() - asked
-        size = self.config.batch_size
-        for leaf in jax.tree.leaves(batch):
-            if leaf.shape[:1] != self.rows.shape:
-                raise ValueError(
-                    f"the data gives batches of shape {leaf.shape}; batch_size={size} "
-                    f"over {jax.process_count()} processes needs {len(self.rows)} rows"
-                )
-        sharding = mesh_lib.batch_sharding(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(
-                sharding, np.asarray(x), (size, *x.shape[1:])
-            ),
-            batch,
-        )
+        size, rows = self.config.batch_size, len(self.rows)
+        return mesh_lib.place_batch(self.mesh, batch, size, rows)
 
     def _resume_clock(self) -> None:
         if self._resumed_at is None:
@@ -294,6 +291,8 @@ class Trainer:
         means["train/nonfinite"] = self.pending[-1]["nonfinite"]
         losses = [metrics["loss"] for metrics in self.pending]
         self.pending = []
+        if self.meta is not None:
+            means |= self.meta.means()
         decided = read_decisions(self.state.opt_state)
         means |= {f"optimizer/{name}": value for name, value in decided.items()}
         self.log.write(self.step, means)
@@ -363,6 +362,7 @@ class Trainer:
                 "train_seconds": self.train_seconds,
                 "input_seconds": self.input_seconds,
                 "monitor": self.monitor.get_state(),
+                "meta": None if self.meta is None else self.meta.get_state(),
                 "frozen": self.fingerprint,
             },
             metric=self.best,

@@ -17,6 +17,7 @@ import optax
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh
 
+from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import TrainState
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.optimizers.sharding import state_shardings
@@ -142,7 +143,7 @@ def plan_step(
         ValueError: a rule that matches nothing, a batch that does not divide.
     """
     state, shardings = abstract_state(params, frozen, tx, mesh, rules)
-    step = make_train_step(loss_fn, tx, accumulation_steps)
+    step = make_train_step(single_loss(loss_fn), tx, accumulation_steps)
     divided = batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided), batch

@@ -10,7 +10,7 @@ from meta_opt.types import PyTree
 
 
 class RollbackSnapshot:
-    """Keeps parameters and optimizer state; step, data and randomness go on.
+    """Keeps what is trained and its optimizers' states; data and randomness go on.
 
     The copy lies in the host's memory where devices have another, laid out as the state
     is, so that several processes each keep their part.
@@ -21,19 +21,23 @@ class RollbackSnapshot:
 
     def keep(self, state: TrainState) -> None:
         """Copies what rolling back brings back."""
-        changing = {"params": state.params, "opt_state": state.opt_state}
-        self._kept = jax.tree.map(_to_host_memory, changing)
+        self._kept = jax.tree.map(_to_host_memory, _changing(state))
 
     def restored(self, state: TrainState) -> TrainState:
         """``state`` with what was kept; as it is if nothing was."""
         if self._kept is None:
             return state
-        current = {"params": state.params, "opt_state": state.opt_state}
         # Copies, since a step donates its state.
         back = jax.tree.map(
-            lambda kept, x: jax.device_put(kept, x.sharding).copy(), self._kept, current
+            lambda kept, x: jax.device_put(kept, x.sharding).copy(),
+            self._kept,
+            _changing(state),
         )
         return dataclasses.replace(state, **back)
+
+
+def _changing(state: TrainState) -> dict[str, PyTree]:
+    return {name: getattr(state, name) for name in ("params", "opt_state", "objective")}
 
 
 def _to_host_memory(x: jax.Array) -> jax.Array:

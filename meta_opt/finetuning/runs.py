@@ -16,8 +16,11 @@ from meta_opt.finetuning.interruption import catch_signals
 from meta_opt.finetuning.length import with_length
 from meta_opt.finetuning.loop import RunResult, Trainer
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.meta_step import MetaSteps, make_meta_step
+from meta_opt.finetuning.objective import Objective, make_objective
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import CompileStep, compile_step
+from meta_opt.meta_loss.settings import MetaLossConfig, read_meta_loss
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.mesh import MeshConfig
@@ -36,6 +39,7 @@ def run(
     tx: optax.GradientTransformation,
     config: LoopConfig,
     *,
+    meta_loss: MetaLossConfig | None = None,
     mesh: MeshConfig | None = None,
     workdir: str | Path | None = None,
     resolved_config: Mapping[str, Any] | None = None,
@@ -56,6 +60,7 @@ def run(
         workload: model, loss, data and evaluation.
         tx: the optimizer. It gets ``value=loss`` if it takes keyword arguments.
         config: the loop's settings: steps, batch size, seed, when to evaluate and save.
+        meta_loss: how the workload's ``losses`` are made one; None for its own loss.
         mesh: default one device.
         workdir: for logs and checkpoints; None for neither.
         resolved_config: nested mapping that is written to ``config.json``; a resumed
@@ -94,6 +99,7 @@ def run(
     mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
     rows = mesh_lib.local_rows(device_mesh, config.batch_size)
     batches = workload.train_batches(config.batch_size, config.seed, rows)
+    objective = make_objective(workload, meta_loss)
     state = init_state(
         workload.params,
         workload.frozen,
@@ -102,16 +108,18 @@ def run(
         workload.rules,
         config.seed,
         take_over=take_over,
+        init_objective=objective.init,
     )
     evaluate = workload.evaluate
     trainer = Trainer(
         config,
         state,
         device_mesh,
-        functools.partial(compile_with, config, workload.loss_fn, tx),
+        functools.partial(compile_with, config, objective, tx),
         batches,
         evaluate and functools.partial(_validate, evaluate),
         workdir,
+        _meta_steps(workload, objective, meta_loss, tx, config, device_mesh),
     )
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(catch_signals())
@@ -119,6 +127,30 @@ def run(
         trainer.open(resolved_config)
         trainer.train(signals, label)
     return trainer.result()
+
+
+def _meta_steps(
+    workload: Workload,
+    objective: Objective,
+    meta_loss: MetaLossConfig | None,
+    tx: optax.GradientTransformation,
+    config: LoopConfig,
+    mesh: Mesh,
+) -> MetaSteps | None:
+    if objective.combiner is None or objective.combiner.training != "meta":
+        return None
+    assert meta_loss is not None and workload.losses is not None
+    assert workload.meta_batches is not None
+    batch_size = meta_loss.batch_size or config.batch_size
+    mesh_lib.check_batch_size(mesh, batch_size)
+    rows = mesh_lib.local_rows(mesh, batch_size)
+    open_batches = functools.partial(
+        workload.meta_batches, batch_size, config.seed, rows
+    )
+    program = make_meta_step(workload.losses, objective, meta_loss, tx)
+    return MetaSteps(
+        program, meta_loss.interval, open_batches, len(rows), batch_size, mesh
+    )
 
 
 def _validate(evaluate: Any, params: Any, frozen: Any) -> Mapping[str, float]:
@@ -134,6 +166,7 @@ class RunConfig:
             `meta_opt.workloads.image_text.ImageTextConfig`.
         loop: length and what is logged, evaluated and saved when.
         optimizer: the optimizer; its length is the loop's.
+        meta_loss: how several losses of the workload are made one; None for its own.
         mesh: devices.
         export: where the final weights are written to, and as what.
     """
@@ -141,6 +174,7 @@ class RunConfig:
     workload: Any
     loop: LoopConfig
     optimizer: OptimizerConfig
+    meta_loss: MetaLossConfig | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
@@ -209,6 +243,9 @@ def read_run_config(
     made = from_config(
         workload, {k: sections[k] for k in of_workload & set(sections)}, name
     )
+    if sections.get("meta_loss") is not None:
+        meta_loss = read_meta_loss(sections["meta_loss"], f"{name}.meta_loss")
+        sections["meta_loss"] = meta_loss
     of_run_given = {k: sections[k] for k in of_run & set(sections)}
     return from_config(RunConfig, {"workload": made, **of_run_given}, name)
 
@@ -289,6 +326,7 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         workload,
         make_optimizer(config.optimizer),
         config.loop,
+        meta_loss=config.meta_loss,
         mesh=config.mesh,
         workdir=workdir,
         resolved_config=settings,

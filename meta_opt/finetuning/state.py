@@ -1,7 +1,7 @@
 """The state of a fine-tuning run, one pytree."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class TrainState:
         nonfinite: int32 [], how many steps had a loss that was not finite.
         scale: float32 [], factor on the optimizer's updates; 1 unless the run's
             feedback has shrunk it (`meta_opt.finetuning.recovery`).
+        objective: state of what makes one loss of several
+            (`meta_opt.finetuning.objective`); empty where there is one.
     """
 
     step: jax.Array
@@ -39,6 +41,7 @@ class TrainState:
     rng: jax.Array
     nonfinite: jax.Array
     scale: jax.Array
+    objective: PyTree = ()
 
     def saved(self) -> dict[str, PyTree]:
         """Returns what a checkpoint holds: all but ``frozen``, which never changes."""
@@ -56,6 +59,7 @@ def init_state(
     seed: int = 0,
     *,
     take_over: bool = False,
+    init_objective: Callable[[jax.Array], PyTree] = lambda key: (),
 ) -> TrainState:
     """Makes the state of step 0 and lays it out over the mesh.
 
@@ -71,6 +75,7 @@ def init_state(
         take_over: whether the caller gives ``params`` and ``frozen`` up. Those that lie
             where they should are then not copied, and are gone once the state is
             donated.
+        init_objective: makes the objective's state from a key.
 
     Returns:
         A state that is safe to donate.
@@ -86,7 +91,11 @@ def init_state(
         (jnp.int32(0), jnp.int32(0), jax.random.key(seed), jnp.float32(1)),
         replicated(mesh),
     )
-    return TrainState(step, params, frozen, init(params), rng, nonfinite, scale)
+    objective_key = jax.random.fold_in(jax.random.key(seed), 1)
+    objective = place(init_objective(objective_key), replicated(mesh))
+    return TrainState(
+        *(step, params, frozen, init(params), rng, nonfinite, scale, objective)
+    )
 
 
 def fingerprint(tree: PyTree) -> int:

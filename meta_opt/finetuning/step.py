@@ -1,4 +1,4 @@
-"""One training step, with the loss injected. There is no other."""
+"""One training step, with the objective injected. There is no other."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from meta_opt.finetuning.objective import Gradients, Objective
 from meta_opt.finetuning.state import TrainState
 from meta_opt.types import PyTree
-from meta_opt.workloads.workload import LossFn
 
 TrainStep: TypeAlias = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 """``(state, batch, feedback=None) -> (state, metrics)``."""
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    objective: Objective,
     tx: optax.GradientTransformation,
     accumulation_steps: int = 1,
 ) -> TrainStep:
@@ -27,8 +27,7 @@ def make_train_step(
     contrastive loss sees as negatives only the examples of its micro-batch.
 
     Args:
-        loss_fn: gives the loss and further scalar metrics; ``rng`` differs for every
-            step and micro-batch.
+        objective: gives the gradient and scalar metrics, and may have a state.
         tx: the optimizer. It is given ``value=loss`` and, where there is one,
             ``feedback``; optimizers that take neither work too.
         accumulation_steps: number of micro-batches; divides B.
@@ -37,7 +36,7 @@ def make_train_step(
         A pure function of (state, batch, feedback=None), to be compiled with the state
         donated. ``feedback`` is a validation loss [], NaN in the steps that have none.
         Its metrics: ``loss``, ``grad_norm``, ``update_norm`` (global L2 norms),
-        ``nonfinite`` (count so far), and those of ``loss_fn``.
+        ``nonfinite`` (count so far), and the objective's.
 
     Raises:
         ValueError: if ``accumulation_steps`` is below 1, or when traced with a batch
@@ -46,29 +45,24 @@ def make_train_step(
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps={accumulation_steps} must be at least 1")
     tx = optax.with_extra_args_support(tx)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def gradient(state: TrainState, batch: PyTree, rng: jax.Array):
+    def gradient(state: TrainState, batch: PyTree, rng: jax.Array) -> Gradients:
+        def of_part(part: PyTree, rng: jax.Array) -> Gradients:
+            return objective.gradient(
+                state.objective, state.params, state.frozen, part, rng
+            )
+
         if accumulation_steps == 1:
-            return grad_fn(state.params, state.frozen, batch, rng)
+            return of_part(batch, rng)
 
         def micro_step(total, inputs):
             micro_batch, index = inputs
-            out = grad_fn(
-                state.params,
-                state.frozen,
-                micro_batch,
-                jax.random.fold_in(rng, index),
-            )
+            out = of_part(micro_batch, jax.random.fold_in(rng, index))
             return jax.tree.map(_accumulate, total, out), None
 
         micro_batches = jax.tree.map(lambda x: _split(x, accumulation_steps), batch)
         shapes = jax.eval_shape(
-            grad_fn,
-            state.params,
-            state.frozen,
-            jax.tree.map(lambda x: x[0], micro_batches),
-            rng,
+            of_part, jax.tree.map(lambda x: x[0], micro_batches), rng
         )
         # Sums in float32 at least: bfloat16 would lose the later micro-batches.
         zeros = jax.tree.map(
@@ -86,7 +80,7 @@ def make_train_step(
         state: TrainState, batch: PyTree, feedback: jax.Array | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(state.rng, state.step)
-        (loss, metrics), grads = gradient(state, batch, rng)
+        loss, metrics, signals, grads = gradient(state, batch, rng)
         extra = {} if feedback is None else {"feedback": feedback}
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, value=loss, **extra
@@ -101,6 +95,7 @@ def make_train_step(
             rng=state.rng,
             nonfinite=nonfinite,
             scale=state.scale,
+            objective=objective.update(state.objective, signals),
         )
         return new_state, {
             "loss": loss,

@@ -9,13 +9,13 @@ import optax
 from jax.sharding import Mesh
 
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.objective import Objective
 from meta_opt.finetuning.planning import device_limit, peak_bytes, refused
 from meta_opt.finetuning.recovery import Action
 from meta_opt.finetuning.state import TrainState
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.parallel.mesh import batch_shards, replicated
 from meta_opt.types import PyTree
-from meta_opt.workloads.workload import LossFn
 
 CompileStep: TypeAlias = Callable[..., tuple[Callable[..., Any], Sequence[Action]]]
 """`compile_step`, or what is called as it is."""
@@ -44,7 +44,7 @@ class CachedStep:
 
 def compile_step(
     config: LoopConfig,
-    loss_fn: LossFn,
+    objective: Objective,
     tx: optax.GradientTransformation,
     state: TrainState,
     batch: PyTree,
@@ -57,7 +57,7 @@ def compile_step(
 
     Args:
         config: of the loop.
-        loss_fn: see `LossFn`.
+        objective: see `meta_opt.finetuning.objective`.
         tx: the optimizer.
         state: laid out over the mesh, donated by each call.
         batch: of the run's batches.
@@ -75,7 +75,7 @@ def compile_step(
     parts, actions = config.accumulation_steps, list[Action]()
     while True:
         jitted = jax.jit(
-            make_train_step(loss_fn, tx, parts),
+            make_train_step(objective, tx, parts),
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import optax
 
+from meta_opt.finetuning.objective import make_objective
 from meta_opt.finetuning.planning import peak_bytes
 from meta_opt.finetuning.runs import RunConfig, run
 from meta_opt.finetuning.state import init_state
@@ -103,14 +104,20 @@ class Trial:
         """A call that takes one step, always of the same batch, for timing."""
         base, workload = self._base, self._seeded(0)
         tx = self._make_tx(optimizer)
+        objective = make_objective(workload, base.meta_loss)
         state = init_state(
-            workload.params, workload.frozen, tx, self._mesh, workload.rules
+            workload.params,
+            workload.frozen,
+            tx,
+            self._mesh,
+            workload.rules,
+            init_objective=objective.init,
         )
         rows = local_rows(self._mesh, base.loop.batch_size)
         batch = next(workload.train_batches(base.loop.batch_size, 0, rows))
         batch = place(batch, batch_sharding(self._mesh))
         loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
-        compiled, _ = compile_step(loop, workload.loss_fn, tx, state, batch, self._mesh)
+        compiled, _ = compile_step(loop, objective, tx, state, batch, self._mesh)
 
         def step() -> Any:
             nonlocal state
@@ -163,6 +170,7 @@ class Trial:
             dataclasses.replace(workload, evaluate=validate),
             self._make_tx(optimizer),
             loop,
+            meta_loss=base.meta_loss,
             mesh=base.mesh,
             # Arrays of this run alone, if there can be others for the next.
             take_over=workload.reseeded is not None,

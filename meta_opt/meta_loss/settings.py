@@ -1,13 +1,19 @@
 """Settings of training with a learned combination of losses, and the published ones."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import optax
 
 from meta_opt.meta_loss.balancers import COMBINERS, Combiner, make_combiner
 from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.hypergradients import HypergradientConfig
-from meta_opt.types import check_name
+from meta_opt.types import check_name, from_config
+
+COMBINATIONS = ("primary", *COMBINERS, "gradnorm", "pcgrad")
+"""Ways to make one loss of several; those that are no combiners need the gradient of
+each loss, or of the primary one alone."""
 
 META_OPTIMIZERS = ("adam", "adamw")
 """Optimizers of the combiner."""
@@ -18,8 +24,9 @@ class MetaLossConfig:
     """How losses are combined and how the combiner is trained.
 
     Attributes:
-        network: shape of the transformer; other combiners read its ``num_losses``.
-        combiner: one of `meta_opt.meta_loss.balancers.COMBINERS`.
+        combiner: one of `COMBINATIONS`.
+        network: shape of the transformer; its ``num_losses`` is that of the workload.
+        batch_size: B of each of the two batches of a meta-step; 0: that of training.
         weights: of the combiners ``fixed`` and ``linear``, [T]; None for ones.
         interval: training steps between two meta-steps.
         meta_optimizer: one of `META_OPTIMIZERS`.
@@ -32,8 +39,11 @@ class MetaLossConfig:
         hypergradient: method.
     """
 
-    network: CombinerConfig
     combiner: str = "meltr"
+    network: CombinerConfig = dataclasses.field(
+        default_factory=lambda: CombinerConfig(num_losses=1)
+    )
+    batch_size: int = 0
     weights: tuple[float, ...] | None = None
     interval: int = 3
     meta_optimizer: str = "adam"
@@ -48,8 +58,8 @@ class MetaLossConfig:
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
-        check_name("combiner", self.combiner, COMBINERS)
-        check_name("meta_optimizer", self.meta_optimizer, META_OPTIMIZERS)
+        check_name("meta_loss.combiner", self.combiner, COMBINATIONS)
+        check_name("meta_loss.meta_optimizer", self.meta_optimizer, META_OPTIMIZERS)
         if self.interval < 1:
             raise ValueError(f"interval={self.interval} must be at least 1")
         if not (self.learning_rate > 0 and self.clip_norm > 0):
@@ -62,15 +72,15 @@ class MetaLossConfig:
                 f"weight_decay={self.weight_decay} and gamma={self.gamma} must not be "
                 "negative"
             )
-        self.make_combiner()
 
-    def make_combiner(self) -> Combiner:
-        """Builds the combiner.
+    def make_combiner(self, num_losses: int) -> Combiner:
+        """Builds the combiner of T losses.
 
         Raises:
-            ValueError: weights that do not fit it.
+            ValueError: weights that do not fit, or a combination that is no combiner.
         """
-        return make_combiner(self.combiner, self.network, self.weights)
+        network = dataclasses.replace(self.network, num_losses=num_losses)
+        return make_combiner(self.combiner, network, self.weights)
 
     def make_meta_optimizer(self) -> optax.GradientTransformation:
         """Builds the optimizer of the combiner: clipping, then Adam or AdamW."""
@@ -89,7 +99,7 @@ class MetaLossConfig:
 
 PUBLISHED: dict[str, MetaLossConfig] = {
     "univl": MetaLossConfig(
-        CombinerConfig(num_losses=8, hidden_size=128, width=256, ffn_size=512),
+        network=CombinerConfig(num_losses=8, hidden_size=128, width=256, ffn_size=512),
         interval=3,
         meta_optimizer="adam",
         learning_rate=1e-3,
@@ -98,7 +108,7 @@ PUBLISHED: dict[str, MetaLossConfig] = {
         gamma=0.1,
     ),
     "violet_retrieval": MetaLossConfig(
-        CombinerConfig(num_losses=3, hidden_size=256, width=512, ffn_size=512),
+        network=CombinerConfig(num_losses=3, hidden_size=256, width=512, ffn_size=512),
         interval=3,
         meta_optimizer="adamw",
         learning_rate=3e-6,
@@ -107,7 +117,7 @@ PUBLISHED: dict[str, MetaLossConfig] = {
         gamma=0.1,
     ),
     "violet_qa": MetaLossConfig(
-        CombinerConfig(num_losses=4, hidden_size=128, width=256, ffn_size=256),
+        network=CombinerConfig(num_losses=4, hidden_size=128, width=256, ffn_size=256),
         interval=3,
         meta_optimizer="adamw",
         learning_rate=1e-4,
@@ -116,7 +126,7 @@ PUBLISHED: dict[str, MetaLossConfig] = {
         gamma=0.1,
     ),
     "all_in_one": MetaLossConfig(
-        CombinerConfig(num_losses=2, hidden_size=128, width=128, ffn_size=128),
+        network=CombinerConfig(num_losses=2, hidden_size=128, width=128, ffn_size=128),
         interval=5,
         meta_optimizer="adam",
         learning_rate=1e-4,
@@ -127,6 +137,35 @@ PUBLISHED: dict[str, MetaLossConfig] = {
 }
 """The four configurations of MELTR (Ko et al. 2023, arXiv:2303.13009) by model. UniVL's
 gamma is the paper's; its released code has the regulariser off unless asked for."""
+
+
+def read_meta_loss(
+    settings: Mapping[str, Any], name: str = "meta_loss"
+) -> MetaLossConfig:
+    """Builds the configuration from a mapping such as a config file's section.
+
+    Args:
+        settings: fields of `MetaLossConfig`, and ``published``, a key of `PUBLISHED`,
+            whose settings the others are put over.
+        name: of the mapping, for errors.
+
+    Raises:
+        ValueError: as `from_config`, and an unknown ``published``.
+
+    >>> config = read_meta_loss({"published": "univl", "network": {"dropout": 0.0}})
+    >>> config.network.ffn_size, config.network.dropout, config.interval
+    (512, 0.0, 3)
+    """
+    given = dict(settings)
+    start: dict[str, Any] = {}
+    if preset := given.pop("published", ""):
+        check_name(f"{name}.published", preset, PUBLISHED)
+        start = dataclasses.asdict(PUBLISHED[preset])
+    for key, value in given.items():
+        nested = isinstance(value, Mapping) and isinstance(start.get(key), Mapping)
+        start[key] = {**start[key], **value} if nested else value
+    network = {"num_losses": 1, **start.get("network", {})}
+    return from_config(MetaLossConfig, {**start, "network": network}, name)
 
 
 def published(name: str, num_losses: int | None = None) -> MetaLossConfig:

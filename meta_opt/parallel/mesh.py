@@ -132,6 +132,33 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
 
+def place_batch(mesh: Mesh, batch: PyTree, batch_size: int, rows: int) -> PyTree:
+    """Divides a batch over the devices, of which this process has its rows.
+
+    Args:
+        mesh: the mesh.
+        batch: pytree of [rows, ...], on the host.
+        batch_size: B.
+        rows: how many of `local_rows` this process has.
+
+    Raises:
+        ValueError: a batch of another size.
+    """
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[:1] != (rows,):
+            raise ValueError(
+                f"the data gives batches of shape {leaf.shape}; batch_size="
+                f"{batch_size} over {jax.process_count()} processes needs {rows} rows"
+            )
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(
+            sharding, np.asarray(x), (batch_size, *x.shape[1:])
+        ),
+        batch,
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the layout of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -19,6 +19,26 @@ LossFn: TypeAlias = Callable[
 """``(params, frozen, batch, rng) -> (loss [], metrics)``, the loss a mean over B."""
 
 
+LossesFn: TypeAlias = Callable[
+    [PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+]
+"""``(params, frozen, batch, rng) -> (losses [T], metrics)``, each a mean over B."""
+
+
+class Losses(NamedTuple):
+    """Several losses of one model, for a run that combines them.
+
+    Attributes:
+        names: of the T losses.
+        primary: which of them is the task's own.
+        fn: see `LossesFn`.
+    """
+
+    names: tuple[str, ...]
+    primary: str
+    fn: LossesFn
+
+
 class Batches(Protocol):
     """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
 
@@ -68,6 +88,11 @@ class Workload:
         evaluate: see `Evaluate`; None for a run without evaluation.
         rules: layout of params and frozen on a mesh.
         write: see `Write`; None if nothing is to be exported.
+        losses: the model's losses one by one, if it has several; ``loss_fn`` is the
+            primary one then.
+        meta_batches: as ``train_batches``, of data that are held out of training and of
+            all evaluation, for what is learned of the losses
+            (`meta_opt.finetuning.meta_step`).
         describe: facts about the data for the run's result, JSON values by name.
         reseeded: the same workload with a model that is initialised from another seed;
             None where it has one initialisation.
@@ -94,6 +119,8 @@ class Workload:
     evaluate: Evaluate | None = None
     rules: Sequence[Rule] = FSDP_RULES
     write: Write | None = None
+    losses: Losses | None = None
+    meta_batches: MakeBatches | None = None
     describe: Callable[[], dict[str, Any]] = dict
     reseeded: Callable[[int], "Workload"] | None = None
 

@@ -1,0 +1,287 @@
+"""What a step differentiates: one loss, or several that are made one.
+
+All ways of combining losses have the same three functions, so that there is one step:
+the primary loss alone, fixed weights, learned ones (MELTR, uncertainty, GradNorm), and
+gradients that are combined rather than losses (PCGrad).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_opt.losses.balancing import gradnorm_loss, gradnorm_weights, pcgrad
+from meta_opt.meta_loss.balancers import Combiner
+from meta_opt.meta_loss.masking import present_losses, zero_absent
+from meta_opt.meta_loss.settings import MetaLossConfig
+from meta_opt.types import PyTree
+from meta_opt.workloads.workload import LossesFn, LossFn, Workload
+
+
+class Gradients(NamedTuple):
+    """What a batch gives.
+
+    Attributes:
+        loss: [], what the gradient is of.
+        metrics: scalars, for the log.
+        signals: pytree of what `Objective.update` reads; a mean over micro-batches.
+        grads: pytree like the parameters.
+    """
+
+    loss: jax.Array
+    metrics: dict[str, jax.Array]
+    signals: PyTree
+    grads: PyTree
+
+
+class GradientFn(Protocol):
+    """The gradient of a batch."""
+
+    def __call__(
+        self,
+        objective: PyTree,
+        params: PyTree,
+        frozen: PyTree,
+        batch: PyTree,
+        rng: jax.Array,
+    ) -> Gradients:
+        """Returns loss, metrics and gradients; ``objective`` is the objective's state.
+
+        ``rng`` differs for every step and micro-batch.
+        """
+
+
+class Objective(NamedTuple):
+    """A loss, or several that are made one.
+
+    Attributes:
+        init: key to state, a pytree of arrays that is kept beside the model's.
+        gradient: see `GradientFn`.
+        update: ``(state, signals) -> state``, after each step.
+        combiner: of learned combinations; its parameters are ``state["phi"]``.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    gradient: GradientFn
+    update: Callable[[PyTree, PyTree], PyTree]
+    combiner: Combiner | None = None
+
+
+def single_loss(loss_fn: LossFn) -> Objective:
+    """The objective of a workload with one loss."""
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradient(
+        objective: PyTree, params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
+    ) -> Gradients:
+        (loss, metrics), grads = grad_fn(params, frozen, batch, rng)
+        return Gradients(loss, metrics, (), grads)
+
+    return Objective(lambda key: (), gradient, lambda state, signals: state)
+
+
+def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objective:
+    """The objective of a run.
+
+    Args:
+        workload: its ``losses`` are combined.
+        config: how; None for the workload's own loss.
+
+    Raises:
+        ValueError: a workload without several losses or without meta-validation data
+            where they are needed; weights that do not fit.
+    """
+    if config is None:
+        return single_loss(workload.loss_fn)
+    losses = workload.losses
+    if losses is None:
+        raise ValueError(
+            f"meta_loss.combiner={config.combiner!r}: this workload has a single loss, "
+            "and nothing is to be combined"
+        )
+    if losses.primary not in losses.names:
+        raise ValueError(
+            f"the primary loss {losses.primary!r} is not among the losses: "
+            f"{', '.join(losses.names)}"
+        )
+    if config.combiner == "primary":
+        return _primary(losses.fn, losses.names, losses.names.index(losses.primary))
+    if config.combiner == "gradnorm":
+        return _gradnorm(losses.fn, losses.names, config)
+    if config.combiner == "pcgrad":
+        return _pcgrad(losses.fn, losses.names)
+    combiner = config.make_combiner(len(losses.names))
+    if combiner.training == "meta" and workload.meta_batches is None:
+        raise ValueError(
+            f"meta_loss.combiner={config.combiner!r} learns from meta-validation data, "
+            "and this workload holds none out"
+        )
+    return _combined(losses.fn, losses.names, combiner, config)
+
+
+def loss_metrics(names: Sequence[str], losses: jax.Array) -> dict[str, jax.Array]:
+    """Each loss by name, and how many were left out since they were not finite."""
+    masked = jnp.sum(~present_losses(losses)).astype(jnp.float32)
+    each = {f"loss/{name}": losses[i] for i, name in enumerate(names)}
+    return {**each, "masked_losses": masked}
+
+
+def _primary(fn: LossesFn, names: Sequence[str], place: int) -> Objective:
+    """The others are computed for the log alone, and dropped by the compiler if not."""
+
+    def loss_fn(
+        params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        losses, metrics = fn(params, frozen, batch, rng)
+        return losses[place], {**metrics, f"loss/{names[place]}": losses[place]}
+
+    return single_loss(loss_fn)
+
+
+def _combined(
+    fn: LossesFn, names: Sequence[str], combiner: Combiner, config: MetaLossConfig
+) -> Objective:
+    joint = combiner.training == "joint"
+    optimizer = config.make_meta_optimizer()
+
+    def init(key: jax.Array) -> PyTree:
+        phi = combiner.init(key)
+        state = {"phi": phi}
+        if combiner.training != "none":
+            state["opt_state"] = optimizer.init(phi)
+        return state
+
+    def gradient(
+        objective: PyTree, params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
+    ) -> Gradients:
+        dropout_key, rng = jax.random.split(rng)
+
+        def combine(
+            params: PyTree, phi: PyTree
+        ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+            losses, metrics = fn(params, frozen, batch, rng)
+            return combiner.apply(phi, losses, dropout_key=dropout_key), (
+                losses,
+                metrics,
+            )
+
+        grad_fn = jax.value_and_grad(
+            combine, argnums=(0, 1) if joint else 0, has_aux=True
+        )
+        (loss, (losses, metrics)), grads = grad_fn(params, objective["phi"])
+        grads, signals = grads if joint else (grads, ())
+        grads = _without_masked(grads, losses)
+        return Gradients(
+            loss, {**metrics, **loss_metrics(names, losses)}, signals, grads
+        )
+
+    def update(state: PyTree, signals: PyTree) -> PyTree:
+        if not joint:
+            return state
+        updates, opt_state = optimizer.update(signals, state["opt_state"], state["phi"])
+        phi = optax.apply_updates(state["phi"], updates)
+        return {"phi": phi, "opt_state": opt_state}
+
+    return Objective(init, gradient, update, combiner)
+
+
+def _gradnorm(fn: LossesFn, names: Sequence[str], config: MetaLossConfig) -> Objective:
+    """GradNorm over all parameters that train; weights by the meta-optimizer."""
+    optimizer = config.make_meta_optimizer()
+
+    def init(key: jax.Array) -> PyTree:
+        weights = jnp.ones(len(names))
+        # The losses of the first step are not known yet: NaN.
+        first = jnp.full(len(names), jnp.nan)
+        return {"phi": weights, "opt_state": optimizer.init(weights), "first": first}
+
+    def gradient(
+        objective: PyTree, params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
+    ) -> Gradients:
+        losses, metrics, each = _each_gradient(fn, params, frozen, batch, rng)
+        weights = objective["phi"]
+        grads = jax.tree.map(
+            lambda g: jnp.tensordot(weights.astype(g.dtype), g, 1), each
+        )
+        norms = jnp.sqrt(
+            sum(
+                jnp.sum(jnp.square(g.astype(jnp.float32)), range(1, g.ndim))
+                for g in jax.tree.leaves(each)
+            )
+        )
+        safe = zero_absent(losses, present_losses(losses))
+        return Gradients(
+            jnp.sum(weights * safe),
+            {**metrics, **loss_metrics(names, losses)},
+            {"losses": losses, "norms": norms},
+            grads,
+        )
+
+    def update(state: PyTree, signals: PyTree) -> PyTree:
+        losses, norms = signals["losses"], signals["norms"]
+        first = jnp.where(jnp.isfinite(state["first"]), state["first"], losses)
+        usable = present_losses(losses) & present_losses(first)
+        grads = jax.grad(gradnorm_loss)(
+            state["phi"],
+            norms,
+            jnp.where(usable, losses, 1.0),
+            jnp.where(usable, first, 1.0),
+        )
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["phi"])
+        phi = gradnorm_weights(optax.apply_updates(state["phi"], updates))
+        return {"phi": phi, "opt_state": opt_state, "first": first}
+
+    return Objective(init, gradient, update)
+
+
+def _pcgrad(fn: LossesFn, names: Sequence[str]) -> Objective:
+    def gradient(
+        objective: PyTree, params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
+    ) -> Gradients:
+        key, rng = jax.random.split(rng)
+        losses, metrics, each = _each_gradient(fn, params, frozen, batch, rng)
+        parts = [jax.tree.map(lambda g, i=i: g[i], each) for i in range(len(names))]
+        safe = zero_absent(losses, present_losses(losses))
+        return Gradients(
+            jnp.mean(safe),
+            {**metrics, **loss_metrics(names, losses)},
+            (),
+            pcgrad(parts, key),
+        )
+
+    return Objective(lambda key: (), gradient, lambda state, signals: state)
+
+
+def _each_gradient(
+    fn: LossesFn, params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+    """Losses [T], metrics, and the gradient of each loss, stacked [T, ...].
+
+    One forward pass and T backward ones, one after another: memory is that of one.
+    """
+
+    def losses_fn(params: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return fn(params, frozen, batch, rng)
+
+    losses, pull_back, metrics = jax.vjp(losses_fn, params, has_aux=True)
+    ones = jnp.eye(len(losses), dtype=losses.dtype)
+    (each,) = jax.lax.map(pull_back, ones)
+    present = present_losses(losses)
+
+    def mask(g: jax.Array) -> jax.Array:
+        return jnp.where(present.reshape(-1, *(1,) * (g.ndim - 1)), g, 0)
+
+    return losses, metrics, jax.tree.map(mask, _without_masked(each, losses))
+
+
+def _without_masked(grads: PyTree, losses: jax.Array) -> PyTree:
+    """Zeros where a loss that was left out made the gradient not finite.
+
+    The combiner gives such a loss no weight, and 0 times its NaN is NaN.
+    """
+    left_out = ~jnp.all(present_losses(losses))
+    return jax.tree.map(
+        lambda g: jnp.where(left_out & ~jnp.isfinite(g), jnp.zeros_like(g), g), grads
+    )
