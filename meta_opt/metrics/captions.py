@@ -1,5 +1,6 @@
 """Metrics of captions, as they are reported for YouCook2, MSR-VTT and COCO."""
 
+import re
 import types
 from collections.abc import Callable, Collection, Sequence
 
@@ -24,8 +25,8 @@ def words(text: str) -> list[str]:
     """
     from nltk.tokenize import TreebankWordTokenizer
 
-    # The tokenizer takes a full stop off at the end of the text only.
-    text = " ".join(w.rstrip(".") for w in text.lower().split())
+    # A full stop at the end of a word: the tokenizer knows that of the last one only.
+    text = re.sub(r"\.+(?!\S*\w)", " ", text.lower())
     found = TreebankWordTokenizer().tokenize(text)
     return [word for word in found if word not in _PUNCTUATION]
 

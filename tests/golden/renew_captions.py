@@ -46,7 +46,9 @@ def meteor(candidates, references, *options: str) -> float:
         common.write_text("".join(f"{word}\n" for word in sorted(FUNCTION_WORDS)))
         command = ["java", "-Xmx2G", "-jar", str(JAR), str(written), str(right)]
         command += ["-l", "en", "-lower", "-q", "-r", str(most)]
-        command += [str(common) if option == "FUNCTION" else option for option in options]
+        command += [
+            str(common) if option == "FUNCTION" else option for option in options
+        ]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(found.stdout.split()[-1])
 
