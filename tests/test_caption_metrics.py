@@ -82,6 +82,11 @@ def test_bleu_by_hand():
     assert metrics["bleu4"] == pytest.approx(100 * (1 / 5) ** (1 / 4))
 
 
+def test_bleu_without_a_common_4_gram_is_zero():
+    metrics = caption_metrics(["k b c d e"], [["k b c x e"]])
+    assert metrics["bleu4"] == 0 < metrics["bleu3"]
+
+
 def test_brevity_is_by_the_nearest_reference():
     metrics = caption_metrics(["k b c d"], [["k b c d e", "z y x w v u t"]])
     assert metrics["bleu4"] == pytest.approx(100 * math.exp(1 - 5 / 4))
@@ -135,6 +140,11 @@ def test_meteor_by_hand():
     mean = precision * recall / (0.85 * precision + 0.15 * recall)
     assert found == pytest.approx((1 - 0.6 * (2 / 3) ** 0.2) * mean)
     assert meteor([["cats"]], [[["cat"]]]) == pytest.approx(0.6)
+    # A function word whose synonym is a content word: 0.8 of 0.25 and of 0.75 + 0.75.
+    found = meteor([["on"]], [[["atop", "red"]]], lambda _: ["on"])
+    precision, recall = 0.8, 0.8 * 0.75 / 1.5
+    mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    assert found == pytest.approx((1 - 0.6) * mean)
     assert meteor([["dog"]], [[["cat"]]]) == meteor([[]], [[["cat"]]]) == 0
 
 
@@ -171,7 +181,8 @@ def test_synonyms_match_in_either_direction():
         # Both are matched, though the second would like the first's.
         ("fish swim fish", "fish fish", [(0, 0), (2, 1)]),
         # Equal otherwise: the nearest.
-        ("fish", "fish swim fish", [(0, 0)]),
+        ("a fish", "b c fish d fish", [(1, 2)]),
+        ("a b c fish", "fish d fish", [(3, 2)]),
         ("", "fish", []),
     ],
 )

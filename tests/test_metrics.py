@@ -73,18 +73,18 @@ def test_macro_f1_of_a_class_never_predicted_is_zero():
 
 def test_sentiment_by_hand():
     scores = np.array([2.0, 1.0, -1.0, -3.0, 0.0, 0.0])
-    predictions = np.array([1.0, -1.0, -1.0, -2.0, 0.5, -0.5])
+    predictions = np.array([1.0, -1.0, -1.0, -2.0, 0.5, 0.0])
     metrics = sentiment_metrics(scores, predictions)
-    assert metrics["mae"] == pytest.approx((1 + 2 + 0 + 1 + 0.5 + 0.5) / 6)
-    covariance = 2 + -1 + 1 + 6 - 6 * (-1 / 6) * (-3 / 6)
-    norms = (15 - 6 / 36) * (1 + 1 + 1 + 4 + 0.5 - 6 / 4)
+    assert metrics["mae"] == pytest.approx((1 + 2 + 0 + 1 + 0.5 + 0) / 6)
+    covariance = (2 - 1 + 1 + 6) - 6 * (-1 / 6) * (-2.5 / 6)
+    norms = (15 - 1 / 6) * (1 + 1 + 1 + 4 + 0.25 - 6.25 / 6)
     assert metrics["correlation"] == pytest.approx(covariance / np.sqrt(norms))
     # Above 0 against the others: right but for the second and the fifth.
     assert metrics["accuracy"] == pytest.approx(4 / 6)
-    # 0 and above (4) against below (2): right but for the second and the sixth. F1 of
-    # the first: precision 1, recall 1/2; of the second: precision 1/2, recall 1.
-    assert metrics["acc2_non_negative"] == pytest.approx(4 / 6)
-    assert metrics["f1_non_negative"] == pytest.approx(2 / 3)
+    # 0 and above (4) against below (2): right but for the second. F1 of the first:
+    # precision 1, recall 3/4; of the second: precision 2/3, recall 1.
+    assert metrics["acc2_non_negative"] == pytest.approx(5 / 6)
+    assert metrics["f1_non_negative"] == pytest.approx((4 * 6 / 7 + 2 * 4 / 5) / 6)
     # Without zeros, 2 of each: F1 2/3 of the positive, 4/5 of the negative.
     assert metrics["acc2_non_zero"] == pytest.approx(3 / 4)
     assert metrics["f1_non_zero"] == pytest.approx((2 / 3 + 4 / 5) / 2)

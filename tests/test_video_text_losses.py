@@ -229,8 +229,10 @@ def test_value_and_gradient_are_finite_in_bfloat16(name, scale):
     value, grad = jax.jit(jax.value_and_grad(loss))(low)
     assert value.dtype == jnp.float32 and grad.dtype == jnp.bfloat16
     assert np.isfinite(value) and np.isfinite(grad.astype(jnp.float32)).all()
-    # Of the same numbers in float32: what follows the cast is computed in float32.
-    np.testing.assert_allclose(value, loss(low.astype(jnp.float32)), rtol=1e-6)
+    # Of the same numbers in float32: what follows the cast is computed in float32. Not
+    # under jit alone, where XLA may skip roundings to bfloat16.
+    for found in (value, loss(low)):
+        np.testing.assert_allclose(found, loss(low.astype(jnp.float32)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -240,11 +242,30 @@ def test_empty_masks_give_zero_and_no_gradient(name):
     assert value == 0 and not np.any(grad)
 
 
-@pytest.mark.parametrize("name", MASKED[:2] + MASKED[3:])
-def test_masked_out_positions_may_hold_nan(name):
-    loss, x = all_losses(False)[name]
-    value, grad = jax.jit(jax.value_and_grad(loss))(jnp.full_like(x, np.nan))
-    assert value == 0 and not np.any(grad)
+def test_nan_where_masked_out_leaves_the_gradient_as_it_is():
+    mask = np.array([[True, False, False], [False, True, False]])
+    valid = np.array([[True, True, False], [True, True, False]])
+    logits, predicted, frames = (normal(i, 2, 3, 4) for i in range(3))
+    targets, matches = np.array([[0, 3, 1], [2, 2, 3]]), np.array([True, False, True])
+
+    def total(logits, predicted, frames, pair_logits):
+        return (
+            masked_cross_entropy(logits, targets, mask)
+            + masked_frame_nce(predicted, frames, mask, valid)
+            + matching_loss(pair_logits, matches, valid[0])
+        )
+
+    def gradients(fill):
+        return jax.grad(total, argnums=(0, 1, 2, 3))(
+            jnp.where(mask[..., None], logits, fill),
+            jnp.where(mask[..., None], predicted, fill),
+            jnp.where(valid[..., None], frames, fill),
+            jnp.where(valid[0], logits[0, :, 0], fill),
+        )
+
+    for clean, found in zip(gradients(0.0), gradients(np.nan), strict=True):
+        assert np.any(clean)
+        np.testing.assert_allclose(found, clean, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["max_margin", "mil_nce", "cross_entropy", "matching"])

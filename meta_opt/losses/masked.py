@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-_LOWEST = float(np.finfo(np.float32).min)
-
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean in float32 of the values where ``mask`` is true; 0 if it is nowhere true.
@@ -123,8 +121,7 @@ def masked_frame_nce(
     logits = jnp.matmul(predicted, frames.T, preferred_element_type=jnp.float32)
     logits = jnp.asarray(scale, jnp.float32) * logits
     own = jnp.diagonal(logits)
-    # Finite, so that a batch without a valid frame has a gradient.
-    logits = jnp.where(valid.reshape(1, -1), logits, _LOWEST)
+    logits = jnp.where(valid.reshape(1, -1), logits, -jnp.inf)
     nats = jax.nn.logsumexp(logits, axis=1) - own
     return masked_mean(nats, mask.reshape(-1))
 
