@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from meta_opt.metrics.classification import classification_metrics
+from meta_opt.metrics.question_answering import count_metrics, multiple_choice_accuracy
+from meta_opt.metrics.regression import sentiment_metrics
 from meta_opt.metrics.retrieval import retrieval_metrics
 
 # Ranks by hand: image to text 1, 2, 3; text to image 1, 1, 3.
@@ -67,3 +69,74 @@ def test_accuracy_and_macro_f1_by_hand():
 def test_macro_f1_of_a_class_never_predicted_is_zero():
     metrics = classification_metrics(np.array([0, 1]), np.array([0, 0]))
     assert metrics["macro_f1"] == pytest.approx(1 / 3)
+
+
+def test_sentiment_by_hand():
+    scores = np.array([2.0, 1.0, -1.0, -3.0, 0.0, 0.0])
+    predictions = np.array([1.0, -1.0, -1.0, -2.0, 0.5, 0.0])
+    metrics = sentiment_metrics(scores, predictions)
+    assert metrics["mae"] == pytest.approx((1 + 2 + 0 + 1 + 0.5 + 0) / 6)
+    covariance = (2 - 1 + 1 + 6) - 6 * (-1 / 6) * (-2.5 / 6)
+    norms = (15 - 1 / 6) * (1 + 1 + 1 + 4 + 0.25 - 6.25 / 6)
+    assert metrics["correlation"] == pytest.approx(covariance / np.sqrt(norms))
+    # Above 0 against the others: right but for the second and the fifth.
+    assert metrics["accuracy"] == pytest.approx(4 / 6)
+    # 0 and above (4) against below (2): right but for the second. F1 of the first:
+    # precision 1, recall 3/4; of the second: precision 2/3, recall 1.
+    assert metrics["acc2_non_negative"] == pytest.approx(5 / 6)
+    assert metrics["f1_non_negative"] == pytest.approx((4 * 6 / 7 + 2 * 4 / 5) / 6)
+    # Without zeros, 2 of each: F1 2/3 of the positive, 4/5 of the negative.
+    assert metrics["acc2_non_zero"] == pytest.approx(3 / 4)
+    assert metrics["f1_non_zero"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+def test_f1_of_sentiment_is_weighted_by_the_classes():
+    scores = np.array([1.0, 1.0, 1.0, -1.0])
+    metrics = sentiment_metrics(scores, np.array([1.0, 1.0, -1.0, -1.0]))
+    # Positive: precision 1, recall 2/3, F1 4/5; negative: 1/2, 1, 2/3.
+    for name in ("f1_non_negative", "f1_non_zero"):
+        assert metrics[name] == pytest.approx((3 * 4 / 5 + 2 / 3) / 4)
+
+
+def test_sentiment_that_is_always_neutral():
+    metrics = sentiment_metrics(np.zeros(3), np.array([1.0, -1.0, 0.0]))
+    assert metrics["acc2_non_zero"] == metrics["f1_non_zero"] == 0
+    assert metrics["acc2_non_negative"] == pytest.approx(2 / 3)
+    assert metrics["correlation"] == 0
+
+
+def test_multiple_choice():
+    scores = np.array([[3.0, 2.0, 9.0], [1.0, 1.0, 0.0], [0.0, np.nan, 1.0]])
+    answers = np.array([0, 1, 2])
+    # The second is tied, and NaN precedes the third.
+    assert multiple_choice_accuracy(scores, answers) == 0
+    valid = np.array([[True, True, False], [True, True, True], [True, False, True]])
+    assert multiple_choice_accuracy(scores, answers, valid) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "answers", "valid", "message"),
+    [
+        (np.ones((2, 3)), np.array([0]), None, r"answers \(1,\)"),
+        (np.ones((1, 3)), np.array([3]), None, r"answers\[0\]=3 is no valid choice"),
+        (np.ones((1, 2)), np.array([1]), np.array([[True, False]]), r"answers\[0\]=1"),
+        (np.ones((0, 3)), np.zeros(0, int), None, "no question"),
+    ],
+)
+def test_errors_of_multiple_choice(scores, answers, valid, message):
+    with pytest.raises(ValueError, match=message):
+        multiple_choice_accuracy(scores, answers, valid)
+
+
+def test_counts_are_rounded_and_clipped():
+    metrics = count_metrics(
+        np.array([3, 3, 1, 10, 2]), np.array([3.4, 2.5, -4.0, 30.0, 6.2])
+    )
+    assert metrics == {"accuracy": 4 / 5, "mse": 16 / 5}
+
+
+def test_errors_of_counts():
+    with pytest.raises(ValueError, match=r"counts \(2,\)"):
+        count_metrics(np.ones(2), np.ones(3))
+    with pytest.raises(ValueError, match=r"predictions\[1\] is NaN"):
+        count_metrics(np.ones(2), np.array([1.0, np.nan]))

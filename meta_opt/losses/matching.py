@@ -1,0 +1,104 @@
+"""Video-text matching: is this pair a match? With the negatives it is asked of."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_opt.losses.masked import masked_mean
+
+
+def matching_loss(
+    logits: jax.Array, matches: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    r"""Binary cross-entropy of whether pairs match, as in VIOLET (arXiv:2111.12681).
+
+    .. math::
+      -\frac{1}{N} \sum_n y_n \log \sigma(z_n) + (1 - y_n) \log \sigma(-z_n)
+
+    Args:
+        logits: z, [N], of the B pairs of a batch and of negatives made of them with
+            `rolled_negatives` or `hard_negatives`.
+        matches: y, bool [N].
+        mask: bool [N], false for pairs that do not count, such as where a row has no
+            negative. None: all count.
+
+    Returns:
+        float32 scalar, nats a pair; 0 if none counts.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> loss = matching_loss(jnp.zeros(3), jnp.array([True, False, False]))
+    >>> round(float(loss), 4), round(float(jnp.log(2)), 4)
+    (0.6931, 0.6931)
+    """
+    mask = jnp.ones(logits.shape, bool) if mask is None else mask
+    if not logits.shape == matches.shape == mask.shape:
+        raise ValueError(
+            f"logits {logits.shape}, matches {matches.shape} and mask {mask.shape} "
+            "must have one shape"
+        )
+    logits = jnp.where(mask, logits.astype(jnp.float32), 0)
+    nats = optax.sigmoid_binary_cross_entropy(logits, matches.astype(jnp.float32))
+    return masked_mean(nats, mask)
+
+
+def rolled_negatives(batch_size: int, shift: int = 1) -> jax.Array:
+    """The text that each video of a batch is paired with to make a negative.
+
+    Args:
+        batch_size: B.
+        shift: how many places on.
+
+    Returns:
+        int [B], a permutation without a fixed point.
+
+    Raises:
+        ValueError: if the shift leaves every text in its place, as in a batch of one.
+
+    >>> rolled_negatives(3).tolist()
+    [1, 2, 0]
+    """
+    if batch_size < 2 or shift % batch_size == 0:
+        raise ValueError(
+            f"shift={shift} pairs each of {batch_size} videos with its own text; a "
+            "negative needs a batch of at least two and a shift that is no multiple "
+            "of its size"
+        )
+    return (jnp.arange(batch_size) + shift) % batch_size
+
+
+def hard_negatives(
+    key: jax.Array, similarity: jax.Array, positives: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    r"""Negatives drawn by their similarity (ALBEF, Li et al. 2021, arXiv:2107.07651).
+
+    Row i gets column j with probability proportional to :math:`e^{s_{ij}}` over the
+    columns that do not match it. Transposed, each text gets a video.
+
+    Args:
+        key: of the draw.
+        similarity: s, [B, B], scaled by the inverse temperature.
+        positives: bool [B, B], true where row and column match, such as two captions of
+            one video. None: the diagonal.
+
+    Returns:
+        The columns, int [B], and bool [B], false for rows without a negative, whose
+        column means nothing: for the mask of `matching_loss`.
+
+    Raises:
+        ValueError: if the shapes are not [B, B].
+
+    >>> similarity = jnp.array([[9.0, 0.0, 99.0], [9.0, 9.0, -99.0], [0.0, 99.0, 9.0]])
+    >>> [x.tolist() for x in hard_negatives(jax.random.key(0), similarity)]
+    [[2, 0, 1], [True, True, True]]
+    """
+    size = len(similarity)
+    positives = jnp.eye(size, dtype=bool) if positives is None else positives
+    if not similarity.shape == positives.shape == (size, size):
+        raise ValueError(
+            f"similarity {similarity.shape} and positives {positives.shape} must be "
+            "[B, B]"
+        )
+    logits = jnp.where(positives, -jnp.inf, similarity.astype(jnp.float32))
+    return jax.random.categorical(key, logits, axis=1), ~jnp.all(positives, axis=1)

@@ -1,0 +1,40 @@
+"""Max-margin ranking between the two sides of a batch of matching pairs."""
+
+import jax
+import jax.numpy as jnp
+
+
+def max_margin_loss(similarity: jax.Array, margin: float = 0.1) -> jax.Array:
+    r"""Symmetric max-margin ranking loss over all negatives of a batch.
+
+    .. math::
+      \frac{1}{B^2} \sum_{i \ne j} \max(0, \mu + s_{ij} - s_{ii})
+      + \max(0, \mu + s_{ij} - s_{jj})
+
+    Every negative has weight one: no mining of hard ones. It is zero once every pair is
+    more similar by the margin than its row and its column. The ranking loss of UniVL
+    (Luo et al. 2020, arXiv:2002.06353), for its joint and its aligned similarity, takes
+    the mean over the diagonal too: larger by the constant :math:`2\mu / B`, with the
+    same gradient.
+
+    Args:
+        similarity: s, [B, B]; pair i is row i and column i.
+        margin: mu.
+
+    Returns:
+        float32 scalar; 0 for a batch of one.
+
+    Raises:
+        ValueError: if ``similarity`` is not square.
+
+    >>> round(float(max_margin_loss(jnp.array([[1.0, 0.95], [0.0, 1.0]]))), 4)
+    0.025
+    """
+    size = len(similarity)
+    if similarity.shape != (size, size):
+        raise ValueError(f"similarity {similarity.shape} must be [B, B]")
+    scores = similarity.astype(jnp.float32)
+    own = jnp.diagonal(scores)
+    excess = jax.nn.relu(margin + scores - own[:, None])
+    excess += jax.nn.relu(margin + scores - own[None, :])
+    return jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, excess)) / size**2
