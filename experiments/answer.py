@@ -6,13 +6,14 @@ A line for each picture: its path, a tab, the answer.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 # Wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
 
 MODEL = flags.DEFINE_string(
     "model", None, "PaliGemma folder, or path of weights that finetune exported."
@@ -25,31 +26,28 @@ BATCH = flags.DEFINE_integer("batch_size", 8, "Pictures at a time.")
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "In which it computes.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(*pictures: str) -> None:
     """Reads, asks, prints."""
     # Here, so that --help does not wait for JAX.
     from meta_opt.inference import GenerativeModel, load_exported
 
-    if len(argv) < 2:
-        raise app.UsageError("name at least one picture")
-    try:
-        model = load_exported(
-            MODEL.value,
-            adapter=ADAPTERS.value,
-            processor=PROCESSOR.value,
-            batch_size=BATCH.value,
-            dtype=DTYPE.value,
-            max_tokens=LENGTH.value,
-        )
-        if not isinstance(model, GenerativeModel):
-            raise ValueError(f"--model={MODEL.value} embeds and does not write")
-        answers = model.answer(argv[1:], PROMPT.value)
-    except ValueError as error:
-        sys.exit(f"answer: {error}")
-    for path, answer in zip(argv[1:], answers, strict=True):
+    if not pictures:
+        raise ValueError("name at least one picture")
+    model = load_exported(
+        MODEL.value,
+        adapter=ADAPTERS.value,
+        processor=PROCESSOR.value,
+        batch_size=BATCH.value,
+        dtype=DTYPE.value,
+        max_tokens=LENGTH.value,
+    )
+    if not isinstance(model, GenerativeModel):
+        raise ValueError(f"--model={MODEL.value} embeds and does not write")
+    answers = model.answer(pictures, PROMPT.value)
+    for path, answer in zip(pictures, answers, strict=True):
         print(f"{path}\t{answer}")
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("model")
-    app.run(main)
+    cli.run(main, arguments=True)

@@ -143,20 +143,20 @@ def test_the_command_answers_about_pictures(run, questions, monkeypatch, capsys)
         flags.FLAGS(["answer"], known_only=True)
     settings = {"model": config.export.path, "length": 4, "dtype": "float32"}
     with flagsaver.flagsaver(**settings, prompt=QUESTIONS[0], batch_size=2):
-        command.main(["answer", *pictures])
+        command.main(*pictures)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [path for path, _ in lines] == pictures
     assert all(answer in COLOURS for _, answer in lines)
     with (
         flagsaver.flagsaver(**settings),
-        pytest.raises(SystemExit, match=r"answer: .*No such file.*gone\.png"),
+        pytest.raises(ValueError, match=r"No such file.*gone\.png"),
     ):
-        command.main(["answer", "gone.png"])
+        command.main("gone.png")
     with (
         flagsaver.flagsaver(**settings),
-        pytest.raises(SystemExit, match=r"jsonl cannot be read: no picture"),
+        pytest.raises(ValueError, match=r"jsonl cannot be read: no picture"),
     ):
-        command.main(["answer", str(questions)])
+        command.main(str(questions))
 
 
 def test_batches_ask_and_answer(configured):
