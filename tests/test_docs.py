@@ -152,6 +152,16 @@ def test_the_page_on_finetuning_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "mine" / "checkpoints").is_dir()
 
 
+def test_the_page_on_losses_runs(capsys):
+    page = ROOT / "docs" / "losses.md"
+    assert missing_paths(page.read_text()) == []
+    ((language, body),), _ = code(page.read_text())
+    assert language == "python"
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(body, str(page), "exec"), {})
+    assert "'meta/alignment/rebuilt'" in capsys.readouterr().out
+
+
 def test_makefile_commands_exist():
     """The Makefile runs modules that are there."""
     text = (ROOT / "Makefile").read_text()
