@@ -32,7 +32,7 @@ from meta_opt.optimizers.untuned import (
     calibrated,
     learning_rate_free,
 )
-from meta_opt.studies.meta_test import contenders as entrants_module
+from meta_opt.studies.meta_test import contenders as contenders_module
 from meta_opt.studies.meta_test.comparison import (
     BUDGETS,
     MISS,
@@ -42,7 +42,7 @@ from meta_opt.studies.meta_test.comparison import (
     interval,
     summarise,
 )
-from meta_opt.studies.meta_test.contenders import RIVALS, MetaTestConfig, entrants
+from meta_opt.studies.meta_test.contenders import RIVALS, MetaTestConfig, contenders
 from meta_opt.studies.meta_test.records import (
     Record,
     fresh_record,
@@ -420,7 +420,7 @@ def test_divergence_is_an_outcome_and_a_search_survives_it(tmp_path):
 def test_untuned_rivals_take_the_loss_and_reduce_it(name):
     task = line_task(provides_loss=False)
     config = MetaTestConfig(tasks=("line",), untuned=(name,))
-    rival, *tuned = entrants(config)
+    rival, *tuned = contenders(config)
     assert rival.name == name and not rival.tuned and all(e.tuned for e in tuned)
     needs = name in ("momo_default", "momo_adam_default")
     assert rival.needs_value == needs
@@ -445,10 +445,10 @@ def test_the_calibrated_settings_are_those_of_the_stored_calibration():
 
 def test_calibrated_rivals_are_stale_under_another_setting(monkeypatch):
     config = MetaTestConfig(tasks=("t",), untuned=("lion_calibrated",))
-    one = entrants(config)[0]
+    one = contenders(config)[0]
     assert one.setup == {"learning_rate": 1e-3, "weight_decay": 1.0} == one.settings
     monkeypatch.setitem(CALIBRATED, "lion", Setting(3e-4, 0.1))
-    assert entrants(config)[0].setup != one.setup
+    assert contenders(config)[0].setup != one.setup
     with pytest.raises(ValueError, match="did you mean 'nadamw'"):
         calibrated("nadam", 10)
     with pytest.raises(ValueError, match="no untuned baseline"):
@@ -557,7 +557,7 @@ def test_smoke_is_resumed_after_an_interruption(
     monkeypatch.setattr(experiment, "make_task", lambda name, data_dir: named)
     # In place of the hand-designed rule, which compiles three times as long.
     cheap = lambda task: lambda n, settings: optax.sgd(0.1)  # noqa: E731
-    monkeypatch.setattr(entrants_module, "_make_hand_designed", cheap)
+    monkeypatch.setattr(contenders_module, "_make_hand_designed", cheap)
     calls, call = [], InnerRun.__call__
 
     def counted(self, seeds, num_steps, values):
@@ -630,7 +630,7 @@ def test_learned_results_are_keyed_by_the_weights(tmp_path):
         save_theta(tmp_path / name, init_theta(jax.random.key(seed), small), small)
     paths = tuple(str(tmp_path / f"{name}.safetensors") for name in "abc")
     config = MetaTestConfig(tasks=("t",), untuned=("learned",), weights=paths)
-    a, b, c, *others = entrants(config)
+    a, b, c, *others = contenders(config)
     assert a.file == c.file != b.file and a.setup == c.setup != b.setup
     assert all(other.tuned for other in others) and not a.tuned
     assert [other.name for other in others] == [*CORE_BASELINES, *EXTRA_BASELINES]

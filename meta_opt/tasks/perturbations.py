@@ -1,4 +1,4 @@
-"""Hostile conditions: what can go wrong between a task and its optimizer.
+"""Adverse conditions: what can go wrong between a task and its optimizer.
 
 A condition is a handful of numbers, so it can be traced and vmapped, and one compiled
 program of an inner run serves all of them. The default is an ordinary run.

@@ -42,7 +42,7 @@ class MetaTestConfig:
         five: baselines among the five.
         further: baselines among the further ones.
         untuned: ``learned``, ``hand_designed`` and names in `RIVALS`.
-        weights: of the learned optimizer, shipped names or paths; each is an entrant.
+        weights: of the learned optimizer, shipped names or paths; each is a contender.
         budgets: shares of the full budget for the untuned; 1 is among them.
         tuning_seeds: of every trial.
         seeds: of what is reported; none of the former.
@@ -97,7 +97,7 @@ class MetaTestConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entrant:
+class Contender:
     """An optimizer that takes part.
 
     Attributes:
@@ -122,7 +122,7 @@ class Entrant:
         return self.settings is None
 
 
-def entrants(config: MetaTestConfig) -> list[Entrant]:
+def contenders(config: MetaTestConfig) -> list[Contender]:
     """Lists who takes part: the untuned, the five, the further ones.
 
     Raises:
@@ -133,7 +133,7 @@ def entrants(config: MetaTestConfig) -> list[Entrant]:
         if name == "learned":
             found += [_learned(weights) for weights in config.weights]
         elif name == HAND_DESIGNED:
-            found.append(Entrant(name, name, _make_hand_designed, {}, settings={}))
+            found.append(Contender(name, name, _make_hand_designed, {}, settings={}))
         else:
             found.append(_rival(name))
     for name in (*config.five, *config.further):
@@ -142,22 +142,22 @@ def entrants(config: MetaTestConfig) -> list[Entrant]:
             if name in CORE_BASELINES
             else config.trials_of_further
         )
-        found.append(Entrant(name, name, _make_baseline(name), {"trials": trials}))
+        found.append(Contender(name, name, _make_baseline(name), {"trials": trials}))
     return found
 
 
-def _rival(name: str) -> Entrant:
+def _rival(name: str) -> Contender:
     rule, _, kind = name.rpartition("_")
     if kind == "calibrated":
         setting = dataclasses.asdict(CALIBRATED[rule])
-        return Entrant(
+        return Contender(
             name=name,
             file=name,
             make=lambda task: lambda n, settings: calibrated(rule, n, **settings),
             setup=setting,
             settings=setting,
         )
-    return Entrant(
+    return Contender(
         name=name,
         file=name,
         make=lambda task: lambda n, settings: learning_rate_free(rule, n),
@@ -175,7 +175,7 @@ def _make_hand_designed(task: Task) -> MakeOptimizer:
     return lambda n, settings: hand_designed(n, stacked=task.stacked)
 
 
-def _learned(weights: str) -> Entrant:
+def _learned(weights: str) -> Contender:
     theta, config = load_theta(weights)
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(theta):
@@ -183,7 +183,7 @@ def _learned(weights: str) -> Entrant:
     short = digest.hexdigest()[:10]
     is_path = weights.endswith(".safetensors")
 
-    return Entrant(
+    return Contender(
         name=f"{Path(weights).stem}@{short[:6]}" if is_path else weights,
         file=f"learned-{short}",
         make=lambda task: learned_on(task, config),
