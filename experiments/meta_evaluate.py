@@ -151,8 +151,8 @@ def report(
         facts={
             "command": cli.command_line(),
             "seeds": ", ".join(map(str, config.seeds)),
-            "trials": f"{config.trials_of_five} of each of the five, "
-            f"{config.trials_of_further} of each further baseline",
+            "trials": f"{config.trials_of_core} of each core baseline, "
+            f"{config.trials_of_extra} of each extra baseline",
             "revision of the report": describe_environment()["git"],
         },
     )

@@ -129,7 +129,7 @@ def test_interval_is_students():
 
 
 def known_baselines(task="t"):
-    """AdamW; of the five the best in loss, and in accuracy; one failed; the best."""
+    """AdamW; core baselines best in loss, and in accuracy; one failed; the best."""
     entries = [
         record_of("adamw", [1.0, 1.2, 0.8], [0.3, 0.3, 0.3], seconds=2.0, tuning=38.0),
         record_of("sgd", [0.5, 0.5, 0.5], [0.4, 0.4, 0.4]),
@@ -153,7 +153,7 @@ def test_a_row_of_known_outcomes():
     assert row.accuracy_over_adamw.mean == pytest.approx(9.0)
     half = 4.30265 / math.sqrt(3)
     assert row.accuracy_over_adamw.high == pytest.approx(9.0 + half, rel=1e-5)
-    # The most accurate of the five is Lion: a failed seed of Adam's counts as 0.
+    # The most accurate core baseline is Lion: a failed seed of Adam's counts as 0.
     assert row.accuracy_over_best_of_five.mean == pytest.approx(-1.0)
     assert row.accuracy_over_best_of_all.mean == pytest.approx(-11.0)
     assert not row.as_accurate_as_best_of_five
@@ -522,7 +522,7 @@ def digits():
 
 
 @pytest.mark.parametrize("name", EXTRA_BASELINES)
-def test_further_baselines_train_digits(digits, name):
+def test_extra_baselines_train_digits(digits, name):
     run = InnerRun(digits, lambda n, settings: baseline(name, n, **settings))
     rate = {"muon": 0.03, "schedule_free_adamw": 0.03, "prodigy": 3.0}[name]
     outcome, _ = run([0], 150, {"learning_rate": rate})
@@ -606,13 +606,13 @@ def test_configs_build_and_the_sets_are_of_their_data(monkeypatch):
         assert set(tasks) == set(whole.get(variant, tasks))
         if tasks:
             config = from_config(MetaTestConfig, settings["meta_test"])
-            assert "adamw" in config.five
-    settings["meta_test"]["five"] = ("sgd", "adamv")
+            assert "adamw" in config.core_baselines
+    settings["meta_test"]["core_baselines"] = ("sgd", "adamv")
     with pytest.raises(ValueError, match="did you mean 'adam"):
         from_config(MetaTestConfig, settings["meta_test"])
     for wrong, why in (
         ({"tasks": ()}, "tasks is empty"),
-        ({"five": ("sgd",)}, "lacks 'adamw'"),
+        ({"core_baselines": ("sgd",)}, "lacks 'adamw'"),
         ({"budgets": (0.5,)}, "1 among them"),
         ({"seeds": (0, 1)}, "in tuning_seeds too"),
         ({"num_steps": {"other": 3}}, "not among the tasks"),

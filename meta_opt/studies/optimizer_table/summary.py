@@ -152,7 +152,7 @@ class OptimizerRow:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The learned optimizer against the five tuned ones: what the paper claims.
+    """The learned optimizer against the tuned core baselines: what the paper claims.
 
     Ratios are geometric means over tasks; a task without AdamW's loss counts as `MISS`.
 
@@ -160,15 +160,16 @@ class Claims:
         trainable: ``all`` or ``lora``.
         tasks: how many.
         unseen: whether only of data sets that no choice of weights has seen.
-        best: the most accurate of the five over the tasks.
+        best: the most accurate core baseline over the tasks.
         accuracy_over_best: points.
         accuracy_over_adamw: points.
         f1_over_best: of 1, over the best in F1.
-        f1_over_adamw: likewise.
+        f1_over_adamw: of 1, over AdamW's.
         budget_to_adamw: share of the full length at whose end AdamW's final loss is
             reached.
         epochs_over_adamw: epochs to AdamW's final loss, over AdamW's own.
-        epochs_over_best: the same over the quickest of the five on each task.
+        epochs_over_best: epochs to AdamW's final loss, over those of the quickest core
+            baseline on each task.
         time_over_adamw: seconds to it, over AdamW's own.
         memory_over_adamw: peak of the step.
     """
@@ -226,31 +227,32 @@ def claims(
     cells: Mapping[str, Sequence[CellRow]],
     unseen: bool = False,
 ) -> Claims:
-    """Compares the learned optimizer with the five.
+    """Compares the learned optimizer with the core baselines.
 
     Args:
         rows: of one kind of training, by optimizer.
-        cells: likewise, of the same tasks in the same order.
+        cells: of one kind of training, by optimizer; of the same tasks in the same
+            order.
         unseen: what to say of the tasks.
 
     Raises:
         KeyError: without the learned optimizer, or without AdamW.
     """
     ours, adamw = rows["learned"], rows[_REFERENCE]
-    five = {name: rows[name] for name in CORE_BASELINES if name in rows}
-    best = max(five, key=lambda name: five[name].accuracy.mean)
-    best_f1 = max(row.macro_f1.mean for row in five.values())
+    core = {name: rows[name] for name in CORE_BASELINES if name in rows}
+    best = max(core, key=lambda name: core[name].accuracy.mean)
+    best_f1 = max(row.macro_f1.mean for row in core.values())
     pairs = list(zip(cells["learned"], cells[_REFERENCE], strict=True))
     quickest = [
         min(row.epochs_to_adamw for row in of_task)
-        for of_task in zip(*(cells[name] for name in five), strict=True)
+        for of_task in zip(*(cells[name] for name in core), strict=True)
     ]
     return Claims(
         trainable=ours.trainable,
         tasks=ours.tasks,
         unseen=unseen,
         best=best,
-        accuracy_over_best=ours.accuracy.mean - five[best].accuracy.mean,
+        accuracy_over_best=ours.accuracy.mean - core[best].accuracy.mean,
         accuracy_over_adamw=ours.accuracy.mean - adamw.accuracy.mean,
         f1_over_best=ours.macro_f1.mean - best_f1,
         f1_over_adamw=ours.macro_f1.mean - adamw.macro_f1.mean,
