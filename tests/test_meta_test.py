@@ -17,7 +17,7 @@ import pytest
 from meta_opt.meta_training.calibration import (
     CalibrationConfig,
     best_settings,
-    task_prices,
+    task_objectives,
 )
 from meta_opt.optimizers.baselines import (
     CORE_BASELINES,
@@ -53,7 +53,7 @@ from meta_opt.studies.meta_test.records import (
 from meta_opt.studies.meta_test.report import write_meta_test
 from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
-from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_judge
+from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_evaluate
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.tuning.baseline_spaces import baseline_space
 from meta_opt.tuning.on_task import tune_on_task
@@ -328,10 +328,10 @@ def telling(num_steps):
     return optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
 
 
-def test_train_and_judge_equals_a_plain_loop():
+def test_train_and_evaluate_equals_a_plain_loop():
     task = line_task(feedback_every=2)
     key = jax.random.key(3)
-    outcome = jax.jit(lambda k: train_and_judge(task, telling, k, 5))(key[None])
+    outcome = jax.jit(lambda k: train_and_evaluate(task, telling, k, 5))(key[None])
     init_key, batch_key = jax.random.split(key)
     tx = telling(5)
     params = task.init(init_key)
@@ -435,7 +435,7 @@ def test_untuned_rivals_take_the_loss_and_reduce_it(name):
 def test_the_calibrated_settings_are_those_of_the_stored_calibration():
     path = Path(__file__).parents[1] / "results/calibrated_baselines.json"
     stored = json.loads(path.read_text())
-    found = best_settings(stored["prices"])
+    found = best_settings(stored["objectives"])
     assert found == stored["best"]
     for name, setting in CALIBRATED.items():
         assert setting == Setting(
@@ -464,10 +464,12 @@ def test_a_calibration_takes_the_best_setting_over_all_tasks(monkeypatch):
         horizon_shares=(1.0, 0.5),
     )
     task = dataclasses.replace(line_task(), horizons=(3, 60))
-    prices = task_prices(task, config)
+    objectives = task_objectives(task, config)
     # The first of AdamW's is the reference itself.
-    assert prices["adamw"][0]["price"] == 0 > prices["adamw"][1]["price"]
-    assert best_settings({"line": prices})["adamw"]["learning_rate"] == 0.1
+    assert (
+        objectives["adamw"][0]["objective"] == 0 > objectives["adamw"][1]["objective"]
+    )
+    assert best_settings({"line": objectives})["adamw"]["learning_rate"] == 0.1
     for wrong, why in (
         ({"rivals": ("adam",)}, "no rival 'adam'"),
         ({"rivals": ("muon",)}, "muon needs"),
@@ -638,7 +640,9 @@ def test_learned_results_are_keyed_by_the_weights(tmp_path):
     task = line_task()
     make = a.make(task)
     outcome = jax.eval_shape(
-        lambda keys, n, theta: train_and_judge(task, lambda n: make(n, theta), keys, n),
+        lambda keys, n, theta: train_and_evaluate(
+            task, lambda n: make(n, theta), keys, n
+        ),
         *(jax.random.key(0)[None], jnp.int32(5), a.settings),
     )
     assert outcome.test_loss.shape == (1,)

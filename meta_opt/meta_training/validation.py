@@ -1,4 +1,4 @@
-"""Meta-validation: weights judged on held-out tasks against tuned baselines."""
+"""Meta-validation: weights evaluated on held-out tasks against tuned baselines."""
 
 import math
 from collections.abc import Mapping

@@ -56,7 +56,7 @@ class Condition(NamedTuple):
             stays as it is.
         change: share of the run that is trained on another problem: labels are moved
             to the next class, and tokens to the next in the alphabet. After it the data
-            are the task's own, by which the run is judged.
+            are the task's own, which the run is evaluated on.
         coarse: 1: loss and gradient are rounded to bfloat16.
     """
 

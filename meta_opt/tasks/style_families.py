@@ -109,7 +109,7 @@ class StyleFamily:
         outputs: of the head; 0 for the number of classes.
         adaptation: None from scratch.
         train: examples to train on, at most.
-        held_out: examples to judge by; half as many validate.
+        held_out: test examples; there are half as many validation examples.
         batch: B.
         horizons: smallest and largest number of steps.
         value: whether the optimizer gets the loss.
