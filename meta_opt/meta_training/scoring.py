@@ -68,8 +68,8 @@ def meta_objective(
 def over_tasks(scores: np.ndarray, worst_weight: float) -> np.ndarray:
     """Mean over tasks plus ``worst_weight`` times the mean over the worst fifth.
 
-    The latter is the conditional value at risk (Rockafellar and Uryasev 2000): rules
-    that fail on a few tasks do not make up for it elsewhere.
+    The mean over the worst fifth is the conditional value at risk (Rockafellar and
+    Uryasev 2000): rules that fail on a few tasks do not make up for it elsewhere.
 
     Args:
         scores: float [tasks, ...]; larger is worse.

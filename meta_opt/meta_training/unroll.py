@@ -115,7 +115,7 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
 
 
 def _calm(carry: tuple) -> tuple:
-    """The same carry; on the way back its derivative is kept from growing.
+    """The identity; in the backward pass, the carry's derivative is kept from growing.
 
     A normalised update of a tiny gradient is chaotic: derivatives through many such
     steps overflow. Where that with respect to the parameters is longer than

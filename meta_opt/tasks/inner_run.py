@@ -40,7 +40,7 @@ def learned_on(
 
 
 class Outcome(NamedTuple):
-    """What trained parameters are worth; float32 [seeds], not finite on failure."""
+    """Held-out losses and error rates after a run; float32 [seeds], NaN on failure."""
 
     validation_loss: Any
     validation_error: Any
@@ -172,8 +172,8 @@ class InnerRun:
             outcome = jax.block_until_ready(self._compiled(*args))
             seconds += time.perf_counter() - began
             parts.append(Outcome(*(np.asarray(x)[: len(some)] for x in outcome)))
-        joined = Outcome(*(np.concatenate(x) for x in zip(*parts, strict=True)))
-        return joined, seconds / len(seeds)
+        whole = Outcome(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        return whole, seconds / len(seeds)
 
     def compile(self, settings: PyTree, condition: Condition | None = None) -> None:
         """Compiles the program, unless it is; only structure and shapes matter."""

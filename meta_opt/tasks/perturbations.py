@@ -52,8 +52,8 @@ class Condition(NamedTuple):
         constant: 1: the loss is 1 whatever the parameters are, its gradient is zero.
         curvature: where above 0, a term ``h / 2 |p - p0|^2`` over a random tenth of the
             parameters' rows is added to the loss. ``h`` grows exponentially from 0.01
-            to this number; ``p0`` are the initial parameters, so the rest of the task
-            stays as it is.
+            to this number; ``p0`` are the initial parameters, so the loss at the start
+            is the task's own.
         change: share of the run that is trained on another problem: labels are moved
             to the next class, and tokens to the next in the alphabet. After it the data
             are the task's own, which the run is evaluated on.

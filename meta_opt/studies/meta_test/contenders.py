@@ -45,7 +45,7 @@ class MetaTestConfig:
         weights: of the learned optimizer, shipped names or paths; each is a contender.
         budgets: shares of the full budget for the untuned; 1 is among them.
         tuning_seeds: of every trial.
-        seeds: of what is reported; none of the former.
+        seeds: of the runs that are reported; disjoint from ``tuning_seeds``.
         seeds_at_once: seeds side by side in one program.
         trials_of_core: trials of each core baseline.
         trials_of_extra: trials of each extra baseline.

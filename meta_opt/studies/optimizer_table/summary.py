@@ -36,7 +36,8 @@ class CellRow:
         trainable: ``all`` or ``lora``.
         optimizer: its name.
         accuracy: on test data, percent, with its interval.
-        macro_f1: likewise, of 1; None of a task without classes.
+        macro_f1: on test data, in [0, 1], with its interval; None of a task without
+            classes.
         validation_loss: at the end.
         epochs: of a run.
         convergence: see `convergence_epoch`.
@@ -126,14 +127,15 @@ class OptimizerRow:
         optimizer: its name.
         tasks: how many.
         accuracy: mean over tasks, percent; the interval is over seeds.
-        macro_f1: likewise over the tasks that have classes.
+        macro_f1: in [0, 1], mean over the tasks that have classes; the interval is over
+            seeds.
         convergence: epochs, mean over tasks.
-        epochs_to_adamw: likewise.
+        epochs_to_adamw: epochs to AdamW's final loss, mean over tasks.
         missed: tasks on which AdamW's loss is missed.
         seconds: of a run, mean over tasks.
-        seconds_to_adamw: likewise.
-        peak_bytes: likewise.
-        optimizer_bytes: likewise.
+        seconds_to_adamw: seconds to AdamW's final loss, mean over tasks.
+        peak_bytes: of the training step, mean over tasks.
+        optimizer_bytes: of the optimizer's state, mean over tasks.
     """
 
     trainable: str
