@@ -134,7 +134,8 @@ def test_the_change_moves_classes_and_tokens_until_it_comes():
 def test_the_optimizer_is_given_the_wrong_length():
     steps = {name: int(c.horizon(90)) for name, c in CONDITIONS.items()}
     assert steps["ordinary"] == steps["10 x longer"] == 90
-    assert steps["told 3 x too long"] == 270 and steps["told 3 x too short"] == 30
+    assert steps["num_steps 3 x too long"] == 270
+    assert steps["num_steps 3 x too short"] == 30
     assert int(Condition(horizon_factor=0.1).horizon(1)) == 1
 
 
@@ -183,7 +184,7 @@ def test_one_program_serves_all_conditions():
     assert len(seen) == 1 and np.isnan(broken).all()
     np.testing.assert_array_equal(found["constant loss"], start)
     assert (found["ordinary"] < 0.1 * start).all()
-    assert (found["told 3 x too short"] > found["ordinary"]).all()
+    assert (found["num_steps 3 x too short"] > found["ordinary"]).all()
     # Batches and initial parameters are those of a run without condition.
     plain = InnerRun(line_task(), make, seeds_at_once=2)([0, 1], 20, {})[0]
     np.testing.assert_allclose(plain.validation_loss, found["ordinary"], rtol=1e-5)

@@ -189,7 +189,7 @@ CONDITIONS: dict[str, Condition] = {
     "change of the data": Condition(change=0.5),
     "bfloat16 gradients": Condition(coarse=1.0),
     "10 x longer": Condition(length=10.0),
-    "told 3 x too long": Condition(horizon_factor=3.0),
-    "told 3 x too short": Condition(horizon_factor=1 / 3),
+    "num_steps 3 x too long": Condition(horizon_factor=3.0),
+    "num_steps 3 x too short": Condition(horizon_factor=1 / 3),
 }
 """Conditions by name, the ordinary one first, for comparison."""
