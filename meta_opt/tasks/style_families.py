@@ -1,4 +1,4 @@
-"""Families of tasks in many styles: as a stranger would write, start and adapt a model.
+"""Families of tasks in many styles of writing, initialising and adapting a model.
 
 A table of `StyleFamily`; data sets are those of meta-training. Names say data set and
 model and, where it is not from scratch, the way of adapting a pre-trained one.
