@@ -29,7 +29,7 @@ def nano() -> ml_collections.ConfigDict:
         ),
         adamw_default=dict(
             label="AdamW, default",
-            # The defaults of optax.adamw, with the usual learning rate.
+            # The defaults of optax.adamw at a learning rate of 1e-3.
             optimizer=dict(
                 name="adamw", learning_rate=1e-3, weight_decay=1e-4, momentum=0.9
             ),

@@ -86,7 +86,7 @@ def small() -> ml_collections.ConfigDict:
                 "generations": 29,
                 "population": 47,
                 "seeds": 1,
-                "yardstick_seeds": 1,
+                "reference_seeds": 1,
                 "budgets": (1.0, 0.5),
                 "rates": (3e-4, 1e-3, 3e-3, 1e-2),
                 "decays": (1e-2,),

@@ -60,7 +60,7 @@ def so400m() -> ml_collections.ConfigDict:
 
 
 def so400m_lora() -> ml_collections.ConfigDict:
-    """Adapters on all attention and MLP kernels of its layers; the rest is frozen."""
+    """Adapters on all attention and MLP kernels; all other parameters are frozen."""
     return _with_adapters(so400m())
 
 

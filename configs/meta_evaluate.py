@@ -42,8 +42,8 @@ def test() -> ml_collections.ConfigDict:
         ),
         # Full budget by task; a task's larger horizon where it is not named here.
         num_steps=ml_collections.ConfigDict(),
-        five=("sgd", "adam", "adamw", "rmsprop", "lion"),
-        further=("muon", "schedule_free_adamw", "prodigy"),
+        core_baselines=("sgd", "adam", "adamw", "rmsprop", "lion"),
+        extra_baselines=("muon", "schedule_free_adamw", "prodigy"),
         # Run without tuning; "learned" once with each of the weights (names or paths).
         untuned=("learned", "hand_designed", *RIVALS),
         weights=(common.WEIGHTS,),
@@ -54,8 +54,8 @@ def test() -> ml_collections.ConfigDict:
         seeds=(1, 2, 3),
         # Side by side in one program.
         seeds_at_once=1,
-        trials_of_five=20,
-        trials_of_further=8,
+        trials_of_core=20,
+        trials_of_extra=8,
     )
     config.search = dict(
         seed=0,
@@ -73,9 +73,9 @@ def validation() -> ml_collections.ConfigDict:
     """Held-out data sets of meta-training: to choose between weights."""
     config = test()
     config.meta_test.tasks = common.meta_validation()["tasks"]
-    # One yardstick is enough to choose by.
-    config.meta_test.five = ("adamw",)
-    config.meta_test.further = ()
+    # Tuned AdamW alone is reference enough to choose weights by.
+    config.meta_test.core_baselines = ("adamw",)
+    config.meta_test.extra_baselines = ()
     config.meta_test.untuned = ("learned", "hand_designed")
     config.results = "results/meta_validation"
     return config
@@ -123,12 +123,12 @@ def smoke() -> ml_collections.ConfigDict:
     config = test()
     config.meta_test.tasks = ("digits_mlp",)
     config.meta_test.num_steps = {"digits_mlp": 30}
-    config.meta_test.five = ("sgd", "adamw")
-    config.meta_test.further = ()
+    config.meta_test.core_baselines = ("sgd", "adamw")
+    config.meta_test.extra_baselines = ()
     config.meta_test.untuned = ("hand_designed",)
     config.meta_test.budgets = (1.0, 0.5)
     config.meta_test.seeds = (1, 2)
-    config.meta_test.trials_of_five = 2
+    config.meta_test.trials_of_core = 2
     config.results = "runs/meta_test/smoke"
     return config
 

@@ -1,14 +1,14 @@
-"""The safeguard under hostile conditions: ``hostile`` is reported; and ``smoke``."""
+"""The safeguard under adverse conditions: ``robustness`` is reported; and ``smoke``."""
 
 import ml_collections
 
 from configs import common
 
 
-def hostile() -> ml_collections.ConfigDict:
+def robustness() -> ml_collections.ConfigDict:
     """All conditions on small families of meta-training."""
     config = ml_collections.ConfigDict()
-    config.hostile = dict(
+    config.robustness = dict(
         tasks=(
             "digits_mlp",
             "cancer_mlp",
@@ -33,16 +33,16 @@ def hostile() -> ml_collections.ConfigDict:
 
 def smoke() -> ml_collections.ConfigDict:
     """Three conditions on scikit-learn's digits; needs no prepared data."""
-    config = hostile()
-    config.hostile.tasks = ("digits_mlp",)
-    config.hostile.conditions = ("ordinary", "NaN in 5% of steps", "constant loss")
-    config.hostile.num_steps = {"digits_mlp": 60}
-    config.hostile.seeds = (1, 2)
+    config = robustness()
+    config.robustness.tasks = ("digits_mlp",)
+    config.robustness.conditions = ("ordinary", "NaN in 5% of steps", "constant loss")
+    config.robustness.num_steps = {"digits_mlp": 60}
+    config.robustness.seeds = (1, 2)
     config.results = "runs/safeguard/smoke"
     return config
 
 
-def get_config(arg: str = "hostile") -> ml_collections.ConfigDict:
+def get_config(arg: str = "robustness") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (hostile, smoke)
+    variants = (robustness, smoke)
     return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark [--only update,step,compile,memory,import,meta]
     python -m experiments.benchmark --only step,input --size B/16 --batch_size 32
-    python -m experiments.benchmark --only traffic --topology v5e:2x2
+    python -m experiments.benchmark --only hlo_bytes --topology v5e:2x2
 
 Alternatives take turns within each round, so that a drift of the machine's speed
 touches them alike; ratios are of medians. Nothing here is a test: a busy machine
@@ -21,7 +21,7 @@ _BENCHES = {
     "import": updates.bench_import,
     "meta": meta.bench_meta,
     "input": steps.bench_input,
-    "traffic": updates.bench_traffic,
+    "hlo_bytes": updates.bench_hlo_bytes,
 }
 _ONLY = flags.DEFINE_list("only", list(_BENCHES), f"what of {', '.join(_BENCHES)}")
 

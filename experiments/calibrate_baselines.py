@@ -19,7 +19,7 @@ from experiments import cli
 from meta_opt.meta_training.calibration import (
     CalibrationConfig,
     best_settings,
-    task_prices,
+    task_objectives,
 )
 from meta_opt.run_log import describe_environment
 from meta_opt.tasks.families import make_task
@@ -28,7 +28,7 @@ from meta_opt.text_files import write_json
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
-WORKDIR = cli.define_workdir("runs/calibrate", "Folder for the prices.")
+WORKDIR = cli.define_workdir("runs/calibrate", "Folder for each task's results.")
 
 
 def calibrate(
@@ -37,9 +37,9 @@ def calibrate(
     """Measures what is not there and returns the best setting of each rival."""
     from tqdm import tqdm
 
-    # What the prices depend on, but for the list of families.
+    # What the results depend on, apart from the list of families.
     setup = json.loads(json.dumps({**dataclasses.asdict(config), "families": None}))
-    prices = {}
+    objectives = {}
     for name in tqdm(config.families, desc="calibrate", unit="task", disable=None):
         task, path = make_task(name, data_dir), workdir / f"{name}.json"
         fingerprint = task_fingerprint(task)
@@ -53,16 +53,16 @@ def calibrate(
             found = {
                 "setup": setup,
                 "fingerprint": fingerprint,
-                "prices": task_prices(task, config),
+                "objectives": task_objectives(task, config),
             }
             write_json(path, found, indent=1)
-        prices[name] = found["prices"]
-    best = best_settings(prices)
+        objectives[name] = found["objectives"]
+    best = best_settings(objectives)
     about = {
         "command": cli.command_line(),
         "environment": describe_environment(),
     }
-    record = {**about, "setup": setup, "best": best, "prices": prices}
+    record = {**about, "setup": setup, "best": best, "objectives": objectives}
     write_json(results, record, indent=1)
     return best
 
@@ -79,7 +79,7 @@ def main() -> None:
     for name, row in best.items():
         print(
             f'"{name}": Setting({row["learning_rate"]:g}, {row["weight_decay"]:g}),'
-            f"  # price {row['price']:+.3f}"
+            f"  # objective {row['objective']:+.3f}"
         )
     print(f"written: {results}")
 

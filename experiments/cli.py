@@ -129,7 +129,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         name = error.flagname
         message = f"no flag --{name}{near_match(name, flags.FLAGS)} (--help lists them)"
     except (AttributeError, KeyError) as error:
-        # Of ml_collections: no such setting, or section on the way to it.
+        # Of ml_collections: no such setting, or no such section above it.
         key, *near = str(error.args[0]).splitlines()
         key = key.strip("'\"")
         given = (a.partition("=")[0] for a in argv if a.startswith("--config."))

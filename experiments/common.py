@@ -17,7 +17,7 @@ from meta_opt.types import PyTree
 def meta_validation(
     settings: Mapping[str, Any], controller: ControllerConfig, data_dir: str | None
 ) -> Validation | None:
-    """The judge of weights that ``config.validation`` describes; None without tasks."""
+    """Meta-validation as ``config.validation`` describes it; None without tasks."""
     names = settings["tasks"]
     if not names:
         return None

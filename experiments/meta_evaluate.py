@@ -22,9 +22,9 @@ from meta_opt.studies.meta_test import comparison as meta_test
 from meta_opt.studies.meta_test import records
 from meta_opt.studies.meta_test.contenders import (
     HAND_DESIGNED,
-    Entrant,
+    Contender,
     MetaTestConfig,
-    entrants,
+    contenders,
 )
 from meta_opt.studies.meta_test.report import write_meta_test
 from meta_opt.tasks.families import make_task
@@ -42,18 +42,18 @@ WORKDIR = cli.define_workdir("runs/meta_test", "Folder for the studies.")
 def measured(
     task: Task,
     fingerprint: dict[str, Any],
-    entrant: Entrant,
+    contender: Contender,
     config: MetaTestConfig,
     search: SearchConfig,
     results: Path,
     workdir: Path,
 ) -> records.Record:
-    """Returns an entrant's result on a task: what is there, or measured now."""
-    num_steps, path = config.steps(task), results / task.name / f"{entrant.file}.json"
-    setup = {"num_steps": num_steps, "seeds": list(config.seeds), **entrant.setup}
-    if entrant.tuned:
+    """Returns a contender's result on a task: what is there, or measured now."""
+    num_steps, path = config.steps(task), results / task.name / f"{contender.file}.json"
+    setup = {"num_steps": num_steps, "seeds": list(config.seeds), **contender.setup}
+    if contender.tuned:
         # Its own random trials: luck with them should not be the same everywhere.
-        own = zlib.crc32(f"{task.name}/{entrant.name}".encode())
+        own = zlib.crc32(f"{task.name}/{contender.name}".encode())
         search = dataclasses.replace(
             search, num_trials=setup.pop("trials"), seed=(search.seed + own) % 4096
         )
@@ -66,24 +66,24 @@ def measured(
         return record
     # Fingerprint and name are those of the task as it is.
     given = (
-        dataclasses.replace(task, provides_loss=True) if entrant.needs_value else task
+        dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
     )
-    run = InnerRun(given, entrant.make(task), config.seeds_at_once)
-    tuned, settings, budgets = Tuned({}, [], 0.0), entrant.settings, config.budgets
-    if entrant.tuned:
+    run = InnerRun(given, contender.make(task), config.seeds_at_once)
+    tuned, settings, budgets = Tuned({}, [], 0.0), contender.settings, config.budgets
+    if contender.tuned:
         tuned = tune_on_task(
             run,
-            entrant.name,
+            contender.name,
             num_steps,
             search,
             seeds=config.tuning_seeds,
-            storage=workdir / task.name / f"{entrant.file}.sqlite3",
+            storage=workdir / task.name / f"{contender.file}.sqlite3",
             setup={"task": task.name, "fingerprint": fingerprint},
         )
         settings, budgets = tuned.settings, (1.0,)
     record = records.Record(
         task=task.name,
-        optimizer=entrant.name,
+        optimizer=contender.name,
         fingerprint=fingerprint,
         setup=setup,
         settings=tuned.settings,
@@ -103,10 +103,10 @@ def measure_all(
     results: Path,
     workdir: Path,
 ) -> dict[str, dict[str, records.Record]]:
-    """Returns all results, by task and entrant's name."""
+    """Returns all results, by task and contender's name."""
     from tqdm import tqdm
 
-    field, found = entrants(config), {}
+    field, found = contenders(config), {}
     total = len(field) * len(config.tasks)
     with tqdm(total=total, desc="meta-test", unit="result", disable=None) as bar:
         for name in config.tasks:
@@ -114,10 +114,10 @@ def measure_all(
             task = make_task(name, data_dir)
             fingerprint = task_fingerprint(task)
             found[name] = {}
-            for entrant in field:
-                bar.set_postfix_str(f"{name}, {entrant.name}")
-                found[name][entrant.name] = measured(
-                    task, fingerprint, entrant, config, search, results, workdir
+            for contender in field:
+                bar.set_postfix_str(f"{name}, {contender.name}")
+                found[name][contender.name] = measured(
+                    task, fingerprint, contender, config, search, results, workdir
                 )
                 bar.update()
     return found
@@ -127,8 +127,8 @@ def report(
     config: MetaTestConfig, found: dict[str, dict[str, records.Record]], results: Path
 ) -> str:
     """Compares, writes the report and returns its summary."""
-    field, rows = entrants(config), {}
-    for subject in (entrant.name for entrant in field if not entrant.tuned):
+    field, rows = contenders(config), {}
+    for subject in (contender.name for contender in field if not contender.tuned):
         rows[subject] = [
             meta_test.compare(
                 by_name[subject],
@@ -151,8 +151,8 @@ def report(
         facts={
             "command": cli.command_line(),
             "seeds": ", ".join(map(str, config.seeds)),
-            "trials": f"{config.trials_of_five} of each of the five, "
-            f"{config.trials_of_further} of each further baseline",
+            "trials": f"{config.trials_of_core} of each core baseline, "
+            f"{config.trials_of_extra} of each extra baseline",
             "revision of the report": describe_environment()["git"],
         },
     )

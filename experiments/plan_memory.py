@@ -83,10 +83,10 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
         key = json.dumps([trainable, optimizer, jax.__version__, same], sort_keys=True)
         if key not in known:
 
-            def tell(size: int, what: str = f"{trainable}, {optimizer}") -> None:
+            def announce(size: int, what: str = f"{trainable}, {optimizer}") -> None:
                 bar.set_postfix_str(f"{what}, batch of {size}")
 
-            known[key] = row(settings, trainable, optimizer, at_most, tell)
+            known[key] = row(settings, trainable, optimizer, at_most, announce)
             write_json(kept, known)
         rows.append(known[key])
     return rows
@@ -97,7 +97,7 @@ def row(
     trainable: str,
     optimizer: str,
     at_most: int,
-    tell: Callable[[int], None],
+    announce: Callable[[int], None],
 ) -> dict[str, Any]:
     """Plans one way of training with one optimizer.
 
@@ -106,7 +106,7 @@ def row(
         trainable: ``all`` or ``lora``.
         optimizer: its name.
         at_most: examples a shard to look for the largest batch up to; 0: not at all.
-        tell: called with every batch size before it is compiled.
+        announce: called with every batch size before it is compiled.
     """
     import jax
     from flax import nnx
@@ -139,7 +139,7 @@ def row(
     tx = make_optimizer(OptimizerConfig(name=optimizer, num_steps=1000, **own))
 
     def plan(size: int) -> Any:
-        tell(size)
+        announce(size)
         batch = {
             k: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
             for k, x in example.items()

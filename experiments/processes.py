@@ -27,8 +27,8 @@ def distributed() -> Iterator[bool]:
     """Joins the other processes, if there are any, for a ``with`` block.
 
     Lines of the log then begin with the process's index. A process that fails ends at
-    once, without the usual goodbye, for which the others would have to come to an end:
-    they wait for its share of their next step, and so learn of it.
+    once, without JAX's shutdown barrier, which would wait for the others to end; they
+    notice the failure at their next collective.
 
     Yields:
         Whether this is process 0, which prints.

@@ -1,6 +1,6 @@
-"""The safeguard under hostile conditions: failures with it and without it.
+"""The safeguard under adverse conditions: failures with it and without it.
 
-    python -m experiments.safeguard --config configs/safeguard.py:hostile
+    python -m experiments.safeguard --config configs/safeguard.py:robustness
 
 Writes ``safeguard.md`` and ``safeguard.json`` into ``--config.results``. Everything is
 measured anew each time; compiled programs are kept in ``--workdir``.
@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import cli
 from meta_opt.run_log import describe_environment
 from meta_opt.studies.robustness.measure import (
-    ENTRANTS,
-    HostileConfig,
+    CONTENDERS,
+    RobustnessConfig,
     compare,
     measure,
 )
-from meta_opt.studies.robustness.report import write_hostile
+from meta_opt.studies.robustness.report import write_robustness_report
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
@@ -30,26 +30,26 @@ WORKDIR = cli.define_workdir("runs/safeguard", "Folder for programs.")
 
 
 def measure_and_report(
-    config: HostileConfig, data_dir: str | None, results: Path
+    config: RobustnessConfig, data_dir: str | None, results: Path
 ) -> str:
     """Measures everything, writes the report and returns its table."""
     from tqdm import tqdm
 
-    endings = []
-    total = len(config.tasks) * len(ENTRANTS) * len(config.chosen())
-    with tqdm(total=total, desc="safeguard", unit="ending", disable=None) as bar:
+    outcomes = []
+    total = len(config.tasks) * len(CONTENDERS) * len(config.chosen())
+    with tqdm(total=total, desc="safeguard", unit="outcome", disable=None) as bar:
         for name in config.tasks:
             bar.set_postfix_str(name)
-            for ending in measure(make_task(name, data_dir), config):
-                bar.set_postfix_str(f"{name}, {ending.entrant}, {ending.condition}")
-                endings.append(ending)
+            for outcome in measure(make_task(name, data_dir), config):
+                bar.set_postfix_str(f"{name}, {outcome.contender}, {outcome.condition}")
+                outcomes.append(outcome)
                 bar.update()
-    rows, by_task = compare(endings)
-    return write_hostile(
+    rows, by_task = compare(outcomes)
+    return write_robustness_report(
         results,
         rows=[dataclasses.asdict(row) for row in rows],
         by_task=[dataclasses.asdict(row) for row in by_task],
-        endings=[dataclasses.asdict(ending) for ending in endings],
+        outcomes=[dataclasses.asdict(outcome) for outcome in outcomes],
         facts={
             "command": cli.command_line(),
             "weights": config.weights,
@@ -63,8 +63,8 @@ def main() -> None:
     """Parses, measures, reports."""
     cli.keep_compiled(WORKDIR.value)
     settings = CONFIG.value.to_dict()
-    check_keys("config", settings, ("hostile", "data_dir", "results"))
-    config = from_config(HostileConfig, settings["hostile"])
+    check_keys("config", settings, ("robustness", "data_dir", "results"))
+    config = from_config(RobustnessConfig, settings["robustness"])
     results = Path(settings["results"])
     print(measure_and_report(config, settings["data_dir"] or None, results))
     print(f"written: {results}/safeguard.md, safeguard.json")

@@ -1,4 +1,4 @@
-"""A cell of the table: one optimizer on one task, tuned if it is to be, and run."""
+"""A cell of the table: one optimizer on one task, run and, for baselines, tuned."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ STEPS = "steps"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What is measured, and where its result lies.
+    """What is measured, and where its result is stored.
 
     Attributes:
         task: its name.
@@ -130,7 +130,7 @@ def _of_run(settings: Mapping[str, Any], trainable: str) -> dict[str, Any]:
 
 
 def start_worker(cores: Any, workdir: str) -> None:
-    """Binds this process to a core of its own, before JAX counts them.
+    """Pins this process to one core, before JAX counts the cores.
 
     It ends with the process that started it, however that ends; that one alone answers
     to Ctrl-C.

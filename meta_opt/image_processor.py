@@ -108,7 +108,7 @@ class ImageProcessor:
 
         Args:
             mean: of the channels, where the file does not say; of f x.
-            std: likewise.
+            std: of the channels, where the file does not say; of f x.
 
         Raises:
             ValueError: numbers that are none, or that do not fit the range of f x.

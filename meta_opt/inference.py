@@ -105,7 +105,7 @@ class ContrastiveModel:
         return found[0] if len(found) == 1 else (found[0], found[1])
 
     def classify(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
-        """How probable it is that a text, and no other of them, belongs to a picture.
+        """Probability of each text for each picture: zero-shot classification.
 
         The softmax over the texts of the cosines times the logit scale (Radford et al.
         2021); a bias, as SigLIP has one, makes no difference to it.
@@ -210,7 +210,7 @@ def load_exported(
     max_tokens: int = 32,
     prompt_length: int = 32,
 ) -> ContrastiveModel | GenerativeModel:
-    """Loads a model to use it, of what a run exported or of anything that it reads.
+    """Loads a model for inference: an export of a run, or anything a run can read.
 
     Args:
         path: a CLIP, SigLIP or PaliGemma folder of Hugging Face's form, a path of our

@@ -32,12 +32,12 @@ def automatic_axes() -> dict[str, int]:
     }
 
 
-def divide_batch(x: jax.Array) -> jax.Array:
-    """``x`` [B, ...] laid over the mesh in use by B alone, where there is one.
+def shard_batch(x: jax.Array) -> jax.Array:
+    """Constrains ``x`` [B, ...] to be sharded over the batch axes of the mesh in use.
 
-    Said of activations, so that it is parameters that are sent around (a layer at a
-    time) and not these: the compiler would follow the parameters' layout otherwise.
-    Where B does not divide, ``x`` is left as it is.
+    Applied to activations, so that the compiler gathers parameters (a layer at a time)
+    instead of laying activations out like the parameters. Without a mesh, or where the
+    axes do not divide B, ``x`` is returned unchanged.
     """
     known = automatic_axes()
     axes = tuple(name for name in BATCH_AXES if name in known)

@@ -47,8 +47,8 @@ class RunLog:
 
     Attributes:
         history: the records of ``metrics.jsonl``, those before a resume included.
-        timing: the records of ``timing.jsonl``, likewise.
-        actions: the records of ``actions.jsonl``, likewise.
+        timing: the records of ``timing.jsonl``, those before a resume included.
+        actions: the records of ``actions.jsonl``, those before a resume included.
     """
 
     def __init__(

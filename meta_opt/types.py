@@ -1,4 +1,4 @@
-"""Aliases, the glossary of dimension names, and conventions of every floor.
+"""Aliases, the glossary of dimension names, and conventions of the whole package.
 
 Glossary of dimension letters, used in every docstring:
 

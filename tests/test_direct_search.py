@@ -10,7 +10,7 @@ from meta_training_toy import SMALL, long_task
 
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
 from meta_opt.meta_training.feature_range import with_feature_range
-from meta_opt.meta_training.scoring import against, over_tasks
+from meta_opt.meta_training.scoring import meta_objective, over_tasks
 from meta_opt.optimizers.controller import (
     FEATURES,
     ControllerConfig,
@@ -62,12 +62,12 @@ def test_search_takes_larger_steps_where_they_pay_and_resumes_to_the_bit(tmp_pat
     # A kill between generations leaves the first ones.
     folder = tmp_path / "broken"
     folder.mkdir()
-    for name in ("population.json", "yardsticks.json", "config.json"):
+    for name in ("history.json", "references.json", "config.json"):
         (folder / name).write_bytes((tmp_path / "whole" / name).read_bytes())
-    told = json.loads((folder / "population.json").read_text())
-    (folder / "population.json").write_text(json.dumps(told[:2]))
+    history = json.loads((folder / "history.json").read_text())
+    (folder / "history.json").write_text(json.dumps(history[:2]))
     assert same(search(settings(), folder).theta, whole.theta)
-    assert json.loads((folder / "population.json").read_text()) == told
+    assert json.loads((folder / "history.json").read_text()) == history
 
 
 def test_centre_with_the_best_validation_is_kept(tmp_path):
@@ -90,14 +90,14 @@ def test_names_may_share_a_number(tmp_path):
 
 
 def test_price_of_a_run():
-    def price(*numbers):
-        return float(against(*map(np.float32, numbers), 2.0))
+    def objective(*numbers):
+        return float(meta_objective(*map(np.float32, numbers), 2.0))
 
-    assert price(1.0, 0.2, 1.0, 0.2) == 0
-    assert price(np.nan, np.nan, 1.0, 0.2) == pytest.approx(
+    assert objective(1.0, 0.2, 1.0, 0.2) == 0
+    assert objective(np.nan, np.nan, 1.0, 0.2) == pytest.approx(
         np.log1p(4.0) + 2 * np.log1p(0.8), rel=1e-5
     )
-    better, worse = price(0.5, 0.2, 1.0, 0.2), price(2.0, 0.2, 1.0, 0.2)
+    better, worse = objective(0.5, 0.2, 1.0, 0.2), objective(2.0, 0.2, 1.0, 0.2)
     assert better == pytest.approx(-worse / 3, rel=0.02)
 
 
@@ -127,14 +127,14 @@ def test_candidates_one_after_the_other_score_as_side_by_side(tmp_path):
     search(config, tmp_path / "one")
     search(dataclasses.replace(config, side_by_side=False), tmp_path / "two")
     scores = [
-        json.loads((tmp_path / name / "population.json").read_text())[0]["scores"]
+        json.loads((tmp_path / name / "history.json").read_text())[0]["scores"]
         for name in ("one", "two")
     ]
     np.testing.assert_allclose(*scores, rtol=1e-4)
 
 
 def scores_of(folder):
-    rows = json.loads((folder / "population.json").read_text())
+    rows = json.loads((folder / "history.json").read_text())
     return [row["scores"] for row in rows]
 
 
@@ -147,7 +147,7 @@ def test_workers_give_the_scores_of_one_process(tmp_path):
     one, two = (scores_of(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
     measured = [
-        json.loads((tmp_path / name / "yardsticks.json").read_text())
+        json.loads((tmp_path / name / "references.json").read_text())
         for name in ("one", "two")
     ]
     assert list(measured[0]) and set(measured[0]) == set(measured[1])
@@ -168,10 +168,10 @@ def test_generations_on_some_families_resume_to_the_bit(tmp_path):
         assert row["score/centre"] == pytest.approx(1.5 * row[f"score/{name}"])
     folder = tmp_path / "broken"
     folder.mkdir()
-    for name in ("yardsticks.json", "config.json"):
+    for name in ("references.json", "config.json"):
         (folder / name).write_bytes((tmp_path / "whole" / name).read_bytes())
-    told = json.loads((tmp_path / "whole" / "population.json").read_text())
-    (folder / "population.json").write_text(json.dumps(told[:2]))
+    history = json.loads((tmp_path / "whole" / "history.json").read_text())
+    (folder / "history.json").write_text(json.dumps(history[:2]))
     assert same(search(config, folder).theta, whole.theta)
 
 

@@ -89,11 +89,13 @@ def missing_parts(command):
     return wrong
 
 
-def missing_paths(text):
-    """Paths in backticks or links that do not exist."""
+def missing_paths(text, folder=ROOT):
+    """Paths in backticks, and links from a page in ``folder``, that do not exist."""
     _, inline = code(text)
     links = re.findall(r"\]\(([^)#\s]+)\)", text)
-    named = [x for x in links if "://" not in x and not x.startswith("mailto:")]
+    links = [x for x in links if "://" not in x and not x.startswith("mailto:")]
+    missing = [x for x in links if not (folder / x).exists()]
+    named = []
     top = "meta_opt|experiments|configs|tests|docs|benchmarks"
     for x in inline:
         path = re.fullmatch(rf"(({top})(/[\w.-]+)*/?(?:\.\w+)?)(:[\w,=]*)?", x)
@@ -101,12 +103,18 @@ def missing_paths(text):
             named.append(path.group(1))
         elif re.fullmatch(r"[\w-]+\.(md|toml|txt)", x):
             named.append(x)
-    return [x for x in named if not (ROOT / x).exists()]
+    return missing + [x for x in named if not (ROOT / x).exists()]
 
 
 def test_readme_commands_exist():
     wrong = {c: missing_parts(c) for c in commands(readme())}
     assert not {c: parts for c, parts in wrong.items() if parts}
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_paths_of_the_docs_exist(name):
+    page = ROOT / "docs" / name
+    assert missing_paths(page.read_text(), page.parent) == []
 
 
 def test_readme_paths_exist():
@@ -129,7 +137,7 @@ def test_readme_python_compiles_and_names_what_is_public():
 
 def test_the_page_on_the_optimizer_runs(tmp_path, monkeypatch):
     page = ROOT / "docs" / "optimizer.md"
-    assert missing_paths(page.read_text()) == []
+    assert missing_paths(page.read_text(), page.parent) == []
     monkeypatch.chdir(tmp_path)
     blocks, _ = code(page.read_text())
     names = {}
@@ -142,7 +150,7 @@ def test_the_page_on_the_optimizer_runs(tmp_path, monkeypatch):
 
 def test_the_page_on_finetuning_runs(tmp_path, monkeypatch, capsys):
     page = ROOT / "docs" / "finetuning.md"
-    assert missing_paths(page.read_text()) == []
+    assert missing_paths(page.read_text(), page.parent) == []
     monkeypatch.chdir(tmp_path)
     ((language, body),), _ = code(page.read_text())
     assert language == "python"
@@ -154,7 +162,7 @@ def test_the_page_on_finetuning_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_page_on_losses_runs(capsys):
     page = ROOT / "docs" / "losses.md"
-    assert missing_paths(page.read_text()) == []
+    assert missing_paths(page.read_text(), page.parent) == []
     ((language, body),), _ = code(page.read_text())
     assert language == "python"
     with jax.numpy_rank_promotion("allow"):

@@ -1,4 +1,4 @@
-"""A module imports only lower floors or its own folder, and importing is cheap."""
+"""A module imports only lower layers or its own folder, and importing is cheap."""
 
 import ast
 import json
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "meta_opt"
 
-FLOORS = {
+LAYERS = {
     "meta_opt.types": 0,
     "meta_opt.mesh_axes": 0,
     "meta_opt.text_files": 0.05,
@@ -25,7 +25,7 @@ FLOORS = {
     "meta_opt.parallel": 2,
     "meta_opt.checkpoints": 2,
     "meta_opt.run_log": 2,
-    # Of floor 3 in this order: an evaluator is part of a workload, some tasks are small
+    # Of layer 3 in this order: an evaluator is part of a workload, some tasks are small
     # workloads.
     "meta_opt.evaluators": 3.0,
     "meta_opt.meta_loss": 3.0,
@@ -40,7 +40,7 @@ FLOORS = {
     "experiments": 6,
     "configs": 6,
 }
-"""Floor of every folder or top-level module; one that is new is added here."""
+"""Layer of every folder or top-level module; one that is new is added here."""
 
 
 def sources():
@@ -51,7 +51,7 @@ def sources():
     )
 
 
-def room(module):
+def package_of(module):
     """The folder (or top-level module) that a dotted module name belongs to."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == "meta_opt" else parts[0]
@@ -76,7 +76,7 @@ def imports(source, module):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}:{node.lineno}: a relative import"
             for alias in node.names:
-                # `from meta_opt import data` names a room by its last part.
+                # `from meta_opt import data` names a package by its last part.
                 whole = f"{node.module}.{alias.name}"
                 found.append(
                     (whole if node.module == "meta_opt" else node.module, node.lineno)
@@ -89,24 +89,24 @@ def imports(source, module):
 
 
 def violations(source, module):
-    here = room(module)
+    here = package_of(module)
     if here == "meta_opt":  # the package's own __init__ leads to the public names
         return []
     wrong = []
     for name, line in imports(source, module):
-        there = room(name)
-        if there == here or there not in FLOORS:
+        there = package_of(name)
+        if there == here or there not in LAYERS:
             continue
-        lower = FLOORS[there] < FLOORS[here]
-        # Of the top floor, configs know only each other.
+        lower = LAYERS[there] < LAYERS[here]
+        # In the top layer, configs know only each other.
         if here == "configs" or not (lower or here == "experiments"):
             wrong.append(f"{module}:{line} imports {name}")
     return wrong
 
 
-def test_every_room_has_a_floor():
-    rooms = {room(dotted(path)) for path in sources()} - {"meta_opt"}
-    assert rooms <= set(FLOORS), "a new folder: give it a floor in FLOORS"
+def test_every_package_has_a_layer():
+    packages = {package_of(dotted(path)) for path in sources()} - {"meta_opt"}
+    assert packages <= set(LAYERS), "a new folder: give it a layer in LAYERS"
 
 
 def test_imports_go_down():
@@ -139,21 +139,21 @@ def test_data_flow_one_way():
     order = ["convert", "preprocessing", "catalog", "sources"]
     prefixes = [f"meta_opt.data.{name}." for name in order]
     checked = 0
-    for floor, folder in enumerate(order):
+    for place, folder in enumerate(order):
         for path in (PACKAGE / "data" / folder).rglob("*.py"):
             for name, line in imports(path.read_text(), dotted(path)):
                 checked += name.startswith("meta_opt.data.")
-                assert not name.startswith(tuple(prefixes[floor + 1 :])), (
+                assert not name.startswith(tuple(prefixes[place + 1 :])), (
                     f"{dotted(path)}:{line} imports {name}"
                 )
     assert checked > 20
 
 
-def test_lower_floors_are_pure():
-    """Floor 1 is arrays to arrays: no Flax, no I/O."""
+def test_lower_layers_are_pure():
+    """Layer 1 is arrays to arrays: no Flax, no I/O."""
     for path in sources():
         module = dotted(path)
-        if FLOORS.get(room(module)) != 1:
+        if LAYERS.get(package_of(module)) != 1:
             continue
         for name, line in imports(path.read_text(), module):
             assert name.split(".")[0] not in {"flax", "orbax", "grain", "os", "json"}, (

@@ -17,7 +17,7 @@ import pytest
 from meta_opt.meta_training.calibration import (
     CalibrationConfig,
     best_settings,
-    task_prices,
+    task_objectives,
 )
 from meta_opt.optimizers.baselines import (
     CORE_BASELINES,
@@ -32,7 +32,7 @@ from meta_opt.optimizers.untuned import (
     calibrated,
     learning_rate_free,
 )
-from meta_opt.studies.meta_test import contenders as entrants_module
+from meta_opt.studies.meta_test import contenders as contenders_module
 from meta_opt.studies.meta_test.comparison import (
     BUDGETS,
     MISS,
@@ -42,7 +42,7 @@ from meta_opt.studies.meta_test.comparison import (
     interval,
     summarise,
 )
-from meta_opt.studies.meta_test.contenders import RIVALS, MetaTestConfig, entrants
+from meta_opt.studies.meta_test.contenders import RIVALS, MetaTestConfig, contenders
 from meta_opt.studies.meta_test.records import (
     Record,
     fresh_record,
@@ -53,7 +53,7 @@ from meta_opt.studies.meta_test.records import (
 from meta_opt.studies.meta_test.report import write_meta_test
 from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
-from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_judge
+from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_evaluate
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.tuning.baseline_spaces import baseline_space
 from meta_opt.tuning.on_task import tune_on_task
@@ -129,7 +129,7 @@ def test_interval_is_students():
 
 
 def known_baselines(task="t"):
-    """AdamW; of the five the best in loss, and in accuracy; one failed; the best."""
+    """AdamW; core baselines best in loss, and in accuracy; one failed; the best."""
     entries = [
         record_of("adamw", [1.0, 1.2, 0.8], [0.3, 0.3, 0.3], seconds=2.0, tuning=38.0),
         record_of("sgd", [0.5, 0.5, 0.5], [0.4, 0.4, 0.4]),
@@ -153,7 +153,7 @@ def test_a_row_of_known_outcomes():
     assert row.accuracy_over_adamw.mean == pytest.approx(9.0)
     half = 4.30265 / math.sqrt(3)
     assert row.accuracy_over_adamw.high == pytest.approx(9.0 + half, rel=1e-5)
-    # The most accurate of the five is Lion: a failed seed of Adam's counts as 0.
+    # The most accurate core baseline is Lion: a failed seed of Adam's counts as 0.
     assert row.accuracy_over_best_of_five.mean == pytest.approx(-1.0)
     assert row.accuracy_over_best_of_all.mean == pytest.approx(-11.0)
     assert not row.as_accurate_as_best_of_five
@@ -328,10 +328,10 @@ def telling(num_steps):
     return optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
 
 
-def test_train_and_judge_equals_a_plain_loop():
+def test_train_and_evaluate_equals_a_plain_loop():
     task = line_task(feedback_every=2)
     key = jax.random.key(3)
-    outcome = jax.jit(lambda k: train_and_judge(task, telling, k, 5))(key[None])
+    outcome = jax.jit(lambda k: train_and_evaluate(task, telling, k, 5))(key[None])
     init_key, batch_key = jax.random.split(key)
     tx = telling(5)
     params = task.init(init_key)
@@ -420,7 +420,7 @@ def test_divergence_is_an_outcome_and_a_search_survives_it(tmp_path):
 def test_untuned_rivals_take_the_loss_and_reduce_it(name):
     task = line_task(provides_loss=False)
     config = MetaTestConfig(tasks=("line",), untuned=(name,))
-    rival, *tuned = entrants(config)
+    rival, *tuned = contenders(config)
     assert rival.name == name and not rival.tuned and all(e.tuned for e in tuned)
     needs = name in ("momo_default", "momo_adam_default")
     assert rival.needs_value == needs
@@ -435,7 +435,7 @@ def test_untuned_rivals_take_the_loss_and_reduce_it(name):
 def test_the_calibrated_settings_are_those_of_the_stored_calibration():
     path = Path(__file__).parents[1] / "results/calibrated_baselines.json"
     stored = json.loads(path.read_text())
-    found = best_settings(stored["prices"])
+    found = best_settings(stored["objectives"])
     assert found == stored["best"]
     for name, setting in CALIBRATED.items():
         assert setting == Setting(
@@ -445,10 +445,10 @@ def test_the_calibrated_settings_are_those_of_the_stored_calibration():
 
 def test_calibrated_rivals_are_stale_under_another_setting(monkeypatch):
     config = MetaTestConfig(tasks=("t",), untuned=("lion_calibrated",))
-    one = entrants(config)[0]
+    one = contenders(config)[0]
     assert one.setup == {"learning_rate": 1e-3, "weight_decay": 1.0} == one.settings
     monkeypatch.setitem(CALIBRATED, "lion", Setting(3e-4, 0.1))
-    assert entrants(config)[0].setup != one.setup
+    assert contenders(config)[0].setup != one.setup
     with pytest.raises(ValueError, match="did you mean 'nadamw'"):
         calibrated("nadam", 10)
     with pytest.raises(ValueError, match="no untuned baseline"):
@@ -464,10 +464,12 @@ def test_a_calibration_takes_the_best_setting_over_all_tasks(monkeypatch):
         horizon_shares=(1.0, 0.5),
     )
     task = dataclasses.replace(line_task(), horizons=(3, 60))
-    prices = task_prices(task, config)
+    objectives = task_objectives(task, config)
     # The first of AdamW's is the reference itself.
-    assert prices["adamw"][0]["price"] == 0 > prices["adamw"][1]["price"]
-    assert best_settings({"line": prices})["adamw"]["learning_rate"] == 0.1
+    assert (
+        objectives["adamw"][0]["objective"] == 0 > objectives["adamw"][1]["objective"]
+    )
+    assert best_settings({"line": objectives})["adamw"]["learning_rate"] == 0.1
     for wrong, why in (
         ({"rivals": ("adam",)}, "no rival 'adam'"),
         ({"rivals": ("muon",)}, "muon needs"),
@@ -522,7 +524,7 @@ def digits():
 
 
 @pytest.mark.parametrize("name", EXTRA_BASELINES)
-def test_further_baselines_train_digits(digits, name):
+def test_extra_baselines_train_digits(digits, name):
     run = InnerRun(digits, lambda n, settings: baseline(name, n, **settings))
     rate = {"muon": 0.03, "schedule_free_adamw": 0.03, "prodigy": 3.0}[name]
     outcome, _ = run([0], 150, {"learning_rate": rate})
@@ -557,7 +559,7 @@ def test_smoke_is_resumed_after_an_interruption(
     monkeypatch.setattr(experiment, "make_task", lambda name, data_dir: named)
     # In place of the hand-designed rule, which compiles three times as long.
     cheap = lambda task: lambda n, settings: optax.sgd(0.1)  # noqa: E731
-    monkeypatch.setattr(entrants_module, "_make_hand_designed", cheap)
+    monkeypatch.setattr(contenders_module, "_make_hand_designed", cheap)
     calls, call = [], InnerRun.__call__
 
     def counted(self, seeds, num_steps, values):
@@ -606,13 +608,13 @@ def test_configs_build_and_the_sets_are_of_their_data(monkeypatch):
         assert set(tasks) == set(whole.get(variant, tasks))
         if tasks:
             config = from_config(MetaTestConfig, settings["meta_test"])
-            assert "adamw" in config.five
-    settings["meta_test"]["five"] = ("sgd", "adamv")
+            assert "adamw" in config.core_baselines
+    settings["meta_test"]["core_baselines"] = ("sgd", "adamv")
     with pytest.raises(ValueError, match="did you mean 'adam"):
         from_config(MetaTestConfig, settings["meta_test"])
     for wrong, why in (
         ({"tasks": ()}, "tasks is empty"),
-        ({"five": ("sgd",)}, "lacks 'adamw'"),
+        ({"core_baselines": ("sgd",)}, "lacks 'adamw'"),
         ({"budgets": (0.5,)}, "1 among them"),
         ({"seeds": (0, 1)}, "in tuning_seeds too"),
         ({"num_steps": {"other": 3}}, "not among the tasks"),
@@ -630,7 +632,7 @@ def test_learned_results_are_keyed_by_the_weights(tmp_path):
         save_theta(tmp_path / name, init_theta(jax.random.key(seed), small), small)
     paths = tuple(str(tmp_path / f"{name}.safetensors") for name in "abc")
     config = MetaTestConfig(tasks=("t",), untuned=("learned",), weights=paths)
-    a, b, c, *others = entrants(config)
+    a, b, c, *others = contenders(config)
     assert a.file == c.file != b.file and a.setup == c.setup != b.setup
     assert all(other.tuned for other in others) and not a.tuned
     assert [other.name for other in others] == [*CORE_BASELINES, *EXTRA_BASELINES]
@@ -638,7 +640,9 @@ def test_learned_results_are_keyed_by_the_weights(tmp_path):
     task = line_task()
     make = a.make(task)
     outcome = jax.eval_shape(
-        lambda keys, n, theta: train_and_judge(task, lambda n: make(n, theta), keys, n),
+        lambda keys, n, theta: train_and_evaluate(
+            task, lambda n: make(n, theta), keys, n
+        ),
         *(jax.random.key(0)[None], jnp.int32(5), a.settings),
     )
     assert outcome.test_loss.shape == (1,)

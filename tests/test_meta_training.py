@@ -319,9 +319,11 @@ def test_augmentation_out_of_range_is_named():
 def test_validation_scores_against_the_reference_and_keeps_the_best(tmp_path):
     task = line_task()
     theta = moved_theta()
-    judge = Validation({"line": task}, {"line": (4.0, 4.0)}, SMALL)
+    validation = Validation({"line": task}, {"line": (4.0, 4.0)}, SMALL)
     losses = Validation({"line": task}, {"line": (8.0, 8.0)}, SMALL)(theta)
-    np.testing.assert_allclose(judge(theta)["line"] - losses["line"], np.log(2.0), 1e-5)
+    np.testing.assert_allclose(
+        validation(theta)["line"] - losses["line"], np.log(2.0), 1e-5
+    )
     with pytest.raises(ValueError, match="no tuned baseline for line"):
         Validation({"line": task}, {}, SMALL)
     scores = iter([0.5, 0.1, 0.3])
@@ -429,9 +431,9 @@ def test_evolution_scores_against_adamw_at_its_best_rate_on_the_same_run():
         for rate in settings.rates
     )
     ratio = np.log((ours + 1e-2) / (adamw + 1e-2))
-    priced = np.log1p(ratio) if ratio > 0 else -np.log1p(-ratio) / 3
+    expected = np.log1p(ratio) if ratio > 0 else -np.log1p(-ratio) / 3
     assert abs(ratio) > 0.05
-    np.testing.assert_allclose(estimate.loss, priced, rtol=1e-3)
+    np.testing.assert_allclose(estimate.loss, expected, rtol=1e-3)
     assert float(estimate.spread) > 0
 
 

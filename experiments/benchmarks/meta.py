@@ -31,7 +31,7 @@ def bench_meta() -> Iterator[Ratio]:
     """Inner steps per second in a meta-gradient and in plain AdamW training.
 
     Both train the same number of vmapped runs of a family from start to end, with the
-    settings of ``configs/meta_train.py:small``, and judge them on the test examples.
+    settings of ``configs/meta_train.py:small``, and evaluate them on the test examples.
     The runs of AdamW that ``es`` scores its population against count like the others.
     """
     num_steps = 50

@@ -46,14 +46,14 @@ def training_step(
     config = ModelConfig(
         weights="", size=size, trainable=trainable, lora=lora, dtype=_DTYPE.value
     )
-    reading = read_preprocessing(config, 16 if size == "nano" else None)
-    model = build_model(config, reading)
+    preprocessing = read_preprocessing(config, 16 if size == "nano" else None)
+    model = build_model(config, preprocessing)
     tx = make_optimizer(OptimizerConfig(name=name, num_steps=1000, stacked=STACKED))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = init_state(model.params, model.frozen, tx, mesh, FSDP_RULES, seed=0)
     objective = single_loss(image_text_loss(model))
     step = jax.jit(make_train_step(objective, tx), donate_argnums=0)
-    pixels, length = reading.fit.size, reading.text_length
+    pixels, length = preprocessing.fit.size, preprocessing.text_length
     batch = {
         "image": jnp.zeros((_BATCH.value, pixels, pixels, 3), jnp.uint8),
         "text": jax.random.randint(jax.random.key(1), (_BATCH.value, length), 4, 2048),
@@ -103,16 +103,16 @@ def write_pictures(folder: Path, count: int) -> Path:
 def bench_input() -> Iterator[Ratio]:
     """Images a second from JPEG files to batches, and of the LoRA step they feed."""
     config = ModelConfig(weights="", size=_SIZE.value)
-    reading = read_preprocessing(config, 16 if _SIZE.value == "nano" else None)
+    preprocessing = read_preprocessing(config, 16 if _SIZE.value == "nano" else None)
     pipeline = PipelineConfig(
-        text_length=reading.text_length,
+        text_length=preprocessing.text_length,
         num_threads=os.cpu_count() or 1,
     )
     step = training_step(_SIZE.value, "learned", "lora")[0]
     with tempfile.TemporaryDirectory() as folder:
         data = DataConfig(name=str(write_pictures(Path(folder), 256)))
-        source = Splits(data, reading.fit).train()
-        batches = make_iterator(source, reading.tokenizer, pipeline, _BATCH.value)
+        source = Splits(data, preprocessing.fit).train()
+        batches = make_iterator(source, preprocessing.tokenizer, pipeline, _BATCH.value)
         # One after the other: side by side they would share the processor's cores.
         ms = medians({"input": lambda: next(batches)}, _ROUNDS.value)
         ms |= medians({"step": step}, _ROUNDS.value)

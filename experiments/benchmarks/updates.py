@@ -1,4 +1,4 @@
-"""The optimizer alone: time, traffic, compilation, import."""
+"""The optimizer alone: time, bytes moved, compilation, import."""
 
 import math
 import statistics
@@ -16,12 +16,12 @@ from absl import flags
 
 import meta_opt
 from experiments.benchmarks.timing import Ratio, medians
+from meta_opt.finetuning.hlo_bytes import bytes_moved
 from meta_opt.finetuning.planning import topology_devices
-from meta_opt.finetuning.traffic import bytes_moved
 from meta_opt.optimizers.controller import ControllerConfig
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "TPUs to count traffic on, as v5e:2x2; the devices here if empty"
+    "topology", "", "TPUs to count HLO bytes on, as v5e:2x2; the devices here if empty"
 )
 
 Params = dict[str, jax.Array]
@@ -102,7 +102,7 @@ def bench_update() -> Iterator[Ratio]:
         yield Ratio(label, ms["ours"], ms["muon"], "ms", 1.0)
 
 
-def bench_traffic() -> Iterator[Ratio]:
+def bench_hlo_bytes() -> Iterator[Ratio]:
     """Bytes a parameter that an update reads and writes, as it is compiled."""
     device = topology_devices(_TOPOLOGY.value)[0]
     here = jax.sharding.SingleDeviceSharding(device)

@@ -28,9 +28,9 @@ class Samples:
 
     Attributes:
         image: uint8 [B, h, w, 3], if the task has pictures.
-        text: B texts, likewise; "" where there is none.
-        audio: B clips int16 [T], likewise; of length 0 where there is none.
-        video: uint8 [B, T, h, w, 3], likewise.
+        text: B texts, if the task has texts; "" where there is none.
+        audio: B clips int16 [T], if the task has sound; length 0 where there is none.
+        video: uint8 [B, T, h, w, 3], if the task has clips.
         label: int32 [B], of ``class_names``; of a task without classes empty.
         score: float32 [B]; of a task without scores empty.
         caption: B texts that are to be found or written; else empty.
@@ -63,7 +63,7 @@ class Samples:
         return {m: x for m, x in every.items() if x is not None}
 
     def at_most(self, count: int) -> "Samples":
-        """So many of them, drawn with a fixed seed and in order; 0 for all."""
+        """At most ``count`` samples, drawn with a fixed seed, in order; 0 for all."""
         if not count or len(self) <= count:
             return self
         order = np.random.default_rng(0).permutation(len(self))

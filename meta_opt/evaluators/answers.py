@@ -1,4 +1,4 @@
-"""How a generative model does on a split: its loss, and the answers that it writes."""
+"""Metrics of a generative model on a split: its loss, and the answers it writes."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""All that is reported of a vision-text model on one split."""
+"""Metrics of a vision-text model on one split."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a model makes of whole splits, in batches of one shape.
+"""Model outputs over whole splits, in batches of one shape.
 
 Where the model is laid out over a mesh the batches are divided over it as in training,
 and the results come back whole to every process.

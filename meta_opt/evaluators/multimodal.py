@@ -1,4 +1,4 @@
-"""How a multimodal model does on a split of its task."""
+"""Metrics of a multimodal model on a split of its task."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -130,8 +130,8 @@ def plan_step(
     compiled.
 
     Args:
-        params: abstract arrays, the trained part.
-        frozen: abstract arrays, the rest.
+        params: abstract arrays of the trained part.
+        frozen: abstract arrays of the frozen part.
         loss_fn: see `LossFn`.
         tx: the optimizer.
         batch: abstract arrays [B, ...].

@@ -1,4 +1,4 @@
-"""One setting for all tasks: that of least mean price over many of them."""
+"""One setting for all tasks: that of least mean meta-objective over many of them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from meta_opt.meta_training.scoring import against
+from meta_opt.meta_training.scoring import meta_objective
 from meta_opt.optimizers.untuned import CALIBRATED, Setting, calibrated
 from meta_opt.tasks.inner_run import InnerRun
 from meta_opt.tasks.task import Task
@@ -17,7 +17,7 @@ _REFERENCE = ("adamw", Setting(1e-3, 0.01))
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationConfig:
-    """What is tried, and how it is judged.
+    """What is tried, and how it is measured.
 
     Attributes:
         families: names of task families, of meta-training only.
@@ -61,10 +61,10 @@ class CalibrationConfig:
         ]
 
 
-def task_prices(
+def task_objectives(
     task: Task, config: CalibrationConfig
 ) -> dict[str, list[dict[str, float]]]:
-    """What each setting costs on a task, relative to AdamW at 1e-3.
+    """The meta-objective of each setting on a task, relative to AdamW at 1e-3.
 
     Args:
         task: of a family of ``config``.
@@ -72,8 +72,8 @@ def task_prices(
 
     Returns:
         By rival, a row for each setting: ``learning_rate``, ``weight_decay`` and
-        ``price``, the mean of `meta_opt.meta_training.scoring.against` over lengths and
-        seeds; 0 is as good as the reference, less is better.
+        ``objective``, the mean of `meta_opt.meta_training.scoring.meta_objective` over
+        lengths and seeds; 0 is as good as the reference, less is better.
     """
     lengths = [
         max(1, round(share * task.horizons[1])) for share in config.horizon_shares
@@ -88,9 +88,9 @@ def task_prices(
 
     references = [held_out(*_REFERENCE, steps) for steps in lengths]
 
-    def price(rival: str, setting: Setting) -> float:
-        prices = [
-            against(
+    def objective(rival: str, setting: Setting) -> float:
+        objectives = [
+            meta_objective(
                 jnp.asarray(loss),
                 jnp.asarray(error),
                 jnp.asarray(reference[0]),
@@ -100,11 +100,11 @@ def task_prices(
             for steps, reference in zip(lengths, references, strict=True)
             for loss, error in [held_out(rival, setting, steps)]
         ]
-        return float(np.mean(prices))
+        return float(np.mean(objectives))
 
     return {
         rival: [
-            {**dataclasses.asdict(setting), "price": price(rival, setting)}
+            {**dataclasses.asdict(setting), "objective": objective(rival, setting)}
             for setting in config.settings(rival)
         ]
         for rival in config.rivals
@@ -112,35 +112,35 @@ def task_prices(
 
 
 def best_settings(
-    prices: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    objectives: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
 ) -> dict[str, dict[str, float]]:
-    """The setting of each rival whose mean price over the tasks is least.
+    """The setting of each rival whose mean objective over the tasks is least.
 
     Args:
-        prices: by task, what `task_prices` returns.
+        objectives: by task, what `task_objectives` returns.
 
     Returns:
-        By rival: ``learning_rate``, ``weight_decay`` and the mean ``price``.
+        By rival: ``learning_rate``, ``weight_decay`` and the mean ``objective``.
 
-    >>> row = lambda rate, price: dict(
-    ...     learning_rate=rate, weight_decay=0.0, price=price)
+    >>> row = lambda rate, objective: dict(
+    ...     learning_rate=rate, weight_decay=0.0, objective=objective)
     >>> found = best_settings({
     ...     "a": {"lion": [row(0.1, 2.0), row(0.01, 0.5)]},
     ...     "b": {"lion": [row(0.1, -1.0), row(0.01, 0.1)]}})
-    >>> found["lion"]["learning_rate"], found["lion"]["price"]
+    >>> found["lion"]["learning_rate"], found["lion"]["objective"]
     (0.01, 0.3)
     """
-    tasks = list(prices.values())
+    tasks = list(objectives.values())
     best = {}
     for rival, rows in tasks[0].items():
         means = [
-            float(np.mean([task[rival][i]["price"] for task in tasks]))
+            float(np.mean([task[rival][i]["objective"] for task in tasks]))
             for i in range(len(rows))
         ]
         i = int(np.argmin(means))
         best[rival] = {
             "learning_rate": rows[i]["learning_rate"],
             "weight_decay": rows[i]["weight_decay"],
-            "price": means[i],
+            "objective": means[i],
         }
     return best

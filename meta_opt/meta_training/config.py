@@ -27,7 +27,8 @@ class MetaTrainConfig:
         particles: inner runs a family, each with its own seed, of back-propagation;
             seeds that pairs take turns with, of ``es``.
         pairs: of evolution strategies: antithetic pairs a family.
-        sigma: likewise: standard deviation of the perturbations of theta.
+        sigma: of evolution strategies: standard deviation of the perturbations of
+            theta.
         windows: windows that runs are cut into, where they are.
         learning_rate: of Adam on theta; decays by cosine to a tenth.
         seed: of everything.

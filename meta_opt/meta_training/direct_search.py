@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from meta_opt.meta_training.outer_loop import MetaResult
 from meta_opt.meta_training.parametrisation import Parametrisation
-from meta_opt.meta_training.scoring import against, over_tasks
+from meta_opt.meta_training.scoring import meta_objective, over_tasks
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
@@ -33,7 +33,7 @@ from meta_opt.tasks.task import Task
 from meta_opt.text_files import write_json
 from meta_opt.types import PyTree
 
-_TOLD = "population.json"
+_HISTORY = "history.json"
 _FLOOR = 5e-3
 """Share of a task's initial loss below which differences do not count."""
 
@@ -49,11 +49,11 @@ class DirectSearchConfig:
             and its first standard deviation. A name is that of a direct weight, see
             `Parametrisation`, or several joined by ``+`` that share the number.
         generations: length of the search; 0 takes the centre as it is.
-        population: candidates of a generation; the centre is judged beside them.
+        population: candidates of a generation; the centre is evaluated beside them.
         seeds: inner runs of each candidate and family, other ones each generation.
-        yardstick_seeds: inner runs of every setting of AdamW.
-        budgets: shares of AdamW's steps that candidates are judged at.
-        rates: learning rates of the AdamW that is the yardstick.
+        reference_seeds: inner runs of every setting of AdamW.
+        budgets: shares of AdamW's steps that candidates are run for.
+        rates: learning rates of AdamW, the reference.
         decays: its weight decays; every pair is run once, and the best counts.
         error_weight: weight of the error rate beside the log loss, at the full budget.
         seed: of the search.
@@ -80,7 +80,7 @@ class DirectSearchConfig:
     generations: int = 16
     population: int = 15
     seeds: int = 2
-    yardstick_seeds: int = 3
+    reference_seeds: int = 3
     budgets: tuple[float, ...] = (1.0, 0.4)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     decays: tuple[float, ...] = (1e-2, 0.5)
@@ -107,7 +107,7 @@ class DirectSearchConfig:
                 raise ValueError(f"{name} is empty; name at least one")
         for name, least in (
             *(("generations", 0), ("seeds", 1)),
-            *(("yardstick_seeds", 1), ("validate_every", 1)),
+            *(("reference_seeds", 1), ("validate_every", 1)),
             *(
                 ("families_per_generation", 0),
                 ("workers", 0),
@@ -130,7 +130,7 @@ class DirectSearchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Yardstick:
+class Reference:
     """What AdamW reached at its best setting: mean loss and error rate over seeds.
 
     Attributes:
@@ -154,16 +154,17 @@ def direct_search(
     """Searches, or goes on from the last whole generation in ``workdir``.
 
     Every generation draws candidates, runs each on the families at every budget and
-    with the same seeds, and scores it by `against`: the mean over families, and the
-    mean over the worst fifth of them. A generation's scores are all that is kept: the
-    search is drawn anew from them, to the bit.
+    with the same seeds, and scores it by `meta_objective`: the mean over families, and
+    the mean over the worst fifth of them. A generation's scores are all that is kept:
+    on resuming, the search is replayed from them, to the bit.
 
     Args:
         config: settings.
         make: builds the task of a family; with ``workers`` it is pickled.
-        workdir: scores, yardsticks, logs and the resolved config go there.
+        workdir: gets ``history.json`` (scores of every generation), ``references.json``
+            (AdamW's results), logs and the resolved config.
         show_progress: whether to show bars.
-        validation: judges the centre every few generations and at the end.
+        validation: evaluates the centre every few generations and at the end.
 
     Returns:
         The centre with the best meta-validation (the last one without), and the last.
@@ -176,15 +177,15 @@ def direct_search(
     workdir = Path(workdir)
     began = time.monotonic()
     write_config(
-        workdir, dataclasses.asdict(config), resuming=(workdir / _TOLD).is_file()
+        workdir, dataclasses.asdict(config), resuming=(workdir / _HISTORY).is_file()
     )
     weights = _Weights(config)
-    # Without generations nothing is judged, so that AdamW need not be measured.
+    # Without generations nothing is evaluated, so that AdamW need not be measured.
     families = (
         _Families(config, make, workdir, show_progress) if config.generations else None
     )
-    told: list[dict[str, Any]] = _read(workdir / _TOLD)
-    log = RunLog(workdir, resume_step=len(told) if told else None)
+    history: list[dict[str, Any]] = _read(workdir / _HISTORY)
+    log = RunLog(workdir, resume_step=len(history) if history else None)
     optimizer = CMA(
         mean=np.zeros(len(config.direct)),
         sigma=1.0,
@@ -193,12 +194,12 @@ def direct_search(
     )
     best, best_score = weights.theta(optimizer.mean), float("inf")
     bar = progress_bar(
-        config.generations, start=len(told), label="search", show=show_progress
+        config.generations, start=len(history), label="search", show=show_progress
     )
     for generation in range(config.generations):
         drawn = [optimizer.ask() for _ in range(config.population)]
         centre = optimizer.mean.copy()
-        replayed = generation < len(told)
+        replayed = generation < len(history)
         row: dict[str, float] = {}
         entry: dict[str, Any]
         if not replayed and families is not None:
@@ -209,8 +210,8 @@ def direct_search(
                 score + config.pull * distance
                 for score, distance in zip(scores, away, strict=True)
             ]
-            told.append({"scores": scores, "validation": None})
-        entry = told[generation]
+            history.append({"scores": scores, "validation": None})
+        entry = history[generation]
         optimizer.tell(list(zip(drawn, entry["scores"][:-1], strict=True)))
         after = weights.theta(optimizer.mean)
         last = generation + 1 == config.generations
@@ -226,7 +227,7 @@ def direct_search(
             best, best_score = after, entry["validation"]
         if replayed:
             continue
-        write_json(workdir / _TOLD, told, indent=1)
+        write_json(workdir / _HISTORY, history, indent=1)
         row |= {"score/centre": entry["scores"][-1], "score/best": min(entry["scores"])}
         row |= weights.named(optimizer.mean)
         log.write(generation + 1, row)
@@ -279,7 +280,7 @@ class _Weights:
         }
 
 
-class _Judge:
+class _FamilyEvaluator:
     """A family's program: a population of weights on several seeds, of any length."""
 
     def __init__(
@@ -290,7 +291,7 @@ class _Judge:
         self._run = PopulationRun(task, learned_on(task, config.controller), device)
 
     def __call__(
-        self, thetas: PyTree, keys: jax.Array, yardstick: Yardstick
+        self, thetas: PyTree, keys: jax.Array, reference: Reference
     ) -> np.ndarray:
         """Scores [candidates] of stacked weights: the mean over budgets."""
         scores = []
@@ -300,15 +301,15 @@ class _Judge:
                 np.mean(x, axis=1) for x in outcome.held_out(self._task.splits)
             )
             weight = self._config.error_weight if budget == 1.0 else 0.0
-            price = against(
+            objective = meta_objective(
                 jnp.asarray(loss),
                 jnp.asarray(error),
-                jnp.float32(yardstick.loss),
-                jnp.float32(yardstick.error),
+                jnp.float32(reference.loss),
+                jnp.float32(reference.error),
                 weight,
-                _FLOOR * yardstick.start,
+                _FLOOR * reference.start,
             )
-            scores.append(np.asarray(price))
+            scores.append(np.asarray(objective))
         return np.mean(scores, axis=0)
 
     def _population(self, thetas: PyTree, keys: jax.Array, num_steps: int) -> Outcome:
@@ -317,7 +318,7 @@ class _Judge:
 
 
 class _Families:
-    """All families' judges: in this process, or spread over workers."""
+    """Evaluators of all families: in this process, or spread over workers."""
 
     def __init__(
         self,
@@ -339,11 +340,11 @@ class _Families:
             for _ in range(config.workers)
         ]
         self._threads = concurrent.futures.ThreadPoolExecutor(len(jax.local_devices()))
-        self._yardsticks = self._measure(workdir, show_progress)
+        self._references = self._measure(workdir, show_progress)
 
-    def _measure(self, workdir: Path, show_progress: bool) -> dict[str, Yardstick]:
+    def _measure(self, workdir: Path, show_progress: bool) -> dict[str, Reference]:
         """AdamW's best results on each family, measured once and kept."""
-        path = workdir / "yardsticks.json"
+        path = workdir / "references.json"
         found = _read(path, {})
         missing = [name for name in self._config.families if name not in found]
         for name, reached in tqdm(
@@ -356,7 +357,7 @@ class _Families:
             found[name] = reached
             write_json(path, found, indent=1)
         return {
-            name: Yardstick(*(found[name][k] for k in ("loss", "error", "start")))
+            name: Reference(*(found[name][k] for k in ("loss", "error", "start")))
             for name in self._config.families
         }
 
@@ -388,7 +389,7 @@ class _Families:
         """Score of every candidate, and the last one's on each family."""
         names = self._drawn(generation)
         thetas = jax.tree.map(lambda *x: np.stack(x), *candidates)
-        calls = [(name, thetas, generation, self._yardsticks[name]) for name in names]
+        calls = [(name, thetas, generation, self._references[name]) for name in names]
         by_name = dict(self._map("score", calls))
         found = [by_name[name] for name in names]
         rows = {
@@ -414,25 +415,27 @@ class _Families:
 
 
 class _Worker:
-    """Makes tasks and judges when they are first needed, and keeps the latter."""
+    """Makes tasks and evaluators when first needed, and keeps the evaluators."""
 
     def __init__(self, config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
         self._config, self._make = config, make
-        self._judges: dict[str, _Judge] = {}
+        self._evaluators: dict[str, _FamilyEvaluator] = {}
 
     def measure(self, name: str) -> dict[str, float]:
         """What AdamW reaches on a family."""
         return _adamw(self._make(name), self._config, self._device(name))
 
     def score(
-        self, name: str, thetas: PyTree, generation: int, yardstick: Yardstick
+        self, name: str, thetas: PyTree, generation: int, reference: Reference
     ) -> np.ndarray:
         """Scores [candidates] on a family."""
-        if name not in self._judges:
-            self._judges[name] = _Judge(
+        if name not in self._evaluators:
+            self._evaluators[name] = _FamilyEvaluator(
                 self._make(name), self._config, self._device(name)
             )
-        return self._judges[name](thetas, _keys(self._config, generation), yardstick)
+        return self._evaluators[name](
+            thetas, _keys(self._config, generation), reference
+        )
 
     def _device(self, name: str) -> jax.Device:
         devices = jax.local_devices()
@@ -486,13 +489,13 @@ def _adamw(
         device,
     )
     run_all = run if config.side_by_side else _one_by_one(run)
-    keys = jax.random.split(jax.random.key(999), config.yardstick_seeds)
+    keys = jax.random.split(jax.random.key(999), config.reference_seeds)
     outcome = run_all(
         jnp.array(pairs, jnp.float32),
         keys,
         config.num_steps.get(task.name, task.horizons[1]),
     )
-    # A run of no steps judges the initial parameters.
+    # A run of no steps evaluates the initial parameters.
     start = run_all(jnp.array(pairs, jnp.float32), keys, 0).held_out(task.splits)[0]
     loss, error = (np.mean(x, axis=1) for x in outcome.held_out(task.splits))
     chosen = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)))

@@ -23,7 +23,7 @@ from meta_opt.meta_training.estimators.evolution_strategies import (
 )
 from meta_opt.meta_training.evolution import antithetic
 from meta_opt.meta_training.parametrisation import Parametrisation
-from meta_opt.meta_training.scoring import against
+from meta_opt.meta_training.scoring import meta_objective
 from meta_opt.meta_training.task_episode import task_episode
 from meta_opt.meta_training.unroll import Outcome, unroll, unroll_with
 from meta_opt.optimizers.baselines import baseline
@@ -106,10 +106,10 @@ def _evolution(
 ) -> Estimator:
     """Antithetic evolution strategies over whole runs, scored against tuned AdamW.
 
-    AdamW runs along on the same initialisations, batches and augmentation, at each of
-    ``config.rates``; its best final loss is the yardstick. The population gets a share
-    of its steps, log-uniform between ``config.least_budget`` and 1. Pairs take turns
-    with ``config.particles`` seeds, and both of a pair have the same.
+    AdamW runs on the same initialisations, batches and augmentation, at each of
+    ``config.rates``; the rate of least mean final loss is the reference. The population
+    gets a share of its steps, log-uniform between ``config.least_budget`` and 1. Pairs
+    take turns with ``config.particles`` seeds, and both of a pair have the same.
     """
     rates = jnp.array(config.rates, jnp.float32)
 
@@ -148,7 +148,7 @@ def _evolution(
                     config.augmentation,
                 )
             )(population, keys[turns])
-            return against(
+            return meta_objective(
                 outcome.loss,
                 outcome.error,
                 loss[turns],

@@ -130,7 +130,7 @@ def meta_train(
         workdir: checkpoints, logs and the resolved config go there.
         resolved_config: what is written as the run's config.
         show_progress: whether to show bars.
-        validation: judges the averaged weights every ``config.validate_every`` steps
+        validation: evaluates the averaged weights every ``config.validate_every`` steps
             and at the end; the best ones are kept.
         start: the controller's weights to begin from; None: random ones, with zero
             output weights.

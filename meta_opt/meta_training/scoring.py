@@ -1,4 +1,4 @@
-"""How a run is scored against a yardstick, on a scale that tasks share."""
+"""How a run is scored against a reference, on a scale that tasks share."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ def relative_score(
 ) -> jax.Array:
     """Log of loss over reference, bounded; what is not finite scores worst.
 
-    Each task is judged on its own scale: 0 is as good as the reference, below is
-    better.
+    Each task has its own scale: 0 is as good as the reference, below is better.
 
     Args:
         loss: of a run; need not be finite.
@@ -26,20 +25,20 @@ def relative_score(
     return jnp.where(jnp.isfinite(ratio), jnp.clip(ratio, -CAP, CAP), CAP)
 
 
-def priced(x: jax.Array) -> jax.Array:
-    """Being worse than the yardstick counts in full, being better a third.
+def asymmetric_log1p(x: jax.Array) -> jax.Array:
+    """``log(1 + x)`` above 0, a third of ``-log(1 - x)`` below it.
 
-    What is far off has less weight still, so that a task on which all rules are much
-    better, or much worse, does not decide for the others.
+    Being worse than the reference counts in full, being better a third. The logarithm
+    keeps a task on which all rules are much better, or much worse, from dominating.
 
-    >>> [round(float(priced(jnp.float32(x))), 3) for x in (1.0, -1.0)]
+    >>> [round(float(asymmetric_log1p(jnp.float32(x))), 3) for x in (1.0, -1.0)]
     [0.693, -0.231]
     """
     size = jnp.log1p(jnp.abs(x))
     return jnp.where(x > 0, size, -_BETTER * size)
 
 
-def against(
+def meta_objective(
     loss: jax.Array,
     error: jax.Array,
     reference_loss: jax.Array,
@@ -47,27 +46,30 @@ def against(
     error_weight: float,
     floor: float = 1e-2,
 ) -> jax.Array:
-    """The price of a run's loss and error rate against the yardstick's.
+    """Objective of meta-training: a run's loss and error rate against the reference's.
+
+    ``f(log((loss + floor) / (reference_loss + floor))) + error_weight *
+    f(error - reference_error)`` with f = `asymmetric_log1p`; 0 is as good as the
+    reference, less is better.
 
     Args:
         loss: of the run; need not be finite.
-        error: its error rate; likewise.
-        reference_loss: of the yardstick.
-        reference_error: likewise.
+        error: error rate of the run in [0, 1]; need not be finite.
+        reference_loss: of the reference.
+        reference_error: error rate of the reference.
         error_weight: weight of the error beside the log loss.
         floor: see `relative_score`.
     """
     more = jnp.where(jnp.isfinite(error), error, 1.0) - reference_error
-    return priced(relative_score(loss, reference_loss, floor)) + error_weight * priced(
-        more
-    )
+    relative = relative_score(loss, reference_loss, floor)
+    return asymmetric_log1p(relative) + error_weight * asymmetric_log1p(more)
 
 
 def over_tasks(scores: np.ndarray, worst_weight: float) -> np.ndarray:
     """Mean over tasks plus ``worst_weight`` times the mean over the worst fifth.
 
-    The latter is the conditional value at risk (Rockafellar and Uryasev 2000): rules
-    that fail on a few tasks do not make up for it elsewhere.
+    The mean over the worst fifth is the conditional value at risk (Rockafellar and
+    Uryasev 2000): rules that fail on a few tasks do not make up for it elsewhere.
 
     Args:
         scores: float [tasks, ...]; larger is worse.

@@ -53,7 +53,8 @@ def task_episode(
         windows: windows of a run.
         augmentation: random changes of the task, drawn for each run.
         error_weight: weight of the error beside the log loss.
-        final_only: whether only the last window's end is judged; else all of them are.
+        final_only: whether only the loss at the last window's end counts; else those at
+            every window's end do.
         differentiable: whether windows are to be back-propagated through.
 
     Returns:
@@ -97,7 +98,7 @@ def task_episode(
         first = state.window * state.num_steps // windows
         last = (state.window + 1) * state.num_steps // windows
         carry = inner.run((state.params, state.optimizer), first, last, longest)
-        outcome = inner.judge(carry)
+        outcome = inner.evaluate(carry)
         value = jnp.log(outcome.loss + 1e-2) + error_weight * outcome.error
         return (
             WindowState(*carry, state.window + 1, state.num_steps, state.key),

@@ -115,7 +115,7 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
 
 
 def _calm(carry: tuple) -> tuple:
-    """The same carry; on the way back its derivative is kept from growing.
+    """The identity; in the backward pass, the carry's derivative is kept from growing.
 
     A normalised update of a tiny gradient is chaotic: derivatives through many such
     steps overflow. Where that with respect to the parameters is longer than
@@ -254,7 +254,7 @@ class Unroll:
         body = jax.checkpoint(scanned, prevent_cse=False)
         return jax.lax.scan(body, carry, jnp.arange(longest))[0]
 
-    def judge(self, carry: tuple) -> Outcome:
+    def evaluate(self, carry: tuple) -> Outcome:
         """Loss and error on the task's test examples."""
         scaled = jax.tree.map(lambda p: p * self._drawn.scale, carry[0])
         return Outcome(*self._task.loss(scaled, self._task.splits.test))
@@ -270,7 +270,7 @@ def unroll_with(
 ) -> Outcome:
     """`unroll` under any optimizer, which is built for ``num_steps``."""
     run = Unroll(task, tx, key, augmentation)
-    return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))
+    return run.evaluate(run.run(run.start(), 0, num_steps, differentiable_steps))
 
 
 def unroll(
@@ -283,7 +283,7 @@ def unroll(
     differentiable_steps: int = 0,
     safeguard: bool = True,
 ) -> Outcome:
-    """Trains ``task`` once and judges the result on its test examples.
+    """Trains ``task`` once and evaluates the result on its test examples.
 
     Pure: vmap over ``theta`` for a population, over ``key`` for seeds. The same key
     gives the same initial parameters and batches whatever ``theta`` is.
@@ -311,4 +311,4 @@ def unroll(
         safeguard=safeguard,
     )
     run = Unroll(task, tx, key, augmentation)
-    return run.judge(run.run(run.start(), 0, num_steps, differentiable_steps))
+    return run.evaluate(run.run(run.start(), 0, num_steps, differentiable_steps))

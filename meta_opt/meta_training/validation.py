@@ -1,4 +1,4 @@
-"""Meta-validation: weights judged on held-out tasks against tuned baselines."""
+"""Meta-validation: weights evaluated on held-out tasks against tuned baselines."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ class Validation:
     """Log of the final held-out loss over a tuned baseline's, on each held-out task.
 
     Losses are on validation and test examples together: none of them trains or tunes
-    the optimizer, and fewer would be noise. The baseline was tuned on the former.
+    the optimizer, and fewer would be noise. The baseline was tuned on the validation
+    examples.
 
     Args:
         tasks: the held-out tasks.

@@ -1,4 +1,4 @@
-"""A decoder that writes about what was fused."""
+"""A decoder that generates captions from fused features."""
 
 import dataclasses
 

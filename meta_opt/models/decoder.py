@@ -63,7 +63,7 @@ class KeyValues(NamedTuple):
 
     Attributes:
         keys: [B, C, G, head_width], rotated; of a whole stack [L, B, C, G, head_width].
-        values: likewise, not rotated.
+        values: the same shape as ``keys``, not rotated.
     """
 
     keys: jax.Array

@@ -1,4 +1,4 @@
-"""Fusion of modalities: their features side by side, and attention across all of them.
+"""Fusion of modalities: their features concatenated, and attention across all.
 
 Each modality's features are brought to one width and marked by an embedding of its own;
 a transformer reads all of them together with a token that sums them up. Where a sample
@@ -114,7 +114,7 @@ class Projection(nnx.Module):
 
 
 class TemporalTransformer(nnx.Module):
-    """Frames of a clip, in their order, each with what the others show.
+    """Self-attention across the frames of a clip, with temporal positions.
 
     Args:
         config: sizes and numerics.
@@ -162,7 +162,7 @@ class Fused(NamedTuple):
 
 
 class Fusion(nnx.Module):
-    """A transformer over the features of all modalities, and a token for their sum.
+    """A transformer over the features of all modalities and one summary token.
 
     Args:
         config: sizes and numerics.

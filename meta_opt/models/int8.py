@@ -22,7 +22,7 @@ class Int8Summary:
     Attributes:
         kernels: how many, a stack counted once.
         bytes_before: of these kernels.
-        bytes_after: likewise, with their scales.
+        bytes_after: of the int8 kernels and their scales.
     """
 
     kernels: int

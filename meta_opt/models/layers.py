@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from meta_opt.mesh_axes import divide_batch
+from meta_opt.mesh_axes import shard_batch
 from meta_opt.models.settings import check_names
 
 M = TypeVar("M", bound=nnx.Module)
@@ -277,7 +277,7 @@ def stack(create: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
 
 
 def cut_stack(layers: M, at: int) -> tuple[M, M]:
-    """Cuts a stack [L, ...] in one of the first ``at`` layers and one of the rest."""
+    """Cuts a stack [L, ...] into one of layers 0 to at - 1 and one of at to L - 1."""
     graphdef, state = nnx.split(layers)
 
     def part(which: slice) -> M:
@@ -313,11 +313,11 @@ def scan_stack(
 
     def body(x: jax.Array, layer: tuple[nnx.State, Any]) -> tuple[jax.Array, Any]:
         x, result = step(nnx.merge(graphdef, layer[0]), x, layer[1])
-        return divide_batch(x), result
+        return shard_batch(x), result
 
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=unroll, policy=REMAT[remat])
-    return jax.lax.scan(body, divide_batch(x), (params, each), unroll=unroll)
+    return jax.lax.scan(body, shard_batch(x), (params, each), unroll=unroll)
 
 
 def apply_stack(

@@ -1,4 +1,4 @@
-"""Parameters of a module by path, and what tensors for them lack."""
+"""Parameters of a module by path, and mismatches with given tensors."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -38,11 +38,11 @@ def exportable(model: nnx.Module) -> dict[str, nnx.Param]:
 
 
 def mismatch(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """What is wrong with tensors that should be the wanted ones.
+    """How given tensors differ from the wanted ones, for an error message.
 
     Args:
         found: shapes by name.
-        wanted: likewise.
+        wanted: shapes by name.
 
     Returns:
         "it lacks ...; it has unknown ...; it has other shapes: ..."; "" if all is well.
@@ -64,7 +64,7 @@ def mismatch(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
 
 
 def some(items: Iterable[str], most: int = 5) -> str:
-    """The first few of many names, for a message.
+    """The first few names of a long list, for a message.
 
     >>> some("abcdefg")
     'a, b, c, d, e and 2 more'

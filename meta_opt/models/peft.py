@@ -66,13 +66,14 @@ class PeftConfig:
 
     Attributes:
         rank: r, where no pattern says otherwise.
-        alpha: likewise.
+        alpha: where no pattern says otherwise.
         rs_lora: scale by alpha / sqrt(r) instead of alpha / r.
         rank_pattern: r by regular expression over the ends of names of layers.
-        alpha_pattern: alpha, likewise.
+        alpha_pattern: alpha by regular expression over the ends of names of layers.
         target_modules: regular expression over whole names, or ends of names; None
             leaves it to the tensors which layers are adapted.
-        exclude_modules: likewise, of layers that are not.
+        exclude_modules: layers that are not adapted: a regular expression over whole
+            names, or ends of names.
         layers_to_transform: numbers of layers; empty for all.
         layers_pattern: names of the lists that these layers are in; empty for any.
         start: ``pissa`` or ``olora`` if such a part was taken off the kernels, or "".
@@ -107,7 +108,7 @@ class PeftConfig:
         return alpha / (math.sqrt(rank) if self.rs_lora else rank)
 
     def adapts(self, name: str) -> bool:
-        """Whether a layer has an adapter, where `target_modules` tells."""
+        """Whether `target_modules` selects a layer for an adapter."""
         assert self.target_modules is not None
         if self.exclude_modules and _matches(self.exclude_modules, name):
             return False
@@ -147,7 +148,7 @@ def parse_config(given: Mapping[str, Any]) -> PeftConfig:
     if start not in (None, *_PLAIN_STARTS, *_SUBTRACTED_STARTS):
         raise ValueError(
             f"init_lora_weights={given['init_lora_weights']!r} changed the kernels "
-            "underneath in a way that the adapters do not tell; let PEFT write plain "
+            "underneath in a way that the adapters do not record; let PEFT write plain "
             "LoRA, save_pretrained(..., path_initial_model_for_weight_conversion=...), "
             "or merge them there"
         )

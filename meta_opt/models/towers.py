@@ -1,4 +1,4 @@
-"""Transformer encoders: what towers share, and the one that sees.
+"""Transformer encoders: the base of both towers, and the vision tower.
 
 Layers are scan-stacked: one compiled block whatever the depth, and each kernel a single
 [L, in, out] leaf.
@@ -24,7 +24,7 @@ _PROJECTIONS = ("linear", "linear_bias", "none")
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """A transformer encoder, mostly with a vector at its end.
+    """Shape and numerics of a transformer encoder, with pooling and projection.
 
     Attributes:
         width: D.

@@ -46,7 +46,7 @@ def baseline(
 
     All but ``name`` may be traced, so that one compiled program serves all settings and
     lengths. Linear warm-up and cosine decay to zero; schedule-free AdamW stays at the
-    peak, and is to be judged at `averaged_params`.
+    peak, and is to be evaluated at `averaged_params`.
 
     Args:
         name: a name in `CORE_BASELINES` or `EXTRA_BASELINES`.
@@ -110,7 +110,7 @@ def baseline(
 
 
 def averaged_params(state: optax.OptState, params: PyTree) -> PyTree:
-    """Returns the parameters to judge or ship: schedule-free averages, else ``params``.
+    """The parameters to evaluate or ship: schedule-free averages, else ``params``.
 
     Args:
         state: of any optimizer, not wrapped.

@@ -71,8 +71,8 @@ def learned_optimizer(
             applied to the RMS step of 2e-3, beside the controller's and the
             safeguard's.
             Steps beyond ``num_steps`` are then no longer zero. ``num_steps`` still
-            tells the controller how far the run is; it was meta-trained under the
-            built-in shape.
+            gives the controller its progress through the run; it was meta-trained
+            under the built-in shape.
         safeguard: skip broken steps, fall back to the hand-designed rule on sustained
             rise of the loss.
         pallas: measure large matrices by a Pallas kernel, which on a GPU saves 4 of 28

@@ -91,7 +91,7 @@ def learning_rate_free(
     """One of `LEARNING_RATE_FREE` at optax's defaults.
 
     Mechanic scales AdamW under a warm-up of 5% and cosine decay, peak 1.
-    Schedule-Free is to be judged at `meta_opt.optimizers.baselines.averaged_params`.
+    Schedule-Free is to be evaluated at `meta_opt.optimizers.baselines.averaged_params`.
 
     Args:
         name: a name in `LEARNING_RATE_FREE`; those in `NEEDS_VALUE` need ``value=loss``

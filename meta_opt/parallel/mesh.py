@@ -14,7 +14,7 @@ from meta_opt.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes, in devices; at most one may be -1, "all the rest".
+    """Sizes of the mesh axes, in devices; at most one may be -1: all that remain.
 
     Attributes:
         data: copies of the parameters; the batch is divided over them.

@@ -75,7 +75,7 @@ def launched_together(environment: Mapping[str, str]) -> bool:
 
 def _join_as_launched() -> None:
     together = launched_together(os.environ)
-    # Only JAX can tell whether a TPU has further hosts; it asks the cloud.
+    # Only JAX knows whether a TPU has further hosts; it asks the cloud.
     if not together and not _perhaps_tpu():
         return
     try:
@@ -133,7 +133,7 @@ def any_process(flag: bool) -> bool:
 
 
 class LaggedMax:
-    """The largest number that a process has named, known to all of them one call late.
+    """The maximum of a number over all processes, known to all one call late.
 
     A call starts the exchange of its number and returns the outcome of the call before,
     so that devices have work while the host waits. Since every process gets the same

@@ -10,7 +10,7 @@ from meta_opt.reporting.tables import LOSS
 from meta_opt.types import write_atomic
 
 # Okabe and Ito's palette, in an order that also differs in lightness; markers and
-# dashes tell the runs apart without colour.
+# dashes distinguish the runs without colour.
 _STYLES = (
     ("#0072B2", "o", "-"),
     ("#D55E00", "s", "--"),
@@ -127,7 +127,7 @@ def labelled(axes: Any) -> dict[str, Any]:
 
 
 def _scale(axes: Any, runs: Sequence[Run]) -> None:
-    """Fits the axis to the part of the curves that tells the runs apart.
+    """Fits the axis to the part of the curves where the runs differ.
 
     Where the first fifth of the steps spans far more than the rest, the curves enter
     from above the frame; what still spans much is drawn on a log scale.

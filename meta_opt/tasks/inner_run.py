@@ -1,4 +1,4 @@
-"""One inner run of any optimizer: a task trained from start to end, and judged."""
+"""One inner run of any optimizer: a task trained from start to end, and evaluated."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def learned_on(
 
 
 class Outcome(NamedTuple):
-    """What trained parameters are worth; float32 [seeds], not finite on failure."""
+    """Held-out losses and error rates after a run; float32 [seeds], NaN on failure."""
 
     validation_loss: Any
     validation_error: Any
@@ -65,14 +65,14 @@ def pooled(splits: Splits, validation: Any, test: Any) -> Any:
     return share * validation + (1 - share) * test
 
 
-def train_and_judge(
+def train_and_evaluate(
     task: Task,
     make_tx: Callable[[Any], optax.GradientTransformationExtraArgs],
     keys: jax.Array,
     num_steps: jax.Array | int,
     condition: Condition | None = None,
 ) -> Outcome:
-    """Trains ``task`` once for each key and judges the trained parameters.
+    """Trains ``task`` once for each key and evaluates the trained parameters.
 
     Pure. The same key gives the same initial parameters and batches, whatever the
     optimizer. The optimizer gets the loss as ``value`` and the validation loss as
@@ -121,7 +121,7 @@ def train_and_judge(
 
 
 class InnerRun:
-    """`train_and_judge` as one compiled program for all settings, seeds and lengths.
+    """`train_and_evaluate` as one compiled program for all settings, seeds and lengths.
 
     Args:
         task: the task; its examples are arguments of the program and no constants.
@@ -157,7 +157,7 @@ class InnerRun:
             seeds: of initialisation and batches.
             num_steps: length of the runs.
             settings: pytree of numbers, of one structure and shape in all calls.
-            condition: as in `train_and_judge`; given in all calls or in none.
+            condition: as in `train_and_evaluate`; given in all calls or in none.
 
         Returns:
             The outcome, NumPy float32 [seeds], and the seconds of one seed, without
@@ -172,8 +172,8 @@ class InnerRun:
             outcome = jax.block_until_ready(self._compiled(*args))
             seconds += time.perf_counter() - began
             parts.append(Outcome(*(np.asarray(x)[: len(some)] for x in outcome)))
-        joined = Outcome(*(np.concatenate(x) for x in zip(*parts, strict=True)))
-        return joined, seconds / len(seeds)
+        whole = Outcome(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        return whole, seconds / len(seeds)
 
     def compile(self, settings: PyTree, condition: Condition | None = None) -> None:
         """Compiles the program, unless it is; only structure and shapes matter."""
@@ -188,7 +188,7 @@ class InnerRun:
             condition: Condition | None,
         ) -> Outcome:
             task = dataclasses.replace(self._task, splits=splits)
-            return train_and_judge(
+            return train_and_evaluate(
                 task, lambda n: self._make_tx(n, settings), keys, num_steps, condition
             )
 
@@ -214,7 +214,7 @@ class InnerRun:
 
 
 class PopulationRun:
-    """`train_and_judge` under many settings side by side, one compiled program.
+    """`train_and_evaluate` under many settings side by side, one compiled program.
 
     Args:
         task: the task; its examples are arguments of the program and no constants.
@@ -239,7 +239,7 @@ class PopulationRun:
         ) -> Outcome:
             own = dataclasses.replace(task, splits=splits)
             return jax.vmap(
-                lambda one: train_and_judge(
+                lambda one: train_and_evaluate(
                     own, lambda n: make_tx(n, one), keys, num_steps
                 )
             )(settings)

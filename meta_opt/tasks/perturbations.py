@@ -1,4 +1,4 @@
-"""Hostile conditions: what can go wrong between a task and its optimizer.
+"""Adverse conditions: what can go wrong between a task and its optimizer.
 
 A condition is a handful of numbers, so it can be traced and vmapped, and one compiled
 program of an inner run serves all of them. The default is an ordinary run.
@@ -52,11 +52,11 @@ class Condition(NamedTuple):
         constant: 1: the loss is 1 whatever the parameters are, its gradient is zero.
         curvature: where above 0, a term ``h / 2 |p - p0|^2`` over a random tenth of the
             parameters' rows is added to the loss. ``h`` grows exponentially from 0.01
-            to this number; ``p0`` are the initial parameters, so the rest of the task
-            stays as it is.
+            to this number; ``p0`` are the initial parameters, so the loss at the start
+            is the task's own.
         change: share of the run that is trained on another problem: labels are moved
             to the next class, and tokens to the next in the alphabet. After it the data
-            are the task's own, by which the run is judged.
+            are the task's own, which the run is evaluated on.
         coarse: 1: loss and gradient are rounded to bfloat16.
     """
 
@@ -189,7 +189,7 @@ CONDITIONS: dict[str, Condition] = {
     "change of the data": Condition(change=0.5),
     "bfloat16 gradients": Condition(coarse=1.0),
     "10 x longer": Condition(length=10.0),
-    "told 3 x too long": Condition(horizon_factor=3.0),
-    "told 3 x too short": Condition(horizon_factor=1 / 3),
+    "num_steps 3 x too long": Condition(horizon_factor=3.0),
+    "num_steps 3 x too short": Condition(horizon_factor=1 / 3),
 }
 """Conditions by name, the ordinary one first, for comparison."""

@@ -378,7 +378,7 @@ def _dotted(path: str) -> str:
 
 
 def random_split(arrays: NumpyArrays, train: int, held_out: int, seed: int) -> Splits:
-    """Random disjoint parts: ``held_out`` to judge by, half as many to validate."""
+    """Random disjoint parts: ``held_out`` to test on, half as many to validate on."""
     order = np.random.default_rng(seed).permutation(len(next(iter(arrays.values()))))
     rest = order[held_out + held_out // 2 :]
     picks = (rest[:train], order[held_out:][: held_out // 2], order[:held_out])

@@ -1,4 +1,4 @@
-"""Families of tasks in many styles: as a stranger would write, start and adapt a model.
+"""Families of tasks in many styles of writing, initialising and adapting a model.
 
 A table of `StyleFamily`; data sets are those of meta-training. Names say data set and
 model and, where it is not from scratch, the way of adapting a pre-trained one.
@@ -109,7 +109,7 @@ class StyleFamily:
         outputs: of the head; 0 for the number of classes.
         adaptation: None from scratch.
         train: examples to train on, at most.
-        held_out: examples to judge by; half as many validate.
+        held_out: test examples; there are half as many validation examples.
         batch: B.
         horizons: smallest and largest number of steps.
         value: whether the optimizer gets the loss.

@@ -75,7 +75,7 @@ class StyledModel(NamedTuple):
     train_loss: Callable[[PyTree, Arrays, jax.Array], LossAndError] | None = None
 
 
-Judge = Callable[[jax.Array, jax.Array, float], LossAndError]
+Criterion = Callable[[jax.Array, jax.Array, float], LossAndError]
 """``(outputs, targets, smoothing)`` to loss and error."""
 
 
@@ -112,7 +112,7 @@ def build_model(
         init, apply, features = _language_model(style, body, encoders[0])
     else:
         init, apply, features = _with_head(style, goal, encoders, outputs)
-    judge = _judge(goal, arrays)
+    criterion = _criterion(goal, arrays)
 
     def targets(arrays: Arrays) -> jax.Array:
         if goal.kind == "language":
@@ -125,17 +125,17 @@ def build_model(
         return goal.scale * result[0], result[1]
 
     def loss(params: PyTree, arrays: Arrays) -> LossAndError:
-        return scaled(judge(apply(params, arrays, None), targets(arrays), 0.0))
+        return scaled(criterion(apply(params, arrays, None), targets(arrays), 0.0))
 
     def train_loss(params: PyTree, arrays: Arrays, key: jax.Array) -> LossAndError:
         one, two = jax.random.split(key)
         seen, share = _augment(goal, body.field, arrays, one)
         own = targets(arrays)
         out = apply(params, seen, two if style.dropout else None)
-        first = judge(out, own, goal.smoothing)
+        first = criterion(out, own, goal.smoothing)
         if not goal.mixup:
             return scaled(first)
-        other = judge(out, jnp.roll(own, 1, axis=0), goal.smoothing)
+        other = criterion(out, jnp.roll(own, 1, axis=0), goal.smoothing)
         mixed = share * first[0] + (1 - share) * other[0]
         return scaled((mixed, first[1]))
 
@@ -164,7 +164,7 @@ def _augment(
     return {**arrays, field: x}, share
 
 
-def _judge(goal: Goal, arrays: Arrays) -> Judge:
+def _criterion(goal: Goal, arrays: Arrays) -> Criterion:
     """Outputs and targets to loss and error."""
 
     def classify(out: jax.Array, labels: jax.Array, smoothing: float) -> LossAndError:

@@ -33,7 +33,7 @@ class Splits(NamedTuple):
         train: what the inner optimizer trains on.
         validation: what settings are chosen by, and what ``feedback`` is computed on
             during training.
-        test: what the trained parameters are judged by.
+        test: what the trained parameters are evaluated on.
     """
 
     train: Arrays

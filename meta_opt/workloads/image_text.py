@@ -37,7 +37,7 @@ from meta_opt.workloads.workload import (
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextConfig:
-    """A vision-text model and its data. See the parts.
+    """A vision-text model and its data; each section is documented at its class.
 
     Attributes:
         model: the model.

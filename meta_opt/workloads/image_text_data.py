@@ -34,19 +34,19 @@ _HELD_OUT = ("validation", "test")
 class DataConfig:
     """Which images and captions.
 
-    Validation and test data are those named, else a TFDS dataset's own splits of that
-    name, else the samples that say so in their ``split``, and of those that do not say
-    it a share that a hash of each picture's path holds out: always the same pictures,
-    and none that is trained on.
+    Validation and test data are, in this order: the files named; a TFDS dataset's
+    splits of that name; the samples with that ``split``, and of samples without one a
+    share chosen by a hash of each picture's path: always the same pictures, none of
+    which is trained on.
 
     Attributes:
         name: ``clipart`` (the bundled shard), ``openclipart`` or ``emoji`` (which
             ``make data`` prepares), a path as `ImageTextRows` takes it (JSONL,
             WebDataset), or ``tfds:NAME`` of a dataset prepared in ``data_dir``.
-        validation: path of validation data; "" for others, as said above.
-        test: likewise.
-        held_out: share of the training data that is held out for each of the two that
-            needs it.
+        validation: path of validation data; "" for the dataset's own split or a hash.
+        test: path of test data; "" for the dataset's own split or a hash.
+        held_out: share of the training data held out by hash, for validation and for
+            test each, where neither a path nor a split is given.
         max_evaluated: pairs of the user's that are evaluated of a split at most; they
             are held in memory, 3 bytes a pixel. Of more a hash chooses.
         max_unreadable: pictures of the user's that may be skipped as unreadable.
@@ -54,8 +54,7 @@ class DataConfig:
         artists: of ``emoji``: whose drawings; empty for all.
         captions: of ``openclipart`` and ``emoji``: ``name``, or ``name_tags`` for more
             captions a record.
-        prompt: what a generative model is asked about pictures that come without a
-            question of their own.
+        prompt: what a generative model is asked about pictures without a ``prompt``.
         data_dir: where prepared datasets are; "" for the default.
     """
 
@@ -205,12 +204,12 @@ def _parts(config: DataConfig) -> dict[str, tuple[Rows, list[int]]]:
 
 
 class CountedBatches:
-    """Batches whose state has the pictures that were skipped on the way, too.
+    """Batches whose state includes the unreadable pictures skipped so far.
 
     Args:
         batches: an iterator with ``get_state`` and ``set_state``.
         unreadable: what the data's sources count in.
-        records: how many there are to train on.
+        records: number of training records.
     """
 
     def __init__(self, batches: Batches, unreadable: Unreadable, records: int) -> None:

@@ -26,7 +26,7 @@ _BESIDE = (
 
 
 def check_settings(export: ExportConfig, model: ModelConfig) -> None:
-    """Finds what could not be written, as far as settings tell.
+    """Checks, from settings alone, that the export can be written.
 
     Raises:
         ValueError: if there will be no adapters to write, no tokenizer to write beside
@@ -54,7 +54,7 @@ def check_settings(export: ExportConfig, model: ModelConfig) -> None:
 
 
 def check_model(export: ExportConfig, model: Module) -> None:
-    """Finds what could not be written of this model, before it is trained.
+    """Checks, before training, that this model can be written.
 
     Raises:
         ValueError: an architecture or adapters that the format does not have.

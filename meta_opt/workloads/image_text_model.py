@@ -88,7 +88,8 @@ class ModelConfig:
         base: ``float``, or ``int8`` for kernels of one byte under adapters.
         loss: ``clip`` or ``siglip``; of a generative model ``captioning``.
         dtype: of the computation, ``float32`` or ``bfloat16``.
-        param_dtype: of the parameters, likewise; adapters are float32.
+        param_dtype: of the parameters, ``float32`` or ``bfloat16``; adapters are
+            float32.
         remat: what the backward pass recomputes: ``full``, ``dots`` or ``none``.
     """
 
@@ -180,7 +181,7 @@ def read_preprocessing(
     prompt_length: int = 32,
     prompt: str = "",
 ) -> Preprocessing:
-    """Finds out how data are prepared for a model, without preprocessing its weights.
+    """Finds out how data are prepared for a model, without reading its weights.
 
     Args:
         config: which model.

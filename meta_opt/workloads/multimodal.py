@@ -34,7 +34,7 @@ from meta_opt.workloads.workload import (
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalConfig:
-    """A task, its samples and the model. See the parts.
+    """A task, its samples and the model; each section is documented at its class.
 
     Attributes:
         inputs: the task and its samples.

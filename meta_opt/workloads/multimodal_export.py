@@ -29,7 +29,7 @@ _FORMAT = 1
 
 
 def check_export(export: ExportConfig, model: MultimodalModelConfig) -> None:
-    """Finds what could not be written, before anything is trained.
+    """Checks, before training, that the export can be written.
 
     Raises:
         ValueError: a format other than ``model``.

@@ -118,7 +118,7 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(config: InputsConfig) -> Inputs:
-    """Reads the samples and takes them through what does not train.
+    """Reads the samples and runs the encoders' frozen lower layers on them.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
@@ -165,7 +165,7 @@ def read_inputs(config: InputsConfig) -> Inputs:
 def _halves(
     config: InputsConfig, modality: str, root: str | os.PathLike
 ) -> tuple[Callable[[Any], PyTree] | None, nnx.Module]:
-    """What of an encoder does not train, None if all of it does, and what does."""
+    """The frozen lower part of an encoder (None if all of it trains), and the upper."""
     name, trained = config.encoders[modality], config.trainable_layers.get(modality, 0)
     encoder = load_encoder(name, encoder_folder(name, root))
     if not trained:

@@ -1,4 +1,4 @@
-"""The multimodal model of a task, split into what trains and what not, and its loss."""
+"""The multimodal model of a task, split into trained and frozen parts, and its loss."""
 
 import dataclasses
 import re
@@ -30,14 +30,14 @@ ADAPTED = (
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalModelConfig:
-    """What is made of the encoders, and which part of it trains.
+    """The model on top of the encoders, and which part of it trains.
 
     Attributes:
         fusion: width and depth of what all modalities meet in.
         embed_dim: width of the vectors of retrieval.
         captioner: of captions; its vocabulary is that of the tokenizer that ships here.
-        trainable: ``all``, or ``lora``: adapters on the encoders, and all that is new
-            (projections, fusion and heads).
+        trainable: ``all``, or ``lora``: adapters on the encoders, and all of the
+            projections, fusion and heads.
         lora: the adapters, where ``trainable`` is ``lora``.
     """
 
@@ -60,7 +60,7 @@ def build_multimodal(
     Args:
         config: of the model.
         inputs: with the encoders.
-        seed: of what is new.
+        seed: of the initialisation of fusion, heads and adapters.
 
     Raises:
         ValueError: adapters that match no kernel.

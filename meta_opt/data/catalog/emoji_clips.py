@@ -1,4 +1,4 @@
-"""The packages that carry animated emoji, their names, and how people felt using them.
+"""The packages that carry animated emoji, their names, and their sentiment.
 
 Drawings: MIT. Names: MIT (``emoji.json``). Sentiment: the Emoji Sentiment Ranking of
 Kralj Novak, Smailović, Sluban and Mozetič (2015), CC-BY-SA-4.0.

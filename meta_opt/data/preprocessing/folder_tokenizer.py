@@ -22,7 +22,7 @@ class FolderTokenizer:
     """Texts to rows of token ids by a folder's ``tokenizer.json``.
 
     The special tokens are those that the file adds; they stay where a long text is cut.
-    What of the reference is code and not in that file, ``tokenizer_config.json`` tells:
+    What of the reference is code and not in that file, ``tokenizer_config.json`` says:
     lower-casing, and for SigLIP that ASCII punctuation is dropped and white space
     joined.
 

@@ -55,13 +55,13 @@ class Rows(Protocol):
         """Reads a row; raises OSError where the file cannot be read."""
 
     def key(self, index: int) -> str:
-        """What decides the split: of no two pictures the same, wherever they lie."""
+        """The key that the split is hashed from: unique for each picture."""
 
     def name(self, index: int) -> str:
         """What messages call it."""
 
     def split(self, index: int) -> str | None:
-        """Where it belongs, if it says so itself; None where the hash decides."""
+        """The row's own split; None where the hash decides."""
 
 
 class Unreadable:
@@ -103,7 +103,7 @@ class Pictures:
     Args:
         rows: all there are.
         fit: scales them.
-        unreadable: counts those that cannot be read; None for a count of its own.
+        unreadable: counts those that cannot be read; None for a new counter.
         part: indices of the rows that belong to this source; None for all.
 
     Attributes:
@@ -191,7 +191,7 @@ class Pictures:
 
 
 def hold_out(rows: Rows, shares: Mapping[str, float]) -> dict[str, list[int]]:
-    """Divides rows by what they say themselves, or else by a hash of their keys.
+    """Divides rows by their own ``split``, or else by a hash of their keys.
 
     The hash depends on nothing but key and shares: a picture keeps its split when
     others are added, and all rows of one picture are in one split.
@@ -211,5 +211,5 @@ def hold_out(rows: Rows, shares: Mapping[str, float]) -> dict[str, list[int]]:
 
 
 def sample(rows: Rows, part: Iterable[int], most: int) -> list[int]:
-    """At most so many of the indices, chosen by a hash of their keys, in order."""
+    """At most ``most`` of the indices, chosen by a hash of their keys, in order."""
     return sorted(sorted(part, key=lambda row: unit_hash(f"of {rows.key(row)}"))[:most])

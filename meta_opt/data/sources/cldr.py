@@ -1,4 +1,4 @@
-"""Names of countries and languages in many languages, to tell the language by.
+"""Names of countries and languages in many languages, to classify the language.
 
 They are those of the Unicode CLDR (licence Unicode-3.0) as the package Babel has them;
 nothing is fetched.

@@ -184,7 +184,7 @@ def _animated_emoji(kind: str) -> MultimodalTask:
 
 
 def _emoji(kind: str) -> MultimodalTask:
-    """One artist's emoji with their names: their category, or the one by the other."""
+    """One artist's emoji with their names: category, captions, or retrieval."""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         source = tfds_source(
@@ -211,7 +211,7 @@ def _emoji(kind: str) -> MultimodalTask:
 
 
 def _klettres(asked: str, at_least: int) -> MultimodalTask:
-    """Spoken letters and syllables: which, or in which language?"""
+    """Spoken letters and syllables, classified by text or by language."""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         parts = {

@@ -1,4 +1,4 @@
-"""What a sample of a user's own may have: one schema for every command.
+"""The keys that a user's sample may have: one schema for every command.
 
 ========== =================================================================
 key        value
@@ -79,7 +79,7 @@ class Media(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fields:
-    """What a sample says, files by name only. See the module.
+    """The values of a sample's keys (see the module); files by name only.
 
     Attributes:
         files: paths by their key, one of `MEDIA`.
@@ -107,13 +107,13 @@ class Fields:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample of a user's own.
+    """One of a user's samples.
 
     Attributes:
         where: file and line, or tar file and sample, for messages.
         key: what decides its split: of two samples of one file the same.
         media: by their key, one of `MEDIA`.
-        fields: the rest.
+        fields: its texts, what is asked for, and its split.
     """
 
     where: str

@@ -1,7 +1,7 @@
 """A user's own samples of several modalities as a task.
 
 What is asked for is what the samples have, a ``label``, a ``score`` or a ``target``.
-With none of these, pictures and texts are to find each other.
+With none of these, the task is image-text retrieval.
 """
 
 import os
@@ -27,7 +27,7 @@ _KINDS = {"label": "classify", "score": "score", "target": "caption"}
 
 
 def sample_task(path: str | os.PathLike, max_unreadable: int = 100) -> MultimodalTask:
-    """The task that samples of one's own describe; media are read with a split.
+    """The task that a user's own samples define; media are read split by split.
 
     Samples with a file that cannot be read are skipped and counted.
 

@@ -31,8 +31,8 @@ class BackpropagationConfig:
             and place in its episode.
         windows: windows that a gradient goes back through; the episode's number of
             segments for all of it.
-        remat: keep only the state between windows for the way back and compute the rest
-            again. For finer steps see ``make_segment``.
+        remat: keep only the state between windows for the backward pass, and recompute
+            everything inside them. For finer steps see ``make_segment``.
         max_norm: each particle's gradient is clipped to this norm.
         cap: bound on the absolute loss of a window; what a diverged window scores.
     """

@@ -45,7 +45,7 @@ _LEGACY_END = 2
 
 
 def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
-    """The architecture that settings describe, with the usual channels of images.
+    """The architecture that settings describe; images must have three channels.
 
     Args:
         given: what ``config.json`` says.

@@ -41,7 +41,7 @@ _LEGACY_ACTIVATION = "gelu"
 
 
 def parse_config(given: Mapping[str, Any]) -> GenerativeConfig:
-    """The architecture that settings describe, with the usual channels of images.
+    """The architecture that settings describe; images must have three channels.
 
     Args:
         given: what ``config.json`` says.

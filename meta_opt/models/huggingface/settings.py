@@ -1,4 +1,4 @@
-"""Settings in ``config.json``: those of an encoder, and whether they tell all."""
+"""Settings of an encoder in ``config.json``, and a check that none is lost."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -83,7 +83,7 @@ def write_tower(tower: TowerConfig, model_type: str) -> dict[str, Any]:
 def lost(
     config: VisionConfig, again: Callable[[], VisionConfig], free: Iterable[str]
 ) -> str:
-    """What is another in a configuration that was written and read again.
+    """What differs in a configuration that was written and read again.
 
     Args:
         config: what was written.

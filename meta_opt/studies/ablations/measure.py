@@ -65,7 +65,7 @@ class AblationConfig:
     Attributes:
         tasks: names of task families.
         weights: of the learned optimizer: a shipped name or a path.
-        others: further weights by the name that the table gives them.
+        others: other weights by the name that the table gives them.
         budgets: shares of a task's larger horizon.
         seeds: of initialisation and batches.
     """
@@ -154,12 +154,13 @@ class AblationRow:
     """Weights on one task at one budget.
 
     Attributes:
-        name: one of `ABLATIONS`, or of the further weights.
+        name: one of `ABLATIONS`, or the name of other weights.
         task: its name.
         budget: share of the steps.
         loss: on validation and test examples together, mean over seeds; infinite if
             one failed.
-        accuracy: percent, likewise; a failed seed counts as 0.
+        accuracy: percent, on validation and test examples together, mean over seeds; a
+            failed seed counts as 0.
         log_ratio: log of that loss over the reference's.
     """
 
@@ -174,12 +175,12 @@ class AblationRow:
 def measure(
     task: Task, reference: tuple[float, float], config: AblationConfig
 ) -> list[AblationRow]:
-    """Measures all ablations and further weights on one task.
+    """Measures all ablations and other weights on one task.
 
     Args:
         task: the task.
         reference: final validation and test loss of the tuned baseline.
-        config: the rest.
+        config: tasks, seeds, budgets and weights.
 
     Raises:
         ValueError: weights that are not there, damaged, or of another shape.

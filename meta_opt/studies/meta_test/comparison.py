@@ -58,7 +58,7 @@ class Interval:
     Attributes:
         mean: of all values.
         low: lower end; None where there is only one value.
-        high: upper end; likewise.
+        high: upper end; None where there is only one value.
     """
 
     mean: float
@@ -95,19 +95,22 @@ class TaskRow:
         num_steps: the full budget.
         budget_to_adamw: least budget at which the validation loss is at or below that
             of tuned AdamW at the full one; `MISS` if none.
-        budget_to_best_of_five: the same for the best in loss of the five.
+        budget_to_best_of_five: least budget at which it is at or below that of the
+            core baseline that is best in loss; `MISS` if none.
         validation_loss: of the subject, at the full budget.
         adamw_validation_loss: of tuned AdamW.
-        best_of_five: which of the five is best in loss.
+        best_of_five: which core baseline is best in loss.
         best_of_five_validation_loss: its loss.
         best_of_all: which of all baselines is best in loss.
         best_of_all_validation_loss: its loss.
         test_accuracy: of the subject, percent; a failed seed counts as 0.
         accuracy_over_adamw: percentage points, paired by seed.
-        accuracy_over_best_of_five: likewise, over the best in accuracy.
-        accuracy_over_best_of_all: likewise.
-        as_accurate_as_best_of_five: whether that mean is not negative, but for
-            rounding.
+        accuracy_over_best_of_five: percentage points over the core baseline that is
+            best in accuracy, paired by seed.
+        accuracy_over_best_of_all: percentage points over the baseline that is best in
+            accuracy, paired by seed.
+        as_accurate_as_best_of_five: whether the mean of `accuracy_over_best_of_five`
+            is not negative, but for rounding.
         close_to_best_of_all: whether its loss is within 5% of the best one's.
         failures: runs of the subject that failed, over all budgets.
         runs: how many there were.
@@ -120,7 +123,8 @@ class TaskRow:
         adamw_seconds: of one run of AdamW.
         adamw_tuning_seconds: of its search.
         time_ratio: seconds over AdamW's; None if measured on different machines.
-        time_ratio_with_tuning: seconds over AdamW's with its search; likewise.
+        time_ratio_with_tuning: seconds over AdamW's with its search; None if measured
+            on different machines.
     """
 
     task: str
@@ -158,12 +162,12 @@ class Summary:
         subject: name of the optimizer.
         tasks: how many.
         budget_to_adamw: geometric mean over tasks.
-        budget_to_best_of_five: likewise.
+        budget_to_best_of_five: geometric mean over tasks.
         accuracy_over_adamw: percentage points, mean and interval over tasks.
-        accuracy_over_best_of_five: likewise.
-        accuracy_over_best_of_all: likewise.
+        accuracy_over_best_of_five: percentage points, mean and interval over tasks.
+        accuracy_over_best_of_all: percentage points, mean and interval over tasks.
         share_as_accurate_as_best_of_five: of the tasks, in [0, 1].
-        share_close_to_best_of_all: likewise.
+        share_close_to_best_of_all: of the tasks, in [0, 1].
         misses: tasks on which AdamW's loss was not reached.
         failures: runs that failed.
         runs: how many there were.
@@ -173,7 +177,7 @@ class Summary:
         poor_runs: seeds at the full budget that are not finite or less accurate than
             `FAILS_BELOW` of tuned AdamW's mean.
         time_ratio: geometric mean over the tasks where it is known.
-        time_ratio_with_tuning: likewise.
+        time_ratio_with_tuning: geometric mean over the tasks where it is known.
     """
 
     subject: str
@@ -214,8 +218,8 @@ def compare(
 
     Args:
         subject: at the full budget and at parts of it.
-        baselines: by name, AdamW among them. Those of the five that are there count as
-            "the five".
+        baselines: by name, AdamW among them. The best of five is chosen among those
+            that are in `CORE_BASELINES`.
         hand_designed: the hand-designed rule, untuned.
 
     Raises:
@@ -235,7 +239,7 @@ def compare(
                     f"and {theirs}, task {subject.task} and {record.task}"
                 )
     adamw = baselines[_REFERENCE]
-    five = [name for name in baselines if name in CORE_BASELINES]
+    core = [name for name in baselines if name in CORE_BASELINES]
     losses = {n: r.full.mean_validation_loss for n, r in baselines.items()}
     accuracies = {n: 100 * r.full.test_accuracy for n, r in baselines.items()}
     ours, ours_accuracy = subject.full, 100 * subject.full.test_accuracy
@@ -247,8 +251,8 @@ def compare(
         best = max(names, key=lambda name: float(np.mean(accuracies[name])))
         return interval(ours_accuracy - accuracies[best])
 
-    best_of_five, best_of_all = least(five), least(baselines)
-    over_five = over(five)
+    best_of_five, best_of_all = least(core), least(baselines)
+    over_core = over(core)
     bound = losses[best_of_all] + _CLOSE * abs(losses[best_of_all])
     same_machine = _machine(subject) == _machine(adamw)
     alone, searched = adamw.full.seconds, adamw.full.seconds + adamw.tuning_seconds
@@ -265,9 +269,9 @@ def compare(
         best_of_all_validation_loss=losses[best_of_all],
         test_accuracy=float(np.mean(ours_accuracy)),
         accuracy_over_adamw=over([_REFERENCE]),
-        accuracy_over_best_of_five=over_five,
+        accuracy_over_best_of_five=over_core,
         accuracy_over_best_of_all=over(baselines),
-        as_accurate_as_best_of_five=over_five.mean >= -_EQUAL,
+        as_accurate_as_best_of_five=over_core.mean >= -_EQUAL,
         close_to_best_of_all=ours.failures == 0 and ours.mean_validation_loss <= bound,
         failures=sum(run.failures for run in subject.runs),
         runs=sum(len(run.validation_loss) for run in subject.runs),
@@ -305,8 +309,8 @@ class FinalRow:
         task: its name.
         optimizer: its name.
         validation_loss: mean over seeds, infinite if one failed.
-        validation_accuracy: percent, likewise; a failed seed counts as 0.
-        test_accuracy: likewise.
+        validation_accuracy: percent, mean over seeds; a failed seed counts as 0.
+        test_accuracy: percent, mean over seeds; a failed seed counts as 0.
         failures: seeds that failed.
         seconds: of one run.
         tuning_seconds: of the search.

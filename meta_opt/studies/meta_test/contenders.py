@@ -39,38 +39,38 @@ class MetaTestConfig:
     Attributes:
         tasks: names of task families.
         num_steps: full budget by task; a task's larger horizon where it is left out.
-        five: baselines among the five.
-        further: baselines among the further ones.
+        core_baselines: to be tuned, among `CORE_BASELINES`; AdamW is one of them.
+        extra_baselines: to be tuned, among `EXTRA_BASELINES`.
         untuned: ``learned``, ``hand_designed`` and names in `RIVALS`.
-        weights: of the learned optimizer, shipped names or paths; each is an entrant.
+        weights: of the learned optimizer, shipped names or paths; each is a contender.
         budgets: shares of the full budget for the untuned; 1 is among them.
         tuning_seeds: of every trial.
-        seeds: of what is reported; none of the former.
+        seeds: of the runs that are reported; disjoint from ``tuning_seeds``.
         seeds_at_once: seeds side by side in one program.
-        trials_of_five: trials of each of the five.
-        trials_of_further: trials of each further baseline.
+        trials_of_core: trials of each core baseline.
+        trials_of_extra: trials of each extra baseline.
     """
 
     tasks: tuple[str, ...]
     num_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    five: tuple[str, ...] = CORE_BASELINES
-    further: tuple[str, ...] = EXTRA_BASELINES
+    core_baselines: tuple[str, ...] = CORE_BASELINES
+    extra_baselines: tuple[str, ...] = EXTRA_BASELINES
     untuned: tuple[str, ...] = _UNTUNED
     weights: tuple[str, ...] = ()
     budgets: tuple[float, ...] = (1.0, 0.75, 0.6, 0.5, 0.35, 0.25)
     tuning_seeds: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (1, 2, 3)
     seeds_at_once: int = 1
-    trials_of_five: int = 20
-    trials_of_further: int = 8
+    trials_of_core: int = 20
+    trials_of_extra: int = 8
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         if not self.tasks:
             raise ValueError("tasks is empty; name at least one task family")
         known = {
-            "five": CORE_BASELINES,
-            "further": EXTRA_BASELINES,
+            "core_baselines": CORE_BASELINES,
+            "extra_baselines": EXTRA_BASELINES,
             "untuned": _UNTUNED,
         }
         for field, names in known.items():
@@ -80,8 +80,10 @@ class MetaTestConfig:
                         f"{field} has {name!r}{near_match(name, names)}; there are "
                         f"{', '.join(names)}"
                     )
-        if "adamw" not in self.five:
-            raise ValueError("five lacks 'adamw', which all is compared with")
+        if "adamw" not in self.core_baselines:
+            raise ValueError(
+                "core_baselines lacks 'adamw', which every optimizer is compared with"
+            )
         if unknown := set(self.num_steps) - set(self.tasks):
             raise ValueError(f"num_steps names {sorted(unknown)}, not among the tasks")
         if 1.0 not in self.budgets or not all(0 < b <= 1 for b in self.budgets):
@@ -97,7 +99,7 @@ class MetaTestConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entrant:
+class Contender:
     """An optimizer that takes part.
 
     Attributes:
@@ -122,8 +124,8 @@ class Entrant:
         return self.settings is None
 
 
-def entrants(config: MetaTestConfig) -> list[Entrant]:
-    """Lists who takes part: the untuned, the five, the further ones.
+def contenders(config: MetaTestConfig) -> list[Contender]:
+    """Lists who takes part: the untuned, the core baselines, the extra ones.
 
     Raises:
         ValueError: weights that are not there or damaged.
@@ -133,31 +135,29 @@ def entrants(config: MetaTestConfig) -> list[Entrant]:
         if name == "learned":
             found += [_learned(weights) for weights in config.weights]
         elif name == HAND_DESIGNED:
-            found.append(Entrant(name, name, _make_hand_designed, {}, settings={}))
+            found.append(Contender(name, name, _make_hand_designed, {}, settings={}))
         else:
             found.append(_rival(name))
-    for name in (*config.five, *config.further):
+    for name in (*config.core_baselines, *config.extra_baselines):
         trials = (
-            config.trials_of_five
-            if name in CORE_BASELINES
-            else config.trials_of_further
+            config.trials_of_core if name in CORE_BASELINES else config.trials_of_extra
         )
-        found.append(Entrant(name, name, _make_baseline(name), {"trials": trials}))
+        found.append(Contender(name, name, _make_baseline(name), {"trials": trials}))
     return found
 
 
-def _rival(name: str) -> Entrant:
+def _rival(name: str) -> Contender:
     rule, _, kind = name.rpartition("_")
     if kind == "calibrated":
         setting = dataclasses.asdict(CALIBRATED[rule])
-        return Entrant(
+        return Contender(
             name=name,
             file=name,
             make=lambda task: lambda n, settings: calibrated(rule, n, **settings),
             setup=setting,
             settings=setting,
         )
-    return Entrant(
+    return Contender(
         name=name,
         file=name,
         make=lambda task: lambda n, settings: learning_rate_free(rule, n),
@@ -175,7 +175,7 @@ def _make_hand_designed(task: Task) -> MakeOptimizer:
     return lambda n, settings: hand_designed(n, stacked=task.stacked)
 
 
-def _learned(weights: str) -> Entrant:
+def _learned(weights: str) -> Contender:
     theta, config = load_theta(weights)
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(theta):
@@ -183,7 +183,7 @@ def _learned(weights: str) -> Entrant:
     short = digest.hexdigest()[:10]
     is_path = weights.endswith(".safetensors")
 
-    return Entrant(
+    return Contender(
         name=f"{Path(weights).stem}@{short[:6]}" if is_path else weights,
         file=f"learned-{short}",
         make=lambda task: learned_on(task, config),

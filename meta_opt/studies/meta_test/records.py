@@ -25,9 +25,9 @@ class Run:
         budget: share of the task's steps.
         num_steps: the steps.
         validation_loss: one for each seed; None where the run failed.
-        validation_error: likewise, in [0, 1].
-        test_loss: likewise.
-        test_error: likewise, in [0, 1].
+        validation_error: in [0, 1], one for each seed; None where the run failed.
+        test_loss: one for each seed; None where the run failed.
+        test_error: in [0, 1], one for each seed; None where the run failed.
         seconds: of one seed, without compilation.
     """
 
@@ -46,12 +46,12 @@ class Run:
 
     @property
     def mean_validation_loss(self) -> float:
-        """Mean over seeds; infinite if one failed."""
+        """Mean validation loss over seeds; infinite if one failed."""
         return _mean(self.validation_loss)
 
     @property
     def mean_test_loss(self) -> float:
-        """Likewise."""
+        """Mean test loss over seeds; infinite if one failed."""
         return _mean(self.test_loss)
 
     @property

@@ -79,9 +79,9 @@ def write_table1(
     Args:
         folder: of the results.
         records: of the cells.
-        cells: `meta_opt.studies.optimizer_table.CellRow` as mappings.
-        lines: `OptimizerRow` likewise.
-        claims: `Claims` likewise.
+        cells: `meta_opt.studies.optimizer_table.summary.CellRow` as mappings.
+        lines: `OptimizerRow` of the same module as mappings.
+        claims: `Claims` of the same module as mappings.
         total: cells of the whole table.
         command: that makes it.
 

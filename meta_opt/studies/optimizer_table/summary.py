@@ -36,7 +36,8 @@ class CellRow:
         trainable: ``all`` or ``lora``.
         optimizer: its name.
         accuracy: on test data, percent, with its interval.
-        macro_f1: likewise, of 1; None of a task without classes.
+        macro_f1: on test data, in [0, 1], with its interval; None of a task without
+            classes.
         validation_loss: at the end.
         epochs: of a run.
         convergence: see `convergence_epoch`.
@@ -126,14 +127,15 @@ class OptimizerRow:
         optimizer: its name.
         tasks: how many.
         accuracy: mean over tasks, percent; the interval is over seeds.
-        macro_f1: likewise over the tasks that have classes.
+        macro_f1: in [0, 1], mean over the tasks that have classes; the interval is over
+            seeds.
         convergence: epochs, mean over tasks.
-        epochs_to_adamw: likewise.
+        epochs_to_adamw: epochs to AdamW's final loss, mean over tasks.
         missed: tasks on which AdamW's loss is missed.
         seconds: of a run, mean over tasks.
-        seconds_to_adamw: likewise.
-        peak_bytes: likewise.
-        optimizer_bytes: likewise.
+        seconds_to_adamw: seconds to AdamW's final loss, mean over tasks.
+        peak_bytes: of the training step, mean over tasks.
+        optimizer_bytes: of the optimizer's state, mean over tasks.
     """
 
     trainable: str
@@ -152,7 +154,7 @@ class OptimizerRow:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The learned optimizer against the five tuned ones: what the paper claims.
+    """The learned optimizer against the tuned core baselines: what the paper claims.
 
     Ratios are geometric means over tasks; a task without AdamW's loss counts as `MISS`.
 
@@ -160,15 +162,16 @@ class Claims:
         trainable: ``all`` or ``lora``.
         tasks: how many.
         unseen: whether only of data sets that no choice of weights has seen.
-        best: the most accurate of the five over the tasks.
+        best: the most accurate core baseline over the tasks.
         accuracy_over_best: points.
         accuracy_over_adamw: points.
         f1_over_best: of 1, over the best in F1.
-        f1_over_adamw: likewise.
+        f1_over_adamw: of 1, over AdamW's.
         budget_to_adamw: share of the full length at whose end AdamW's final loss is
             reached.
         epochs_over_adamw: epochs to AdamW's final loss, over AdamW's own.
-        epochs_over_best: the same over the quickest of the five on each task.
+        epochs_over_best: epochs to AdamW's final loss, over those of the quickest core
+            baseline on each task.
         time_over_adamw: seconds to it, over AdamW's own.
         memory_over_adamw: peak of the step.
     """
@@ -226,31 +229,32 @@ def claims(
     cells: Mapping[str, Sequence[CellRow]],
     unseen: bool = False,
 ) -> Claims:
-    """Compares the learned optimizer with the five.
+    """Compares the learned optimizer with the core baselines.
 
     Args:
         rows: of one kind of training, by optimizer.
-        cells: likewise, of the same tasks in the same order.
+        cells: of one kind of training, by optimizer; of the same tasks in the same
+            order.
         unseen: what to say of the tasks.
 
     Raises:
         KeyError: without the learned optimizer, or without AdamW.
     """
     ours, adamw = rows["learned"], rows[_REFERENCE]
-    five = {name: rows[name] for name in CORE_BASELINES if name in rows}
-    best = max(five, key=lambda name: five[name].accuracy.mean)
-    best_f1 = max(row.macro_f1.mean for row in five.values())
+    core = {name: rows[name] for name in CORE_BASELINES if name in rows}
+    best = max(core, key=lambda name: core[name].accuracy.mean)
+    best_f1 = max(row.macro_f1.mean for row in core.values())
     pairs = list(zip(cells["learned"], cells[_REFERENCE], strict=True))
     quickest = [
         min(row.epochs_to_adamw for row in of_task)
-        for of_task in zip(*(cells[name] for name in five), strict=True)
+        for of_task in zip(*(cells[name] for name in core), strict=True)
     ]
     return Claims(
         trainable=ours.trainable,
         tasks=ours.tasks,
         unseen=unseen,
         best=best,
-        accuracy_over_best=ours.accuracy.mean - five[best].accuracy.mean,
+        accuracy_over_best=ours.accuracy.mean - core[best].accuracy.mean,
         accuracy_over_adamw=ours.accuracy.mean - adamw.accuracy.mean,
         f1_over_best=ours.macro_f1.mean - best_f1,
         f1_over_adamw=ours.macro_f1.mean - adamw.macro_f1.mean,

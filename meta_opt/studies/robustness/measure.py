@@ -1,6 +1,6 @@
-"""How optimizers end under hostile conditions, with the safeguard and without it.
+"""How optimizers end under adverse conditions, with the safeguard and without it.
 
-Four entrants on each task under each condition: the learned optimizer and the
+Four contenders on each task under each condition: the learned optimizer and the
 hand-designed rule, both guarded and not. The guarded hand-designed rule, which the
 safeguard falls back to, is what the others are held against: under the same condition,
 from the same initial parameters, on the same batches.
@@ -23,14 +23,14 @@ from meta_opt.types import near_match
 
 GUARDED = "learned, guarded"
 FALLBACK = "hand-designed, guarded"
-ENTRANTS = (GUARDED, "learned", FALLBACK, "hand-designed")
+CONTENDERS = (GUARDED, "learned", FALLBACK, "hand-designed")
 ORDINARY = "ordinary"
 TOLERANCE = 0.05
 """Relative: how much worse a loss may be before it counts as worse."""
 
 
 @dataclasses.dataclass(frozen=True)
-class HostileConfig:
+class RobustnessConfig:
     """What is measured.
 
     Attributes:
@@ -75,13 +75,13 @@ class HostileConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
-    """How the seeds of one entrant ended under one condition.
+class RunOutcome:
+    """How the seeds of one contender ended under one condition.
 
     Attributes:
         task: its name.
         condition: its name.
-        entrant: one of `ENTRANTS`.
+        contender: one of `CONTENDERS`.
         num_steps: length of the runs.
         start: validation loss of each seed before the run.
         loss: validation loss of each seed after it; infinite where a loss of it is not
@@ -90,7 +90,7 @@ class Ending:
 
     task: str
     condition: str
-    entrant: str
+    contender: str
     num_steps: int
     start: tuple[float, ...]
     loss: tuple[float, ...]
@@ -114,38 +114,38 @@ class Ending:
         return float(np.mean(self.loss))
 
 
-def measure(task: Task, config: HostileConfig) -> Iterator[Ending]:
-    """Yields how each entrant ends under each condition, entrant by entrant.
+def measure(task: Task, config: RobustnessConfig) -> Iterator[RunOutcome]:
+    """Yields how each contender ends under each condition, contender by contender.
 
     Args:
         task: the task; its losses are without disturbance.
-        config: the rest.
+        config: weights, conditions, steps and seeds.
 
     Raises:
         ValueError: weights that are not there or damaged.
     """
-    for entrant in ENTRANTS:
-        make, settings = _optimizer(entrant, task, config.weights)
+    for contender in CONTENDERS:
+        make, settings = _optimizer(contender, task, config.weights)
         run = InnerRun(task, make, seeds_at_once=len(config.seeds))
         start, _ = run(config.seeds, 0, settings, Condition())
         for name, condition in config.chosen().items():
             steps = max(1, round(float(condition.length) * config.steps(task)))
             outcome, _ = run(config.seeds, steps, settings, condition)
             losses = np.where(outcome.failed(), math.inf, outcome.validation_loss)
-            yield Ending(
+            yield RunOutcome(
                 task=task.name,
                 condition=name,
-                entrant=entrant,
+                contender=contender,
                 num_steps=steps,
                 start=tuple(map(float, start.validation_loss)),
                 loss=tuple(map(float, losses)),
             )
 
 
-def _optimizer(entrant: str, task: Task, weights: str) -> tuple[MakeOptimizer, Any]:
-    """Builds an entrant, and the settings that are arguments of its program."""
-    guard = entrant.endswith("guarded")
-    if not entrant.startswith("learned"):
+def _optimizer(contender: str, task: Task, weights: str) -> tuple[MakeOptimizer, Any]:
+    """Builds a contender, and the settings that are arguments of its program."""
+    guard = contender.endswith("guarded")
+    if not contender.startswith("learned"):
         return (
             lambda n, _: hand_designed(n, stacked=task.stacked, safeguard=guard)
         ), {}
@@ -180,8 +180,8 @@ class ConditionRow:
 
     Attributes:
         condition: its name.
-        runs: of each entrant.
-        failures: failed runs by entrant, see `Ending.failures`.
+        runs: of each contender.
+        failures: failed runs by contender, see `RunOutcome.failures`.
         ratio: geometric mean over tasks of `TaskRow.ratio`.
         worst_ratio: largest of them.
         worst_task: where that is.
@@ -199,18 +199,18 @@ class ConditionRow:
     worse: int
 
 
-def compare(endings: Sequence[Ending]) -> tuple[list[ConditionRow], list[TaskRow]]:
+def compare(outcomes: Sequence[RunOutcome]) -> tuple[list[ConditionRow], list[TaskRow]]:
     """Compares the learned optimizer with its fallback.
 
     Args:
-        endings: of all entrants on all tasks under all conditions.
+        outcomes: of all contenders on all tasks under all conditions.
 
     Returns:
         A row for each condition, and one for each condition and task.
     """
-    found = {(e.task, e.condition, e.entrant): e for e in endings}
-    tasks = list(dict.fromkeys(e.task for e in endings))
-    conditions = list(dict.fromkeys(e.condition for e in endings))
+    found = {(e.task, e.condition, e.contender): e for e in outcomes}
+    tasks = list(dict.fromkeys(e.task for e in outcomes))
+    conditions = list(dict.fromkeys(e.condition for e in outcomes))
 
     def ratio(task: str, condition: str) -> float:
         ours = found[task, condition, GUARDED].mean_loss
@@ -231,8 +231,8 @@ def compare(endings: Sequence[Ending]) -> tuple[list[ConditionRow], list[TaskRow
         ]
         worst = max(of_condition, key=lambda row: row.ratio)
         failures = {
-            entrant: sum(found[task, condition, entrant].failures for task in tasks)
-            for entrant in ENTRANTS
+            contender: sum(found[task, condition, contender].failures for task in tasks)
+            for contender in CONTENDERS
         }
         runs = sum(len(found[task, condition, GUARDED].loss) for task in tasks)
         rows.append(

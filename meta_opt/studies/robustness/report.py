@@ -1,4 +1,4 @@
-"""The report on hostile conditions: Markdown and JSON in one folder."""
+"""The report on adverse conditions: Markdown and JSON in one folder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,12 @@ _NOTES = (
 )
 
 
-def write_hostile(
+def write_robustness_report(
     folder: str | Path,
     *,
     rows: Sequence[Values],
     by_task: Sequence[Values],
-    endings: Sequence[Values],
+    outcomes: Sequence[Values],
     facts: Values,
 ) -> str:
     """Writes ``safeguard.md`` and ``safeguard.json``.
@@ -43,7 +43,7 @@ def write_hostile(
         rows: one for each condition, as `ConditionRow` of
             `meta_opt.studies.robustness.measure`.
         by_task: one for each condition and task, as `TaskRow` of the same module.
-        endings: everything measured, as its `Ending`.
+        outcomes: everything measured, as its `RunOutcome`.
         facts: how it was measured.
 
     Returns:
@@ -51,7 +51,7 @@ def write_hostile(
     """
     summary = _summary(rows)
     parts = [
-        "# Safeguard under hostile conditions",
+        "# Safeguard under adverse conditions",
         to_markdown(summary),
         "## Loss over the fallback's by task",
         to_markdown(_grid(by_task)),
@@ -63,18 +63,18 @@ def write_hostile(
         "facts": dict(facts),
         "conditions": list(rows),
         "tasks": list(by_task),
-        "endings": list(endings),
+        "outcomes": list(outcomes),
     }
     write_report(folder, "safeguard", parts, everything)
     return to_text(summary)
 
 
 def _summary(rows: Sequence[Values]) -> Table:
-    entrants = tuple(rows[0]["failures"])
+    contenders = tuple(rows[0]["failures"])
 
     def cells(row: Values) -> tuple[Cell, ...]:
         return (
-            *(Cell(str(row["failures"][entrant])) for entrant in entrants),
+            *(Cell(str(row["failures"][contender])) for contender in contenders),
             Cell(_ratio(row["ratio"])),
             Cell(f"{_ratio(row['worst_ratio'])} ({row['worst_task']})"),
             Cell(str(row["worse"])),
@@ -83,7 +83,7 @@ def _summary(rows: Sequence[Values]) -> Table:
 
     runs = ", ".join(sorted({str(row["runs"]) for row in rows}))
     columns = (
-        *(f"failed: {entrant}" for entrant in entrants),
+        *(f"failed: {contender}" for contender in contenders),
         "loss over fallback's",
         "worst",
         "tasks above 1.05",

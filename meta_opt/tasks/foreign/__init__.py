@@ -1,4 +1,4 @@
-"""Tasks as strangers write them: other data, libraries, names, layouts and habits.
+"""Tasks in other people's code: other data, libraries, names, layouts and habits.
 
 The training families of `meta_opt.tasks.families` share model code and initialisation
 with each other, so that doing well on them says little about doing well elsewhere.

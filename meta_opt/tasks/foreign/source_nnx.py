@@ -89,7 +89,7 @@ def source_llama(folder: str | None) -> Task:
     """JAX's own source by bytes, 20,000 windows: hardly one is seen twice."""
     del folder
     tokens = windows(source_text("jax"), SEQ + 1, 75)
-    # Windows do not overlap; what is judged by are the last files.
+    # Windows do not overlap; the last files are held out.
     tokens = np.minimum(tokens, VOCAB - 1)
     graph, _ = nnx.split(nnx.eval_shape(lambda: Llama(nnx.Rngs(0))))
 

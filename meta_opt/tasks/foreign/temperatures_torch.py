@@ -48,7 +48,7 @@ def forecast(sd: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 
 def temperatures_lstm(folder: str | None) -> Task:
-    """Two cities by the hour; ten months to train on, the last weeks to judge by."""
+    """Two cities by the hour; ten months to train on, the last weeks to test on."""
     train, validation, test = [], [], []
     for city in ("sf-temps.csv", "seattle-temps.csv"):
         rows = table(city, folder)

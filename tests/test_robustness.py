@@ -1,4 +1,4 @@
-"""Hostile conditions do what they say, and the report counts what happened."""
+"""Adverse conditions do what they say, and the report counts what happened."""
 
 import dataclasses
 import importlib
@@ -13,15 +13,15 @@ import optax
 import pytest
 
 from meta_opt.studies.robustness.measure import (
-    ENTRANTS,
+    CONTENDERS,
     FALLBACK,
     GUARDED,
-    Ending,
-    HostileConfig,
+    RobustnessConfig,
+    RunOutcome,
     compare,
     measure,
 )
-from meta_opt.studies.robustness.report import write_hostile
+from meta_opt.studies.robustness.report import write_robustness_report
 from meta_opt.tasks.families import SPLIT_OF_DATASET
 from meta_opt.tasks.inner_run import InnerRun
 from meta_opt.tasks.perturbations import CONDITIONS, Condition, Moment, largest
@@ -46,27 +46,27 @@ def signals(condition):
     return jax.lax.map(one, jnp.arange(100))
 
 
-def told(condition):
+def signals_of(condition):
     """All conditions through one program: they are numbers."""
     return signals(jax.tree.map(jnp.float32, condition))
 
 
 def test_an_ordinary_run_is_not_disturbed():
-    value, grads = told(CONDITIONS["ordinary"])
+    value, grads = signals_of(CONDITIONS["ordinary"])
     np.testing.assert_array_equal(value, np.full(100, 2.3, np.float32))
     for name, g in GRADS.items():
         np.testing.assert_array_equal(grads[name], np.tile(g, (100, *[1] * g.ndim)))
 
 
 def test_nan_and_spikes_come_at_random_steps():
-    value, grads = told(Condition(broken=0.2))
+    value, grads = signals_of(Condition(broken=0.2))
     broken = np.isnan(value)
     assert 10 <= broken.sum() <= 30
     for g in grads.values():
         bad = np.isnan(np.asarray(g).reshape(100, -1))
         np.testing.assert_array_equal(bad.all(1), broken)
         np.testing.assert_array_equal(bad.any(1), broken)
-    value, grads = told(Condition(spikes=0.2))
+    value, grads = signals_of(Condition(spikes=0.2))
     spiked = np.asarray(value) > 1e5
     assert 10 <= spiked.sum() <= 30 and (spiked != broken).any()
     factor = np.where(spiked, 1e6, 1.0)
@@ -75,20 +75,20 @@ def test_nan_and_spikes_come_at_random_steps():
 
 
 def test_scale_constant_and_coarse():
-    value, grads = told(CONDITIONS["loss x 1e-6"])
+    value, grads = signals_of(CONDITIONS["loss x 1e-6"])
     np.testing.assert_allclose(value, 2.3e-6, rtol=1e-5)
     np.testing.assert_allclose(grads["bias"][7], 1e-6 * GRADS["bias"], rtol=1e-5)
-    value, grads = told(CONDITIONS["constant loss"])
+    value, grads = signals_of(CONDITIONS["constant loss"])
     assert (np.asarray(value) == 1.0).all()
     assert not any(np.any(g) for g in grads.values())
-    value, grads = told(CONDITIONS["bfloat16 gradients"])
+    value, grads = signals_of(CONDITIONS["bfloat16 gradients"])
     rounded = jnp.bfloat16(1 / 3).astype(jnp.float32)
     assert (np.asarray(grads["kernel"]) == rounded).all() and rounded != 1 / 3
     assert value[0] == jnp.bfloat16(2.3).astype(jnp.float32)
 
 
 def test_sparse_gradients_have_few_rows():
-    _, grads = told(CONDITIONS["sparse gradients"])
+    _, grads = signals_of(CONDITIONS["sparse gradients"])
     kernel = np.asarray(grads["kernel"]) != 0
     np.testing.assert_array_equal(kernel.all(-1), kernel.any(-1))
     assert abs(kernel.mean() - 0.05) < 0.01
@@ -97,7 +97,7 @@ def test_sparse_gradients_have_few_rows():
 
 
 def test_curvature_grows_where_parameters_moved():
-    value, grads = told(Condition(curvature=1e6))
+    value, grads = signals_of(Condition(curvature=1e6))
     extra = np.asarray(grads["kernel"]) - 1 / 3
     curved = extra[-1, :, 0] > 1
     assert 0.03 < curved.mean() < 0.2
@@ -131,10 +131,11 @@ def test_the_change_moves_classes_and_tokens_until_it_comes():
     assert at(0)["image"].tolist() == [[1.0, 1.0]]
 
 
-def test_the_optimizer_is_told_the_wrong_length():
+def test_the_optimizer_is_given_the_wrong_length():
     steps = {name: int(c.horizon(90)) for name, c in CONDITIONS.items()}
     assert steps["ordinary"] == steps["10 x longer"] == 90
-    assert steps["told 3 x too long"] == 270 and steps["told 3 x too short"] == 30
+    assert steps["num_steps 3 x too long"] == 270
+    assert steps["num_steps 3 x too short"] == 30
     assert int(Condition(horizon_factor=0.1).horizon(1)) == 1
 
 
@@ -183,60 +184,60 @@ def test_one_program_serves_all_conditions():
     assert len(seen) == 1 and np.isnan(broken).all()
     np.testing.assert_array_equal(found["constant loss"], start)
     assert (found["ordinary"] < 0.1 * start).all()
-    assert (found["told 3 x too short"] > found["ordinary"]).all()
+    assert (found["num_steps 3 x too short"] > found["ordinary"]).all()
     # Batches and initial parameters are those of a run without condition.
     plain = InnerRun(line_task(), make, seeds_at_once=2)([0, 1], 20, {})[0]
     np.testing.assert_allclose(plain.validation_loss, found["ordinary"], rtol=1e-5)
 
 
-def ending(task, condition, entrant, *loss, start=1.0):
-    return Ending(task, condition, entrant, 10, (start,) * len(loss), loss)
+def outcome(task, condition, contender, *loss, start=1.0):
+    return RunOutcome(task, condition, contender, 10, (start,) * len(loss), loss)
 
 
 def test_failures_and_ratios():
-    assert ending("t", "c", GUARDED, 1.04, 1.06, math.inf, 0.5).failures == 2
-    assert ending("t", "c", GUARDED, math.nan).failures == 1
+    assert outcome("t", "c", GUARDED, 1.04, 1.06, math.inf, 0.5).failures == 2
+    assert outcome("t", "c", GUARDED, math.nan).failures == 1
     losses = {
         ("a", "ordinary"): (0.6, 0.5),
         ("b", "ordinary"): (0.5, 0.5),
         ("a", "bad"): (0.6, 0.5),
         ("b", "bad"): (2.0, 0.5),
     }
-    endings = [
-        ending(task, condition, entrant, ours if entrant == GUARDED else theirs)
+    outcomes = [
+        outcome(task, condition, contender, ours if contender == GUARDED else theirs)
         for (task, condition), (ours, theirs) in losses.items()
-        for entrant in ENTRANTS
+        for contender in CONTENDERS
     ]
-    (ordinary, bad), by_task = compare(endings)
+    (ordinary, bad), by_task = compare(outcomes)
     assert ordinary.worse == 1 and ordinary.over_ordinary == pytest.approx(1.0)
-    assert bad.failures == {e: int(e == GUARDED) for e in ENTRANTS} and bad.runs == 2
+    assert bad.failures == {e: int(e == GUARDED) for e in CONTENDERS} and bad.runs == 2
     assert bad.worst_task == "b" and bad.worst_ratio == 4.0 and bad.worse == 2
     assert bad.over_ordinary == pytest.approx(2.0)
     ratios = {(r.task, r.condition): (r.ratio, r.over_ordinary) for r in by_task}
     assert ratios["a", "bad"] == pytest.approx((1.2, 1.0))
     gone = [
         dataclasses.replace(e, loss=(math.inf,))
-        if (e.condition, e.entrant) == ("bad", GUARDED)
+        if (e.condition, e.contender) == ("bad", GUARDED)
         else e
-        for e in endings
+        for e in outcomes
     ]
     assert compare(gone)[0][1].worst_ratio == math.inf
-    both = [dataclasses.replace(e, loss=(math.inf,)) for e in endings]
+    both = [dataclasses.replace(e, loss=(math.inf,)) for e in outcomes]
     assert compare(both)[0][1].failures[FALLBACK] == 2
 
 
 def test_the_report_is_json_without_infinities(tmp_path):
-    endings = [
-        ending("a", c, e, math.inf if (c, e) == ("bad", GUARDED) else 0.5)
+    outcomes = [
+        outcome("a", c, e, math.inf if (c, e) == ("bad", GUARDED) else 0.5)
         for c in ("ordinary", "bad")
-        for e in ENTRANTS
+        for e in CONTENDERS
     ]
-    rows, by_task = compare(endings)
-    text = write_hostile(
+    rows, by_task = compare(outcomes)
+    text = write_robustness_report(
         tmp_path,
         rows=[dataclasses.asdict(r) for r in rows],
         by_task=[dataclasses.asdict(r) for r in by_task],
-        endings=[dataclasses.asdict(e) for e in endings],
+        outcomes=[dataclasses.asdict(e) for e in outcomes],
         facts={"weights": "none"},
     )
     assert "failed" in text
@@ -251,11 +252,13 @@ def test_the_report_is_json_without_infinities(tmp_path):
 def config_of(variant, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module("configs.safeguard")
-    return from_config(HostileConfig, module.get_config(variant).to_dict()["hostile"])
+    return from_config(
+        RobustnessConfig, module.get_config(variant).to_dict()["robustness"]
+    )
 
 
 def test_configs_build_and_keep_to_meta_training_data(monkeypatch):
-    for variant in ("hostile", "smoke"):
+    for variant in ("robustness", "smoke"):
         config = config_of(variant, monkeypatch)
         of = {SPLIT_OF_DATASET[name.split("_")[0]] for name in config.tasks}
         assert of == {"train"}
@@ -266,23 +269,23 @@ def test_configs_build_and_keep_to_meta_training_data(monkeypatch):
         ({"num_steps": {"other": 3}}, "not among the tasks"),
     ):
         with pytest.raises(ValueError, match=why):
-            HostileConfig(**{"tasks": ("digits_mlp",), "weights": "any", **wrong})
+            RobustnessConfig(**{"tasks": ("digits_mlp",), "weights": "any", **wrong})
 
 
-def test_measure_yields_every_ending(monkeypatch):
-    from meta_opt.studies.robustness import measure as hostile
+def test_measure_yields_every_outcome(monkeypatch):
+    from meta_opt.studies.robustness import measure as robustness
 
-    def cheap(entrant, task, weights):
+    def cheap(contender, task, weights):
         return (lambda n, _: optax.sgd(0.1)), {}
 
-    monkeypatch.setattr(hostile, "_optimizer", cheap)
-    config = HostileConfig(("line",), "none", ("ordinary", "10 x longer"))
-    endings = list(measure(line_task(), config))
-    assert [(e.entrant, e.condition) for e in endings] == [
-        (e, c) for e in ENTRANTS for c in ("ordinary", "10 x longer")
+    monkeypatch.setattr(robustness, "_optimizer", cheap)
+    config = RobustnessConfig(("line",), "none", ("ordinary", "10 x longer"))
+    outcomes = list(measure(line_task(), config))
+    assert [(e.contender, e.condition) for e in outcomes] == [
+        (e, c) for e in CONTENDERS for c in ("ordinary", "10 x longer")
     ]
-    assert [e.num_steps for e in endings[:2]] == [20, 200]
-    assert all(len(e.loss) == 3 and e.failures == 0 for e in endings)
+    assert [e.num_steps for e in outcomes[:2]] == [20, 200]
+    assert all(len(e.loss) == 3 and e.failures == 0 for e in outcomes)
 
 
 @pytest.mark.slow
@@ -294,5 +297,5 @@ def test_smoke_shows_what_the_guard_is_for(monkeypatch, tmp_path):
     found = json.loads((tmp_path / "safeguard.json").read_text())
     failures = {row["condition"]: row["failures"] for row in found["conditions"]}
     broken = failures["NaN in 5% of steps"]
-    assert [broken[e] for e in ENTRANTS] == [0, 2, 0, 2]
+    assert [broken[e] for e in CONTENDERS] == [0, 2, 0, 2]
     assert not any(failures["constant loss"].values())

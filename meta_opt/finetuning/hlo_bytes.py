@@ -1,4 +1,4 @@
-"""Bytes that a compiled program moves, read from its text.
+"""Bytes that a compiled program reads and writes, counted in its HLO text.
 
 An optimizer's elementwise part is as fast as memory: what counts is how often a
 parameter's bytes are read and written, which fusion decides. A compiler's own count

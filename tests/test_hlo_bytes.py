@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from meta_opt.finetuning.traffic import bytes_moved
+from meta_opt.finetuning.hlo_bytes import bytes_moved
 
 SIDE = 512
 X = jax.ShapeDtypeStruct((SIDE, SIDE), jnp.float32)
