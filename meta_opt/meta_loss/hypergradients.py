@@ -37,12 +37,12 @@ the losses is respected by all.
 that every call draws the same. A `jax.custom_vjp` has no forward mode: take
 ``double_backward`` or ``finite_differences`` then.
 
-**Losses that are not finite** are left out by the combiner, and their :math:`c_t`
-counts as 0. Reverse mode through the losses (``double_backward``, ``neumann``, v
-itself, the gradient that trains the model) still multiplies a cotangent of 0 with such
-a loss's own derivative, and 0 times NaN is NaN. So a loss that a batch does not have is
-best given as ``jnp.where(available, loss, jnp.nan)``, where ``loss`` is finite: its
-gradient is exactly 0 then.
+**Losses that are not finite** are left out by the combiner, whatever their :math:`c_t`
+is. Reverse mode through the losses (``double_backward``, ``neumann``, v itself, the
+gradient that trains the model) still multiplies a cotangent of 0 with such a loss's own
+derivative, and 0 times NaN is NaN. So a loss that a batch does not have is best given
+as ``jnp.where(available, loss, jnp.nan)``, where ``loss`` is finite: its gradient is
+exactly 0 then.
 """
 
 import dataclasses
@@ -53,7 +53,6 @@ from typing import NamedTuple, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from meta_opt.meta_loss.masking import present_losses
 from meta_opt.types import PyTree, check_name
 
 LossesFn: TypeAlias = Callable[[PyTree], jax.Array]
@@ -298,10 +297,9 @@ def _contract(
 ) -> Hypergradient:
     """Minus the phi-gradient of the combined loss's derivative along ``tangents``."""
     losses, tangents = _wide(losses), _wide(tangents)
-    used = jnp.where(present_losses(losses), tangents, 0)
 
     def along(phi: PyTree) -> jax.Array:
-        return jax.jvp(partial(combine, phi), (losses,), (used,))[1]
+        return jax.jvp(partial(combine, phi), (losses,), (tangents,))[1]
 
     gradient = jax.tree.map(jnp.negative, jax.grad(along)(phi))
     return Hypergradient(gradient, losses, tangents)
