@@ -6,7 +6,7 @@ Glossary of dimension letters, used in every docstring:
 letter  meaning
 ======  =====================================================
 B       batch
-T       time (frames, optimizer steps)
+T       time (frames, optimizer steps); of losses ``[T]``, their number
 S       sequence (text tokens)
 H       heads; as ``[N, H]`` of an LSTM state, its hidden width
 D       width of a representation

@@ -27,22 +27,26 @@ name                     M                           derivatives of the model
 :math:`c_t`; only the combiner is differentiated with respect to :math:`\phi`. ``jvp``
 and ``double_backward`` are equal to rounding.
 
-**Memory.** ``jvp`` and ``sama`` keep no activations (forward mode), beside a tangent
-like w. ``double_backward`` keeps those of a forward and a backward pass. ``neumann``
-holds two float32 vectors like w and, one product at a time, what a backward pass and
-its tangent keep. ``finite_differences`` holds a shifted copy of w. `jax.checkpoint` in
-the losses is respected by all.
+**Cost.** ``jvp``, ``sama`` and ``double_backward`` take the FLOPs of one training
+gradient, ``finite_differences`` two thirds of that.
+
+**Memory.** Forward mode needs a tangent like w and no stored activations; where layers
+are scanned, XLA keeps none (6 MiB for 16 layers whose training gradient takes 52), but
+where the loop is written out it may. ``double_backward`` keeps those of a training
+gradient, ``neumann`` twice as much and two float32 vectors like w, whatever K is, and
+``finite_differences`` a shifted copy of w. `jax.checkpoint` in the losses is respected
+by all.
 
 **Losses.** ``losses_fn`` maps w to losses [T]; randomness has its key in the batch, so
 that every call draws the same. A `jax.custom_vjp` has no forward mode: take
 ``double_backward`` or ``finite_differences`` then.
 
-**Losses that are not finite** are left out by the combiner, and their :math:`c_t`
-counts as 0. Reverse mode through the losses (``double_backward``, ``neumann``, v
-itself, the gradient that trains the model) still multiplies a cotangent of 0 with such
-a loss's own derivative, and 0 times NaN is NaN. So a loss that a batch does not have is
-best given as ``jnp.where(available, loss, jnp.nan)``, where ``loss`` is finite: its
-gradient is exactly 0 then.
+**Losses that are not finite** are left out by the combiner, whatever their :math:`c_t`
+is. Reverse mode through the losses (``double_backward``, ``neumann``, v itself, the
+gradient that trains the model) still multiplies a cotangent of 0 with such a loss's own
+derivative, and 0 times NaN is NaN. So a loss that a batch does not have is best given
+as ``jnp.where(available, loss, jnp.nan)``, where ``loss`` is finite: its gradient is
+exactly 0 then.
 """
 
 import dataclasses
@@ -53,7 +57,6 @@ from typing import NamedTuple, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from meta_opt.meta_loss.masking import present_losses
 from meta_opt.types import PyTree, check_name
 
 LossesFn: TypeAlias = Callable[[PyTree], jax.Array]
@@ -185,12 +188,10 @@ def _double_backward(
     def hypergradient(
         losses_fn: LossesFn, combine: Combine, phi: PyTree, w: PyTree, v: PyTree
     ) -> Hypergradient:
-        losses, backward = jax.vjp(losses_fn, w)
-
         def product(phi: PyTree) -> jax.Array:
-            weights = jax.grad(combine, argnums=1)(phi, losses)
-            return inner_product(backward(weights)[0], v)
+            return inner_product(jax.grad(lambda w: combine(phi, losses_fn(w)))(w), v)
 
+        losses, backward = jax.vjp(losses_fn, w)
         # <J' u, v> is linear in u, and its derivative is J v.
         tangents = jax.grad(lambda u: inner_product(backward(u)[0], v))(
             jnp.zeros_like(losses)
@@ -298,10 +299,9 @@ def _contract(
 ) -> Hypergradient:
     """Minus the phi-gradient of the combined loss's derivative along ``tangents``."""
     losses, tangents = _wide(losses), _wide(tangents)
-    used = jnp.where(present_losses(losses), tangents, 0)
 
     def along(phi: PyTree) -> jax.Array:
-        return jax.jvp(partial(combine, phi), (losses,), (used,))[1]
+        return jax.jvp(partial(combine, phi), (losses,), (tangents,))[1]
 
     gradient = jax.tree.map(jnp.negative, jax.grad(along)(phi))
     return Hypergradient(gradient, losses, tangents)

@@ -10,6 +10,9 @@ arXiv:2303.13009),
 
 `meta_direction` and the hypergradient may be compiled as two programs: the second needs
 v and nothing of the first's activations. `meta_gradient` is both in one.
+
+Beside the hypergradient's own cost, v takes a training gradient, and with the
+regulariser a second one, whose activations XLA may keep at the same time.
 """
 
 from collections.abc import Callable
@@ -98,18 +101,18 @@ def meta_direction(
     """
     first, second = batches
 
-    def objective(w: PyTree) -> tuple[jax.Array, jax.Array]:
-        if callable(primary):
-            loss = primary(w, first)
-        else:
-            loss = losses_fn(w, first)[primary]
-        loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
-        if not gamma:
-            return loss, loss
-        losses = losses_fn(w, second)
-        return loss + sum_regulariser(losses, combine(phi, losses), gamma), loss
+    def primary_loss(w: PyTree) -> jax.Array:
+        loss = primary(w, first) if callable(primary) else losses_fn(w, first)[primary]
+        return loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
 
-    return jax.grad(objective, has_aux=True)(w)
+    def regulariser(w: PyTree) -> jax.Array:
+        losses = losses_fn(w, second)
+        return sum_regulariser(losses, combine(phi, losses), gamma)
+
+    loss, v = jax.value_and_grad(primary_loss)(w)
+    if gamma:
+        v = jax.tree.map(jnp.add, v, jax.grad(regulariser)(w))
+    return v, loss
 
 
 def meta_gradient(
