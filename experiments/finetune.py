@@ -1,10 +1,12 @@
-"""Fine-tunes a model: vision-text, or multimodal; of this package, or your own.
+"""Fine-tunes a model: vision-text, multimodal, or video-text with several losses.
 
     python -m experiments.finetune --config configs/finetune.py:so400m_lora \
         --config.model.weights=siglip-so400m-patch14-384 \
         --config.data.name=captions.jsonl --workdir runs/mine
     python -m experiments.finetune --config configs/multimodal.py:tuxpaint_trimodal \
         --workdir runs/trimodal
+    python -m experiments.finetune --config configs/meltr.py:univl_retrieval \
+        --workdir runs/meltr
 
 Run again with the same workdir, it resumes. Under SLURM, Open MPI and on Cloud TPU the
 processes of a run find each other; otherwise pass ``--coordinator``, ``--processes``
@@ -34,9 +36,14 @@ def main(first: bool) -> None:
     from meta_opt.finetuning.runs import finetune, read_run_config
     from meta_opt.workloads.image_text import ImageTextConfig
     from meta_opt.workloads.multimodal import MultimodalConfig
+    from meta_opt.workloads.video_text import VideoTextConfig
 
     settings = CONFIG.value.to_dict()
-    workload = MultimodalConfig if "inputs" in settings else ImageTextConfig
+    workload: Any = ImageTextConfig
+    if "clips" in settings:
+        workload = VideoTextConfig
+    elif "inputs" in settings:
+        workload = MultimodalConfig
     config = read_run_config(workload, settings)
     finished = finetune(config, WORKDIR.value)
     if first:

@@ -33,9 +33,10 @@ from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.reporting.decisions import plot_decisions
 from meta_opt.workloads import multimodal as multimodal_workload
 from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.lower_features import pooled
 from meta_opt.workloads.multimodal import MultimodalConfig, evaluation_on
 from meta_opt.workloads.multimodal_export import read_multimodal, read_settings
-from meta_opt.workloads.multimodal_inputs import pooled, read_inputs
+from meta_opt.workloads.multimodal_inputs import read_inputs
 from meta_opt.workloads.multimodal_model import (
     ADAPTED,
     build_multimodal,

@@ -5,15 +5,11 @@ they give is computed once for each sample, and may be kept in a file.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -26,11 +22,9 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples, spectrograms
 from meta_opt.data.sources.jsonl_samples import is_path
 from meta_opt.data.sources.multimodal import TASKS, find_task, read_split
-from meta_opt.models.encoders import Divisible, load_encoder
-from meta_opt.types import PyTree, check_keys, check_name, write_atomic
+from meta_opt.types import PyTree, check_keys, check_name
+from meta_opt.workloads.lower_features import FeatureCache, divide_encoder
 
-_ENCODED = 64
-"""Samples that go through the lower layers at once."""
 _END, _PAD = 3, 0
 """Of captions, in the vocabulary that ships here."""
 
@@ -137,15 +131,24 @@ def read_inputs(config: InputsConfig) -> Inputs:
         s: _arrays(x, task.kind, config, tokenizer, root) for s, x in samples.items()
     }
     needed = dict.fromkeys(_encoder_of(config, m) for m in task.modalities)
-    halves = {modality: _halves(config, modality, root) for modality in needed}
+    halves = {
+        m: divide_encoder(config.encoders[m], config.trainable_layers.get(m, 0), root)
+        for m in needed
+    }
     for reader in task.modalities:
         lower, _ = halves[_encoder_of(config, reader)]
         if lower is None:
             continue
-        kept = _Kept(config, reader, root)
+        cache = FeatureCache(
+            config.feature_cache_dir,
+            f"{Path(config.task).stem}-{reader}",
+            config.encoders[_encoder_of(config, reader)],
+            root,
+            {"trained": config.trainable_layers, "pool": config.pool_size},
+        )
         pool = 1 if reader == "video" else config.pool_size.get(reader, 1)
         for split, arrays in raw.items():
-            arrays[reader] = kept(split, arrays[reader], lower, pool)
+            arrays[reader] = cache(split, arrays[reader], lower, pool)
     return Inputs(
         kind=task.kind,
         modalities=task.modalities,
@@ -160,22 +163,6 @@ def read_inputs(config: InputsConfig) -> Inputs:
         },
         skipped={split: x.skipped for split, x in samples.items()},
     )
-
-
-def _halves(
-    config: InputsConfig, modality: str, root: str | os.PathLike
-) -> tuple[Callable[[Any], PyTree] | None, nnx.Module]:
-    """The frozen lower part of an encoder (None if all of it trains), and the upper."""
-    name, trained = config.encoders[modality], config.trainable_layers.get(modality, 0)
-    encoder = load_encoder(name, encoder_folder(name, root))
-    if not trained:
-        return None, encoder
-    if not isinstance(encoder, Divisible):
-        raise ValueError(
-            f"inputs.trainable_layers: the encoder {name!r} cannot be divided; train "
-            "all of it (0)"
-        )
-    return encoder.halves(trained)
 
 
 def _encoder_of(config: InputsConfig, modality: str) -> str:
@@ -210,86 +197,3 @@ def _arrays(
             list(samples.caption), config.caption_length
         )
     return found
-
-
-def pooled(features: PyTree, size: int) -> PyTree:
-    """Averages features in rows of ``size``, those that are real.
-
-    Args:
-        features: x [B, S, D] and real, bool [B, S].
-        size: divides S.
-
-    Raises:
-        ValueError: features of another form, or of another length.
-
-    >>> x, real = pooled((np.arange(4.0).reshape(1, 4, 1), np.ones((1, 4), bool)), 2)
-    >>> x.ravel().tolist(), real.tolist()
-    ([0.5, 2.5], [[True, True]])
-    """
-    if size == 1:
-        return features
-    if not isinstance(features, tuple) or features[0].shape[1] % size:
-        shapes = jax.tree.map(np.shape, features)
-        raise ValueError(f"features of shapes {shapes} cannot be averaged by {size}")
-    x, real = (a.reshape(len(a), -1, size, *a.shape[2:]) for a in features)
-    count = np.maximum(real.sum(axis=2, dtype=x.dtype), 1)[..., None]
-    return (x * real[..., None]).sum(axis=2) / count, real.any(axis=2)
-
-
-class _Kept:
-    """What the lower layers give for a modality, computed or out of a file."""
-
-    def __init__(
-        self, config: InputsConfig, modality: str, root: str | os.PathLike
-    ) -> None:
-        encoder = config.encoders[_encoder_of(config, modality)]
-        about = (encoder_folder(encoder, root) / "about.json").read_text("utf-8")
-        settings = {
-            "encoder": json.loads(about),
-            "trained": config.trainable_layers,
-            "pool": config.pool_size,
-        }
-        self._key = json.dumps(settings, sort_keys=True).encode()
-        self._folder = (
-            Path(config.feature_cache_dir) if config.feature_cache_dir else None
-        )
-        self._name = f"{Path(config.task).stem}-{modality}"
-
-    def __call__(
-        self,
-        split: str,
-        inputs: np.ndarray,
-        lower: Callable[[Any], PyTree],
-        pool: int,
-    ) -> PyTree:
-        if self._folder is None:
-            return _through(inputs, lower, pool)
-        digest = hashlib.sha256(self._key + np.ascontiguousarray(inputs).tobytes())
-        file = self._folder / f"{self._name}-{split}-{digest.hexdigest()[:12]}.npz"
-        if not file.is_file():
-            leaves = jax.tree.leaves(_through(inputs, lower, pool))
-            with write_atomic(file) as temporary, open(temporary, "wb") as opened:
-                np.savez(opened, *leaves)
-        with np.load(file, allow_pickle=False) as stored:
-            leaves = [stored[f"arr_{i}"] for i in range(len(stored.files))]
-        # Sequences are features and which of them are real, images one grid.
-        return leaves[0] if len(leaves) == 1 else tuple(leaves)
-
-
-def _through(inputs: np.ndarray, lower: Callable[[Any], PyTree], pool: int) -> PyTree:
-    """Takes inputs through the lower layers; frames of clips one by one."""
-    frames = inputs.shape[:2] if inputs.ndim == 5 else None
-    flat = inputs.reshape(-1, *inputs.shape[2:]) if frames else inputs
-    apply = jax.jit(lower)
-    parts = []
-    for start in range(0, len(flat), _ENCODED):
-        part = flat[start : start + _ENCODED]
-        rest = [(0, 0)] * (part.ndim - 1)
-        padded = np.pad(part, [(0, _ENCODED - len(part)), *rest])
-        parts.append(jax.device_get(apply(jnp.asarray(padded))))
-    # What filled the last part up is cut off.
-    whole = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(flat)], *parts)
-    whole = pooled(whole, pool)
-    if frames:
-        whole = jax.tree.map(lambda x: x.reshape(*frames, *x.shape[1:]), whole)
-    return whole

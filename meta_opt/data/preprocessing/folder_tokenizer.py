@@ -34,6 +34,7 @@ class FolderTokenizer:
         vocab_size: one more than the largest id.
         pad_id: of the padding.
         special_ids: ids that the tokenizer puts around a text, in their order.
+        mask_id: of the token that stands for a masked one; None if there is none.
 
     Raises:
         ValueError: a folder without ``tokenizer.json``, or files that are damaged.
@@ -60,14 +61,17 @@ class FolderTokenizer:
         self._lower = bool(settings.get("do_lower_case", siglip))
         self._plain = siglip
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-        self.pad_id = self._pad_id(settings, pad_id)
+        pad = self._id(settings, "pad_token")
+        self.pad_id = pad_id if pad is None else pad
+        self.mask_id = self._id(settings, "mask_token", "[MASK]")
         self.special_ids: tuple[int, ...] = tuple(self._tokenizer.encode("").ids)
 
-    def _pad_id(self, settings: Mapping[str, Any], default: int) -> int:
-        token = settings.get("pad_token")
+    def _id(
+        self, settings: Mapping[str, Any], name: str, default: str | None = None
+    ) -> int | None:
+        token = settings.get(name, default)
         token = token.get("content") if isinstance(token, Mapping) else token
-        found = None if token is None else self._tokenizer.token_to_id(token)
-        return default if found is None else found
+        return None if token is None else self._tokenizer.token_to_id(token)
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Encodes texts.

@@ -113,12 +113,27 @@ class MiniLM(nnx.Module):
         check_trained(trained, self.config.depth, "MiniLM")
         lower = nnx.clone(self)
         lower.layers, top = layers.cut_stack(self.layers, self.config.depth - trained)
-        return Halves(lower.tokens, MiniLMTop(self.config, top))
+        return Halves(MiniLMBottom(lower), MiniLMTop(self.config, top))
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Mean of the features of int [B, S], as float32 unit rows [B, D]."""
         z = layers.mean_pool(*self.tokens(inputs)).astype(jnp.float32)
         return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+
+
+class MiniLMBottom(nnx.Module):
+    """Embeddings and first layers; a module, for models that run them on masked texts.
+
+    Args:
+        encoder: with the first layers only.
+    """
+
+    def __init__(self, encoder: MiniLM) -> None:
+        self.encoder = encoder
+
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`MiniLM.tokens` of ids int [B, S]."""
+        return self.encoder.tokens(inputs)
 
 
 class MiniLMTop(nnx.Module):

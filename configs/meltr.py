@@ -1,0 +1,81 @@
+"""Fine-tuning with several losses that MELTR combines, on animated emoji.
+
+``univl_retrieval``, ``univl_captioning``, ``univl_sentiment``,
+``violet_question_answering``, ``all_in_one_retrieval``; ``smoke`` shows that it runs.
+Other combinations of the losses: ``--config.meta_loss.combiner=equal``.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def video_text(family: str, task: str, published: str) -> ml_collections.ConfigDict:
+    """A task under the learned optimizer, with the published combiner."""
+    config = common.run_config(num_steps=600, batch_size=16)
+    config.family = family
+    config.task = task
+    config.loop.log_every = 20
+    config.clips = dict(
+        encoders=dict(image="efficientnet_lite0", text="minilm"),
+        # Last layers that train; 0: all. What is below is computed once.
+        trainable_layers=dict(image=1, text=1),
+        feature_cache_dir="runs/features",
+    )
+    config.model.fusion = dict(width=128, mlp_width=512, remat="none")
+    config.model.captioner = {}
+    config.model.masking = {}
+    config.meta_loss = dict(
+        published=published, combiner="meltr", network={}, hypergradient={}
+    )
+    return config
+
+
+def univl_retrieval() -> ml_collections.ConfigDict:
+    """Eight losses; the primary one ranks pairs by the cross encoder."""
+    return video_text("univl", "retrieval", "univl")
+
+
+def univl_captioning() -> ml_collections.ConfigDict:
+    """The same losses; the primary one is the decoder's."""
+    return video_text("univl", "captioning", "univl")
+
+
+def univl_sentiment() -> ml_collections.ConfigDict:
+    """The same losses, and squared error of the sentiment."""
+    return video_text("univl", "sentiment", "univl")
+
+
+def violet_question_answering() -> ml_collections.ConfigDict:
+    """Matching, masked text, masked visual tokens, and answers."""
+    return video_text("violet", "question_answering", "violet_qa")
+
+
+def all_in_one_retrieval() -> ml_collections.ConfigDict:
+    """Contrastive, masked language, matching."""
+    return video_text("all_in_one", "retrieval", "all_in_one")
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """A few steps on few clips."""
+    config = univl_retrieval()
+    config.num_steps = 4
+    config.batch_size = 4
+    config.loop.eval_every = 2
+    config.loop.log_every = 1
+    config.loop.checkpoint_every = 2
+    config.clips.max_examples = 24
+    config.clips.codebook_size = 8
+    config.clips.feature_cache_dir = ""
+    config.meta_loss.interval = 2
+    config.optimizer.name = "hand_designed"
+    return config
+
+
+def get_config(arg: str = "univl_retrieval") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    variants = (
+        *(univl_retrieval, univl_captioning, univl_sentiment),
+        *(violet_question_answering, all_in_one_retrieval, smoke),
+    )
+    return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -1,0 +1,160 @@
+"""Questions about clips whose answers follow from what is known of them.
+
+In the manner of TGIF-QA (Jang et al. 2017): what is seen, how often something happens,
+and in which order. The last two are asked of clips that are changed so that the answer
+is known. To each comes one to choose: which of four names is the clip's?
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from meta_opt.data.splits import unit_hash
+
+CATEGORY = "what category is this?"
+CHANGES = "how often does the picture change?"
+DIRECTION = "is it played forwards or backwards?"
+KINDS = {"category": CATEGORY, "changes": CHANGES, "direction": DIRECTION}
+"""Questions by their kind."""
+
+
+class Questions(NamedTuple):
+    """N questions about B clips.
+
+    Attributes:
+        clip: int [N], rows of the clips.
+        frames: int [N, T], which frames of the clip are shown, -1 where none is.
+        kind: N of `KINDS`.
+        question: N texts.
+        answer: N texts.
+        choices: N times C texts, one of which is right.
+        choice: int [N], the right one.
+    """
+
+    clip: np.ndarray
+    frames: np.ndarray
+    kind: tuple[str, ...]
+    question: tuple[str, ...]
+    answer: tuple[str, ...]
+    choices: tuple[tuple[str, ...], ...]
+    choice: np.ndarray
+
+
+def ask_questions(
+    keys: Sequence[str],
+    names: Sequence[str],
+    categories: Sequence[str],
+    frames: np.ndarray,
+    present: np.ndarray,
+    choices: int = 4,
+    seed: int = 0,
+) -> Questions:
+    """Makes questions; they depend on nothing but the arguments.
+
+    Answers are balanced: of each category as many clips are asked for it as the rarest
+    one has, clips are played backwards in turn, and the numbers of changes and the
+    places of right choices take turns too. Where neighbouring frames are equal the
+    answer is what can be seen.
+
+    Args:
+        keys: B texts that the clips are known by.
+        names: B texts.
+        categories: B texts.
+        frames: uint8 [B, T, h, w, 3].
+        present: bool [B, T], false after the end of a clip.
+        choices: C, names to choose from.
+        seed: of which clip gets which question.
+
+    Raises:
+        ValueError: fewer than C different names.
+    """
+    if len(set(names)) < choices:
+        raise ValueError(
+            f"{choices} names to choose from, and the clips have {len(set(names))}"
+        )
+    rows: list[tuple[int, np.ndarray, str, str]] = []
+    lengths = present.sum(axis=1)
+
+    def in_turn(kind: str) -> list[int]:
+        return sorted(
+            range(len(keys)), key=lambda i: unit_hash(f"{seed}:{kind}:{keys[i]}")
+        )
+
+    order = in_turn("category")
+    counts = collections.Counter(categories)
+    rarest = min(counts.values())
+    for category in sorted(counts):
+        of_it = [i for i in order if categories[i] == category]
+        rows += [
+            (i, np.arange(lengths[i]), "category", category) for i in of_it[:rarest]
+        ]
+    for turn, i in enumerate(in_turn("changes")):
+        shown = held_frames(lengths[i], 1 + turn % lengths[i])
+        rows.append((i, shown, "changes", str(count_changes(frames[i][shown]))))
+    moving = [i for i in in_turn("direction") if lengths[i] > 1]
+    for turn, i in enumerate(moving):
+        shown = np.arange(lengths[i])
+        backwards = turn % 2 == 1
+        answer = "backwards" if backwards else "forwards"
+        rows.append((i, shown[::-1] if backwards else shown, "direction", answer))
+    return _with_choices(rows, names, present.shape[1], choices, seed)
+
+
+def _with_choices(
+    rows: Sequence[tuple[int, np.ndarray, str, str]],
+    names: Sequence[str],
+    length: int,
+    choices: int,
+    seed: int,
+) -> Questions:
+    rng = np.random.default_rng(seed)
+    every = sorted(set(names))
+    offered, frames = [], np.full((len(rows), length), -1)
+    place = rng.permutation(len(rows)) % choices
+    for n, (i, shown, _, _) in enumerate(rows):
+        others = [name for name in every if name != names[i]]
+        drawn = [others[j] for j in rng.permutation(len(others))[: choices - 1]]
+        drawn.insert(place[n], names[i])
+        offered.append(tuple(drawn))
+        frames[n, : len(shown)] = shown
+    kinds = tuple(row[2] for row in rows)
+    return Questions(
+        clip=np.asarray([row[0] for row in rows]),
+        frames=frames,
+        kind=kinds,
+        question=tuple(KINDS[kind] for kind in kinds),
+        answer=tuple(row[3] for row in rows),
+        choices=tuple(offered),
+        choice=place.astype(np.int32),
+    )
+
+
+def held_frames(length: int, different: int) -> np.ndarray:
+    """As many frames as there are, of which only some are different.
+
+    >>> held_frames(8, 3).tolist()
+    [0, 0, 0, 1, 1, 1, 2, 2]
+    """
+    return np.arange(length) * different // length
+
+
+def count_changes(frames: np.ndarray) -> int:
+    """How many frames [T, h, w, 3] are not equal to the one before.
+
+    >>> count_changes(np.array([1, 1, 2, 1]).reshape(4, 1, 1, 1))
+    2
+    """
+    return int(np.any(frames[1:] != frames[:-1], axis=(1, 2, 3)).sum())
+
+
+def answer_vocabulary(questions: Questions) -> tuple[str, ...]:
+    """The different answers of training questions, sorted."""
+    return tuple(sorted(set(questions.answer)))
+
+
+def answer_ids(questions: Questions, vocabulary: Sequence[str]) -> np.ndarray:
+    """Int32 [N], the answers' places in the vocabulary, -1 for those not in it."""
+    places = {answer: i for i, answer in enumerate(vocabulary)}
+    return np.asarray([places.get(a, -1) for a in questions.answer], np.int32)

@@ -1,0 +1,169 @@
+"""Tasks on clips with texts, and the auxiliary losses that are learned beside them.
+
+The setting of MELTR (Ko et al. 2023, arXiv:2303.13009): a video-text model of the
+family UniVL, VIOLET or All-in-one is fine-tuned for retrieval, captioning, question
+answering or sentiment, and the losses of its pre-training help.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from meta_opt.data.array_batches import array_batches
+from meta_opt.evaluators.video_text import (
+    Evaluation,
+    captioning_evaluation,
+    question_evaluation,
+    retrieval_evaluation,
+    sentiment_evaluation,
+)
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.video_text_data import (
+    META_VALIDATION,
+    ClipInputs,
+    ClipsConfig,
+    read_clip_inputs,
+)
+from meta_opt.workloads.video_text_losses import losses_of
+from meta_opt.workloads.video_text_model import (
+    VideoTextModelConfig,
+    masking_of,
+    model_factory,
+    primary_loss_fn,
+    split_video_text,
+    video_text_losses_fn,
+)
+from meta_opt.workloads.workload import Losses, Workload, evaluate_splits
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTextConfig:
+    """A family of models, a task, the clips and the model. See the parts.
+
+    Attributes:
+        family: whose losses are combined, one of
+            `meta_opt.workloads.video_text_losses.FAMILIES`.
+        task: one of `meta_opt.workloads.video_text_losses.TASKS`.
+        clips: which ones.
+        model: what is put on the encoders, and which part trains.
+    """
+
+    family: str = "univl"
+    task: str = "retrieval"
+    clips: ClipsConfig = dataclasses.field(default_factory=ClipsConfig)
+    model: VideoTextModelConfig = dataclasses.field(
+        default_factory=VideoTextModelConfig
+    )
+
+    def __post_init__(self) -> None:
+        """Checks that the family can do the task."""
+        losses_of(self.family, self.task)
+        if self.clips.frames > self.model.fusion.frames:
+            raise ValueError(
+                f"clips.frames={self.clips.frames} is more than model.fusion.frames="
+                f"{self.model.fusion.frames}"
+            )
+
+    def build(
+        self,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        export: ExportConfig = ExportConfig(),  # noqa: B008
+    ) -> Workload:
+        """Reads the clips, and initialises what is put on the encoders.
+
+        Args:
+            seed: of what is initialised.
+            mesh: ignored; the encoders are small.
+            export: must have no path; these models cannot be exported.
+
+        Raises:
+            ValueError: an export, and see `read_clip_inputs`.
+            MissingDataError: a dataset or encoder that is not prepared.
+        """
+        if export.path:
+            raise ValueError(
+                f"export.path={export.path!r}: video-text models cannot be exported; "
+                "the checkpoints of the run hold their arrays"
+            )
+        inputs = read_clip_inputs(self.clips, self.task)
+        names, primary = losses_of(self.family, self.task)
+        evaluations = {
+            split: evaluation_on(
+                inputs, split, primary, margin=self.model.masking.margin
+            )
+            for split in ("validation", "test")
+        }
+        masking = masking_of(self.model, inputs)
+        # In one program, compiled once for all seeds.
+        create: Callable[[jax.Array], Any] = nnx.jit(
+            model_factory(names, self.model, inputs)
+        )
+        batches = {
+            split: functools.partial(array_batches, inputs.splits[split])
+            for split in ("train", META_VALIDATION)
+        }
+
+        def describe() -> dict[str, Any]:
+            return {
+                "examples": {s: len(x["present"]) for s, x in inputs.splits.items()},
+                "clips": {s: len(x) for s, x in inputs.clips.items()},
+                "shorter_clips": inputs.short,
+                "vocabulary": len(inputs.vocabulary),
+                "answers": len(inputs.answers),
+                "losses": list(names),
+                "primary": primary,
+            }
+
+        def with_seed(seed: int) -> Workload:
+            module = split_video_text(
+                create(jax.random.key(seed)), self.model.trainable
+            )
+            return Workload(
+                params=module.params,
+                frozen=module.frozen,
+                loss_fn=primary_loss_fn(module, primary, masking),
+                losses=Losses(
+                    names, primary, video_text_losses_fn(module, names, masking)
+                ),
+                train_batches=batches["train"],
+                meta_batches=batches[META_VALIDATION],
+                evaluate=evaluate_splits(module, evaluations),
+                describe=describe,
+                reseeded=with_seed,
+            )
+
+        return with_seed(seed)
+
+
+def evaluation_on(
+    inputs: ClipInputs,
+    split: str,
+    primary: str,
+    batch_size: int = 128,
+    margin: float = 0.1,
+) -> Evaluation:
+    """``model -> metrics`` on a split, of the task that has this primary loss.
+
+    Args:
+        inputs: with the split.
+        split: such as ``test``.
+        primary: name of the loss.
+        batch_size: samples at a time.
+        margin: of the loss ``align``.
+    """
+    arrays = inputs.splits[split]
+    if primary == "decoder":
+        names = inputs.clips[split].name
+        return captioning_evaluation(arrays, names, inputs.decode, batch_size)
+    if primary == "answer":
+        questions = inputs.questions[split]
+        return question_evaluation(arrays, questions, inputs.answers, batch_size)
+    if primary == "sentiment":
+        return sentiment_evaluation(arrays, batch_size)
+    return retrieval_evaluation(arrays, primary, margin, batch_size)

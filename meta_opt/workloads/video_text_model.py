@@ -1,0 +1,172 @@
+"""The video-text model of a family and a task, what of it trains, and its losses."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from meta_opt.models.captioner import CaptionerConfig
+from meta_opt.models.fusion import FusionConfig
+from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
+from meta_opt.models.video_text import VideoText, VideoTextHeads
+from meta_opt.types import PyTree, check_name
+from meta_opt.workloads.multimodal_model import ADAPTED
+from meta_opt.workloads.video_text_data import ClipInputs
+from meta_opt.workloads.video_text_losses import (
+    LOSSES,
+    Masking,
+    MaskingConfig,
+    Outputs,
+)
+from meta_opt.workloads.workload import LossesFn, LossFn, SplitModule, split_module
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTextModelConfig:
+    """What is put on the encoders, which part trains, and how it is masked.
+
+    Attributes:
+        fusion: width and depth of the temporal transformer and the cross encoder; its
+            ``frames`` are those of the clips.
+        embed_dim: width of the dual encoder's vectors.
+        captioner: the decoder; its vocabulary is that of the training texts.
+        masking: how much the masked losses hide.
+        trainable: ``all``, or ``lora``: adapters on the encoders, and all that is new.
+        lora: the adapters, where ``trainable`` is ``lora``.
+    """
+
+    fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
+    embed_dim: int = 64
+    captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    trainable: str = "all"
+    lora: LoRAConfig = dataclasses.field(default_factory=lambda: LoRAConfig(ADAPTED))
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        check_name("model.trainable", self.trainable, ("all", "lora"))
+
+
+def heads_for(
+    losses: Sequence[str], config: VideoTextModelConfig, inputs: ClipInputs
+) -> VideoTextHeads:
+    """The heads that some losses need."""
+
+    def needed(size: int, *by: str) -> int:
+        return size if set(by) & set(losses) else 0
+
+    words = len(inputs.vocabulary)
+    return VideoTextHeads(
+        embed_dim=needed(config.embed_dim, "joint", "masked_joint", "contrastive"),
+        match=needed(1, "align", "masked_align", "matching"),
+        language=needed(words, "masked_language", "masked_text"),
+        frame=needed(inputs.codebook.shape[1], "masked_frame"),
+        visual=needed(len(inputs.codebook), "masked_visual"),
+        answers=needed(len(inputs.answers), "answer"),
+        choice=needed(1, "answer"),
+        scores=needed(1, "sentiment"),
+        captioner=dataclasses.replace(
+            config.captioner,
+            vocab_size=needed(words, "decoder", "masked_decoder"),
+            pad_id=0,
+            end_id=inputs.end_id,
+        ),
+    )
+
+
+def model_factory(
+    losses: Sequence[str], config: VideoTextModelConfig, inputs: ClipInputs
+) -> Callable[[jax.Array], VideoText]:
+    """Returns ``key -> model``; the key initialises all but the encoders.
+
+    Args:
+        losses: that the model is trained with, of `LOSSES`.
+        config: of the model.
+        inputs: with the encoders and the codebook.
+    """
+    heads = heads_for(losses, config, inputs)
+    whole: dict[str, Any] = {m: parts.upper for m, parts in inputs.encoders.items()}
+    if (lower := inputs.encoders["text"].lower) is not None:
+        whole["text_lower"] = lower
+    split: Any = nnx.split(nnx.Dict(whole))
+    graph, arrays = split
+
+    def create(key: jax.Array) -> VideoText:
+        first, second = jax.random.split(key)
+        # Variables of this trace's own around the same arrays.
+        parts = nnx.merge(graph, jax.tree.map(jnp.asarray, arrays))
+        model = VideoText(
+            config.fusion,
+            parts,
+            heads,
+            text_lower=parts.get("text_lower"),
+            codebook=inputs.codebook if heads.visual else None,
+            rngs=nnx.Rngs(params=first),
+        )
+        if config.trainable == "lora":
+            add_lora(model, config.lora, rngs=nnx.Rngs(params=second))
+        return model
+
+    return create
+
+
+def split_video_text(model: VideoText, trainable: str) -> SplitModule:
+    """Splits a model; see `VideoTextModelConfig` for what trains."""
+
+    def trains(path: Any, value: Any) -> bool:
+        if not isinstance(value, nnx.Param) or path[0] == "text_lower":
+            return False
+        of_encoder = path[0] == "encoders"
+        return trainable == "all" or not of_encoder or isinstance(value, LoRAParam)
+
+    return split_module(model, trains)
+
+
+def masking_of(config: VideoTextModelConfig, inputs: ClipInputs) -> Masking:
+    """What draws the masks of a model's batches."""
+    tokenizer = inputs.tokenizer
+    assert tokenizer.mask_id is not None
+    return Masking(
+        config.masking,
+        tokenizer.mask_id,
+        (tokenizer.pad_id, *tokenizer.special_ids),
+        tokenizer.vocab_size,
+    )
+
+
+def video_text_losses_fn(
+    module: SplitModule, losses: Sequence[str], masking: Masking
+) -> LossesFn:
+    """`LOSSES` as a function of the model's arrays.
+
+    Args:
+        module: its structure is used, its arrays are not.
+        losses: names of T of them.
+        masking: draws the masks, others at each step.
+    """
+
+    def losses_fn(
+        params: PyTree, frozen: PyTree, batch: Mapping[str, Any], rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        masks = masking.draw(rng, batch)
+        outputs = Outputs(module.merge(params, frozen), batch, masks)
+        each = [LOSSES[name](outputs, batch, masking.config) for name in losses]
+        return jnp.stack(each), {}
+
+    return losses_fn
+
+
+def primary_loss_fn(module: SplitModule, primary: str, masking: Masking) -> LossFn:
+    """One of the losses alone."""
+    losses_fn = video_text_losses_fn(module, (primary,), masking)
+
+    def loss_fn(
+        params: PyTree, frozen: PyTree, batch: Mapping[str, Any], rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        losses, metrics = losses_fn(params, frozen, batch, rng)
+        return losses[0], metrics
+
+    return loss_fn
