@@ -15,7 +15,9 @@ def table1() -> ml_collections.ConfigDict:
     for task in config.tasks.values():
         task.loop.recovery.enabled = False
     config.optimizers = ("sgd", "adam", "adamw", "rmsprop", "lion", "learned")
-    config.trainable = ("all", "lora")
+    config.variants = {
+        name: dict(model=dict(trainable=name)) for name in ("all", "lora")
+    }
     # Of initialisation and batches; trials have another.
     config.seeds = (1, 2, 3)
     config.tuning_seed = 0
@@ -47,7 +49,7 @@ def smoke() -> ml_collections.ConfigDict:
     config = table1()
     config.tasks = ml_collections.ConfigDict({"tuxpaint_trimodal": multimodal.smoke()})
     config.optimizers = ("adamw", "learned")
-    config.trainable = ("lora",)
+    del config.variants["all"]
     config.seeds = (1, 2)
     config.budgets = (1.0, 0.5)
     config.search.num_trials = 2

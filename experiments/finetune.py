@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.workloads import read_run
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir(None, "Folder for logs and checkpoints.")
@@ -33,18 +34,9 @@ WORKDIR = cli.define_workdir(None, "Folder for logs and checkpoints.")
 
 def main(first: bool) -> None:
     """Builds, runs, reports."""
-    from meta_opt.finetuning.runs import finetune, read_run_config
-    from meta_opt.workloads.image_text import ImageTextConfig
-    from meta_opt.workloads.multimodal import MultimodalConfig
-    from meta_opt.workloads.video_text import VideoTextConfig
+    from meta_opt.finetuning.runs import finetune
 
-    settings = CONFIG.value.to_dict()
-    workload: Any = ImageTextConfig
-    if "clips" in settings:
-        workload = VideoTextConfig
-    elif "inputs" in settings:
-        workload = MultimodalConfig
-    config = read_run_config(workload, settings)
+    config = read_run(CONFIG.value.to_dict())
     finished = finetune(config, WORKDIR.value)
     if first:
         report(config, finished)

@@ -33,8 +33,8 @@ REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is the
 
 
 _SETTINGS = (
-    *("tasks", "optimizers", "trainable", "seeds", "tuning_seed", "budgets", "search"),
-    *("timing_rounds", "unseen", "workers", "results"),
+    *("tasks", "variants", "optimizers", "seeds", "tuning_seed", "budgets", "search"),
+    *("timing_rounds", "unseen", "workers", "results", "report"),
 )
 
 
@@ -53,7 +53,13 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
         workers, context, start_worker, (cores, WORKDIR.value)
     ) as pool:
         waiting = [
-            pool.submit(measure, cell, config["tasks"][cell.task]) for cell in missing
+            pool.submit(
+                measure,
+                cell,
+                config["tasks"][cell.task],
+                config["variants"][cell.variant],
+            )
+            for cell in missing
         ]
         try:
             with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
@@ -75,7 +81,7 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
 
     found = [record for c in every if (record := c.stored()) is not None]
     times = {
-        (r["task"], r["trainable"]): r["milliseconds"]
+        (r["task"], r["variant"]): r["milliseconds"]
         for r in found
         if r["optimizer"] == STEPS
     }

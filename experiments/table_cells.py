@@ -1,4 +1,4 @@
-"""A cell of the table: one optimizer on one task, run and, for baselines, tuned."""
+"""A cell of a table: one optimizer on a variant of a task, tuned and run."""
 
 import dataclasses
 import functools
@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments import cli
 from experiments.benchmarks.timing import medians
+from experiments.workloads import read_run
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.text_files import write_json
 from meta_opt.types import from_config
@@ -30,7 +31,7 @@ class Cell:
 
     Attributes:
         task: its name.
-        trainable: ``all`` or ``lora``.
+        variant: of the run, such as what of the model trains; its name.
         optimizer: its name.
         setup: all that the outcome depends on, JSON values.
         results: the table's folder.
@@ -38,7 +39,7 @@ class Cell:
     """
 
     task: str
-    trainable: str
+    variant: str
     optimizer: str
     setup: dict[str, Any]
     results: Path
@@ -47,12 +48,12 @@ class Cell:
     @property
     def name(self) -> str:
         """For bars and messages."""
-        return f"{self.task}, {self.trainable}, {self.optimizer}"
+        return f"{self.task}, {self.variant}, {self.optimizer}"
 
     @property
     def path(self) -> Path:
         """The JSON file of the result."""
-        return self.results / self.task / self.trainable / f"{self.optimizer}.json"
+        return self.results / self.task / self.variant / f"{self.optimizer}.json"
 
     @property
     def digest(self) -> str:
@@ -80,53 +81,68 @@ class Cell:
 
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     """All cells of a table, in the order in which they are measured."""
-    from meta_opt.finetuning.runs import read_run_config
-    from meta_opt.workloads.multimodal import MultimodalConfig
-
     found: list[tuple[str, str, str, dict[str, Any]]] = []
     for task, base in config["tasks"].items():
-        name = f"config.tasks.{task}"
-        run = read_run_config(MultimodalConfig, base, name).settings()
-        name = run["optimizer"]["weights"]
-        weights = [name, weights_digest(name)]
-        for trainable in config["trainable"]:
+        for variant, changes in config["variants"].items():
+            run = _run_config(task, base, changes).settings()
+            name = run["optimizer"]["weights"]
+            weights = [name, weights_digest(name)]
+            run = _deciding(run)
             for optimizer in config["optimizers"]:
-                setup = {
-                    "run": _of_run(run, trainable),
-                    "seeds": list(config["seeds"]),
-                }
+                setup: dict[str, Any] = {"run": run, "seeds": list(config["seeds"])}
                 if optimizer == "learned":
                     setup["budgets"] = list(config["budgets"])
                     setup["weights"] = weights
                 else:
                     setup["tuning_seed"] = config["tuning_seed"]
                     setup["search"] = dict(config["search"])
-                found.append((task, trainable, optimizer, setup))
+                found.append((task, variant, optimizer, setup))
             timed = {
-                "run": _of_run(run, trainable),
+                "run": run,
                 "rounds": config["timing_rounds"],
                 "optimizers": list(config["optimizers"]),
                 "weights": weights,
             }
-            found.append((task, trainable, STEPS, timed))
+            found.append((task, variant, STEPS, timed))
     return [
         Cell(*names, json.loads(json.dumps(setup)), Path(config["results"]), workdir)
         for *names, setup in found
     ]
 
 
-def _of_run(settings: Mapping[str, Any], trainable: str) -> dict[str, Any]:
-    run = {**settings, "model": {**settings["model"], "trainable": trainable}}
-    # Where files lie, and how many may be broken, decides nothing, and every optimizer
-    # has its own settings.
-    run.pop("export", None)
-    run["inputs"] = {
-        k: v
-        for k, v in settings["inputs"].items()
-        if k not in ("data_dir", "feature_cache_dir", "max_unreadable")
+def _run_config(task: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
+    return read_run(_merged(base, changes), f"config.tasks.{task}")
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others put over them, section by section.
+
+    >>> _merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    both = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = _merged(both[key], value) if nested else value
+    return both
+
+
+def _deciding(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's settings those that its outcome depends on.
+
+    Where files lie, and how many may be broken, decides nothing, and every optimizer
+    has its own settings.
+    """
+    idle = ("data_dir", "feature_cache_dir", "max_unreadable")
+    kept = {
+        name: {k: v for k, v in part.items() if k not in idle}
+        if isinstance(part, Mapping)
+        else part
+        for name, part in run.items()
+        if name != "export" and part is not None
     }
-    run["optimizer"] = {k: settings["optimizer"][k] for k in ("num_steps", "stacked")}
-    return run
+    kept["optimizer"] = {k: run["optimizer"][k] for k in ("num_steps", "stacked")}
+    return kept
 
 
 def start_worker(cores: Any, workdir: str) -> None:
@@ -149,30 +165,27 @@ def _end_with(parent: int) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _trial(base: str, trainable: str) -> Any:
+def _trial(task: str, base: str, changes: str) -> Any:
     """The task's data and programs, kept while its cells are measured."""
-    from meta_opt.finetuning.runs import read_run_config
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
-    from meta_opt.workloads.multimodal import MultimodalConfig
 
-    values = json.loads(base)
-    values["model"]["trainable"] = trainable
-    config = read_run_config(MultimodalConfig, values)
+    config = _run_config(task, json.loads(base), json.loads(changes))
     return config, Trial(config, injected)
 
 
-def measure(cell: Cell, base: dict[str, Any]) -> str:
+def measure(cell: Cell, base: dict[str, Any], changes: dict[str, Any]) -> str:
     """Measures a cell and writes its result; returns its name.
 
     Args:
         cell: what.
-        base: the run's whole configuration.
+        base: the task's run.
+        changes: of the variant.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM; the study goes on from its last trial.
     """
-    config, trial = _trial(json.dumps(base), cell.trainable)
+    config, trial = _trial(cell.task, json.dumps(base), json.dumps(changes))
     per_epoch = config.loop.eval_every
     if cell.optimizer == STEPS:
         return _write(cell, {"milliseconds": _step_times(cell, config, trial)})
@@ -208,7 +221,7 @@ def _write(cell: Cell, found: Mapping[str, Any]) -> str:
         "format": FORMAT,
         "digest": cell.digest,
         "task": cell.task,
-        "trainable": cell.trainable,
+        "variant": cell.variant,
         "optimizer": cell.optimizer,
         "setup": cell.setup,
         **found,
@@ -259,7 +272,7 @@ def _tuned(
         from_config(SearchConfig, given),
         baseline_space(cell.optimizer),
         objective,
-        storage=cell.workdir / cell.task / cell.trainable / f"{cell.optimizer}.sqlite3",
+        storage=cell.workdir / cell.task / cell.variant / f"{cell.optimizer}.sqlite3",
         name=cell.name,
         setup=cell.setup,
         stop_on=(Interrupted,),

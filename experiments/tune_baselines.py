@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.workloads import read_run
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/tune", "Folder for the studies.")
@@ -22,7 +23,6 @@ WORKDIR = cli.define_workdir("runs/tune", "Folder for the studies.")
 def main() -> None:
     """Builds, searches, writes."""
     from meta_opt.finetuning.interruption import Interrupted
-    from meta_opt.finetuning.runs import read_run_config
     from meta_opt.finetuning.state import fingerprint
     from meta_opt.finetuning.trial import Report, Trial
     from meta_opt.tuning.injected import injected
@@ -30,13 +30,12 @@ def main() -> None:
     from meta_opt.tuning.search import SearchConfig, search
     from meta_opt.tuning.space import Setting
     from meta_opt.types import check_keys, from_config
-    from meta_opt.workloads.image_text import ImageTextConfig
 
     config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
     check_keys("config", config, ("base", "search", "space", "name", "results"))
     # Trials differ in values only: the step is compiled once for each warm-up length.
     cli.keep_compiled(workdir)
-    base = read_run_config(ImageTextConfig, config["base"], "config.base")
+    base = read_run(config["base"], "config.base")
     settings = from_config(SearchConfig, config["search"], "config.search")
     space = {
         k: from_config(Setting, v, f"config.space.{k}")

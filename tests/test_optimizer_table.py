@@ -44,7 +44,7 @@ def make_run(losses, accuracy, budget=1.0, **changes):
 def make_record(optimizer, runs, task="one", trainable="all"):
     return {
         "task": task,
-        "trainable": trainable,
+        "variant": trainable,
         "optimizer": optimizer,
         "runs": runs,
     }

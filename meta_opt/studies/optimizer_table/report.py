@@ -113,10 +113,10 @@ def write_table1(
         parts,
         {"command": command, "cells": cells, "lines": lines, "claims": claims},
     )
-    for kind in dict.fromkeys(record["trainable"] for record in records):
+    for kind in dict.fromkeys(record["variant"] for record in records):
         plot_losses(
             folder / f"figure2_{kind}.png",
-            [r for r in records if r["trainable"] == kind],
+            [r for r in records if r["variant"] == kind],
         )
     if lines:
         plot_cost(folder / "figure3.png", lines)

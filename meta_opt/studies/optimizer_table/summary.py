@@ -99,7 +99,7 @@ def cell_row(
     has_f1 = "macro_f1" in full[0]["test"]
     return CellRow(
         task=record["task"],
-        trainable=record["trainable"],
+        trainable=record["variant"],
         optimizer=record["optimizer"],
         accuracy=interval(100 * run["test"]["accuracy"] for run in full),
         macro_f1=interval(run["test"]["macro_f1"] for run in full) if has_f1 else None,
@@ -289,7 +289,7 @@ def summarise_table(
     """
     by_kind: dict[str, dict[str, dict[str, Record]]] = {}
     for record in records:
-        tasks = by_kind.setdefault(record["trainable"], {})
+        tasks = by_kind.setdefault(record["variant"], {})
         tasks.setdefault(record["task"], {})[record["optimizer"]] = record
     cells: list[CellRow] = []
     lines: list[OptimizerRow] = []

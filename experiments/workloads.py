@@ -1,0 +1,28 @@
+"""Which workload a run's settings are of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def read_run(settings: Mapping[str, Any], name: str = "config") -> Any:
+    """Builds the configuration of a run, of the workload that its sections are of.
+
+    Args:
+        settings: a config file's: with ``clips`` of video-text workloads, with
+            ``inputs`` of multimodal ones, else of images with texts.
+        name: of the mapping, for errors.
+
+    Raises:
+        ValueError: as `meta_opt.finetuning.runs.read_run_config`.
+    """
+    from meta_opt.finetuning.runs import read_run_config
+    from meta_opt.workloads.image_text import ImageTextConfig
+    from meta_opt.workloads.multimodal import MultimodalConfig
+    from meta_opt.workloads.video_text import VideoTextConfig
+
+    workload: Any = ImageTextConfig
+    if "clips" in settings:
+        workload = VideoTextConfig
+    elif "inputs" in settings:
+        workload = MultimodalConfig
+    return read_run_config(workload, settings, name)
