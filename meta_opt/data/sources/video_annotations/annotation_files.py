@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meta_opt.text_files import parse_json, read_text
+from meta_opt.text_files import decode_text, parse_json
 from meta_opt.types import near_match
 
 _SHOWN = 60
@@ -224,10 +224,12 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[E
     """
     named = "tabs" if delimiter == "\t" else "commas"
     form = f"columns {', '.join(columns)}, separated by {named}"
-    # A byte order mark is left out; line ends are the reader's matter.
-    lines = csv.reader(
-        io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True
-    )
+    try:
+        text = decode_text(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; expected {form}") from None
+    # The CSV reader splits lines, since quoted fields may have line breaks.
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
         try:
@@ -296,7 +298,9 @@ def _check_header(
             )
     for column in header:
         if header.count(column) > 1:
-            raise ValueError(f"{where}: column {column!r} is there twice")
+            raise ValueError(
+                f"{where}: column {column!r} is there twice; expected {form}"
+            )
 
 
 def _place(where: str, key: str) -> str:

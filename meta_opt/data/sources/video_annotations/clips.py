@@ -43,8 +43,6 @@ _ANIMATIONS = (".gif", ".webp", ".apng")
 _VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
 _UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
 """What Pillow raises for damaged files."""
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError)
-"""What NumPy raises for damaged files."""
 _BETWEEN = 1e-6
 """Of a frame: times as near to a frame as this are that frame's."""
 
@@ -292,14 +290,16 @@ def load_features(path: Path) -> np.ndarray:
                 raise
             # No rows cannot be memory-mapped.
             array = np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
+    except Exception as error:
+        # NumPy parses headers as Python source, with all the errors that this has.
         reason = str(error) or type(error).__name__
-        if "allow_pickle" in reason or "pickled" in reason:
+        if "pickle" in reason or "Python objects" in reason:
             reason = "it holds Python objects, and unpickling runs what is in a file"
         raise ValueError(
             f"{path}: {reason}; expected a .npy file of floats [T, D]"
         ) from None
     if not isinstance(array, np.ndarray):
+        array.close()
         raise ValueError(f"{path}: an archive; expected a .npy file of floats [T, D]")
     if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] == 0:
         raise ValueError(
