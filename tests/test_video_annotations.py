@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import shlex
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,10 +15,12 @@ from PIL import Image
 from meta_opt.data.sources.video_annotations import (
     KINDS,
     VideoTextSample,
+    annotation_files,
     read_annotations,
 )
 from meta_opt.data.sources.video_annotations.clips import (
     even_indices,
+    ffmpeg_command,
     find_clips,
     segment_frames,
 )
@@ -478,6 +481,19 @@ WRONG = [
         lambda text: "video_id\n",
         "no sample in the split",
     ),
+    # Quotes that are not closed, or closed before the end of a field.
+    (
+        "msrvtt_9k",
+        "MSRVTT_train.9k.csv",
+        replaced("video7010\n", '"video7010'),
+        "line 4: unexpected end of data; expected columns",
+    ),
+    (
+        "cmu_mosi",
+        "MOSI-label.csv",
+        replaced("IT WAS", '"IT" WAS'),
+        r"line 4: .* expected after .*; expected columns",
+    ),
     ("youcook2", COOK, without("database"), r"no key 'database'; expected"),
     (
         "youcook2",
@@ -696,6 +712,25 @@ def test_other_encodings(folder, kind, name, encoding, message):
         read_annotations(kind, folder)
 
 
+def test_json_nested_deeper_than_python_recurses(folder, monkeypatch):
+    def too_deep(data):
+        raise RecursionError
+
+    monkeypatch.setattr(annotation_files, "parse_json", too_deep)
+    with pytest.raises(ValueError, match=r"data.json: nested too deeply; expected"):
+        read_annotations("msrvtt", folder)
+
+
+def test_commands_are_quoted(tmp_path):
+    (tmp_path / "a b.mp4").touch()
+    command = ffmpeg_command(tmp_path, ["a b"])
+    video, frames = str(tmp_path / "a b.mp4"), str(tmp_path / "a b")
+    assert shlex.split(command) == [
+        *("mkdir", "-p", frames, "&&", "ffmpeg", "-i", video, "-vf", "fps=2"),
+        f"{frames}/%06d.jpg",
+    ]
+
+
 def test_wrong_mapping(folder):
     path = folder / "youtube_mapping.txt"
     for text, message in [
@@ -750,6 +785,7 @@ EDITS = st.lists(
 @settings(
     max_examples=300,
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(kind=st.sampled_from(sorted(FILES)), edits=EDITS)
@@ -785,7 +821,7 @@ def test_frames(folder, tmp_path):
         picture(media / "video0" / f"{i + 1}.png", (i * 20, 0, 0))
     picture(media / "video1" / "000001.png", (200, 0, 0))
     picture(media / "video1" / "000002.png", (220, 0, 0))
-    (media / "video0" / ".DS_Store").write_bytes(b"x")
+    (media / "video0" / "._1.png").write_bytes(b"x")
     data = read_annotations("msrvtt", folder, media=media)
     assert (data.missing, len(data)) == ((), 2)
     frames, mask = data.frames(data[0], 4, 6)
@@ -842,7 +878,7 @@ def test_missing_clips_are_counted_and_named(folder, caplog):
     )
     assert message in caplog.text and message in data.describe()
     assert "1 of them are there as video files" in caplog.text
-    assert f"ffmpeg -i '{media}/video4.mp4'" in caplog.text
+    assert f"ffmpeg -i {media}/video4.mp4 " in caplog.text
     gone = VideoTextSample("video0", "video0", "train", ("a",))
     with pytest.raises(ValueError, match="sample 'video0' has no clip"):
         data.frames(gone, 1, 4)
@@ -863,7 +899,7 @@ def test_no_clip_at_all(folder):
     ):
         read_annotations("msrvtt", folder, media=media)
     (media / "video1.mp4").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"not decoded; .*ffmpeg -i '.*/video1.mp4' -"):
+    with pytest.raises(ValueError, match=r"not decoded; .*ffmpeg -i .*/video1.mp4 -"):
         read_annotations("msrvtt", folder, media=media)
     with pytest.raises(ValueError, match="read without `media`"):
         data = read_annotations("msrvtt", folder)
@@ -876,7 +912,7 @@ def test_no_clip_at_all(folder):
         ("features.npz", "is one file for all clips, which needs unpickling"),
         ("features.npy", r"np.save\(f'FOLDER/\{name\}.npy', x\)"),
         ("features.pickle", "unpickling runs what is in a file"),
-        ("video0.mp4", "ffmpeg -i '.*video0.mp4' -vf fps=2 '.*video0/%06d.jpg'"),
+        ("video0.mp4", "ffmpeg -i .*video0.mp4 -vf fps=2 .*video0/%06d.jpg"),
         ("clips.txt", "is a file, not a folder of clips"),
     ],
 )
@@ -941,6 +977,7 @@ def test_wrong_features(folder):
 @settings(
     max_examples=150,
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(place=st.floats(0, 1), removed=st.integers(0, 9), added=st.binary(max_size=5))
@@ -1046,6 +1083,7 @@ def test_segments_are_not_cut_out_of_animations(folder):
         read_annotations("youcook2", folder, media=folder / "media")
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     start=st.floats(0, 1e300),
     length=st.floats(1e-9, 1e300),

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -361,7 +362,8 @@ def _clips_named(folder: Path, name: str) -> Iterator[Clip]:
 
 
 def _ffmpeg(video: str, frames: str) -> str:
-    return f"mkdir -p '{frames}' && ffmpeg -i '{video}' -vf fps=2 '{frames}/%06d.jpg'"
+    frames, video = shlex.quote(frames), shlex.quote(video)
+    return f"mkdir -p {frames} && ffmpeg -i {video} -vf fps=2 {frames}/%06d.jpg"
 
 
 def _check_folder(folder: Path) -> None:

@@ -163,8 +163,8 @@ def read_annotations(
 
     Raises:
         ValueError: if there is no such kind or split, a file is not of the official
-            form (it is named with line or entry and what was expected), or ``media``
-            will not do, see
+            form (it is named with line or entry and what was expected), two samples
+            have one key, or ``media`` has no clips that can be used, see
             `meta_opt.data.sources.video_annotations.clips.find_clips`.
         FileNotFoundError: if an annotation file is missing; it is named.
 
