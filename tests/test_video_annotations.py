@@ -16,6 +16,7 @@ from meta_opt.data.sources.video_annotations import (
     KINDS,
     VideoTextSample,
     annotation_files,
+    clips,
     read_annotations,
 )
 from meta_opt.data.sources.video_annotations.clips import (
@@ -1026,6 +1027,42 @@ def test_files_that_cannot_be_decoded(folder):
         data = read_annotations("tgif_qa_count", folder, media=media)
         with pytest.raises(ValueError, match=r"tumblr_a_250.gif cannot be decoded"):
             data.frames(data[0], 2, 4)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(places=st.lists(st.integers(0, 70), min_size=1, max_size=3), byte=st.binary())
+def test_damaged_animations_give_frames_or_value_errors(tmp_path, places, byte):
+    animation(tmp_path / "a.gif", 5)
+    data = (tmp_path / "a.gif").read_bytes()
+    for place in places:
+        data = data[:place] + byte + data[place + 1 :]
+    (tmp_path / "a.gif").write_bytes(data)
+    sample = VideoTextSample("a", "a", "train", ("a",))
+    try:
+        frames, mask = find_clips(tmp_path, [sample]).frames(sample, 3, 8)
+    except ValueError as error:
+        assert str(tmp_path) in str(error)
+    else:
+        assert (frames.shape, mask.shape) == ((3, 8, 8, 3), (3,))
+
+
+@pytest.mark.parametrize(
+    "error", [IndexError("index out of range"), Image.DecompressionBombError("large")]
+)
+def test_errors_of_damaged_animations(tmp_path, monkeypatch, error):
+    def fail(data):
+        raise error
+
+    animation(tmp_path / "a.gif", 5)
+    sample = VideoTextSample("a", "a", "train", ("a",))
+    monkeypatch.setattr(clips, "count_frames", fail)
+    with pytest.raises(ValueError, match=rf"a.gif cannot be decoded: {error}"):
+        find_clips(tmp_path, [sample]).frames(sample, 3, 8)
 
 
 def test_clips_of_several_forms(folder):

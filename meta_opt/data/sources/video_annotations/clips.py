@@ -42,7 +42,10 @@ NAMED = 5
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _ANIMATIONS = (".gif", ".webp", ".apng")
 _VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
-_UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+_UNDECODABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error),
+    *(zlib.error, Image.DecompressionBombError),
+)
 """What Pillow raises for damaged files."""
 _BETWEEN = 1e-6
 """Of a frame: times as near to a frame as this are that frame's."""
