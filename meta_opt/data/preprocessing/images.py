@@ -94,6 +94,20 @@ def decode_frames(
         return frames
 
 
+def count_frames(data: bytes) -> int:
+    """How many frames an image file has; 1 if it is no animation.
+
+    Args:
+        data: a WebP, GIF, APNG, ... file.
+
+    Raises:
+        TooManyPixelsError: if a frame is larger than Pillow decodes.
+        OSError: if the file is damaged or of a kind that Pillow does not know.
+    """
+    with _opened(data) as image:
+        return getattr(image, "n_frames", 1)
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
