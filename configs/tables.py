@@ -1,8 +1,12 @@
-"""The comparison of optimizers on the suite: ``table1``, and ``smoke``."""
+"""Optimizers compared on the suite: ``table1``; combiners of losses: ``meltr``.
+
+``smoke`` and ``meltr_smoke`` show that they run.
+"""
 
 import ml_collections
 
 from configs import common, multimodal
+from configs import meltr as video_text
 
 
 def table1() -> ml_collections.ConfigDict:
@@ -40,6 +44,7 @@ def table1() -> ml_collections.ConfigDict:
     )
     # Processes, each on a core of its own; 1 on an accelerator.
     config.workers = 2
+    config.report = "optimizers"
     config.results = "results/table1"
     return config
 
@@ -61,6 +66,54 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
+def meltr() -> ml_collections.ConfigDict:
+    """Six ways of combining losses, four tasks, AdamW and the learned optimizer."""
+    config = table1()
+    tasks = (
+        *("univl_retrieval", "univl_captioning", "univl_sentiment"),
+        "violet_question_answering",
+    )
+    config.tasks = ml_collections.ConfigDict(
+        {name: video_text.get_config(name) for name in tasks}
+    )
+    for task in config.tasks.values():
+        task.num_steps = 300
+        task.loop.eval_every = 100
+    # Learning rates of what is learned of the losses are those of the papers.
+    config.variants = dict(
+        primary=dict(meta_loss=dict(combiner="primary")),
+        equal=dict(meta_loss=dict(combiner="equal")),
+        uncertainty=dict(meta_loss=dict(combiner="uncertainty", learning_rate=1e-2)),
+        gradnorm=dict(meta_loss=dict(combiner="gradnorm", learning_rate=2.5e-2)),
+        pcgrad=dict(meta_loss=dict(combiner="pcgrad")),
+        meltr=dict(meta_loss=dict(combiner="meltr")),
+    )
+    config.optimizers = ("adamw", "learned")
+    config.budgets = (1.0,)
+    # Evaluations; one trial in so many goes on from there.
+    config.search.min_resource = 1
+    config.unseen = ()
+    config.report = "meltr"
+    config.results = "results/meltr"
+    return config
+
+
+def meltr_smoke() -> ml_collections.ConfigDict:
+    """Equal weights and MELTR under the learned optimizer for a few steps."""
+    config = meltr()
+    config.tasks = ml_collections.ConfigDict({"univl_retrieval": video_text.smoke()})
+    config.tasks.univl_retrieval.optimizer.name = "learned"
+    for name in ("primary", "uncertainty", "gradnorm", "pcgrad"):
+        del config.variants[name]
+    config.optimizers = ("learned",)
+    config.seeds = (1, 2)
+    config.timing_rounds = 2
+    config.workers = 1
+    config.results = "runs/meltr_smoke"
+    return config
+
+
 def get_config(arg: str = "table1") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {"table1": table1, "smoke": smoke})
+    variants = (table1, smoke, meltr, meltr_smoke)
+    return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -1,6 +1,7 @@
 """Measures a table's cells, and makes table and figures of them; ``make tables``.
 
     python -m experiments.reproduce_tables --config configs/tables.py:table1
+    python -m experiments.reproduce_tables --config configs/tables.py:meltr
 
 What is measured already, under the same configuration, is not measured again. Stopped
 by Ctrl-C or killed, the same command goes on; studies of baselines are kept in
@@ -76,9 +77,6 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
 
 def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
     """Makes table and figures of the cells that are there."""
-    from meta_opt.studies.optimizer_table.report import write_table1
-    from meta_opt.studies.optimizer_table.summary import summarise_table
-
     found = [record for c in every if (record := c.stored()) is not None]
     times = {
         (r["task"], r["variant"]): r["milliseconds"]
@@ -86,12 +84,27 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
         if r["optimizer"] == STEPS
     }
     found = [record for record in found if record["optimizer"] != STEPS]
+    total = sum(cell.optimizer != STEPS for cell in every)
+    if config["report"] == "meltr":
+        from meta_opt.studies.meltr.report import write_meltr
+        from meta_opt.studies.meltr.summary import summarise
+
+        kinds = {name: task["task"] for name, task in config["tasks"].items()}
+        measured = [r for r in found if r["optimizer"] != STEPS]
+        rows = summarise(measured, kinds, times)
+        counts = {"total": total, "count": len(measured)}
+        return write_meltr(
+            config["results"], rows, **counts, command=cli.command_line()
+        )
+    from meta_opt.studies.optimizer_table.report import write_table1
+    from meta_opt.studies.optimizer_table.summary import summarise_table
+
     of_cells, lines, claims = summarise_table(found, times, config["unseen"])
     return write_table1(
         config["results"],
         found,
         *([dataclasses.asdict(x) for x in part] for part in (of_cells, lines, claims)),
-        total=sum(cell.optimizer != STEPS for cell in every),
+        total=total,
         command=cli.command_line(),
     )
 

@@ -1,0 +1,1 @@
+"""How losses are best combined: MELTR against its alternatives."""

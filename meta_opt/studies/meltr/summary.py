@@ -1,0 +1,141 @@
+"""Ways of combining losses compared, out of a table's cells.
+
+A variant of a task is a combiner (`meta_opt.meta_loss.settings.COMBINATIONS`); the
+inner optimizers are tuned AdamW and the learned one, which is not tuned.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from meta_opt.studies.meta_test.comparison import Interval, interval
+
+Record = Mapping[str, Any]
+"""Of a cell, as `experiments.table_cells` writes it."""
+
+COMBINERS = ("primary", "equal", "uncertainty", "gradnorm", "pcgrad", "meltr")
+"""In the order of the table."""
+METRICS: Mapping[str, tuple[tuple[str, str, str, float, int], ...]] = {
+    "retrieval": (
+        ("t2v_r1", "R@1 (%)", "higher", 100, 1),
+        ("t2v_r5", "R@5 (%)", "higher", 100, 1),
+        ("t2v_r10", "R@10 (%)", "higher", 100, 1),
+        ("t2v_medr", "median rank", "lower", 1, 1),
+    ),
+    "captioning": (
+        ("bleu3", "BLEU-3", "higher", 1, 1),
+        ("bleu4", "BLEU-4", "higher", 1, 1),
+        ("meteor", "METEOR, without synonyms", "higher", 1, 1),
+        ("rouge_l", "ROUGE-L", "higher", 1, 1),
+        ("cider", "CIDEr", "higher", 1, 1),
+    ),
+    "question_answering": (
+        ("accuracy", "accuracy (%)", "higher", 100, 1),
+        ("choice_accuracy", "one of four names (%)", "higher", 100, 1),
+        ("accuracy_category", "category (%)", "higher", 100, 1),
+        ("accuracy_direction", "forwards or backwards (%)", "higher", 100, 1),
+        ("count_mse", "squared error of counted changes", "lower", 1, 2),
+    ),
+    "sentiment": (
+        ("mae", "mean absolute error", "lower", 1, 3),
+        ("correlation", "correlation", "higher", 1, 3),
+        ("acc2_non_negative", "Acc-2 (%)", "higher", 100, 1),
+        ("f1_non_negative", "F1 (%)", "higher", 100, 1),
+    ),
+}
+"""By task: key of the test metrics, label, what is better, factor, digits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CombinerRow:
+    """One combiner under one optimizer on one task, over seeds.
+
+    Attributes:
+        task: its name.
+        kind: the task's kind, a key of `METRICS`.
+        optimizer: of the model.
+        combiner: its name.
+        metrics: on test data, by key.
+        over_equal: gain of the main metric (`MAIN`) over equal weights, seed by seed;
+            of an error its decrease. None of equal weights themselves.
+        validation_loss: of the primary loss at the end.
+        milliseconds: of a step without meta-steps; None without a timing.
+        peak_bytes: of the compiled step.
+    """
+
+    task: str
+    kind: str
+    optimizer: str
+    combiner: str
+    metrics: dict[str, Interval]
+    over_equal: Interval | None
+    validation_loss: Interval
+    milliseconds: float | None
+    peak_bytes: int
+
+
+MAIN = {
+    "retrieval": ("t2v_r10", 100.0),
+    "captioning": ("cider", 1.0),
+    "question_answering": ("accuracy", 100.0),
+    "sentiment": ("mae", -1.0),
+}
+"""By task: the metric that combiners are compared by, and the factor of a gain."""
+
+
+def summarise(
+    records: Sequence[Record],
+    kinds: Mapping[str, str],
+    milliseconds: Mapping[tuple[str, str], Mapping[str, float]],
+) -> list[CombinerRow]:
+    """A row for each cell, in the order of the table.
+
+    Args:
+        records: of the cells.
+        kinds: a key of `METRICS` for each task.
+        milliseconds: of a step by (task, combiner) and optimizer.
+    """
+    found = {(r["task"], r["optimizer"], r["variant"]): r for r in records}
+    rows = []
+    for task in dict.fromkeys(task for task, _, _ in found):
+        for optimizer in dict.fromkeys(o for t, o, _ in found if t == task):
+            equal = found.get((task, optimizer, "equal"))
+            for combiner in COMBINERS:
+                record = found.get((task, optimizer, combiner))
+                if record is not None:
+                    steps = milliseconds.get((task, combiner), {})
+                    step = steps.get(optimizer)
+                    rows.append(_row(record, kinds[task], equal, step))
+    return rows
+
+
+def _row(
+    record: Record, kind: str, equal: Record | None, milliseconds: float | None
+) -> CombinerRow:
+    runs = _full(record)
+    keys = [key for key, *_ in METRICS[kind] if key in runs[0]["test"]]
+    losses = [run["epochs"][-1]["validation"]["loss"] for run in runs]
+    over_equal = None
+    if equal is not None and record["variant"] != "equal":
+        key, factor = MAIN[kind]
+        others = {run["seed"]: run["test"][key] for run in _full(equal)}
+        over_equal = interval(
+            factor * (run["test"][key] - others[run["seed"]])
+            for run in runs
+            if run["seed"] in others
+        )
+    return CombinerRow(
+        task=record["task"],
+        kind=kind,
+        optimizer=record["optimizer"],
+        combiner=record["variant"],
+        metrics={k: interval(run["test"][k] for run in runs) for k in keys},
+        over_equal=over_equal,
+        validation_loss=interval(losses),
+        milliseconds=milliseconds,
+        peak_bytes=max(run["peak_bytes"] for run in runs),
+    )
+
+
+def _full(record: Record) -> list[Mapping[str, Any]]:
+    return [run for run in record["runs"] if run["budget"] == 1.0]
