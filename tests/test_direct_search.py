@@ -138,6 +138,7 @@ def scores_of(folder):
     return [row["scores"] for row in rows]
 
 
+@pytest.mark.slow
 def test_workers_give_the_scores_of_one_process(tmp_path):
     config = settings(
         families=("line", "steep"), generations=2, num_steps={"line": 10, "steep": 10}

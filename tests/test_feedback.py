@@ -171,6 +171,7 @@ def test_a_batch_is_cut_to_what_memory_holds(monkeypatch):
         run(1000, size=4)  # Every size down to one is compiled.
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_in_the_same_bits(tmp_path):
     fault = with_nan(41, 42)
     unbroken = train(tmp_path / "a", LONG, batches=Faulty(fault), tx=optax.adam(3e-3))

@@ -154,6 +154,7 @@ def assert_one_run(two, one):
         np.testing.assert_allclose(exported[0][name], value, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_by_a_signal_to_one_of_them_are_one(tmp_path):
     program, mesh = "tests/fixtures/finetuning_toy.py", {"fsdp": DEVICES}
 

@@ -720,6 +720,22 @@ def test_the_meta_gradient_is_its_formula(direct_term):
     assert bool(info.finite) and not np.any(info.masked)
 
 
+@pytest.mark.parametrize("kind", ["jvp", "double_backward"])
+def test_one_pass_over_the_second_batch_gives_the_same(kind):
+    """The regulariser's gradient and the tangents out of one linearisation."""
+    losses_fn, combiner, phi, w = meta_problem()
+    shared = meta_gradient(losses_fn, combiner, phi, w, BATCHES, gamma=0.3)
+    apart = meta_gradient(
+        *(losses_fn, combiner, phi, w, BATCHES),
+        gamma=0.3,
+        hypergradient=make_hypergradient(HypergradientConfig(kind)),
+    )
+    assert difference(shared.gradient, apart.gradient) < 1e-5
+    np.testing.assert_allclose(
+        shared.diagnostics.tangents, apart.diagnostics.tangents, rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_function_for_the_primary_loss():
     losses_fn, combiner, phi, w = meta_problem()
     direction = functools.partial(meta_direction, losses_fn, combiner, phi, w, BATCHES)

@@ -105,7 +105,13 @@ def unbroken_here(tmp_path_factory):
     return digest(result.state.params), (workdir / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("at", [1, 6, 7, 8, CONFIG.num_steps])
+@pytest.mark.parametrize(
+    "at",
+    [
+        *(1, 6, CONFIG.num_steps),
+        *(pytest.param(at, marks=pytest.mark.slow) for at in (7, 8)),
+    ],
+)
 def test_sigint_in_process(tmp_path, unbroken_here, at):
     batches = make_batches(make_data(), CONFIG.batch_size)
     batches = SignallingBatches(batches, signal.SIGINT, at)

@@ -219,6 +219,7 @@ def run_program(workdir, devices, mesh, *args):
     )
 
 
+@pytest.mark.slow
 def test_a_run_on_eight_devices_goes_on_on_four_and_ends_on_one(tmp_path):
     parts = [
         (8, {"fsdp": 8}, ("--signal=SIGTERM", "--at=10")),

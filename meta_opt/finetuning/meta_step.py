@@ -1,13 +1,13 @@
-"""Training of what combines the losses: a second program, every few steps.
+"""Training of what combines the losses: further programs, every few steps.
 
-Apart from the step's, so that the memory of the two does not add up. Its batches are
+Apart from the step's, so that the memory of them does not add up. Their batches are
 held out of training and of all evaluation.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,56 +17,80 @@ from jax.sharding import Mesh
 from meta_opt.finetuning.objective import Objective
 from meta_opt.finetuning.state import TrainState
 from meta_opt.meta_loss.hypergradients import HypergradientFn, make_hypergradient
-from meta_opt.meta_loss.meta_gradient import meta_gradient
+from meta_opt.meta_loss.meta_gradient import finish_meta_gradient, primary_gradient
 from meta_opt.meta_loss.preconditioners import update_preconditioner
 from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.parallel.mesh import place_batch, replicated
 from meta_opt.types import PyTree
-from meta_opt.workloads.workload import Batches, Losses
+from meta_opt.workloads.workload import Batches, Workload
 
-MetaProgram = Callable[..., tuple[PyTree, dict[str, jax.Array]]]
-"""``(state, first batch, second batch) -> (objective's state, metrics)``."""
+
+class MetaPrograms(NamedTuple):
+    """A meta-step, as two functions to be compiled apart.
+
+    Attributes:
+        primary: ``(state, first batch) -> (gradient of the primary loss, loss)``.
+        finish: ``(state, gradient, loss, second batch) -> (objective's state,
+            metrics)``.
+    """
+
+    primary: Callable[..., tuple[PyTree, jax.Array]]
+    finish: Callable[..., tuple[PyTree, dict[str, jax.Array]]]
 
 
 def make_meta_step(
-    losses: Losses,
+    workload: Workload,
     objective: Objective,
     config: MetaLossConfig,
     tx: optax.GradientTransformation,
-) -> MetaProgram:
+) -> MetaPrograms:
     """Builds the meta-step (Ko et al. 2023, arXiv:2303.13009, algorithm 1).
 
     Args:
-        losses: of the workload.
+        workload: its losses, of which ``loss_fn`` is the primary one.
         objective: whose combiner is trained.
         config: how.
         tx: the optimizer of the model, whose adaptation ``sama`` reads.
 
     Returns:
-        A pure function. Its metrics: ``primary`` (the primary loss on the first batch),
-        ``grad_norm`` of the hypergradient, ``masked`` losses, ``skipped`` (1 where
-        something was not finite and nothing was changed), and for each loss ``weight/``
-        (its weight in the model's gradient) and ``alignment/`` (the derivative of the
-        loss along the direction that the primary one falls in; positive: it helps).
+        Pure functions. Metrics of the second: ``primary`` (the primary loss on the
+        first batch), ``grad_norm`` of the hypergradient, ``masked`` losses, ``skipped``
+        (1 where something was not finite and nothing was changed), and for each loss
+        ``weight/`` (its weight in the model's gradient) and ``alignment/`` (the
+        derivative of the loss along the direction that the primary one falls in;
+        positive: it helps).
     """
-    combiner = objective.combiner
-    assert combiner is not None
+    combiner, losses = objective.combiner, workload.losses
+    assert combiner is not None and losses is not None
     optimizer = config.make_meta_optimizer()
-    primary = losses.names.index(losses.primary)
-    adapts = config.hypergradient.kind == "sama"
-    plain = None if adapts else make_hypergradient(config.hypergradient)
+    kind = config.hypergradient.kind
+    plain: HypergradientFn | None = None
+    if kind != "sama" and not (kind == "jvp" and config.hypergradient.share_forward):
+        plain = make_hypergradient(config.hypergradient)
 
-    def meta_step(
-        state: TrainState, first: PyTree, second: PyTree
-    ) -> tuple[PyTree, dict[str, jax.Array]]:
+    def keys(state: TrainState) -> jax.Array:
         rng = jax.random.fold_in(state.rng, state.step)
-        rng, dropout_key = jax.random.split(jax.random.fold_in(rng, 1))
+        return jax.random.split(jax.random.fold_in(rng, 1))
 
-        def losses_fn(params: PyTree, batch: PyTree) -> jax.Array:
-            return losses.fn(params, state.frozen, batch, rng)[0]
+    def primary_loss(state: TrainState) -> Callable[[PyTree, PyTree], jax.Array]:
+        rng, _ = keys(state)
+        return lambda params, batch: workload.loss_fn(params, state.frozen, batch, rng)[
+            0
+        ]
 
+    def losses_of(state: TrainState) -> Callable[[PyTree, PyTree], jax.Array]:
+        rng, _ = keys(state)
+        return lambda params, batch: losses.fn(params, state.frozen, batch, rng)[0]
+
+    def primary(state: TrainState, first: PyTree) -> tuple[PyTree, jax.Array]:
+        return primary_gradient(primary_loss(state), state.params, first)
+
+    def finish(
+        state: TrainState, gradient: PyTree, loss: jax.Array, second: PyTree
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        losses_fn = losses_of(state)
         # One key: direction and hypergradient see the same network.
-        combine = functools.partial(combiner.apply, dropout_key=dropout_key)
+        combine = functools.partial(combiner.apply, dropout_key=keys(state)[1])
         phi = state.objective["phi"]
 
         def adapted() -> HypergradientFn:
@@ -79,19 +103,14 @@ def make_meta_step(
             )
             return make_hypergradient(config.hypergradient, adapt)
 
-        gradient, seen = meta_gradient(
-            losses_fn,
-            combine,
-            phi,
-            state.params,
-            (first, second),
-            primary=primary,
+        found, seen = finish_meta_gradient(
+            *(losses_fn, combine, phi, state.params, second, (gradient, loss)),
             gamma=config.gamma,
-            hypergradient=plain or adapted(),
+            hypergradient=adapted() if kind == "sama" else plain,
             direct_term=config.direct_term,
         )
         opt_state = state.objective["opt_state"]
-        updates, new_opt_state = optimizer.update(gradient, opt_state, phi)
+        updates, new_opt_state = optimizer.update(found, opt_state, phi)
         new = {"phi": optax.apply_updates(phi, updates), "opt_state": new_opt_state}
         old = {"phi": phi, "opt_state": opt_state}
         new = jax.tree.map(lambda a, b: jnp.where(seen.finite, a, b), new, old)
@@ -104,14 +123,14 @@ def make_meta_step(
             **{f"alignment/{n}": seen.tangents[i] for i, n in enumerate(losses.names)},
         }
 
-    return meta_step
+    return MetaPrograms(primary, finish)
 
 
 class MetaSteps:
     """The meta-steps of a run: when, on which batches, and how they went.
 
     Args:
-        program: see `make_meta_step`.
+        programs: see `make_meta_step`.
         interval: steps of training between two.
         open_batches: opens the meta-validation data at their beginning.
         rows: how many of each batch this process makes.
@@ -124,7 +143,7 @@ class MetaSteps:
 
     def __init__(
         self,
-        program: MetaProgram,
+        programs: MetaPrograms,
         interval: int,
         open_batches: Callable[[], Batches],
         rows: int,
@@ -133,25 +152,37 @@ class MetaSteps:
     ) -> None:
         self.interval = interval
         self.pending: list[dict[str, Any]] = []
-        self._program, self._mesh = program, mesh
+        self._programs, self._mesh = programs, mesh
         self._open_batches, self._batches = open_batches, open_batches()
         self._rows, self._batch_size = rows, batch_size
-        self._compiled: Any = None
+        self._primary: Any = None
+        self._finish: Any = None
 
     def compile(self, state: TrainState) -> None:
         """Compiles for states such as this one, and takes no batch from the data."""
         batches = self._open_batches()
-        pair = [self._placed(next(batches)) for _ in range(2)]
-        jitted = jax.jit(self._program, out_shardings=replicated(self._mesh))
+        first, second = (self._placed(next(batches)) for _ in range(2))
+        layout = jax.tree.map(lambda x: x.sharding, state.params)
+        whole = replicated(self._mesh)
+        primary = jax.jit(self._programs.primary, out_shardings=(layout, whole))
+        finish = jax.jit(self._programs.finish, out_shardings=whole)
         with jax.set_mesh(self._mesh):
-            self._compiled = jitted.lower(state, *pair).compile()
+            self._primary = primary.lower(state, first).compile()
+            of_primary = jax.eval_shape(self._programs.primary, state, first)
+            gradient, loss = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                of_primary,
+                (layout, whole),
+            )
+            self._finish = finish.lower(state, gradient, loss, second).compile()
 
     def after(self, step: int, state: TrainState) -> TrainState:
         """The state after step number ``step``, with a meta-step if it is due."""
         if step % self.interval:
             return state
-        pair = [self._placed(next(self._batches)) for _ in range(2)]
-        objective, metrics = self._compiled(state, *pair)
+        first, second = (self._placed(next(self._batches)) for _ in range(2))
+        gradient, loss = self._primary(state, first)
+        objective, metrics = self._finish(state, gradient, loss, second)
         self.pending.append(metrics)
         return dataclasses.replace(state, objective=objective)
 

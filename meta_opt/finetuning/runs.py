@@ -147,9 +147,9 @@ def _meta_steps(
     open_batches = functools.partial(
         workload.meta_batches, batch_size, config.seed, rows
     )
-    program = make_meta_step(workload.losses, objective, meta_loss, tx)
+    programs = make_meta_step(workload, objective, meta_loss, tx)
     return MetaSteps(
-        program, meta_loss.interval, open_batches, len(rows), batch_size, mesh
+        programs, meta_loss.interval, open_batches, len(rows), batch_size, mesh
     )
 
 

@@ -8,8 +8,9 @@ arXiv:2303.13009),
         + \gamma \Big| \sum_t l_t(w; B_2) - c(l(w; B_2); \phi) \Big| \Big], \qquad
     g_\phi = -\nabla_\phi \langle \nabla_w c(l(w; B_2); \phi), v \rangle.
 
-`meta_direction` and the hypergradient may be compiled as two programs: the second needs
-v and nothing of the first's activations. `meta_gradient` is both in one.
+`primary_gradient` and `finish_meta_gradient` may be compiled as two programs: the
+second needs the gradient and nothing of the first's activations. `meta_gradient` is
+both.
 
 Beside the hypergradient's own cost, v takes a training gradient, and with the
 regulariser a second one, whose activations XLA may keep at the same time.
@@ -23,8 +24,11 @@ import jax.numpy as jnp
 
 from meta_opt.meta_loss.hypergradients import (
     Combine,
+    Hypergradient,
     HypergradientConfig,
     HypergradientFn,
+    cast_like,
+    contract,
     inner_product,
     make_hypergradient,
 )
@@ -74,6 +78,32 @@ class MetaGradient(NamedTuple):
     diagnostics: MetaDiagnostics
 
 
+def primary_gradient(
+    primary_fn: PrimaryFn, w: PyTree, batch: PyTree
+) -> tuple[PyTree, jax.Array]:
+    """The gradient of the primary loss, a pytree like w, and the loss [].
+
+    Args:
+        primary_fn: ``(w, batch) -> scalar``, the primary loss alone: out of T losses it
+            would be differentiated with the others.
+        w: the model's trainable parameters, any pytree of floating-point arrays.
+        batch: B1.
+    """
+
+    def wide(w: PyTree) -> jax.Array:
+        loss = primary_fn(w, batch)
+        return loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+
+    loss, gradient = jax.value_and_grad(wide)(w)
+    return gradient, loss
+
+
+def _primary_fn(losses_fn: BatchLossesFn, primary: int | PrimaryFn) -> PrimaryFn:
+    if callable(primary):
+        return primary
+    return lambda w, batch: losses_fn(w, batch)[primary]
+
+
 def meta_direction(
     losses_fn: BatchLossesFn,
     combine: Combine,
@@ -84,35 +114,37 @@ def meta_direction(
     primary: int | PrimaryFn,
     gamma: float,
 ) -> tuple[PyTree, jax.Array]:
-    """The direction v and the primary loss.
+    """The direction v, a pytree like w, and the primary loss [].
 
     Args:
         losses_fn: ``(w, batch) -> losses [T]``.
         combine: ``(phi, losses) -> scalar``.
         phi: the combiner's parameters.
-        w: the model's trainable parameters, any pytree of floating-point arrays.
+        w: the model's trainable parameters.
         batches: B1 and B2; at gamma 0 only the first is read.
-        primary: place of the primary loss, or a function that computes it alone and
+        primary: place of the primary loss in [T], or a function for it alone, which
             saves the others' work.
         gamma: weight of the regulariser, static.
-
-    Returns:
-        v, a pytree like w, and the primary loss [].
     """
     first, second = batches
+    v, loss = primary_gradient(_primary_fn(losses_fn, primary), w, first)
+    return _with_regulariser(v, losses_fn, combine, phi, w, second, gamma), loss
 
-    def primary_loss(w: PyTree) -> jax.Array:
-        loss = primary(w, first) if callable(primary) else losses_fn(w, first)[primary]
-        return loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
 
+def _with_regulariser(
+    v: PyTree,
+    losses_fn: BatchLossesFn,
+    combine: Combine,
+    phi: PyTree,
+    w: PyTree,
+    batch: PyTree,
+    gamma: float,
+) -> PyTree:
     def regulariser(w: PyTree) -> jax.Array:
-        losses = losses_fn(w, second)
+        losses = losses_fn(w, batch)
         return sum_regulariser(losses, combine(phi, losses), gamma)
 
-    loss, v = jax.value_and_grad(primary_loss)(w)
-    if gamma:
-        v = jax.tree.map(jnp.add, v, jax.grad(regulariser)(w))
-    return v, loss
+    return jax.tree.map(jnp.add, v, jax.grad(regulariser)(w)) if gamma else v
 
 
 def meta_gradient(
@@ -140,7 +172,8 @@ def meta_gradient(
         batches: B1 and B2, held out from the data that w is trained on.
         primary: place of the primary loss in [T], or a function for it alone.
         gamma: weight of the regulariser, static.
-        hypergradient: the method; None for the exact ``jvp``.
+        hypergradient: the method; None for the exact one that shares the pass over B2
+            with the regulariser.
         direct_term: add :math:`\nabla_\phi\, \gamma |\sum_t l_t - c(l; \phi)|`, which
             the published algorithm leaves out.
 
@@ -155,12 +188,50 @@ def meta_gradient(
     >>> result.gradient.tolist()  # More of the first loss, less of the second.
     [-2.0, 16.0]
     """
-    if hypergradient is None:
-        hypergradient = make_hypergradient(HypergradientConfig())
-    v, primary_loss = meta_direction(
-        losses_fn, combine, phi, w, batches, primary=primary, gamma=gamma
+    found = primary_gradient(_primary_fn(losses_fn, primary), w, batches[0])
+    return finish_meta_gradient(
+        *(losses_fn, combine, phi, w, batches[1], found),
+        gamma=gamma,
+        hypergradient=hypergradient,
+        direct_term=direct_term,
     )
-    found = hypergradient(lambda w: losses_fn(w, batches[1]), combine, phi, w, v)
+
+
+def finish_meta_gradient(
+    losses_fn: BatchLossesFn,
+    combine: Combine,
+    phi: PyTree,
+    w: PyTree,
+    batch: PyTree,
+    of_primary: tuple[PyTree, jax.Array],
+    *,
+    gamma: float = 0.1,
+    hypergradient: HypergradientFn | None = None,
+    direct_term: bool = False,
+) -> MetaGradient:
+    """`meta_gradient`, the primary loss's gradient being known.
+
+    For a program of its own, so that the memory of the two does not add up.
+
+    Args:
+        losses_fn: see `meta_gradient`.
+        combine: see `meta_gradient`.
+        phi: the combiner's parameters.
+        w: the model's trainable parameters.
+        batch: B2.
+        of_primary: what `primary_gradient` gave on B1.
+        gamma: weight of the regulariser, static.
+        hypergradient: the method; None for the exact one that shares the pass over B2
+            with the regulariser.
+        direct_term: see `meta_gradient`.
+    """
+    v, primary_loss = of_primary
+    if hypergradient is None and gamma:
+        v, found = _shared(losses_fn, combine, phi, w, batch, v, gamma)
+    else:
+        method = hypergradient or make_hypergradient(HypergradientConfig())
+        v = _with_regulariser(v, losses_fn, combine, phi, w, batch, gamma)
+        found = method(lambda w: losses_fn(w, batch), combine, phi, w, v)
     gradient = found.gradient
     if direct_term:
         direct = jax.grad(
@@ -185,3 +256,27 @@ def meta_gradient(
     )
     gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0), gradient)
     return MetaGradient(gradient, diagnostics)
+
+
+def _shared(
+    losses_fn: BatchLossesFn,
+    combine: Combine,
+    phi: PyTree,
+    w: PyTree,
+    batch: PyTree,
+    v: PyTree,
+    gamma: float,
+) -> tuple[PyTree, Hypergradient]:
+    """The direction and ``jvp`` out of one linearisation of the losses on B2.
+
+    The regulariser's gradient is its transpose, and the tangents are its product with
+    v: one forward pass instead of three, for the memory of a backward pass.
+    """
+    losses, push = jax.linearize(lambda w: losses_fn(w, batch), w)
+
+    def regulariser(losses: jax.Array) -> jax.Array:
+        return sum_regulariser(losses, combine(phi, losses), gamma)
+
+    (more,) = jax.linear_transpose(push, w)(jax.grad(regulariser)(losses))
+    v = jax.tree.map(jnp.add, v, more)
+    return v, contract(combine, phi, losses, push(cast_like(v, w)))
