@@ -50,13 +50,13 @@ from meta_opt.workloads.video_text_losses import (
     FAMILIES,
     LOSSES,
     TASKS,
-    MaskingConfig,
     losses_of,
 )
 from meta_opt.workloads.video_text_model import (
     model_factory,
     split_video_text,
 )
+from meta_opt.workloads.video_text_outputs import MaskingConfig
 
 MASKED = {"masked_language", "masked_frame", "masked_joint", "masked_align"}
 MASKED |= {"masked_decoder", "masked_text", "masked_visual"}
