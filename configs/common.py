@@ -11,6 +11,11 @@ import ml_collections
 WEIGHTS = "lstm-v3"
 # Leaves with a leading layer axis, in the models of this repository.
 STACKED = r"(^|/)layers/"
+# Linear layers of pretrained encoders, at a token or at a pixel.
+ENCODER_KERNELS = (
+    r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
+    r"|(expand|project|head)/conv)/kernel$"
+)
 
 
 def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:

@@ -12,7 +12,7 @@ from configs import common
 
 def video_text(family: str, task: str, published: str) -> ml_collections.ConfigDict:
     """A task under the learned optimizer, with the published combiner."""
-    config = common.run_config(num_steps=600, batch_size=16)
+    config = common.run_config(num_steps=300, batch_size=16)
     config.family = family
     config.task = task
     config.loop.log_every = 20
@@ -22,9 +22,10 @@ def video_text(family: str, task: str, published: str) -> ml_collections.ConfigD
         trainable_layers=dict(image=1, text=1),
         feature_cache_dir="runs/features",
     )
-    config.model.fusion = dict(width=128, mlp_width=512, remat="none")
+    config.model.fusion = dict(width=128, depth=1, mlp_width=512, remat="none")
     config.model.captioner = {}
     config.model.masking = {}
+    config.model.lora = dict(pattern=common.ENCODER_KERNELS, alpha=8.0)
     config.meta_loss = dict(
         published=published, combiner="meltr", network={}, hypergradient={}
     )

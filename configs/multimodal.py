@@ -43,14 +43,7 @@ def task(name: str) -> ml_collections.ConfigDict:
     )
     config.model.fusion = dict(width=128, mlp_width=512, remat="none")
     config.model.captioner = {}
-    # Linear layers of the encoders, at a token or at a pixel.
-    config.model.lora = dict(
-        pattern=(
-            r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
-            r"|(expand|project|head)/conv)/kernel$"
-        ),
-        alpha=8.0,
-    )
+    config.model.lora = dict(pattern=common.ENCODER_KERNELS, alpha=8.0)
     return config
 
 

@@ -110,15 +110,17 @@ class VideoTextConfig:
         }
 
         def describe() -> dict[str, Any]:
-            return {
+            found: dict[str, Any] = {
                 "examples": {s: len(x["present"]) for s, x in inputs.splits.items()},
-                "clips": {s: len(x) for s, x in inputs.clips.items()},
                 "shorter_clips": inputs.short,
                 "vocabulary": len(inputs.vocabulary),
-                "answers": len(inputs.answers),
                 "losses": list(names),
                 "primary": primary,
             }
+            if inputs.questions:
+                found["clips"] = {s: len(x) for s, x in inputs.clips.items()}
+                found["answers"] = len(inputs.answers)
+            return found
 
         def with_seed(seed: int) -> Workload:
             module = split_video_text(

@@ -78,9 +78,10 @@ class ClipsConfig:
         """Checks names and ranges."""
         check_name("clips.source", self.source, CLIPS)
         check_keys("clips.encoders", self.encoders, ("image", "text"))
+        for modality in ("image", "text"):
+            if modality not in self.encoders:
+                raise ValueError(f"clips.encoders has no encoder of {modality}")
         check_keys("clips.trainable_layers", self.trainable_layers, self.encoders)
-        if missing := {"image", "text"} - set(self.encoders):
-            raise ValueError(f"clips.encoders needs one of {', '.join(missing)}")
         for name in ("frames", "codebook_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"clips.{name}={getattr(self, name)} must be positive")

@@ -15,12 +15,8 @@ from meta_opt.models.video_text import VideoText, VideoTextHeads
 from meta_opt.types import PyTree, check_name
 from meta_opt.workloads.multimodal_model import ADAPTED
 from meta_opt.workloads.video_text_data import ClipInputs
-from meta_opt.workloads.video_text_losses import (
-    LOSSES,
-    Masking,
-    MaskingConfig,
-    Outputs,
-)
+from meta_opt.workloads.video_text_losses import LOSSES
+from meta_opt.workloads.video_text_outputs import Masking, MaskingConfig, Outputs
 from meta_opt.workloads.workload import LossesFn, LossFn, SplitModule, split_module
 
 

@@ -1,0 +1,244 @@
+"""What a video-text model makes of a batch, some of it hidden: what its losses read."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from meta_opt.losses.contrastive import similarity_logits
+from meta_opt.losses.masked import draw_mask, mask_tokens
+from meta_opt.losses.matching import rolled_negatives
+from meta_opt.models.fusion import Fused, Tokens
+from meta_opt.models.video_text import VideoText
+from meta_opt.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """How much is hidden, and how hard the ranking losses are.
+
+    Attributes:
+        text_rate: probability of a token.
+        frame_rate: probability of a frame.
+        frame_scale: inverse temperature of masked frames.
+        margin: of the max-margin losses.
+    """
+
+    text_rate: float = 0.15
+    frame_rate: float = 0.15
+    frame_scale: float = 10.0
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("text_rate", "frame_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+
+
+class Masks(NamedTuple):
+    """What is hidden of a batch.
+
+    Attributes:
+        text: int [B, S], the tokens that are read instead.
+        words: bool [B, S], true at tokens to predict.
+        frames: bool [B, T], true at frames to predict.
+    """
+
+    text: jax.Array
+    words: jax.Array
+    frames: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Draws masks.
+
+    Attributes:
+        config: rates.
+        mask_id: of the tokenizer.
+        special_ids: of the tokenizer: padding, start and end.
+        vocabulary_size: of the tokenizer.
+    """
+
+    config: MaskingConfig
+    mask_id: int
+    special_ids: tuple[int, ...]
+    vocabulary_size: int
+
+    def draw(self, key: jax.Array, batch: Mapping[str, Any]) -> Masks:
+        """Draws the masks of a batch; another key gives others."""
+        of_text, of_frames = jax.random.split(key)
+        text, words = mask_tokens(
+            of_text,
+            jnp.asarray(batch["text"]),
+            self.mask_id,
+            self.vocabulary_size,
+            self.special_ids,
+            self.config.text_rate,
+        )
+        present = jnp.asarray(batch["present"])
+        frames = draw_mask(of_frames, present, self.config.frame_rate)
+        return Masks(text, words, frames)
+
+
+class Outputs:
+    """What a model makes of a batch, each part computed when first asked for.
+
+    Args:
+        model: with the heads that are asked for.
+        batch: arrays [B, ...] of `meta_opt.workloads.video_text_data.ClipInputs`.
+        masks: of it.
+    """
+
+    def __init__(
+        self, model: VideoText, batch: Mapping[str, PyTree], masks: Masks
+    ) -> None:
+        self.model, self.batch, self.masks = model, batch, masks
+        self.present = jnp.asarray(batch["present"])
+        # A masked token that no training text has cannot be predicted.
+        self.words = jnp.asarray(batch["words"])
+        self.masked_words = masks.words & (self.words > 0)
+
+    @functools.cached_property
+    def _features(self) -> jax.Array:
+        return self.model.frame_features(self.batch["frames"])
+
+    @functools.cached_property
+    def video(self) -> Tokens:
+        """Of the frames [B, T, D]."""
+        return self.model.video(self._features, self.present)
+
+    @functools.cached_property
+    def masked_video(self) -> Tokens:
+        """Of the frames where some are hidden."""
+        return self.model.video(self._features, self.present, self.masks.frames)
+
+    @functools.cached_property
+    def text(self) -> Tokens:
+        """Of the texts [B, S, D]."""
+        return self.model.text(self.batch["text_features"])
+
+    @functools.cached_property
+    def masked_text(self) -> Tokens:
+        """Of the texts where some tokens are hidden."""
+        return self.model.read(self.masks.text)
+
+    @functools.cached_property
+    def video_z(self) -> jax.Array:
+        """Unit vectors of clips [B, E]."""
+        return self.model.embed("video", self.video)
+
+    @functools.cached_property
+    def text_z(self) -> jax.Array:
+        """Unit vectors of texts [B, E]."""
+        return self.model.embed("text", self.text)
+
+    @property
+    def scale(self) -> jax.Array:
+        """Inverse temperature of the contrastive loss."""
+        return self.model.scale
+
+    @functools.cached_property
+    def similarity(self) -> jax.Array:
+        """Cosines of clips and texts [B, B], from each alone."""
+        return similarity_logits(self.video_z, self.text_z, 1.0)
+
+    @functools.cached_property
+    def masked_similarity(self) -> jax.Array:
+        """`similarity` where some of both is hidden."""
+        video, text = self.masked_video, self.masked_text
+        return similarity_logits(
+            self.model.embed("video", video), self.model.embed("text", text), 1.0
+        )
+
+    @functools.cached_property
+    def alignment(self) -> jax.Array:
+        """How well clips and texts match [B, B], by the cross encoder."""
+        return self.model.pair_logits(self.video, self.text)
+
+    @functools.cached_property
+    def masked_alignment(self) -> jax.Array:
+        """`alignment` where some of both is hidden."""
+        return self.model.pair_logits(self.masked_video, self.masked_text)
+
+    @functools.cached_property
+    def fused(self) -> Fused:
+        """Clips with their own texts."""
+        return self.model.cross(self.video, self.text)
+
+    @functools.cached_property
+    def masked_fused(self) -> Fused:
+        """Clips with their own texts, some of both hidden."""
+        return self.model.cross(self.masked_video, self.masked_text)
+
+    @functools.cached_property
+    def pairs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Logits [2 B] of matches and of clips with another's text, which, and mask.
+
+        Texts that are equal by chance are no negatives.
+        """
+        size = len(self.present)
+        other = rolled_negatives(size)
+        wrong = jax.tree.map(lambda x: x[other], self.text)
+        right = self.model.match(self.fused)
+        logits = self.model.match(self.model.cross(self.video, wrong))
+        tokens = jnp.asarray(self.batch["text"])
+        differ = jnp.any(tokens != tokens[other], axis=1)
+        ones = jnp.ones(size, bool)
+        return (
+            jnp.concatenate([right, logits]),
+            jnp.concatenate([ones, ~ones]),
+            jnp.concatenate([ones, differ]),
+        )
+
+    @functools.cached_property
+    def language_logits(self) -> jax.Array:
+        """Of the tokens behind masks [B, S, K]."""
+        length = self.masks.words.shape[1]
+        return self.model.language_logits(self.masked_fused, length)
+
+    @functools.cached_property
+    def frame_predictions(self) -> jax.Array:
+        """Of the frames behind masks, unit vectors [B, T, F]."""
+        return self.model.frames(self.masked_fused, self.present.shape[1])
+
+    @functools.cached_property
+    def visual_logits(self) -> jax.Array:
+        """Of the visual tokens behind masks [B, T, K]."""
+        return self.model.visual_logits(self.masked_fused, self.present.shape[1])
+
+    @functools.cached_property
+    def visual_tokens(self) -> jax.Array:
+        """Those of the frames, int [B, T]."""
+        return self.model.visual_tokens(self.batch["targets"])
+
+    @functools.cached_property
+    def captioning(self) -> tuple[jax.Array, ...]:
+        """What `captioning_loss` takes: names written from the clips alone."""
+        fused = self.model.cross(self.video)
+        return self.model.caption_states(fused, self.batch["caption"])
+
+    @functools.cached_property
+    def masked_captioning(self) -> tuple[jax.Array, ...]:
+        """Names written from what is not hidden of clips and names."""
+        return self.model.caption_states(self.masked_fused, self.batch["caption"])
+
+    @functools.cached_property
+    def answer_logits(self) -> jax.Array:
+        """Of the questions' answers [B, K]."""
+        question = self.model.text(self.batch["question"])
+        return self.model.answer_logits(self.model.cross(self.video, question))
+
+    @functools.cached_property
+    def choice_logits(self) -> jax.Array:
+        """Of the answers that are offered [B, C]."""
+        return self.model.choice_logits(self.video, self.batch["choices"])
+
+    @functools.cached_property
+    def score(self) -> jax.Array:
+        """Predicted sentiment [B]."""
+        return self.model.score(self.fused)
