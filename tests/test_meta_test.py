@@ -314,6 +314,12 @@ def test_fingerprint_tells_tasks_apart_and_forgives_rounding():
         assert not same_task(found, task_fingerprint(line_task(**other)))
 
 
+def test_fingerprints_are_those_of_the_committed_results():
+    """Another hash makes every stored result stale: convert them all, then this one."""
+    found = task_fingerprint(make_task("digits_mlp"))
+    assert found["exact"].startswith("c34e81958cca54aec619f05a6285055f")
+
+
 # Inner runs
 
 
