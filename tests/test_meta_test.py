@@ -51,7 +51,7 @@ from meta_opt.studies.meta_test.records import (
     write_record,
 )
 from meta_opt.studies.meta_test.report import write_meta_test
-from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET
+from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET, make_task
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
 from meta_opt.tasks.inner_run import InnerRun, Outcome, train_and_evaluate
 from meta_opt.tasks.task import Splits, Task
