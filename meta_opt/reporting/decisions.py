@@ -18,6 +18,9 @@ _PANELS = (
 )
 
 
+_NARROW, _WIDE = 1.5, 3.0
+
+
 def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bool:
     """Draws step, mixture and decays over the steps, a line for each group.
 
@@ -30,6 +33,7 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     records = [r for r in history if any(key.startswith(_PREFIX) for key in r)]
     if not records:
@@ -52,6 +56,15 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
             panel.set_xlabel("step")
             if log:
                 panel.set_yscale("log")
+                low, high = panel.get_ylim()
+                # Values that differ by rounding alone have no scale of their own.
+                if high < _NARROW * low:
+                    panel.set_ylim(low / _NARROW, high * _NARROW)
+                wide = high > _WIDE * low
+                if wide:
+                    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter("" if wide else "{x:g}")
         legend_above(figure, labelled(axes.flat[0]))
         figure.savefig(temporary, format="png", dpi=150)
     return True
