@@ -92,10 +92,19 @@ ${partition:+#SBATCH --partition=$partition
 }set -uo pipefail
 . $(printf %q "$venv")/bin/activate
 # The batch shell gets the signal: it passes it on and, once all is saved, queues again.
-stopped=no
-trap 'stopped=yes; kill -TERM "\$step" 2>/dev/null' TERM
+# Once: a second signal ends the step at once. It may come before the step is known.
+stopped=no step='' passed=no
+pass_on() {
+  stopped=yes
+  if [[ -n \$step && \$passed == no ]]; then
+    passed=yes
+    kill -TERM "\$step" 2>/dev/null
+  fi
+}
+trap pass_on TERM
 srun --kill-on-bad-exit=1 $command&
 step=\$!
+if [[ \$stopped == yes ]]; then pass_on; fi
 status=0
 wait "\$step" || status=\$?
 if [[ \$stopped == yes ]]; then
