@@ -51,10 +51,9 @@ def report(config: Any, finished: Any) -> None:
     for record in result.actions:
         print(f"  step {record['step']}, {record['action']}: {record['reason']}")
     count = finished.data.get("examples", {}).get("test")
+    of = f"  of {count} examples" if count else ""
     for metric, value in finished.test.items():
-        print(
-            f"  test {metric:24} {value:.4f}" + f"  of {count} examples" * bool(count)
-        )
+        print(f"  test {metric:24} {value:.4f}{of}")
     examples = int(result.state.step) * result.batch_size
     share = result.optimizer_bytes / result.trainable
     for name, value in {

@@ -107,7 +107,7 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
             f"{', '.join(losses.names)}"
         )
     if config.combiner == "primary":
-        return _primary(losses.fn, losses.names, losses.names.index(losses.primary))
+        return _primary(workload.loss_fn, losses.primary)
     if config.combiner == "gradnorm":
         return _gradnorm(losses.fn, losses.names, config)
     if config.combiner == "pcgrad":
@@ -128,16 +128,16 @@ def loss_metrics(names: Sequence[str], losses: jax.Array) -> dict[str, jax.Array
     return {**each, "masked_losses": masked}
 
 
-def _primary(fn: LossesFn, names: Sequence[str], place: int) -> Objective:
-    """The others are computed for the log alone, and dropped by the compiler if not."""
+def _primary(loss_fn: LossFn, name: str) -> Objective:
+    """The workload's own loss: picked out of all of them it would cost them all."""
 
-    def loss_fn(
+    def named(
         params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        losses, metrics = fn(params, frozen, batch, rng)
-        return losses[place], {**metrics, f"loss/{names[place]}": losses[place]}
+        loss, metrics = loss_fn(params, frozen, batch, rng)
+        return loss, {**metrics, f"loss/{name}": loss}
 
-    return single_loss(loss_fn)
+    return single_loss(named)
 
 
 def _combined(
