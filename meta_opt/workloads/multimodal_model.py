@@ -104,11 +104,19 @@ def model_factory(
     return create
 
 
-def split_multimodal(model: Multimodal, trainable: str) -> SplitModule:
-    """Splits a model; see `MultimodalModelConfig` for what trains."""
+def split_multimodal(
+    model: nnx.Module, trainable: str, frozen: str = ""
+) -> SplitModule:
+    """Splits a model of encoders and what is put on them.
+
+    Args:
+        model: its encoders are under ``encoders``.
+        trainable: ``all``, or ``lora``: of the encoders the adapters alone.
+        frozen: an attribute of the model that does not train; "" for none.
+    """
 
     def trains(path: Any, value: Any) -> bool:
-        if not isinstance(value, nnx.Param):
+        if not isinstance(value, nnx.Param) or path[0] == frozen:
             return False
         of_encoder = _ENCODERS.search("/".join(map(str, path))) is not None
         return trainable == "all" or not of_encoder or isinstance(value, LoRAParam)

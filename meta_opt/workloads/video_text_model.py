@@ -10,14 +10,14 @@ from flax import nnx
 
 from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
-from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
+from meta_opt.models.lora import LoRAConfig, add_lora
 from meta_opt.models.video_text import VideoText, VideoTextHeads
 from meta_opt.types import PyTree, check_name
-from meta_opt.workloads.multimodal_model import ADAPTED
+from meta_opt.workloads.multimodal_model import ADAPTED, split_multimodal
 from meta_opt.workloads.video_text_data import ClipInputs
 from meta_opt.workloads.video_text_losses import LOSSES
 from meta_opt.workloads.video_text_outputs import Masking, MaskingConfig, Outputs
-from meta_opt.workloads.workload import LossesFn, LossFn, SplitModule, split_module
+from meta_opt.workloads.workload import LossesFn, LossFn, SplitModule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +111,7 @@ def model_factory(
 
 def split_video_text(model: VideoText, trainable: str) -> SplitModule:
     """Splits a model; see `VideoTextModelConfig` for what trains."""
-
-    def trains(path: Any, value: Any) -> bool:
-        if not isinstance(value, nnx.Param) or path[0] == "text_lower":
-            return False
-        of_encoder = path[0] == "encoders"
-        return trainable == "all" or not of_encoder or isinstance(value, LoRAParam)
-
-    return split_module(model, trains)
+    return split_multimodal(model, trainable, frozen="text_lower")
 
 
 def masking_of(config: VideoTextModelConfig, inputs: ClipInputs) -> Masking:
