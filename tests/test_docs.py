@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models_small import forward
+from paths import GOLDEN
 from PIL import Image
 
 from meta_opt.data.preprocessing.image_fit import ImageFit, read_image_fit
 from meta_opt.image_processor import ImageProcessor
 from meta_opt.models import huggingface
 
-GOLDEN = Path(__file__).parent / "golden"
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 BYTES = [102.0, 127.5, 153.0]
 

@@ -2,13 +2,14 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
+import paths
 import pytest
 from flax import nnx
 from own_data import SENTENCES, write_folder, write_pictures
+from paths import ROOT
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -25,8 +26,8 @@ from meta_opt.models.adapters import save_adapters, save_peft
 from meta_opt.models.decoding import DecodingConfig, generate
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 
-GOLDEN = Path(__file__).parent / "golden" / "paligemma"
-DOCS = Path(__file__).parents[1] / "docs" / "inference.md"
+EXPECTED = paths.GOLDEN / "paligemma"
+DOCS = ROOT / "docs" / "inference.md"
 TEXTS = SENTENCES[:5]
 
 
@@ -137,7 +138,7 @@ def test_our_own_weights(tmp_path):
 def paligemma(tmp_path_factory):
     """The golden model with a tokenizer that begins a text, as Gemma's does."""
     folder = tmp_path_factory.mktemp("weights") / "paligemma"
-    shutil.copytree(GOLDEN, folder)
+    shutil.copytree(EXPECTED, folder)
     tokens = [
         "<pad>",
         "<eos>",
@@ -183,7 +184,7 @@ def test_answers_are_those_that_the_model_writes(paligemma):
     with pytest.raises(
         ValueError, match="as PEFT writes them, which are read for CLIP"
     ):
-        meta_opt.load_exported(paligemma, adapter=GOLDEN.parent / "clip" / "adapter")
+        meta_opt.load_exported(paligemma, adapter=EXPECTED.parent / "clip" / "adapter")
 
 
 def test_mistakes_are_named(folder, files, tmp_path):

@@ -4,11 +4,10 @@ import ast
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "meta_opt"
 
 LAYERS = {
@@ -179,7 +178,7 @@ def test_package_code_gets_no_config_dict():
 
 def test_no_drawer_for_everything():
     drawers = {"utils", "util", "helpers", "helper", "misc"}
-    for path in [*sources(), *Path(__file__).parent.rglob("*.py")]:
+    for path in [*sources(), *(ROOT / "tests").rglob("*.py")]:
         assert not drawers & set(path.relative_to(ROOT).with_suffix("").parts), path
 
 

@@ -1,4 +1,4 @@
-"""Renews the golden files of ``tests/test_models_encoders.py``.
+"""Renews the golden files of ``tests/models/test_encoders.py``.
 
     pip install torch transformers && python tests/golden/renew_encoders.py [FOLDER]
 

@@ -1,4 +1,4 @@
-"""Renews the golden files of ``tests/test_models_huggingface.py``.
+"""Renews the golden files of ``tests/models/test_huggingface.py``.
 
     pip install torch transformers peft && python tests/golden/renew_huggingface.py
 

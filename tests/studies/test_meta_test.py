@@ -6,14 +6,15 @@ import functools
 import importlib
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from paths import ROOT
 
+from configs import calibrate, meta_evaluate
 from meta_opt.meta_training.calibration import (
     CalibrationConfig,
     best_settings,
@@ -60,7 +61,6 @@ from meta_opt.tuning.on_task import tune_on_task
 from meta_opt.tuning.search import SearchConfig
 from meta_opt.types import from_config
 
-ROOT = Path(__file__).parents[1]
 MACHINE = {"platform": "p", "device": "d", "device_count": 1}
 
 
@@ -439,7 +439,7 @@ def test_untuned_rivals_take_the_loss_and_reduce_it(name):
 
 
 def test_the_calibrated_settings_are_those_of_the_stored_calibration():
-    path = Path(__file__).parents[1] / "results/calibrated_baselines.json"
+    path = ROOT / "results/calibrated_baselines.json"
     stored = json.loads(path.read_text())
     found = best_settings(stored["objectives"])
     assert found == stored["best"]
@@ -461,7 +461,7 @@ def test_calibrated_rivals_are_stale_under_another_setting(monkeypatch):
         learning_rate_free("adamw", 10)
 
 
-def test_a_calibration_takes_the_best_setting_over_all_tasks(monkeypatch):
+def test_a_calibration_takes_the_best_setting_over_all_tasks():
     config = CalibrationConfig(
         families=("line",),
         rivals=("adamw", "lion"),
@@ -483,10 +483,8 @@ def test_a_calibration_takes_the_best_setting_over_all_tasks(monkeypatch):
     ):
         with pytest.raises(ValueError, match=why):
             dataclasses.replace(config, **wrong)
-    monkeypatch.syspath_prepend(str(ROOT))
-    module = importlib.import_module("configs.calibrate")
     for variant in ("families", "smoke"):
-        settings = module.get_config(variant).to_dict()["calibration"]
+        settings = calibrate.get_config(variant).to_dict()["calibration"]
         families = from_config(CalibrationConfig, settings).families
         assert {SPLIT_OF_DATASET[f.split("_")[0]] for f in families} == {"train"}
 
@@ -543,22 +541,19 @@ def test_extra_baselines_train_digits(digits, name):
 
 
 @pytest.fixture
-def experiment(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
+def experiment():
     return importlib.import_module("experiments.meta_evaluate")
 
 
-def config_of(variant, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    module = importlib.import_module("configs.meta_evaluate")
-    return module.get_config(variant).to_dict()
+def config_of(variant):
+    return meta_evaluate.get_config(variant).to_dict()
 
 
 @pytest.mark.slow
 def test_smoke_is_resumed_after_an_interruption(
     experiment, digits, monkeypatch, tmp_path
 ):
-    settings = config_of("smoke", monkeypatch)
+    settings = config_of("smoke")
     config = from_config(MetaTestConfig, settings["meta_test"])
     search = from_config(SearchConfig, settings["search"])
     named = dataclasses.replace(digits, name="digits_mlp")
@@ -599,11 +594,11 @@ def test_smoke_is_resumed_after_an_interruption(
         experiment.measure_all(longer, *where[1:])
 
 
-def test_configs_build_and_the_sets_are_of_their_data(monkeypatch):
+def test_configs_build_and_the_sets_are_of_their_data():
     from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION
 
     for variant in ("test", "validation", "foreign", "style_validation", "smoke"):
-        settings = config_of(variant, monkeypatch)
+        settings = config_of(variant)
         tasks = settings["meta_test"]["tasks"]
         from_config(SearchConfig, settings["search"])
         assert set(tasks) <= set(FAMILIES)

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from experiments.table_cells import cells
 from meta_opt.metrics.convergence import convergence_epoch
@@ -19,8 +19,6 @@ from meta_opt.studies.optimizer_table.report import (
     write_table1,
 )
 from meta_opt.studies.optimizer_table.summary import cell_row, summarise_table
-
-ROOT = Path(__file__).parent.parent
 
 
 def make_run(losses, accuracy, budget=1.0, **changes):

@@ -7,10 +7,10 @@ renews the figures (in an environment of its own, with Java).
 
 import json
 import math
-from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
+import paths
 import pytest
 from hypothesis import given, settings
 
@@ -18,10 +18,10 @@ from meta_opt.metrics.captions import caption_metrics, words
 from meta_opt.metrics.cider import cider_d
 from meta_opt.metrics.meteor import align, meteor
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "captions.json").read_text())
-CANDIDATES = [case["candidate"] for case in GOLDEN["captions"]]
-REFERENCES = [case["references"] for case in GOLDEN["captions"]]
-EXPECTED = GOLDEN["expected"]
+EXPECTED = json.loads((paths.GOLDEN / "captions.json").read_text())
+CANDIDATES = [case["candidate"] for case in EXPECTED["captions"]]
+REFERENCES = [case["references"] for case in EXPECTED["captions"]]
+EXPECTED = EXPECTED["expected"]
 
 some = settings(max_examples=20, deadline=None)
 captions = st.lists(

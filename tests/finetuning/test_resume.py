@@ -7,18 +7,18 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from finetuning_toy import CONFIG, SignallingBatches, digest, make_batches, make_data
 from finetuning_toy import train as toy_train
+from paths import FIXTURES
 
 from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.run_log import read_records
 
-PROGRAM = Path(__file__).parent / "fixtures/finetuning_toy.py"
+PROGRAM = FIXTURES / "finetuning_toy.py"
 
 
 # Every run compiles the same step; once is enough.

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from models_small import SMALL, small_batch, small_model
+from paths import ROOT
 
 from meta_opt.finetuning.planning import (
     StepPlan,
@@ -242,7 +242,7 @@ def test_the_report_says_what_dominates_and_what_fits(tmp_path):
 
 
 def test_readme_says_what_the_published_plans_hold():
-    root = Path(__file__).parents[1]
+    root = ROOT
     readme = (root / "README.md").read_text(encoding="utf-8")
     files = sorted((root / "results/plans").glob("*/memory_plan.json"))
     assert files

@@ -9,11 +9,11 @@ import io
 import json
 import pickle
 import struct
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import paths
 import pytest
 import safetensors.numpy
 from flax import nnx
@@ -34,16 +34,16 @@ from meta_opt.models import encoders
 from meta_opt.models.encoders import efficientnet, minilm, registry, whisper
 from meta_opt.models.encoders.efficientnet import Stage
 
-GOLDEN = Path(__file__).parent / "golden" / "encoders"
+EXPECTED = paths.GOLDEN / "encoders"
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return dict(np.load(GOLDEN / "expected.npz"))
+    return dict(np.load(EXPECTED / "expected.npz"))
 
 
 def golden(name):
-    return safetensors.numpy.load_file(GOLDEN / f"{name}.safetensors")
+    return safetensors.numpy.load_file(EXPECTED / f"{name}.safetensors")
 
 
 def small_minilm(**changes):
@@ -354,7 +354,7 @@ def real(name):
 @pytest.mark.slow
 def test_real_weights_compute_as_in_pytorch():
     """The inputs are those of ``renew_encoders.py``, drawn in its order."""
-    golden = np.load(GOLDEN / "real.npz")
+    golden = np.load(EXPECTED / "real.npz")
     rng = np.random.default_rng(1)
     tokens = rng.integers(1000, 30_000, (2, 12))
     tokens[1, 7:] = 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models_small import small_model
+from paths import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from meta_opt.models import huggingface
@@ -22,7 +23,6 @@ from meta_opt.models.vision_text import resize_positions
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES, parameter_shardings
 
-GOLDEN = Path(__file__).parent / "golden"
 KINDS = ("clip", "siglip")
 
 

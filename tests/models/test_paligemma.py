@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import paths
 import pytest
 from flax import nnx
 from generative_small import small_batch, small_model
@@ -28,7 +29,7 @@ from meta_opt.models.parameters import by_path
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import GENERATIVE_RULES, parameter_shardings
 
-GOLDEN = Path(__file__).parent / "golden" / "paligemma"
+EXPECTED = paths.GOLDEN / "paligemma"
 
 
 def tensors(folder):
@@ -40,7 +41,7 @@ def tensors(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    return Path(shutil.copytree(GOLDEN, tmp_path / "folder"))
+    return Path(shutil.copytree(EXPECTED, tmp_path / "folder"))
 
 
 def rewrite(folder, part=None, **changes):
@@ -53,8 +54,8 @@ def rewrite(folder, part=None, **changes):
 
 def test_outputs_are_those_of_pytorch():
     model, golden = (
-        huggingface.load_generative(GOLDEN),
-        np.load(GOLDEN / "expected.npz"),
+        huggingface.load_generative(EXPECTED),
+        np.load(EXPECTED / "expected.npz"),
     )
     batch = {name: golden[name] for name in ("image", "prompt", "text")}
 
@@ -74,9 +75,9 @@ def test_outputs_are_those_of_pytorch():
 
 
 def test_answers_are_those_of_pytorch():
-    golden = np.load(GOLDEN / "expected.npz")
+    golden = np.load(EXPECTED / "expected.npz")
     found = generate(
-        huggingface.load_generative(GOLDEN),
+        huggingface.load_generative(EXPECTED),
         golden["image"],
         golden["prompt"],
         DecodingConfig(max_tokens=6),
@@ -86,11 +87,11 @@ def test_answers_are_those_of_pytorch():
 
 
 def test_saved_again_it_is_the_same_to_the_bit(tmp_path):
-    model = huggingface.load_generative(GOLDEN)
+    model = huggingface.load_generative(EXPECTED)
     huggingface.save(tmp_path, model, max_shard_bytes=30_000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     found = tensors(tmp_path)
-    golden = {paligemma_spelling(k): v for k, v in tensors(GOLDEN).items()}
+    golden = {paligemma_spelling(k): v for k, v in tensors(EXPECTED).items()}
     # Under the names of the published checkpoints.
     assert found.keys() == golden.keys()
     for name, tensor in golden.items():
@@ -115,14 +116,14 @@ def test_saved_again_it_is_the_same_to_the_bit(tmp_path):
     ids=["published", "with model"],
 )
 def test_names_of_other_versions_are_read(tmp_path, spelling):
-    shutil.copy(GOLDEN / "config.json", tmp_path)
-    golden = tensors(GOLDEN)
+    shutil.copy(EXPECTED / "config.json", tmp_path)
+    golden = tensors(EXPECTED)
     other = {spelling(name): tensor for name, tensor in golden.items()}
     assert other.keys() != golden.keys()
     embedding = golden["language_model.model.embed_tokens.weight"]
     save_file({**other, "lm_head.weight": embedding}, tmp_path / "model.safetensors")
     found, expected = (
-        by_path(huggingface.load_generative(x)) for x in (tmp_path, GOLDEN)
+        by_path(huggingface.load_generative(x)) for x in (tmp_path, EXPECTED)
     )
     for path, param in expected.items():
         np.testing.assert_array_equal(found[path][...], param[...], err_msg=path)
@@ -134,9 +135,9 @@ def test_sharded_arrays_are_read_in_parts():
     # 50 tokens are not divided by four.
     rules[0] = dataclasses.replace(rules[0], spec=("tensor", None))
     sharded = huggingface.load_generative(
-        GOLDEN, lambda p: parameter_shardings(rules, mesh, p)[0]
+        EXPECTED, lambda p: parameter_shardings(rules, mesh, p)[0]
     )
-    whole = by_path(huggingface.load_generative(GOLDEN))
+    whole = by_path(huggingface.load_generative(EXPECTED))
     divided = 0
     for path, param in by_path(sharded).items():
         np.testing.assert_array_equal(param[...], whole[path][...], err_msg=path)
@@ -146,20 +147,20 @@ def test_sharded_arrays_are_read_in_parts():
 
 def test_types_and_resolution_can_be_others():
     model = huggingface.load_generative(
-        GOLDEN, image_size=32, param_dtype="bfloat16", dtype="bfloat16"
+        EXPECTED, image_size=32, param_dtype="bfloat16", dtype="bfloat16"
     )
     assert {str(p.dtype) for p in by_path(model).values()} == {"bfloat16"}
     assert len(model.vision.positions[...]) == 16
 
 
 def test_what_is_not_plain_is_not_written(tmp_path):
-    model = huggingface.load_generative(GOLDEN)
+    model = huggingface.load_generative(EXPECTED)
     add_lora(model, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="merge the LoRA adapters before saving"):
         huggingface.save(tmp_path / "new", model)
     with pytest.raises(ValueError, match="query/kernel is of PaliGemma"):
         save_peft(tmp_path / "new", model, LoRAConfig())
-    plain = huggingface.load_generative(GOLDEN)
+    plain = huggingface.load_generative(EXPECTED)
     quantise_base(plain)
     with pytest.raises(ValueError, match="restore_base before saving"):
         huggingface.save(tmp_path / "new", plain)
@@ -255,6 +256,6 @@ def test_other_models_than_the_config_says_are_named(folder, part, changes, mess
 
 def test_a_folder_of_the_other_kind_names_the_function_that_reads_it():
     with pytest.raises(ValueError, match=r"'paligemma'.*load_generative"):
-        huggingface.load(GOLDEN)
+        huggingface.load(EXPECTED)
     with pytest.raises(ValueError, match=r"model_type 'clip', which `load` reads"):
-        huggingface.load_generative(GOLDEN.parent / "clip")
+        huggingface.load_generative(EXPECTED.parent / "clip")

@@ -4,13 +4,11 @@ The folder is a random SigLIP (or CLIP), the pictures 40 PNGs of coloured square
 """
 
 import dataclasses
-import importlib
 import json
 import os
 import shutil
 import signal
 import tarfile
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +18,7 @@ from models_small import forward
 from own_data import run_readme, write_folder, write_pictures
 from safetensors.numpy import load_file
 
+from configs import finetune as configs
 from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.preprocessing.pictures import UnreadableFilesError
 from meta_opt.finetuning import runs
@@ -46,7 +45,6 @@ from meta_opt.workloads.image_text_model import (
     read_preprocessing,
 )
 
-ROOT = Path(__file__).parents[1]
 STEPS = 12
 
 
@@ -68,12 +66,9 @@ def captions(tmp_path_factory):
 @pytest.fixture(scope="module")
 def configured(siglip, captions):
     """Makes a run's configuration from the file that users name, and overrides."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        file = importlib.import_module("configs.finetune")
 
     def make(variant="so400m_lora", **changes):
-        config = file.get_config(variant)
+        config = configs.get_config(variant)
         config.model.weights, config.data.name = str(siglip), str(captions)
         config.num_steps, config.batch_size = STEPS, 16
         config.loop.eval_every, config.loop.checkpoint_every = 4, 4

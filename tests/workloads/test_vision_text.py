@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,12 +27,9 @@ from meta_opt.workloads.image_text_data import DataConfig
 from meta_opt.workloads.image_text_model import ModelConfig, trainable_filter
 from meta_opt.workloads.workload import Workload, split_module
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture
-def configs(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
+def configs():
     return lambda name: importlib.import_module(f"configs.{name}")
 
 

@@ -13,13 +13,13 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from meta_training_toy import config, line_task, parametrisation, validate
+from paths import FIXTURES
 
 from meta_opt.meta_training.config import ESTIMATORS
 from meta_opt.meta_training.estimation import make_estimator
@@ -30,7 +30,7 @@ from meta_opt.parallel.particles import particle_mesh, vmap_over
 from meta_opt.run_log import read_records
 from meta_opt.tasks.families import make_task
 
-PROGRAM = Path(__file__).parent / "fixtures/meta_training_toy.py"
+PROGRAM = FIXTURES / "meta_training_toy.py"
 TOLERANCE = 2e-5
 
 

@@ -1,9 +1,7 @@
 """Shipped weights: what is written is read, and nothing damaged is."""
 
 import dataclasses
-import importlib
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import pytest
 from optimizer_cases import make_params, optimize
 
 import meta_opt
+from configs import common
 from meta_opt.optimizers import weights
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.weights import (
@@ -130,9 +129,7 @@ def test_shipped_weights_keep_parameters_of_size_one(name):
     assert losses[-1] < 0.05 * losses[0]
 
 
-def test_configs_name_the_default(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    common = importlib.import_module("configs.common")
+def test_configs_name_the_default():
     assert common.WEIGHTS == weights.DEFAULT
 
 

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
 
 # Answers `describe` with the next line of `states` (the last one stays), fails `ssh`
 # as often as `failures` says, and writes down how it was called.

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import safeguard
 from meta_opt.studies.robustness.measure import (
     CONTENDERS,
     FALLBACK,
@@ -28,7 +28,6 @@ from meta_opt.tasks.perturbations import CONDITIONS, Condition, Moment, largest
 from meta_opt.tasks.task import Splits, Task
 from meta_opt.types import from_config
 
-ROOT = Path(__file__).parent.parent
 GRADS = {"bias": jnp.arange(1.0, 5.0), "kernel": jnp.full((200, 3), 1 / 3)}
 PARAMS = {"bias": jnp.ones(4), "kernel": jnp.full((200, 3), 2.0)}
 START = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -249,17 +248,15 @@ def test_the_report_is_json_without_infinities(tmp_path):
 # The experiment
 
 
-def config_of(variant, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    module = importlib.import_module("configs.safeguard")
+def config_of(variant):
     return from_config(
-        RobustnessConfig, module.get_config(variant).to_dict()["robustness"]
+        RobustnessConfig, safeguard.get_config(variant).to_dict()["robustness"]
     )
 
 
-def test_configs_build_and_keep_to_meta_training_data(monkeypatch):
+def test_configs_build_and_keep_to_meta_training_data():
     for variant in ("robustness", "smoke"):
-        config = config_of(variant, monkeypatch)
+        config = config_of(variant)
         of = {SPLIT_OF_DATASET[name.split("_")[0]] for name in config.tasks}
         assert of == {"train"}
     for wrong, why in (
@@ -289,8 +286,8 @@ def test_measure_yields_every_outcome(monkeypatch):
 
 
 @pytest.mark.slow
-def test_smoke_shows_what_the_guard_is_for(monkeypatch, tmp_path):
-    config = config_of("smoke", monkeypatch)
+def test_smoke_shows_what_the_guard_is_for(tmp_path):
+    config = config_of("smoke")
     experiment = importlib.import_module("experiments.safeguard")
     text = experiment.measure_and_report(config, None, tmp_path)
     assert "NaN in 5% of steps" in text

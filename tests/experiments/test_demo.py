@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from models_small import SMALL, small_model
+from paths import ROOT
 
 from meta_opt.data import load_tokenizer
 from meta_opt.finetuning.comparison import with_optimizer
@@ -23,12 +23,9 @@ from meta_opt.tuning.space import Setting
 from meta_opt.types import from_config
 from meta_opt.workloads.image_text import ImageTextConfig
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture
-def configs(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
+def configs():
     return lambda name: importlib.import_module(f"configs.{name}")
 
 

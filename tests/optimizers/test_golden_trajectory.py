@@ -1,20 +1,23 @@
 """Thirty steps of each of our optimizers, pinned: a refactoring changes no number.
 
 The numbers are in ``tests/golden/optimizer/trajectory.npz``. Where the optimizer is
-meant to change, ``python tests/test_golden_trajectory.py`` renews them.
-"""
+meant to change,
 
-from pathlib import Path
+    PYTHONPATH=.:tests/fixtures python tests/optimizers/test_golden_trajectory.py
+
+renews them.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import paths
 import pytest
 
 import meta_opt
 
-GOLDEN = Path(__file__).parent / "golden" / "optimizer" / "trajectory.npz"
+EXPECTED = paths.GOLDEN / "optimizer" / "trajectory.npz"
 RULES = {
     "learned": meta_opt.learned_optimizer,
     "hand_designed": meta_opt.hand_designed,
@@ -90,7 +93,7 @@ def trajectory(rule):
 @pytest.mark.filterwarnings("ignore:.* parameters in .* tensors are")
 @pytest.mark.parametrize("rule", RULES)
 def test_thirty_steps_are_the_golden_ones(rule):
-    golden = {k: v for k, v in np.load(GOLDEN).items() if k.startswith(f"{rule}/")}
+    golden = {k: v for k, v in np.load(EXPECTED).items() if k.startswith(f"{rule}/")}
     found = trajectory(rule)
     assert sorted(found) == sorted(golden)
     for name, expected in golden.items():
@@ -104,5 +107,5 @@ def test_thirty_steps_are_the_golden_ones(rule):
 
 
 if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    np.savez(GOLDEN, **{k: v for rule in RULES for k, v in trajectory(rule).items()})
+    EXPECTED.parent.mkdir(exist_ok=True)
+    np.savez(EXPECTED, **{k: v for rule in RULES for k, v in trajectory(rule).items()})

@@ -15,12 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import finetuning_toy as toy
 import jax
 import numpy as np
 import pytest
+from paths import ROOT
 from safetensors.numpy import load_file
 
 from meta_opt.parallel import processes
@@ -28,7 +28,6 @@ from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.parallel.processes import start_processes
 from meta_opt.run_log import read_records
 
-ROOT = Path(__file__).parents[1]
 TOLERANCE = 3e-6
 STEPS = 4
 DEVICES = 4

@@ -20,7 +20,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models_small import SMALL, TOWER, small_batch, small_model
+from paths import ROOT
 
 from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import init_state
@@ -41,7 +41,6 @@ from meta_opt.workloads.contrastive import contrastive_loss
 from meta_opt.workloads.image_text_model import trainable_filter
 from meta_opt.workloads.workload import split_module
 
-ROOT = Path(__file__).parents[1]
 LAYOUTS = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(fsdp=8),

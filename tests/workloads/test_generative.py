@@ -8,7 +8,6 @@ import dataclasses
 import importlib
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +19,7 @@ from generative_small import SMALL
 from own_data import CASES, COLOURS, PLACES, run_readme, write_pictures
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from configs import finetune as configs
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.finetuning.runs import finetune, read_run_config
@@ -35,7 +35,6 @@ from meta_opt.workloads.image_text_model import (
     read_preprocessing,
 )
 
-ROOT = Path(__file__).parents[1]
 QUESTIONS = ("which colour", "which place")
 STEPS = 60
 
@@ -82,12 +81,9 @@ def questions(tmp_path_factory):
 @pytest.fixture(scope="module")
 def configured(paligemma, questions):
     """Makes a run's configuration from the file that users name, and overrides."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        file = importlib.import_module("configs.finetune")
 
     def make(variant="paligemma", **changes):
-        config = file.get_config(variant)
+        config = configs.get_config(variant)
         config.model.weights, config.data.name = str(paligemma), str(questions)
         config.model.dtype = "float32"
         config.num_steps, config.batch_size = STEPS, 16
@@ -134,9 +130,8 @@ def test_what_is_exported_scores_the_same(run):
     assert found["loss"] == pytest.approx(test["loss"], rel=1e-4)
 
 
-def test_the_command_answers_about_pictures(run, questions, monkeypatch, capsys):
+def test_the_command_answers_about_pictures(run, questions, capsys):
     config, _, _ = run
-    monkeypatch.syspath_prepend(str(ROOT))
     command = importlib.import_module("experiments.answer")
     pictures = [str(questions.parent / f"{i:02}.png") for i in range(3)]
     if not flags.FLAGS.is_parsed():

@@ -1,7 +1,6 @@
 """The benchmark of meta-training runs; what it measures is not for a test."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 from absl import flags
@@ -13,7 +12,6 @@ from meta_training_toy import line_task
     "estimator", ["es", pytest.param("bptt", marks=pytest.mark.slow)]
 )
 def test_meta_training_is_compared_with_plain_training(monkeypatch, estimator):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     benchmark = importlib.import_module("experiments.benchmarks.meta")
     monkeypatch.setattr(benchmark, "make_task", lambda name: line_task(name))
     if not flags.FLAGS.is_parsed():

@@ -1,21 +1,20 @@
 """Short runs of every workload end where they ended before.
 
-    python tests/test_golden_runs.py
+    PYTHONPATH=.:tests/fixtures python tests/workloads/test_golden_runs.py
 
 renews the numbers, after a change that is meant to change them.
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import multimodal_toy as toy
 import numpy as np
+import paths
 import pytest
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden" / "runs.json"
+EXPECTED = paths.GOLDEN / "runs.json"
 LOOP = {
     "num_steps": 4,
     "eval_every": 4,
@@ -34,8 +33,6 @@ CASES = [
 
 
 def image_text(name):
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from configs import finetune as configs
     from meta_opt.finetuning.runs import read_run_config
     from meta_opt.workloads.image_text import ImageTextConfig
@@ -75,7 +72,7 @@ def measured(case, root):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_ends_where_it_ended_before(case, tmp_path):
-    expected, found = json.loads(GOLDEN.read_text())[case], measured(case, tmp_path)
+    expected, found = json.loads(EXPECTED.read_text())[case], measured(case, tmp_path)
     np.testing.assert_allclose(found["train"], expected["train"], rtol=1e-3)
     assert found["test"].keys() == expected["test"].keys()
     assert found["test"]["loss"] == pytest.approx(expected["test"]["loss"], rel=2e-3)
@@ -85,4 +82,4 @@ if __name__ == "__main__":
     cases = [*IMAGE_TEXT, *(f"toy_{kind}" for kind in MULTIMODAL)]
     with tempfile.TemporaryDirectory() as folder:
         numbers = {case: measured(case, Path(folder) / case) for case in cases}
-    GOLDEN.write_text(json.dumps(numbers, indent=1) + "\n")
+    EXPECTED.write_text(json.dumps(numbers, indent=1) + "\n")

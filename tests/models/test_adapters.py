@@ -3,13 +3,13 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from models_small import forward, small_model
+from paths import GOLDEN
 from safetensors.numpy import load_file
 
 from meta_opt.models import huggingface
@@ -22,7 +22,6 @@ from meta_opt.models.adapters import (
 from meta_opt.models.int8 import quantise_base
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora, merge_lora
 
-GOLDEN = Path(__file__).parent / "golden"
 CONFIG = LoRAConfig(pattern=r"(query|mlp/up|projection)/kernel$", rank=2, rs_lora=True)
 
 
