@@ -255,9 +255,7 @@ def content_box(image: Image.Image) -> tuple[int, int, int, int] | None:
         image: a Pillow image of mode RGB. A pixel is white if its darkest channel is
             at least `WHITE`.
     """
-    darkest = ImageChops.darker(
-        ImageChops.darker(*image.split()[:2]), image.split()[2]
-    )
+    darkest = ImageChops.darker(ImageChops.darker(*image.split()[:2]), image.split()[2])
     return darkest.point(lambda level: 255 * (level < WHITE)).getbbox()
 
 
@@ -307,7 +305,8 @@ def render_drawing(svg: str, width: int) -> Image.Image:
     page = render_svg(svg, side)
     to_page = side / _PROBE
     corner = round(left * to_page), round(top * to_page)
-    size = max(1, round(width * to_page / scale)), max(1, round(height * to_page / scale))
+    shrunk = to_page / scale  # 1 where the page is as large as it is needed.
+    size = max(1, round(width * shrunk)), max(1, round(height * shrunk))
     drawing = Image.new("RGB", size, "white")
     drawing.paste(page, (-corner[0], -corner[1]))
     if size == (width, height):
