@@ -95,7 +95,7 @@ def groups(
         [0, 0, 2]
     """
     count = len(bits)
-    first = np.arange(count)
+    first = list(range(count))
 
     def root(i: int) -> int:
         while first[i] != i:
@@ -109,7 +109,8 @@ def groups(
         # Of a product of signs the bits that differ: (64 - product) / 2.
         differing = (bits.shape[1] - signs[start : start + block] @ signs.T) / 2
         rows, others = np.nonzero(differing <= max_bits)
-        for i, j in zip(rows + start, others, strict=True):
+        pairs = zip((rows + start).tolist(), others.tolist(), strict=True)
+        for i, j in pairs:
             if i < j and np.abs(flat[i] - flat[j]).mean() <= max_colour:
                 low, high = sorted((root(i), root(j)))
                 first[high] = low

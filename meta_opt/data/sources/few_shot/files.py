@@ -1,17 +1,17 @@
-"""The data set as files: PNG pictures, and JSONL files of the package's own schema.
+r"""The data set as files: PNG pictures, and JSONL files of the package's own schema.
 
 Layout of the folder, of every width (``100``, ``200``, ...)::
 
     dataset.json                   classes, counts, settings, what was left out
-    100/images/01_arrow/00.png        of each class, numbered
+    100/images/01_arrow/00.png     of each class, numbered
     100/phase_1.jsonl              the samples of a phase of training, and so on
     100/phases_1_to_2.jsonl        those of the first two, and so on
     100/train.jsonl                those of all phases
     100/validation.jsonl
     100/test.jsonl
 
-A line is ``{"image": "images/01_arrow/00.png", "prompt": ..., "target": "{\"category\":
-\"arrow\"}", "label": "arrow", "split": "train"}``, which
+A line is ``{"image": "images/01_arrow/00.png", "prompt": ..., "target":
+"{\"category\": \"arrow\"}", "label": "arrow", "split": "train"}``, which
 `meta_opt.data.sources.jsonl_samples.read_samples` reads. At all widths a number stands
 for the same picture.
 """

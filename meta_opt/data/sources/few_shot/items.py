@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from meta_opt.data.preprocessing.images import (
+    content_box,
     decode,
     fit_width,
     render_drawing,
@@ -21,6 +22,9 @@ from meta_opt.data.sources.video_annotations.annotation_files import read_table
 from meta_opt.text_files import decode_text
 from meta_opt.types import near_match
 
+MAX_ASPECT = 20
+"""Pictures that are higher than this times their width count as unreadable: scaled to
+a width, they would be of any size."""
 _PREVIEW_SIDE = 256
 _SVG = ".svg"
 
@@ -45,12 +49,20 @@ class Item:
         """The picture at most 256 pixels large, to compare it with others.
 
         Raises:
-            OSError, ValueError: if it cannot be read.
+            OSError, ValueError: if it cannot be read, is a drawing of nothing, or more
+                than `MAX_ASPECT` times as high as wide.
         """
         data = self.read()
-        if self.is_svg:
-            return render_svg(decode_text(data), _PREVIEW_SIDE)
-        return shrink(decode(data, MAX_PIXELS), _PREVIEW_SIDE)
+        if not self.is_svg:
+            image = shrink(decode(data, MAX_PIXELS), _PREVIEW_SIDE)
+            _check_aspect(image.width, image.height)
+            return image
+        page = render_svg(decode_text(data), _PREVIEW_SIDE)
+        box = content_box(page)
+        if box is None:
+            raise ValueError("the drawing is empty, or white")
+        _check_aspect(box[2] - box[0], box[3] - box[1])
+        return page
 
     def at_width(self, width: int) -> Image.Image:
         """The picture at most ``width`` pixels wide, aspect kept.
@@ -65,6 +77,11 @@ class Item:
         if self.is_svg:
             return render_drawing(decode_text(data), width)
         return fit_width(decode(data, MAX_PIXELS), width)
+
+
+def _check_aspect(width: int, height: int) -> None:
+    if height > MAX_ASPECT * width:
+        raise ValueError(f"it is more than {MAX_ASPECT} times as high as wide")
 
 
 def read_items(

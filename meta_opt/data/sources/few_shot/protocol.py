@@ -180,7 +180,10 @@ def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choi
     of_class = np.repeat(np.arange(len(kept)), [len(x) for x in kept.values()])
     if not prints:
         raise ValueError("no picture can be read")
-    group = groups(*(np.stack(column) for column in zip(*prints, strict=True)))
+    group = groups(
+        np.stack([one.bits for one in prints]),
+        np.stack([one.colours for one in prints]),
+    )
     classes_of = collections.defaultdict(set)
     for number, owner in zip(group, of_class, strict=True):
         classes_of[number].add(owner)
