@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
@@ -60,5 +61,5 @@ class _Score:
 
     def __call__(self, model: Generative, batch: Batch) -> jax.Array:
         prefix = model.prefix(batch["image"], batch["prompt"])
-        answers = np.asarray(self.answers, np.int32)
+        answers = jnp.asarray(self.answers, jnp.int32)
         return score_answers(model.decoder, prefix, answers, model.config.pad_id)
