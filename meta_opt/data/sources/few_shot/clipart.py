@@ -1,6 +1,7 @@
-"""Thirty classes of Open Clip Art by its folders, and a few of the bundled shard."""
+"""Thirty classes of Open Clip Art by folder and keyword, and a few of the bundled shard."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from meta_opt.data.catalog.builders.clipart_files import library_folders, read_library
@@ -62,18 +63,30 @@ at least 40 distinct pictures are left; folders of mixed contents (the library's
 ``signs_and_symbols``, ``computer``, ``food`` and ``animals`` themselves) have no class.
 """
 
+KEYWORD_CLASSES: dict[tuple[str, str], str] = {
+    ("transportation", "roadsign"): "road sign",
+}
+"""The class of the pictures of a top-level folder that have a keyword.
+
+It comes before the folders': half the signs lie among the vehicles.
+"""
+
 CLASSES = tuple(sorted({name for name in CLASS_FOLDERS.values() if name}))
 """The 30 classes."""
 
 
-def class_of(path: str) -> str:
-    """The class of a picture by its path in the library; "" for none.
+def class_of(path: str, keywords: Sequence[str] = ()) -> str:
+    """The class of a picture by its path in the library and keywords; "" for none.
 
     >>> class_of("animals/mammals/dogs/pug.png"), class_of("animals/snake.png")
     ('mammal', '')
-    >>> class_of("tools/saw.png"), class_of("tools/weapons/bow.png")
-    ('tool', '')
+    >>> class_of("transportation/horse.png", ["Roadsign"])
+    'road sign'
     """
+    for keyword in keywords:
+        place = path.split("/")[0], keyword.casefold()
+        if place in KEYWORD_CLASSES:
+            return KEYWORD_CLASSES[place]
     folder = path
     while "/" in folder:
         folder = folder.rpartition("/")[0]
@@ -96,7 +109,7 @@ def openclipart_items(data_dir: Path) -> list[Item]:
     return [
         Item(file.path, class_name, file.svg.read_bytes, is_svg=True)
         for file in read_library(*folders)
-        if (class_name := class_of(file.path))
+        if (class_name := class_of(file.path, file.keywords))
     ]
 
 

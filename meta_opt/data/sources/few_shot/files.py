@@ -112,7 +112,7 @@ def _description(choice: Choice, config: FewShotConfig, source: str) -> dict[str
             "near_duplicates_of_another_class": choice.ambiguous,
         },
         "near_duplicates": {"hash_bits": MAX_BITS, "colour": MAX_COLOUR},
-        "settings": dataclasses.asdict(config),
+        "settings": {**dataclasses.asdict(config), "widths": list(config.widths)},
     }
 
 
