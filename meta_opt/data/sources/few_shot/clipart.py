@@ -1,4 +1,4 @@
-"""Thirty classes of Open Clip Art by folder and keyword, and a few of the bundled shard."""
+"""Thirty classes of Open Clip Art by folder and keyword; the bundled drawings'."""
 
 import functools
 from collections.abc import Sequence
