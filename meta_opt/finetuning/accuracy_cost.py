@@ -98,6 +98,10 @@ def _row(name: str, accuracy: float, before: float, ledger: Ledger) -> PointCost
     return PointCost(name, accuracy, points, cost, per_point)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def markdown(rows: list[PointCost], currency: str = "") -> str:
     """The rows as a table in Markdown; ``-`` for what is not known or not gained.
 
@@ -121,7 +125,7 @@ def markdown(rows: list[PointCost], currency: str = "") -> str:
         cells = [row.name, f"{100 * row.accuracy:.1f}", f"{row.points:+.1f}"]
         for part in values:
             cells += [
-                "-" if value is None else f"{value / scales[u]:.3g}"
+                "-" if value is None else _number(value / scales[u])
                 for u, value in zip(units, part, strict=True)
             ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -12,6 +12,7 @@ from meta_opt.metrics.category_answers import (
     edit_distance,
     report_answers,
 )
+from meta_opt.metrics.classification import weighted_metrics
 
 CATEGORIES = (
     "fruit",
@@ -205,6 +206,14 @@ def test_errors_of_format_are_apart_from_errors_of_knowledge():
         "nearest": 1 / 6,
         "well_formed": 3 / 6,
     }
+
+
+def test_weighted_metrics_count_what_was_not_read():
+    labels, predictions = np.array([0, 0, 0, 1, 2]), np.array([0, 0, -1, 0, -1])
+    found = weighted_metrics(labels, predictions, 3)
+    # Of class 0: precision 2/3, recall 2/3; of the others nothing is right.
+    expected = {"accuracy": 0.4, "precision": 0.4, "recall": 0.4, "f1": 0.4}
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
