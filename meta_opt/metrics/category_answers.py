@@ -18,11 +18,14 @@ LETTERS_PER_EDIT = 5
 """A name of L letters may be misspelt by ``L // LETTERS_PER_EDIT`` edits: 1 of
 "fruit", 2 of "map symbol", none of "bird"."""
 
+MAX_CHARACTERS = 4000
+"""Of an answer that are read: what a model repeats without end costs no time."""
+
 _DOUBLE = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033"
 _SINGLE = "\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u00b4"
 _QUOTES = str.maketrans(_DOUBLE + _SINGLE, '"' * len(_DOUBLE) + "'" * len(_SINGLE))
 _ESCAPED = re.compile(r"\\+(u[0-9a-f]{4}|[\"'/])", re.IGNORECASE)
-_KEY = re.compile(r"(?<!\w)[\"'`*_]*category[\"'`*_]*(?:\s*[:=]+>?|\sis\b)")
+_KEY = re.compile(r"(?<!\w)category[\"'`*_]{0,4}\s?(?:[:=]{1,2}>?|is\b)")
 _NESTED = re.compile(r"[\s\[]*\{\s*([\"']?)\w+\1\s*:")
 _FENCE = re.compile(r"```[ \t]*(?:json[0-9]?|text|plaintext)?", re.IGNORECASE)
 _AROUND = " \t\n\"'`*{}[]()<>.,:;!?"
@@ -90,10 +93,10 @@ class CategoryParser:
         """Reads an answer; the first ``category`` in it that has a value counts.
 
         Args:
-            text: anything that a model writes.
+            text: anything that a model writes; of it `MAX_CHARACTERS` are read.
         """
         well_formed = _WELL_FORMED.fullmatch(text) is not None
-        folded = _fold(text)
+        folded = _fold(text[:MAX_CHARACTERS])
         values = list(_values(folded))
         for value in values or [_unfenced(folded)]:
             if (name := self._named(value)) is not None:

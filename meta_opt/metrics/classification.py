@@ -36,12 +36,12 @@ def weighted_metrics(
         num_classes: K.
 
     Returns:
-        ``accuracy``, ``precision``, ``recall``, ``f1``: fractions of 1, zero where
-        undefined. Weighted recall is accuracy.
+        ``accuracy``, ``weighted_precision``, ``weighted_recall`` (which is accuracy),
+        ``weighted_f1``: fractions of 1; those of a class are zero where undefined.
 
     >>> found = weighted_metrics(np.array([0, 0, 1]), np.array([0, -1, 1]), 2)
-    >>> round(found["accuracy"], 4), round(found["f1"], 4), found["precision"]
-    (0.6667, 0.7778, 1.0)
+    >>> round(found["accuracy"], 4), round(found["weighted_f1"], 4)
+    (0.6667, 0.7778)
     """
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
@@ -54,7 +54,7 @@ def weighted_metrics(
     )
     return {
         "accuracy": float(accuracy_score(labels, predictions)),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
+        "weighted_precision": float(precision),
+        "weighted_recall": float(recall),
+        "weighted_f1": float(f1),
     }
