@@ -216,6 +216,7 @@ def test_the_primary_loss_falls_under_a_trained_combiner():
     assert np.mean(rows[-5:]) < 0.8 * np.mean(rows[:3])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     whole = train(MELTR, tmp_path / "whole")
 
@@ -231,6 +232,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 def test_sharded_is_unsharded():
     """Of parameters whose gradient is zero, Adam would follow the rounding: SGD."""
     workload, tx = make_workload(without_noise), optax.sgd(0.05)
@@ -249,7 +251,9 @@ def test_sharded_is_unsharded():
     assert_close(*states, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("combiner", ["meltr", "gradnorm"])
+@pytest.mark.parametrize(
+    "combiner", ["meltr", pytest.param("gradnorm", marks=pytest.mark.slow)]
+)
 def test_a_loss_that_is_nan_is_left_out_and_counted(combiner):
     def broken(params, frozen, batch, rng):
         losses, metrics = losses_fn(params, frozen, batch, rng)
