@@ -1,0 +1,1 @@
+def write_throughput(*a, **k): return "stub"
