@@ -4,8 +4,8 @@
     python -m experiments.meltr_throughput --config configs/meltr_throughput.py:smoke
 
 What is measured already, under the same configuration, is not measured again: each cell
-is a file below ``--config.results``. TPU topologies need the extra ``tpu``. ``--only``
-measures some of the cells, and ``--report`` none.
+is a file below ``--config.results``. TPU topologies need the extra ``tpu``. ``--cells``
+measures some of the cells, and ``--nomeasure`` none.
 """
 
 import concurrent.futures
@@ -30,11 +30,8 @@ from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/meltr_throughput", "Folder for compiled programs.")
-# The same flags as of experiments.reproduce_tables, which may be in this process.
-ONLY = "only" if "only" in flags.FLAGS else None
-if ONLY is None:
-    flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
-    flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+ONLY = flags.DEFINE_string("cells", "", "Measure the cells with this in their names.")
+MEASURE = flags.DEFINE_bool("measure", True, "Whether to measure what is not there.")
 
 _KEYS = ("cases", "intervals", "held_out", "results")
 
@@ -139,10 +136,9 @@ def main() -> None:
         # As JSON has it.
         full = json.loads(json.dumps(dataclasses.asdict(case)))
         cells.append((name, full, folder / "cells" / f"{name}.json"))
-    only = flags.FLAGS.only
-    missing = [c for c in cells if only in c[0] and stored(c[2], c[1]) is None]
+    missing = [c for c in cells if ONLY.value in c[0] and stored(c[2], c[1]) is None]
     try:
-        if missing and not flags.FLAGS.report:
+        if missing and MEASURE.value:
             measure_all(missing)
     except BrokenProcessPool as error:
         raise ValueError(

@@ -8,8 +8,8 @@ T losses with equal weights, both known without MELTR, and K the interval of met
         + \frac{1}{K} \big(a\, s_1 + b\, s_T + d\big)\Big).
 
 :math:`a` is the primary loss's gradient on the first batch, :math:`b` the passes over
-the second, :math:`\kappa` and :math:`d` the combiner itself, whose cost knows nothing of
-the model. T enters through :math:`s_T`.
+the second, :math:`\kappa` and :math:`d` the combiner itself, which costs the same
+whatever the model is. T enters through :math:`s_T`.
 """
 
 import dataclasses
@@ -71,9 +71,13 @@ class CostModel:
         coefficients = (self.combiner, self.primary, self.losses, self.constant)
         return float(np.dot(_terms(point), coefficients))
 
-    def error(self, point: Point) -> float:
-        """Of the predicted overhead, relative to that of the point."""
-        return self.overhead(point) / point.overhead - 1
+    def step_error(self, point: Point) -> float:
+        """Of the predicted cost of a step, meta-steps included; relative, absolute."""
+        return abs((1 + self.overhead(point)) / (1 + point.overhead) - 1)
+
+    def overhead_error(self, point: Point) -> float:
+        """Of the predicted overhead, relative to that of the point; absolute."""
+        return abs(self.overhead(point) / point.overhead - 1)
 
 
 def fit(points: Sequence[Point]) -> CostModel:

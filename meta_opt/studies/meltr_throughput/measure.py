@@ -278,9 +278,7 @@ def _compile(
                 layout,
             )
         )
-    add(
-        *("meta_finish", meta.finish, of_step, *of_primary, batch), out_shardings=whole
-    )
+    add(*("meta_finish", meta.finish, of_step, *of_primary, batch), out_shardings=whole)
     return programs
 
 

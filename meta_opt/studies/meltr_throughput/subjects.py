@@ -458,9 +458,7 @@ def _of_each(
     )
 
 
-def _tokens(
-    rng: np.random.Generator, shape: tuple[int, ...], size: int
-) -> np.ndarray:
+def _tokens(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> np.ndarray:
     return rng.integers(_FIRST_WORD, size, shape).astype(np.int32)
 
 
