@@ -250,8 +250,10 @@ def same_batch_meta_gradient(
 
     The losses go forward once; the transposed product gives the direction, the primary
     loss's gradient and the regulariser's together, and the product with it the
-    tangents. The same numbers as ``jvp`` on ``(batch, batch)``, in two thirds of its
-    operations. What is saved costs independence: the direction's noise is that of the
+    tangents. The same numbers as ``jvp`` on ``(batch, batch)``, without the primary
+    loss's own forward and backward pass: five passes where there are eight, if the
+    primary loss costs as much as all (a backward pass and a tangent are two each). What
+    is saved costs independence: the direction's noise is that of the
     tangents, which makes them larger than they are on average.
 
     Args:

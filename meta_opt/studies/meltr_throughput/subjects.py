@@ -91,7 +91,7 @@ class ClipModelSize:
 def _clip_size(
     width: int,
     depth: int,
-    fusion: Mapping[str, int],
+    fusion: Mapping[str, Any],
     frame: TowerConfig,
     *,
     image_size: int,
@@ -342,7 +342,7 @@ def _image_text(names: tuple[str, ...], trainable: str) -> Subject:
     def each(
         model: VisionText, batch: Mapping[str, Any], key: jax.Array, losses: Any
     ) -> list[jax.Array]:
-        image, text, scale, bias = model(batch)
+        image, text, scale, bias = model(dict(batch))
         found = []
         for name in losses:
             read = text
