@@ -5,10 +5,11 @@
 
 What is measured already, under the same configuration, is not measured again: each cell
 is a file below ``--config.results``. TPU topologies need the extra ``tpu``. ``--cells``
-measures some of the cells, and ``--nomeasure`` none.
+measures some of the cells, in its order, and ``--nomeasure`` none.
 """
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -30,10 +31,30 @@ from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/meltr_throughput", "Folder for compiled programs.")
-ONLY = flags.DEFINE_string("cells", "", "Measure the cells with this in their names.")
+ONLY = flags.DEFINE_list("cells", [], "Measure cells with one of these in their names.")
 MEASURE = flags.DEFINE_bool("measure", True, "Whether to measure what is not there.")
 
 _KEYS = ("cases", "intervals", "held_out", "results")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """What is measured, and where it is stored.
+
+    Attributes:
+        name: of the cell.
+        case: fields of `meta_opt.studies.meltr_throughput.measure.Case`, JSON values.
+        path: of its file.
+    """
+
+    name: str
+    case: dict[str, Any]
+    path: Path
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Devices and topology, which a process has one of."""
+        return self.case["devices"], self.case["topology"]
 
 
 def digest(case: Mapping[str, Any]) -> str:
@@ -74,43 +95,42 @@ def _start(devices: int, topology: str, workdir: str) -> None:
         jax.config.update("jax_compilation_cache_dir", None)
 
 
-def _measure(name: str, case: dict[str, Any], path: Path) -> str:
-    """Measures a cell and writes it; returns its name."""
+def _measure(cell: Cell) -> None:
+    """Measures a cell and writes it."""
     from experiments.benchmarks.timing import medians
     from meta_opt.run_log import describe_environment
     from meta_opt.studies.meltr_throughput.measure import Case, measure
 
-    found = measure(from_config(Case, case, name), medians)
+    found = measure(from_config(Case, cell.case, cell.name), medians)
     write_json(
-        path,
+        cell.path,
         {
-            "digest": digest(case),
-            "name": name,
-            "case": case,
+            "digest": digest(cell.case),
+            "name": cell.name,
+            "case": cell.case,
             **found,
             "environment": describe_environment(),
         },
         indent=1,
     )
-    return name
 
 
-def measure_all(missing: Sequence[tuple[str, dict[str, Any], Path]]) -> None:
+def measure_all(missing: Sequence[Cell]) -> None:
     """Measures cells one after another, a process for each set of devices."""
     from tqdm import tqdm
 
     context = multiprocessing.get_context("spawn")
-    places = dict.fromkeys((c["devices"], c["topology"]) for _, c, _ in missing)
+    places = dict.fromkeys(cell.place for cell in missing)
     with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
         for place in places:
-            mine = [m for m in missing if (m[1]["devices"], m[1]["topology"]) == place]
+            mine = [cell for cell in missing if cell.place == place]
             with concurrent.futures.ProcessPoolExecutor(
                 1, context, _start, (*place, WORKDIR.value)
             ) as pool:
                 try:
                     for cell in mine:
-                        bar.set_postfix_str(cell[0])
-                        pool.submit(_measure, *cell).result()
+                        bar.set_postfix_str(cell.name)
+                        pool.submit(_measure, cell).result()
                         bar.update()
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -121,8 +141,6 @@ def measure_all(missing: Sequence[tuple[str, dict[str, Any], Path]]) -> None:
 
 def main() -> None:
     """Measures what is not there, reports."""
-    import dataclasses
-
     from meta_opt.studies.meltr_throughput.cost_model import HeldOut
     from meta_opt.studies.meltr_throughput.measure import Case
     from meta_opt.studies.meltr_throughput.report import write_throughput
@@ -135,8 +153,11 @@ def main() -> None:
         case = from_config(Case, given, f"config.cases.{name}")
         # As JSON has it.
         full = json.loads(json.dumps(dataclasses.asdict(case)))
-        cells.append((name, full, folder / "cells" / f"{name}.json"))
-    missing = [c for c in cells if ONLY.value in c[0] and stored(c[2], c[1]) is None]
+        cells.append(Cell(name, full, folder / "cells" / f"{name}.json"))
+    chosen = dict.fromkeys(
+        cell for part in ONLY.value or [""] for cell in cells if part in cell.name
+    )
+    missing = [cell for cell in chosen if stored(cell.path, cell.case) is None]
     try:
         if missing and MEASURE.value:
             measure_all(missing)
@@ -145,7 +166,8 @@ def main() -> None:
             f"{error} The same command goes on; if memory was short, measure fewer "
             "examples a batch"
         ) from None
-    records = [r for _, case, path in cells if (r := stored(path, case)) is not None]
+    found = [stored(cell.path, cell.case) for cell in cells]
+    records = [record for record in found if record is not None]
     print(
         write_throughput(
             folder,
