@@ -90,6 +90,7 @@ def write_throughput(
         plot(Path(folder) / "meltr_throughput.png", every, found, intervals)
     timed = plain(cells, TIME)
     parts += _section("Losses and interval: time", time_table(timed, intervals))
+    parts.append(_noise(timed))
     parts += _section("Loops of real steps", loops_table(timed))
     parts += _section("Hypergradients, and what trains", methods_table(cells))
     parts += _section("Memory", memory_table(cells))
@@ -159,7 +160,7 @@ def answer(cells: Sequence[Measured], found: Fit | None) -> str:
         costs = _range([1 + c.point(10, TIME).overhead for c in timed])
         text.append(
             f"In measured time the cost at K=10 is {costs[0]} to {costs[1]} times "
-            f"equal weights, over {len(timed)} cells."
+            f"equal weights (cells: {len(timed)})."
         )
     divided = _divided(cells)
     if len(divided) > 1:
@@ -294,6 +295,19 @@ def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | N
         ratios = [1 + p.overhead for p in points]
         rows.append(numbers_row(f"MELTR, K={k} / equal weights", "", ratios, 3))
     return Table(tuple(map(_label, cells)), (Section("", tuple(rows)),))
+
+
+def _noise(cells: Sequence[Measured]) -> str:
+    """What times are worth: under one loss two of the programs do the same."""
+    points = [c.point(1, TIME) for c in cells if c.case.num_losses == 1]
+    if not points:
+        return ""
+    worst = max(abs(p.equal / p.primary - 1) for p in points)
+    return (
+        "At T=1 equal weights and standard fine-tuning are the same work, and their "
+        f"times differ by {100 * worst:.0f}%: differences of times below that say "
+        "nothing."
+    )
 
 
 def loops_table(cells: Sequence[Measured]) -> Table | None:
