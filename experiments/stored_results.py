@@ -10,7 +10,7 @@ from typing import Any
 from meta_opt.text_files import read_json, write_json
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class StoredResult:
     """A result and its file.
 

@@ -24,7 +24,7 @@ STEPS = "steps"
 """In place of an optimizer: the time of a step of all of them, side by side."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cell(StoredResult):
     """What is measured, and where its result is stored.
 
