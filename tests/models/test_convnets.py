@@ -166,7 +166,7 @@ def test_errors_name_the_setting_or_the_tensor(tmp_path, name, changes, message)
 
 
 def test_errors_of_folders_and_settings(tmp_path):
-    with pytest.raises(ValueError, match="has no config.json"):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         read_config(tmp_path)
     folder = copied("resnet_timm", tmp_path / "cut")
     file = folder / "model.safetensors"
@@ -175,7 +175,7 @@ def test_errors_of_folders_and_settings(tmp_path):
         load_classifier(folder)
     with pytest.raises(ValueError, match="must have one number for each stage"):
         ResNetConfig(depths=(1, 2))
-    with pytest.raises(ValueError, match="drop_path=1.0"):
+    with pytest.raises(ValueError, match=r"drop_path=1\.0"):
         ConvNeXtConfig(drop_path=1.0)
     small = ResNet(ResNetConfig(depths=(1,), widths=(8,), stem=4), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="images have shape"):

@@ -1,4 +1,4 @@
-"""A network with a linear head: pictures, or the features of frozen stages, to classes."""
+"""A network with a head: pictures, or features of frozen stages, to classes."""
 
 import jax
 import jax.numpy as jnp
