@@ -106,7 +106,8 @@ class NetworkConfig:
     Attributes:
         name: one of `NETWORKS`.
         weights: of ``resnet50`` and ``convnext_tiny``: a folder as
-            `meta_opt.models.convnets.load_classifier` reads it; "" for random weights.
+            `meta_opt.models.convnets.load_classifier` reads it; "" for random weights,
+            which are the same for every seed, as those of a file are.
             ``efficientnet_lite0`` has those that are prepared.
         trained_stages: how many of the last stages train beside the head.
         dropout: of pooled features.
@@ -127,8 +128,8 @@ class NetworkConfig:
         check_name("network.name", self.name, NETWORKS)
         if self.weights and self.name == ENCODER:
             raise ValueError(
-                f"network.weights={self.weights!r}: {ENCODER} has its prepared weights; "
-                "leave it out"
+                f"network.weights={self.weights!r}: {ENCODER} has its prepared "
+                "weights; leave it out"
             )
         if self.drop_path and self.name != "convnext_tiny":
             raise ValueError(
@@ -158,7 +159,7 @@ class ClassificationConfig:
         """Reads the pictures and runs the frozen stages on them.
 
         Args:
-            seed: of what is initialised: the head, and a network without weights.
+            seed: of the head.
             mesh: ignored; the networks are small.
             export: not supported yet; leave it out.
 
@@ -214,8 +215,7 @@ class ClassificationConfig:
             for split in ("validation", "test")
         }
 
-        def with_seed(seed: int) -> Workload:
-            parts = network_parts(self.network, classes, root, seed)
+        def with_parts(parts: NetworkParts) -> Workload:
             module = split_network(parts, cut=bool(config.augmented_views))
             return Workload(
                 params=module.params,
@@ -228,16 +228,13 @@ class ClassificationConfig:
                     "classes": classes,
                     "skipped": {split: x.skipped for split, x in samples.items()},
                 },
-                # Random weights below would give other features for each seed.
-                reseeded=with_seed if self._keeps_features else None,
+                reseeded=with_seed,
             )
 
-        return with_seed(seed)
+        def with_seed(seed: int) -> Workload:
+            return with_parts(network_parts(self.network, classes, root, seed))
 
-    @property
-    def _keeps_features(self) -> bool:
-        pretrained = bool(self.network.weights) or self.network.name == ENCODER
-        return pretrained or not self.pictures.augmented_views
+        return with_parts(parts)
 
 
 def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
@@ -294,7 +291,7 @@ def network_parts(
         config: which.
         classes: K.
         root: the folder of datasets and encoders.
-        seed: of what is initialised.
+        seed: of the head.
 
     Raises:
         ValueError: weights of another network, or more stages than there are.
@@ -321,6 +318,13 @@ def network_parts(
         whole = load_classifier(
             config.weights, classes, config.dropout, rngs=rngs, **changes
         )
+        wanted, given = ARCHITECTURES[config.name], whole.trunk.config  # type: ignore
+        if type(given) is not type(wanted):
+            raise ValueError(
+                f"network.weights={config.weights!r} are of a "
+                f"{type(given).__name__.removesuffix('Config')}, not of "
+                f"network.name={config.name!r}"
+            )
     else:
         own = {"drop_path": config.drop_path} if config.drop_path else {}
         architecture = dataclasses.replace(
@@ -330,7 +334,7 @@ def network_parts(
         # In one program: operation by operation it would take far longer.
         @nnx.jit
         def create(rngs: nnx.Rngs) -> Classifier:
-            trunk = make_convnet(architecture, rngs=rngs)
+            trunk = make_convnet(architecture, rngs=nnx.Rngs(0))
             return Classifier(trunk, classes, config.dropout, rngs=rngs)
 
         whole = create(rngs)
