@@ -36,7 +36,7 @@ def test_a_factor_is_a_group_with_another_learning_rate(make):
 
 @pytest.mark.parametrize("make", [make_optimizer, injected])
 def test_gradients_are_clipped_by_their_global_norm(make):
-    norm = float(optax.global_norm(GRADS))
+    norm = float(optax.tree.norm(GRADS))
     small = jax.tree.map(lambda g: g / norm, GRADS)
 
     def sgd(grads, clip_norm):

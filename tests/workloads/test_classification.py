@@ -70,7 +70,7 @@ def config(task, views=2, steps=12, **pictures):
         OptimizerConfig(
             "adam",
             steps,
-            learning_rate=1e-3,
+            learning_rate=3e-3,
             clip_norm=1.0,
             rate_factors=(("^head/", 10.0),),
         ),
@@ -122,10 +122,8 @@ def test_views_are_drawn_once_and_found_again(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 8, 8, 3), np.uint8)
     views = Views(3, AugmentConfig(flip=True, jitter=0.5))
-    calls = []
 
     def lower(x):
-        calls.append(x.shape)
         return x.astype(jnp.float32)[:, ::2, ::2] / 255
 
     weights = {"a": np.ones(3, np.float32)}
@@ -136,18 +134,18 @@ def test_views_are_drawn_once_and_found_again(tmp_path, monkeypatch):
     # Neither the number of samples at a time nor where they are kept matters.
     monkeypatch.setattr(lower_features, "_ENCODED", 2)
     np.testing.assert_array_equal(found, view_features(images, views, lower, weights))
-    count = len(calls)
-    again = view_features(images, views, jax.jit(lower), weights, str(tmp_path))
-    np.testing.assert_array_equal(again, found)
+    (file,), written = tmp_path.iterdir(), found.tobytes()
+    before = file.stat().st_mtime_ns
+    again = view_features(images, views, lower, weights, str(tmp_path))
+    assert again.tobytes() == written and file.stat().st_mtime_ns == before
     assert isinstance(again, np.memmap) and not again.flags.writeable
-    assert len(list(tmp_path.iterdir())) == 1
     for other in (
         (images, views._replace(seed=1), weights),
         (images, views, {"a": np.zeros(3, np.float32)}),
         (images[::-1], views, weights),
     ):
         view_features(*other[:2], lower, other[2], str(tmp_path))
-    assert len(list(tmp_path.iterdir())) == 4 and len(calls) > count
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_file_of_views_is_whole_or_not_there(tmp_path):
@@ -194,7 +192,7 @@ def test_fresh_views_differ_each_time():
 
 
 def test_a_run_learns_and_measures(task, tmp_path):
-    run = config(task, views=2, steps=24, feature_cache_dir=str(tmp_path))
+    run = config(task, views=2, steps=60, feature_cache_dir=str(tmp_path))
     finished = finetune(run)
     assert finished.test["accuracy"] > 0.8
     wanted = {"loss", "accuracy", "macro_f1", "weighted_f1", "ece"}
@@ -205,7 +203,7 @@ def test_a_run_learns_and_measures(task, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_without_stored_features_learns(task):
-    assert finetune(config(task, views=0, steps=24)).test["accuracy"] > 0.8
+    assert finetune(config(task, views=0, steps=60)).test["accuracy"] > 0.8
 
 
 def test_frozen_arrays_are_the_files(task):

@@ -156,7 +156,7 @@ _OPERATIONS: tuple[Operation, ...] = (
     lambda x, s, sign: ImageEnhance.Contrast(x).enhance(1 + 0.9 * s * sign),
     lambda x, s, sign: ImageEnhance.Sharpness(x).enhance(1 + 0.9 * s * sign),
     lambda x, s, sign: ImageOps.posterize(x, 8 - round(4 * s)),
-    lambda x, s, sign: ImageOps.solarize(x, round(255 * (1 - s))),
+    lambda x, s, sign: ImageOps.solarize(x, round(256 * (1 - s))),
     lambda x, s, sign: ImageOps.autocontrast(x),
     lambda x, s, sign: ImageOps.equalize(x),
 )
