@@ -326,7 +326,9 @@ def network_parts(
                 f"network.name={config.name!r}"
             )
     else:
-        own = {"drop_path": config.drop_path} if config.drop_path else {}
+        own: dict[str, Any] = (
+            {"drop_path": config.drop_path} if config.drop_path else {}
+        )
         architecture = dataclasses.replace(
             ARCHITECTURES[config.name], dtype=config.dtype, **own
         )
@@ -341,7 +343,7 @@ def network_parts(
     assert isinstance(whole.trunk, Divisible)
     lower, top = whole.trunk.halves(trained)
     upper = nnx.clone(whole)
-    upper.trunk = top
+    upper.trunk = top  # type: ignore[assignment]
     return NetworkParts(whole, upper, lower, lower.__self__, trained)  # type: ignore
 
 

@@ -157,12 +157,12 @@ class Views(NamedTuple):
     """Random views of pictures, which are drawn once.
 
     Attributes:
-        count: V, of each picture; 1 without augmentation for evaluation.
+        number: V, of each picture; 1 without augmentation for evaluation.
         augment: what is drawn.
         seed: of picture i's view v the generator's seed is (seed, i, v).
     """
 
-    count: int = 1
+    number: int = 1
     augment: AugmentConfig = AugmentConfig()
     seed: int = 0
 
@@ -215,12 +215,12 @@ def view_features(
         ValueError: features that are not finite in half precision.
     """
     shape = jax.eval_shape(lower, images[:1]).shape[1:]
-    whole = (len(images), views.count, *shape)
+    whole = (len(images), views.number, *shape)
 
     def fill(into: np.ndarray) -> np.ndarray:
         places = [
             (start, view)
-            for view in range(views.count)
+            for view in range(views.number)
             for start in range(0, len(images), _ENCODED)
         ]
         parts = (views.draw(images[i : i + _ENCODED], i, view) for i, view in places)
@@ -242,7 +242,8 @@ def view_features(
             opened = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.float16, shape=whole
             )
-            fill(opened).flush()
+            fill(opened)
+            opened.flush()  # type: ignore[attr-defined]
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 

@@ -43,8 +43,8 @@ def task(tmp_path_factory):
     lines = []
     for split, count in (("train", 24), ("validation", 9), ("test", 9)):
         for i in range(count):
-            pixels = rng.integers(0, 120, (32, 32, 3), np.uint8)
-            pixels[..., 2 - i % 3] += 120
+            pixels = rng.integers(0, 60, (32, 32, 3), np.uint8)
+            pixels[..., 2 - i % 3] += 190
             Image.fromarray(pixels).save(folder / f"{split}{i}.png")
             lines.append(
                 {"image": f"{split}{i}.png", "label": CLASSES[i % 3], "split": split}

@@ -109,11 +109,12 @@ def _cropped(
 ) -> Image.Image:
     width, height = picture.size
     area = rng.uniform(scale, 1)
-    ratio = math.exp(rng.uniform(*map(math.log, _RATIO)))
+    ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
     # A side that would be longer than the picture's is as long as it.
     w = min(width, max(1, round(width * math.sqrt(area * ratio))))
     h = min(height, max(1, round(height * math.sqrt(area / ratio))))
-    left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+    left = int(rng.integers(width - w + 1))
+    top = int(rng.integers(height - h + 1))
     box = (left, top, left + w, top + h)
     return picture.resize((width, height), Image.Resampling.BILINEAR, box)
 
