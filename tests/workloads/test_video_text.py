@@ -572,7 +572,7 @@ def test_metrics_of_a_model_that_cheats(root):
     assert {found[k] for k in ("accuracy", "choice_accuracy", *kinds)} == {1.0}
     assert found["count_mse"] == 0.0 and found["loss"] < 1e-4
     names = [inputs.clips["test"].name[i] for i in questions.clip]
-    found = captioning_evaluation(arrays, names, inputs.decode)(cheat)
+    found = captioning_evaluation(arrays, [[n] for n in names], inputs.decode)(cheat)
     assert found["exact_match"] == 100.0 and found["accuracy"] == 1.0
     np.testing.assert_allclose([found["bleu3"], found["rouge_l"]], 100.0)
     found = sentiment_evaluation(arrays)(cheat)
