@@ -5,7 +5,6 @@ import functools
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -23,7 +22,11 @@ from video_text_toy import clips_config, make_toys, workload_config
 
 from configs import meltr
 from meta_opt.data.shared_rows import SharedRows
-from meta_opt.data.sources.annotated_clips import SETS, OfficialConfig
+from meta_opt.data.sources.annotated_clips import (
+    SETS,
+    AnnotatedClips,
+    OfficialConfig,
+)
 from meta_opt.data.sources.video_annotations import KINDS
 from meta_opt.data.splits import held_out_split
 from meta_opt.finetuning.loop_config import LoopConfig
@@ -115,26 +118,20 @@ def test_msrvtt(read):
             held = held_out_split(video, shares)
             assert wanted.get(held, "train") == split
     # In training each caption is a sample, in test there is one for each clip.
-    for split in ("train", META, "validation", "test"):
-        clips, arrays = inputs.clips[split], inputs.splits[split]
-        texts = {key: [] for key in clips.key}
-        training = split in ("train", META)
-        assert len(arrays["text"]) == len(clips) * (2 if training else 1)
-        if training:
-            rows = np.repeat(np.arange(len(clips)), 2)
-            decoded = inputs.decode(arrays["caption"])
-            for row, text in zip(rows, decoded, strict=True):
-                texts[clips.key[row]].append(text)
-            for key, found in texts.items():
-                number = int(key.removeprefix("video"))
-                if split == "train":
-                    assert found == [text_of(number, n) for n in range(2)]
+    for split, clips in inputs.clips.items():
+        arrays = inputs.splits[split]
+        numbers = [int(key.removeprefix("video")) for key in clips.key]
+        if split in ("train", META):
+            texts = [text_of(i, n) for i in numbers for n in range(2)]
             frames = np.asarray(arrays["frames"])
             np.testing.assert_array_equal(frames[::2], frames[1::2])
             assert isinstance(arrays["frames"], SharedRows)
-    test = inputs.clips["test"]
-    assert test.captions == [(text_of(i, 2),) for i in range(5)]
-    assert inputs.decode(inputs.splits["test"]["caption"]) == list(test.name)
+        elif split == "validation":
+            texts = [text_of(i) for i in numbers]
+        else:
+            texts = [text_of(i - 7010, 2) for i in numbers]
+        tokens = inputs.tokenizer.encode(texts, 6)
+        np.testing.assert_array_equal(arrays["text"], tokens)
 
 
 def test_what_is_left_out_is_counted_and_named(read):
@@ -242,25 +239,24 @@ def test_mosi(read):
             assert score == np.float32([-3.0, 0.0, 1.2][(video + segment) % 3])
 
 
-def test_the_customary_splits_can_be_changed(root, settings, read):
-    config = changed(
-        root, settings, "msrvtt_7k", {"train": "train", "validation": "validation"}
-    )
-    inputs = read_clip_inputs(config, "captioning")
-    groups = videos_of(inputs)
-    assert groups["validation"] == {f"video{i}" for i in range(20, 24)}
-    assert groups["train"] | groups[META] == (
-        {f"video{i}" for i in range(20)} - {"video3", "video5"}
-    )
+def test_the_customary_splits_can_be_changed(settings):
+    official = settings("msrvtt_7k")["official"]
+    own = {"train": "train", "validation": "validation"}
+    source = AnnotatedClips("msrvtt_7k", dataclasses.replace(official, **own), 4, 8)
+    # Video 5 has no frame, which is found out when frames are read.
+    there = [f"video{i}" for i in range(20) if i != 3]
+    assert source.read("train").key == there
+    held = source.read("validation")
+    assert held.key == [f"video{i}" for i in range(20, 24)]
     # The references of captions are all of a clip.
-    held = inputs.clips["validation"]
     assert held.captions[0] == (text_of(20), text_of(20, 1))
-    few = changed(root, settings, "msrvtt_7k", max_examples=3)
-    few = read_clip_inputs(few, "retrieval")
-    assert all(len(clips) <= 3 for clips in few.clips.values())
+    assert [len(video) for video in held.at_most(2).video] == [
+        3 if int(key.removeprefix("video")) % 4 == 0 else 4
+        for key in held.at_most(2).key
+    ]
 
 
-def test_captions_without_words_are_left_out(root, settings, tmp_path):
+def test_captions_without_words_are_left_out(tmp_path):
     media = msrvtt_set(tmp_path)
     path = tmp_path / "MSRVTT_data.json"
     text = path.read_text()
@@ -270,11 +266,10 @@ def test_captions_without_words_are_left_out(root, settings, tmp_path):
         assert old in text
         text = text.replace(old, '"caption": "...", "video_id": "video0"')
     path.write_text(text)
-    paths = {"annotations": str(tmp_path), "media": str(media)}
-    config = changed(root, settings, "msrvtt_7k", paths)
-    inputs = read_clip_inputs(config, "retrieval")
-    assert inputs.about["read"]["train"]["captions_without_words"] == 2
-    assert all("video0" not in found for found in videos_of(inputs).values())
+    official = OfficialConfig(str(tmp_path), str(media))
+    source = AnnotatedClips("msrvtt", official, 4, 8)
+    assert "video0" not in source.read("train").key
+    assert source.describe()["read"]["train"]["captions_without_words"] == 2
 
 
 # Losses and models
@@ -282,18 +277,17 @@ def test_captions_without_words_are_left_out(root, settings, tmp_path):
 
 def test_the_loss_of_answers_is_of_what_there_is():
     outputs = SimpleNamespace(
-        answer_logits=jnp.zeros((2, 5)), choice_logits=jnp.zeros((2, 4))
+        answer_logits=np.float32([[0, 0, np.log(5), 0], [9, 9, 9, 9]]),
+        choice_logits=np.zeros((2, 4), np.float32),
     )
-    words, choice = {"answer": np.array([2, -1])}, {"choice": np.array([0, 3])}
-    config = MaskingConfig()
+    words, choice = {"answer": np.array([0, -1])}, {"choice": np.array([0, 3])}
     for batch, value in (
-        (words, np.log(5)),
+        (words, np.log(8)),
         (choice, np.log(4)),
-        (words | choice, np.log(20)),
+        (words | choice, np.log(32)),
     ):
-        np.testing.assert_allclose(
-            LOSSES["answer"](outputs, batch, config), value, rtol=1e-6
-        )
+        found = LOSSES["answer"](outputs, batch, MaskingConfig())
+        np.testing.assert_allclose(found, value, rtol=1e-6)
 
 
 def test_a_workload_is_built_with_the_heads_of_its_questions(root, settings):
