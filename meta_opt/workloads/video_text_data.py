@@ -289,7 +289,8 @@ def _fit(
         return clips, (video, present), []
     if not there.any():
         raise ValueError(f"none of {len(clips)} clips in {split} has a frame")
-    empty = [key for key, x in zip(clips.key, there, strict=True) if not x]
+    lost: list[int] = np.flatnonzero(~there).tolist()
+    empty = [clips.key[i] for i in lost]
     return clips.at(np.flatnonzero(there)), (video[there], present[there]), empty
 
 
