@@ -1,7 +1,11 @@
-"""Fine-tuning with several losses that MELTR combines, on animated emoji.
+"""Fine-tuning with several losses that MELTR combines, on clips with texts.
 
-``univl_retrieval``, ``univl_captioning``, ``univl_sentiment``,
+On animated emoji: ``univl_retrieval``, ``univl_captioning``, ``univl_sentiment``,
 ``violet_question_answering``, ``all_in_one_retrieval``; ``smoke`` shows that it runs.
+On official data sets, whose files are yours to bring: ``msrvtt_retrieval``,
+``youcook2_captioning``, ``tgif_action``, ``msvd_question_answering``,
+``mosi_sentiment``, with ``--config.clips.official.annotations=FOLDER`` and
+``--config.clips.official.media=FOLDER``.
 Other combinations of the losses: ``--config.meta_loss.combiner=equal``.
 """
 
@@ -57,6 +61,54 @@ def all_in_one_retrieval() -> ml_collections.ConfigDict:
     return video_text("all_in_one", "retrieval", "all_in_one")
 
 
+def official(config: ml_collections.ConfigDict, source: str) -> None:
+    """Puts an official data set in the place of the emoji."""
+    config.clips.source = source
+    # Where they are has to be given.
+    config.clips.official = dict(annotations="", media="")
+    config.clips.image_size = 128
+    config.clips.text_length = 24
+    config.clips.question_length = 24
+    config.num_steps = 3000
+    config.loop.eval_every = 500
+
+
+def msrvtt_retrieval() -> ml_collections.ConfigDict:
+    """Trains on the 7,010 clips of "7k", and tests on the 1k test set."""
+    config = univl_retrieval()
+    official(config, "msrvtt_7k")
+    return config
+
+
+def youcook2_captioning() -> ml_collections.ConfigDict:
+    """Segments; of whole videos with ``clips.official.frames_per_second``."""
+    config = univl_captioning()
+    official(config, "youcook2")
+    config.clips.official.frames_per_second = 0.0
+    return config
+
+
+def tgif_action() -> ml_collections.ConfigDict:
+    """Questions with five options each."""
+    config = violet_question_answering()
+    official(config, "tgif_qa_action")
+    return config
+
+
+def msvd_question_answering() -> ml_collections.ConfigDict:
+    """Questions with answers out of those of the training split."""
+    config = violet_question_answering()
+    official(config, "msvd_qa")
+    return config
+
+
+def mosi_sentiment() -> ml_collections.ConfigDict:
+    """Scores from -3 to 3 of spoken segments."""
+    config = univl_sentiment()
+    official(config, "cmu_mosi")
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """A few steps on few clips."""
     config = univl_retrieval()
@@ -78,5 +130,7 @@ def get_config(arg: str = "univl_retrieval") -> ml_collections.ConfigDict:
     variants = (
         *(univl_retrieval, univl_captioning, univl_sentiment),
         *(violet_question_answering, all_in_one_retrieval, smoke),
+        *(msrvtt_retrieval, youcook2_captioning, tgif_action),
+        *(msvd_question_answering, mosi_sentiment),
     )
     return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_opt.data.sources.clip_questions import Questions
+from meta_opt.data.sources.clip_questions import COUNTED, Questions
 from meta_opt.evaluators.answers import token_sums
 from meta_opt.evaluators.encoding import in_batches
 from meta_opt.evaluators.retrieval import caption_groups
@@ -111,22 +111,23 @@ def _ways(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def captioning_evaluation(
     arrays: Mapping[str, PyTree],
-    names: Sequence[str],
+    captions: Sequence[Sequence[str]],
     decode: Callable[[np.ndarray], list[str]],
     batch_size: int = 128,
 ) -> Evaluation:
-    """Evaluation of writing the names of clips.
+    """Evaluation of writing the captions of clips.
 
     Args:
-        arrays: of the split.
-        names: of its clips.
+        arrays: of the split, a row for each clip.
+        captions: all of each clip, of which the first is that of ``arrays``.
         decode: rows of the decoder's tokens to texts.
         batch_size: clips at a time.
 
     Returns:
-        An evaluation that gives ``loss`` and ``accuracy``, of a name's tokens given
-        those before as far as training names have them, ``exact_match`` in percent, and
-        those of `caption_metrics` of the likeliest names.
+        An evaluation that gives ``loss`` and ``accuracy``, of a caption's tokens given
+        those before as far as training captions have them, ``exact_match`` with any of
+        a clip's captions in percent, and those of `caption_metrics` of the likeliest
+        captions.
     """
     clips = {k: arrays[k] for k in ("frames", "present")}
     length = arrays["caption"].shape[1]
@@ -136,12 +137,15 @@ def captioning_evaluation(
         sums = in_batches(model, _caption_sums, data, batch_size)
         nats, tokens, hits = sums.sum(axis=0)
         written = decode(in_batches(model, _Write(length), clips, batch_size))
-        same = [plain(a) == plain(b) for a, b in zip(written, names, strict=True)]
+        same = [
+            plain(text) in map(plain, several)
+            for text, several in zip(written, captions, strict=True)
+        ]
         return {
             "loss": float(nats / max(tokens, 1)),
             "accuracy": float(hits / max(tokens, 1)),
             "exact_match": 100.0 * float(np.mean(same)),
-            **caption_metrics(written, [(name,) for name in names]),
+            **caption_metrics(written, captions),
         }
 
     return evaluate
@@ -162,33 +166,32 @@ def question_evaluation(
         batch_size: questions at a time.
 
     Returns:
-        An evaluation that gives ``loss``, ``accuracy`` of all answers, where one that
-        is not in the vocabulary is wrong, and of each kind of question
-        (``accuracy_category``, ...); of counts ``count_mse``, from the likeliest
-        number; and ``choice_accuracy``.
+        An evaluation that gives ``loss``; where there is a vocabulary ``accuracy`` of
+        all answers, where one that is not in it is wrong, and of each kind of question
+        (``accuracy_category``, ...), and of counts ``count_mse``, from the likeliest
+        number; where there are choices ``choice_accuracy``.
     """
     names = ("frames", "present", "question", "choices")
-    data = {k: arrays[k] for k in names}
-    right, choice = arrays["answer"], arrays["choice"]
+    data = {k: arrays[k] for k in names if k in arrays}
+    right, choice = arrays.get("answer"), arrays.get("choice")
     kinds = np.asarray(questions.kind)
     numbers = [i for i, answer in enumerate(answers) if answer.isdecimal()]
-    counted = kinds == "changes"
+    counted = np.isin(kinds, COUNTED)
 
     def evaluate(model: VideoText) -> dict[str, float]:
         both = in_batches(model, _answers, data, batch_size)
         logits, offered = both[:, : len(answers)], both[:, len(answers) :]
-        hits = np.argmax(logits, axis=1) == right
-        known = right >= 0
-        nats = _mean_nats(logits[known], right[known]) if known.any() else 0.0
-        found = {
-            "loss": nats + _mean_nats(offered, choice),
-            "accuracy": float(hits.mean()),
-            **{
-                f"accuracy_{k}": float(hits[kinds == k].mean())
-                for k in sorted({*kinds})
-            },
-            "choice_accuracy": multiple_choice_accuracy(offered, choice),
-        }
+        found = {"loss": 0.0}
+        if right is not None:
+            hits = np.argmax(logits, axis=1) == right
+            known = right >= 0
+            found["loss"] += _mean_nats(logits[known], right[known])
+            found["accuracy"] = float(hits.mean())
+            for k in sorted({*kinds}):
+                found[f"accuracy_{k}"] = float(hits[kinds == k].mean())
+        if choice is not None:
+            found["loss"] += _mean_nats(offered, choice)
+            found["choice_accuracy"] = multiple_choice_accuracy(offered, choice)
         if numbers and counted.any():
             values = np.asarray([int(answers[i]) for i in numbers])
             likeliest = values[np.argmax(logits[counted][:, numbers], axis=1)]
@@ -217,6 +220,9 @@ def sentiment_evaluation(
 
 
 def _mean_nats(logits: np.ndarray, labels: np.ndarray) -> float:
+    """0 of none."""
+    if not len(labels):
+        return 0.0
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return float(jnp.mean(nats))
 
@@ -260,9 +266,13 @@ def _caption_sums(model: VideoText, batch: PyTree) -> jax.Array:
 def _answers(model: VideoText, batch: PyTree) -> jax.Array:
     """[B, K + C]: of the answers, and of those that are offered."""
     video = _tokens(model, batch)
-    fused = model.cross(video, model.text(batch["question"]))
-    offered = model.choice_logits(video, batch["choices"])
-    return jnp.concatenate([model.answer_logits(fused), offered], axis=1)
+    found = []
+    if "question" in batch:
+        fused = model.cross(video, model.text(batch["question"]))
+        found.append(model.answer_logits(fused))
+    if "choices" in batch:
+        found.append(model.choice_logits(video, batch["choices"]))
+    return jnp.concatenate(found, axis=1)
 
 
 def _score(model: VideoText, batch: PyTree) -> jax.Array:

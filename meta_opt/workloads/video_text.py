@@ -61,8 +61,9 @@ class VideoTextConfig:
     )
 
     def __post_init__(self) -> None:
-        """Checks that the family can do the task."""
+        """Checks that family and clips can do the task."""
         losses_of(self.family, self.task)
+        self.clips.check_task(self.task)
         if self.clips.frames > self.model.fusion.frames:
             raise ValueError(
                 f"clips.frames={self.clips.frames} is more than model.fusion.frames="
@@ -117,9 +118,12 @@ class VideoTextConfig:
                 "losses": list(names),
                 "primary": primary,
             }
-            if inputs.questions:
+            if {s: len(x) for s, x in inputs.clips.items()} != found["examples"]:
                 found["clips"] = {s: len(x) for s, x in inputs.clips.items()}
+            if inputs.questions:
                 found["answers"] = len(inputs.answers)
+            if inputs.about:
+                found["source"] = inputs.about
             return found
 
         def with_seed(seed: int) -> Workload:
@@ -161,8 +165,8 @@ def evaluation_on(
     """
     arrays = inputs.splits[split]
     if primary == "decoder":
-        names = inputs.clips[split].name
-        return captioning_evaluation(arrays, names, inputs.decode, batch_size)
+        captions = inputs.clips[split].captions
+        return captioning_evaluation(arrays, captions, inputs.decode, batch_size)
     if primary == "answer":
         questions = inputs.questions[split]
         return question_evaluation(arrays, questions, inputs.answers, batch_size)

@@ -14,13 +14,28 @@ from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
 from meta_opt.data.records import SPLITS
+from meta_opt.data.shared_rows import share_rows
+from meta_opt.data.sources.annotated_clips import (
+    SETS,
+    AnnotatedClips,
+    OfficialConfig,
+    check_task,
+)
 from meta_opt.data.sources.clip_questions import (
     Questions,
     answer_ids,
     answer_vocabulary,
-    ask_questions,
 )
-from meta_opt.data.sources.clips import CLIPS, Clips, fit_frames, hold_out, read_clips
+from meta_opt.data.sources.clips import (
+    CLIPS,
+    Clips,
+    ClipSource,
+    PreparedClips,
+    fit_frames,
+    hold_out,
+)
+from meta_opt.data.sources.video_annotations.clips import NAMED
+from meta_opt.models.encoders.precomputed import Precomputed, PrecomputedConfig
 from meta_opt.types import PyTree, check_keys, check_name
 from meta_opt.workloads.lower_features import (
     EncoderParts,
@@ -30,7 +45,9 @@ from meta_opt.workloads.lower_features import (
 )
 
 META_VALIDATION = "meta_validation"
-_CHOICES = 4
+PRECOMPUTED = "precomputed"
+"""As the encoder of images: clips have features of frames, which it takes as they are.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +55,30 @@ class ClipsConfig:
     """Which clips, and how they become arrays.
 
     Attributes:
-        source: one of `meta_opt.data.sources.clips.CLIPS`.
+        source: one of `meta_opt.data.sources.clips.CLIPS`, or an official data set, one
+            of `meta_opt.data.sources.annotated_clips.SETS`.
+        official: the files and the splits of an official data set.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
         max_examples: clips of a split at most; 0: all of them.
         frames: T, of a clip; longer ones are thinned, shorter ones filled up.
         image_size: of the frames in pixels.
-        text_length: S, tokens of a clip's name.
+        text_length: S, tokens of a clip's name or caption.
         question_length: S, tokens of a question or of an answer that is offered.
         meta_validation: share of the training clips that is held out of training, for
             what is learned of the losses.
         codebook_size: K, visual tokens.
-        encoders: of ``image`` and ``text``, names of `meta_opt.models.encoders`.
-        trainable_layers: by modality, how many of the last layers train; 0: all.
+        encoders: of ``image`` and ``text``, names of `meta_opt.models.encoders`; of
+            ``image`` also ``precomputed``, where clips are features of frames.
+        trainable_layers: by modality, how many of the last layers train; 0: all. Of
+            ``precomputed`` there are none.
         feature_cache_dir: folder for the features of the layers that do not train; ""
             computes them for each run.
         seed: of questions and codebook.
     """
 
     source: str = "animated_emoji"
+    official: OfficialConfig = dataclasses.field(default_factory=OfficialConfig)
     data_dir: str = ""
     max_examples: int = 0
     frames: int = 8
@@ -75,8 +97,15 @@ class ClipsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks names and ranges."""
-        check_name("clips.source", self.source, CLIPS)
+        """Checks names and ranges, and that an official data set has its paths."""
+        check_name("clips.source", self.source, (*CLIPS, *SETS))
+        if self.source in SETS:
+            self.official.check(self.source)
+        elif self.official != OfficialConfig():
+            raise ValueError(
+                f"clips.official is for official data sets ({', '.join(SETS)}), and "
+                f"clips.source={self.source!r} is none"
+            )
         check_keys("clips.encoders", self.encoders, ("image", "text"))
         for modality in ("image", "text"):
             if modality not in self.encoders:
@@ -86,6 +115,11 @@ class ClipsConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"clips.{name}={getattr(self, name)} must be positive")
 
+    def check_task(self, task: str) -> None:
+        """Raises ValueError if the source has not what a task needs."""
+        if self.source in SETS:
+            check_task(self.source, task)
+
 
 class ClipInputs(NamedTuple):
     """What a run reads.
@@ -94,9 +128,11 @@ class ClipInputs(NamedTuple):
         splits: ``train``, ``meta_validation``, ``validation`` and ``test``, dicts of
             arrays [N, ...]: ``frames`` and ``text_features``, what the encoders read,
             ``present`` bool [N, T], ``targets`` [N, T, F] of masked frames, ``text``
-            int [N, S], ``words``, the same by `vocabulary`, ``score``; of questions
-            ``question``, ``choices`` [N, C, ...], ``answer`` (-1: not in `answers`) and
-            ``choice``.
+            int [N, S], ``words``, the same by `vocabulary`, ``score``. Where questions
+            have answers in words ``question`` and ``answer`` (-1: not in `answers`),
+            where they have options ``choices`` [N, C, ...] and ``choice``. A sample is
+            a clip with a caption, the first alone in validation and test, or with a
+            question.
         clips: by split.
         questions: by split; of other tasks none.
         encoders: what trains of them and what not.
@@ -106,6 +142,7 @@ class ClipInputs(NamedTuple):
         answers: of training questions.
         codebook: float32 [K, F], centres of the targets of training frames.
         short: by split, how many clips have fewer than T frames.
+        about: JSON values on what the source has and what was left out of it.
     """
 
     splits: dict[str, dict[str, PyTree]]
@@ -117,6 +154,7 @@ class ClipInputs(NamedTuple):
     answers: tuple[str, ...]
     codebook: np.ndarray
     short: dict[str, int]
+    about: dict[str, Any]
 
     @property
     def end_id(self) -> int:
@@ -138,15 +176,17 @@ def read_clip_inputs(config: ClipsConfig, task: str) -> ClipInputs:
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
-        ValueError: see `read_clips`, `hold_out`, `divide_encoder` and `ask_questions`;
-            a tokenizer that has no mask.
+        FileNotFoundError: an annotation file that is missing.
+        ValueError: a source that cannot do the task; see also `ClipSource.read`,
+            `hold_out`, `divide_encoder` and `ClipSource.questions`; a tokenizer that
+            has no mask; clips that are features where pictures are encoded, or the
+            other way round.
     """
     root = config.data_dir or default_data_dir()
-    clips = _split_clips(config, task, root)
-    encoders = {
-        m: divide_encoder(name, config.trainable_layers.get(m, 0), root)
-        for m, name in config.encoders.items()
-    }
+    config.check_task(task)
+    source = clip_source(config, root)
+    clips = _split_clips(config, task, source)
+    encoders = _encoders(config, clips, root)
     tokenizer = FolderTokenizer(encoder_folder(config.encoders["text"], root), 0)
     lower = encoders["text"].lower
     if lower is not None and not isinstance(lower, nnx.Module):
@@ -160,34 +200,40 @@ def read_clip_inputs(config: ClipsConfig, task: str) -> ClipInputs:
             f"the tokenizer of the encoder {config.encoders['text']!r} must have a "
             "mask, and tokens that begin and end a text"
         )
+    about = dict(source.describe())
+    fitted = {}
+    for split, x in clips.items():
+        clips[split], fitted[split], empty = _fit(split, x, config.frames)
+        if empty:
+            without = about.setdefault("clips_without_frames", {})
+            without[split] = {"count": len(empty), "named": empty[:NAMED]}
     reader = _Reader(config, encoders, tokenizer, root)
-    fitted = {s: fit_frames(x.video, config.frames) for s, x in clips.items()}
-    splits = {s: reader.arrays(s, x, *fitted[s]) for s, x in clips.items()}
-    _centre_targets(splits)
-    train = splits["train"]
-    vocabulary = _add_words(splits, tokenizer)
+    by_clip = {s: reader.clip_arrays(s, *x) for s, x in fitted.items()}
+    _centre_targets(by_clip)
+    train = by_clip["train"]
     codebook = make_codebook(
         train["targets"][train["present"]], config.codebook_size, config.seed
     )
     questions: dict[str, Questions] = {}
     answers: tuple[str, ...] = ()
+    splits = {}
     if task == "question_answering":
         for split, x in clips.items():
-            frames, present = fitted[split]
-            questions[split] = ask_questions(
-                x.key,
-                x.name,
-                x.category,
-                frames,
-                present,
-                choices=_CHOICES,
-                seed=config.seed,
-            )
+            questions[split] = source.questions(x, *fitted[split])
         answers = answer_vocabulary(questions["train"])
-        splits = {
-            split: reader.question_arrays(split, arrays, questions[split], answers)
-            for split, arrays in splits.items()
-        }
+    for split, x in clips.items():
+        if split in questions:
+            asked = questions[split]
+            splits[split] = {
+                **reader.text_arrays(split, by_clip[split], asked.clip, asked.text),
+                **reader.question_arrays(split, by_clip[split], asked, answers),
+            }
+        else:
+            training = split in ("train", META_VALIDATION)
+            rows, texts = _pairs(x, first_only=not training or task == "sentiment")
+            splits[split] = reader.text_arrays(split, by_clip[split], rows, texts)
+        splits[split]["score"] = x.sentiment[splits[split].pop("clip")]
+    vocabulary = _add_words(splits, tokenizer)
     return ClipInputs(
         splits=splits,
         clips=clips,
@@ -198,16 +244,28 @@ def read_clip_inputs(config: ClipsConfig, task: str) -> ClipInputs:
         answers=answers,
         codebook=codebook,
         short={s: int((~x[1][:, -1]).sum()) for s, x in fitted.items()},
+        about=about,
     )
 
 
+def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
+    """Where a run's clips come from.
+
+    Args:
+        config: which ones.
+        root: the folder of datasets.
+    """
+    if config.source in SETS:
+        return AnnotatedClips(
+            config.source, config.official, config.frames, config.image_size
+        )
+    return PreparedClips(config.source, root, config.image_size, seed=config.seed)
+
+
 def _split_clips(
-    config: ClipsConfig, task: str, root: str | os.PathLike
+    config: ClipsConfig, task: str, source: ClipSource
 ) -> dict[str, Clips]:
-    clips = {
-        split: read_clips(config.source, split, root, config.image_size)
-        for split in SPLITS
-    }
+    clips = {split: source.read(split) for split in SPLITS}
     if task == "sentiment":
         clips = {split: x.with_sentiment() for split, x in clips.items()}
         if empty := [split for split, x in clips.items() if not len(x)]:
@@ -215,6 +273,64 @@ def _split_clips(
     train, held = hold_out(clips["train"], config.meta_validation)
     clips = {**clips, "train": train, META_VALIDATION: held}
     return {split: x.at_most(config.max_examples) for split, x in clips.items()}
+
+
+def _fit(
+    split: str, clips: Clips, frames: int
+) -> tuple[Clips, tuple[np.ndarray, ...], list[str]]:
+    """The clips that have a frame, what `fit_frames` gives for them, other clips' keys.
+
+    Raises:
+        ValueError: if no clip has a frame.
+    """
+    video, present = fit_frames(clips.video, frames)
+    there = present.any(axis=1)
+    if there.all():
+        return clips, (video, present), []
+    if not there.any():
+        raise ValueError(f"none of {len(clips)} clips in {split} has a frame")
+    lost: list[int] = np.flatnonzero(~there).tolist()
+    empty = [clips.key[i] for i in lost]
+    return clips.at(np.flatnonzero(there)), (video[there], present[there]), empty
+
+
+def _encoders(
+    config: ClipsConfig, clips: Mapping[str, Clips], root: str | os.PathLike
+) -> dict[str, EncoderParts]:
+    """The encoders of images and texts, divided; images' may be `PRECOMPUTED`."""
+    shapes = {split: x.video[0].shape[1:] for split, x in clips.items()}
+    features = len(shapes["train"]) == 1
+    image = config.encoders["image"]
+    if features != (image == PRECOMPUTED):
+        raise ValueError(
+            f"the clips of {config.source} are features of frames, and "
+            f"clips.encoders.image={image!r} reads pictures: set it to {PRECOMPUTED!r}"
+            if features
+            else f"the clips of {config.source} are pictures, and clips.encoders.image="
+            f"{image!r} takes features of frames: name an encoder of pictures"
+        )
+    for split, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise ValueError(
+                f"{config.source}: frames of shape {list(shape)} in {split} and of "
+                f"{list(shapes['train'])} in train; all clips need the same"
+            )
+    parts = {
+        modality: divide_encoder(name, config.trainable_layers.get(modality, 0), root)
+        for modality, name in config.encoders.items()
+        if name != PRECOMPUTED
+    }
+    if features:
+        (width,) = shapes["train"]
+        parts["image"] = EncoderParts(None, Precomputed(PrecomputedConfig(width)))
+    return {modality: parts[modality] for modality in config.encoders}
+
+
+def _pairs(clips: Clips, first_only: bool) -> tuple[np.ndarray, list[str]]:
+    """Clips with their captions, N rows of clips and N texts."""
+    texts = [(name,) for name in clips.name] if first_only else clips.captions
+    rows = np.repeat(np.arange(len(clips)), [len(each) for each in texts])
+    return rows, [text for each in texts for text in each]
 
 
 class _Reader:
@@ -237,6 +353,7 @@ class _Reader:
                 {"trained": config.trainable_layers},
             )
             for m, name in config.encoders.items()
+            if encoders[m].lower is not None
         }
 
     def _read(self, split: str, modality: str, inputs: np.ndarray) -> PyTree:
@@ -251,54 +368,71 @@ class _Reader:
         read = self._read(split, "text", different)
         return jax.tree.map(lambda x: x[places.reshape(-1)], read)
 
-    def arrays(
-        self, split: str, clips: Clips, frames: np.ndarray, present: np.ndarray
+    def clip_arrays(
+        self, split: str, frames: np.ndarray, present: np.ndarray
     ) -> dict[str, PyTree]:
-        """Of clips without questions; ``targets`` are not centred yet."""
+        """Of clips without texts; ``targets`` are not centred yet."""
         read = self._read(split, "image", frames)
         upper: Any = self._encoders["image"].upper
         targets = features_of(
             read, lambda x: jnp.mean(upper.tokens(x)[0], axis=1), clips=True
         )
-        tokens = self._tokenizer.encode(clips.name, self._config.text_length)
         return {
             "frames": read,
             "present": present,
             "targets": targets.astype(np.float32),
+        }
+
+    def text_arrays(
+        self,
+        split: str,
+        arrays: Mapping[str, PyTree],
+        rows: np.ndarray,
+        texts: Sequence[str],
+    ) -> dict[str, PyTree]:
+        """Of clips with texts; ``clip`` are the rows."""
+        tokens = self._tokenizer.encode(texts, self._config.text_length)
+        return {
+            **share_rows(dict(arrays), rows),
+            "clip": rows,
             "text": tokens,
             "text_features": self._read_texts(split, tokens),
-            "score": clips.sentiment,
         }
 
     def question_arrays(
         self,
         split: str,
-        arrays: dict[str, PyTree],
+        arrays: Mapping[str, PyTree],
         questions: Questions,
         answers: Sequence[str],
     ) -> dict[str, PyTree]:
         """Of questions, from those of their clips."""
-        rows = {k: jax.tree.map(lambda x: x[questions.clip], arrays[k]) for k in arrays}
-        shown = questions.frames
-        at = np.arange(len(shown))[:, None]
-        for name in ("frames", "targets"):
-            # Of what is not shown anything will do: it is not present.
-            rows[name] = jax.tree.map(lambda x: x[at, np.maximum(shown, 0)], rows[name])
         length = self._config.question_length
-        offered = [f"is it {text}?" for texts in questions.choices for text in texts]
-        choices = self._read_texts(split, self._tokenizer.encode(offered, length))
-        asked = self._tokenizer.encode(questions.question, length)
-        by_question = (len(shown), -1)
-        return {
-            **rows,
-            "present": shown >= 0,
-            "question": self._read_texts(split, asked),
-            "choices": jax.tree.map(
+        found: dict[str, PyTree] = {}
+        if answers:
+            asked = self._tokenizer.encode(questions.question, length)
+            found["question"] = self._read_texts(split, asked)
+            found["answer"] = answer_ids(questions, answers)
+        offered = [text for texts in questions.offered for text in texts]
+        if offered:
+            choices = self._read_texts(split, self._tokenizer.encode(offered, length))
+            by_question = (len(questions.offered), -1)
+            found["choices"] = jax.tree.map(
                 lambda x: x.reshape(*by_question, *x.shape[1:]), choices
-            ),
-            "answer": answer_ids(questions, answers),
-            "choice": questions.choice,
-        }
+            )
+            found["choice"] = questions.choice
+        shown, rows = questions.frames, questions.clip
+        there = shown >= 0
+        in_order = np.where(there, np.arange(shown.shape[1])[None], -1)
+        if not np.array_equal(shown, in_order):
+            at = np.arange(len(shown))[:, None]
+            for name in ("frames", "targets"):
+                # Of what is not shown anything will do: it is not present.
+                found[name] = jax.tree.map(
+                    lambda x: x[rows][at, np.maximum(shown, 0)], arrays[name]
+                )
+            found["present"] = there
+        return found
 
 
 def _centre_targets(splits: dict[str, dict[str, PyTree]]) -> None:

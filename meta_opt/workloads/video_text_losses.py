@@ -142,32 +142,19 @@ def _contrastive(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Arr
 
 
 def _answer(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    return answer_loss(
-        outputs.answer_logits, batch["answer"], outputs.choice_logits, batch["choice"]
-    )
+    """Of what the questions of the data set have: answers in words, choices, both."""
+    loss = jnp.float32(0)
+    if "answer" in batch:
+        answer = jnp.asarray(batch["answer"])
+        loss += masked_cross_entropy(outputs.answer_logits, answer, answer >= 0)
+    if "choice" in batch:
+        choice = jnp.asarray(batch["choice"])
+        loss += masked_cross_entropy(outputs.choice_logits, choice, choice >= 0)
+    return loss
 
 
 def _sentiment(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
     return jnp.mean((outputs.score - jnp.asarray(batch["score"])) ** 2)
-
-
-def answer_loss(
-    answer_logits: jax.Array,
-    answer: jax.Array,
-    choice_logits: jax.Array,
-    choice: jax.Array,
-) -> jax.Array:
-    """Cross-entropy of answers out of the vocabulary plus that of choices.
-
-    Args:
-        answer_logits: [B, K].
-        answer: int [B]; -1, an answer that is not in the vocabulary, does not count.
-        choice_logits: [B, C].
-        choice: int [B].
-    """
-    answer, choice = jnp.asarray(answer), jnp.asarray(choice)
-    open_ended = masked_cross_entropy(answer_logits, answer, answer >= 0)
-    return open_ended + masked_cross_entropy(choice_logits, choice, choice >= 0)
 
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(

@@ -53,8 +53,9 @@ class TargetSizes(NamedTuple):
         words: K, of the vocabulary of the texts.
         codes: K, of visual tokens.
         frame: F, width of the features of frames.
-        answers: K, of questions.
+        answers: K, of questions; 0 if they are choices.
         end_id: of the token that ends a text, by the vocabulary.
+        choices: 1 if there are questions with answers to choose from.
     """
 
     words: int
@@ -62,6 +63,7 @@ class TargetSizes(NamedTuple):
     frame: int
     answers: int
     end_id: int
+    choices: int = 0
 
 
 def heads_for(
@@ -79,7 +81,7 @@ def heads_for(
         frame=needed(sizes.frame, "masked_frame"),
         visual=needed(sizes.codes, "masked_visual"),
         answers=needed(sizes.answers, "answer"),
-        choice=needed(1, "answer"),
+        choice=needed(sizes.choices, "answer"),
         scores=needed(1, "sentiment"),
         captioner=dataclasses.replace(
             config.captioner,
@@ -107,6 +109,7 @@ def model_factory(
         frame=frame,
         answers=len(inputs.answers),
         end_id=inputs.end_id,
+        choices=int("choices" in inputs.splits["train"]),
     )
     heads = heads_for(losses, config, sizes)
     whole: dict[str, Any] = {m: parts.upper for m, parts in inputs.encoders.items()}

@@ -1,7 +1,5 @@
 """Official annotation files of video-text data sets, and the clips beside them."""
 
-import csv
-import io
 import json
 import logging
 import shlex
@@ -10,6 +8,23 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from official_clips import (
+    ACTION,
+    COUNT,
+    FRAME,
+    MOSI,
+    MSVD,
+    OPTIONS,
+    TEST,
+    TEST_1K,
+    TRAIN,
+    YOUCOOK2,
+    animation,
+    picture,
+    table,
+    videos,
+    write_annotations,
+)
 from PIL import Image
 
 from meta_opt.data.sources.video_annotations import (
@@ -26,159 +41,11 @@ from meta_opt.data.sources.video_annotations.clips import (
     segment_frames,
 )
 
-# Fixtures in the official forms
-
-
-def table(columns, rows, delimiter=","):
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter=delimiter)
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def videos(*entries):
-    """MSR-VTT's JSON of (number, split, category) and two captions for each video."""
-    return json.dumps(
-        {
-            "info": {"contributor": "Microsoft MSM group", "version": "1.0"},
-            "videos": [
-                {
-                    "category": category,
-                    "url": "https://www.youtube.com/watch?v=x",
-                    "video_id": f"video{number}",
-                    "start time": 137.72,
-                    "end time": 149.44,
-                    "split": split,
-                    "id": number,
-                }
-                for number, split, category in entries
-            ],
-            "sentences": [
-                {"caption": f"caption {i} of {number}", "video_id": f"video{number}"}
-                | {"sen_id": i}
-                for i in range(2)
-                for number, _, _ in entries
-            ],
-        }
-    )
-
-
-TRAIN = [(0, "train", 9), (1, "train", 0), (6513, "validate", 19)]
-TEST = [(7010, "test", 3), (7020, "test", 4)]
-TEST_1K = table(
-    ["key", "vid_key", "video_id", "sentence"],
-    [
-        ["ret0", "msr9770", "video9770", "a person is connecting something to system"],
-        ["ret1", "msr7020", "video7020", 'a man says "no", and leaves'],
-        ["ret2", "msr7021", "video7021", "a car"],
-    ],
-)
-YOUCOOK2 = {
-    "database": {
-        "GLd3aX16zBg": {
-            "duration": 241.62,
-            "subset": "training",
-            "recipe_type": "113",
-            "annotations": [
-                {"segment": [90, 102], "id": 0, "sentence": "spread margarine"},
-                {"segment": [114, 127.5], "id": 1, "sentence": "place cheese"},
-            ],
-            "video_url": "https://www.youtube.com/watch?v=GLd3aX16zBg",
-        },
-        "-dh_uGahzYo": {
-            "duration": 100.0,
-            "subset": "validation",
-            "recipe_type": "201",
-            "annotations": [{"segment": [3, 9], "id": 0, "sentence": "cut an onion"}],
-            "video_url": "https://www.youtube.com/watch?v=-dh_uGahzYo",
-        },
-    }
-}
-OPTIONS = ["talk", "flap wings", 'respond "no"', "fall", "blow"]
-CHOICE = ["gif_name", "question", "a1", "a2", "a3", "a4", "a5"]
-ACTION = table(
-    [*CHOICE, "answer", "vid_id", "key"],
-    [
-        ["tumblr_a_250", "What does the man do ?", *OPTIONS, 4, "ACTION4", 26],
-        ["tumblr_a_250", "What does the cat do ?", *OPTIONS, 0, "ACTION5", 26],
-        ["tumblr_b_400", "What does she do ?", *OPTIONS, 2, "ACTION12", 52],
-    ],
-    "\t",
-)
-TRANSITION = ACTION.replace("ACTION", "TRANS")
-FRAME = table(
-    ["gif_name", "question", "answer", "type", "vid_id", "key", "description"],
-    [
-        ["tumblr_a_250", "what is white ?", "cone", 0, "FRAMEQA1159", 27, "a cone ."],
-        ["tumblr_b_400", "how many men ?", "two", 1, "FRAMEQA1", 52, "two men ."],
-        ["tumblr_b_400", "what color ?", "red", 2, "FRAMEQA2", 52, "red ."],
-    ],
-    "\t",
-)
-COUNT = table(
-    ["gif_name", "question", "answer", "vid_id", "key"],
-    [
-        ["tumblr_a_250", "How many times does he nod ?", 10, "COUNT12", 26],
-        ["tumblr_b_400", "How many times does she step ?", 0, "COUNT18", 52],
-        ["tumblr_c_400", "How many times does it bark ?", 3, "COUNT20", 77],
-    ],
-    "\t",
-)
-MSVD = [
-    {"answer": "someone", "id": 30933, "question": "who pours it?", "video_id": 1201},
-    {"answer": "man", "id": 30934, "question": "who cooks?", "video_id": 1201},
-    {"answer": "run", "id": 30935, "question": "what do they do?", "video_id": 1},
-]
-MSRVTT_QA = [
-    {"answer": "couch", "category_id": 14, "id": i, "question": q, "video_id": v}
-    for i, q, v in [(0, "what?", 0), (1, "where?", 0), (2, "who?", 6513)]
-]
-MOSI = table(
-    ["video_id", "clip_id", "text", "label", "annotation", "mode"],
-    [
-        ["03bSnISJMiM", 11, "A LOT OF SAD PARTS", -2.4, "Negative", "train"],
-        ["03bSnISJMiM", 1, "I LOVED IT, REALLY", 3, "Positive", "train"],
-        ["_dI--eQ6qVU", 1, "IT WAS", 0.0, "Neutral", "valid"],
-        ["zhpQhgha_KU", 30, "BUT THE STORY", 1.2, "Positive", "test"],
-    ],
-)
-
 
 @pytest.fixture
 def folder(tmp_path):
-    """The files of every data set; their names differ."""
-    texts = {
-        "MSRVTT_data.json": videos(*TRAIN, *TEST),
-        "MSRVTT_train.9k.csv": "video_id\nvideo1\nvideo6513\nvideo7010\n",
-        "MSRVTT_JSFUSION_test.csv": TEST_1K,
-        "youcookii_annotations_trainval.json": json.dumps(YOUCOOK2),
-        "Train_action_question.csv": ACTION,
-        "Test_action_question.csv": ACTION.replace("ACTION", "ACTION9"),
-        "Train_transition_question.tsv": TRANSITION,
-        "Test_transition_question.csv": TRANSITION,
-        "Train_frameqa_question.csv": FRAME,
-        "Test_frameqa_question.csv": FRAME,
-        "Train_count_question.csv": COUNT,
-        "Test_count_question.csv": COUNT,
-        "train_qa.json": json.dumps(MSRVTT_QA),
-        "val_qa.json": json.dumps(MSVD),
-        "test_qa.json": json.dumps(MSRVTT_QA),
-        "MOSI-label.csv": MOSI,
-    }
-    for name, text in texts.items():
-        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    write_annotations(tmp_path)
     return tmp_path
-
-
-def picture(path, colour):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (6, 4), colour).save(path)
-
-
-def animation(path, count):
-    frames = [Image.new("RGB", (8, 8), (i * 20, 0, 0)) for i in range(count)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40)
 
 
 # What each data set says

@@ -17,7 +17,9 @@ CATEGORY = "what category is this?"
 CHANGES = "how often does the picture change?"
 DIRECTION = "is it played forwards or backwards?"
 KINDS = {"category": CATEGORY, "changes": CHANGES, "direction": DIRECTION}
-"""Questions by their kind."""
+"""Questions that are made, by their kind."""
+COUNTED = ("changes", "count")
+"""Kinds of questions, made or asked, that a number answers."""
 
 
 class Questions(NamedTuple):
@@ -26,19 +28,23 @@ class Questions(NamedTuple):
     Attributes:
         clip: int [N], rows of the clips.
         frames: int [N, T], which frames of the clip are shown, -1 where none is.
-        kind: N of `KINDS`.
+        kind: N names; accuracy is reported by it.
+        text: N texts that go with the clip, for losses on texts.
         question: N texts.
-        answer: N texts.
-        choices: N times C texts, one of which is right.
-        choice: int [N], the right one.
+        answer: N texts; "" where there is but a choice.
+        choices: N times C texts, one of which is right; C may be 0.
+        offered: N times C texts, the choices as they are read.
+        choice: int [N], the right one; -1 if there is none.
     """
 
     clip: np.ndarray
     frames: np.ndarray
     kind: tuple[str, ...]
+    text: tuple[str, ...]
     question: tuple[str, ...]
     answer: tuple[str, ...]
     choices: tuple[tuple[str, ...], ...]
+    offered: tuple[tuple[str, ...], ...]
     choice: np.ndarray
 
 
@@ -124,9 +130,11 @@ def _with_choices(
         clip=np.asarray([row[0] for row in rows]),
         frames=frames,
         kind=kinds,
+        text=tuple(names[row[0]] for row in rows),
         question=tuple(KINDS[kind] for kind in kinds),
         answer=tuple(row[3] for row in rows),
         choices=tuple(offered),
+        offered=tuple(tuple(f"is it {name}?" for name in four) for four in offered),
         choice=place.astype(np.int32),
     )
 
@@ -150,8 +158,8 @@ def count_changes(frames: np.ndarray) -> int:
 
 
 def answer_vocabulary(questions: Questions) -> tuple[str, ...]:
-    """The different answers of training questions, sorted."""
-    return tuple(sorted(set(questions.answer)))
+    """The different answers of training questions, sorted; none if all are choices."""
+    return tuple(sorted({*questions.answer} - {""}))
 
 
 def answer_ids(questions: Questions, vocabulary: Sequence[str]) -> np.ndarray:

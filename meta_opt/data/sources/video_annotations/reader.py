@@ -192,7 +192,7 @@ def read_annotations(
         split,
         tuple(sample for sample in samples if sample.clip_names in clips.found),
         len(samples),
-        tuple(dict.fromkeys(_clip_id(sample) for sample in lost)),
+        tuple(dict.fromkeys(sample.clip_id for sample in lost)),
         clips,
     )
     if lost:
@@ -230,11 +230,6 @@ def _check_unique(path: str | os.PathLike, samples: Sequence[VideoTextSample]) -
                 f"{path}: two samples have the key {sample.key!r}; expected one each"
             )
         keys.add(sample.key)
-
-
-def _clip_id(sample: VideoTextSample) -> str:
-    """What names the clip that a sample lacks: its segment's key, or its video."""
-    return sample.key if sample.key in sample.clip_names else sample.video_id
 
 
 def _describe_missing(data: VideoTextData) -> str:

@@ -51,3 +51,8 @@ class VideoTextSample:
     def text(self) -> str:
         """The first caption, or the question of a sample without captions."""
         return self.captions[0] if self.captions else self.question
+
+    @property
+    def clip_id(self) -> str:
+        """What names its clip: the key where clips are of segments, else the video."""
+        return self.key if self.key in self.clip_names else self.video_id

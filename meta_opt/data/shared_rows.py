@@ -1,0 +1,67 @@
+"""Arrays whose rows several samples share, without a copy for each sample."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from meta_opt.types import PyTree
+
+
+class SharedRows:
+    """Rows of an array, gathered when they are asked for.
+
+    A clip of twenty captions has its frames in memory once. To `jax.tree` it is a leaf,
+    and slices and arrays of indices give NumPy arrays.
+
+    Args:
+        array: [M, ...].
+        rows: int [N], of each sample.
+
+    >>> x = SharedRows(np.array([[1, 2], [3, 4]]), np.array([1, 1, 0]))
+    >>> len(x), x.shape, x[1:].tolist()
+    (3, (3, 2), [[3, 4], [1, 2]])
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self._array, self._rows = array, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._array[self._rows[index]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all samples, [N, ...]."""
+        return (len(self), *self._array.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        """The rank of the array."""
+        return self._array.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the array."""
+        return self._array.dtype
+
+
+def share_rows(arrays: PyTree, rows: np.ndarray) -> PyTree:
+    """Arrays [M, ...] as those of samples [N, ...]; the same if each has its own row.
+
+    Args:
+        arrays: pytree of [M, ...].
+        rows: int [N], of each sample.
+    """
+
+    def share(array: np.ndarray) -> Any:
+        if np.array_equal(rows, np.arange(len(array))):
+            return array
+        return SharedRows(array, rows)
+
+    return jax.tree.map(share, arrays)
