@@ -153,19 +153,20 @@ def _defocus_blur(
 ) -> np.ndarray:
     """Averages over a disk whose rim is smoothed.
 
-    At 224 pixels the smoothing has three taps in disks of a radius to 8 and five in
-    larger ones. It does not change the mean: ImageNet-C reflects the disk at the edge
-    of its kernel where that is tight, and so brightens by 1% at severities 4 and 5.
+    As in ImageNet-C the smoothing has three taps in disks of a radius to 8 (at 224
+    pixels) and five in larger ones, and from 8 on reflects the disk at its own edge.
+    That brightens by 1% there, and not here: the kernel sums to one.
     """
     from scipy.ndimage import correlate1d
 
     radius, sigma = max(1.0, constants[0] * scale), constants[1]
     reach = 1 if constants[0] <= 8 else 2
-    side = np.arange(-int(radius) - reach, int(radius) + reach + 1)
+    half = int(radius) + (reach if constants[0] < 8 else 0)
+    side = np.arange(-half, half + 1)
     disk = (side[:, None] ** 2 + side[None, :] ** 2 <= radius**2).astype(float)
     rim = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     for axis in (0, 1):
-        disk = correlate1d(disk, rim / rim.sum(), axis, mode="constant")
+        disk = correlate1d(disk, rim / rim.sum(), axis, mode="mirror")
     return _correlate(x, disk / disk.sum(), "reflect")
 
 
