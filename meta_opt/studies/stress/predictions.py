@@ -190,11 +190,13 @@ def cells(
                 f"{one.label!r}"
             )
         seeds = found.setdefault((one.model, one.condition), {})
-        if seeds.setdefault(one.seed, {}).setdefault(one.example, one) is not one:
+        examples = seeds.setdefault(one.seed, {})
+        if one.example in examples:
             raise ValueError(
                 f"example {one.example!r} is there twice for model {one.model!r}, seed "
                 f"{one.seed}, condition {one.condition.name!r}"
             )
+        examples[one.example] = one
     names = sorted({*labels.values()} | _predicted(found))
     numbers = {name: i for i, name in enumerate(names)}
     return {key: _cell(key, seeds, labels, numbers) for key, seeds in found.items()}
