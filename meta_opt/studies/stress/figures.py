@@ -96,25 +96,25 @@ def _plot(
     row_label: str,
     column_label: str,
 ) -> None:
-    """Panels with one scale of colours; each cell has its number."""
+    """Panels with one scale of colours; cells have accuracy and half its interval."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    accuracy = {
-        title: np.asarray(
-            [
-                [np.nan if x is None else 100 * x.metrics["accuracy"].mean for x in row]
-                for row in grid
-            ]
-        )
-        for title, grid in panels.items()
-    }
+    accuracy, halves = (
+        {
+            title: np.asarray(
+                [[np.nan if x is None else 100 * read(x) for x in row] for row in grid]
+            )
+            for title, grid in panels.items()
+        }
+        for read in (_mean, _half_width)
+    )
     known = np.concatenate([x[np.isfinite(x)] for x in accuracy.values()])
     low, high = known.min(), max(known.max(), known.min() + 1)
     wide = min(_PER_ROW, len(panels))
     high_by = -(-len(panels) // wide)
     # Room for numbers of five characters, and for the labels of rows.
-    width, height = 1.6 + 0.62 * len(columns), 1.1 + 0.42 * len(rows)
+    width, height = 1.6 + 0.62 * len(columns), 1.1 + 0.45 * len(rows)
     with matplotlib.rc_context(RC), write_atomic(path) as temporary:
         figure = Figure(
             figsize=(wide * width + 1.2, max(2.6, high_by * height)),
@@ -142,10 +142,11 @@ def _plot(
                 panel.text(
                     j,
                     i,
-                    "-" if missing else f"{value:.1f}",
+                    "-" if missing else f"{value:.1f}\n±{halves[title][i, j]:.1f}",
                     ha="center",
                     va="center",
-                    fontsize=9,
+                    fontsize=8,
+                    linespacing=1.0,
                     color="#1b1f24" if dark else "white",
                 )
             panel.set_title(title, fontsize=10)
@@ -156,3 +157,14 @@ def _plot(
             panel.set_ylabel(row_label if left else "")
         figure.colorbar(image, ax=list(axes), label="accuracy (%)")
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def _mean(row: ConditionRow) -> float:
+    return row.metrics["accuracy"].mean
+
+
+def _half_width(row: ConditionRow) -> float:
+    accuracy = row.metrics["accuracy"]
+    if accuracy.low is None or accuracy.high is None:
+        return float("nan")
+    return (accuracy.high - accuracy.low) / 2

@@ -31,6 +31,7 @@ from meta_opt.studies.stress.predictions import Cell, Prediction, cells
 from meta_opt.types import near_match
 
 SAMPLES = 2000
+_MAX_INFINITE = 0.02
 
 Draw = Callable[[int, int], Resamples]
 """From numbers of examples and seeds to the bootstrap's samples."""
@@ -407,7 +408,9 @@ def _over(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
     sampled = mean_corruption_error(ours.samples, theirs.samples, a_samples, b_samples)
     if not math.isfinite(estimate):
         return None
-    # Samples in which the baseline has no error have no ratio.
-    if not np.all(np.isfinite(sampled)):
+    # Samples in which the baseline has, or is added, no error have an infinite ratio:
+    # beyond the interval, if they are few.
+    infinite = ~np.isfinite(sampled)
+    if np.mean(infinite) > _MAX_INFINITE:
         return Interval(estimate, None, None)
-    return percentile_interval(estimate, sampled)
+    return percentile_interval(estimate, np.where(infinite, np.inf, sampled))

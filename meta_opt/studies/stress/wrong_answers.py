@@ -15,7 +15,7 @@ from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.predictions import Prediction
 
 TEMPLATE = Path(__file__).parent / "wrong_answers.html"
-_SHOWN_PIXELS = 152
+_SHOWN_PIXELS = 120
 
 ReadPicture = Callable[[Prediction], np.ndarray | None]
 """From a prediction to the picture that the model saw, uint8 [H, W, 3], or None."""
