@@ -73,7 +73,7 @@ def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
     _plot(
         path,
         {
-            model + f"\n{condition.name}" * several: [
+            model + f"\n{condition.name.removeprefix('clean, ')}" * several: [
                 # Of severity 0 all have the test without corruptions.
                 [panel.get((name if s else "", s)) for s in (0, *SEVERITIES)]
                 for name in names
@@ -155,7 +155,9 @@ def _plot(
             left = place % wide == 0
             panel.set_yticks(range(len(rows)), rows if left else [])
             panel.set_ylabel(row_label if left else "")
-        figure.colorbar(image, ax=list(axes), label="accuracy (%)")
+        figure.colorbar(
+            image, ax=list(axes), label="accuracy (%)", fraction=0.03, aspect=30
+        )
         figure.savefig(temporary, format="png", dpi=130)
 
 
