@@ -376,3 +376,17 @@ def test_a_line_of_the_documentation_is_read():
     found = parse_prediction(json.loads(line))
     assert isinstance(found, Prediction)
     assert found.condition == Condition("contrast", 3, train_px=100, test_px=100)
+
+
+@pytest.mark.parametrize(("added", "known"), [(1, False), (8, True)])
+def test_a_ratio_to_nearly_nothing_has_no_interval(added, known):
+    """Where a third of the samples lack the one error that was added."""
+    wrong = {"grey": (4 + added,) * 5}
+    lines = [
+        *with_severities("m", wrong, clean=range(4)),
+        *with_severities("b", wrong, clean=range(4)),
+    ]
+    rows = summarise(lines, "b", samples=500).corruptions
+    row = next(row for row in rows if row.model == "m")
+    assert row.relative_mce.mean == pytest.approx(1)
+    assert (row.relative_mce.low is not None) == known
