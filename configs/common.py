@@ -29,6 +29,7 @@ def run_config(num_steps: int, batch_size: int) -> ml_collections.ConfigDict:
     config.model = dict(lora={})
     config.mesh = {}
     config.export = {}
+    config.prices = {}
     return config
 
 

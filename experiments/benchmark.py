@@ -3,6 +3,7 @@
     python -m experiments.benchmark [--only update,step,compile,memory,import,meta]
     python -m experiments.benchmark --only step,input --size B/16 --batch_size 32
     python -m experiments.benchmark --only hlo_bytes --topology v5e:2x2
+    python -m experiments.benchmark --only convnets --network resnet50 --pixels 100
 
 Alternatives take turns within each round, so that a drift of the machine's speed
 touches them alike; ratios are of medians. Nothing here is a test: a busy machine
@@ -12,7 +13,7 @@ prints other numbers.
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import meta, steps, updates
+from experiments.benchmarks import convnets, meta, steps, updates
 from meta_opt.types import near_match
 
 _BENCHES = {
@@ -24,6 +25,7 @@ _BENCHES = {
     "meta": meta.bench_meta,
     "input": steps.bench_input,
     "hlo_bytes": updates.bench_hlo_bytes,
+    "convnets": convnets.bench_convnets,
 }
 _ONLY = flags.DEFINE_list("only", list(_BENCHES), f"what of {', '.join(_BENCHES)}")
 

@@ -10,14 +10,12 @@ measures some of the cells, in its order, and ``--nomeasure`` none.
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -25,8 +23,8 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.stored_results import StoredResult
 from experiments.table_cells import start_worker
-from meta_opt.text_files import read_json, write_json
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
@@ -38,49 +36,21 @@ _KEYS = ("cases", "intervals", "held_out", "results")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cell:
+class Cell(StoredResult):
     """What is measured, and where it is stored.
+
+    The setup has the fields of `meta_opt.studies.meltr_throughput.measure.Case`.
 
     Attributes:
         name: of the cell.
-        case: fields of `meta_opt.studies.meltr_throughput.measure.Case`, JSON values.
-        path: of its file.
     """
 
     name: str
-    case: dict[str, Any]
-    path: Path
 
     @property
     def place(self) -> tuple[int, str]:
         """Devices and topology, which a process has one of."""
-        return self.case["devices"], self.case["topology"]
-
-
-def digest(case: Mapping[str, Any]) -> str:
-    """Of a case's settings: a cell of others is measured again.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1})
-    True
-    """
-    text = json.dumps(case, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def stored(path: Path, case: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The cell of a case, if it is there and of these settings.
-
-    Raises:
-        ValueError: a file that is no cell.
-    """
-    if not path.is_file():
-        return None
-    record = read_json(path)
-    if "digest" not in record:
-        raise ValueError(
-            f"{path} is no cell of this study; delete it to measure it again"
-        )
-    return record if record["digest"] == digest(case) else None
+        return self.setup["devices"], self.setup["topology"]
 
 
 def _start(devices: int, topology: str, workdir: str) -> None:
@@ -98,21 +68,10 @@ def _start(devices: int, topology: str, workdir: str) -> None:
 def _measure(cell: Cell) -> None:
     """Measures a cell and writes it."""
     from experiments.benchmarks.timing import medians
-    from meta_opt.run_log import describe_environment
     from meta_opt.studies.meltr_throughput.measure import Case, measure
 
-    found = measure(from_config(Case, cell.case, cell.name), medians)
-    write_json(
-        cell.path,
-        {
-            "digest": digest(cell.case),
-            "name": cell.name,
-            "case": cell.case,
-            **found,
-            "environment": describe_environment(),
-        },
-        indent=1,
-    )
+    found = measure(from_config(Case, cell.setup, cell.name), medians)
+    cell.write({"name": cell.name, "case": cell.setup, **found})
 
 
 def measure_all(missing: Sequence[Cell]) -> None:
@@ -153,11 +112,11 @@ def main() -> None:
         case = from_config(Case, given, f"config.cases.{name}")
         # As JSON has it.
         full = json.loads(json.dumps(dataclasses.asdict(case)))
-        cells.append(Cell(name, full, folder / "cells" / f"{name}.json"))
+        cells.append(Cell(folder / "cells" / f"{name}.json", full, name))
     chosen = dict.fromkeys(
         cell for part in ONLY.value or [""] for cell in cells if part in cell.name
     )
-    missing = [cell for cell in chosen if stored(cell.path, cell.case) is None]
+    missing = [cell for cell in chosen if cell.stored() is None]
     try:
         if missing and MEASURE.value:
             measure_all(missing)
@@ -166,8 +125,7 @@ def main() -> None:
             f"{error} The same command goes on; if memory was short, measure fewer "
             "examples a batch"
         ) from None
-    found = [stored(cell.path, cell.case) for cell in cells]
-    records = [record for record in found if record is not None]
+    records = [record for cell in cells if (record := cell.stored()) is not None]
     print(
         write_throughput(
             folder,

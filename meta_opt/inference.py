@@ -25,6 +25,7 @@ from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.preprocessing.images import decode, to_rgb
 from meta_opt.data.preprocessing.pictures import MAX_PIXELS
 from meta_opt.evaluators.answers import write_answers
+from meta_opt.evaluators.category_likelihood import answer_scores
 from meta_opt.evaluators.encoding import encode_images, encode_texts
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.adapters import load_adapters, load_peft
@@ -180,24 +181,65 @@ class GenerativeModel:
                 prompts as there are no pictures.
             TypeError: one picture where a list is due, or another kind of thing.
         """
+        config = DecodingConfig(max_tokens=self._preprocessing.text_length)
+        answers: list[str] = []
+        for data in self._asked(images, prompts):
+            answers += write_answers(
+                self.model, data, self._tokenizer, config, self._batch_size
+            )
+        return answers
+
+    def classify(
+        self,
+        images: Sequence[Picture],
+        answers: Sequence[str],
+        prompts: str | Sequence[str] = "",
+    ) -> np.ndarray:
+        """Probability of each of a list of answers, given that one of them is right.
+
+        The softmax of their log-likelihoods
+        (`meta_opt.models.answer_likelihood.answer_log_likelihoods`): decoding that is
+        constrained to the list, so that nothing needs parsing.
+
+        Args:
+            images: B pictures, as `ContrastiveModel.embed` takes them.
+            answers: K texts as the model was trained to write them, such as
+                ``'{"category": "fruit"}'``.
+            prompts: one for each picture, or one for all.
+
+        Returns:
+            float32 [B, K] whose rows sum to 1.
+
+        Raises:
+            ValueError: as `answer`; no answers, or two that are the same tokens.
+            TypeError: as `answer`.
+        """
+        parts = [
+            answer_scores(self.model, data, answers, self._tokenizer, self._batch_size)
+            for data in self._asked(images, prompts)
+        ]
+        scores = np.concatenate([np.zeros((0, len(answers)), np.float32), *parts])
+        return np.asarray(jax.nn.softmax(scores, axis=1))
+
+    @property
+    def _tokenizer(self) -> AnswerTokenizer:
+        tokenizer = self._preprocessing.tokenizer
+        assert isinstance(tokenizer, AnswerTokenizer)
+        return tokenizer
+
+    def _asked(
+        self, images: Sequence[Picture], prompts: str | Sequence[str]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of pictures and prompts, as the model takes them."""
         images = _listed("images", images)
         asked = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(asked) != len(images):
             raise ValueError(f"{len(asked)} prompts are not for {len(images)} images")
-        tokenizer = self._preprocessing.tokenizer
-        assert isinstance(tokenizer, AnswerTokenizer)
-        config = DecodingConfig(max_tokens=self._preprocessing.text_length)
-        rows = list(zip(images, asked, strict=True))
-        answers: list[str] = []
-        for part in _batches(rows, self._batch_size):
-            data = {
+        for part in _batches(list(zip(images, asked, strict=True)), self._batch_size):
+            yield {
                 "image": _fitted([image for image, _ in part], self._preprocessing),
-                "prompt": tokenizer.encode_prompts([prompt for _, prompt in part]),
+                "prompt": self._tokenizer.encode_prompts([text for _, text in part]),
             }
-            answers += write_answers(
-                self.model, data, tokenizer, config, self._batch_size
-            )
-        return answers
 
 
 def load_exported(

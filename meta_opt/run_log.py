@@ -9,6 +9,8 @@ Layout of a run's directory:
 - ``actions.jsonl``: what was done about trouble, ``{"step": 10, "action": "roll back",
   "reason": ...}``.
 - ``tensorboard/``: both, as TensorBoard scalars.
+- ``ledger.json``: what training and test cost, an entry for each start
+  (`meta_opt.finetuning.ledger`).
 - ``config.json``: the resolved configuration.
 - ``environment.json``: a list with one entry for each start: git revision, versions,
   devices.

@@ -187,6 +187,27 @@ def test_answers_are_those_that_the_model_writes(paligemma):
         meta_opt.load_exported(paligemma, adapter=EXPECTED.parent / "clip" / "adapter")
 
 
+def test_a_list_of_answers_is_classified(paligemma):
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    model = meta_opt.load_exported(
+        paligemma, batch_size=2, max_tokens=6, prompt_length=5
+    )
+    found = model.classify(list(images), ["w5 w6", "w5", "w9 w10"], "w7 w8")
+    # Teacher-forced, an answer at a time, with the token that ends it.
+    prompt = np.tile(np.array([2, 7, 8, 4, 0], np.int32), (3, 1))
+    log_p = []
+    for answer in ([5, 6, 1], [5, 1, 0], [9, 10, 1]):
+        text = np.tile(np.array(answer, np.int32), (3, 1))
+        each = jax.nn.log_softmax(model.model.logits(images, prompt, text))
+        picked = np.take_along_axis(np.asarray(each), text[..., None], axis=-1)[..., 0]
+        log_p.append((picked * (text != 0)).sum(axis=1))
+    expected = jax.nn.softmax(np.stack(log_p, axis=1), axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert model.classify([], ["w5", "w6"]).shape == (0, 2)
+    with pytest.raises(ValueError, match="'w5' and 'w5' are the same tokens"):
+        model.classify(images, ["w5", "w5"])
+
+
 def test_mistakes_are_named(folder, files, tmp_path):
     model = meta_opt.load_exported(folder)
     broken = tmp_path / "broken.png"

@@ -12,7 +12,9 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from meta_opt.finetuning.interruption import catch_signals
+from meta_opt.finetuning.energy import EnergyMeter
+from meta_opt.finetuning.interruption import Interrupted, catch_signals
+from meta_opt.finetuning.ledger import Entry, Prices, add_to_file, measure
 from meta_opt.finetuning.length import with_length
 from meta_opt.finetuning.loop import RunResult, Trainer
 from meta_opt.finetuning.loop_config import LoopConfig
@@ -169,6 +171,7 @@ class RunConfig:
         meta_loss: how several losses of the workload are made one; None for its own.
         mesh: devices.
         export: where the final weights are written to, and as what.
+        prices: of device hours, tokens and energy, for the ledger.
     """
 
     workload: Any
@@ -177,6 +180,7 @@ class RunConfig:
     meta_loss: MetaLossConfig | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    prices: Prices = dataclasses.field(default_factory=Prices)
 
     def __post_init__(self) -> None:
         """Checks that run and optimizer have one length."""
@@ -199,6 +203,8 @@ class RunConfig:
     def settings(self) -> dict[str, Any]:
         """All settings as one nested mapping, the workload's beside the run's."""
         nested = dataclasses.asdict(self)
+        # They change nothing in a run, and are in its ledger.
+        del nested["prices"]
         return nested.pop("workload") | nested
 
 
@@ -293,7 +299,8 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     Args:
         config: the run; where number of steps or batch size are 0, they are chosen by
             the number of examples.
-        workdir: for logs and checkpoints; gets ``result.json`` too. None for neither.
+        workdir: for logs and checkpoints; gets ``result.json`` and ``ledger.json``
+            too. None for none of them.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, with all saved.
@@ -322,21 +329,40 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     settings = config.settings()
     # A finished run may be exported again, in another format.
     del settings["export"]
-    result = run(
-        workload,
-        make_optimizer(config.optimizer),
-        config.loop,
-        meta_loss=config.meta_loss,
-        mesh=config.mesh,
-        workdir=workdir,
-        resolved_config=settings,
-        label=config.optimizer.name,
-        take_over=True,
-    )
-    trained = result.state.params, result.state.frozen
-    test = {} if workload.evaluate is None else workload.evaluate(*trained, "test")
-    finished = FinishedRun(result, dict(test), workload.describe())
     first = jax.process_index() == 0
+    meter = EnergyMeter()
+    entries: list[Entry] = []
+
+    def write_ledger() -> None:
+        if workdir is not None and first:
+            add_to_file(workdir, config.prices, entries, meter.sources)
+
+    try:
+        with measure(mesh.size, meter) as training:
+            result = run(
+                workload,
+                make_optimizer(config.optimizer),
+                config.loop,
+                meta_loss=config.meta_loss,
+                mesh=config.mesh,
+                workdir=workdir,
+                resolved_config=settings,
+                label=config.optimizer.name,
+                take_over=True,
+            )
+    except Interrupted:
+        entries.append(Entry("run", "training", training.amounts))
+        write_ledger()
+        raise
+    trained = result.state.params, result.state.frozen
+    with measure(mesh.size, meter) as predicting:
+        test = {} if workload.evaluate is None else workload.evaluate(*trained, "test")
+    finished = FinishedRun(result, dict(test), workload.describe())
+    if result.steps_taken:
+        entries.append(Entry("run", "training", training.amounts))
+        if count := facts["examples"].get("test"):
+            entries.append(Entry("run", "prediction", predicting.amounts, count))
+        write_ledger()
     if workdir is not None and first:
         path = Path(workdir) / "result.json"
         # Of a run that was finished before, its times are there and not here.

@@ -1,4 +1,4 @@
-"""Classification metrics: by scikit-learn, and of many samples of weights at once."""
+"""Classification metrics: by scikit-learn, of many weightings, and calibration."""
 
 import numpy as np
 
@@ -23,6 +23,92 @@ def classification_metrics(
         "accuracy": float(accuracy_score(labels, predictions)),
         "macro_f1": float(macro_f1),
     }
+
+
+def weighted_metrics(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int
+) -> dict[str, float]:
+    """Accuracy, and precision, recall and F1 weighted by the classes' sizes.
+
+    Args:
+        labels: int [N].
+        predictions: int [N]; -1, as of an answer that could not be read, is wrong.
+        num_classes: K.
+
+    Returns:
+        ``accuracy``, ``weighted_precision``, ``weighted_recall`` (which is accuracy),
+        ``weighted_f1``: fractions of 1; those of a class are zero where undefined.
+
+    >>> found = weighted_metrics(np.array([0, 0, 1]), np.array([0, -1, 1]), 2)
+    >>> round(found["accuracy"], 4), round(found["weighted_f1"], 4)
+    (0.6667, 0.7778)
+    """
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels,
+        predictions,
+        labels=range(num_classes),
+        average="weighted",
+        zero_division=0,
+    )
+    return {
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "weighted_precision": float(precision),
+        "weighted_recall": float(recall),
+        "weighted_f1": float(f1),
+    }
+
+
+def probability_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = 15
+) -> dict[str, float]:
+    """Metrics of predicted probabilities: loss, F1 and calibration.
+
+    Args:
+        labels: int [N].
+        probabilities: float [N, K], each row with the sum 1.
+        bins: see `calibration_error`.
+
+    Returns:
+        Those of `classification_metrics`, and ``weighted_f1``: the mean over classes
+        by their number of labels; ``ece``: see `calibration_error`; ``loss``: mean
+        cross-entropy in nats.
+    """
+    from sklearn.metrics import f1_score
+
+    predictions = np.argmax(probabilities, axis=-1)
+    weighted = f1_score(labels, predictions, average="weighted", zero_division=0)
+    given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    tiny = np.finfo(np.float32).tiny
+    return {
+        "loss": float(-np.mean(np.log(np.maximum(given, tiny)))),
+        **classification_metrics(labels, predictions),
+        "weighted_f1": float(weighted),
+        "ece": calibration_error(labels, probabilities, bins),
+    }
+
+
+def calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = 15
+) -> float:
+    """Expected calibration error of the predicted class (Guo et al. 2017).
+
+    Predictions are put into bins of equal width by their confidence; of each bin the
+    accuracy and the mean confidence differ by some amount, of which this is the mean
+    over all predictions (arXiv:1706.04599, equation 3).
+
+    Args:
+        labels: int [N].
+        probabilities: float [N, K].
+        bins: how many.
+
+    >>> probabilities = np.array([[0.8, 0.2], [0.8, 0.2]])
+    >>> round(calibration_error(np.array([0, 1]), probabilities), 3)
+    0.3
+    """
+    right = np.argmax(probabilities, axis=-1) == labels
+    return _calibration_gap(probabilities.max(axis=-1), right, bins)
 
 
 def class_averages(
@@ -85,7 +171,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def expected_calibration_error(
     confidences: np.ndarray, correct: np.ndarray, bins: int = 15
 ) -> float:
-    """How far confidence is from accuracy, over bins of equal width.
+    """`calibration_error` of confidences, where not all probabilities are kept.
 
     ``sum_b n_b / N |accuracy_b - confidence_b|`` (Guo et al. 2017, arXiv:1706.04599).
     It is above 0 by chance even of a calibrated model, the more the fewer the examples.
@@ -118,6 +204,11 @@ def expected_calibration_error(
         )
     if bins < 1:
         raise ValueError(f"bins={bins} must be at least 1")
-    which = np.clip(np.ceil(bins * confidences).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(which, weights=correct - confidences, minlength=bins)
-    return float(np.sum(np.abs(gaps)) / len(correct))
+    return _calibration_gap(confidences, correct, bins)
+
+
+def _calibration_gap(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:
+    confidences = confidences.astype(np.float64)
+    place = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=correct - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / len(correct))

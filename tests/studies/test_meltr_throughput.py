@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.meltr_throughput import get_config
-from experiments import meltr_throughput as command
+from experiments.stored_results import StoredResult
 from meta_opt.finetuning.hlo_totals import program_totals
 from meta_opt.finetuning.planning import product_flops
 from meta_opt.studies.meltr_throughput.cost_model import HeldOut, Point, fit
@@ -244,10 +244,11 @@ def test_the_configs_are_cases(variant):
 
 def test_a_cell_of_other_settings_is_measured_again(tmp_path):
     path, case = tmp_path / "cell.json", {"model": "nano", "num_losses": 2}
-    assert command.stored(path, case) is None
-    write_json(path, {"digest": command.digest(case), "found": 1})
-    assert command.stored(path, case)["found"] == 1
-    assert command.stored(path, {**case, "num_losses": 3}) is None
+    cell = StoredResult(path, case)
+    assert cell.stored() is None
+    cell.write({"found": 1})
+    assert StoredResult(path, dict(reversed(case.items()))).stored()["found"] == 1
+    assert StoredResult(path, {**case, "num_losses": 3}).stored() is None
     write_json(path, {"found": 1})
-    with pytest.raises(ValueError, match=r"cell.json is no cell of this study"):
-        command.stored(path, case)
+    with pytest.raises(ValueError, match=r"cell.json is no result; delete it"):
+        cell.stored()

@@ -1,10 +1,11 @@
 """Decoding of image files within a pixel budget, onto white, fitted to a square."""
 
 import io
+import math
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 # Of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -239,3 +240,75 @@ def render_svg(svg: str, side: int) -> Image.Image:
         svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True
     )
     return decode(bytes(data))
+
+
+WHITE = 250
+"""Grey level from which on a pixel counts as white paper."""
+_PROBE = 256
+"""Longer side in pixels at which a drawing is looked for on its page."""
+
+
+def content_box(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of what is not white; None if all is white.
+
+    Args:
+        image: a Pillow image of mode RGB. A pixel is white if its darkest channel is
+            at least `WHITE`.
+    """
+    darkest = ImageChops.darker(ImageChops.darker(*image.split()[:2]), image.split()[2])
+    return darkest.point(lambda level: 255 * (level < WHITE)).getbbox()
+
+
+def fit_width(image: Image.Image, width: int) -> Image.Image:
+    """Returns the image at most ``width`` pixels wide, aspect kept.
+
+    Narrower ones stay as they are, as with Pillow's ``thumbnail``.
+    """
+    if image.width <= width:
+        return image
+    height = max(1, round(image.height * width / image.width))
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def render_drawing(svg: str, width: int) -> Image.Image:
+    """Renders what an SVG draws, ``width`` pixels wide, without its page's margins.
+
+    Many drawings are a tenth of their page; rendered whole at 100 pixels such a page
+    shows nothing. A drawing that would need more than `MAX_PIXELS` for its page is
+    rendered smaller and enlarged.
+
+    Args:
+        svg: the document.
+        width: pixels.
+
+    Returns:
+        A Pillow image of mode RGB on white, aspect kept.
+
+    Raises:
+        ValueError: if the document cannot be rendered, or draws nothing.
+        TooManyPixelsError: if the drawing is so narrow that at this width it has more
+            than `MAX_PIXELS` pixels.
+        ImportError: if ``resvg-py`` is not installed.
+    """
+    box = content_box(render_svg(svg, _PROBE))
+    if box is None:
+        raise ValueError("the drawing is empty, or white")
+    # A pixel of the probe is the precision of the box.
+    left, top, right, bottom = box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1
+    scale = width / (right - left)
+    height = max(1, round((bottom - top) * scale))
+    if width * height > MAX_PIXELS:
+        raise TooManyPixelsError(
+            f"the drawing is {width} x {height} pixels, more than {MAX_PIXELS:,}"
+        )
+    side = min(round(_PROBE * scale), math.isqrt(MAX_PIXELS))
+    page = render_svg(svg, side)
+    to_page = side / _PROBE
+    corner = round(left * to_page), round(top * to_page)
+    shrunk = to_page / scale  # 1 where the page is as large as it is needed.
+    size = max(1, round(width * shrunk)), max(1, round(height * shrunk))
+    drawing = Image.new("RGB", size, "white")
+    drawing.paste(page, (-corner[0], -corner[1]))
+    if size == (width, height):
+        return drawing
+    return drawing.resize((width, height), Image.Resampling.LANCZOS)

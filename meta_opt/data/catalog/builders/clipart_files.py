@@ -7,6 +7,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
+from meta_opt.data.missing import MissingDataError
+
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 
@@ -35,6 +37,12 @@ CATEGORIES = (
     "unsorted",
 )
 """Top-level folders of the library."""
+
+FOLDERS = {
+    "png": Path("openclipart/openclipart-png/usr/share/openclipart/png"),
+    "svg": Path("openclipart/openclipart-svg/usr/share/openclipart/svg"),
+}
+"""Where the packages' contents are looked for below the manual folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +115,23 @@ def read_metadata(svg: Path) -> tuple[str, str, tuple[str, ...], str]:
         tuple(keywords),
         licence.get(f"{_RDF}resource", "") if licence is not None else "",
     )
+
+
+def library_folders(manual: Path) -> tuple[Path, Path]:
+    """The folders of PNG and of SVG files, as `read_library` takes them.
+
+    Args:
+        manual: the folder that the packages were unpacked in.
+
+    Raises:
+        MissingDataError: if one is not there; names the command that brings it.
+    """
+    for kind, folder in FOLDERS.items():
+        if not (manual / folder).is_dir():
+            raise MissingDataError(
+                f"Open Clip Art ({kind})", manual / folder, "openclipart"
+            )
+    return manual / FOLDERS["png"], manual / FOLDERS["svg"]
 
 
 def read_library(png_root: Path, svg_root: Path) -> Iterator[ClipartFile]:

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from meta_opt.data.catalog.builders.clipart_files import (
     CATEGORIES,
     ClipartFile,
+    library_folders,
     read_library,
 )
 from meta_opt.data.missing import MissingDataError
@@ -25,12 +26,6 @@ from meta_opt.data.splits import split_of, title_key
 
 SIDE = 256
 """Longer side of the stored pictures in pixels; smaller ones keep their size."""
-
-FOLDERS = {
-    "png": Path("openclipart/openclipart-png/usr/share/openclipart/png"),
-    "svg": Path("openclipart/openclipart-svg/usr/share/openclipart/svg"),
-}
-"""Where the packages' contents are looked for below the manual folder."""
 
 
 class Openclipart(tfds.core.GeneratorBasedBuilder):
@@ -75,17 +70,13 @@ class Openclipart(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        manual = Path(dl_manager.manual_dir)
-        roots = {kind: manual / folder for kind, folder in FOLDERS.items()}
-        for kind, root in roots.items():
-            if not root.is_dir():
-                raise MissingDataError(f"Open Clip Art ({kind})", root, "openclipart")
+        roots = library_folders(Path(dl_manager.manual_dir))
         files: dict[str, list[ClipartFile]] = {split: [] for split in SPLITS}
-        for item in read_library(roots["png"], roots["svg"]):
+        for item in read_library(*roots):
             key = title_key(item.title) or item.digest
             files[split_of(key)].append(item)
         if not any(files.values()):
-            raise MissingDataError("Open Clip Art (a *.png)", roots["png"], self.name)
+            raise MissingDataError("Open Clip Art (a *.png)", roots[0], self.name)
         return {split: self._generate_examples(files[split]) for split in SPLITS}
 
     def _generate_examples(

@@ -1,0 +1,57 @@
+"""Few-shot data in phases and widths.
+
+``openclipart``, ``smoke``; of your own pictures: ``own``, ``table``.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def openclipart() -> ml_collections.ConfigDict:
+    """30 classes of Open Clip Art, at 100, 200 and 400 pixels."""
+    config = ml_collections.ConfigDict()
+    config.data = dict(name="openclipart")
+    config.protocol = {}
+    config.out = "data/few_shot/openclipart"
+    return config
+
+
+def own() -> ml_collections.ConfigDict:
+    """Your own pictures: a folder for each class, or a JSONL file with labels.
+
+    With ``--config.data.name=products/ --config.out=FOLDER``.
+    """
+    config = openclipart()
+    config.data.name = "products"
+    config.out = "data/few_shot/own"
+    return config
+
+
+def table() -> ml_collections.ConfigDict:
+    """A published table of pictures and their classes, such as a data set's CSV.
+
+    With ``--config.data.name=FILE.csv`` and the names of its columns.
+    """
+    config = own()
+    config.data.name = "products.csv"
+    config.data.image_column = "image"
+    config.data.class_column = "category"
+    config.out = "data/few_shot/table"
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """Four classes of the bundled drawings, small: whether it runs at all."""
+    config = openclipart()
+    config.data.name = "bundled"
+    config.data.classes = ("animals", "buildings", "food", "tools")
+    config.protocol.widths = (16, 32, 64)
+    config.out = "runs/few_shot/smoke"
+    return config
+
+
+def get_config(arg: str = "openclipart") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    variants = (openclipart, own, table, smoke)
+    return common.choose(arg, {variant.__name__: variant for variant in variants})

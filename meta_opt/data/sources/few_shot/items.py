@@ -1,0 +1,226 @@
+"""Pictures with classes: a user's folders, JSONL or WebDataset files, or a table."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from meta_opt.data.preprocessing.images import (
+    content_box,
+    decode,
+    fit_width,
+    render_drawing,
+    render_svg,
+    shrink,
+)
+from meta_opt.data.preprocessing.pictures import MAX_PIXELS
+from meta_opt.data.sources.jsonl_samples import is_path, read_samples
+from meta_opt.data.sources.video_annotations.annotation_files import read_table
+from meta_opt.text_files import decode_text
+from meta_opt.types import near_match
+
+MAX_ASPECT = 20
+"""Pictures that are higher than this times their width count as unreadable: scaled to
+a width, they would be of any size."""
+_PREVIEW_SIDE = 256
+_SVG = ".svg"
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A picture and its class.
+
+    Attributes:
+        key: what it is known by, of no two the same; its order and split hang on it.
+        class_name: of its class.
+        read: gives the bytes of the file; raises OSError where it cannot be read.
+        is_svg: whether these are an SVG document.
+    """
+
+    key: str
+    class_name: str
+    read: Callable[[], bytes]
+    is_svg: bool = False
+
+    def preview(self) -> Image.Image:
+        """The picture at most 256 pixels large, to compare it with others.
+
+        Raises:
+            OSError, ValueError: if it cannot be read, is a drawing of nothing, or more
+                than `MAX_ASPECT` times as high as wide.
+        """
+        data = self.read()
+        if not self.is_svg:
+            image = shrink(decode(data, MAX_PIXELS), _PREVIEW_SIDE)
+            _check_aspect(image.width, image.height)
+            return image
+        page = render_svg(decode_text(data), _PREVIEW_SIDE)
+        box = content_box(page)
+        if box is None:
+            raise ValueError("the drawing is empty, or white")
+        _check_aspect(box[2] - box[0], box[3] - box[1])
+        return page
+
+    def at_width(self, width: int) -> Image.Image:
+        """The picture at most ``width`` pixels wide, aspect kept.
+
+        A drawing is rendered at that width, without its page's margins; a photograph is
+        scaled down, and one that is narrower stays as it is.
+
+        Raises:
+            OSError, ValueError: if it cannot be read.
+        """
+        data = self.read()
+        if self.is_svg:
+            return render_drawing(decode_text(data), width)
+        return fit_width(decode(data, MAX_PIXELS), width)
+
+
+def _check_aspect(width: int, height: int) -> None:
+    if height > MAX_ASPECT * width:
+        raise ValueError(f"it is more than {MAX_ASPECT} times as high as wide")
+
+
+def read_items(
+    path: str | os.PathLike, image_column: str = "image", class_column: str = "category"
+) -> list[Item]:
+    """Finds a user's pictures and their classes.
+
+    Args:
+        path: a folder with a folder of pictures for each class, at any depth below it;
+            a JSONL file or WebDataset tar files whose samples have an ``image`` and a
+            ``label`` (`meta_opt.data.sources.sample_schema`); or a table, ``.csv`` or
+            ``.tsv``, of which two columns are read. Paths in a file are relative to it.
+        image_column: of a table, with the paths of pictures.
+        class_column: of a table, with the names of classes.
+
+    Returns:
+        An item for each picture, in the order of their keys.
+
+    Raises:
+        ValueError: a folder without classes, a file that is broken, a sample without
+            picture or class, one picture in two classes; says what and where.
+        FileNotFoundError: no such file or folder.
+    """
+    folder = Path(path)
+    delimiters = {".csv": ",", ".tsv": "\t"}
+    if (delimiter := delimiters.get(folder.suffix.lower())) is not None:
+        found = _from_table(folder, image_column, class_column, delimiter)
+    elif folder.is_dir() and not any(folder.glob("*.tar")):
+        found = _from_folder(folder)
+    elif folder.exists() or (is_path(os.fspath(path)) and not folder.suffix == ""):
+        found = _from_samples(path)
+    else:
+        raise FileNotFoundError(
+            f"there is no {path}; give a folder with a folder of pictures for each "
+            "class, a JSONL file or a table"
+        )
+    return _unique(found)
+
+
+def _from_folder(root: Path) -> Iterable[Item]:
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not _hidden(p)]
+    if not folders:
+        raise ValueError(
+            f"{root} has no folders; put the pictures of each class in a folder of its "
+            f"own, {root.name}/CLASS/PICTURE.jpg"
+        )
+    endings = {*Image.registered_extensions(), _SVG}
+    for folder in folders:
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() in endings and not _hidden(file):
+                key = file.relative_to(root).as_posix()
+                yield _file_item(key, folder.name, file)
+
+
+def _hidden(path: Path) -> bool:
+    # Copies made on a Mac have ._ files beside them.
+    return path.name.startswith(".")
+
+
+def _file_item(key: str, class_name: str, file: Path) -> Item:
+    is_svg = file.suffix.lower() == _SVG
+    return Item(key, class_name.strip(), file.read_bytes, is_svg)
+
+
+def _from_samples(path: str | os.PathLike) -> Iterable[Item]:
+    for sample in read_samples(path):
+        media = sample.media.get("image")
+        if media is None or sample.fields.label is None:
+            missing = "label" if media else "image"
+            raise ValueError(
+                f"{sample.where}: needs an `image` and a `label`; it has no `{missing}`"
+            )
+        is_svg = (media.member or media.file.name).lower().endswith(_SVG)
+        yield Item(sample.key, sample.fields.label, media.read, is_svg)
+
+
+def _from_table(
+    path: Path, image_column: str, class_column: str, delimiter: str
+) -> Iterable[Item]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    for row in read_table(path, [image_column, class_column], delimiter):
+        name, class_name = row.text(image_column), row.text(class_column)
+        yield _file_item(Path(name).as_posix(), class_name, path.parent / name)
+
+
+def _unique(items: Iterable[Item]) -> list[Item]:
+    """Each key once, sorted."""
+    found: dict[str, Item] = {}
+    for item in items:
+        other = found.setdefault(item.key, item)
+        if other.class_name != item.class_name:
+            raise ValueError(
+                f"the picture {item.key} is in two classes, {other.class_name!r} and "
+                f"{item.class_name!r}"
+            )
+    return [found[key] for key in sorted(found)]
+
+
+def by_class(
+    items: Sequence[Item], classes: Sequence[str] = ()
+) -> dict[str, list[Item]]:
+    """The items of each class, in the order of the classes' names.
+
+    Args:
+        items: all there are.
+        classes: names of those that are wanted; none for all.
+
+    Raises:
+        ValueError: two classes of one name but for case and spaces, which answers could
+            not be told apart by; under two classes; a class that is wanted and not
+            there.
+
+    Example:
+        >>> items = [Item(key, key[0], bytes) for key in ("a/1", "b/1", "a/2")]
+        >>> {name: len(found) for name, found in by_class(items).items()}
+        {'a': 2, 'b': 1}
+    """
+    found = collections.defaultdict(list)
+    for item in items:
+        found[item.class_name].append(item)
+    spelt: dict[str, str] = {}
+    for name in sorted(found):
+        folded = " ".join(name.split()).casefold()
+        if (other := spelt.setdefault(folded, name)) != name:
+            raise ValueError(
+                f"the classes {other!r} and {name!r} have one name but for case and "
+                "spaces; rename one, or put their pictures together"
+            )
+    for name in classes:
+        if name not in found:
+            raise ValueError(
+                f"no class {name!r}{near_match(name, found)} (classes: "
+                f"{', '.join(sorted(found))})"
+            )
+    chosen = sorted(classes or found)
+    if len(chosen) < 2:
+        raise ValueError(
+            f"{len(chosen)} class{'es' * (not chosen)} {chosen}; at least two are "
+            "needed"
+        )
+    return {name: found[name] for name in chosen}

@@ -1,0 +1,265 @@
+"""Which pictures of a class are taken, and how splits and phases divide them.
+
+Of C classes at 28, 6 and 6 pictures and 30 classes: 840 to train in four phases of 210,
+180 to validate and 180 to test (Roumeliotis et al. 2025, IEEE Access). All is decided
+by hashes of the pictures' keys and the seed.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from meta_opt.data.preprocessing.near_duplicates import fingerprint, groups
+from meta_opt.data.preprocessing.pictures import Unreadable
+from meta_opt.data.preprocessing.prompts import TEMPLATES
+from meta_opt.data.sources.few_shot.items import Item
+from meta_opt.data.splits import unit_hash
+
+_log = logging.getLogger(__name__)
+
+PROMPT = TEMPLATES["plain"]
+"""What is asked about every picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotConfig:
+    """How the data set is made.
+
+    Attributes:
+        train: pictures of each class to train on; a multiple of ``phases``.
+        validation: of each class.
+        test: of each class.
+        phases: of training, disjoint and of one size.
+        widths: in pixels, each of which gets all pictures.
+        seed: of the choice and the order of pictures.
+        candidates: at most so many pictures of a class are read and compared; at least
+            those that are taken.
+        max_unreadable: pictures that may be skipped, of all classes together.
+        prompt: what is asked, with ``{categories}`` for their list and doubled braces
+            for braces.
+    """
+
+    train: int = 28
+    validation: int = 6
+    test: int = 6
+    phases: int = 4
+    widths: tuple[int, ...] = (100, 200, 400)
+    seed: int = 0
+    candidates: int = 80
+    max_unreadable: int = 100
+    prompt: str = PROMPT
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that do not fit together.
+
+        >>> FewShotConfig(train=30)
+        Traceback (most recent call last):
+        ValueError: train=30 pictures of a class do not divide into phases=4
+        """
+        for name in ("train", "validation", "test", "phases"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.train % self.phases:
+            raise ValueError(
+                f"train={self.train} pictures of a class do not divide into "
+                f"phases={self.phases}"
+            )
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths={self.widths} must be one or more, of 1 or more")
+        if len(set(self.widths)) < len(self.widths):
+            raise ValueError(f"widths={self.widths} has one of them twice")
+        if self.candidates < self.per_class:
+            raise ValueError(
+                f"candidates={self.candidates} are fewer than the {self.per_class} "
+                "pictures that are taken of a class"
+            )
+        if self.max_unreadable < 0:
+            raise ValueError(
+                f"max_unreadable={self.max_unreadable} must not be below 0"
+            )
+        try:
+            asked = self.prompt.format(categories="a, b")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"prompt={self.prompt!r}: {error!r}; {{categories}} is filled in, and "
+                "braces that are to stay are doubled"
+            ) from None
+        if "a, b" not in asked:
+            raise ValueError(f"prompt={self.prompt!r} has no {{categories}}")
+
+    @property
+    def per_class(self) -> int:
+        """Pictures of a class."""
+        return self.train + self.validation + self.test
+
+
+class Chosen(NamedTuple):
+    """A picture of the data set.
+
+    Attributes:
+        item: the picture.
+        split: ``train``, ``validation`` or ``test``.
+        phase: of training, from 1; 0 for the other splits.
+    """
+
+    item: Item
+    split: str
+    phase: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """All pictures of the data set, and those that were left out.
+
+    Attributes:
+        chosen: by class, in the order of splits and phases.
+        unreadable: reasons by key.
+        copies: how many were a further copy, pixel for pixel, of one of their class.
+        ambiguous: how many were near duplicates of a picture of another class.
+    """
+
+    chosen: Mapping[str, tuple[Chosen, ...]]
+    unreadable: Mapping[str, str]
+    copies: int
+    ambiguous: int
+
+
+def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choice:
+    """Takes pictures of each class and divides them into splits and phases.
+
+    Pictures are taken in the order of a hash of seed and key. Left out are those that
+    cannot be read, further copies of one, and near duplicates of a picture of another
+    class, whose class nothing tells. Near duplicates of one class stay in one split
+    (`meta_opt.data.preprocessing.near_duplicates`); of a group that fits into no split,
+    those that are too many are left out.
+
+    Args:
+        classes: the items of each class.
+        config: how many of them.
+
+    Raises:
+        ValueError: classes with too few pictures, with their counts.
+        UnreadableFilesError: more pictures are unreadable than may be.
+    """
+    need = config.per_class
+    if few := {name: len(x) for name, x in classes.items() if len(x) < need}:
+        raise ValueError(
+            f"{need} pictures of each class are needed; "
+            + ", ".join(f"{name!r} has {count}" for name, count in few.items())
+        )
+    unreadable, copies = Unreadable(config.max_unreadable), 0
+    kept: dict[str, list[Item]] = {}
+    prints = []
+    for name, items in tqdm(classes.items(), desc="comparing", unit="class"):
+        kept[name], seen = [], set()
+        for item in _shuffled(items, config.seed):
+            if len(kept[name]) == config.candidates:
+                break
+            try:
+                preview = item.preview()
+            # A decoder raises anything on a damaged file.
+            except Exception as error:
+                unreadable.add(item.key, f"{type(error).__name__}: {error}")
+                continue
+            shape = str(preview.size).encode()
+            digest = hashlib.sha256(shape + preview.tobytes()).digest()
+            if digest in seen:
+                copies += 1
+                continue
+            seen.add(digest)
+            kept[name].append(item)
+            prints.append(fingerprint(preview))
+    of_class = np.repeat(np.arange(len(kept)), [len(x) for x in kept.values()])
+    if not prints:
+        raise ValueError("no picture can be read")
+    group = groups(
+        np.stack([one.bits for one in prints]),
+        np.stack([one.colours for one in prints]),
+    )
+    classes_of = collections.defaultdict(set)
+    for number, owner in zip(group, of_class, strict=True):
+        classes_of[number].add(owner)
+    chosen, ambiguous, start = {}, 0, 0
+    for name, items in kept.items():
+        own = collections.defaultdict(list)
+        for item, number in zip(items, group[start : start + len(items)], strict=True):
+            if len(classes_of[number]) > 1:
+                ambiguous += 1
+            else:
+                own[number].append(item)
+        start += len(items)
+        splits = _divide(name, len(classes[name]), list(own.values()), config)
+        chosen[name] = tuple(_in_phases(splits, config))
+    if unreadable.reasons or copies or ambiguous:
+        _log.warning(
+            "left out: %d unreadable, %d copies, %d near duplicates of another class",
+            *(len(unreadable.reasons), copies, ambiguous),
+        )
+    return Choice(chosen, unreadable.reasons, copies, ambiguous)
+
+
+def _shuffled(items: Sequence[Item], seed: int) -> list[Item]:
+    return sorted(items, key=lambda item: unit_hash(f"{seed} {item.key}"))
+
+
+def _divide(
+    name: str, count: int, found: Sequence[Sequence[Item]], config: FewShotConfig
+) -> dict[str, list[Item]]:
+    """Fills the splits with groups, of which none is in two.
+
+    Args:
+        name: of the class.
+        count: pictures of the class, for the error.
+        found: groups of near duplicates, in the order in which they are taken.
+        config: sizes of the splits.
+    """
+    room = {s: getattr(config, s) for s in ("train", "validation", "test")}
+    splits: dict[str, list[Item]] = {split: [] for split in room}
+
+    def put(group: Sequence[Item]) -> None:
+        split = max(room, key=lambda s: room[s])
+        taken = group[: room[split]]
+        splits[split] += taken
+        room[split] -= len(taken)
+
+    # The first groups that are enough; the largest of them find room before it is cut
+    # up.
+    first, total = 0, 0
+    while first < len(found) and total < config.per_class:
+        total += len(found[first])
+        first += 1
+    for group in sorted(found[:first], key=len, reverse=True):
+        put(group)
+    for group in found[first:]:
+        put(group)
+    if any(room.values()):
+        usable = sum(map(len, found))
+        raise ValueError(
+            f"of the {count} pictures of class {name!r} {usable} are usable, in "
+            f"{len(found)} groups of near duplicates; they do not fill splits of "
+            f"{config.train}, {config.validation} and {config.test}. Add pictures that "
+            "differ"
+            + f", or raise candidates={config.candidates}"
+            * (count > config.candidates)
+        )
+    return splits
+
+
+def _in_phases(
+    splits: Mapping[str, Sequence[Item]], config: FewShotConfig
+) -> list[Chosen]:
+    # Shuffled again: groups came in the order of their sizes.
+    order = {s: _shuffled(items, config.seed + 1) for s, items in splits.items()}
+    size = config.train // config.phases
+    found = [
+        Chosen(item, "train", 1 + i // size) for i, item in enumerate(order["train"])
+    ]
+    for split in ("validation", "test"):
+        found += [Chosen(item, split, 0) for item in order[split]]
+    return found

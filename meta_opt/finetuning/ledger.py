@@ -1,0 +1,365 @@
+"""What phases, trials and predictions cost: time, operations, bytes, tokens, energy.
+
+An amount that nobody measured is None and makes the sums that it is part of None. A
+ledger never changes: adding to one gives another.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from meta_opt.finetuning.energy import EnergyMeter
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import check_name, from_config
+
+LEDGER = "ledger.json"
+"""Of a run's directory, beside ``result.json``."""
+KINDS = ("training", "validation", "prediction", "other")
+AMOUNTS = (
+    "seconds",
+    "device_seconds",
+    "flops",
+    "bytes_read",
+    "tokens_in",
+    "tokens_out",
+    "joules",
+)
+"""What an entry may count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """What is paid for, in one currency.
+
+    Attributes:
+        currency: such as ``USD``; needed where there is a price.
+        device_hour: of one device; None if it is not paid for.
+        thousand_tokens_in: that a model reads; None if they are not paid for.
+        thousand_tokens_out: that it writes; None if they are not paid for.
+        kilowatt_hour: of energy; None if it is not paid for.
+    """
+
+    currency: str = ""
+    device_hour: float | None = None
+    thousand_tokens_in: float | None = None
+    thousand_tokens_out: float | None = None
+    kilowatt_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for prices without a unit, and those below 0.
+
+        >>> Prices(device_hour=2.5)
+        Traceback (most recent call last):
+        ValueError: currency is empty: device_hour=2.5 of what? Name it, such as USD
+        """
+        for name, price in self._given().items():
+            if not (math.isfinite(price) and price >= 0):
+                raise ValueError(f"{name}={price} must be a number that is not below 0")
+            if not self.currency.strip():
+                raise ValueError(
+                    f"currency is empty: {name}={price} of what? Name it, such as USD"
+                )
+
+    def _given(self) -> dict[str, float]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["currency"]
+        return {name: price for name, price in values.items() if price is not None}
+
+    def money(self, amounts: "Amounts") -> float | None:
+        """What amounts cost; None without prices, or if what has one is not known.
+
+        >>> prices = Prices("USD", device_hour=3.6, thousand_tokens_in=0.5)
+        >>> prices.money(Amounts(device_seconds=1000.0, tokens_in=2000))
+        2.0
+        """
+        units = {
+            "device_hour": ("device_seconds", 3600),
+            "thousand_tokens_in": ("tokens_in", 1000),
+            "thousand_tokens_out": ("tokens_out", 1000),
+            "kilowatt_hour": ("joules", 3.6e6),
+        }
+        given, parts = self._given(), []
+        for name, price in given.items():
+            amount, unit = units[name]
+            if (count := getattr(amounts, amount)) is None:
+                return None
+            parts.append(price * count / unit)
+        return math.fsum(parts) if parts else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Amounts:
+    """What something took; None for what was not measured.
+
+    Attributes:
+        seconds: of wall-clock time.
+        device_seconds: those, times the devices that were held.
+        flops: floating-point operations, of all devices.
+        bytes_read: of data, from files.
+        tokens_in: that a model read, prompts and answers in training.
+        tokens_out: that it wrote.
+        joules: of energy, as far as the machine counts it.
+    """
+
+    seconds: float | None = None
+    device_seconds: float | None = None
+    flops: float | None = None
+    bytes_read: float | None = None
+    tokens_in: float | None = None
+    tokens_out: float | None = None
+    joules: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for amounts that are below 0 or not finite."""
+        for name in AMOUNTS:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value} must be a number that is not below 0")
+
+    def known(self) -> dict[str, float]:
+        """Those that were measured, by name."""
+        values = {name: getattr(self, name) for name in AMOUNTS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of a ledger.
+
+    Attributes:
+        name: of the phase, trial or run that it is part of.
+        kind: one of `KINDS`.
+        amounts: what it took.
+        count: how many things of its kind it was: predictions, say.
+    """
+
+    name: str
+    kind: str
+    amounts: Amounts
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown kind, no name, and a count below 1."""
+        check_name("kind", self.kind, KINDS)
+        if not self.name.strip():
+            raise ValueError("an entry of a ledger needs a name")
+        if self.count < 1:
+            raise ValueError(f"count={self.count} of {self.name!r} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Entries and the prices of what they count.
+
+    Attributes:
+        prices: of all entries.
+        entries: in the order in which they were added.
+        energy_sources: of the joules, see `EnergyMeter`.
+
+    Example:
+        >>> ledger = Ledger(Prices("USD", device_hour=3.6))
+        >>> ledger = ledger.add("phase 1", "training", Amounts(60.0, 480.0))
+        >>> ledger = ledger.add("phase 1", "prediction", Amounts(2.0, 16.0), count=180)
+        >>> ledger.total(name="phase 1").seconds, ledger.money(kind="training")
+        (62.0, 0.48)
+        >>> round(ledger.each("prediction").device_seconds, 3)
+        0.089
+    """
+
+    prices: Prices = dataclasses.field(default_factory=Prices)
+    entries: tuple[Entry, ...] = ()
+    energy_sources: tuple[str, ...] = ()
+
+    def add(self, name: str, kind: str, amounts: Amounts, count: int = 1) -> "Ledger":
+        """A ledger with one more entry; see `Entry`."""
+        entry = Entry(name, kind, amounts, count)
+        return dataclasses.replace(self, entries=(*self.entries, entry))
+
+    def select(self, name: str | None = None, kind: str | None = None) -> "Ledger":
+        """A ledger of the entries of this name and kind; None for any.
+
+        Raises:
+            ValueError: if there is none of that name, or no such kind.
+        """
+        if name is not None:
+            check_name("name", name, self.names())
+        if kind is not None:
+            check_name("kind", kind, KINDS)
+        chosen = tuple(
+            entry
+            for entry in self.entries
+            if name in (None, entry.name) and kind in (None, entry.kind)
+        )
+        return dataclasses.replace(self, entries=chosen)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the entries, each once, in order."""
+        return tuple(dict.fromkeys(entry.name for entry in self.entries))
+
+    def total(self, name: str | None = None, kind: str | None = None) -> Amounts:
+        """Sums over the entries of this name and kind.
+
+        An amount that one of them lacks is None. Of no entries all are 0.
+        """
+        chosen = self.select(name, kind).entries
+
+        def add_up(amount: str) -> float | None:
+            values = [getattr(entry.amounts, amount) for entry in chosen]
+            return None if None in values else math.fsum(values)
+
+        return Amounts(**{amount: add_up(amount) for amount in AMOUNTS})
+
+    def money(self, name: str | None = None, kind: str | None = None) -> float | None:
+        """What the entries cost; see `Prices.money`."""
+        return self.prices.money(self.total(name, kind))
+
+    def each(self, kind: str, name: str | None = None) -> Amounts:
+        """Amounts for one thing of a kind, such as a prediction.
+
+        Raises:
+            ValueError: if there is no entry of that kind.
+        """
+        chosen = self.select(name, kind).entries
+        if not chosen:
+            raise ValueError(f"the ledger has no entry of kind {kind!r}")
+        count = sum(entry.count for entry in chosen)
+        known = self.total(name, kind).known()
+        return Amounts(**{amount: value / count for amount, value in known.items()})
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values: prices, entries, and sums by kind and of all."""
+
+        def sums(kind: str | None) -> dict[str, Any]:
+            return {**self.total(kind=kind).known(), "money": self.money(kind=kind)}
+
+        kinds = sorted({entry.kind for entry in self.entries})
+        return {
+            "prices": dataclasses.asdict(self.prices),
+            "energy_sources": list(self.energy_sources),
+            "entries": [
+                {
+                    "name": entry.name,
+                    "kind": entry.kind,
+                    "count": entry.count,
+                    "amounts": entry.amounts.known(),
+                }
+                for entry in self.entries
+            ],
+            "total": {**{kind: sums(kind) for kind in kinds}, "all": sums(None)},
+        }
+
+    def write(self, workdir: str | os.PathLike) -> Path:
+        """Writes ``ledger.json`` into a run's directory, whole or not at all."""
+        path = Path(workdir) / LEDGER
+        write_json(path, self.record())
+        return path
+
+
+def read_ledger(workdir: str | os.PathLike) -> Ledger:
+    """Reads the ledger of a run's directory; sums are computed anew.
+
+    Raises:
+        ValueError: a damaged file, or entries that are none; the file is named.
+        FileNotFoundError: if there is none.
+    """
+    path = Path(workdir) / LEDGER
+    record = read_json(path)
+    try:
+        if not isinstance(record.get("entries"), list):
+            raise ValueError("it has no list `entries`")
+        return Ledger(
+            from_config(Prices, record.get("prices", {}), "prices"),
+            tuple(
+                from_config(Entry, entry, f"entries[{i}]")
+                for i, entry in enumerate(record["entries"])
+            ),
+            tuple(record.get("energy_sources", ())),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+class Measured:
+    """What a block of `measure` took, when it has ended: ``amounts``."""
+
+    def __init__(self) -> None:
+        self.amounts = Amounts()
+
+    def with_counts(self, **counts: float) -> Amounts:
+        """The amounts with others that are known: flops, bytes, tokens."""
+        return dataclasses.replace(self.amounts, **counts)
+
+
+@contextlib.contextmanager
+def measure(
+    devices: int,
+    meter: EnergyMeter | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Measured]:
+    """Measures seconds, device seconds and joules of a block, if it raises too.
+
+    What runs on a device must have ended in it: see `jax.block_until_ready`.
+
+    Args:
+        devices: that are held meanwhile.
+        meter: of energy; None for none.
+        clock: gives seconds.
+
+    Raises:
+        ValueError: if ``devices`` is below 1.
+
+    Example:
+        >>> times = iter((10.0, 14.0))
+        >>> with measure(8, clock=lambda: next(times)) as measured:
+        ...     pass
+        >>> measured.with_counts(tokens_in=100.0).known()
+        {'seconds': 4.0, 'device_seconds': 32.0, 'tokens_in': 100.0}
+    """
+    if devices < 1:
+        raise ValueError(f"devices={devices} must be at least 1")
+    measured = Measured()
+    joules = None if meter is None else meter.joules()
+    started = clock()
+    try:
+        yield measured
+    finally:
+        seconds = clock() - started
+        after = None if meter is None else meter.joules()
+        spent = None if joules is None or after is None else after - joules
+        measured.amounts = Amounts(seconds, seconds * devices, joules=spent)
+
+
+def add_to_file(
+    workdir: str | os.PathLike,
+    prices: Prices,
+    entries: Sequence[Entry],
+    energy_sources: Sequence[str] = (),
+) -> Ledger:
+    """Adds to the ledger of a run's directory, or begins it.
+
+    Each start of an interrupted run adds its own part.
+
+    Args:
+        workdir: the run's directory.
+        prices: of all entries, also of those that are there.
+        entries: that are added.
+        energy_sources: of their joules.
+
+    Returns:
+        The ledger that was written.
+
+    Raises:
+        ValueError: if the file that is there is damaged.
+    """
+    before = Ledger()
+    if (Path(workdir) / LEDGER).is_file():
+        before = read_ledger(workdir)
+    sources = tuple(sorted({*before.energy_sources, *energy_sources}))
+    ledger = Ledger(prices, (*before.entries, *entries), sources)
+    ledger.write(workdir)
+    return ledger

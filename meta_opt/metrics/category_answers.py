@@ -1,0 +1,280 @@
+r"""Categories that a model answers as ``{"category": X}``: read leniently, and scored.
+
+Read are answers in other case or Unicode form; in single, double or typographic quotes,
+escaped or none; with braces, a code fence, a list or a nested object around them, or
+without some of these; with text before and after; the name of a category alone; and a
+name misspelt by few letters. What cannot be read is wrong, and counted apart from what
+was read and is wrong.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+LETTERS_PER_EDIT = 5
+"""A name of L letters may be misspelt by ``L // LETTERS_PER_EDIT`` edits: 1 of
+"fruit", 2 of "map symbol", none of "bird"."""
+
+MAX_CHARACTERS = 4000
+"""Of an answer that are read: what a model repeats without end costs no time."""
+
+_DOUBLE = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033"
+_SINGLE = "\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u00b4"
+_QUOTES = str.maketrans(_DOUBLE + _SINGLE, '"' * len(_DOUBLE) + "'" * len(_SINGLE))
+_ESCAPED = re.compile(r"\\+(u[0-9a-f]{4}|[\"'/])", re.IGNORECASE)
+_KEY = re.compile(r"(?<!\w)category[\"'`*_]{0,4}\s?(?:[:=]{1,2}>?|is\b)")
+_NESTED = re.compile(r"[\s\[]*\{\s*([\"']?)\w+\1\s*:")
+_FENCE = re.compile(r"```[ \t]*(?:json[0-9]?|text|plaintext)?", re.IGNORECASE)
+_AROUND = " \t\n\"'`*{}[]()<>.,:;!?"
+# A name ends here; an apostrophe within a word ends none, and after other marks may
+# stand whatever a model adds.
+_END = re.compile(r"\s*(?:$|\n|[\"}\]).,;:!?<`*(|]|'(?!\w)|[-\u2013\u2014]+\s)")
+_WELL_FORMED = re.compile(
+    r'\s*\{\s*"category"\s*:\s*"(?:[^"\\\x00-\x1f]|\\.)*"\s*\}\s*', re.DOTALL
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoryAnswer:
+    """What an answer says.
+
+    Attributes:
+        category: index of the category; -1 where none was found.
+        status: ``exact``, a category's name; ``nearest``, a category's name misspelt;
+            ``unlisted``, a value that is no category; ``unparseable``, no value.
+        well_formed: whether the answer is the JSON object that was asked for, and
+            nothing else.
+    """
+
+    category: int
+    status: str
+    well_formed: bool
+
+
+class CategoryParser:
+    r"""Reads answers that name one of a list of categories.
+
+    Args:
+        categories: K names.
+
+    Raises:
+        ValueError: no categories, an empty name, or two names that differ in no more
+            than case, spaces, quotes or Unicode form.
+
+    Example:
+        >>> parser = CategoryParser(["fruit", "road sign"])
+        >>> parser("```\n{'category': 'Road sign'}\n```").category
+        1
+        >>> parser('{"category": "froit"}').status, parser("a picture").status
+        ('nearest', 'unparseable')
+    """
+
+    def __init__(self, categories: Sequence[str]) -> None:
+        self.categories = tuple(categories)
+        if not self.categories:
+            raise ValueError("no category to answer")
+        self._names: dict[str, int] = {}
+        for i, name in enumerate(self.categories):
+            folded = _fold(name).strip()
+            if not folded.strip(_AROUND):
+                raise ValueError(f"category {i}, {name!r}, has no letters")
+            if (other := self._names.setdefault(folded, i)) != i:
+                raise ValueError(
+                    f"categories {self.categories[other]!r} and {name!r} cannot be "
+                    "told apart in answers"
+                )
+        # The longest first: "dress shoes" before "dress".
+        self._longest = sorted(self._names, key=len, reverse=True)
+
+    def __call__(self, text: str) -> CategoryAnswer:
+        """Reads an answer; the first ``category`` in it that has a value counts.
+
+        Args:
+            text: anything that a model writes; of it `MAX_CHARACTERS` are read.
+        """
+        well_formed = _WELL_FORMED.fullmatch(text) is not None
+        folded = _fold(text[:MAX_CHARACTERS])
+        values = list(_values(folded))
+        for value in values or [_unfenced(folded)]:
+            if (name := self._named(value)) is not None:
+                return CategoryAnswer(self._names[name], "exact", well_formed)
+        # Without a key, a sentence is no misspelt name.
+        candidates = [_quoted(value) for value in values] or [_unfenced(folded)]
+        for candidate in candidates:
+            name, distance = self._nearest(candidate.strip(_AROUND))
+            if name is not None:
+                status = "nearest" if distance else "exact"
+                return CategoryAnswer(self._names[name], status, well_formed)
+        said = any(candidate.strip(_AROUND) for candidate in candidates)
+        status = "unlisted" if values and said else "unparseable"
+        return CategoryAnswer(-1, status, well_formed)
+
+    def _named(self, value: str) -> str | None:
+        """The category that a value begins with, and ends with but for marks."""
+        opened = value.lstrip(" \t\n{([`*")
+        quote = opened[:1] if opened[:1] in ('"', "'") else ""
+        # A quote may belong to a name, such as 'n' roll.
+        unquoted = opened[len(quote) :].lstrip()
+        for start in dict.fromkeys((unquoted, opened, value.lstrip())):
+            for name in self._longest:
+                if not start.startswith(name):
+                    continue
+                after = start[len(name) :]
+                # In quotes, a comma is part of what is said: "fruit, red".
+                if quote and start is unquoted:
+                    ends = re.match(rf"\s*(?:$|\n|\}}|[.]?\s*{quote}(?!\w))", after)
+                else:
+                    ends = _END.match(after)
+                if ends:
+                    return name
+        return None
+
+    def _nearest(self, value: str) -> tuple[str | None, int]:
+        """The one category within the bound that is nearer than all others."""
+        found = []
+        for name in self._names:
+            bound = len(name) // LETTERS_PER_EDIT
+            if abs(len(name) - len(value)) > bound:
+                continue
+            distance = edit_distance(value, name.strip(_AROUND))
+            if distance <= bound:
+                found.append((distance, name))
+        found.sort()
+        if not found or (len(found) > 1 and found[0][0] == found[1][0]):
+            return None, 0
+        return found[0][1], found[0][0]
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Letters to insert, delete or replace to make one text of the other.
+
+    Levenshtein 1966; O(len(a) len(b)).
+
+    >>> edit_distance("fruit", "fruits"), edit_distance("sitting", "kitten")
+    (1, 3)
+    """
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(b, start=1):
+            before, row[j] = (
+                row[j],
+                min(row[j] + 1, row[j - 1] + 1, before + (letter != other)),
+            )
+    return row[-1]
+
+
+def _fold(text: str) -> str:
+    """Case, Unicode form, quotes, escapes and spaces as in names; lines stay."""
+    text = unicodedata.normalize("NFKC", _ESCAPED.sub(_unescape, text))
+    text = text.translate(_QUOTES).casefold()
+    text = text.replace("\\n", "\n")
+    return re.sub(r"[^\S\n]+", " ", text)
+
+
+def _unescape(found: re.Match[str]) -> str:
+    code = found[1]
+    return chr(int(code[1:], 16)) if len(code) > 1 else code
+
+
+def _unfenced(text: str) -> str:
+    return _FENCE.sub("", text).strip()
+
+
+def _values(text: str) -> Iterator[str]:
+    """What stands after each ``category:``, to the end of the text."""
+    for key in _KEY.finditer(text):
+        value = text[key.end() :]
+        # An object in its place: {"category": {"name": "fruit"}}.
+        while (nested := _NESTED.match(value)) is not None:
+            value = value[nested.end() :]
+        yield value
+
+
+def _quoted(value: str) -> str:
+    """A value up to the quote, brace or line that ends it."""
+    value = value.lstrip(" \t\n{([`*")
+    if value[:1] in ('"', "'"):
+        end = re.search(rf"{value[0]}(?!\w)|[}}\n]", value[1:])
+        return value[1 : 1 + end.start()] if end else value[1:]
+    end = re.search(r"[,}\]\n\"]|[.;](?:\s|$)", value)
+    return value[: end.start()] if end else value
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerReport:
+    """How answers went, of N.
+
+    Attributes:
+        predictions: int [N], indices of categories; -1 where none was read.
+        correct: how many are right.
+        knowledge_errors: how many name another category.
+        unlisted: how many name what is no category.
+        unparseable: how many name nothing: errors of format.
+        nearest: of those that were read, how many were misspelt.
+        well_formed: how many are the JSON object that was asked for.
+    """
+
+    predictions: np.ndarray
+    correct: int
+    knowledge_errors: int
+    unlisted: int
+    unparseable: int
+    nearest: int
+    well_formed: int
+
+    def metrics(self) -> dict[str, float]:
+        """Each count as a fraction of N, ``accuracy`` the correct."""
+        counts = dataclasses.asdict(self)
+        count = len(counts.pop("predictions"))
+        counts["accuracy"] = counts.pop("correct")
+        return {name: value / count for name, value in counts.items()}
+
+
+def report_answers(
+    written: Sequence[str], labels: np.ndarray, categories: Sequence[str]
+) -> AnswerReport:
+    """Reads answers and tells errors of format from errors of knowledge.
+
+    Args:
+        written: N answers.
+        labels: int [N], indices of the right categories.
+        categories: K names.
+
+    Raises:
+        ValueError: no answers, as many labels as there are not answers, a label that is
+            no category, or as `CategoryParser`.
+
+    Example:
+        >>> answers = ['{"category": "fruit"}', "bird", "no idea", '{"category": "x"}']
+        >>> report = report_answers(answers, np.zeros(4, int), ["fruit", "bird"])
+        >>> report.correct, report.knowledge_errors, report.unparseable, report.unlisted
+        (1, 1, 1, 1)
+    """
+    labels = np.asarray(labels)
+    if not len(written) or labels.shape != (len(written),):
+        raise ValueError(
+            f"{len(written)} answers and labels of shape {labels.shape}; each answer "
+            "needs one label"
+        )
+    if not 0 <= labels.min() <= labels.max() < len(categories):
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()} but there are "
+            f"{len(categories)} categories"
+        )
+    parser = CategoryParser(categories)
+    answers = [parser(text) for text in written]
+    predictions = np.asarray([answer.category for answer in answers])
+    statuses = [answer.status for answer in answers]
+    return AnswerReport(
+        predictions=predictions,
+        correct=int(np.sum(predictions == labels)),
+        knowledge_errors=int(np.sum((predictions != labels) & (predictions >= 0))),
+        unlisted=statuses.count("unlisted"),
+        unparseable=statuses.count("unparseable"),
+        nearest=statuses.count("nearest"),
+        well_formed=sum(answer.well_formed for answer in answers),
+    )

@@ -1,0 +1,245 @@
+"""Answers in any dressing are read as what they say; what says nothing is counted."""
+
+import json
+import time
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from meta_opt.metrics.category_answers import (
+    CategoryParser,
+    edit_distance,
+    report_answers,
+)
+from meta_opt.metrics.classification import weighted_metrics
+
+CATEGORIES = (
+    "fruit",
+    "dress",
+    "dress shoes",
+    "men's shoes",
+    "Arts, Crafts & Sewing",
+    "road sign",
+    "café",
+    "bird",
+    "json",
+    "category",
+    "T.V.",
+    '5" tablet',
+)
+PARSER = CategoryParser(CATEGORIES)
+OBJECT = '{{"category": {json}}}'
+DRESSINGS = {
+    "strict": OBJECT,
+    "spaced": '  {{ "category" :{json} }}\n',
+    "upper": '{{"CATEGORY": "{upper}"}}',
+    "smart": "{{\u201ccategory\u201d: \u201c{name}\u201d}}",
+    "single": "{{'category': '{name}'}}",
+    "unquoted": "{{category: {name}}}",
+    "unopened": '"category": "{name}"}}',
+    "unclosed": '{{"category": {json}',
+    "cut off": '{{"category": "{name}',
+    "fence": '```json\n{{"category": {json}}}\n```',
+    "plain fence": '```\n{{"category": {json}}}\n```',
+    "fenced name": "```\n{name}\n```",
+    "before": 'Sure! Here it is:\n{{"category": {json}}}',
+    "after": '{{"category": {json}}}\nIt shows what I said, since it is round.',
+    "other keys": '{{"category": {json}, "confidence": 0.9}}',
+    "keys before": '{{"confidence": 0.9, "category": {json}}}',
+    "nested": '{{"answer": {{"category": {json}}}}}',
+    "object": '{{"category": {{"name": {json}}}}}',
+    "list": '[{{"category": [{json}]}}]',
+    "escaped": '"{{\\"category\\": \\"{name}\\"}}"',
+    "bare": "{name}",
+    "full stop": "{name}.",
+    "bold": "**{name}**",
+    "quoted": "'{name}'",
+    "sentence": "The category is {name}.",
+    "reason": "{name} - it is what the picture shows",
+    "lines": "{name}\n\nThe picture shows it.",
+}
+
+
+def dressed(name, dressing):
+    return DRESSINGS[dressing].format(
+        name=name, upper=name.upper().replace('"', '\\"'), json=json.dumps(name)
+    )
+
+
+def own_quotes(name, dressing):
+    """Whether the dressing's quote is in the name, which nobody could read."""
+    return '"' in name and dressing in ("smart", "unopened", "cut off", "escaped")
+
+
+@pytest.mark.parametrize("dressing", DRESSINGS)
+def test_every_category_in_every_dressing_is_itself(dressing):
+    for i, name in enumerate(CATEGORIES):
+        if own_quotes(name, dressing):
+            continue
+        text = dressed(name, dressing)
+        found = PARSER(text)
+        assert (found.category, found.status) == (i, "exact"), text
+        assert found.well_formed == (dressing in ("strict", "spaced")), text
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789äéßñçøяж"
+NAMES = st.from_regex(
+    rf"[{LETTERS}]([{LETTERS} &/'-]{{0,18}}[{LETTERS}])?", fullmatch=True
+)
+
+
+def fold(name):
+    return " ".join(name.split()).casefold()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(NAMES, min_size=1, max_size=6, unique_by=fold), st.data())
+def test_any_known_category_is_itself(names, data):
+    name = data.draw(st.sampled_from(names))
+    dressing = data.draw(st.sampled_from(sorted(DRESSINGS)))
+    found = CategoryParser(names)(dressed(name, dressing))
+    assert names[found.category] == name and found.status == "exact"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=200),
+        st.lists(
+            st.sampled_from(
+                [
+                    *"{}[]\"'`:=,\\\n .",
+                    "category",
+                    '"category":',
+                    "fruit",
+                    "\\u00",
+                    "```",
+                ]
+            ),
+            max_size=30,
+        ).map("".join),
+    )
+)
+def test_garbage_never_raises(text):
+    found = PARSER(text)
+    assert -1 <= found.category < len(CATEGORIES)
+    assert (found.category < 0) == (found.status in ("unlisted", "unparseable"))
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("", "unparseable"),
+        ("```json\n```", "unparseable"),
+        ("I cannot tell what this is.", "unparseable"),
+        ("this is no fruit", "unparseable"),
+        ('{"category": ""}', "unparseable"),
+        ('{"category": null}', "unlisted"),
+        ('{"category": "fruit salad"}', "unlisted"),
+        ('{"category": "fruit, red"}', "unlisted"),
+        ("{'category': 'men's hats'}", "unlisted"),
+        ('{"subcategory": "fruit"}', "unparseable"),
+        ('{"label": "fruit"}', "unparseable"),
+    ],
+)
+def test_what_names_no_category_is_wrong(text, status):
+    assert PARSER(text).status == status
+    assert PARSER(text).category == -1
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"category": "frut"}', "fruit"),
+        ('{"category": "raod sign"}', None),  # Two edits of nine letters.
+        ('{"category": "road_sign"}', "road sign"),
+        ("dresses shoes", "dress shoes"),
+        ("byrd", None),  # Four letters: no edit.
+        ('{"category": "fruitys"}', None),
+    ],
+)
+def test_the_nearest_category_within_the_bound(text, name):
+    found = PARSER(text)
+    assert (None if found.category < 0 else CATEGORIES[found.category]) == name
+    assert found.status == ("nearest" if name else found.status)
+
+
+@pytest.mark.parametrize("part", ['{"category": ', '"', "category:{", "\\", " ", "a"])
+def test_endless_answers_take_no_time(part):
+    started = time.process_time()
+    PARSER(part * 100_000)
+    assert time.process_time() - started < 2
+
+
+def test_a_tie_is_no_category():
+    parser = CategoryParser(["plane", "plate"])
+    assert parser("plaxe").category == -1  # One edit from both.
+    assert parser("planee").category == 0
+
+
+def test_the_first_value_counts():
+    assert PARSER('{"category": "bird"} and not {"category": "fruit"}').category == (
+        CATEGORIES.index("bird")
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(*[st.text("abc", max_size=6)] * 3)
+def test_edit_distance_is_a_metric(a, b, c):
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert edit_distance(a, b) == edit_distance(b, a)
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
+
+
+def test_errors_of_format_are_apart_from_errors_of_knowledge():
+    names = ["fruit", "bird", "road sign"]
+    written = [
+        '{"category": "fruit"}',  # Right, as asked for.
+        "Bird",  # Right.
+        "road-sign",  # Right, misspelt.
+        '{"category": "bird"}',  # Wrong.
+        '{"category": "boat"}',  # No category.
+        "no idea",  # Nothing.
+    ]
+    report = report_answers(written, np.array([0, 1, 2, 0, 0, 0]), names)
+    assert report.predictions.tolist() == [0, 1, 2, 1, -1, -1]
+    assert report.metrics() == {
+        "accuracy": 3 / 6,
+        "knowledge_errors": 1 / 6,
+        "unlisted": 1 / 6,
+        "unparseable": 1 / 6,
+        "nearest": 1 / 6,
+        "well_formed": 3 / 6,
+    }
+
+
+def test_weighted_metrics_count_what_was_not_read():
+    labels, predictions = np.array([0, 0, 0, 1, 2]), np.array([0, 0, -1, 0, -1])
+    found = weighted_metrics(labels, predictions, 3)
+    # Of class 0: precision 2/3, recall 2/3; of the others nothing is right.
+    names = ("accuracy", "weighted_precision", "weighted_recall", "weighted_f1")
+    expected = dict.fromkeys(names, 0.4)
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no category"),
+        (["a", " "], "category 1, ' ', has no letters"),
+        (["Dress  shoes", "dress shoes"], "cannot be told apart"),
+    ],
+)
+def test_lists_that_cannot_be_answered_from(names, message):
+    with pytest.raises(ValueError, match=message):
+        CategoryParser(names)
+
+
+def test_labels_must_fit():
+    with pytest.raises(ValueError, match="needs one label"):
+        report_answers(["a"], np.array([0, 0]), ["a", "b"])
+    with pytest.raises(ValueError, match="labels run from 2 to 2"):
+        report_answers(["a"], np.array([2]), ["a", "b"])
