@@ -170,6 +170,18 @@ def test_the_page_on_losses_runs(capsys):
     assert "'meta/alignment/rebuilt'" in capsys.readouterr().out
 
 
+def test_the_page_on_the_stress_test_runs(tmp_path, monkeypatch):
+    page = ROOT / "docs" / "stress.md"
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for language, body in code(page.read_text())[0]:
+        if language == "python":
+            exec(compile(body, str(page), "exec"), names)
+    assert names["right"] == "boat" and len(names["four_each"]) == 12
+    assert (names["wrong_fifth"] != names["labels"]).sum() == 12
+    assert "resnet50" in (tmp_path / "report" / "stress.md").read_text()
+
+
 def test_makefile_commands_exist():
     """The Makefile runs modules that are there."""
     text = (ROOT / "Makefile").read_text()

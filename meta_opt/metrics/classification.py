@@ -1,4 +1,4 @@
-"""Classification metrics, by scikit-learn, and the calibration of probabilities."""
+"""Classification metrics: by scikit-learn, of many weightings, and calibration."""
 
 import numpy as np
 
@@ -107,8 +107,108 @@ def calibration_error(
     >>> round(calibration_error(np.array([0, 1]), probabilities), 3)
     0.3
     """
-    confidence = probabilities.max(axis=-1).astype(np.float64)
     right = np.argmax(probabilities, axis=-1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return _calibration_gap(probabilities.max(axis=-1), right, bins)
+
+
+def class_averages(
+    labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 over classes, for many weightings of the examples.
+
+    The same as scikit-learn's with ``sample_weight``, for R weightings in one pass: the
+    samples of a bootstrap are 2,000.
+
+    Args:
+        labels: int [N].
+        predictions: int [N]; negative where there is none, which is wrong and no class.
+        weights: float [R, N], not negative; None for one weighting, of all alike.
+
+    Returns:
+        ``accuracy``, and ``macro_`` and ``weighted_`` ``precision``, ``recall`` and
+        ``f1``, each float [R] of fractions of 1, [] without weights. Macro is the mean
+        over the classes that occur, with weight, in labels or predictions, weighted
+        that by the classes' share of the labels; what is undefined is zero.
+
+    Raises:
+        ValueError: no examples, or arrays of other shapes.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.ndim != 1 or labels.shape != predictions.shape or not len(labels):
+        raise ValueError(
+            f"labels of shape {list(labels.shape)} and predictions of "
+            f"{list(predictions.shape)} must be two [N] of at least one example"
+        )
+    given = np.ones(len(labels)) if weights is None else np.asarray(weights)
+    if given.shape[-1:] != labels.shape:
+        raise ValueError(
+            f"weights of shape {list(given.shape)} must be [R, {len(labels)}]"
+        )
+    classes = np.union1d(labels, predictions)
+    classes = classes[classes >= 0]
+    is_label = (labels[:, None] == classes).astype(float)
+    is_prediction = (predictions[:, None] == classes).astype(float)
+    hits = given @ (is_label * is_prediction)
+    support, predicted = given @ is_label, given @ is_prediction
+    scores = {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, support),
+        "f1": _ratio(2 * hits, support + predicted),
+    }
+    occurring = np.sum(support + predicted > 0, axis=-1)
+    total = np.sum(support, axis=-1)
+    averages = {"accuracy": _ratio(np.sum(hits, axis=-1), total)}
+    for name, score in scores.items():
+        averages[f"macro_{name}"] = _ratio(np.sum(score, axis=-1), occurring)
+        averages[f"weighted_{name}"] = _ratio(np.sum(score * support, axis=-1), total)
+    return averages
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.where(below > 0, above / np.where(below > 0, below, 1), 0.0)
+
+
+def expected_calibration_error(
+    confidences: np.ndarray, correct: np.ndarray, bins: int = 15
+) -> float:
+    """`calibration_error` of confidences, where not all probabilities are kept.
+
+    ``sum_b n_b / N |accuracy_b - confidence_b|`` (Guo et al. 2017, arXiv:1706.04599).
+    It is above 0 by chance even of a calibrated model, the more the fewer the examples.
+
+    Args:
+        confidences: float [N], probabilities of the predictions.
+        correct: bool [N].
+        bins: of (0, 1], each with its upper edge; 0 belongs to the first.
+
+    Returns:
+        A fraction of 1.
+
+    Raises:
+        ValueError: no examples, other shapes, or confidences that are no probabilities.
+
+    Example:
+        >>> round(expected_calibration_error([0.9, 0.9, 0.6], [True, False, True]), 3)
+        0.4
+    """
+    confidences, correct = np.asarray(confidences, float), np.asarray(correct, bool)
+    if confidences.ndim != 1 or confidences.shape != correct.shape or not len(correct):
+        raise ValueError(
+            f"confidences of shape {list(confidences.shape)} and answers of "
+            f"{list(correct.shape)} must be two [N] of at least one example"
+        )
+    if not np.all((confidences >= 0) & (confidences <= 1)):
+        raise ValueError(
+            f"confidences run from {confidences.min():g} to {confidences.max():g} and "
+            "must be probabilities, from 0 to 1"
+        )
+    if bins < 1:
+        raise ValueError(f"bins={bins} must be at least 1")
+    return _calibration_gap(confidences, correct, bins)
+
+
+def _calibration_gap(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:
+    confidences = confidences.astype(np.float64)
+    place = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=correct - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / len(correct))

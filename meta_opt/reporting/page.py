@@ -1,4 +1,4 @@
-"""A page that compares runs, in one file that opens offline."""
+"""Pages in one file that opens offline, and the one that compares runs."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -36,15 +36,9 @@ def write_page(
         facts: how it was measured, name to value.
         notes: how the table is to be read.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    render_page(
+        path,
+        TEMPLATE,
         title=title,
         summary=summary,
         table=table,
@@ -53,6 +47,28 @@ def write_page(
         facts=facts or {},
         notes=notes,
     )
+
+
+def render_page(path: str | Path, template: Path, **values: Any) -> None:
+    """Writes a page of a template; what is filled in is escaped.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        template: a file of Jinja's.
+        **values: by the names that the template has for them.
+
+    Raises:
+        jinja2.UndefinedError: a name of the template that has no value.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.from_string(template.read_text(encoding="utf-8")).render(values)
     with write_atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.metrics.intervals import Interval
 from meta_opt.reporting.tables import (
     Row,
     Section,
@@ -14,7 +15,6 @@ from meta_opt.reporting.tables import (
     write_report,
 )
 from meta_opt.studies.meltr.summary import COMBINERS, METRICS, CombinerRow
-from meta_opt.studies.meta_test.comparison import Interval
 
 LABELS = {"adamw": "AdamW, tuned", "learned": "learned, not tuned"}
 PUBLISHED = """\

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meta_opt.studies.meta_test.comparison import Interval, interval
+from meta_opt.metrics.intervals import Interval, interval
 
 Record = Mapping[str, Any]
 """Of a cell, as `experiments.table_cells` writes it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from meta_opt.metrics.intervals import Interval, interval
 from meta_opt.optimizers.baselines import CORE_BASELINES
 from meta_opt.studies.meta_test.records import Record, Run, make_run
 from meta_opt.tasks.inner_run import InnerRun
@@ -49,37 +50,6 @@ def measure(
         outcome, seconds = run(seeds, steps, settings)
         runs.append(make_run(budget, steps, outcome, seconds))
     return tuple(runs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A mean and its 95% confidence interval (Student's t).
-
-    Attributes:
-        mean: of all values.
-        low: lower end; None where there is only one value.
-        high: upper end; None where there is only one value.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-def interval(values: Iterable[float]) -> Interval:
-    """Returns ``mean ± t(0.975, n - 1) s / sqrt(n)``.
-
-    >>> [round(x, 3) for x in dataclasses.astuple(interval([1.0, 2.0, 3.0]))]
-    [2.0, -0.484, 4.484]
-    """
-    from scipy.stats import t
-
-    x = np.array(list(values))
-    mean = float(np.mean(x))
-    if len(x) < 2:
-        return Interval(mean, None, None)
-    half = float(t.ppf(0.975, len(x) - 1) * np.std(x, ddof=1) / math.sqrt(len(x)))
-    return Interval(mean, mean - half, mean + half)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,13 +13,9 @@ from typing import Any
 import numpy as np
 
 from meta_opt.metrics.convergence import convergence_epoch, steps_to_target
+from meta_opt.metrics.intervals import Interval, interval
 from meta_opt.optimizers.baselines import CORE_BASELINES
-from meta_opt.studies.meta_test.comparison import (
-    MISS,
-    Interval,
-    geometric_mean,
-    interval,
-)
+from meta_opt.studies.meta_test.comparison import MISS, geometric_mean
 
 Record = Mapping[str, Any]
 """Of a cell, as `experiments.table_cells` writes it."""

@@ -17,15 +17,13 @@ from tqdm import tqdm
 
 from meta_opt.data.preprocessing.near_duplicates import fingerprint, groups
 from meta_opt.data.preprocessing.pictures import Unreadable
+from meta_opt.data.preprocessing.prompts import TEMPLATES
 from meta_opt.data.sources.few_shot.items import Item
 from meta_opt.data.splits import unit_hash
 
 _log = logging.getLogger(__name__)
 
-PROMPT = (
-    "Classify the picture into one of these categories: {categories}. Answer with JSON "
-    'only: {{"category": "NAME"}}'
-)
+PROMPT = TEMPLATES["plain"]
 """What is asked about every picture."""
 
 

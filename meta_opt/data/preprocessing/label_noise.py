@@ -1,0 +1,67 @@
+"""Wrong labels in training data, in equal shares of all classes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from meta_opt.data.preprocessing.shots import ranks_in_class
+from meta_opt.data.splits import unit_hash
+
+
+def noisy_labels(
+    labels: np.ndarray,
+    keys: Sequence[str],
+    rate: float,
+    num_classes: int,
+    seed: int = 0,
+) -> np.ndarray:
+    """Gives a share of the examples, of each class, the label of another one.
+
+    Symmetric noise: each other class is as likely. Hashes of the keys choose, so that
+    the order of the examples does not matter. A higher rate changes the same labels,
+    to the same wrong ones, and more.
+
+    Args:
+        labels: int [N].
+        keys: N keys of examples, of no two the same.
+        rate: share of wrong labels; ``round(rate N)`` of all are wrong, and of each
+            class the nearest number of examples or the next one.
+        num_classes: K, at least 2.
+        seed: of the choice.
+
+    Returns:
+        int [N], a new array.
+
+    Raises:
+        ValueError: a rate that is no share, labels that are no classes, or keys that
+            are not one for each example.
+    """
+    labels = np.asarray(labels)
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate={rate} of wrong labels must be from 0 to 1")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} leaves no wrong label")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()} and there are "
+            f"{num_classes} classes"
+        )
+    ranks = ranks_in_class(labels, keys, seed)
+    # Classes take turns: each begins at another part of its first example.
+    present = np.unique(labels)
+    turns = {
+        label: (place + 0.5) / len(present)
+        for place, label in enumerate(
+            sorted(present, key=lambda k: unit_hash(f"{seed} turn {k}"))
+        )
+    }
+    sizes = {label: int(np.sum(labels == label)) for label in present}
+    places = [
+        (rank + turns[label]) / sizes[label]
+        for rank, label in zip(ranks, labels, strict=True)
+    ]
+    noisy = labels.copy()
+    for i in np.argsort(places, kind="stable")[: round(rate * len(labels))]:
+        other = int(unit_hash(f"{seed} wrong {keys[i]}") * (num_classes - 1))
+        noisy[i] = other + (other >= labels[i])
+    return noisy

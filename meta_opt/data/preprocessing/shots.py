@@ -1,0 +1,64 @@
+"""Few examples of each class, chosen by a hash of their keys."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from meta_opt.data.splits import unit_hash
+
+
+def few_shots(
+    labels: np.ndarray, keys: Sequence[str], shots: int, seed: int = 0
+) -> np.ndarray:
+    """Chooses some examples of each class; fewer shots are a part of more.
+
+    Args:
+        labels: int [N].
+        keys: N keys of examples, of no two the same; their hashes choose.
+        shots: examples of each class.
+        seed: of the choice.
+
+    Returns:
+        Indices int [shots x classes], ascending.
+
+    Raises:
+        ValueError: a class with fewer examples, or no shots.
+    """
+    labels = np.asarray(labels)
+    if shots < 1:
+        raise ValueError(f"shots={shots} must be at least 1")
+    found, counts = np.unique(labels, return_counts=True)
+    short = {int(k): int(n) for k, n in zip(found, counts, strict=True) if n < shots}
+    if short or not len(found):
+        raise ValueError(
+            f"shots={shots} of each class are more than there are; examples by class: "
+            f"{short}"
+        )
+    return np.flatnonzero(ranks_in_class(labels, keys, seed) < shots)
+
+
+def ranks_in_class(labels: np.ndarray, keys: Sequence[str], seed: int) -> np.ndarray:
+    """The place of each example among those of its class, in the order of a hash.
+
+    Args:
+        labels: int [N].
+        keys: N keys, of no two the same.
+        seed: of the order.
+
+    Returns:
+        int [N], from 0.
+
+    Raises:
+        ValueError: a key that is there twice, or as many keys as there are not labels.
+    """
+    if len(keys) != len(labels) or len(set(keys)) != len(keys):
+        raise ValueError(
+            f"{len(labels)} examples have {len(set(keys))} different keys; each needs "
+            "one of its own"
+        )
+    seen: dict[int, int] = {}
+    ranks = np.zeros(len(labels), int)
+    for i in sorted(range(len(keys)), key=lambda i: unit_hash(f"{seed} {keys[i]}")):
+        ranks[i] = seen.get(int(labels[i]), 0)
+        seen[int(labels[i])] = ranks[i] + 1
+    return ranks

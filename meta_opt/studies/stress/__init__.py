@@ -1,0 +1,1 @@
+"""Stress test of picture classifiers: conditions, predictions, summary and report."""

@@ -1,0 +1,105 @@
+"""What a classifier is tested under: its training data, its pictures, its prompt."""
+
+import dataclasses
+from typing import Any
+
+from meta_opt.data.preprocessing.corruptions import CORRUPTIONS
+from meta_opt.types import check_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One condition of the stress test; the default is an ordinary test.
+
+    Attributes:
+        corruption: one of `CORRUPTIONS`; "" for none.
+        severity: of the corruption, 1 to 5; 0 without one.
+        train_px: width of the pictures in training, pixels; 0 where it is not varied.
+        test_px: width of the pictures in the test, pixels; 0 where it is not varied.
+        prompt: how the categories are asked for, such as ``shuffled``.
+        label_noise: share of wrong labels in training.
+        shots: examples of each class in training; 0 for all.
+
+    Example:
+        >>> Condition("contrast", 3, train_px=100, test_px=400).name
+        'contrast 3, 100 px to 400 px'
+    """
+
+    corruption: str = ""
+    severity: int = 0
+    train_px: int = 0
+    test_px: int = 0
+    prompt: str = "plain"
+    label_noise: float = 0.0
+    shots: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no condition has."""
+        if self.corruption:
+            check_name("corruption", self.corruption, CORRUPTIONS)
+        if (self.severity not in range(1, 6)) if self.corruption else self.severity:
+            raise ValueError(
+                f"severity={self.severity} of corruption={self.corruption!r}: it is 1 "
+                "to 5, and 0 without a corruption"
+            )
+        for name in ("train_px", "test_px", "shots"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if (self.train_px == 0) != (self.test_px == 0):
+            raise ValueError(
+                f"train_px={self.train_px} and test_px={self.test_px}: give both or "
+                "neither"
+            )
+        if not 0 <= self.label_noise < 1:
+            raise ValueError(
+                f"label_noise={self.label_noise} must be from 0 to below 1"
+            )
+        if not self.prompt:
+            raise ValueError("prompt='' must be a name; an ordinary one is 'plain'")
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        parts = []
+        if self.corruption:
+            parts.append(f"{self.corruption} {self.severity}")
+        if self.prompt != "plain":
+            parts.append(f"prompt {self.prompt}")
+        if self.label_noise:
+            parts.append(f"{self.label_noise:.0%} wrong labels")
+        if self.shots:
+            parts.append(f"{self.shots} shot{'s' * (self.shots > 1)}")
+        parts = parts or ["clean"]
+        if self.test_px != self.train_px:
+            parts.append(f"{self.train_px} px to {self.test_px} px")
+        elif self.train_px:
+            parts.append(f"{self.train_px} px")
+        return ", ".join(parts)
+
+    @property
+    def uncorrupted(self) -> "Condition":
+        """The same without the corruption."""
+        return dataclasses.replace(self, corruption="", severity=0)
+
+    @property
+    def reference(self) -> "Condition | None":
+        """The condition that this one is compared with; None of an ordinary test.
+
+        A change of pictures or prompt is undone first, so that the same model is
+        compared; otherwise the change of the training data.
+        """
+        tested_plainly = dataclasses.replace(
+            self.uncorrupted, prompt="plain", test_px=self.train_px
+        )
+        if tested_plainly != self:
+            return tested_plainly
+        trained_plainly = dataclasses.replace(self, label_noise=0.0, shots=0)
+        return trained_plainly if trained_plainly != self else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings that differ from the defaults."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }

@@ -1,0 +1,250 @@
+"""Predictions of classifiers, one a line of JSON.
+
+The file is all that the summary and the report read::
+
+    {"example": "ships/0007.png", "label": "ship", "prediction": "bird",
+     "confidence": 0.71, "model": "resnet50", "seed": 0,
+     "condition": {"corruption": "contrast", "severity": 3, "train_px": 100,
+     "test_px": 100}, "image": "100/images/ships/0007.png"}
+
+(on one line). Needed are ``example``, ``label``, ``prediction`` and ``model``;
+``prediction`` is null where an answer could not be read, which is wrong. ``condition``
+has the settings of `meta_opt.studies.stress.conditions.Condition` that differ from its
+defaults. In place of ``confidence`` there may be ``probabilities``, an object with the
+probability of each category, of which the prediction's is the confidence. ``image`` is
+the picture before it was corrupted, at the width of the test, relative to the folder
+that the report is given.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.studies.stress.conditions import Condition
+from meta_opt.text_files import read_jsonl
+from meta_opt.types import from_config, write_atomic
+
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What one model said of one example.
+
+    Attributes:
+        example: its key; corruptions are drawn from it.
+        label: the right category.
+        prediction: the category that was predicted; None where none was read.
+        model: name of the model, the same for all its seeds.
+        seed: of the model's training.
+        condition: what it was tested under.
+        confidence: probability of the prediction; None where the model gives none.
+        image: path of the picture, see the module; "" where it is not kept.
+    """
+
+    example: str
+    label: str
+    prediction: str | None
+    model: str
+    seed: int = 0
+    condition: Condition = dataclasses.field(default_factory=Condition)
+    confidence: float | None = None
+    image: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for empty names and a confidence that is none."""
+        for name in ("example", "label", "model"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence={self.confidence} must be from 0 to 1")
+
+    @property
+    def correct(self) -> bool:
+        """Whether the prediction is the label."""
+        return self.prediction == self.label
+
+
+def parse_prediction(value: Any) -> Prediction:
+    """A prediction of a line's JSON value.
+
+    Raises:
+        ValueError: no object, a key that is unknown or missing, a value of another
+            type, or probabilities that are none of the prediction or do not sum to 1.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is no JSON object")
+    settings = dict(value)
+    probabilities = settings.pop("probabilities", None)
+    if probabilities is not None:
+        if settings.get("confidence") is not None:
+            raise ValueError("both confidence and probabilities; give one of them")
+        settings["confidence"] = _confidence(probabilities, settings.get("prediction"))
+    if settings.get("seed", 0) is None:
+        settings.pop("seed")
+    return from_config(Prediction, settings, "prediction")
+
+
+def _confidence(probabilities: Any, prediction: Any) -> float | None:
+    if not isinstance(probabilities, Mapping) or not all(
+        isinstance(p, int | float) and 0 <= p <= 1 for p in probabilities.values()
+    ):
+        raise ValueError(
+            "probabilities must be an object of category to number from 0 to 1"
+        )
+    total = math.fsum(probabilities.values())
+    if abs(total - 1) > _SUM_TOLERANCE:
+        raise ValueError(f"probabilities sum to {total:g} and must sum to 1")
+    if prediction is None:
+        return None
+    if prediction not in probabilities:
+        raise ValueError(f"probabilities have no {prediction!r}, the prediction")
+    return float(probabilities[prediction])
+
+
+def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
+    """Reads files of predictions, in order.
+
+    Args:
+        paths: JSON-lines files.
+
+    Raises:
+        ValueError: as `parse_prediction`, with file and line; no predictions.
+        FileNotFoundError: no such file.
+    """
+    found: list[Prediction] = []
+    for path in paths:
+        found += read_jsonl(Path(path), lambda value, line: parse_prediction(value))
+    if not found:
+        raise ValueError("the files have no prediction")
+    return found
+
+
+def write_predictions(
+    path: str | os.PathLike, predictions: Iterable[Prediction]
+) -> None:
+    """Writes a file that `read_predictions` reads, whole or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        predictions: in order.
+    """
+    with write_atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for one in predictions:
+            line = dataclasses.asdict(one) | {"condition": one.condition.to_json()}
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One model under one condition, as arrays.
+
+    Attributes:
+        model: its name.
+        condition: what it was tested under.
+        examples: N keys, sorted.
+        seeds: S seeds, ascending.
+        labels: int [N], numbers of categories.
+        predictions: int [S, N]; -1 where none was read.
+        confidences: float [S, N]; None unless each prediction that was read has one;
+            0 where none was read.
+    """
+
+    model: str
+    condition: Condition
+    examples: tuple[str, ...]
+    seeds: tuple[int, ...]
+    labels: np.ndarray
+    predictions: np.ndarray
+    confidences: np.ndarray | None
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Bool [S, N]."""
+        return self.predictions == self.labels[None, :]
+
+
+def cells(
+    predictions: Iterable[Prediction],
+) -> dict[tuple[str, Condition], Cell]:
+    """Puts predictions in arrays, for each model and condition in their first order.
+
+    Args:
+        predictions: of any models and conditions, in any order.
+
+    Raises:
+        ValueError: an example twice, with two labels, or not under all seeds.
+    """
+    labels: dict[str, str] = {}
+    found: dict[tuple[str, Condition], dict[int, dict[str, Prediction]]] = {}
+    for one in predictions:
+        if labels.setdefault(one.example, one.label) != one.label:
+            raise ValueError(
+                f"example {one.example!r} has the labels {labels[one.example]!r} and "
+                f"{one.label!r}"
+            )
+        seeds = found.setdefault((one.model, one.condition), {})
+        examples = seeds.setdefault(one.seed, {})
+        if one.example in examples:
+            raise ValueError(
+                f"example {one.example!r} is there twice for model {one.model!r}, seed "
+                f"{one.seed}, condition {one.condition.name!r}"
+            )
+        examples[one.example] = one
+    names = sorted({*labels.values()} | _predicted(found))
+    numbers = {name: i for i, name in enumerate(names)}
+    return {key: _cell(key, seeds, labels, numbers) for key, seeds in found.items()}
+
+
+def _predicted(found: Mapping[Any, Mapping[int, Mapping[str, Prediction]]]) -> set[str]:
+    return {
+        one.prediction
+        for seeds in found.values()
+        for examples in seeds.values()
+        for one in examples.values()
+        if one.prediction is not None
+    }
+
+
+def _cell(
+    key: tuple[str, Condition],
+    found: Mapping[int, Mapping[str, Prediction]],
+    labels: Mapping[str, str],
+    numbers: Mapping[str, int],
+) -> Cell:
+    model, condition = key
+    seeds = sorted(found)
+    examples = sorted(found[seeds[0]])
+    for seed in seeds:
+        if missing := sorted({*examples} ^ {*found[seed]}):
+            raise ValueError(
+                f"model {model!r}, condition {condition.name!r}: seeds {seeds[0]} and "
+                f"{seed} do not have the same examples, such as {missing[0]!r}"
+            )
+    rows = [[found[seed][example] for example in examples] for seed in seeds]
+    read = [one for row in rows for one in row if one.prediction is not None]
+    confidences = None
+    if read and all(one.confidence is not None for one in read):
+        confidences = np.asarray(
+            [[0.0 if x.prediction is None else x.confidence for x in r] for r in rows]
+        )
+    return Cell(
+        model=model,
+        condition=condition,
+        examples=tuple(examples),
+        seeds=tuple(seeds),
+        labels=np.asarray([numbers[labels[example]] for example in examples]),
+        predictions=np.asarray(
+            [
+                [-1 if x.prediction is None else numbers[x.prediction] for x in r]
+                for r in rows
+            ]
+        ),
+        confidences=confidences,
+    )

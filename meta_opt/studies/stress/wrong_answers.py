@@ -1,0 +1,130 @@
+"""A page of wrong answers with the pictures that the model saw."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from meta_opt.data.preprocessing.corruptions import corrupt
+from meta_opt.data.preprocessing.images import decode, encode_png, shrink
+from meta_opt.data.splits import unit_hash
+from meta_opt.reporting.page import data_uri, render_page
+from meta_opt.studies.stress.conditions import Condition
+from meta_opt.studies.stress.predictions import Prediction
+
+TEMPLATE = Path(__file__).parent / "wrong_answers.html"
+_SHOWN_PIXELS = 120
+
+ReadPicture = Callable[[Prediction], np.ndarray | None]
+"""From a prediction to the picture that the model saw, uint8 [H, W, 3], or None."""
+
+
+def picture_reader(folder: str | Path) -> ReadPicture:
+    """Reads the pictures of predictions, and corrupts them as the condition says.
+
+    Args:
+        folder: that the paths of `Prediction.image` are relative to.
+    """
+    folder = Path(folder)
+
+    def read(prediction: Prediction) -> np.ndarray | None:
+        if not prediction.image:
+            return None
+        path = folder / prediction.image
+        try:
+            picture = np.asarray(decode(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the picture {path} of example {prediction.example!r} cannot be read: "
+                f"{error}"
+            ) from error
+        condition = prediction.condition
+        if not condition.corruption:
+            return picture
+        return corrupt(
+            picture, condition.corruption, condition.severity, prediction.example
+        )
+
+    return read
+
+
+def choose_wrong(predictions: Iterable[Prediction], most: int) -> list[Prediction]:
+    """Chooses wrong answers of one model under one condition.
+
+    Those that the model was surest of come first; without confidences a hash of the
+    example decides.
+
+    Args:
+        predictions: of one model, seed and condition.
+        most: how many are chosen.
+    """
+    wrong = [one for one in predictions if not one.correct]
+    return sorted(
+        wrong, key=lambda one: (-(one.confidence or 0.0), unit_hash(one.example))
+    )[:most]
+
+
+def write_wrong_answers(
+    path: str | Path,
+    predictions: Sequence[Prediction],
+    read_picture: ReadPicture,
+    most: int = 6,
+) -> None:
+    """Writes the page; pictures are inside it.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        predictions: of all models and conditions; of each, the first seed is shown.
+        read_picture: such as `picture_reader`.
+        most: wrong answers of each model and condition that are shown.
+
+    Raises:
+        ValueError: a picture that cannot be read.
+    """
+    found: dict[str, dict[Condition, dict[int, list[Prediction]]]] = {}
+    for one in predictions:
+        seeds = found.setdefault(one.model, {}).setdefault(one.condition, {})
+        seeds.setdefault(one.seed, []).append(one)
+    models: dict[str, list[dict[str, Any]]] = {}
+    for model, conditions in found.items():
+        for condition, seeds in conditions.items():
+            seed = min(seeds)
+            answers = [
+                {
+                    "example": one.example,
+                    "label": one.label,
+                    "prediction": one.prediction,
+                    "confidence": one.confidence,
+                    "picture": _shown(read_picture(one)),
+                }
+                for one in choose_wrong(seeds[seed], most)
+            ]
+            models.setdefault(model, []).append(
+                {
+                    "name": condition.name,
+                    "seed": seed,
+                    "wrong": sum(not one.correct for one in seeds[seed]),
+                    "total": len(seeds[seed]),
+                    "answers": answers,
+                }
+            )
+    render_page(
+        path,
+        TEMPLATE,
+        title="Wrong answers",
+        summary=f"At most {most} of each model and condition, those that the model was "
+        "surest of, or, where it gives no confidence, chosen by a hash of the example. "
+        "Under each picture, as the model saw it: the right category, the answer and "
+        "its confidence, the example.",
+        models=models,
+    )
+
+
+def _shown(picture: np.ndarray | None) -> str:
+    """An address of the picture; "" without one."""
+    if picture is None:
+        return ""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    return data_uri(encode_png(shrink(image, _SHOWN_PIXELS)))
