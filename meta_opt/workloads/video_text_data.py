@@ -201,6 +201,14 @@ def read_clip_inputs(config: ClipsConfig, task: str) -> ClipInputs:
     )
 
 
+def patches_of(inputs: ClipInputs) -> int:
+    """P, patches that the image encoder makes of a frame."""
+    frames = inputs.splits["train"]["frames"]
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x[0].shape, x.dtype), frames)
+    upper: Any = inputs.encoders["image"].upper
+    return jax.eval_shape(lambda x: upper.tokens(x)[0], one).shape[1]
+
+
 def _split_clips(
     config: ClipsConfig, task: str, root: str | os.PathLike
 ) -> dict[str, Clips]:

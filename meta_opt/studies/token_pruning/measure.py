@@ -1,0 +1,92 @@
+"""Video-text runs that read fewer and fewer visual tokens: metrics, operations, steps."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.trial import Trial
+from meta_opt.models.token_pruning import PruningConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPruningConfig:
+    """What is compared.
+
+    Attributes:
+        kept_shares: of the patches; 1 prunes nothing.
+        relevant_share: beside them, each share below 1 with so many of its tokens kept
+            by text; 1: not measured.
+        seeds: of the runs.
+        rounds: timed steps of each, taking turns.
+        metrics: of the test split.
+    """
+
+    kept_shares: tuple[float, ...] = (1.0, 0.5, 0.2)
+    relevant_share: float = 1.0
+    seeds: tuple[int, ...] = (0, 1)
+    rounds: int = 15
+    metrics: tuple[str, ...] = ("loss", "t2v_r1", "t2v_r5", "t2v_r10")
+
+
+def variants(config: TokenPruningConfig, base: PruningConfig) -> dict[str, Any]:
+    """Prunings by name, whole frames and all patches first."""
+    patches = dataclasses.replace(base, tokens="patches")
+    found = {"whole frames": PruningConfig()}
+    for share in config.kept_shares:
+        pruning = dataclasses.replace(patches, kept_share=share)
+        found[f"{100 * share:.0f}% of the patches"] = pruning
+        if share < 1 and config.relevant_share < 1:
+            name = f"{100 * share:.0f}%, {100 * config.relevant_share:.0f}% of them"
+            found[f"{name} by text"] = dataclasses.replace(
+                pruning, relevant_share=config.relevant_share
+            )
+    return found
+
+
+def measure(
+    run: RunConfig,
+    config: TokenPruningConfig,
+    medians: Callable[[Mapping[str, Callable[[], Any]], int], Mapping[str, float]],
+    announce: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Trains and times each variant.
+
+    Args:
+        run: of a video-text workload; its pruning has the thresholds.
+        config: what is compared.
+        medians: ``(calls by name, rounds) -> milliseconds``, of calls taking turns.
+        announce: called with the name of each run before it.
+
+    Returns:
+        By variant ``name``, ``tokens`` of a clip, ``test`` (by seed, metrics by name),
+        ``flops`` of a step by the compiler's count, and ``step_ms``.
+    """
+    trials = {}
+    for name, pruning in variants(config, run.workload.model.pruning).items():
+        model = dataclasses.replace(run.workload.model, pruning=pruning)
+        workload = dataclasses.replace(run.workload, model=model)
+        trials[name] = Trial(dataclasses.replace(run, workload=workload))
+    steppers, rows = {}, []
+    for name, trial in trials.items():
+        announce(f"{name}: compile")
+        compiled, _, _ = trial.compiled_step(run.optimizer)
+        steppers[name] = trial.stepper(run.optimizer)
+        facts = trial.workload.describe()
+        rows.append(
+            {
+                "name": name,
+                "tokens": facts.get("visual_tokens", run.workload.clips.frames),
+                "flops": float(compiled.cost_analysis()["flops"]),
+            }
+        )
+    announce("time")
+    times = medians(steppers, config.rounds)
+    for row in rows:
+        row["step_ms"] = times[row["name"]]
+        row["test"] = []
+        for seed in config.seeds:
+            announce(f"{row['name']}: seed {seed}")
+            test = trials[row["name"]](run.optimizer, seed).test
+            row["test"].append({metric: test[metric] for metric in config.metrics})
+    return rows
