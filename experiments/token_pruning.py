@@ -3,7 +3,8 @@
     python -m experiments.token_pruning --config configs/token_pruning.py
 
 Writes ``token_pruning.md`` and ``token_pruning.json`` into ``--config.results``.
-Everything is measured anew each time; compiled programs are kept in ``--workdir``.
+Stopped and started again, it goes on after the last run that was finished. These and
+compiled programs are kept in ``--workdir``.
 """
 
 import sys
@@ -32,7 +33,13 @@ def main() -> None:
     results, study = settings.pop("results"), settings.pop("study")
     config = from_config(TokenPruningConfig, study, "config.study")
     run = read_run(settings)
-    rows = measure(run, config, medians, lambda name: print(name, flush=True))
+    rows = measure(
+        run,
+        config,
+        medians,
+        Path(WORKDIR.value) / "finished.json",
+        lambda name: print(name, flush=True),
+    )
     facts = {
         "command": cli.command_line(),
         "task": f"{run.workload.family} {run.workload.task}",

@@ -78,10 +78,10 @@ def check_private(
     """
     if not workload.per_example:
         raise ValueError(
-            f"privacy: the loss of {workload.name or 'this workload'} is not declared a "
-            "sum over examples (Workload.per_example), as pairwise and contrastive ones "
-            "are not: an example's gradient depends on the others, and clipping it "
-            "bounds nothing; take a task such as captioning or classification"
+            f"privacy: the loss of {workload.name or 'this workload'} is not declared "
+            "a sum over examples (Workload.per_example), as pairwise and contrastive "
+            "ones are not: an example's gradient depends on the others, and clipping "
+            "it bounds nothing; take a task such as captioning or classification"
         )
     if meta_loss is not None and meta_loss.combiner != "primary":
         raise ValueError(
@@ -104,9 +104,9 @@ def private_loss(
       \frac1B \Big(\sum_b g_b \min(1, C / \|g_b\|) + \sigma C\, \xi\Big),
       \qquad \xi \sim N(0, I)
 
-    with ``g_b`` the gradient of example b alone, 0 where it is not finite. These are the two halves of
-    ``optax.contrib.differentially_private_aggregate``: as one, it would add its noise
-    once for every micro-batch.
+    with ``g_b`` the gradient of example b alone, 0 where it is not finite. These are
+    the two halves of ``optax.contrib.differentially_private_aggregate``: as one, it
+    would add its noise once for every micro-batch.
 
     Args:
         loss_fn: see `LossFn`; called with one example at a time.

@@ -125,8 +125,9 @@ def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
         low, high = high, 2 * high
         if high > _MOST:
             raise ValueError(
-                f"privacy.epsilon={target} with delta={config.delta} would need a noise "
-                f"multiplier above {_MOST:g}: allow a larger epsilon, or take fewer steps"
+                f"privacy.epsilon={target} with delta={config.delta} would need a "
+                f"noise multiplier above {_MOST:g}: allow a larger epsilon, or take "
+                "fewer steps"
             )
     # To three digits, from above.
     while high - low > 1e-3 * high and high > _LEAST:

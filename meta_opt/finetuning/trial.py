@@ -65,6 +65,23 @@ class TrialRun:
     decisions: tuple[dict[str, float], ...] = ()
 
 
+class Stepper:
+    """Takes one step, always of the same batch.
+
+    Attributes:
+        compiled: the program, which counts its operations and bytes.
+    """
+
+    def __init__(self, compiled: Any, state: Any, batch: Any) -> None:
+        self.compiled = compiled
+        self._state, self._batch = state, batch
+
+    def __call__(self) -> Any:
+        """Returns the step's metrics."""
+        self._state, metrics = self.compiled(self._state, self._batch)
+        return metrics
+
+
 class Trial:
     """A workload under any optimizer, seed and length.
 
@@ -76,6 +93,7 @@ class Trial:
         test: whether the test split is evaluated.
 
     Attributes:
+        base: the run.
         workload: as it is built with the base's seed.
     """
 
@@ -85,7 +103,7 @@ class Trial:
         make_tx: MakeOptimizer = make_optimizer,
         test: bool = True,
     ) -> None:
-        self._base, self._make_tx, self._test = base, make_tx, test
+        self.base, self._make_tx, self._test = base, make_tx, test
         self._mesh = make_mesh(base.mesh)
         self.workload: Workload = base.workload.build(base.loop.seed, self._mesh)
         self._steps: dict[Any, CachedStep] = {}
@@ -96,15 +114,12 @@ class Trial:
         Raises:
             ValueError: if a setting is not the optimizer's.
         """
-        given = dataclasses.asdict(self._base.optimizer)
+        given = dataclasses.asdict(self.base.optimizer)
         return from_config(OptimizerConfig, {**given, **settings})
 
-    def compiled_step(self, optimizer: OptimizerConfig) -> tuple[Any, Any, Any]:
-        """The compiled step of this run's form, a state to donate to it, and a batch.
-
-        Its ``cost_analysis`` and ``memory_analysis`` are those of the run's step.
-        """
-        base, workload = self._base, self._seeded(0)
+    def stepper(self, optimizer: OptimizerConfig) -> "Stepper":
+        """A call that takes one step, always of the same batch, for timing."""
+        base, workload = self.base, self._seeded(0)
         tx = self._make_tx(optimizer)
         loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
         objective = run_objective(workload, loop, base.meta_loss, base.privacy)
@@ -120,18 +135,7 @@ class Trial:
         batch = next(workload.train_batches(base.loop.batch_size, 0, rows))
         batch = place(batch, batch_sharding(self._mesh))
         compiled, _ = compile_step(loop, objective, tx, state, batch, self._mesh)
-        return compiled, state, batch
-
-    def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
-        """A call that takes one step, always of the same batch, for timing."""
-        compiled, state, batch = self.compiled_step(optimizer)
-
-        def step() -> Any:
-            nonlocal state
-            state, metrics = compiled(state, batch)
-            return metrics
-
-        return step
+        return Stepper(compiled, state, batch)
 
     def __call__(
         self,
@@ -146,7 +150,7 @@ class Trial:
             seed: of initialisation and batches; None for the base's.
             report: called at every evaluation but the last.
         """
-        base = self._base
+        base = self.base
         seed = base.loop.seed if seed is None else seed
         loop = dataclasses.replace(
             base.loop,

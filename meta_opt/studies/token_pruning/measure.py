@@ -1,12 +1,16 @@
-"""Video-text runs that read fewer and fewer visual tokens: metrics, operations, steps."""
+"""Video-text runs that read fewer visual tokens: metrics, operations, seconds."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from meta_opt.finetuning.runs import RunConfig
 from meta_opt.finetuning.trial import Trial
 from meta_opt.models.token_pruning import PruningConfig
+from meta_opt.text_files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ def measure(
     run: RunConfig,
     config: TokenPruningConfig,
     medians: Callable[[Mapping[str, Callable[[], Any]], int], Mapping[str, float]],
+    finished: Path,
     announce: Callable[[str], None] = lambda name: None,
 ) -> list[dict[str, Any]]:
     """Trains and times each variant.
@@ -56,6 +61,8 @@ def measure(
         run: of a video-text workload; its pruning has the thresholds.
         config: what is compared.
         medians: ``(calls by name, rounds) -> milliseconds``, of calls taking turns.
+        finished: JSON file of the test metrics of runs, which are not run again; it is
+            written after each.
         announce: called with the name of each run before it.
 
     Returns:
@@ -70,23 +77,32 @@ def measure(
     steppers, rows = {}, []
     for name, trial in trials.items():
         announce(f"{name}: compile")
-        compiled, _, _ = trial.compiled_step(run.optimizer)
         steppers[name] = trial.stepper(run.optimizer)
         facts = trial.workload.describe()
         rows.append(
             {
                 "name": name,
                 "tokens": facts.get("visual_tokens", run.workload.clips.frames),
-                "flops": float(compiled.cost_analysis()["flops"]),
+                "flops": float(steppers[name].compiled.cost_analysis()["flops"]),
             }
         )
     announce("time")
     times = medians(steppers, config.rounds)
+    known = read_json(finished) if finished.is_file() else {}
     for row in rows:
         row["step_ms"] = times[row["name"]]
         row["test"] = []
         for seed in config.seeds:
-            announce(f"{row['name']}: seed {seed}")
-            test = trials[row["name"]](run.optimizer, seed).test
-            row["test"].append({metric: test[metric] for metric in config.metrics})
+            trial = trials[row["name"]]
+            key = f"{row['name']}, seed {seed}, {_digest(trial.base)}"
+            if key not in known:
+                announce(f"{row['name']}: seed {seed}")
+                known[key] = trial(run.optimizer, seed).test
+                write_json(finished, known)
+            row["test"].append({m: known[key][m] for m in config.metrics})
     return rows
+
+
+def _digest(run: RunConfig) -> str:
+    text = json.dumps(run.settings(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
