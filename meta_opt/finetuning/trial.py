@@ -65,23 +65,6 @@ class TrialRun:
     decisions: tuple[dict[str, float], ...] = ()
 
 
-class Stepper:
-    """Takes one step, always of the same batch.
-
-    Attributes:
-        compiled: the program, which counts its operations and bytes.
-    """
-
-    def __init__(self, compiled: Any, state: Any, batch: Any) -> None:
-        self.compiled = compiled
-        self._state, self._batch = state, batch
-
-    def __call__(self) -> Any:
-        """Returns the step's metrics."""
-        self._state, metrics = self.compiled(self._state, self._batch)
-        return metrics
-
-
 class Trial:
     """A workload under any optimizer, seed and length.
 
@@ -117,7 +100,7 @@ class Trial:
         given = dataclasses.asdict(self.base.optimizer)
         return from_config(OptimizerConfig, {**given, **settings})
 
-    def stepper(self, optimizer: OptimizerConfig) -> "Stepper":
+    def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
         """A call that takes one step, always of the same batch, for timing."""
         base, workload = self.base, self._seeded(0)
         tx = self._make_tx(optimizer)
@@ -135,7 +118,13 @@ class Trial:
         batch = next(workload.train_batches(base.loop.batch_size, 0, rows))
         batch = place(batch, batch_sharding(self._mesh))
         compiled, _ = compile_step(loop, objective, tx, state, batch, self._mesh)
-        return Stepper(compiled, state, batch)
+
+        def step() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, batch)
+            return metrics
+
+        return step
 
     def __call__(
         self,

@@ -7,10 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from meta_opt.finetuning.planning import product_flops
 from meta_opt.finetuning.runs import RunConfig
 from meta_opt.finetuning.trial import Trial
 from meta_opt.models.token_pruning import PruningConfig
 from meta_opt.text_files import read_json, write_json
+from meta_opt.types import PyTree
+from meta_opt.workloads.workload import Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ def measure(
 
     Returns:
         By variant ``name``, ``tokens`` of a clip, ``test`` (by seed, metrics by name),
-        ``flops`` of a step by the compiler's count, and ``step_ms``.
+        ``flops`` of the matrix products of a gradient, and ``step_ms``.
     """
     trials = {}
     for name, pruning in variants(config, run.workload.model.pruning).items():
@@ -83,7 +88,7 @@ def measure(
             {
                 "name": name,
                 "tokens": facts.get("visual_tokens", run.workload.clips.frames),
-                "flops": float(steppers[name].compiled.cost_analysis()["flops"]),
+                "flops": _flops(trial.workload, run.loop.batch_size),
             }
         )
     announce("time")
@@ -101,6 +106,15 @@ def measure(
                 write_json(finished, known)
             row["test"].append({m: known[key][m] for m in config.metrics})
     return rows
+
+
+def _flops(workload: Workload, batch_size: int) -> float:
+    batch = next(workload.train_batches(batch_size, 0))
+
+    def loss(params: PyTree) -> jax.Array:
+        return workload.loss_fn(params, workload.frozen, batch, jax.random.key(0))[0]
+
+    return product_flops(jax.grad(loss), workload.params)
 
 
 def _digest(run: RunConfig) -> str:

@@ -56,5 +56,5 @@ def pruning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         )
 
     lines = tuple(Row(row["name"], "", cells(row)) for row in rows)
-    columns = ("tokens", "GFLOP a step", "ms a step", *metrics)
+    columns = ("tokens", "GFLOP of a gradient", "ms a step", *metrics)
     return Table(columns, (Section("a clip is read as", lines),))
