@@ -49,6 +49,8 @@ class RunResult:
         trainable: number of trainable parameters.
         steps_taken: in this process; 0 of a run that was finished before.
         batch_size: B of a step.
+        privacy: of a private run, what it gives away
+            (`meta_opt.finetuning.privacy_accounting.spent`).
     """
 
     state: TrainState
@@ -61,6 +63,7 @@ class RunResult:
     trainable: int
     steps_taken: int
     batch_size: int
+    privacy: dict[str, Any] | None = None
 
     @property
     def last_evaluation(self) -> dict[str, Any] | None:
@@ -76,6 +79,7 @@ class RunResult:
             "optimizer_bytes": self.optimizer_bytes,
             "trainable": self.trainable,
             "nonfinite": int(self.state.nonfinite),
+            **({} if self.privacy is None else {"privacy": self.privacy}),
         }
 
 

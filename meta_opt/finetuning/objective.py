@@ -61,12 +61,15 @@ class Objective(NamedTuple):
         gradient: see `GradientFn`.
         update: ``(state, signals) -> state``, after each step.
         combiner: of learned combinations; its parameters are ``state["phi"]``.
+        privatise: ``(gradient, key, B) -> gradient``, once a step, on the mean over
+            micro-batches; the optimizer then gets no loss, which has no noise.
     """
 
     init: Callable[[jax.Array], PyTree]
     gradient: GradientFn
     update: Callable[[PyTree, PyTree], PyTree]
     combiner: Combiner | None = None
+    privatise: Callable[[PyTree, jax.Array, int], PyTree] | None = None
 
 
 def single_loss(loss_fn: LossFn) -> Objective:

@@ -20,6 +20,13 @@ from meta_opt.finetuning.loop import RunResult, Trainer
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.meta_step import MetaSteps, make_meta_step
 from meta_opt.finetuning.objective import Objective, make_objective
+from meta_opt.finetuning.privacy import PrivacyConfig, check_private, private_loss
+from meta_opt.finetuning.privacy_accounting import (
+    Exposure,
+    load_accounting,
+    noise_for,
+    spent,
+)
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import CompileStep, compile_step
 from meta_opt.meta_loss.settings import MetaLossConfig, read_meta_loss
@@ -42,6 +49,7 @@ def run(
     config: LoopConfig,
     *,
     meta_loss: MetaLossConfig | None = None,
+    privacy: PrivacyConfig | None = None,
     mesh: MeshConfig | None = None,
     workdir: str | Path | None = None,
     resolved_config: Mapping[str, Any] | None = None,
@@ -63,6 +71,8 @@ def run(
         tx: the optimizer. It gets ``value=loss`` if it takes keyword arguments.
         config: the loop's settings: steps, batch size, seed, when to evaluate and save.
         meta_loss: how the workload's ``losses`` are made one; None for its own loss.
+        privacy: clips and noises gradients; the workload's ``describe`` must then give
+            its number of training examples. None for neither.
         mesh: default one device.
         workdir: for logs and checkpoints; None for neither.
         resolved_config: nested mapping that is written to ``config.json``; a resumed
@@ -78,7 +88,8 @@ def run(
         Interrupted: on SIGINT or SIGTERM.
         ValueError: if sizes do not fit the mesh, the data gives other batches than
             ``batch_size``, the run in ``workdir`` was of another configuration, model
-            or optimizer, or the processes do not share ``workdir``.
+            or optimizer, the processes do not share ``workdir``, or a private run is
+            asked for what cannot be private.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax
@@ -101,7 +112,7 @@ def run(
     mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
     rows = mesh_lib.local_rows(device_mesh, config.batch_size)
     batches = workload.train_batches(config.batch_size, config.seed, rows)
-    objective = make_objective(workload, meta_loss)
+    objective = run_objective(workload, config, meta_loss, privacy)
     state = init_state(
         workload.params,
         workload.frozen,
@@ -128,7 +139,43 @@ def run(
         stack.callback(trainer.close)
         trainer.open(resolved_config)
         trainer.train(signals, label)
-    return trainer.result()
+    result = trainer.result()
+    if privacy is None:
+        return result
+    taken = dataclasses.replace(config, num_steps=int(result.state.step))
+    noise = noise_for(privacy, exposure_of(workload, config))
+    figures = spent(privacy, exposure_of(workload, taken), noise)
+    return dataclasses.replace(result, privacy=figures)
+
+
+def run_objective(
+    workload: Workload,
+    config: LoopConfig,
+    meta_loss: MetaLossConfig | None = None,
+    privacy: PrivacyConfig | None = None,
+) -> Objective:
+    """What the steps of a run differentiate; see `run`."""
+    if privacy is None:
+        return make_objective(workload, meta_loss)
+    check_private(workload, meta_loss, config)
+    noise = noise_for(privacy, exposure_of(workload, config))
+    return private_loss(workload.loss_fn, privacy.clip_norm, noise)
+
+
+def exposure_of(workload: Workload, config: LoopConfig) -> Exposure:
+    """How often a run looks at its examples.
+
+    Raises:
+        ValueError: a workload that does not say how many there are.
+    """
+    examples = workload.describe().get("examples", {}).get("train")
+    if examples is None:
+        raise ValueError(
+            f"privacy: {workload.name or 'this workload'} does not say how many "
+            "training examples it has; its describe() must give "
+            "{'examples': {'train': N}}"
+        )
+    return Exposure(examples, config.batch_size, config.num_steps)
 
 
 def _meta_steps(
@@ -169,6 +216,7 @@ class RunConfig:
         loop: length and what is logged, evaluated and saved when.
         optimizer: the optimizer; its length is the loop's.
         meta_loss: how several losses of the workload are made one; None for its own.
+        privacy: differentially private training; None for none.
         mesh: devices.
         export: where the final weights are written to, and as what.
         prices: of device hours, tokens and energy, for the ledger.
@@ -178,6 +226,7 @@ class RunConfig:
     loop: LoopConfig
     optimizer: OptimizerConfig
     meta_loss: MetaLossConfig | None = None
+    privacy: PrivacyConfig | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     prices: Prices = dataclasses.field(default_factory=Prices)
@@ -252,6 +301,9 @@ def read_run_config(
     if sections.get("meta_loss") is not None:
         meta_loss = read_meta_loss(sections["meta_loss"], f"{name}.meta_loss")
         sections["meta_loss"] = meta_loss
+    if isinstance(sections.get("privacy"), Mapping):
+        given = sections["privacy"]
+        sections["privacy"] = from_config(PrivacyConfig, given, f"{name}.privacy")
     of_run_given = {k: sections[k] for k in of_run & set(sections)}
     return from_config(RunConfig, {"workload": made, **of_run_given}, name)
 
@@ -314,6 +366,8 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
             mesh, config.loop.batch_size, config.loop.accumulation_steps
         )
     make_optimizer(config.with_length(1, mesh).optimizer)
+    if config.privacy is not None:
+        load_accounting()
     workload = config.workload.build(config.loop.seed, mesh, config.export)
     facts = workload.describe()
     config = config.with_length(facts["examples"]["train"], mesh)
@@ -344,6 +398,7 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
                 make_optimizer(config.optimizer),
                 config.loop,
                 meta_loss=config.meta_loss,
+                privacy=config.privacy,
                 mesh=config.mesh,
                 workdir=workdir,
                 resolved_config=settings,

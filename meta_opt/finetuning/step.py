@@ -28,8 +28,8 @@ def make_train_step(
 
     Args:
         objective: gives the gradient and scalar metrics, and may have a state.
-        tx: the optimizer. It is given ``value=loss`` and, where there is one,
-            ``feedback``; optimizers that take neither work too.
+        tx: the optimizer. It is given ``value=loss``, unless the objective is private,
+            and ``feedback`` where there is one; optimizers that take neither work too.
         accumulation_steps: number of micro-batches; divides B.
 
     Returns:
@@ -80,11 +80,17 @@ def make_train_step(
         state: TrainState, batch: PyTree, feedback: jax.Array | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(state.rng, state.step)
-        loss, metrics, signals, grads = gradient(state, batch, rng)
         extra = {} if feedback is None else {"feedback": feedback}
-        updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, value=loss, **extra
-        )
+        if objective.privatise is None:
+            loss, metrics, signals, grads = gradient(state, batch, rng)
+            extra["value"] = loss
+        else:
+            rng, noise_key = jax.random.split(rng)
+            loss, metrics, signals, grads = gradient(state, batch, rng)
+            size = jax.tree.leaves(batch)[0].shape[0]
+            grads = objective.privatise(grads, noise_key, size)
+            grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         updates = jax.tree.map(lambda u: u * state.scale.astype(u.dtype), updates)
         nonfinite = state.nonfinite + ~jnp.isfinite(loss)
         new_state = TrainState(

@@ -6,9 +6,8 @@ from typing import Any
 
 import optax
 
-from meta_opt.finetuning.objective import make_objective
 from meta_opt.finetuning.planning import peak_bytes
-from meta_opt.finetuning.runs import RunConfig, run
+from meta_opt.finetuning.runs import RunConfig, run, run_objective
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import CachedStep, compile_step
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
@@ -77,6 +76,7 @@ class Trial:
         test: whether the test split is evaluated.
 
     Attributes:
+        base: the run.
         workload: as it is built with the base's seed.
     """
 
@@ -86,7 +86,7 @@ class Trial:
         make_tx: MakeOptimizer = make_optimizer,
         test: bool = True,
     ) -> None:
-        self._base, self._make_tx, self._test = base, make_tx, test
+        self.base, self._make_tx, self._test = base, make_tx, test
         self._mesh = make_mesh(base.mesh)
         self.workload: Workload = base.workload.build(base.loop.seed, self._mesh)
         self._steps: dict[Any, CachedStep] = {}
@@ -97,14 +97,15 @@ class Trial:
         Raises:
             ValueError: if a setting is not the optimizer's.
         """
-        given = dataclasses.asdict(self._base.optimizer)
+        given = dataclasses.asdict(self.base.optimizer)
         return from_config(OptimizerConfig, {**given, **settings})
 
     def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
         """A call that takes one step, always of the same batch, for timing."""
-        base, workload = self._base, self._seeded(0)
+        base, workload = self.base, self._seeded(0)
         tx = self._make_tx(optimizer)
-        objective = make_objective(workload, base.meta_loss)
+        loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
+        objective = run_objective(workload, loop, base.meta_loss, base.privacy)
         state = init_state(
             workload.params,
             workload.frozen,
@@ -116,7 +117,6 @@ class Trial:
         rows = local_rows(self._mesh, base.loop.batch_size)
         batch = next(workload.train_batches(base.loop.batch_size, 0, rows))
         batch = place(batch, batch_sharding(self._mesh))
-        loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
         compiled, _ = compile_step(loop, objective, tx, state, batch, self._mesh)
 
         def step() -> Any:
@@ -139,7 +139,7 @@ class Trial:
             seed: of initialisation and batches; None for the base's.
             report: called at every evaluation but the last.
         """
-        base = self._base
+        base = self.base
         seed = base.loop.seed if seed is None else seed
         loop = dataclasses.replace(
             base.loop,
@@ -163,7 +163,9 @@ class Trial:
             return seen[-1]
 
         # A baseline's length is a constant of its program.
-        key = optimizer.name, optimizer.name != "learned" and optimizer.num_steps
+        # So is the noise of a private run, which may be chosen by its length.
+        constant_length = optimizer.name != "learned" or base.privacy is not None
+        key = optimizer.name, constant_length and optimizer.num_steps
         shared = self._steps.setdefault(key, CachedStep())
         constant = self._make_tx is make_optimizer
         result = run(
@@ -171,6 +173,7 @@ class Trial:
             self._make_tx(optimizer),
             loop,
             meta_loss=base.meta_loss,
+            privacy=base.privacy,
             mesh=base.mesh,
             # Arrays of this run alone, if there can be others for the next.
             take_over=workload.reseeded is not None,

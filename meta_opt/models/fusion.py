@@ -129,23 +129,35 @@ class TemporalTransformer(nnx.Module):
         self.layers = config.stack(config.video_depth, rngs)
         self.norm = config.block.norm(rngs)
 
-    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
-        """[B, T, inputs] to [B, T, D].
+    def __call__(
+        self,
+        x: jax.Array,
+        real: jax.Array | None = None,
+        frame_shares: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, S, inputs] to [B, S, D].
 
         Args:
-            x: features of the frames.
-            real: bool [B, T], false on frames that a shorter clip does not have.
+            x: features of the frames, one each; of parts of them with ``frame_shares``.
+            real: bool [B, S], false on frames that a shorter clip does not have.
+            frame_shares: float [B, S, T], how much of each row is of each frame: its
+                position is the mean of theirs. None: row t is frame t.
 
         Raises:
             ValueError: more frames than there are positions.
         """
-        frames = x.shape[1]
+        frames = x.shape[1] if frame_shares is None else frame_shares.shape[2]
         if frames > self.config.frames:
             raise ValueError(
                 f"a clip of {frames} frames; the model takes {self.config.frames} at "
                 "most"
             )
-        x = self.project(x) + self.positions[:frames][None]
+        positions = self.positions[:frames]
+        if frame_shares is None:
+            positions = positions[None]
+        else:
+            positions = frame_shares.astype(positions.dtype) @ positions
+        x = self.project(x) + positions
         return self.norm(self.config.apply(self.layers, x, real))
 
 

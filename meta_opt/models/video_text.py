@@ -25,6 +25,11 @@ from meta_opt.models.fusion import (
     Tokens,
 )
 from meta_opt.models.layers import mean_pool
+from meta_opt.models.token_pruning import (
+    PruningConfig,
+    prune_tokens,
+    relevant_tokens,
+)
 from meta_opt.types import PyTree
 
 _LINEAR = ("match", "language", "frame", "visual", "answers", "choice", "scores")
@@ -73,6 +78,8 @@ class VideoText(nnx.Module):
         text_lower: the layers of the text's encoder that do not train, a module; None
             if all do. Masked texts go through it.
         codebook: float [K, F], centres of visual tokens; None for none.
+        pruning: whether clips are read frame by frame or patch by patch, and how many
+            of the patches.
         rngs: the ``params`` stream initialises all but the encoders.
     """
 
@@ -84,9 +91,11 @@ class VideoText(nnx.Module):
         *,
         text_lower: Any = None,
         codebook: np.ndarray | None = None,
+        pruning: PruningConfig = PruningConfig(),  # noqa: B008
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
+        self.pruning = pruning
         self.encoders = nnx.Dict({m: encoders[m] for m in ("image", "text")})
         if text_lower is not None:
             self.text_lower = text_lower
@@ -118,24 +127,37 @@ class VideoText(nnx.Module):
     # Clips and texts alone
 
     def frame_features(self, frames: PyTree) -> jax.Array:
-        """Features of each frame by itself [B, T, F], from what the encoder reads."""
+        """Features of each frame by itself, from what the encoder reads.
+
+        [B, T, F], or [B, T, P, F] of its patches where the model reads these.
+        """
         frames = jax.tree.map(jnp.asarray, frames)
         batch, length = jax.tree.leaves(frames)[0].shape[:2]
         each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), frames)
         x, _ = self.encoders["image"].tokens(each)
+        if self.pruning.tokens == "patches":
+            return x.reshape(batch, length, *x.shape[1:])
         return jnp.mean(x, axis=1).reshape(batch, length, -1)
 
     def video(
         self, features: jax.Array, present: jax.Array, mask: jax.Array | None = None
     ) -> Tokens:
-        """Frames in their order, at the common width.
+        """Frames in their order, or what is left of their patches, at the common width.
+
+        Where frames are hidden, a frame is one token, so that it can be predicted.
 
         Args:
-            features: [B, T, F].
+            features: see `frame_features`.
             present: bool [B, T], false on frames that a shorter clip does not have.
             mask: bool [B, T], true on frames that are hidden.
         """
         present = jnp.asarray(present)
+        if self.pruning.tokens == "patches":
+            if mask is None:
+                pruned = prune_tokens(features, present, self.pruning)
+                x = self.temporal(pruned.tokens(features), pruned.real, pruned.frames())
+                return Tokens(self.projections["video"](x), pruned.real)
+            features = jnp.mean(features, axis=2)
         if mask is not None:
             hidden = self.masked_frame[...].astype(features.dtype)[None, None]
             features = jnp.where(mask[..., None], hidden, features)
@@ -165,13 +187,33 @@ class VideoText(nnx.Module):
 
     # Both together
 
-    def cross(self, video: Tokens, text: Tokens | None = None) -> Fused:
-        """Reads clips and, if there are, texts together; the text's tokens first."""
-        both = {"video": video} if text is None else {"video": video, "text": text}
+    def cross(
+        self, video: Tokens, text: Tokens | None = None, *, prune: bool = True
+    ) -> Fused:
+        """Reads clips and, if there are, texts together; the text's tokens first.
+
+        Args:
+            video: see `video`.
+            text: see `text`.
+            prune: whether only those tokens of a clip are read that are relevant to its
+                text, where the model is so configured. Without, all are, in their
+                places.
+        """
+        if text is None:
+            return self.cross_encoder({"video": video})
+        if prune and self.pruning.relevant_share < 1:
+            kept = self.pruning.relevant(video.x.shape[1])
+            video = Tokens(*relevant_tokens(*video, *text, kept))
+        both = {"video": video, "text": text}
         return self.cross_encoder(both)
 
-    def pair_logits(self, video: Tokens, text: Tokens) -> jax.Array:
-        """How well every clip and every text match, float32 [B, C] of B and C."""
+    def pair_logits(
+        self, video: Tokens, text: Tokens, *, prune: bool = True
+    ) -> jax.Array:
+        """How well every clip and every text match, float32 [B, C] of B and C.
+
+        For ``prune`` see `cross`.
+        """
 
         def of_clip(clip: Tokens) -> jax.Array:
             same = (len(text.x), *clip.real.shape)
@@ -179,7 +221,7 @@ class VideoText(nnx.Module):
                 jnp.broadcast_to(clip.x[None], (*same, clip.x.shape[-1])),
                 jnp.broadcast_to(clip.real[None], same),
             )
-            return self.match(self.cross(clips, text))
+            return self.match(self.cross(clips, text, prune=prune))
 
         return jax.lax.map(of_clip, video)
 

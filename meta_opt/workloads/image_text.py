@@ -130,6 +130,8 @@ class ImageTextConfig:
                     "unreadable": len(splits.unreadable.reasons),
                     "unreadable_pictures": dict(splits.unreadable.reasons),
                 },
+                name=f"image_text, model.loss={self.model.loss!r},",
+                per_example=self.model.loss == "captioning",
                 reseeded=with_seed,
             )
 

@@ -95,6 +95,8 @@ class MultimodalConfig:
                     "missing": inputs.missing,
                     "skipped": inputs.skipped,
                 },
+                name=f"multimodal, task {self.inputs.task!r} ({inputs.kind}),",
+                per_example=inputs.kind != "retrieve",
                 reseeded=with_seed,
             )
 

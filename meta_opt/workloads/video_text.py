@@ -27,9 +27,10 @@ from meta_opt.workloads.video_text_data import (
     META_VALIDATION,
     ClipInputs,
     ClipsConfig,
+    patches_of,
     read_clip_inputs,
 )
-from meta_opt.workloads.video_text_losses import losses_of
+from meta_opt.workloads.video_text_losses import PER_EXAMPLE, losses_of
 from meta_opt.workloads.video_text_model import (
     VideoTextModelConfig,
     masking_of,
@@ -118,6 +119,9 @@ class VideoTextConfig:
                 "losses": list(names),
                 "primary": primary,
             }
+            if (pruning := self.model.pruning).tokens == "patches":
+                patches = self.clips.frames * patches_of(inputs)
+                found["visual_tokens"] = pruning.kept(patches)
             if {s: len(x) for s, x in inputs.clips.items()} != found["examples"]:
                 found["clips"] = {s: len(x) for s, x in inputs.clips.items()}
             if inputs.questions:
@@ -141,6 +145,8 @@ class VideoTextConfig:
                 meta_batches=batches[META_VALIDATION],
                 evaluate=evaluate_splits(module, evaluations),
                 describe=describe,
+                name=f"video_text, family={self.family!r}, task={self.task!r},",
+                per_example=primary in PER_EXAMPLE,
                 reseeded=with_seed,
             )
 

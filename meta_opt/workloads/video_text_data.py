@@ -262,6 +262,14 @@ def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
     return PreparedClips(config.source, root, config.image_size, seed=config.seed)
 
 
+def patches_of(inputs: ClipInputs) -> int:
+    """P, patches that the image encoder makes of a frame."""
+    frames = inputs.splits["train"]["frames"]
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x[0].shape, x.dtype), frames)
+    upper: Any = inputs.encoders["image"].upper
+    return jax.eval_shape(lambda x: upper.tokens(x)[0], one).shape[1]
+
+
 def _split_clips(
     config: ClipsConfig, task: str, source: ClipSource
 ) -> dict[str, Clips]:

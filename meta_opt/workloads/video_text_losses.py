@@ -176,3 +176,6 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
     }
 )
 """Losses by name."""
+
+PER_EXAMPLE = ("decoder", "answer", "sentiment")
+"""Primary losses that compare no clip with another's text."""

@@ -11,6 +11,7 @@ from flax import nnx
 from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig, add_lora
+from meta_opt.models.token_pruning import PruningConfig
 from meta_opt.models.video_text import VideoText, VideoTextHeads
 from meta_opt.types import PyTree, check_name
 from meta_opt.workloads.multimodal_model import ADAPTED, split_multimodal
@@ -30,6 +31,8 @@ class VideoTextModelConfig:
         embed_dim: width of the dual encoder's vectors.
         captioner: the decoder; its vocabulary is that of the training texts.
         masking: how much the masked losses hide.
+        pruning: whether clips are read frame by frame or patch by patch, and how many
+            of the patches.
         trainable: ``all``, or ``lora``: adapters on the encoders, and all that is new.
         lora: the adapters, where ``trainable`` is ``lora``.
     """
@@ -38,6 +41,7 @@ class VideoTextModelConfig:
     embed_dim: int = 64
     captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
     trainable: str = "all"
     lora: LoRAConfig = dataclasses.field(default_factory=lambda: LoRAConfig(ADAPTED))
 
@@ -128,6 +132,7 @@ def model_factory(
             heads,
             text_lower=parts.get("text_lower"),
             codebook=inputs.codebook if heads.visual else None,
+            pruning=config.pruning,
             rngs=nnx.Rngs(params=first),
         )
         if config.trainable == "lora":

@@ -163,7 +163,7 @@ class Outputs:
     @functools.cached_property
     def masked_alignment(self) -> jax.Array:
         """`alignment` where some of both is hidden."""
-        return self.model.pair_logits(self.masked_video, self.masked_text)
+        return self.model.pair_logits(self.masked_video, self.masked_text, prune=False)
 
     @functools.cached_property
     def fused(self) -> Fused:
@@ -173,7 +173,7 @@ class Outputs:
     @functools.cached_property
     def masked_fused(self) -> Fused:
         """Clips with their own texts, some of both hidden."""
-        return self.model.cross(self.masked_video, self.masked_text)
+        return self.model.cross(self.masked_video, self.masked_text, prune=False)
 
     @functools.cached_property
     def pairs(self) -> tuple[jax.Array, jax.Array, jax.Array]:

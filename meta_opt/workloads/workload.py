@@ -94,6 +94,10 @@ class Workload:
             all evaluation, for what is learned of the losses
             (`meta_opt.finetuning.meta_step`).
         describe: facts about the data for the run's result, JSON values by name.
+        name: for errors.
+        per_example: whether the loss of a batch is a mean of terms that each depend on
+            one example alone, which private runs need
+            (`meta_opt.finetuning.privacy`).
         reseeded: the same workload with a model that is initialised from another seed;
             None where it has one initialisation.
 
@@ -122,6 +126,8 @@ class Workload:
     losses: Losses | None = None
     meta_batches: MakeBatches | None = None
     describe: Callable[[], dict[str, Any]] = dict
+    name: str = ""
+    per_example: bool = False
     reseeded: Callable[[int], "Workload"] | None = None
 
 

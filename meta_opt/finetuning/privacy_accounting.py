@@ -1,0 +1,155 @@
+"""What a private run gives away: epsilon of its steps, and the noise for an epsilon.
+
+By privacy loss distributions of Google's ``dp-accounting``. Two numbers for each run:
+
+- ``shuffled``: what holds for the batches that runs take. Of an epoch's batches an
+  example is in one at most, so that what is known of it by E epochs is what E Gaussian
+  mechanisms give, without amplification by sampling.
+- ``poisson``: what would hold if each step took each example independently with
+  probability B / N. It is smaller, and what most publications state for shuffled
+  batches; it is no bound for those (Chua et al. 2024, arXiv:2403.17673).
+
+Neighbouring data sets differ in one example, which the other replaces by one without a
+gradient.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from meta_opt.finetuning.privacy import SAMPLING, PrivacyConfig
+
+_LEAST, _MOST = 1e-2, 1e4
+"""Noise multipliers that are searched for an epsilon."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exposure:
+    """How often a run looks at its examples.
+
+    Attributes:
+        examples: N, of training.
+        batch_size: B.
+        steps: of the run.
+    """
+
+    examples: int
+    batch_size: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Checks that there is a batch."""
+        if not 1 <= self.batch_size <= self.examples:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be at least 1 and at most the "
+                f"{self.examples} training examples"
+            )
+
+    @property
+    def epochs(self) -> int:
+        """How often an example is seen at most; epochs leave their remainder out."""
+        return math.ceil(self.steps / (self.examples // self.batch_size))
+
+
+def load_accounting() -> Any:
+    """The module ``dp_accounting``.
+
+    Raises:
+        ValueError: it is not installed; says how it is.
+    """
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+    except ImportError:
+        raise ValueError(
+            "privacy needs the package dp-accounting, which counts epsilon: "
+            'pip install "meta-opt[privacy]"'
+        ) from None
+    return dp_accounting
+
+
+def epsilon_of(
+    exposure: Exposure, noise_multiplier: float, delta: float, sampling: str
+) -> float:
+    """The least epsilon of a run for its delta.
+
+    Args:
+        exposure: of the run.
+        noise_multiplier: over the clipping norm.
+        delta: of (epsilon, delta)-differential privacy.
+        sampling: one of `SAMPLING`.
+
+    Raises:
+        ValueError: without ``dp-accounting``.
+    """
+    if not exposure.steps:
+        return 0.0
+    accounting = load_accounting()
+    event = accounting.GaussianDpEvent(noise_multiplier)
+    count = exposure.epochs
+    if sampling == "poisson":
+        rate = exposure.batch_size / exposure.examples
+        event = accounting.PoissonSampledDpEvent(rate, event)
+        count = exposure.steps
+    accountant = accounting.pld.PLDAccountant()
+    accountant.compose(event, count)
+    return float(accountant.get_epsilon(delta))
+
+
+@functools.cache
+def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
+    """The noise multiplier of a run: its own, or the least for its epsilon.
+
+    Raises:
+        ValueError: a delta that is too large for the number of examples, an epsilon
+            that no noise gives, or no ``dp-accounting``.
+    """
+    load_accounting()
+    if config.delta >= 1 / exposure.examples:
+        raise ValueError(
+            f"privacy.delta={config.delta} with {exposure.examples} training examples: "
+            f"it must be below 1 over their number, {1 / exposure.examples:.3g}, or "
+            "giving whole examples away would count as private"
+        )
+    if config.epsilon is None:
+        assert config.noise_multiplier is not None
+        return config.noise_multiplier
+    target = config.epsilon
+
+    def fits(noise: float) -> bool:
+        return epsilon_of(exposure, noise, config.delta, config.sampling) <= target
+
+    low, high = 0.0, 1.0
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > _MOST:
+            raise ValueError(
+                f"privacy.epsilon={target} with delta={config.delta} would need a "
+                f"noise multiplier above {_MOST:g}: allow a larger epsilon, or take "
+                "fewer steps"
+            )
+    # To three digits, from above.
+    while high - low > 1e-3 * high and high > _LEAST:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def spent(
+    config: PrivacyConfig, exposure: Exposure, noise_multiplier: float
+) -> dict[str, Any]:
+    """What a run's result says of privacy, JSON values by name."""
+    by_sampling = {
+        f"epsilon_{sampling}": epsilon_of(
+            exposure, noise_multiplier, config.delta, sampling
+        )
+        for sampling in SAMPLING
+    }
+    return {
+        **by_sampling,
+        "delta": config.delta,
+        "noise_multiplier": noise_multiplier,
+        "clip_norm": config.clip_norm,
+        "epochs": exposure.epochs,
+    }

@@ -1,0 +1,122 @@
+"""Video-text runs that read fewer visual tokens: metrics, operations, seconds."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from meta_opt.finetuning.planning import product_flops
+from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.trial import Trial
+from meta_opt.models.token_pruning import PruningConfig
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import PyTree
+from meta_opt.workloads.workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPruningConfig:
+    """What is compared.
+
+    Attributes:
+        kept_shares: of the patches; 1 prunes nothing.
+        relevant_share: beside them, each share below 1 with so many of its tokens kept
+            by text; 1: not measured.
+        seeds: of the runs.
+        rounds: timed steps of each, taking turns.
+        metrics: of the test split.
+    """
+
+    kept_shares: tuple[float, ...] = (1.0, 0.5, 0.2)
+    relevant_share: float = 1.0
+    seeds: tuple[int, ...] = (0, 1)
+    rounds: int = 15
+    metrics: tuple[str, ...] = ("loss", "t2v_r1", "t2v_r5", "t2v_r10")
+
+
+def variants(config: TokenPruningConfig, base: PruningConfig) -> dict[str, Any]:
+    """Prunings by name, whole frames and all patches first."""
+    patches = dataclasses.replace(base, tokens="patches")
+    found = {"whole frames": PruningConfig()}
+    for share in config.kept_shares:
+        pruning = dataclasses.replace(patches, kept_share=share)
+        found[f"{100 * share:.0f}% of the patches"] = pruning
+        if share < 1 and config.relevant_share < 1:
+            name = f"{100 * share:.0f}%, {100 * config.relevant_share:.0f}% of them"
+            found[f"{name} by text"] = dataclasses.replace(
+                pruning, relevant_share=config.relevant_share
+            )
+    return found
+
+
+def measure(
+    run: RunConfig,
+    config: TokenPruningConfig,
+    medians: Callable[[Mapping[str, Callable[[], Any]], int], Mapping[str, float]],
+    finished: Path,
+    announce: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Trains and times each variant.
+
+    Args:
+        run: of a video-text workload; its pruning has the thresholds.
+        config: what is compared.
+        medians: ``(calls by name, rounds) -> milliseconds``, of calls taking turns.
+        finished: JSON file of the test metrics of runs, which are not run again; it is
+            written after each.
+        announce: called with the name of each run before it.
+
+    Returns:
+        By variant ``name``, ``tokens`` of a clip, ``test`` (by seed, metrics by name),
+        ``flops`` of the matrix products of a gradient, and ``step_ms``.
+    """
+    trials = {}
+    for name, pruning in variants(config, run.workload.model.pruning).items():
+        model = dataclasses.replace(run.workload.model, pruning=pruning)
+        workload = dataclasses.replace(run.workload, model=model)
+        trials[name] = Trial(dataclasses.replace(run, workload=workload))
+    steppers, rows = {}, []
+    for name, trial in trials.items():
+        announce(f"{name}: compile")
+        steppers[name] = trial.stepper(run.optimizer)
+        facts = trial.workload.describe()
+        rows.append(
+            {
+                "name": name,
+                "tokens": facts.get("visual_tokens", run.workload.clips.frames),
+                "flops": _flops(trial.workload, run.loop.batch_size),
+            }
+        )
+    announce("time")
+    times = medians(steppers, config.rounds)
+    known = read_json(finished) if finished.is_file() else {}
+    for row in rows:
+        row["step_ms"] = times[row["name"]]
+        row["test"] = []
+        for seed in config.seeds:
+            trial = trials[row["name"]]
+            key = f"{row['name']}, seed {seed}, {_digest(trial.base)}"
+            if key not in known:
+                announce(f"{row['name']}: seed {seed}")
+                known[key] = trial(run.optimizer, seed).test
+                write_json(finished, known)
+            row["test"].append({m: known[key][m] for m in config.metrics})
+    return rows
+
+
+def _flops(workload: Workload, batch_size: int) -> float:
+    batch = next(workload.train_batches(batch_size, 0))
+
+    def loss(params: PyTree) -> jax.Array:
+        return workload.loss_fn(params, workload.frozen, batch, jax.random.key(0))[0]
+
+    return product_flops(jax.grad(loss), workload.params)
+
+
+def _digest(run: RunConfig) -> str:
+    text = json.dumps(run.settings(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
