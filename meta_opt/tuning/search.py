@@ -34,6 +34,8 @@ Objective: TypeAlias = Callable[[dict[str, Any], Report], float]
 _SETUP, _INTERRUPTED = "setup", "interrupted"
 _ERROR, _SECONDS, _PLACE = "error", "seconds", "place"
 
+_NAMED = 5
+"""Differing settings that an error names."""
 _POLL_SECONDS = 0.2
 """Between looks at the trials of other processes, when no other is left to begin."""
 _BUSY_SECONDS = 60.0
@@ -292,9 +294,9 @@ def _check_setup(
         study.set_user_attr(_SETUP, now)
     elif before != now:
         changed = [
-            _changed(key, before.get(key, {}), now[key])
+            f"{key} ({', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)})"
             for key in now
-            if before.get(key) != now[key]
+            if (names := _changed(before.get(key, {}), now[key]))
         ]
         raise ValueError(
             f"{storage} holds the study {study.study_name!r} made under another "
@@ -303,15 +305,19 @@ def _check_setup(
         )
 
 
-def _changed(section: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Names a section and the settings in it that differ.
+def _changed(before: Any, now: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """Names the settings that differ, or are in one of two nested mappings only.
 
-    >>> _changed("space", {"rate": 1, "decay": 2}, {"rate": 1, "momentum": 3})
-    'space (decay, momentum)'
+    >>> _changed({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 0, "c": 2}, "e": 3})
+    ['a.b', 'd', 'e']
     """
-    names = sorted({*before, *now})
-    differ = [k for k in names if before.get(k) != now.get(k)]
-    return f"{section} ({', '.join(differ)})"
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [".".join(path)] if before != now else []
+    return [
+        name
+        for key in sorted({*before, *now})
+        for name in _changed(before.get(key), now.get(key), (*path, key))
+    ]
 
 
 def _counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
