@@ -208,7 +208,7 @@ class Trial:
             # Arrays of this run alone, if there can be others for the next.
             take_over=workload.reseeded is not None,
             compile_with=compile_step if constant else shared,
-            stop_when=stopping and (lambda: stopping.stops(followed)),
+            stop_when=(lambda: stopping.stops(followed)) if stopping else None,
         )
         trained = result.state.params if kept is None else kept, result.state.frozen
         logged = [r for r in result.history if "train/loss" in r]

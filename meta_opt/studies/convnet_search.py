@@ -206,9 +206,9 @@ def measure_setting(
     Returns:
         JSON values: ``settings``; ``runs``, each with its seed, epochs, best epoch,
         metrics of that epoch and seconds; ``test``, the mean over the runs of each
-        metric with its 95% confidence interval.
+        metric that is finite in all, with its 95% confidence interval.
     """
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in seeds:
         run = trial(settings, seed)
         best = config.best_epoch(run.evaluations)
@@ -222,10 +222,11 @@ def measure_setting(
                 "seconds": run.seconds,
             }
         )
-    names = [k for k, v in runs[0]["test"].items() if math.isfinite(v)]
+    tests: list[dict[str, float]] = [run["test"] for run in runs]
     test = {
-        name: dataclasses.asdict(interval(run["test"][name] for run in runs))
-        for name in names
+        name: dataclasses.asdict(interval(metrics[name] for metrics in tests))
+        for name in tests[0]
+        if all(math.isfinite(metrics[name]) for metrics in tests)
     }
     return {"settings": dict(settings), "runs": runs, "test": test}
 
