@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from experiments.stored_results import StoredResult
-from experiments.table_cells import start_worker
+from experiments.worker import start_worker
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()

@@ -24,7 +24,8 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from experiments.table_cells import STEPS, Cell, cells, measure, start_worker
+from experiments.table_cells import STEPS, Cell, cells, measure
+from experiments.worker import start_worker
 from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)

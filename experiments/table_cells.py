@@ -3,16 +3,11 @@
 import dataclasses
 import functools
 import json
-import os
-import signal
-import threading
-import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
 from experiments.benchmarks.timing import medians
 from experiments.stored_results import StoredResult
 from experiments.workloads import read_run
@@ -115,25 +110,6 @@ def _deciding(run: Mapping[str, Any]) -> dict[str, Any]:
     }
     kept["optimizer"] = {k: run["optimizer"][k] for k in ("num_steps", "stacked")}
     return kept
-
-
-def start_worker(cores: Any, workdir: str) -> None:
-    """Pins this process to one core, before JAX counts the cores.
-
-    It ends with the process that started it, however that ends; that one alone answers
-    to Ctrl-C.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    if cores is not None:
-        os.sched_setaffinity(0, {cores.get()})
-    cli.keep_compiled(workdir, seconds=0.1)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -96,6 +96,7 @@ class Trainer:
         evaluate: Callable[[PyTree, PyTree], Mapping[str, float]] | None,
         workdir: str | Path | None,
         meta: MetaSteps | None = None,
+        stop_when: Callable[[], bool] | None = None,
     ) -> None:
         self.config = config
         self.state = state
@@ -106,6 +107,7 @@ class Trainer:
         self.batches = batches
         self.evaluate = evaluate
         self.meta = meta
+        self.stop_when = stop_when
         self.workdir = None if workdir is None else Path(workdir)
         self.log: Any = None
         self.checkpoints: Checkpoints | None = None
@@ -118,12 +120,18 @@ class Trainer:
         self.input_seconds = 0.0
         self.compile_seconds = 0.0
         self._resumed_at: float | None = None
+        self._stopped = False
         self.monitor = RunMonitor(config.recovery, config.best_mode)
         self.resources = ResourceMonitor(
             config.recovery, device_limit(mesh.local_devices[0])
         )
         self._logged_seconds = 0.0
         self.snapshot = RollbackSnapshot()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ends before its last step."""
+        return self._stopped or self.monitor.stopped
 
     def open(self, resolved_config: Mapping[str, Any] | None) -> None:
         """Restores the newest checkpoint, if any, and opens the log behind it."""
@@ -180,11 +188,9 @@ class Trainer:
     def train(self, signals: Signals, label: str) -> None:
         """Runs the steps that are left."""
         config = self.config
-        # A misspelt metric is found before the first step, not after many.
-        checked = config.best_metric != LoopConfig.best_metric
-        if self.step == 0 and (config.evaluate_at_start or checked):
+        if self.step == 0 and config.evaluates_first:
             self._evaluate()
-        if self.step >= config.num_steps or self.monitor.stopped:
+        if self.step >= config.num_steps or self.stopped:
             return
         self._keep()
         show = config.progress and jax.process_index() == 0
@@ -207,7 +213,7 @@ class Trainer:
                 self.pending.append(metrics)
                 self._after_step(bar)
                 bar.update()
-                last = self.step == config.num_steps or self.monitor.stopped
+                last = self.step == config.num_steps or self.stopped
                 if signum := agreed(signals.received or 0):
                     self._save()
                     raise Interrupted(signum, self.step)
@@ -227,7 +233,7 @@ class Trainer:
                 self._log_progress(loss)
         if self.step % config.eval_every == 0 or last:
             self._evaluate()
-        if self.step % config.checkpoint_every == 0 or last or self.monitor.stopped:
+        if self.step % config.checkpoint_every == 0 or last or self.stopped:
             self._save()
             self._keep()
 
@@ -332,6 +338,8 @@ class Trainer:
             )
         self.best = self.feedback = float(scores[self.config.best_metric])
         self._act(self.monitor.metric(self.best))
+        if self.step and self.stop_when is not None:
+            self._stopped = self.stop_when()
 
     def _act(self, actions: Sequence[Action]) -> None:
         """Does what the feedback asks for, and says so."""

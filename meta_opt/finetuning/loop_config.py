@@ -56,3 +56,11 @@ class LoopConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be at least {least}"
                 )
+
+    @property
+    def evaluates_first(self) -> bool:
+        """Whether there is an evaluation before the first step.
+
+        A misspelt metric is found there, and not after many steps.
+        """
+        return self.evaluate_at_start or self.best_metric != LoopConfig.best_metric

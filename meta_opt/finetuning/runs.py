@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -56,6 +56,7 @@ def run(
     label: str = "",
     take_over: bool = False,
     compile_with: CompileStep = compile_step,
+    stop_when: Callable[[], bool] | None = None,
 ) -> RunResult:
     """Trains a workload, resuming from ``workdir`` if it holds a checkpoint.
 
@@ -80,6 +81,8 @@ def run(
         label: text before the progress bar.
         take_over: whether the workload's arrays are given up, see `init_state`.
         compile_with: compiles the step, or finds one that is compiled already.
+        stop_when: asked after every evaluation but that before the first step; True
+            ends the run there. What it remembers is not in a checkpoint.
 
     Returns:
         The final state and what was measured.
@@ -133,6 +136,7 @@ def run(
         evaluate and functools.partial(_validate, evaluate),
         workdir,
         _meta_steps(workload, objective, meta_loss, tx, config, device_mesh),
+        stop_when,
     )
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(catch_signals())
@@ -232,7 +236,19 @@ class RunConfig:
     prices: Prices = dataclasses.field(default_factory=Prices)
 
     def __post_init__(self) -> None:
-        """Checks that run and optimizer have one length."""
+        """Checks that run and optimizer have one length, and one metric."""
+        schedule = self.optimizer.schedule
+        if schedule.name == "plateau":
+            if not self.loop.feedback:
+                raise ValueError(
+                    "optimizer.schedule.name='plateau' follows the validation metric: "
+                    "set loop.feedback=True, and loop.best_metric to its name"
+                )
+            if schedule.mode != self.loop.best_mode:
+                raise ValueError(
+                    f"optimizer.schedule.mode={schedule.mode!r} and loop.best_mode="
+                    f"{self.loop.best_mode!r} differ"
+                )
         if self.loop.num_steps != self.optimizer.num_steps:
             raise ValueError(
                 f"loop.num_steps={self.loop.num_steps} and optimizer.num_steps="

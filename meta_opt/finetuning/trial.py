@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
+from meta_opt.finetuning.early_stopping import EarlyStopping
+from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.planning import peak_bytes
 from meta_opt.finetuning.runs import RunConfig, run, run_objective
 from meta_opt.finetuning.state import init_state
@@ -13,11 +16,11 @@ from meta_opt.finetuning.step_program import CachedStep, compile_step
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import batch_sharding, local_rows, make_mesh
 from meta_opt.parallel.placement import place
-from meta_opt.types import from_config
+from meta_opt.types import from_config, near_match
 from meta_opt.workloads.workload import Workload
 
 Report = Callable[[int, float], None]
-"""``report(step, validation_loss)``; may raise to end the run."""
+"""``report(step, value)`` of a validation metric; may raise to end the run."""
 
 MakeOptimizer = Callable[[OptimizerConfig], optax.GradientTransformation]
 
@@ -44,8 +47,9 @@ class TrialRun:
     Attributes:
         seed: of initialisation and batches.
         num_steps: length.
-        evaluations: in order; the last is after the last step.
-        test: metrics of the final parameters.
+        evaluations: in order; the last is after the last step that was taken.
+        test: metrics of the final parameters; under early stopping, of those of the
+            best evaluation.
         seconds: in steps; without compilation and evaluation.
         peak_bytes: of the compiled step, by the compiler's analysis.
         optimizer_bytes: of its state.
@@ -69,11 +73,13 @@ class Trial:
     """A workload under any optimizer, seed and length.
 
     Args:
-        base: the run. Of its loop, ``eval_every`` is when validation losses are
+        base: the run. Of its loop, ``eval_every`` is when a validation metric is
             reported, and ``seed`` that of trials which name none.
         make_tx: builds an optimizer. Where its settings live in its state
             (`meta_opt.tuning.injected`), all trials share one compiled step.
         test: whether the test split is evaluated.
+        metric: which validation metric is reported.
+        early_stopping: when a run ends before its length; None: never.
 
     Attributes:
         base: the run.
@@ -85,8 +91,11 @@ class Trial:
         base: RunConfig,
         make_tx: MakeOptimizer = make_optimizer,
         test: bool = True,
+        metric: str = "loss",
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
         self.base, self._make_tx, self._test = base, make_tx, test
+        self._metric, self._stopping = metric, early_stopping
         self._mesh = make_mesh(base.mesh)
         self.workload: Workload = base.workload.build(base.loop.seed, self._mesh)
         self._steps: dict[Any, CachedStep] = {}
@@ -131,21 +140,27 @@ class Trial:
         optimizer: OptimizerConfig,
         seed: int | None = None,
         report: Report | None = None,
+        loop: LoopConfig | None = None,
     ) -> TrialRun:
         """Runs.
 
         Args:
             optimizer: its length is that of the run.
             seed: of initialisation and batches; None for the base's.
-            report: called at every evaluation but the last.
+            report: called at every evaluation but that of the last step.
+            loop: in place of the base's, such as with another batch size.
+
+        Raises:
+            ValueError: a metric that the evaluation does not give.
         """
         base = self.base
-        seed = base.loop.seed if seed is None else seed
+        loop = base.loop if loop is None else loop
+        seed = loop.seed if seed is None else seed
         loop = dataclasses.replace(
-            base.loop,
+            loop,
             num_steps=optimizer.num_steps,
             seed=seed,
-            log_every=base.loop.eval_every,
+            log_every=loop.eval_every,
             # The last evaluation is the value and not a report.
             evaluate_at_start=False,
             progress=False,
@@ -153,19 +168,37 @@ class Trial:
         workload = self._seeded(seed)
         evaluate = workload.evaluate
         assert evaluate is not None
+        stopping = self._stopping
         seen: list[dict[str, float]] = []
+        followed: list[float] = []  # by early stopping
+        checked = not loop.evaluates_first
+        kept = None
 
         def validate(params: Any, frozen: Any, split: str) -> dict[str, float]:
-            seen.append(dict(evaluate(params, frozen, split)))
+            nonlocal checked, kept
+            metrics = dict(evaluate(params, frozen, split))
+            if not checked:  # That before the first step.
+                checked = True
+                return metrics
+            seen.append(metrics)
+            if stopping is not None:
+                followed.append(_named(metrics, stopping.metric))
+                if self._test and stopping.best(followed) == len(followed) - 1:
+                    # Copies, since a step donates its parameters.
+                    kept = jax.tree.map(lambda x: x.copy(), params)
             step = loop.eval_every * len(seen)
             if report is not None and step < loop.num_steps:
-                report(step, seen[-1]["loss"])
-            return seen[-1]
+                report(step, _named(metrics, self._metric))
+            return metrics
 
         # A baseline's length is a constant of its program.
         # So is the noise of a private run, which may be chosen by its length.
         constant_length = optimizer.name != "learned" or base.privacy is not None
-        key = optimizer.name, constant_length and optimizer.num_steps
+        key = (
+            optimizer.name,
+            constant_length and optimizer.num_steps,
+            loop.batch_size,
+        )
         shared = self._steps.setdefault(key, CachedStep())
         constant = self._make_tx is make_optimizer
         result = run(
@@ -178,8 +211,9 @@ class Trial:
             # Arrays of this run alone, if there can be others for the next.
             take_over=workload.reseeded is not None,
             compile_with=compile_step if constant else shared,
+            stop_when=(lambda: stopping.stops(followed)) if stopping else None,
         )
-        trained = result.state.params, result.state.frozen
+        trained = result.state.params if kept is None else kept, result.state.frozen
         logged = [r for r in result.history if "train/loss" in r]
         decides = optimizer.name == "learned"
         return TrialRun(
@@ -201,6 +235,15 @@ class Trial:
         if self.workload.reseeded is None:
             return self.workload
         return self.workload.reseeded(seed)
+
+
+def _named(metrics: Mapping[str, float], name: str) -> float:
+    if name not in metrics:
+        raise ValueError(
+            f"the evaluation has no metric {name!r}{near_match(name, metrics)} "
+            f"(metrics: {', '.join(metrics)})"
+        )
+    return metrics[name]
 
 
 def _decisions(record: Mapping[str, Any]) -> dict[str, float]:

@@ -12,6 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from meta_opt.optimizers.arguments import check_num_steps
+from meta_opt.optimizers.group_rates import AVERAGING
+from meta_opt.optimizers.schedules import (
+    ScheduleConfig,
+    reduce_on_plateau,
+    warmup_cosine,
+)
 from meta_opt.types import PyTree, near_match
 
 CORE_BASELINES = ("sgd", "adam", "adamw", "rmsprop", "lion")
@@ -41,12 +47,13 @@ def baseline(
     weight_decay: float | jax.Array = 0.0,
     momentum: float | jax.Array = 0.9,
     warmup_fraction: float | jax.Array = 0.05,
+    schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
 ) -> optax.GradientTransformationExtraArgs:
     """One of the baselines.
 
-    All but ``name`` may be traced, so that one compiled program serves all settings and
-    lengths. Linear warm-up and cosine decay to zero; schedule-free AdamW stays at the
-    peak, and is to be evaluated at `averaged_params`.
+    All but ``name`` and ``schedule`` may be traced, so that one compiled program serves
+    all settings and lengths. Linear warm-up, and by default cosine decay to zero;
+    schedule-free AdamW stays at the peak, and is to be evaluated at `averaged_params`.
 
     Args:
         name: a name in `CORE_BASELINES` or `EXTRA_BASELINES`.
@@ -58,12 +65,15 @@ def baseline(
         momentum: momentum of SGD, RMSProp and Muon, weight of the average in
             schedule-free AdamW's interpolation, first decay rate of the others.
         warmup_fraction: share of the run with linear warm-up.
+        schedule: of the learning rate after the warm-up.
 
     Returns:
-        The transformation; extra keywords such as ``value`` are ignored.
+        The transformation; extra keywords such as ``value`` are ignored, but that the
+        schedule ``plateau`` reads ``feedback``.
 
     Raises:
-        ValueError: an unknown name or ``num_steps`` below 1.
+        ValueError: an unknown name, ``num_steps`` below 1, or the schedule ``plateau``
+            for one whose updates are not proportional to its learning rate.
         TypeError: ``num_steps`` that is not an integer.
     """
     check_num_steps(num_steps)
@@ -73,26 +83,33 @@ def baseline(
             f"{', '.join(DEFAULT_LEARNING_RATE)}"
         )
     peak = DEFAULT_LEARNING_RATE[name] if learning_rate is None else learning_rate
-    decays = name != "schedule_free_adamw"
-    schedule = warmup_cosine(peak, num_steps, warmup_fraction, decays)
+    if schedule.name == "plateau" and name in AVERAGING:
+        raise ValueError(
+            f"schedule.name='plateau': updates of {name!r} are not proportional to the "
+            "learning rate; take another schedule"
+        )
+    decays = schedule.name == "cosine" and name != "schedule_free_adamw"
+    rate = warmup_cosine(
+        peak, num_steps, warmup_fraction, decays, schedule.final_fraction
+    )
     rule: Callable[[], optax.GradientTransformation] = {
-        "sgd": lambda: optax.sgd(schedule, momentum=momentum),
-        "adam": lambda: optax.adam(schedule, b1=momentum),
-        "adamw": lambda: optax.adamw(schedule, b1=momentum, weight_decay=weight_decay),
-        "rmsprop": lambda: optax.rmsprop(schedule, momentum=momentum),
-        "lion": lambda: optax.lion(schedule, b1=momentum, weight_decay=weight_decay),
+        "sgd": lambda: optax.sgd(rate, momentum=momentum),
+        "adam": lambda: optax.adam(rate, b1=momentum),
+        "adamw": lambda: optax.adamw(rate, b1=momentum, weight_decay=weight_decay),
+        "rmsprop": lambda: optax.rmsprop(rate, momentum=momentum),
+        "lion": lambda: optax.lion(rate, b1=momentum, weight_decay=weight_decay),
         "muon": lambda: optax.contrib.muon(
-            schedule,
+            rate,
             beta=momentum,
             adam_b1=momentum,
             weight_decay=weight_decay,
             consistent_rms=_MUON_RMS,
         ),
         "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(
-            schedule, b1=momentum, weight_decay=weight_decay
+            rate, b1=momentum, weight_decay=weight_decay
         ),
         "prodigy": lambda: optax.contrib.prodigy(
-            schedule,
+            rate,
             betas=(momentum, 0.999),
             weight_decay=weight_decay,
             safeguard_warmup=True,
@@ -101,6 +118,8 @@ def baseline(
     tx = rule()
     if name in ("sgd", "adam", "rmsprop"):
         tx = optax.chain(optax.add_decayed_weights(weight_decay), tx)
+    if schedule.name == "plateau":
+        tx = optax.chain(tx, reduce_on_plateau(schedule))
     tx = optax.with_extra_args_support(tx)
     if name == "prodigy":
         # Its state holds the parameters themselves, which could not be donated then.
@@ -119,29 +138,3 @@ def averaged_params(state: optax.OptState, params: PyTree) -> PyTree:
     if isinstance(state, optax.contrib.ScheduleFreeState):
         return optax.contrib.schedule_free_eval_params(state, params)
     return params
-
-
-def warmup_cosine(
-    peak: float | jax.Array,
-    num_steps: int | jax.Array,
-    warmup_fraction: float | jax.Array,
-    decays: bool,
-) -> optax.Schedule:
-    """Linear to ``peak`` over the warm-up, then to zero by cosine or constant.
-
-    Args:
-        peak: learning rate after the warm-up.
-        num_steps: length of the run.
-        warmup_fraction: share of the run with linear warm-up; one step at least.
-        decays: whether it falls to zero by the end, or stays.
-    """
-
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        # Here and not outside, so that no value need be known before a step is traced.
-        warmup = jnp.maximum(1, jnp.round(jnp.float32(warmup_fraction) * num_steps))
-        rising = peak * (count + 1.0) / warmup
-        done = (count - warmup) / jnp.maximum(num_steps - warmup, 1)
-        falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1))) if decays else 1.0
-        return jnp.where(count < warmup, rising, peak * falling)
-
-    return schedule

@@ -9,7 +9,7 @@ import optax
 from meta_opt.features.tensors import path_name
 from meta_opt.types import PyTree
 
-_AVERAGING = ("schedule_free_adamw", "prodigy")
+AVERAGING = ("schedule_free_adamw", "prodigy")
 """Baselines whose updates are not proportional to the learning rate."""
 
 
@@ -44,7 +44,7 @@ def with_group_rates(
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(tx)
     if rate_factors:
-        if name in _AVERAGING:
+        if name in AVERAGING:
             raise ValueError(
                 f"rate_factors={tuple(rate_factors)}: updates of {name!r} are not "
                 "proportional to the learning rate; leave them out"

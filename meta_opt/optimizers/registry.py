@@ -8,6 +8,7 @@ from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
 from meta_opt.optimizers.group_rates import with_group_rates
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.learned import learned_optimizer
+from meta_opt.optimizers.schedules import ScheduleConfig
 from meta_opt.optimizers.weights import DEFAULT
 from meta_opt.types import near_match
 
@@ -25,6 +26,7 @@ class OptimizerConfig:
         weight_decay: of a baseline.
         momentum: of a baseline (first decay rate of Adam, AdamW and Lion).
         warmup_fraction: of a baseline.
+        schedule: of a baseline's learning rate after the warm-up.
         clip_norm: of a baseline: global norm to which gradients are clipped; 0: none.
         rate_factors: of a baseline: (regular expression, factor) pairs; the learning
             rate of parameters whose path the first matching one finds is so many times
@@ -43,6 +45,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     momentum: float = 0.9
     warmup_fraction: float = 0.05
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     clip_norm: float = 0.0
     rate_factors: tuple[tuple[str, float], ...] = ()
     weights: str = DEFAULT
@@ -74,6 +77,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             warmup_fraction=config.warmup_fraction,
+            schedule=config.schedule,
         )
         return with_group_rates(tx, config.name, config.clip_norm, config.rate_factors)
     if config.name not in NAMES:
@@ -90,6 +94,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         raise ValueError(
             f"{config.name!r} sets clipping and the step of each tensor itself: leave "
             f"clip_norm={config.clip_norm} and rate_factors={config.rate_factors} out"
+        )
+    if config.schedule != ScheduleConfig():
+        raise ValueError(
+            f"{config.name!r} sets its steps itself: leave schedule={config.schedule} "
+            "out"
         )
     if config.name == "hand_designed":
         return hand_designed(

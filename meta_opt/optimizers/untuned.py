@@ -11,7 +11,8 @@ from collections.abc import Callable
 import jax
 import optax
 
-from meta_opt.optimizers.baselines import baseline, warmup_cosine
+from meta_opt.optimizers.baselines import baseline
+from meta_opt.optimizers.schedules import warmup_cosine
 from meta_opt.types import near_match
 
 

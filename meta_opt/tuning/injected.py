@@ -23,7 +23,7 @@ def injected_baseline(
     of `meta_opt.optimizers.registry.make_optimizer` to rounding.
 
     Args:
-        config: of a baseline. Its length remains a constant.
+        config: of a baseline. Its length and schedule remain constants.
 
     Raises:
         ValueError: if ``config`` is not of a baseline.
@@ -34,7 +34,9 @@ def injected_baseline(
             f"{', '.join(DEFAULT_LEARNING_RATE)}"
         )
     peak = config.learning_rate
-    make = optax.inject_hyperparams(baseline, static_args=("name", "num_steps"))
+    make = optax.inject_hyperparams(
+        baseline, static_args=("name", "num_steps", "schedule")
+    )
     tx = optax.with_extra_args_support(
         make(
             name=config.name,
@@ -43,6 +45,7 @@ def injected_baseline(
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             warmup_fraction=config.warmup_fraction,
+            schedule=config.schedule,
         )
     )
     return with_group_rates(tx, config.name, config.clip_norm, config.rate_factors)

@@ -50,7 +50,7 @@ def describe_trials(study: "optuna.Study") -> list[dict[str, Any]]:
             "value": trial.value,
             "params": trial.params,
             "intermediate": trial.intermediate_values,
-            **trial.user_attrs,
+            **{k: v for k, v in trial.user_attrs.items() if k != "place"},
         }
         for trial in study.trials
         if trial.state.is_finished() and trial.number not in cut_off

@@ -1,9 +1,12 @@
 """A resumable search: TPE with successive halving, kept in an SQLite file.
 
+Several processes of one machine may share it.
+
 Bergstra et al. 2011 (TPE); Li et al. 2020, arXiv:1810.05934 (asynchronous successive
 halving). Both are Optuna's.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from meta_opt.tuning.claims import Claims
 from meta_opt.tuning.space import Setting, suggest_all
 
 if TYPE_CHECKING:
@@ -24,11 +28,18 @@ Report: TypeAlias = Callable[[int, float], None]
 """``report(step, value)``: an intermediate value; raises :class:`Pruned` to stop."""
 
 Objective: TypeAlias = Callable[[dict[str, Any], Report], float]
-"""``(params, report) -> value``, lower is better."""
+"""``(params, report) -> value``."""
 
 # User attributes of the study, and of a trial.
 _SETUP, _INTERRUPTED = "setup", "interrupted"
-_ERROR, _SECONDS = "error", "seconds"
+_ERROR, _SECONDS, _PLACE = "error", "seconds", "place"
+
+_NAMED = 5
+"""Differing settings that an error names."""
+_POLL_SECONDS = 0.2
+"""Between looks at the trials of other processes, when no other is left to begin."""
+_BUSY_SECONDS = 60.0
+"""How long SQLite waits for another process to have written."""
 
 
 class Pruned(Exception):
@@ -40,9 +51,11 @@ class SearchConfig:
     """How to search.
 
     Attributes:
-        num_trials: trials that end by themselves: complete, pruned or failed.
+        num_trials: trials that end by themselves: complete, pruned or failed; of all
+            processes together.
         seed: of the suggestions. They depend on it and on the trials so far, so that
-            an interrupted and resumed search makes those of an unbroken one.
+            an interrupted and resumed search of one process makes those of an unbroken
+            one.
         startup_trials: drawn at random before TPE begins.
         min_resource: the step from which trials may be pruned; 0 never prunes.
         reduction_factor: at ``min_resource`` times each of its powers one trial in so
@@ -82,8 +95,14 @@ def search(
     setup: Mapping[str, Any] | None = None,
     stop_on: tuple[type[BaseException], ...] = (),
     may_all_fail: bool = False,
+    maximize: bool = False,
 ) -> "optuna.Study":
     """Minimises ``objective``, going on with the study in ``storage`` if there is one.
+
+    Processes that call this at the same time with the same arguments share the trials:
+    each is run by one of them, and all return when the last has ended. A search of
+    several processes does not repeat itself exactly, since its suggestions depend on
+    which trials have ended.
 
     A trial that was cut off (the process was killed, or an exception of ``stop_on``
     came up) does not count; the next one has its settings. A trial that raises anything
@@ -101,6 +120,7 @@ def search(
             under the same setup, space and seed.
         stop_on: exceptions that end the search, beside KeyboardInterrupt and its like.
         may_all_fail: whether to return a study without any complete trial, too.
+        maximize: whether the objective is maximised.
 
     Returns:
         The study. Its user attribute ``interrupted`` lists the trials cut off.
@@ -112,17 +132,20 @@ def search(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=f"sqlite:///{Path(storage).absolute()}",
-        study_name=name,
-        pruner=_pruner(config),
-        load_if_exists=True,
-    )
-    _check_setup(study, config, space, setup or {}, storage)
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state is optuna.trial.TrialState.RUNNING:
-            _set_aside(study, trial.number)
+    claims = Claims(storage)
+    with claims.exclusive():
+        study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(
+                f"sqlite:///{Path(storage).absolute()}",
+                engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}},
+            ),
+            study_name=name,
+            pruner=_pruner(config),
+            direction="maximize" if maximize else "minimize",
+            load_if_exists=True,
+        )
+        _check_setup(study, config, space, setup or {}, storage, maximize)
+        _set_dead_aside(study, claims)
     from tqdm import tqdm
 
     done = len(_counted(study))
@@ -132,18 +155,19 @@ def search(
     with tqdm(
         total=config.num_trials, initial=done, desc=name, disable=quiet, unit="trial"
     ) as bar:
-        while done < config.num_trials:
-            # A sampler's own state would start over with each process, and with it
-            # the random trials.
-            study.sampler = optuna.samplers.TPESampler(
-                seed=config.seed * 1_000_003 + done,
-                n_startup_trials=config.startup_trials,
-            )
-            _run_trial(study, config, space, objective, stop_on)
-            done += 1
+        while True:
+            with contextlib.ExitStack() as stack:
+                trial = _claim(study, config, claims, stack)
+                if trial is not None:
+                    _run_trial(study, trial, config, space, objective, stop_on, claims)
+            done = len(_counted(study))
             bar.update(done - bar.n)
             if _any_complete(study):
                 bar.set_postfix(best=f"{study.best_value:.4g}")
+            if done >= config.num_trials:
+                break
+            if trial is None:
+                time.sleep(_POLL_SECONDS)
     if not _any_complete(study) and not may_all_fail:
         errors = {str(t.user_attrs.get(_ERROR)) for t in _counted(study)}
         raise RuntimeError(
@@ -152,17 +176,51 @@ def search(
     return study
 
 
+def _claim(
+    study: "optuna.Study",
+    config: SearchConfig,
+    claims: Claims,
+    stack: contextlib.ExitStack,
+) -> "optuna.Trial | None":
+    """Begins a trial, held until ``stack`` closes; None if all are begun."""
+    import optuna
+
+    with claims.exclusive():
+        _set_dead_aside(study, claims)
+        running = study.get_trials(
+            deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
+        )
+        begun = sorted([*_counted(study), *running], key=lambda trial: trial.number)
+        # Studies of one process alone once had no places.
+        places = {t.user_attrs.get(_PLACE, i) for i, t in enumerate(begun)}
+        if len(places) >= config.num_trials:
+            return None
+        place = min(set(range(config.num_trials)) - places)
+        # A sampler's own state would start over with each process, and with it the
+        # random trials. The place, and not the number of trials so far: processes that
+        # begin at once, or again, would draw the same.
+        study.sampler = optuna.samplers.TPESampler(
+            seed=config.seed * 1_000_003 + place,
+            n_startup_trials=config.startup_trials,
+        )
+        trial = study.ask()
+        stack.enter_context(claims.hold(trial.number))
+        trial.set_user_attr(_PLACE, place)
+        return trial
+
+
 def _run_trial(
     study: "optuna.Study",
+    trial: "optuna.Trial",
     config: SearchConfig,
     space: Mapping[str, Setting],
     objective: Objective,
     stop_on: tuple[type[BaseException], ...],
+    claims: Claims,
 ) -> None:
     """Runs one trial and records how it ended."""
     from optuna.trial import TrialState
 
-    trial = study.ask()
     started = time.perf_counter()
 
     def report(step: int, value: float) -> None:
@@ -181,7 +239,8 @@ def _run_trial(
     try:
         value = float(objective(suggest_all(space, trial), report))
     except stop_on:
-        _set_aside(study, trial.number)
+        with claims.exclusive():
+            _set_aside(study, trial.number)
         raise
     except Pruned as reason:
         end(TrialState.PRUNED, error=str(reason))
@@ -189,7 +248,8 @@ def _run_trial(
         _log.warning("trial %d failed: %r", trial.number, error)
         end(TrialState.FAIL, error=repr(error))
     except BaseException:
-        _set_aside(study, trial.number)
+        with claims.exclusive():
+            _set_aside(study, trial.number)
         raise
     else:
         if math.isfinite(value):
@@ -204,7 +264,9 @@ def _pruner(config: SearchConfig) -> "optuna.pruners.BasePruner":
     if not config.min_resource:
         return optuna.pruners.NopPruner()
     return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=config.min_resource, reduction_factor=config.reduction_factor
+        min_resource=config.min_resource,
+        reduction_factor=config.reduction_factor,
+        min_early_stopping_rate=0,
     )
 
 
@@ -214,10 +276,13 @@ def _check_setup(
     space: Mapping[str, Setting],
     setup: Mapping[str, Any],
     storage: str | Path,
+    maximize: bool,
 ) -> None:
     settings = dataclasses.asdict(config)
     for free in ("num_trials", "progress"):
         del settings[free]
+    if maximize:
+        settings["maximize"] = True
     now = {
         "search": settings,
         "space": {key: dataclasses.asdict(space[key]) for key in sorted(space)},
@@ -228,12 +293,31 @@ def _check_setup(
     if before is None:
         study.set_user_attr(_SETUP, now)
     elif before != now:
-        changed = [key for key in now if before.get(key) != now[key]]
+        changed = [
+            f"{key} ({', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)})"
+            for key in now
+            if (names := _changed(before.get(key, {}), now[key]))
+        ]
         raise ValueError(
             f"{storage} holds the study {study.study_name!r} made under another "
             f"{' and '.join(changed)}; take those again to go on with it, or another "
             "file"
         )
+
+
+def _changed(before: Any, now: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """Names the settings that differ, or are in one of two nested mappings only.
+
+    >>> _changed({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 0, "c": 2}, "e": 3})
+    ['a.b', 'd', 'e']
+    """
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [".".join(path)] if before != now else []
+    return [
+        name
+        for key in sorted({*before, *now})
+        for name in _changed(before.get(key), now.get(key), (*path, key))
+    ]
 
 
 def _counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
@@ -248,6 +332,21 @@ def _counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
 
 def _any_complete(study: "optuna.Study") -> bool:
     return any(trial.state.name == "COMPLETE" for trial in _counted(study))
+
+
+def _set_dead_aside(study: "optuna.Study", claims: Claims) -> None:
+    """Sets aside the running trials whose processes have ended."""
+    import optuna
+
+    running = (optuna.trial.TrialState.RUNNING,)
+    found = study.get_trials(deepcopy=False, states=running)
+    unheld = {t.number for t in found if not claims.held(t.number)}
+    if not unheld:
+        return
+    # Looked at again: one that has ended in between was let go after that.
+    for trial in study.get_trials(deepcopy=False, states=running):
+        if trial.number in unheld:
+            _set_aside(study, trial.number)
 
 
 def _set_aside(study: "optuna.Study", number: int) -> None:

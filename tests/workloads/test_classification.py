@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import paths
 import pytest
-from PIL import Image
+from pictures_toy import write_pictures
 
 from configs import convnets as configs
 from experiments.workloads import read_run
@@ -31,27 +31,12 @@ from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.lower_features import Views, view_features
 
 WEIGHTS = str(paths.GOLDEN / "convnets" / "resnet_timm")
-CLASSES = ("blue", "green", "red")
 AUGMENT = AugmentConfig(flip=True, rotate_degrees=15, jitter=0.2)
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """Noise in which one channel is brighter, which is the class."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    lines = []
-    for split, count in (("train", 24), ("validation", 9), ("test", 9)):
-        for i in range(count):
-            pixels = rng.integers(0, 60, (32, 32, 3), np.uint8)
-            pixels[..., 2 - i % 3] += 190
-            Image.fromarray(pixels).save(folder / f"{split}{i}.png")
-            lines.append(
-                {"image": f"{split}{i}.png", "label": CLASSES[i % 3], "split": split}
-            )
-    file = folder / "pictures.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)))
-    return str(file)
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def config(task, views=2, steps=12, **pictures):

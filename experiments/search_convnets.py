@@ -1,0 +1,152 @@
+"""Searches the settings of a picture classifier by Optuna, and tests the best.
+
+    python -m experiments.search_convnets --config configs/convnet_search.py:resnet50
+
+The study is kept in ``--workdir``; run again, it goes on. ``--config.jobs=4`` runs four
+trials at a time, in processes of their own; the command may also be started several
+times. What the frozen stages give is computed once, for all trials.
+"""
+
+import contextlib
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+from experiments.worker import start_worker
+from experiments.workloads import read_run
+
+CONFIG = cli.define_config(partial=True)
+WORKDIR = cli.define_workdir("runs/convnet_search", "Folder for the studies.")
+
+_SETTINGS = (
+    *("base", "epochs", "search", "space", "jobs", "seeds", "learned", "name"),
+    "results",
+)
+
+
+def _search(config: Mapping[str, Any], workdir: Path, progress: bool) -> Any:
+    """Takes part in the search until all its trials have ended; returns the study."""
+    from meta_opt.studies.convnet_search import (
+        EpochsConfig,
+        EpochTrial,
+        search_settings,
+    )
+    from meta_opt.tuning.search import SearchConfig
+    from meta_opt.tuning.space import Setting
+    from meta_opt.types import from_config
+
+    base = read_run(config["base"], "config.base")
+    epochs = from_config(EpochsConfig, config["epochs"], "config.epochs")
+    given = {**config["search"], "progress": progress}
+    settings = from_config(SearchConfig, given, "config.search")
+    space = {
+        k: from_config(Setting, v, f"config.space.{k}")
+        for k, v in config["space"].items()
+    }
+    # Its features are in the cache before the other processes ask for them.
+    trial = EpochTrial(base, epochs)
+    with _workers(config, workdir, config["jobs"] - 1 if progress else 0):
+        return search_settings(
+            trial,
+            base,
+            epochs,
+            space,
+            settings,
+            storage=workdir / f"{config['name']}.sqlite3",
+            name=config["name"],
+        )
+
+
+@contextlib.contextmanager
+def _workers(config: Mapping[str, Any], workdir: Path, count: int) -> Iterator[None]:
+    """Other processes that take part; they end with the body."""
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_work, args=(config, workdir), daemon=True)
+        for _ in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        # After the search they have nothing left to do; of one that was interrupted,
+        # each sets its trial aside.
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+def _work(config: Mapping[str, Any], workdir: Path) -> None:
+    from meta_opt.finetuning.interruption import Interrupted
+
+    start_worker(None, str(workdir))
+    with contextlib.suppress(Interrupted):
+        _search(config, workdir, progress=False)
+
+
+def main() -> None:
+    """Searches, tests, writes."""
+    from meta_opt.studies.convnet_search import (
+        EpochsConfig,
+        EpochTrial,
+        measure_setting,
+        untuned,
+    )
+    from meta_opt.tuning.results import describe_trials, write_results
+    from meta_opt.types import check_keys, from_config
+
+    config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
+    check_keys("config", config, _SETTINGS)
+    if config["jobs"] < 1 or not config["seeds"]:
+        raise ValueError(
+            f"config.jobs={config['jobs']} must be at least 1, and config.seeds="
+            f"{config['seeds']} must name a seed"
+        )
+    cli.keep_compiled(workdir)
+    study = _search(config, workdir, progress=True)
+    base = read_run(config["base"], "config.base")
+    epochs = from_config(EpochsConfig, config["epochs"], "config.epochs")
+    tested = EpochTrial(base, epochs, test=True)
+    found = {
+        "tuned": measure_setting(tested, epochs, study.best_params, config["seeds"])
+    }
+    if config["learned"]:
+        tested = EpochTrial(untuned(base), epochs, test=True)
+        found["learned"] = measure_setting(tested, epochs, {}, config["seeds"])
+    seconds = sum(trial["seconds"] for trial in describe_trials(study))
+    record = write_results(
+        config["results"],
+        study,
+        {
+            "command": cli.command_line(),
+            "objective": f"{epochs.metric} on validation, maximised, at the epoch of "
+            f"best {epochs.early_stopping.metric}",
+            "search_seconds": round(seconds, 1),
+            **found,
+        },
+    )
+    states = [t["state"] for t in record["trials"]]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
+    print(f"{config['name']}: {len(states)} trials ({counts}) in {seconds:.0f} s")
+    print(f"  validation {epochs.metric} {record['best']['value']:.4f} with")
+    for name, value in record["best"]["params"].items():
+        print(f"    {name} = {value:.4g}")
+    for name, measured in found.items():
+        test = measured["test"].get(epochs.metric)
+        value = "not finite" if test is None else f"{test['mean']:.4f}"
+        print(
+            f"  test {epochs.metric} of {name}, {len(measured['runs'])} runs: {value}"
+        )
+    print(f"  written to {config['results']}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,50 @@
+"""When a run ends before its last step, by a metric of its evaluations."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from meta_opt.types import check_name
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """Which metric, and how long a run may go on without a better one.
+
+    Attributes:
+        metric: of the evaluation, on validation data.
+        mode: whether a better one is ``min`` or ``max``.
+        patience: evaluations in a row without a better one after which a run stops.
+
+    Example:
+        >>> stopping = EarlyStopping("loss", "min", patience=2)
+        >>> losses = [0.9, 0.5, 0.6, 0.5]
+        >>> [stopping.stops(losses[: i + 1]) for i in range(4)], stopping.best(losses)
+        ([False, False, False, True], 1)
+    """
+
+    metric: str = "loss"
+    mode: str = "min"
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        """Checks mode and range."""
+        check_name("early_stopping.mode", self.mode, ("min", "max"))
+        if self.patience < 1:
+            raise ValueError(
+                f"early_stopping.patience={self.patience} must be at least 1"
+            )
+
+    def best(self, values: Sequence[float]) -> int:
+        """The index of the first of the best values; one that is not finite is worst.
+
+        Args:
+            values: of the metric, in order, at least one.
+        """
+        sign = 1.0 if self.mode == "min" else -1.0
+        costs = [sign * x if math.isfinite(x) else math.inf for x in values]
+        return costs.index(min(costs))
+
+    def stops(self, values: Sequence[float]) -> bool:
+        """Whether a run stops after these values."""
+        return len(values) - 1 - self.best(values) >= self.patience

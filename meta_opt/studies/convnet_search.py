@@ -1,0 +1,249 @@
+"""Hyperparameter search of picture classifiers whose runs are measured in epochs.
+
+The protocol of the convolutional baselines of progressive few-shot fine-tuning
+(Roumeliotis et al. 2025, IEEE Access): each trial trains for at most so many epochs,
+stops early, and is judged by weighted F1 on the validation split; its batch size is
+among the settings.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meta_opt.finetuning.early_stopping import EarlyStopping
+from meta_opt.finetuning.interruption import Interrupted
+from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.state import fingerprint
+from meta_opt.finetuning.trial import Evaluation, Report, Trial, TrialRun
+from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.studies.meta_test.comparison import interval
+from meta_opt.tuning.injected import injected
+from meta_opt.tuning.search import SearchConfig, search
+from meta_opt.tuning.space import Setting
+from meta_opt.types import check_keys, check_name
+
+if TYPE_CHECKING:
+    import optuna
+
+_BATCH_SIZE = "batch_size"
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochsConfig:
+    """How a run is measured.
+
+    Attributes:
+        max_epochs: length of a run, and of its schedule. An epoch leaves out what does
+            not fill a batch.
+        metric: of validation, that is maximised; its value is that of the epoch which
+            is best by ``early_stopping.metric``.
+        early_stopping: its ``patience`` is in epochs.
+    """
+
+    max_epochs: int = 50
+    metric: str = "weighted_f1"
+    early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if self.max_epochs < 1:
+            raise ValueError(f"max_epochs={self.max_epochs} must be at least 1")
+
+    def best_epoch(self, evaluations: Sequence[Evaluation]) -> int:
+        """The epoch, from 1, whose parameters a run keeps."""
+        name = self.early_stopping.metric
+        return 1 + self.early_stopping.best([e.validation[name] for e in evaluations])
+
+    def value(self, evaluations: Sequence[Evaluation]) -> float:
+        """The metric of the epoch whose parameters a run keeps."""
+        return evaluations[self.best_epoch(evaluations) - 1].validation[self.metric]
+
+
+class EpochTrial:
+    """Runs of a workload whose length and evaluations are in epochs.
+
+    Args:
+        base: the run: its workload, optimizer, batch size and seed.
+        config: how runs are measured.
+        test: whether the test split is evaluated, with the parameters of the best
+            epoch.
+
+    Attributes:
+        examples: number of training examples.
+        fingerprint: of the parameters before training.
+
+    Raises:
+        ValueError: a metric that the workload does not give.
+    """
+
+    def __init__(
+        self, base: RunConfig, config: EpochsConfig, test: bool = False
+    ) -> None:
+        self._base, self._config = base, config
+        self._trial = Trial(
+            base,
+            injected,
+            test=test,
+            metric=config.metric,
+            early_stopping=config.early_stopping,
+        )
+        workload = self._trial.workload
+        self.examples = workload.describe()["examples"]["train"]
+        self.fingerprint = fingerprint((workload.params, workload.frozen))
+        # Before the first trial: an error in a trial would be that trial's alone.
+        assert workload.evaluate is not None
+        given = workload.evaluate(workload.params, workload.frozen, "validation")
+        check_name("config.metric", config.metric, given)
+        check_name("early_stopping.metric", config.early_stopping.metric, given)
+
+    def __call__(
+        self,
+        settings: Mapping[str, Any],
+        seed: int | None = None,
+        report: Report | None = None,
+    ) -> TrialRun:
+        """Runs.
+
+        Args:
+            settings: of the optimizer, in place of the base's, and ``batch_size``.
+            seed: of the head, the order of examples and dropout; None for the base's.
+            report: called with the epoch, from 1, and the metric.
+
+        Raises:
+            ValueError: settings that are not there, or a batch larger than an epoch.
+        """
+        settings = dict(settings)
+        batch_size = settings.pop(_BATCH_SIZE, self._base.loop.batch_size)
+        if batch_size > self.examples:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {self.examples} training "
+                "examples"
+            )
+        per_epoch = self.examples // batch_size
+        loop = dataclasses.replace(
+            self._base.loop, batch_size=batch_size, eval_every=per_epoch
+        )
+        num_steps = self._config.max_epochs * per_epoch
+        optimizer = self._trial.optimizer({**settings, "num_steps": num_steps})
+        of_epoch = report and (lambda step, value: report(step // per_epoch, value))
+        return self._trial(optimizer, seed, of_epoch, loop)
+
+
+def search_settings(
+    trial: EpochTrial,
+    base: RunConfig,
+    config: EpochsConfig,
+    space: Mapping[str, Setting],
+    settings: SearchConfig,
+    *,
+    storage: str | Path,
+    name: str,
+) -> "optuna.Study":
+    """Searches, going on with the study in ``storage``; processes may share it.
+
+    Args:
+        trial: of ``base`` and ``config``.
+        base: what the study depends on, beside the space.
+        config: how runs are measured; the pruner counts epochs.
+        space: of the optimizer's settings and ``batch_size``.
+        settings: of the search.
+        storage: the SQLite file.
+        name: of the study.
+
+    Returns:
+        The study; see `meta_opt.tuning.search.search`.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM; called again, it goes on.
+        ValueError: a setting that no optimizer has, a batch size that is more than the
+            examples, or a study of another space, run or seed.
+        RuntimeError: no trial completed.
+    """
+    fields = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    check_keys("config.space", space, (*sorted(fields - {"num_steps"}), _BATCH_SIZE))
+    sizes = space[_BATCH_SIZE].choices if _BATCH_SIZE in space else ()
+    if too_large := [x for x in sizes if x > trial.examples]:
+        raise ValueError(
+            f"config.space.batch_size has the choices {too_large}, more than the "
+            f"{trial.examples} training examples: leave them out"
+        )
+
+    def objective(found: dict[str, Any], report: Report) -> float:
+        return config.value(trial(found, report=report).evaluations)
+
+    return search(
+        settings,
+        space,
+        objective,
+        storage=storage,
+        name=name,
+        setup={
+            "run": base.settings(),
+            "epochs": dataclasses.asdict(config),
+            "fingerprint": trial.fingerprint,
+        },
+        stop_on=(Interrupted,),
+        maximize=True,
+    )
+
+
+def measure_setting(
+    trial: EpochTrial,
+    config: EpochsConfig,
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """Runs a setting with several seeds, and tests what each run keeps.
+
+    Args:
+        trial: that evaluates the test split.
+        config: of ``trial``.
+        settings: see `EpochTrial`.
+        seeds: of the runs; other than the search's.
+
+    Returns:
+        JSON values: ``settings``; ``runs``, each with its seed, epochs, best epoch,
+        metrics of that epoch and seconds; ``test``, the mean over the runs of each
+        metric that is finite in all, with its 95% confidence interval.
+    """
+    runs: list[dict[str, Any]] = []
+    for seed in seeds:
+        run = trial(settings, seed)
+        best = config.best_epoch(run.evaluations)
+        runs.append(
+            {
+                "seed": seed,
+                "epochs": len(run.evaluations),
+                "best_epoch": best,
+                "validation": run.evaluations[best - 1].validation,
+                "test": run.test,
+                "seconds": run.seconds,
+            }
+        )
+    tests: list[dict[str, float]] = [run["test"] for run in runs]
+    test = {
+        name: dataclasses.asdict(interval(metrics[name] for metrics in tests))
+        for name in tests[0]
+        if all(math.isfinite(metrics[name]) for metrics in tests)
+    }
+    return {"settings": dict(settings), "runs": runs, "test": test}
+
+
+def untuned(base: RunConfig) -> RunConfig:
+    """The same run under the learned optimizer, which has no settings to be searched.
+
+    It sets clipping and the step of each tensor itself, and gets no validation metric.
+    """
+    optimizer = OptimizerConfig(
+        "learned", base.optimizer.num_steps, stacked=base.optimizer.stacked
+    )
+    defaults = type(base.loop)()
+    loop = dataclasses.replace(
+        base.loop,
+        feedback=False,
+        best_metric=defaults.best_metric,
+        best_mode=defaults.best_mode,
+    )
+    return dataclasses.replace(base, optimizer=optimizer, loop=loop)
