@@ -3,15 +3,18 @@
     python -m experiments.benchmark [--only update,step,compile,memory,import,meta]
     python -m experiments.benchmark --only step,input --size B/16 --batch_size 32
     python -m experiments.benchmark --only hlo_bytes --topology v5e:2x2
+    python -m experiments.benchmark --only convnets --network resnet50 --pixels 100
 
 Alternatives take turns within each round, so that a drift of the machine's speed
 touches them alike; ratios are of medians. Nothing here is a test: a busy machine
 prints other numbers.
 """
 
-from absl import app, flags
+from absl import flags
 
-from experiments.benchmarks import meta, steps, updates
+from experiments import cli
+from experiments.benchmarks import convnets, meta, steps, updates
+from meta_opt.types import near_match
 
 _BENCHES = {
     "update": updates.bench_update,
@@ -22,17 +25,18 @@ _BENCHES = {
     "meta": meta.bench_meta,
     "input": steps.bench_input,
     "hlo_bytes": updates.bench_hlo_bytes,
+    "convnets": convnets.bench_convnets,
 }
 _ONLY = flags.DEFINE_list("only", list(_BENCHES), f"what of {', '.join(_BENCHES)}")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Runs what was asked for and prints a line for each ratio."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    unknown = set(_ONLY.value) - set(_BENCHES)
-    if unknown:
-        raise app.UsageError(f"unknown {sorted(unknown)}; there are {list(_BENCHES)}")
+    for name in _ONLY.value:
+        if name not in _BENCHES:
+            known = ", ".join(_BENCHES)
+            near = near_match(name, _BENCHES)
+            raise ValueError(f"--only: no benchmark {name!r}{near}; there are {known}")
     print(f"{'':56} {'ours':>9} {'theirs':>9} {'':8} {'ratio':>6} target")
     for name in _ONLY.value:
         for what, ours, theirs, unit, target in _BENCHES[name]():
@@ -43,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import signal
@@ -15,9 +14,9 @@ from typing import Any
 
 from experiments import cli
 from experiments.benchmarks.timing import medians
+from experiments.stored_results import StoredResult
 from experiments.workloads import read_run
 from meta_opt.optimizers.weights import weights_digest
-from meta_opt.text_files import write_json
 from meta_opt.types import from_config
 
 FORMAT = 1
@@ -25,58 +24,26 @@ STEPS = "steps"
 """In place of an optimizer: the time of a step of all of them, side by side."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell(StoredResult):
     """What is measured, and where its result is stored.
 
     Attributes:
         task: its name.
         variant: of the run, such as what of the model trains; its name.
         optimizer: its name.
-        setup: all that the outcome depends on, JSON values.
-        results: the table's folder.
         workdir: of the studies.
     """
 
     task: str
     variant: str
     optimizer: str
-    setup: dict[str, Any]
-    results: Path
     workdir: Path
 
     @property
     def name(self) -> str:
         """For bars and messages."""
         return f"{self.task}, {self.variant}, {self.optimizer}"
-
-    @property
-    def path(self) -> Path:
-        """The JSON file of the result."""
-        return self.results / self.task / self.variant / f"{self.optimizer}.json"
-
-    @property
-    def digest(self) -> str:
-        """Of the setup: a result of another one is measured again."""
-        text = json.dumps(self.setup, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def stored(self) -> dict[str, Any] | None:
-        """The result that is there, if it is of this setup.
-
-        Raises:
-            ValueError: a file that is no result.
-        """
-        if not self.path.is_file():
-            return None
-        try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-            return record if record["digest"] == self.digest else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} is not a result of this table ({error!r}); delete it to "
-                "measure again"
-            ) from None
 
 
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
@@ -104,9 +71,14 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                 "weights": weights,
             }
             found.append((task, variant, STEPS, timed))
+    folder = Path(config["results"])
     return [
-        Cell(*names, json.loads(json.dumps(setup)), Path(config["results"]), workdir)
-        for *names, setup in found
+        Cell(
+            folder / task / variant / f"{optimizer}.json",
+            json.loads(json.dumps(setup)),
+            *(task, variant, optimizer, workdir),
+        )
+        for task, variant, optimizer, setup in found
     ]
 
 
@@ -215,19 +187,16 @@ def measure(cell: Cell, base: dict[str, Any], changes: dict[str, Any]) -> str:
 
 
 def _write(cell: Cell, found: Mapping[str, Any]) -> str:
-    from meta_opt.run_log import describe_environment
-
-    record = {
-        "format": FORMAT,
-        "digest": cell.digest,
-        "task": cell.task,
-        "variant": cell.variant,
-        "optimizer": cell.optimizer,
-        "setup": cell.setup,
-        **found,
-        "environment": describe_environment(),
-    }
-    write_json(cell.path, record, indent=1)
+    cell.write(
+        {
+            "format": FORMAT,
+            "task": cell.task,
+            "variant": cell.variant,
+            "optimizer": cell.optimizer,
+            "setup": cell.setup,
+            **found,
+        }
+    )
     return cell.name
 
 

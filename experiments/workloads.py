@@ -9,13 +9,15 @@ def read_run(settings: Mapping[str, Any], name: str = "config") -> Any:
 
     Args:
         settings: a config file's: with ``clips`` of video-text workloads, with
-            ``inputs`` of multimodal ones, else of images with texts.
+            ``inputs`` of multimodal ones, with ``pictures`` of picture classifiers,
+            else of images with texts.
         name: of the mapping, for errors.
 
     Raises:
         ValueError: as `meta_opt.finetuning.runs.read_run_config`.
     """
     from meta_opt.finetuning.runs import read_run_config
+    from meta_opt.workloads.classification import ClassificationConfig
     from meta_opt.workloads.image_text import ImageTextConfig
     from meta_opt.workloads.multimodal import MultimodalConfig
     from meta_opt.workloads.video_text import VideoTextConfig
@@ -25,4 +27,6 @@ def read_run(settings: Mapping[str, Any], name: str = "config") -> Any:
         workload = VideoTextConfig
     elif "inputs" in settings:
         workload = MultimodalConfig
+    elif "pictures" in settings:
+        workload = ClassificationConfig
     return read_run_config(workload, settings, name)

@@ -4,7 +4,8 @@ Transformers resizes, takes the middle, rescales and normalises, each if the set
 say so. Here the channels are part of the model and sizes are the data's, so this is
 read for both. Every setting is applied, known to have no effect, or refused by name.
 
-The settings are those of CLIP's and SigLIP's image processors. They are in
+The settings are those of CLIP's, SigLIP's and ConvNeXt's image processors (ResNet's is
+ConvNeXt's). They are in
 ``preprocessor_config.json``, or under ``image_processor`` in ``processor_config.json``,
 where version 5 of Transformers writes them and which is read first, as it does.
 """
@@ -27,6 +28,7 @@ _APPLIED = (
     *_FLAGS,
     "size",
     "crop_size",
+    "crop_pct",
     "resample",
     "rescale_factor",
     "image_mean",
@@ -47,10 +49,14 @@ _WITHOUT_EFFECT = (
     "return_tensors",
     "transformers_version",
 )
-BICUBIC = 3
-"""Pillow's number of the filter that CLIP and SigLIP take."""
+BILINEAR, BICUBIC = 2, 3
+"""Pillow's numbers of filters: ConvNeXt's, and that of CLIP and SigLIP."""
 _ENDINGS = ("FeatureExtractor", "ImageProcessor", "ImageProcessorFast")
-_KINDS = {f"{kind}{end}": kind for kind in ("CLIP", "Siglip") for end in _ENDINGS}
+_KINDS = {
+    f"{kind}{end}": kind for kind in ("CLIP", "Siglip", "ConvNext") for end in _ENDINGS
+}
+_CROP_PCT, _NO_CROP = 0.875, 384
+"""Of ConvNeXt: the share of the shorter side that is kept, below so many pixels."""
 _MAX_PIXEL = 255
 
 Channels = tuple[float, ...]
@@ -155,6 +161,8 @@ class ImageProcessor:
                 f"{size} x {size}; set it to true",
             )
         kind = next((_KINDS[k] for t in _TYPES if (k := self._get(t, None))), None)
+        if kind == "ConvNext":
+            return self._convnext(size, adapt)
         is_clip = kind == "CLIP" if kind else crop or self._get("do_center_crop", False)
         resized, by_shorter = self._size(is_clip)
         name, final = "size", resized
@@ -172,6 +180,26 @@ class ImageProcessor:
         if not isinstance(resample, int) or not 0 <= resample <= 5:
             raise self._error("resample", "is none of Pillow's filters, 0 to 5")
         return Geometry(by_shorter, resized, resample)
+
+    def _convnext(self, size: int, adapt: bool) -> Geometry:
+        """`geometry` by ConvNeXt's rules: below 384 pixels cropped, else stretched."""
+        given = self._get("size", {"shortest_edge": _NO_CROP})
+        edge = given
+        if isinstance(given, Mapping):
+            edge = _set(given).get("shortest_edge")
+        if not isinstance(edge, int) or edge < 1:
+            raise self._error("size", "has no shortest_edge")
+        if edge != size and not adapt:
+            raise self._error("size", f"is not the {size} pixels that the model takes")
+        share = self._get("crop_pct", _CROP_PCT)
+        if not _is_number(share) or not 0 < share <= 1:
+            raise self._error("crop_pct", "must be above 0 and at most 1")
+        resample = self._get("resample", BILINEAR)
+        if not isinstance(resample, int) or not 0 <= resample <= 5:
+            raise self._error("resample", "is none of Pillow's filters, 0 to 5")
+        if edge >= _NO_CROP:
+            return Geometry(False, size, resample)
+        return Geometry(True, int(size / share), resample)
 
     def _size(self, is_clip: bool) -> tuple[int | None, bool]:
         """What pictures are resized to, and whether it is their shorter side."""

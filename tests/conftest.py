@@ -6,6 +6,7 @@ is loaded by other tests, by the programs that tests start and by later runs, fr
 ``.cache/jax`` in the checkout or from where ``JAX_COMPILATION_CACHE_DIR`` says.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -31,6 +32,10 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A fifth of the time: tracing makes millions of objects that live on, which are
+# collected in vain, and notes where each operation was written.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+gc.set_threshold(200_000, 20, 50)
 
 LONGEST_FIRST = (
     "test_meta_training",

@@ -54,7 +54,7 @@ def bytes_moved(hlo: str) -> int:
         if instruction is None:
             continue
         name, shape, operation, rest = instruction.groups()
-        sizes[name] = _shape_bytes(shape)
+        sizes[name] = shape_bytes(shape)
         if operation not in _MOVING and not _KERNEL.search(rest):
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.split(")")[0])
@@ -62,7 +62,7 @@ def bytes_moved(hlo: str) -> int:
     return total
 
 
-def _shape_bytes(shape: str) -> int:
+def shape_bytes(shape: str) -> int:
     """Bytes of all arrays in the text of a shape, tuples too."""
     return sum(
         _BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)

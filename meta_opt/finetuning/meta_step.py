@@ -17,7 +17,12 @@ from jax.sharding import Mesh
 from meta_opt.finetuning.objective import Objective
 from meta_opt.finetuning.state import TrainState
 from meta_opt.meta_loss.hypergradients import HypergradientFn, make_hypergradient
-from meta_opt.meta_loss.meta_gradient import finish_meta_gradient, primary_gradient
+from meta_opt.meta_loss.meta_gradient import (
+    MetaDiagnostics,
+    finish_meta_gradient,
+    primary_gradient,
+    same_batch_meta_gradient,
+)
 from meta_opt.meta_loss.preconditioners import update_preconditioner
 from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.parallel.mesh import place_batch, replicated
@@ -26,15 +31,16 @@ from meta_opt.workloads.workload import Batches, Workload
 
 
 class MetaPrograms(NamedTuple):
-    """A meta-step, as two functions to be compiled apart.
+    """A meta-step, as two functions to be compiled apart, or as one.
 
     Attributes:
-        primary: ``(state, first batch) -> (gradient of the primary loss, loss)``.
+        primary: ``(state, first batch) -> (gradient of the primary loss, loss)``; None
+            where one batch serves for both.
         finish: ``(state, gradient, loss, second batch) -> (objective's state,
-            metrics)``.
+            metrics)``; ``(state, batch)`` where one batch serves for both.
     """
 
-    primary: Callable[..., tuple[PyTree, jax.Array]]
+    primary: Callable[..., tuple[PyTree, jax.Array]] | None
     finish: Callable[..., tuple[PyTree, dict[str, jax.Array]]]
 
 
@@ -109,6 +115,27 @@ def make_meta_step(
             hypergradient=adapted() if kind == "sama" else plain,
             direct_term=config.direct_term,
         )
+        return updated(state, found, seen)
+
+    def on_one_batch(
+        state: TrainState, batch: PyTree
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        found, seen = same_batch_meta_gradient(
+            losses_of(state),
+            functools.partial(combiner.apply, dropout_key=keys(state)[1]),
+            state.objective["phi"],
+            state.params,
+            batch,
+            primary=losses.names.index(losses.primary),
+            gamma=config.gamma,
+            direct_term=config.direct_term,
+        )
+        return updated(state, found, seen)
+
+    def updated(
+        state: TrainState, found: PyTree, seen: MetaDiagnostics
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        phi = state.objective["phi"]
         opt_state = state.objective["opt_state"]
         updates, new_opt_state = optimizer.update(found, opt_state, phi)
         new = {"phi": optax.apply_updates(phi, updates), "opt_state": new_opt_state}
@@ -123,6 +150,8 @@ def make_meta_step(
             **{f"alignment/{n}": seen.tangents[i] for i, n in enumerate(losses.names)},
         }
 
+    if config.same_batch:
+        return MetaPrograms(None, on_one_batch)
     return MetaPrograms(primary, finish)
 
 
@@ -161,11 +190,16 @@ class MetaSteps:
     def compile(self, state: TrainState) -> None:
         """Compiles for states such as this one, and takes no batch from the data."""
         batches = self._open_batches()
+        whole = replicated(self._mesh)
+        finish = jax.jit(self._programs.finish, out_shardings=whole)
+        if self._programs.primary is None:
+            batch = self._placed(next(batches))
+            with jax.set_mesh(self._mesh):
+                self._finish = finish.lower(state, batch).compile()
+            return
         first, second = (self._placed(next(batches)) for _ in range(2))
         layout = jax.tree.map(lambda x: x.sharding, state.params)
-        whole = replicated(self._mesh)
         primary = jax.jit(self._programs.primary, out_shardings=(layout, whole))
-        finish = jax.jit(self._programs.finish, out_shardings=whole)
         with jax.set_mesh(self._mesh):
             self._primary = primary.lower(state, first).compile()
             of_primary = jax.eval_shape(self._programs.primary, state, first)
@@ -180,9 +214,12 @@ class MetaSteps:
         """The state after step number ``step``, with a meta-step if it is due."""
         if step % self.interval:
             return state
-        first, second = (self._placed(next(self._batches)) for _ in range(2))
-        gradient, loss = self._primary(state, first)
-        objective, metrics = self._finish(state, gradient, loss, second)
+        batch = self._placed(next(self._batches))
+        of_primary: tuple[Any, ...] = ()
+        if self._primary is not None:
+            of_primary = self._primary(state, batch)
+            batch = self._placed(next(self._batches))
+        objective, metrics = self._finish(state, *of_primary, batch)
         self.pending.append(metrics)
         return dataclasses.replace(state, objective=objective)
 

@@ -162,7 +162,7 @@ def plan_step(
         "gradients": device_bytes(state.params),
         "optimizer": device_bytes(state.opt_state),
         "limit": device_limit(mesh.devices.flat[0]),
-        "flops": _count(traced.jaxpr.jaxpr) / mesh.size,
+        "flops": count_flops(traced.jaxpr.jaxpr) / mesh.size,
     }
     parts = ("parameters", "frozen", "gradients", "optimizer")
     least = sum(known[name] for name in parts)
@@ -348,10 +348,11 @@ def product_flops(function: Callable[..., Any], *args: Any) -> float:
     >>> product_flops(lambda a: jax.lax.fori_loop(0, 3, lambda i, y: y @ a, a), x)
     384.0
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return count_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr: Any) -> float:
+def count_flops(jaxpr: Any) -> float:
+    """`product_flops` of what is traced already, a jaxpr."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -361,7 +362,7 @@ def _count(jaxpr: Any) -> float:
             depth = math.prod(shape[axis] for axis in contracted)
             total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
             continue
-        inside = [_count(inner) for inner in jaxprs_in_params(params)]
+        inside = [count_flops(inner) for inner in jaxprs_in_params(params)]
         if name == "cond":
             total += max(inside, default=0.0)
         else:

@@ -37,6 +37,10 @@ class MetaLossConfig:
         gamma: weight of the regulariser.
         direct_term: see `meta_opt.meta_loss.meta_gradient.meta_gradient`.
         hypergradient: method.
+        same_batch: whether a meta-step takes one batch for both of its two, which saves
+            a pass over the model
+            (`meta_opt.meta_loss.meta_gradient.same_batch_meta_gradient`); of the
+            method ``jvp`` with ``share_forward`` only.
     """
 
     combiner: str = "meltr"
@@ -55,6 +59,7 @@ class MetaLossConfig:
     hypergradient: HypergradientConfig = dataclasses.field(
         default_factory=HypergradientConfig
     )
+    same_batch: bool = False
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
@@ -71,6 +76,13 @@ class MetaLossConfig:
             raise ValueError(
                 f"weight_decay={self.weight_decay} and gamma={self.gamma} must not be "
                 "negative"
+            )
+        method = self.hypergradient
+        if self.same_batch and not (method.kind == "jvp" and method.share_forward):
+            raise ValueError(
+                f"same_batch=True shares the pass of hypergradient.kind='jvp' with "
+                f"share_forward=True, and these are {method.kind!r} and "
+                f"{method.share_forward}; set same_batch=False"
             )
 
     def make_combiner(self, num_losses: int) -> Combiner:

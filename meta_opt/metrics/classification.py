@@ -1,4 +1,4 @@
-"""Classification metrics, by scikit-learn."""
+"""Classification metrics, by scikit-learn, and the calibration of probabilities."""
 
 import numpy as np
 
@@ -58,3 +58,57 @@ def weighted_metrics(
         "recall": float(recall),
         "f1": float(f1),
     }
+
+
+def probability_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = 15
+) -> dict[str, float]:
+    """Metrics of predicted probabilities: loss, F1 and calibration.
+
+    Args:
+        labels: int [N].
+        probabilities: float [N, K], each row with the sum 1.
+        bins: see `calibration_error`.
+
+    Returns:
+        Those of `classification_metrics`, and ``weighted_f1``: the mean over classes
+        by their number of labels; ``ece``: see `calibration_error`; ``loss``: mean
+        cross-entropy in nats.
+    """
+    from sklearn.metrics import f1_score
+
+    predictions = np.argmax(probabilities, axis=-1)
+    weighted = f1_score(labels, predictions, average="weighted", zero_division=0)
+    given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    tiny = np.finfo(np.float32).tiny
+    return {
+        "loss": float(-np.mean(np.log(np.maximum(given, tiny)))),
+        **classification_metrics(labels, predictions),
+        "weighted_f1": float(weighted),
+        "ece": calibration_error(labels, probabilities, bins),
+    }
+
+
+def calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = 15
+) -> float:
+    """Expected calibration error of the predicted class (Guo et al. 2017).
+
+    Predictions are put into bins of equal width by their confidence; of each bin the
+    accuracy and the mean confidence differ by some amount, of which this is the mean
+    over all predictions (arXiv:1706.04599, equation 3).
+
+    Args:
+        labels: int [N].
+        probabilities: float [N, K].
+        bins: how many.
+
+    >>> probabilities = np.array([[0.8, 0.2], [0.8, 0.2]])
+    >>> round(calibration_error(np.array([0, 1]), probabilities), 3)
+    0.3
+    """
+    confidence = probabilities.max(axis=-1).astype(np.float64)
+    right = np.argmax(probabilities, axis=-1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))

@@ -5,6 +5,7 @@ import dataclasses
 import optax
 
 from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
+from meta_opt.optimizers.group_rates import with_group_rates
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.optimizers.weights import DEFAULT
@@ -24,6 +25,10 @@ class OptimizerConfig:
         weight_decay: of a baseline.
         momentum: of a baseline (first decay rate of Adam, AdamW and Lion).
         warmup_fraction: of a baseline.
+        clip_norm: of a baseline: global norm to which gradients are clipped; 0: none.
+        rate_factors: of a baseline: (regular expression, factor) pairs; the learning
+            rate of parameters whose path the first matching one finds is so many times
+            the others'.
         weights: of the learned optimizer: a shipped name or a path.
         stacked: of the learned optimizer and the hand-designed rule: regular expression
             of scan-stacked parameters.
@@ -38,6 +43,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     momentum: float = 0.9
     warmup_fraction: float = 0.05
+    clip_norm: float = 0.0
+    rate_factors: tuple[tuple[str, float], ...] = ()
     weights: str = DEFAULT
     stacked: str | None = None
     groups: tuple[tuple[str, str], ...] = ()
@@ -60,7 +67,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         TypeError: ``num_steps`` that is not an integer.
     """
     if config.name in DEFAULT_LEARNING_RATE:
-        return baseline(
+        tx = baseline(
             config.name,
             config.num_steps,
             learning_rate=config.learning_rate,
@@ -68,6 +75,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
             momentum=config.momentum,
             warmup_fraction=config.warmup_fraction,
         )
+        return with_group_rates(tx, config.name, config.clip_norm, config.rate_factors)
     if config.name not in NAMES:
         raise ValueError(
             f"no optimizer {config.name!r}{near_match(config.name, NAMES)}; there are "
@@ -77,6 +85,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         raise ValueError(
             f"{config.name!r} has no learning rate: leave learning_rate out "
             f"(got {config.learning_rate})"
+        )
+    if config.clip_norm or config.rate_factors:
+        raise ValueError(
+            f"{config.name!r} sets clipping and the step of each tensor itself: leave "
+            f"clip_norm={config.clip_norm} and rate_factors={config.rate_factors} out"
         )
     if config.name == "hand_designed":
         return hand_designed(

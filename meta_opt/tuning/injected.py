@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_opt.optimizers.baselines import DEFAULT_LEARNING_RATE, baseline
+from meta_opt.optimizers.group_rates import with_group_rates
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 
 
@@ -34,7 +35,7 @@ def injected_baseline(
         )
     peak = config.learning_rate
     make = optax.inject_hyperparams(baseline, static_args=("name", "num_steps"))
-    return optax.with_extra_args_support(
+    tx = optax.with_extra_args_support(
         make(
             name=config.name,
             num_steps=config.num_steps,
@@ -44,6 +45,7 @@ def injected_baseline(
             warmup_fraction=config.warmup_fraction,
         )
     )
+    return with_group_rates(tx, config.name, config.clip_norm, config.rate_factors)
 
 
 def injected_learned(

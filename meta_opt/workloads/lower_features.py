@@ -6,7 +6,7 @@ It may be kept in files.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,14 @@ import numpy as np
 from flax import nnx
 
 from meta_opt.data.catalog.encoder_weights import encoder_folder
+from meta_opt.data.preprocessing.augment import AugmentConfig, augment
 from meta_opt.models.encoders import Divisible, load_encoder
 from meta_opt.types import PyTree, write_atomic
 
 _ENCODED = 64
 """Samples that go through the lower layers at once."""
+_VIEWS_FORMAT = 1
+"""Of stored views; raised where augmentation or networks compute something else."""
 
 
 class EncoderParts(NamedTuple):
@@ -127,17 +130,133 @@ def features_of(
     if frames:
         inputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
     count = len(jax.tree.leaves(inputs)[0])
-    apply = jax.jit(apply)
-    parts = []
-    for start in range(0, count, _ENCODED):
-        part = jax.tree.map(lambda x, at=start: _filled(x[at : at + _ENCODED]), inputs)
-        parts.append(jax.device_get(apply(part)))
-    # What filled the last part up is cut off.
-    whole = jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+    taken = (
+        jax.tree.map(lambda x, at=start: x[at : at + _ENCODED], inputs)
+        for start in range(0, count, _ENCODED)
+    )
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs), *_applied(taken, apply))
     whole = pooled(whole, pool)
     if frames:
         whole = jax.tree.map(lambda x: x.reshape(*frames, *x.shape[1:]), whole)
     return whole
+
+
+def _applied(
+    parts: Iterable[PyTree], apply: Callable[[Any], PyTree]
+) -> Iterator[PyTree]:
+    """Applies a function to parts of at most `_ENCODED` samples, as one program."""
+    apply = jax.jit(apply)
+    for part in parts:
+        size = len(jax.tree.leaves(part)[0])
+        found = jax.device_get(apply(jax.tree.map(_filled, part)))
+        # What filled the last part up is cut off.
+        yield jax.tree.map(lambda x, size=size: x[:size], found)
+
+
+class Views(NamedTuple):
+    """Random views of pictures, which are drawn once.
+
+    Attributes:
+        number: V, of each picture; 1 without augmentation for evaluation.
+        augment: what is drawn.
+        seed: of picture i's view v the generator's seed is (seed, i, v).
+    """
+
+    number: int = 1
+    augment: AugmentConfig = AugmentConfig()
+    seed: int = 0
+
+    def draw(self, images: np.ndarray, first: int, view: int) -> np.ndarray:
+        """View ``view`` of images uint8 [B, h, w, 3], whose first number is ``first``.
+
+        >>> image = np.zeros((1, 2, 2, 3), np.uint8)
+        >>> Views().draw(image, 0, 0).shape
+        (1, 2, 2, 3)
+        """
+        return np.stack(
+            [
+                augment(
+                    image,
+                    self.augment,
+                    np.random.default_rng((self.seed, first + i, view)),
+                )
+                for i, image in enumerate(images)
+            ]
+        )
+
+
+def view_features(
+    images: np.ndarray,
+    views: Views,
+    lower: Callable[[Any], jax.Array],
+    weights: Mapping[str, np.ndarray],
+    folder: str = "",
+    name: str = "views",
+) -> np.ndarray:
+    """What layers that do not train give for each view of each picture.
+
+    They are stored in half precision. With a folder they are written to a ``.npy`` file
+    that is mapped into memory and not read whole, under a name that holds a hash of all
+    that they depend on: a later call with the same pictures, views and weights finds
+    them.
+
+    Args:
+        images: uint8 [N, h, w, 3].
+        views: which.
+        lower: from images [B, h, w, 3] to a grid [B, h', w', C].
+        weights: the arrays that ``lower`` depends on, by path.
+        folder: of the file; "" computes each time and keeps the features in memory.
+        name: begins the file's name.
+
+    Returns:
+        float16 [N, V, h', w', C]; with a folder, a read-only map of the file.
+
+    Raises:
+        ValueError: features that are not finite in half precision.
+    """
+    shape = jax.eval_shape(lower, images[:1]).shape[1:]
+    whole = (len(images), views.number, *shape)
+
+    def fill(into: np.ndarray) -> np.ndarray:
+        places = [
+            (start, view)
+            for view in range(views.number)
+            for start in range(0, len(images), _ENCODED)
+        ]
+        parts = (views.draw(images[i : i + _ENCODED], i, view) for i, view in places)
+        for (start, view), part in zip(places, _applied(parts, lower), strict=True):
+            half = _to_half(np.asarray(part, np.float32))
+            into[start : start + len(half), view] = half
+        return into
+
+    if not folder:
+        return fill(np.empty(whole, np.float16))
+    digest = hashlib.sha256(repr((_VIEWS_FORMAT, views, whole)).encode())
+    for path in sorted(weights):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(weights[path]).tobytes())
+    digest.update(np.ascontiguousarray(images).tobytes())
+    file = Path(folder) / f"{name}-{digest.hexdigest()[:12]}.npy"
+    if not file.is_file():
+        with write_atomic(file) as temporary:
+            opened = np.lib.format.open_memmap(
+                temporary, mode="w+", dtype=np.float16, shape=whole
+            )
+            fill(opened)
+            opened.flush()  # type: ignore[attr-defined]
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def _to_half(x: np.ndarray) -> np.ndarray:
+    most = float(np.finfo(np.float16).max)
+    largest = float(np.abs(x).max(initial=0))
+    # Not a number fails this too.
+    if not largest <= most:
+        raise ValueError(
+            f"features of the frozen stages reach {largest:g}, more than half "
+            f"precision holds ({most:g}): set augmented_views to 0, which stores none"
+        )
+    return x.astype(np.float16)
 
 
 def _filled(x: np.ndarray) -> jax.Array:

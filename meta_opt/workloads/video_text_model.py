@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,29 +46,46 @@ class VideoTextModelConfig:
         check_name("model.trainable", self.trainable, ("all", "lora"))
 
 
+class TargetSizes(NamedTuple):
+    """How much there is to predict.
+
+    Attributes:
+        words: K, of the vocabulary of the texts.
+        codes: K, of visual tokens.
+        frame: F, width of the features of frames.
+        answers: K, of questions.
+        end_id: of the token that ends a text, by the vocabulary.
+    """
+
+    words: int
+    codes: int
+    frame: int
+    answers: int
+    end_id: int
+
+
 def heads_for(
-    losses: Sequence[str], config: VideoTextModelConfig, inputs: ClipInputs
+    losses: Sequence[str], config: VideoTextModelConfig, sizes: TargetSizes
 ) -> VideoTextHeads:
     """The heads that some losses need."""
 
     def needed(size: int, *by: str) -> int:
         return size if set(by) & set(losses) else 0
 
-    words = len(inputs.vocabulary)
     return VideoTextHeads(
         embed_dim=needed(config.embed_dim, "joint", "masked_joint", "contrastive"),
         match=needed(1, "align", "masked_align", "matching"),
-        language=needed(words, "masked_language", "masked_text"),
-        frame=needed(inputs.codebook.shape[1], "masked_frame"),
-        visual=needed(len(inputs.codebook), "masked_visual"),
-        answers=needed(len(inputs.answers), "answer"),
+        language=needed(sizes.words, "masked_language", "masked_text"),
+        frame=needed(sizes.frame, "masked_frame"),
+        visual=needed(sizes.codes, "masked_visual"),
+        answers=needed(sizes.answers, "answer"),
         choice=needed(1, "answer"),
         scores=needed(1, "sentiment"),
         captioner=dataclasses.replace(
             config.captioner,
-            vocab_size=needed(words, "decoder", "masked_decoder"),
+            vocab_size=needed(sizes.words, "decoder", "masked_decoder"),
             pad_id=0,
-            end_id=inputs.end_id,
+            end_id=sizes.end_id,
         ),
     )
 
@@ -83,7 +100,15 @@ def model_factory(
         config: of the model.
         inputs: with the encoders and the codebook.
     """
-    heads = heads_for(losses, config, inputs)
+    codes, frame = inputs.codebook.shape
+    sizes = TargetSizes(
+        words=len(inputs.vocabulary),
+        codes=codes,
+        frame=frame,
+        answers=len(inputs.answers),
+        end_id=inputs.end_id,
+    )
+    heads = heads_for(losses, config, sizes)
     whole: dict[str, Any] = {m: parts.upper for m, parts in inputs.encoders.items()}
     if (lower := inputs.encoders["text"].lower) is not None:
         whole["text_lower"] = lower

@@ -66,3 +66,10 @@ def test_a_mistake_is_one_line(tmp_path, arguments, environment, message):
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(message), finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_a_benchmark_that_there_is_not_is_named():
+    finished = run_command("benchmark", "--only=steps")
+    assert finished.returncode == 1
+    message = "benchmark: --only: no benchmark 'steps'; did you mean 'step'?"
+    assert finished.stderr.splitlines()[-1].startswith(message), finished.stderr

@@ -216,6 +216,46 @@ def test_the_primary_loss_falls_under_a_trained_combiner():
     assert np.mean(rows[-5:]) < 0.8 * np.mean(rows[:3])
 
 
+def test_one_batch_for_both_is_the_meta_step_on_it_twice():
+    workload, tx = make_workload(), optax.sgd(0.1)
+    twice = dataclasses.replace(MELTR, gamma=0.1, direct_term=True)
+    once = dataclasses.replace(twice, same_batch=True)
+    objective = make_objective(workload, twice)
+    state = init_state(workload.params, (), tx, make_mesh(MeshConfig()),
+                       init_objective=objective.init)  # fmt: skip
+    batch = next(workload.train_batches(8))
+    two = make_meta_step(workload, objective, twice, tx)
+    one = make_meta_step(workload, objective, once, tx)
+    assert one.primary is None
+    expected = jax.jit(whole(two))(state, batch, batch)
+    assert_close(jax.jit(one.finish)(state, batch), expected, rtol=2e-4, atol=1e-6)
+    assert expected[1]["grad_norm"] > 0
+
+
+def test_a_run_draws_one_batch_a_meta_step():
+    """And one more to compile for."""
+    drawn = []
+
+    def counted(*arguments):
+        opened = batches(5)(*arguments)
+
+        class Counting:
+            get_state, set_state = opened.get_state, opened.set_state
+
+            def __next__(self):
+                drawn.append(next(opened))
+                return drawn[-1]
+
+        return Counting()
+
+    config = dataclasses.replace(MELTR, same_batch=True)
+    loop = dataclasses.replace(toy.CONFIG, num_steps=8)
+    rows = train(config, None, make_workload(meta_batches=counted), loop).history
+    assert len(drawn) == 1 + 8 // MELTR.interval
+    assert [r["meta/skipped"] for r in rows if "meta/skipped" in r] == [0, 0]
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     whole = train(MELTR, tmp_path / "whole")
 
@@ -231,6 +271,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 def test_sharded_is_unsharded():
     """Of parameters whose gradient is zero, Adam would follow the rounding: SGD."""
     workload, tx = make_workload(without_noise), optax.sgd(0.05)
@@ -249,7 +290,9 @@ def test_sharded_is_unsharded():
     assert_close(*states, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("combiner", ["meltr", "gradnorm"])
+@pytest.mark.parametrize(
+    "combiner", ["meltr", pytest.param("gradnorm", marks=pytest.mark.slow)]
+)
 def test_a_loss_that_is_nan_is_left_out_and_counted(combiner):
     def broken(params, frozen, batch, rng):
         losses, metrics = losses_fn(params, frozen, batch, rng)
@@ -308,5 +351,7 @@ def test_settings_of_a_config_file():
         read_meta_loss({"intervl": 2}, "config.m")
     with pytest.raises(ValueError, match=r"config.m.published='univ' is none of univl"):
         read_meta_loss({"published": "univ"}, "config.m")
+    with pytest.raises(ValueError, match="same_batch=True shares the pass of"):
+        read_meta_loss({"same_batch": True, "hypergradient": {"kind": "sama"}})
     with pytest.raises(ValueError, match="interval=0 must be at least 1"):
         read_meta_loss({"interval": 0})

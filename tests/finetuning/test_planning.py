@@ -57,7 +57,9 @@ def plan(tx, size=16, mesh=MESH, model=SMALL, **changes):
     return dataclasses.replace(found, **changes)
 
 
-@pytest.mark.parametrize("name", ["adamw", "learned"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("adamw", marks=pytest.mark.slow), "learned"]
+)
 def test_bytes_are_those_of_the_arrays_on_a_device(name):
     tx = optax.adamw(1e-3) if name == "adamw" else learned_optimizer(10)
     found = plan(tx)
@@ -86,9 +88,8 @@ def deep(depth):
     return dataclasses.replace(SMALL, **towers, embed_dim=256)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 8, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
 def test_collectives_of_the_learned_optimizer_do_not_grow_with_depth(shape):
     mesh = make_mesh(MeshConfig(*shape), jax.devices())
     adamw, learned = optax.adamw(1e-3), learned_optimizer(10, stacked=STACKED)

@@ -150,6 +150,7 @@ each_way = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @each_way
 @each_layout
 def test_adamw_sharded_is_adamw_unsharded(layout, trainable):

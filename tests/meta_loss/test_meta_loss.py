@@ -364,7 +364,7 @@ def problem(net, num_losses, seed=0):
     return losses_fn, functools.partial(combine, config), phi, w, v
 
 
-@pytest.mark.parametrize("num_losses", [2, 8])
+@pytest.mark.parametrize("num_losses", [2, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("net", NETS)
 def test_forward_mode_equals_double_backward(net, num_losses):
     losses_fn, combiner, phi, w, v = problem(net, num_losses)
@@ -665,7 +665,9 @@ def meta_problem(**settings):
     return losses_fn, functools.partial(combine, small(3)), phi, w
 
 
-@pytest.mark.parametrize("direct_term", [False, True])
+@pytest.mark.parametrize(
+    "direct_term", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_the_meta_gradient_is_its_formula(direct_term):
     losses_fn, combiner, phi, w = meta_problem()
     gamma = 0.3
@@ -866,7 +868,16 @@ def test_mapped_over_combiners(kind):
         assert difference(found, one(phi, w)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["jvp", "double_backward", "neumann"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "jvp",
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("double_backward", "neumann")
+        ),
+    ],
+)
 def test_sharded_equals_unsharded(kind):
     losses_fn, combiner, phi, w = meta_problem()
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("data", "fsdp"))

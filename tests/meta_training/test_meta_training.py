@@ -133,6 +133,7 @@ def moved_theta():
     return theta
 
 
+@pytest.mark.slow
 def test_differentiable_unroll_has_the_value_and_gradient_of_a_plain_loop():
     task = dataclasses.replace(line_task(), feedback_every=0)
     key = jax.random.key(3)

@@ -60,13 +60,8 @@ def test_vmap_over_eight_devices_is_vmap(count):
         assert not re.search("all-reduce|all-gather|collective-permute", text)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "es" else pytest.mark.slow)
-        for name in ESTIMATORS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimate_on_eight_devices_is_that_of_one(name):
     settings = config(estimator=name, particles=8, pairs=8, windows=3)
     mesh = particle_mesh()

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
-from meta_opt.metrics.classification import classification_metrics
+from meta_opt.metrics.classification import (
+    calibration_error,
+    classification_metrics,
+    probability_metrics,
+)
 from meta_opt.metrics.question_answering import count_metrics, multiple_choice_accuracy
 from meta_opt.metrics.regression import sentiment_metrics
 from meta_opt.metrics.retrieval import retrieval_metrics
@@ -140,3 +144,19 @@ def test_errors_of_counts():
         count_metrics(np.ones(2), np.ones(3))
     with pytest.raises(ValueError, match=r"predictions\[1\] is NaN"):
         count_metrics(np.ones(2), np.array([1.0, np.nan]))
+
+
+def test_probabilities_are_weighed_by_class_and_calibration():
+    labels = np.array([0, 0, 0, 1])
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.2, 0.8]])
+    found = probability_metrics(labels, probabilities)
+    # F1 of class 0: 4 / 5, of class 1: 2 / 3.
+    assert found["weighted_f1"] == pytest.approx((3 * 4 / 5 + 2 / 3) / 4)
+    assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert found["accuracy"] == 0.75
+    assert found["loss"] == pytest.approx(-np.log([0.9, 0.6, 0.2, 0.8]).mean())
+    # Bins of confidence 0.9, 0.6 and 0.8, of which the last is half right.
+    assert found["ece"] == pytest.approx((0.1 + 0.4 + 2 * 0.3) / 4)
+    sure = np.eye(2)[labels]
+    assert calibration_error(labels, sure) == 0
+    assert calibration_error(1 - labels, sure) == 1

@@ -335,7 +335,10 @@ def test_checkpoint_round_trip_is_exact(case, tmp_path):
 # Sharding
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "axis_type",
+    [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)],
+)
 def test_sharding(case, axis_type):
     if axis_type == AxisType.Explicit and case.name in ("muon", "prodigy"):
         pytest.skip("optax's own does not say how its products are to be sharded")

@@ -166,7 +166,7 @@ def test_cells_are_known_by_all_that_decides_them(tmp_path):
     config["tasks"][one.task]["num_steps"] += 1
     assert cells(config, tmp_path)[0].stored() is None
     one.path.write_text("[")
-    with pytest.raises(ValueError, match="delete it to measure again"):
+    with pytest.raises(ValueError, match="delete it to measure it again"):
         one.stored()
 
 

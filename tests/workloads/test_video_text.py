@@ -69,6 +69,12 @@ WIDEST = [
 CAN = [(family, task) for family, x in FAMILIES.items() for task in x.primary]
 
 
+def quick(pairs, at_once):
+    """Marks as slow what is not in ``at_once``."""
+    slow = pytest.mark.slow
+    return [pytest.param(*p, marks=() if p in at_once else slow) for p in pairs]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -356,7 +362,7 @@ def test_losses_are_those_of_the_outputs():
         np.testing.assert_allclose(found, value, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("family, task", WIDEST)
+@pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[:1]))
 def test_masked_losses_differ_from_step_to_step(built, computed, family, task):
     losses, batch = computed(family, task), first_batch(built(family, task))
     names = built(family, task).losses.names
@@ -367,7 +373,7 @@ def test_masked_losses_differ_from_step_to_step(built, computed, family, task):
         assert (one != other) == (name in MASKED), name
 
 
-@pytest.mark.parametrize("family, task", WIDEST)
+@pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[:1]))
 def test_what_fills_up_short_clips_changes_nothing(built, computed, family, task):
     batch = first_batch(built(family, task))
     absent = ~batch["present"]
@@ -400,7 +406,7 @@ REACH = {
 PARTS = {"cross_encoder": "cross"}
 
 
-@pytest.mark.parametrize("family, task", WIDEST)
+@pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[:1]))
 def test_gradients_reach_the_parts_that_a_loss_reads(built, family, task):
     workload = built(family, task)
     batch = first_batch(workload)
@@ -428,6 +434,7 @@ def test_gradients_reach_the_parts_that_a_loss_reads(built, family, task):
         assert reached == set(REACH[name].split()), name
 
 
+@pytest.mark.slow
 def test_what_trains(root):
     whole = workload_config(root).build()
     assert "text_lower" in whole.frozen and "text_lower" not in whole.params
@@ -461,7 +468,7 @@ def test_what_trains(root):
 # Metrics
 
 
-@pytest.mark.parametrize("family, task", CAN)
+@pytest.mark.parametrize("family, task", quick(CAN, WIDEST))
 def test_loss_of_training_is_that_of_the_evaluation(built, root, family, task):
     workload = built(family, task)
     metrics = workload.evaluate(workload.params, workload.frozen, "validation")

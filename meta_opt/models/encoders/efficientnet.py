@@ -6,7 +6,6 @@ would spoil them.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.models.depthwise import DepthwiseConv
 from meta_opt.models.encoders.base import Halves, check_trained
 from meta_opt.models.layers import Linear, Numerics
 
@@ -85,53 +85,6 @@ class FrozenBatchNorm(nnx.Module):
         rank = (1,) * (x.ndim - 1)
         factor, shift = factor.reshape(*rank, -1), shift.reshape(*rank, -1)
         return x * factor.astype(x.dtype) + shift.astype(x.dtype)
-
-
-class DepthwiseConv(nnx.Module):
-    """A filter for each channel, as a sum of shifted images.
-
-    XLA's convolution of as many groups as channels takes 50 times as long on a CPU.
-
-    Args:
-        config: the numerics.
-        channels: C.
-        kernel: pixels a side.
-        stride: of the output.
-        rngs: the ``params`` stream initialises.
-    """
-
-    def __init__(
-        self,
-        config: EfficientNetConfig,
-        channels: int,
-        kernel: int,
-        stride: int,
-        *,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.stride, self.dtype = stride, config.dtype
-        init = nnx.initializers.lecun_normal()
-        shape, dtype = (kernel, kernel, 1, channels), jnp.dtype(config.param_dtype)
-        self.kernel = nnx.Param(init(rngs.params(), shape, dtype))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] to [B, h', w', C], padded as SAME is."""
-        weights, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
-        size, step = len(weights), self.stride
-        sides = x.shape[1:3]
-        pads = [
-            jax.lax.padtype_to_pads((side,), (size,), (step,), "SAME")[0]
-            for side in sides
-        ]
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        rows, columns = (step * (-(-side // step) - 1) + 1 for side in sides)
-        shifted = [
-            x[:, i : i + rows : step, j : j + columns : step]
-            * weights[i, j, 0][None, None, None]
-            for i in range(size)
-            for j in range(size)
-        ]
-        return functools.reduce(jnp.add, shifted)
 
 
 class ConvNorm(nnx.Module):

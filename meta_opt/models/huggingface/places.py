@@ -9,7 +9,7 @@ from flax import nnx
 from meta_opt.models.huggingface.files import Files
 from meta_opt.models.parameters import mismatch
 
-_NO_PARAMETERS = (".position_ids", "lm_head.weight")
+_NO_PARAMETERS = (".position_ids", "lm_head.weight", ".num_batches_tracked")
 """Endings of tensors that are no parameters: buffers, and the tied embedding again."""
 
 

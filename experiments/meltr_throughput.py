@@ -1,0 +1,142 @@
+"""What MELTR costs in training throughput, by losses, model, devices and method.
+
+    python -m experiments.meltr_throughput --config configs/meltr_throughput.py:full
+    python -m experiments.meltr_throughput --config configs/meltr_throughput.py:smoke
+
+What is measured already, under the same configuration, is not measured again: each cell
+is a file below ``--config.results``. TPU topologies need the extra ``tpu``. ``--cells``
+measures some of the cells, in its order, and ``--nomeasure`` none.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from absl import flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+from experiments.stored_results import StoredResult
+from experiments.table_cells import start_worker
+from meta_opt.types import check_keys, from_config
+
+CONFIG = cli.define_config()
+WORKDIR = cli.define_workdir("runs/meltr_throughput", "Folder for compiled programs.")
+ONLY = flags.DEFINE_list("cells", [], "Measure cells with one of these in their names.")
+MEASURE = flags.DEFINE_bool("measure", True, "Whether to measure what is not there.")
+
+_KEYS = ("cases", "intervals", "held_out", "results")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell(StoredResult):
+    """What is measured, and where it is stored.
+
+    The setup has the fields of `meta_opt.studies.meltr_throughput.measure.Case`.
+
+    Attributes:
+        name: of the cell.
+    """
+
+    name: str
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Devices and topology, which a process has one of."""
+        return self.setup["devices"], self.setup["topology"]
+
+
+def _start(devices: int, topology: str, workdir: str) -> None:
+    """Sets this process up before JAX looks for devices."""
+    import jax
+
+    start_worker(None, workdir)
+    if topology or devices > 1:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    if topology:  # What is compiled for others cannot be read here.
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+def _measure(cell: Cell) -> None:
+    """Measures a cell and writes it."""
+    from experiments.benchmarks.timing import medians
+    from meta_opt.studies.meltr_throughput.measure import Case, measure
+
+    found = measure(from_config(Case, cell.setup, cell.name), medians)
+    cell.write({"name": cell.name, "case": cell.setup, **found})
+
+
+def measure_all(missing: Sequence[Cell]) -> None:
+    """Measures cells one after another, a process for each set of devices."""
+    from tqdm import tqdm
+
+    context = multiprocessing.get_context("spawn")
+    places = dict.fromkeys(cell.place for cell in missing)
+    with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
+        for place in places:
+            mine = [cell for cell in missing if cell.place == place]
+            with concurrent.futures.ProcessPoolExecutor(
+                1, context, _start, (*place, WORKDIR.value)
+            ) as pool:
+                try:
+                    for cell in mine:
+                        bar.set_postfix_str(cell.name)
+                        pool.submit(_measure, cell).result()
+                        bar.update()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for worker in multiprocessing.active_children():
+                        worker.terminate()
+                    raise
+
+
+def main() -> None:
+    """Measures what is not there, reports."""
+    from meta_opt.studies.meltr_throughput.cost_model import HeldOut
+    from meta_opt.studies.meltr_throughput.measure import Case
+    from meta_opt.studies.meltr_throughput.report import write_throughput
+
+    settings = CONFIG.value.to_dict()
+    check_keys("config", settings, _KEYS)
+    folder = Path(settings["results"])
+    cells = []
+    for name, given in settings["cases"].items():
+        case = from_config(Case, given, f"config.cases.{name}")
+        # As JSON has it.
+        full = json.loads(json.dumps(dataclasses.asdict(case)))
+        cells.append(Cell(folder / "cells" / f"{name}.json", full, name))
+    chosen = dict.fromkeys(
+        cell for part in ONLY.value or [""] for cell in cells if part in cell.name
+    )
+    missing = [cell for cell in chosen if cell.stored() is None]
+    try:
+        if missing and MEASURE.value:
+            measure_all(missing)
+    except BrokenProcessPool as error:
+        raise ValueError(
+            f"{error} The same command goes on; if memory was short, measure fewer "
+            "examples a batch"
+        ) from None
+    records = [record for cell in cells if (record := cell.stored()) is not None]
+    print(
+        write_throughput(
+            folder,
+            records,
+            total=len(cells),
+            intervals=settings["intervals"],
+            held_out=from_config(HeldOut, settings["held_out"], "config.held_out"),
+            command=cli.command_line(),
+        )
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

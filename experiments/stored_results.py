@@ -1,0 +1,53 @@
+"""Results in files that say what they are of, so that nothing is measured twice."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from meta_opt.text_files import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredResult:
+    """A result and its file.
+
+    Attributes:
+        path: of the JSON file.
+        setup: all that the outcome depends on, JSON values.
+    """
+
+    path: Path
+    setup: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Of the setup: a result of another one is measured again."""
+        text = json.dumps(self.setup, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def stored(self) -> dict[str, Any] | None:
+        """The result that is there, if it is of this setup.
+
+        Raises:
+            ValueError: a file that is no result.
+        """
+        if not self.path.is_file():
+            return None
+        again = "delete it to measure it again"
+        try:
+            record = read_json(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {again}") from None
+        if "digest" not in record:
+            raise ValueError(f"{self.path} is no result; {again}")
+        return record if record["digest"] == self.digest else None
+
+    def write(self, found: Mapping[str, Any]) -> None:
+        """Stores a result with its digest and where it was measured."""
+        from meta_opt.run_log import describe_environment
+
+        record = {"digest": self.digest, **found, "environment": describe_environment()}
+        write_json(self.path, record, indent=1)

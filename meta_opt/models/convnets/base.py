@@ -1,0 +1,172 @@
+"""What the convolutional networks share: normalised pixels, a stem, and stages."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from meta_opt.models.encoders.base import Halves, check_trained
+from meta_opt.models.layers import Numerics
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNetConfig(Numerics):
+    """Sizes and numerics of a network of stages.
+
+    Attributes:
+        depths: blocks of each stage.
+        widths: channels that each stage gives; the last is D.
+        image_mean: of the channels of pixels in [0, 1].
+        image_std: of the same.
+    """
+
+    depths: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        """Checks that there is a width for each stage, and no stage without blocks."""
+        super().__post_init__()
+        if not self.depths or len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"depths={self.depths} and widths={self.widths} must have one number "
+                "for each stage, and there must be a stage"
+            )
+        if min(*self.depths, *self.widths) < 1:
+            raise ValueError(
+                f"depths={self.depths} and widths={self.widths} must be at least 1"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of the features, D."""
+        return self.widths[-1]
+
+    @property
+    def pooled_norm_epsilon(self) -> float | None:
+        """Of the layer norm between pooled features and a linear head; None: none."""
+        return None
+
+
+class Stage(nnx.Module):
+    """Blocks at one resolution; what reduces it is the subclass's or the first block's.
+
+    Args:
+        blocks: called as ``block(x, key)``.
+    """
+
+    def __init__(self, blocks: list[nnx.Module]) -> None:
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[B, h, w, C] to [B, h', w', C']; a key switches stochastic depth on."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if key is None else jax.random.fold_in(key, i))
+        return x
+
+
+class Stages(nnx.Module):
+    """The last stages of a network, which act on what the stages below gave.
+
+    Args:
+        config: of the whole network.
+        stages: the last of them.
+    """
+
+    def __init__(self, config: ConvNetConfig, stages: list[Stage]) -> None:
+        self.config = config
+        self.stages = nnx.List(stages)
+
+    def features(self, inputs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Features of the last stage.
+
+        Args:
+            inputs: a grid [B, h, w, C].
+            key: switches stochastic depth on; None for inference.
+
+        Returns:
+            [B, h', w', D] in the type of the computation.
+        """
+        x = inputs.astype(self.config.dtype)
+        for i, stage in enumerate(self.stages):
+            x = stage(x, None if key is None else jax.random.fold_in(key, i))
+        return x
+
+    def tokens(
+        self, inputs: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`features` as a sequence [B, P, D], and bool [B, P], true throughout."""
+        grid = self.features(inputs, key)
+        x = grid.reshape(len(grid), -1, grid.shape[-1])
+        return x, jnp.ones(x.shape[:2], bool)
+
+
+class ConvNet(Stages):
+    """A whole network: pixels, a stem, and stages.
+
+    Batch norms use their running statistics; ``train()`` of a stage makes them use and
+    update those of the batch.
+
+    Args:
+        config: sizes and numerics.
+        stem: from normalised pixels to the input of the first stage.
+        stages: all of them.
+    """
+
+    def __init__(
+        self, config: ConvNetConfig, stem: nnx.Module, stages: list[Stage]
+    ) -> None:
+        super().__init__(config, stages)
+        self.stem = stem
+
+    def grid(self, image: jax.Array) -> jax.Array:
+        """What the stem gives.
+
+        Args:
+            image: uint8 or float (0 to 255) [B, h, w, 3].
+
+        Raises:
+            ValueError: if they are no images.
+        """
+        if image.ndim != 4 or image.shape[3] != 3:
+            raise ValueError(
+                f"images have shape {image.shape}; the model takes [B, h, w, 3]"
+            )
+        mean, std = (
+            jnp.asarray(x, jnp.float32)[None, None, None]
+            for x in (self.config.image_mean, self.config.image_std)
+        )
+        x = (image.astype(jnp.float32) / 255 - mean) / std
+        return self.stem(x.astype(self.config.dtype))  # type: ignore[operator]
+
+    def features(self, inputs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Features of uint8 or float (0 to 255) [B, h, w, 3]: [B, h / 32, w / 32, D].
+
+        Args:
+            inputs: the images.
+            key: switches stochastic depth on; None for inference.
+
+        Raises:
+            ValueError: if they are no images.
+        """
+        return super().features(self.grid(inputs), key)
+
+    def halves(self, trained: int) -> Halves:
+        """Cuts it below the last ``trained`` stages; see `Divisible`."""
+        check_trained(trained, len(self.stages), type(self).__name__)
+        lower = nnx.clone(self)
+        lower.stages = nnx.List(lower.stages[:-trained])
+        upper = [nnx.clone(stage) for stage in self.stages[-trained:]]
+        return Halves(lower.features, Stages(self.config, upper))
+
+    def with_upper(self, upper: Stages) -> "ConvNet":
+        """This network with its last stages replaced, by those of `halves` trained."""
+        whole = nnx.clone(self)
+        kept = whole.stages[: len(whole.stages) - len(upper.stages)]
+        whole.stages = nnx.List([*kept, *upper.stages])
+        return whole

@@ -1,0 +1,218 @@
+"""ResNet and ConvNeXt out of folders that Transformers or timm wrote.
+
+A folder has ``config.json`` and ``model.safetensors``: Hugging Face's
+``microsoft/resnet-50`` and ``facebook/convnext-tiny-224``, or timm's
+(``timm.models.save_for_hf``, and its folders on the hub).
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from meta_opt.image_processor import read_image_processor
+from meta_opt.models.convnets.base import ConvNet, ConvNetConfig
+from meta_opt.models.convnets.classifier import Classifier, Head
+from meta_opt.models.convnets.convnext import ConvNeXt, ConvNeXtConfig
+from meta_opt.models.convnets.names import (
+    TIMM,
+    TRANSFORMERS,
+    head_name,
+    places,
+    spelling,
+)
+from meta_opt.models.convnets.resnet import ResNet, ResNetConfig
+from meta_opt.models.huggingface.files import Files, read_json
+from meta_opt.models.huggingface.places import check, reader
+from meta_opt.models.parameters import by_path
+from meta_opt.types import check_name
+
+Settings = Mapping[str, Any]
+
+_WIDE = ((128, 256, 512, 1024), (192, 384, 768, 1536))
+ARCHITECTURES: dict[str, ConvNetConfig] = {
+    "resnet26": ResNetConfig(depths=(2, 2, 2, 2)),
+    "resnet50": ResNetConfig(),
+    "resnet101": ResNetConfig(depths=(3, 4, 23, 3)),
+    "resnet152": ResNetConfig(depths=(3, 8, 36, 3)),
+    "convnext_tiny": ConvNeXtConfig(),
+    "convnext_small": ConvNeXtConfig(depths=(3, 3, 27, 3)),
+    "convnext_base": ConvNeXtConfig(depths=(3, 3, 27, 3), widths=_WIDE[0]),
+    "convnext_large": ConvNeXtConfig(depths=(3, 3, 27, 3), widths=_WIDE[1]),
+}
+"""Known sizes by timm's names."""
+
+
+def make_convnet(config: ConvNetConfig, *, rngs: nnx.Rngs) -> ConvNet:
+    """A network of random weights.
+
+    Args:
+        config: a `ResNetConfig` or `ConvNeXtConfig`.
+        rngs: the ``params`` stream initialises.
+    """
+    if isinstance(config, ResNetConfig):
+        return ResNet(config, rngs=rngs)
+    assert isinstance(config, ConvNeXtConfig)
+    return ConvNeXt(config, rngs=rngs)
+
+
+def read_config(folder: str | os.PathLike) -> ConvNetConfig:
+    """The architecture that the ``config.json`` of a folder describes.
+
+    Channel statistics come from the image processor's settings (Transformers) or from
+    ``pretrained_cfg`` (timm).
+
+    Raises:
+        ValueError: no such file, or another architecture; the setting is named.
+    """
+    return _read(Path(folder))[0]
+
+
+def load_classifier(
+    folder: str | os.PathLike,
+    classes: int = 0,
+    dropout: float = 0.5,
+    *,
+    rngs: nnx.Rngs | None = None,
+    **changes: Any,
+) -> Classifier:
+    """Reads a network with its head, or with a new one.
+
+    Args:
+        folder: see the module.
+        classes: K of a new head; 0 for the head of the files.
+        dropout: of the head, in training.
+        rngs: the ``params`` stream initialises a new head.
+        **changes: fields of the configuration that leave the parameters as they are,
+            such as ``dtype`` and ``drop_path``.
+
+    Returns:
+        The model; batch norms use their running statistics.
+
+    Raises:
+        ValueError: a folder that is incomplete, damaged, or of another architecture
+            than its ``config.json`` says (tensors are named); no head in the files and
+            none asked for.
+
+    Example:
+        model = load_classifier("resnet-50", classes=30, rngs=nnx.Rngs(0))
+    """
+    written, library = _read(Path(folder))
+    config = dataclasses.replace(written, **changes)
+    files = Files(Path(folder), lambda name: spelling(written, library, name))
+    head = head_name(written, library)
+    has_head = head in files.names()
+    if not has_head and not classes:
+        raise ValueError(f"{folder} has no head ({head}): give a number of classes")
+    there = files.shape(head)[0] if has_head else classes
+
+    def create() -> Classifier:
+        trunk = make_convnet(config, rngs=nnx.Rngs(0))
+        return Classifier(trunk, there, dropout, rngs=nnx.Rngs(0))
+
+    model = nnx.eval_shape(create)
+    variables = by_path(model, nnx.Variable)
+    if not has_head:
+        variables = {k: v for k, v in variables.items() if not k.startswith("head/")}
+    where = places(
+        config, library, {path: tuple(v.shape) for path, v in variables.items()}
+    )
+    check(files, where)
+    for path, variable in variables.items():
+        read = reader(files, where[path], variable.shape, variable.dtype)
+        whole = (slice(None),) * len(variable.shape)
+        variable.set_value(jnp.asarray(read(whole)))
+    if classes:
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        model.head = Head(config.width, classes, dropout, rngs=rngs)
+    return model
+
+
+def _read(folder: Path) -> tuple[ConvNetConfig, str]:
+    """The architecture, and the library that wrote it."""
+    given = read_json(folder / "config.json")
+    try:
+        if "architecture" in given:
+            return _parse_timm(given), TIMM
+        config = _parse_transformers(given)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    processor = read_image_processor(folder)
+    mean, std = processor.channels(config.image_mean, config.image_std)
+    return dataclasses.replace(config, image_mean=mean, image_std=std), TRANSFORMERS
+
+
+def _parse_transformers(given: Settings) -> ConvNetConfig:
+    kind = given.get("model_type")
+    parsers: dict[Any, Callable[[Settings], ConvNetConfig]]
+    parsers = {"resnet": _parse_resnet, "convnext": _parse_convnext}
+    if kind not in parsers:
+        raise ValueError(f"model_type={kind!r} is none of {', '.join(parsers)}")
+    return parsers[kind](given)
+
+
+def _parse_resnet(given: Settings) -> ConvNetConfig:
+    _require(
+        given,
+        layer_type="bottleneck",
+        hidden_act="relu",
+        downsample_in_first_stage=False,
+        downsample_in_bottleneck=False,
+        num_channels=3,
+    )
+    default = ResNetConfig()
+    return ResNetConfig(
+        depths=tuple(given.get("depths", default.depths)),
+        widths=tuple(given.get("hidden_sizes", default.widths)),
+        stem=given.get("embedding_size", default.stem),
+    )
+
+
+def _parse_convnext(given: Settings) -> ConvNetConfig:
+    _require(given, hidden_act="gelu", patch_size=4, num_channels=3)
+    default = ConvNeXtConfig()
+    return ConvNeXtConfig(
+        depths=tuple(given.get("depths", default.depths)),
+        widths=tuple(given.get("hidden_sizes", default.widths)),
+        drop_path=given.get("drop_path_rate", 0.0),
+        head_epsilon=given.get("layer_norm_eps", 1e-12),
+    )
+
+
+def _parse_timm(given: Settings) -> ConvNetConfig:
+    name = given["architecture"]
+    check_name("architecture", name, ARCHITECTURES)
+    config = ARCHITECTURES[name]
+    arguments = dict(given.get("model_args") or {})
+    _require(arguments, in_chans=3, global_pool="avg")
+    changes: dict[str, Any] = {}
+    for argument in ("num_classes", "in_chans", "global_pool"):
+        arguments.pop(argument, None)
+    if isinstance(config, ResNetConfig):
+        depths, widths = arguments.pop("layers", None), arguments.pop("channels", None)
+        widths = widths and [4 * channels for channels in widths]
+    else:
+        depths, widths = arguments.pop("depths", None), arguments.pop("dims", None)
+        changes["drop_path"] = arguments.pop("drop_path_rate", 0.0)
+    if arguments:
+        raise ValueError(f"model_args: {', '.join(arguments)} cannot be read here")
+    statistics = given.get("pretrained_cfg") or {}
+    return dataclasses.replace(
+        config,
+        depths=tuple(depths or config.depths),
+        widths=tuple(widths or config.widths),
+        image_mean=tuple(statistics.get("mean", config.image_mean)),
+        image_std=tuple(statistics.get("std", config.image_std)),
+        **changes,
+    )
+
+
+def _require(given: Settings, **wanted: Any) -> None:
+    """Raises ValueError for a setting that the models here do not have."""
+    for name, value in wanted.items():
+        if given.get(name, value) != value:
+            raise ValueError(f"{name}={given[name]!r} must be {value!r}")

@@ -1,0 +1,89 @@
+"""Baselines with clipped gradients, and with other learning rates for some groups."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from meta_opt.features.tensors import path_name
+from meta_opt.types import PyTree
+
+_AVERAGING = ("schedule_free_adamw", "prodigy")
+"""Baselines whose updates are not proportional to the learning rate."""
+
+
+def with_group_rates(
+    tx: optax.GradientTransformationExtraArgs,
+    name: str,
+    clip_norm: float = 0.0,
+    rate_factors: Sequence[tuple[str, float]] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """A baseline behind a clip of the gradient's norm, and with scaled updates.
+
+    The updates of a baseline are proportional to its learning rate, decoupled weight
+    decay too, so that scaling them is a parameter group with another learning rate.
+
+    Args:
+        tx: the baseline.
+        name: its name.
+        clip_norm: global norm to which gradients are clipped; 0: none.
+        rate_factors: (regular expression, factor) pairs; the first that finds a
+            parameter's '/'-joined path gives its factor, others have 1.
+
+    Returns:
+        ``tx`` itself where there is nothing to do.
+
+    Raises:
+        ValueError: a negative norm or factor, factors of a baseline whose updates are
+            not proportional to its learning rate; from ``init``, an expression that
+            finds no parameter.
+    """
+    if clip_norm < 0:
+        raise ValueError(f"clip_norm={clip_norm} must be at least 0; 0 clips nothing")
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    parts.append(tx)
+    if rate_factors:
+        if name in _AVERAGING:
+            raise ValueError(
+                f"rate_factors={tuple(rate_factors)}: updates of {name!r} are not "
+                "proportional to the learning rate; leave them out"
+            )
+        if wrong := [pair for pair in rate_factors if not pair[1] > 0]:
+            raise ValueError(f"rate_factors={wrong} must be above 0")
+        parts.append(_scale_groups(rate_factors))
+    if len(parts) == 1:
+        return tx
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def _scale_groups(
+    rate_factors: Sequence[tuple[str, float]],
+) -> optax.GradientTransformation:
+    patterns = [(re.compile(pattern), factor) for pattern, factor in rate_factors]
+
+    def init(params: PyTree) -> optax.EmptyState:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        names = [path_name(path) for path, _ in leaves]
+        for pattern, _ in patterns:
+            if not any(map(pattern.search, names)):
+                raise ValueError(
+                    f"rate_factors: {pattern.pattern!r} finds none of the parameters "
+                    f"({', '.join(names[:5])}, ...)"
+                )
+        return optax.EmptyState()
+
+    def scale(path: tuple, update: jax.Array) -> jax.Array:
+        name = path_name(path)
+        for pattern, factor in patterns:
+            if pattern.search(name):
+                return update * factor
+        return update
+
+    def update(
+        updates: PyTree, state: optax.EmptyState, params: PyTree = None
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del params
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

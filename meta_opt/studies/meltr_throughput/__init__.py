@@ -1,0 +1,1 @@
+"""What learned combinations of losses cost in training throughput."""

@@ -1,0 +1,114 @@
+"""Cells of the throughput study as ratios and as points of the cost model."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from meta_opt.studies.meltr_throughput.cost_model import CostModel, HeldOut, Point, fit
+from meta_opt.studies.meltr_throughput.measure import META, STEPS, Case
+from meta_opt.types import from_config
+
+OPERATIONS, TIME = "operations", "milliseconds"
+"""Units that the costs of a cell's programs are given in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A measured case.
+
+    Attributes:
+        name: of the cell.
+        case: what was measured.
+        record: see `meta_opt.studies.meltr_throughput.measure.measure`.
+    """
+
+    name: str
+    case: Case
+    record: Mapping[str, Any]
+
+    def costs(self, unit: str) -> dict[str, float]:
+        """By program; empty where the cell has none in this unit."""
+        if unit == TIME:
+            return dict(self.record.get("milliseconds", {}))
+        return {k: v["flops"] for k, v in self.record["programs"].items()}
+
+    def point(self, interval: int, unit: str = OPERATIONS) -> Point:
+        """The cell as a point of the cost model, of an interval K."""
+        costs = self.costs(unit)
+        steps = {name: costs[name] for name in STEPS}
+        meta = sum(costs.get(name, 0.0) for name in META)
+        case = self.case
+        return Point(case.model, case.num_losses, interval, **steps, meta=meta)
+
+    def meta_ratio(self, unit: str = OPERATIONS) -> float:
+        """A meta-step over a base step of MELTR."""
+        point = self.point(1, unit)
+        return point.meta / point.meltr
+
+    def peak(self, *programs: str) -> int:
+        """Bytes of a device at the peak of these programs, one after another."""
+        found = self.record["programs"]
+        return max(found[p]["peak_bytes"] for p in programs if p in found)
+
+    @property
+    def memory_ratio(self) -> float:
+        """Peak of MELTR, meta-steps included, over that of equal weights."""
+        return self.peak("meltr", *META) / self.peak("equal")
+
+
+def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
+    """The cells of records as they are stored."""
+    return [
+        Measured(r["name"], from_config(Case, r["case"], r["name"]), r) for r in records
+    ]
+
+
+def plain(cells: Sequence[Measured], unit: str = OPERATIONS) -> list[Measured]:
+    """Cells of full training by the default method on one device, each case once."""
+    found: dict[tuple[str, int], Measured] = {}
+    for cell in cells:
+        case = cell.case
+        alone = case.devices == 1 and not case.topology
+        usual = case.trainable == "all" and case.method == "jvp_shared"
+        if alone and usual and cell.costs(unit):
+            found.setdefault((case.model, case.num_losses), cell)
+    return list(found.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The cost model, and how it does where it was not fitted.
+
+    Attributes:
+        model: the coefficients.
+        fitted: points of the fit.
+        held_out: points of other models, T or K.
+        timed: points in milliseconds, of what is timed.
+    """
+
+    model: CostModel
+    fitted: tuple[Point, ...]
+    held_out: tuple[Point, ...]
+    timed: tuple[Point, ...]
+
+    @property
+    def unitless(self) -> CostModel:
+        """For costs in another unit: without the coefficients that have one."""
+        return dataclasses.replace(self.model, combiner=0.0, constant=0.0)
+
+
+def fitted(
+    cells: Sequence[Measured], intervals: Sequence[int], held_out: HeldOut
+) -> Fit | None:
+    """Fits the cost model to operations; None where the cells are too few."""
+    points = [c.point(k) for c in plain(cells) for k in intervals]
+    kept = [p for p in points if not held_out.holds(p)]
+    if len({(p.model, p.num_losses) for p in kept}) < 3:
+        return None
+    timed = [c.point(k, TIME) for c in plain(cells, TIME) for k in intervals]
+    return Fit(
+        fit(kept),
+        tuple(kept),
+        tuple(p for p in points if held_out.holds(p)),
+        tuple(timed),
+    )

@@ -1,0 +1,394 @@
+"""Pictures to classes: a pretrained convolutional network with its last stages trained.
+
+The baselines of progressive few-shot fine-tuning (Roumeliotis et al. 2025): ResNet-50
+and ConvNeXt-T, and EfficientNet-Lite0, whose weights are among the prepared encoders.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from meta_opt.data import data_dir as default_data_dir
+from meta_opt.data.catalog.encoder_weights import encoder_folder
+from meta_opt.data.preprocessing.augment import AugmentConfig
+from meta_opt.data.records import SPLITS
+from meta_opt.data.samples import Samples
+from meta_opt.data.sources.multimodal import find_task, read_split
+from meta_opt.data.view_batches import fresh_views, stored_views, view_batches
+from meta_opt.evaluators.pictures import picture_evaluation
+from meta_opt.models.convnets import (
+    ARCHITECTURES,
+    Classifier,
+    ConvNet,
+    load_classifier,
+    make_convnet,
+)
+from meta_opt.models.encoders import Divisible, EfficientNet, load_encoder
+from meta_opt.models.parameters import by_path
+from meta_opt.types import PyTree, check_name
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.lower_features import Views, view_features
+from meta_opt.workloads.workload import (
+    Batches,
+    LossFn,
+    SplitModule,
+    Workload,
+    evaluate_splits,
+    split_module,
+)
+
+ENCODER = "efficientnet_lite0"
+NETWORKS = ("resnet50", "convnext_tiny", ENCODER)
+
+
+@dataclasses.dataclass(frozen=True)
+class PicturesConfig:
+    """Which labelled pictures, and their random views.
+
+    Attributes:
+        task: a task of `meta_opt.data.sources.multimodal.TASKS` that classifies and has
+            pictures, such as ``emoji_pictures`` and ``clipart_category``, or the path
+            of samples with ``image`` and ``label``; see
+            `meta_opt.data.sources.jsonl_samples`. Other modalities are not read.
+        data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
+            ``data``.
+        image_size: side in pixels; pictures are fitted to a square on white.
+        max_examples: pictures of a split at most; 0: all of them.
+        max_unreadable: files of the user's that may be skipped as unreadable.
+        augment: random changes of training pictures.
+        augmented_views: V, views of each training picture that are drawn once and run
+            through the frozen stages once; each epoch then draws one of them. A picture
+            is seen in V views, however long the run, and not in a new one each epoch:
+            augmentation is weaker, the more so the smaller V is beside the number of
+            epochs, and a run overfits sooner. 0 draws new views each time and runs the
+            frozen stages in every step.
+        views_seed: of the views that are drawn once. Runs with other seeds share them.
+        feature_cache_dir: folder for what the frozen stages give; "" computes it for
+            each run and keeps it in memory.
+    """
+
+    task: str
+    data_dir: str = ""
+    image_size: int = 100
+    max_examples: int = 0
+    max_unreadable: int = 100
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    augmented_views: int = 8
+    views_seed: int = 0
+    feature_cache_dir: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name, least in (
+            *(("image_size", 32), ("max_examples", 0), ("max_unreadable", 0)),
+            *(("augmented_views", 0), ("views_seed", 0)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"pictures.{name}={getattr(self, name)} must be at least {least}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The network, and which part of it trains.
+
+    Stages that do not train, and batch norms wherever they are, compute as in
+    inference: running statistics stay those of pre-training. (Of the last stage scale
+    and bias of the norms train; statistics of small batches would spoil it.)
+
+    Attributes:
+        name: one of `NETWORKS`.
+        weights: of ``resnet50`` and ``convnext_tiny``: a folder as
+            `meta_opt.models.convnets.load_classifier` reads it; "" for random weights,
+            which are the same for every seed, as those of a file are.
+            ``efficientnet_lite0`` has those that are prepared.
+        trained_stages: how many of the last stages train beside the head.
+        dropout: of pooled features.
+        drop_path: of ``convnext_tiny``: stochastic depth of the last block, in the
+            stages that train.
+        dtype: of the computation.
+    """
+
+    name: str = "resnet50"
+    weights: str = ""
+    trained_stages: int = 1
+    dropout: float = 0.5
+    drop_path: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Checks the name, and that other settings are this network's."""
+        check_name("network.name", self.name, NETWORKS)
+        if self.weights and self.name == ENCODER:
+            raise ValueError(
+                f"network.weights={self.weights!r}: {ENCODER} has its prepared "
+                "weights; leave it out"
+            )
+        if self.drop_path and self.name != "convnext_tiny":
+            raise ValueError(
+                f"network.drop_path={self.drop_path}: {self.name} has no stochastic "
+                "depth; leave it out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationConfig:
+    """A network and its pictures; each section is documented at its class.
+
+    Attributes:
+        pictures: training, validation and test data.
+        network: the network.
+    """
+
+    pictures: PicturesConfig
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+
+    def build(
+        self,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        export: ExportConfig = ExportConfig(),  # noqa: B008
+    ) -> Workload:
+        """Reads the pictures and runs the frozen stages on them.
+
+        Args:
+            seed: of the head.
+            mesh: ignored; the networks are small.
+            export: not supported yet; leave it out.
+
+        Raises:
+            ValueError: settings, pictures or weights that do not fit together.
+            MissingDataError: a dataset or encoder that is not prepared.
+        """
+        if export.path:
+            raise ValueError(
+                f"export.path={export.path!r}: a picture classifier cannot be exported "
+                "yet; its parameters are in the checkpoints of the workdir"
+            )
+        config = self.pictures
+        root = config.data_dir or default_data_dir()
+        samples = read_pictures(config)
+        classes = len(samples["train"].class_names)
+        labels = {split: x.label for split, x in samples.items()}
+        examples = {split: len(x) for split, x in samples.items()}
+        images = {split: np.asarray(x.image) for split, x in samples.items()}
+        parts = network_parts(self.network, classes, root, seed)
+        inputs = images
+        if config.augmented_views:
+            weights = {
+                path: np.asarray(x[...])
+                for path, x in by_path(parts.lower_module, nnx.Variable).items()
+            }
+            train = Views(config.augmented_views, config.augment, config.views_seed)
+            inputs = {
+                split: view_features(
+                    images[split],
+                    train if split == "train" else Views(),
+                    parts.lower,
+                    weights,
+                    config.feature_cache_dir,
+                    f"{self.network.name}-{config.image_size}-{split}",
+                )
+                for split in SPLITS
+            }
+            take = stored_views(inputs["train"])
+        else:
+            take = fresh_views(images["train"], config.augment)
+
+        def train_batches(
+            batch_size: int, seed: int = 0, rows: np.ndarray | None = None
+        ) -> Batches:
+            return view_batches(take, labels["train"], batch_size, seed, rows)
+
+        evaluations = {
+            split: picture_evaluation(
+                inputs[split][:, 0] if config.augmented_views else inputs[split],
+                labels[split],
+            )
+            for split in ("validation", "test")
+        }
+
+        def with_parts(parts: NetworkParts) -> Workload:
+            module = split_network(parts, cut=bool(config.augmented_views))
+            return Workload(
+                params=module.params,
+                frozen=module.frozen,
+                loss_fn=picture_loss(module),
+                train_batches=train_batches,
+                evaluate=evaluate_splits(module, evaluations),
+                describe=lambda: {
+                    "examples": examples,
+                    "classes": classes,
+                    "skipped": {split: x.skipped for split, x in samples.items()},
+                },
+                reseeded=with_seed,
+            )
+
+        def with_seed(seed: int) -> Workload:
+            return with_parts(network_parts(self.network, classes, root, seed))
+
+        return with_parts(parts)
+
+
+def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
+    """Reads the labelled pictures of each split.
+
+    Raises:
+        ValueError: a task that does not classify pictures, or samples without one.
+        MissingDataError: a dataset that is not prepared.
+    """
+    root = config.data_dir or default_data_dir()
+    task = find_task(config.task, config.max_unreadable)
+    if task.kind != "classify" or "image" not in task.modalities:
+        raise ValueError(
+            f"pictures.task={config.task!r} asks to {task.kind} "
+            f"{', '.join(task.modalities)}; it must be to classify, and have pictures"
+        )
+    found = {}
+    for split in SPLITS:
+        samples = read_split(task, config.task, split, root, config.image_size)
+        if lacking := int(np.sum(~samples.present()["image"])):
+            raise ValueError(
+                f"{config.task}: {lacking} samples of {split} have no picture; give "
+                "each an `image`"
+            )
+        found[split] = samples.at_most(config.max_examples)
+    return found
+
+
+class NetworkParts(NamedTuple):
+    """A network, divided by what trains.
+
+    Attributes:
+        whole: from pictures to classes.
+        upper: from what the frozen stages give to classes; the head is the whole's.
+        lower: the frozen stages, from pictures to a grid.
+        lower_module: that they are of.
+        trained: layers of the whole's trunk that train: stages, or blocks of
+            EfficientNet.
+    """
+
+    whole: Classifier
+    upper: Classifier
+    lower: Any
+    lower_module: nnx.Module
+    trained: int
+
+
+def network_parts(
+    config: NetworkConfig, classes: int, root: Any, seed: int = 0
+) -> NetworkParts:
+    """Loads a network and divides it below the stages that train.
+
+    Args:
+        config: which.
+        classes: K.
+        root: the folder of datasets and encoders.
+        seed: of the head.
+
+    Raises:
+        ValueError: weights of another network, or more stages than there are.
+        MissingDataError: an encoder that is not prepared.
+    """
+    trained = config.trained_stages
+    rngs = nnx.Rngs(seed)
+    if config.name == ENCODER:
+        trunk: Any = load_encoder(
+            ENCODER, encoder_folder(ENCODER, root), dtype=config.dtype
+        )
+        assert isinstance(trunk, EfficientNet)
+        repeats = [stage.repeats for stage in trunk.config.stages]
+        if not 1 <= trained <= len(repeats):
+            raise ValueError(
+                f"network.trained_stages={trained} must be 1 to {len(repeats)}"
+            )
+        trained = sum(repeats[-trained:])
+        whole = Classifier(trunk, classes, config.dropout, rngs=rngs)
+    elif config.weights:
+        changes: dict[str, Any] = {"dtype": config.dtype}
+        if config.drop_path:
+            changes["drop_path"] = config.drop_path
+        whole = load_classifier(
+            config.weights, classes, config.dropout, rngs=rngs, **changes
+        )
+        wanted, given = ARCHITECTURES[config.name], whole.trunk.config  # type: ignore
+        if type(given) is not type(wanted):
+            raise ValueError(
+                f"network.weights={config.weights!r} are of a "
+                f"{type(given).__name__.removesuffix('Config')}, not of "
+                f"network.name={config.name!r}"
+            )
+    else:
+        own: dict[str, Any] = (
+            {"drop_path": config.drop_path} if config.drop_path else {}
+        )
+        architecture = dataclasses.replace(
+            ARCHITECTURES[config.name], dtype=config.dtype, **own
+        )
+
+        # In one program: operation by operation it would take far longer.
+        @nnx.jit
+        def create(rngs: nnx.Rngs) -> Classifier:
+            trunk = make_convnet(architecture, rngs=nnx.Rngs(0))
+            return Classifier(trunk, classes, config.dropout, rngs=rngs)
+
+        whole = create(rngs)
+    assert isinstance(whole.trunk, Divisible)
+    lower, top = whole.trunk.halves(trained)
+    upper = nnx.clone(whole)
+    upper.trunk = top  # type: ignore[assignment]
+    return NetworkParts(whole, upper, lower, lower.__self__, trained)  # type: ignore
+
+
+def split_network(parts: NetworkParts, cut: bool) -> SplitModule:
+    """The model that a run trains, in its trained and frozen arrays.
+
+    Args:
+        parts: the network.
+        cut: whether it reads what the frozen stages give; else pictures.
+    """
+    if cut:
+        return split_module(parts.upper)
+    trunk: Any = parts.whole.trunk
+    layers = "stages" if isinstance(trunk, ConvNet) else "blocks"
+    first = len(getattr(trunk, layers)) - parts.trained
+
+    def trains(path: Any, value: Any) -> bool:
+        if not isinstance(value, nnx.Param):
+            return False
+        if path[0] != "trunk":
+            return True
+        if path[1] == layers:
+            return path[2] >= first
+        # EfficientNet's last convolution is above its blocks, the stem is below.
+        return path[1] == "head"
+
+    return split_module(parts.whole, trains)
+
+
+def picture_loss(module: SplitModule) -> LossFn:
+    """Cross-entropy with dropout and stochastic depth, and the share that is wrong.
+
+    Args:
+        module: its structure is used, its arrays are not.
+    """
+
+    def loss_fn(
+        params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits, labels = (
+            module.merge(params, frozen)(batch["inputs"], rng),
+            batch["label"],
+        )
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        wrong = jnp.mean(jnp.argmax(logits, axis=-1) != labels)
+        return jnp.mean(nats), {"error": wrong}
+
+    return loss_fn
