@@ -43,13 +43,39 @@ def weighted_metrics(
     >>> round(found["accuracy"], 4), round(found["f1"], 4), found["precision"]
     (0.6667, 0.7778, 1.0)
     """
+    return _averaged(labels, predictions, num_classes, "weighted")
+
+
+def macro_metrics(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int
+) -> dict[str, float]:
+    """Accuracy, and precision, recall and F1 as means over all classes.
+
+    Args:
+        labels: int [N].
+        predictions: int [N]; -1, as of an answer that could not be read, is wrong.
+        num_classes: K. Unlike `classification_metrics`, -1 is no class of its own.
+
+    Returns:
+        As `weighted_metrics`.
+
+    >>> found = macro_metrics(np.array([0, 0, 1]), np.array([0, -1, 1]), 2)
+    >>> round(found["recall"], 4), round(found["f1"], 4)
+    (0.75, 0.8333)
+    """
+    return _averaged(labels, predictions, num_classes, "macro")
+
+
+def _averaged(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int, average: str
+) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels,
         predictions,
         labels=range(num_classes),
-        average="weighted",
+        average=average,
         zero_division=0,
     )
     return {
