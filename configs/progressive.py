@@ -25,7 +25,7 @@ def openclipart_small() -> ml_collections.ConfigDict:
     config.optimizers = dict(
         learned=dict(name="learned", stacked=common.STACKED),
         adamw=dict(name="adamw"),
-        # In place of a setting that was tuned: --config.optimizers.adamw_tuned.KEY=VALUE.
+        # Stands for one that was tuned: --config.optimizers.adamw_tuned.KEY=VALUE.
         adamw_tuned=dict(name="adamw", learning_rate=3e-4, weight_decay=1e-3),
     )
     return config

@@ -168,6 +168,9 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         optimizers[label] = from_config(OptimizerConfig, given, where)
         # A misspelt name is found before the first phase.
         make_optimizer(dataclasses.replace(optimizers[label], num_steps=1))
+    # Optimizers that need no tuning, the subject, are the first in tables.
+    order = sorted(optimizers, key=lambda label: optimizers[label].name != "learned")
+    optimizers = {label: optimizers[label] for label in order}
     if not optimizers:
         raise ValueError(f"{name}.optimizers: name one or more")
     config = from_config(PhasesConfig, settings.get("study", {}), f"{name}.study")
@@ -206,10 +209,11 @@ class Phases:
             self._train_file(phase)
         self._held_out = {split: self.data.held_out(split) for split in SPLITS}
         workload = study.run.workload
-        prompt, answer = 0, 0
-        for path in (self._train_file(1), *self._held_out.values()):
-            lengths = needed_lengths(path, self.data.classes, workload.preprocessing())
-            prompt, answer = max(prompt, lengths[0]), max(answer, lengths[1])
+        prompt, answer = needed_lengths(
+            [self._train_file(1), *self._held_out.values()],
+            self.data.classes,
+            workload.preprocessing(),
+        )
         allowed = config.answer_tokens or 2 * answer
         if allowed < answer:
             raise ValueError(

@@ -168,19 +168,23 @@ def _answer_tokenizer(preprocessing: Preprocessing) -> AnswerTokenizer:
 
 
 def needed_lengths(
-    path: str | Path, classes: Sequence[str], preprocessing: Preprocessing
+    paths: Sequence[Path], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
     """Tokens of the longest prompt and of the longest right answer, whole.
 
     Args:
-        path: a JSONL file of the data.
+        paths: JSONL files of the data.
         classes: K names.
         preprocessing: whose tokenizer counts; its lengths do not matter.
     """
-    rows, tokenizer = ImageTextRows(path), _answer_tokenizer(preprocessing)
-    asked = sorted({rows[i].prompt for i in range(len(rows))})
-    # A token may begin a prompt, and a separator and the end of an answer take some.
-    beside = len(tokenizer.special_ids) + len(tokenizer.pieces(["\n"])[0]) + 1
-    prompt = max(map(len, tokenizer.pieces(asked)))
+    tokenizer = _answer_tokenizer(preprocessing)
+    asked: set[str] = set()
+    for path in paths:
+        rows = ImageTextRows(path)
+        asked |= {rows[i].prompt for i in range(len(rows))}
+    # Beside the text: a token that begins a prompt and one that separates it from the
+    # answer, which may be several; and the one that ends an answer.
+    (separator,) = tokenizer.pieces(["\n"])
+    prompt = max(map(len, tokenizer.pieces(sorted(asked))))
     answer = max(map(len, tokenizer.pieces([answer_of(name) for name in classes])))
-    return prompt + beside, answer + 1
+    return prompt + len(separator) + 1, answer + 1

@@ -19,8 +19,8 @@ interval of the accuracy. Differences between phases within it may be noise.
 of the list* is the class whose right answer is the likeliest, which needs no reading.
 - Published figures are of other models and other pictures (products in 30 classes), \
 with 180 to test: they say what such a curve looks like, not which optimizer is better.
-- Costs are those of the phase's runs: training with its validation and compilation. \
-A prediction's is that of writing its answer.
+- Costs are those of a phase's run: reading the model, compilation and validation too, \
+which outweigh the steps of a small model. A prediction's is that of writing its answer.
 - One seed. Another is another study: `--config.seed=1` and a folder of its own."""
 
 
@@ -76,10 +76,11 @@ def _about(settings: Mapping[str, Any]) -> str:
         "cumulative": "each phase starts again, on the examples of all phases so far",
     }
     trains = {"all": "all parameters train", "lora": "LoRA adapters train"}
+    epochs = settings["epochs"]
     return (
         f"{settings['model']}, pictures of {settings['width']} pixels; "
         f"{trains[settings['trainable']]}; {each[settings['mode']]}; "
-        f"{settings['epochs']} epochs, batch size {settings['batch_size']}."
+        f"{epochs} epoch{'s' * (epochs > 1)}, batch size {settings['batch_size']}."
     )
 
 
@@ -133,7 +134,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
     """Losses, validation and macro-averaged metrics, and time, of each phase."""
     head = ["optimizer, phase", "train loss", "val. loss", "val. accuracy"]
     head += ["precision", "recall", "F1", "macro precision", "macro recall"]
-    head += ["macro F1", "training s", "ms a prediction"]
+    head += ["macro F1", "steps s", "run s", "ms a prediction"]
     rows = []
     for arm in arms:
         for o in arm.outcomes:
@@ -151,6 +152,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
                     *("-" if x is None else f"{x:.3f}" for x in losses),
                     _decimals(o.metric("accuracy", split="validation")),
                     *map(_decimals, averages),
+                    _seconds(o.record.get("train_seconds")),
                     _seconds(spent.total().seconds if spent.entries else None),
                     "-" if each is None else f"{1000 * each:.1f}",
                 ]
@@ -222,7 +224,8 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
             axes.set_title(_WAYS[way], fontsize=10)
             axes.set_xlabel("phase (0: zero-shot)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_ylim(0, 1)
+            # Marks at the edges stay whole.
+            axes.set_ylim(-0.02, 1.02)
         for axes in panels:
             axes.set_xlim(-0.3, last - 0.7)
         panels[0].set_ylabel("test accuracy, 95% interval")
@@ -273,7 +276,8 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
                         fontsize=8, color="#555555",
                     )  # fmt: skip
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        # Marks at the bottom stay whole.
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
         units = {"money": currency, "device_seconds": "device seconds"}
         axes.set_xlabel(f"cost of training so far ({units[unit]}); marks are phases")
         axes.set_ylabel("test accuracy, answers as written")
