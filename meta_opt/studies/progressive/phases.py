@@ -22,7 +22,7 @@ from typing import Any
 
 from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
 from meta_opt.finetuning.energy import EnergyMeter
-from meta_opt.finetuning.ledger import Entry, add_to_file, measure
+from meta_opt.finetuning.ledger import measure
 from meta_opt.finetuning.runs import FinishedRun, RunConfig, finetune, read_run_config
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import weights_digest
@@ -354,9 +354,8 @@ class Phases:
             state = finished.result.state
             digest = save_params(folder / _WEIGHTS, state.params)
             model = model_structure(self._workload.model, self.preprocessing)
-            metrics = self._predict(folder, model.merge(state.params, state.frozen))
-            record = {**_figures(finished), "metrics": metrics}
-            self._write(folder, setup, digest, record)
+            found = self._predict(folder, model.merge(state.params, state.frozen))
+            self._write(folder, setup, digest, {**_figures(finished), **found})
         # Of the weights the exact file is left, and the rest only takes space.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return digest
@@ -370,32 +369,35 @@ class Phases:
         seed, mesh = run.loop.seed, make_mesh(run.mesh)
         module = build_model(self._workload.model, self.preprocessing, mesh, seed)
         model = module.merge(module.params, module.frozen)
-        metrics = self._predict(folder, model, alone=True)
-        self._write(folder, setup, "", {"metrics": metrics})
+        self._write(folder, setup, "", self._predict(folder, model))
 
-    def _predict(self, folder: Path, model: Any, alone: bool = False) -> dict[str, Any]:
-        """Metrics by split; predictions are written, and costs of those ``alone``.
+    def _predict(self, folder: Path, model: Any) -> dict[str, Any]:
+        """Writes predictions; returns metrics by split, and what writing answers took.
 
-        A phase's run has the cost of its predictions in its ledger already.
+        The latter is of the test split: what is compiled was compiled before it.
         """
         size = self._workload.data.eval_batch_size
-        metrics, meter = {}, EnergyMeter()
+        meter = EnergyMeter()
         devices = make_mesh(self.study.run.mesh).size
+        found: dict[str, Any] = {"metrics": {}}
         for split, examples in self._examples.items():
             with measure(devices, meter) as measured:
                 written = answers_to(model, examples, self.preprocessing, size)
-            if alone and split == "test":
-                entry = Entry("run", "prediction", measured.amounts, len(written))
-                prices = self.study.run.prices
-                add_to_file(folder, prices, [entry], meter.sources)
             scores = scores_of(model, examples, self.preprocessing, size)
             predictions = Predictions(examples, written, scores)
             predictions.write(folder / f"predictions_{split}.jsonl")
-            metrics[split] = predictions.metrics()
-        return metrics
+            found["metrics"][split] = predictions.metrics()
+            if split == "test":
+                amounts = measured.amounts.known()
+                found["prediction"] = {"count": len(written), "amounts": amounts}
+        return found
 
     def _write(
-        self, folder: Path, setup: Mapping[str, Any], digest: str, found: Any
+        self,
+        folder: Path,
+        setup: Mapping[str, Any],
+        digest: str,
+        found: Mapping[str, Any],
     ) -> None:
         counts = {split: len(x.labels) for split, x in self._examples.items()}
         record = {"setup": setup, "weights": digest, "examples": counts, **found}

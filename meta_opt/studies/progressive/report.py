@@ -19,8 +19,8 @@ interval of the accuracy. Differences between phases within it may be noise.
 of the list* is the class whose right answer is the likeliest, which needs no reading.
 - Published figures are of other models and other pictures (products in 30 classes), \
 with 180 to test: they say what such a curve looks like, not which optimizer is better.
-- Costs are those of a phase's run: reading the model, compilation and validation too, \
-which outweigh the steps of a small model. A prediction's is that of writing its answer.
+- Costs are those of a phase's run: compilation and validation too, which outweigh \
+the steps of a small model. A prediction's is that of writing its answer.
 - One seed. Another is another study: `--config.seed=1` and a folder of its own."""
 
 
@@ -135,11 +135,13 @@ def phases_table(arms: Sequence[Arm]) -> str:
     head = ["optimizer, phase", "train loss", "val. loss", "val. accuracy"]
     head += ["precision", "recall", "F1", "macro precision", "macro recall"]
     head += ["macro F1", "steps s", "run s", "ms a prediction"]
+    head += ["1000 predictions"]
     rows = []
     for arm in arms:
+        prices = arm.ledger().prices
         for o in arm.outcomes:
             spent = o.ledger.select(kind="training")
-            each = o.prediction().seconds
+            each, money = o.prediction().seconds, prices.money(o.prediction())
             losses = (o.last("train_loss"), o.last("validation_loss"))
             averages = (
                 o.metric(f"{average}_{name}")
@@ -155,6 +157,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
                     _seconds(o.record.get("train_seconds")),
                     _seconds(spent.total().seconds if spent.entries else None),
                     "-" if each is None else f"{1000 * each:.1f}",
+                    "-" if money is None else f"{prices.currency} {1000 * money:.3g}",
                 ]
             )
     return _table(head, rows)

@@ -10,6 +10,7 @@ from meta_opt.finetuning.accuracy_cost import PointCost, cost_of_accuracy
 from meta_opt.finetuning.ledger import LEDGER, Amounts, Ledger, Prices, read_ledger
 from meta_opt.studies.progressive.phases import RECORD, ZERO_SHOT
 from meta_opt.text_files import read_json
+from meta_opt.types import from_config
 
 WAYS = ("answers", "likelihood")
 """How a class is found: read from what is written, or the likeliest of the list."""
@@ -99,9 +100,13 @@ class Outcome:
         return points[-1][1]
 
     def prediction(self) -> Amounts:
-        """What one prediction took; nothing known where it was not measured."""
-        entries = self.ledger.select(kind="prediction").entries
-        return self.ledger.each("prediction") if entries else Amounts()
+        """What writing one answer took; nothing known where it was not measured."""
+        if "prediction" not in self.record:
+            return Amounts()
+        given = self.record["prediction"]
+        amounts = from_config(Amounts, given["amounts"], "prediction.amounts")
+        ledger = Ledger().add(self.name, "prediction", amounts, given["count"])
+        return ledger.each("prediction")
 
 
 @dataclasses.dataclass(frozen=True)
