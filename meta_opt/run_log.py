@@ -173,6 +173,28 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(finite) + "\n"
 
 
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], may_change: Sequence[str] = ()
+) -> list[str]:
+    """Which settings differ, with both values.
+
+    Args:
+        before: nested mapping of JSON values.
+        now: another.
+        may_change: sections that are not compared.
+
+    >>> changed_settings({"loop": {"seed": 0}}, {"loop": {"seed": 1}, "mesh": 2})
+    ['loop.seed: 0 -> 1', 'mesh: (absent) -> 2']
+    """
+    old, new, nothing = _flatten(before), _flatten(now), object()
+    return [
+        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, nothing) != new.get(key, nothing)
+        and key.split(".")[0] not in may_change
+    ]
+
+
 def write_config(
     workdir: str | Path,
     config: Mapping[str, Any],
@@ -199,15 +221,8 @@ def write_config(
     path = Path(workdir) / "config.json"
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     if resuming and path.exists():
-        before = _flatten(json.loads(path.read_text(encoding="utf-8")))
-        now = _flatten(json.loads(text))
-        changed = [
-            f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key, path) != now.get(key, path)
-            and key.split(".")[0] not in may_change
-        ]
-        if changed:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if changed := changed_settings(before, json.loads(text), may_change):
             raise ValueError(
                 f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
                 "take those again to resume it, or another --workdir"

@@ -425,14 +425,18 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         entries.append(Entry("run", "training", training.amounts))
         write_ledger()
         raise
+    if result.steps_taken:
+        # Before the test, which may be interrupted and is not the end of training.
+        entries.append(Entry("run", "training", training.amounts))
+        write_ledger()
+        entries.clear()
     trained = result.state.params, result.state.frozen
     with measure(mesh.size, meter) as predicting:
         test = {} if workload.evaluate is None else workload.evaluate(*trained, "test")
     finished = FinishedRun(result, dict(test), workload.describe())
-    if result.steps_taken:
-        entries.append(Entry("run", "training", training.amounts))
-        if count := facts["examples"].get("test"):
-            entries.append(Entry("run", "prediction", predicting.amounts, count))
+    count = facts["examples"].get("test")
+    if result.steps_taken and count:
+        entries.append(Entry("run", "prediction", predicting.amounts, count))
         write_ledger()
     if workdir is not None and first:
         path = Path(workdir) / "result.json"

@@ -1,4 +1,4 @@
-"""Classification metrics: by scikit-learn, of many weightings, and calibration."""
+"""Classification metrics, of many weightings of the examples, and calibration."""
 
 import numpy as np
 
@@ -9,55 +9,15 @@ def classification_metrics(
     """Accuracy and macro F1.
 
     Args:
-        labels: int [N].
-        predictions: int [N].
+        labels: int or bool [N].
+        predictions: [N], of the same type.
 
     Returns:
         ``accuracy``, and ``macro_f1``: the mean over the classes that occur in labels
         or predictions, with zero where F1 is undefined. Both are fractions of 1.
     """
-    from sklearn.metrics import accuracy_score, f1_score
-
-    macro_f1 = f1_score(labels, predictions, average="macro", zero_division=0)
-    return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "macro_f1": float(macro_f1),
-    }
-
-
-def weighted_metrics(
-    labels: np.ndarray, predictions: np.ndarray, num_classes: int
-) -> dict[str, float]:
-    """Accuracy, and precision, recall and F1 weighted by the classes' sizes.
-
-    Args:
-        labels: int [N].
-        predictions: int [N]; -1, as of an answer that could not be read, is wrong.
-        num_classes: K.
-
-    Returns:
-        ``accuracy``, ``weighted_precision``, ``weighted_recall`` (which is accuracy),
-        ``weighted_f1``: fractions of 1; those of a class are zero where undefined.
-
-    >>> found = weighted_metrics(np.array([0, 0, 1]), np.array([0, -1, 1]), 2)
-    >>> round(found["accuracy"], 4), round(found["weighted_f1"], 4)
-    (0.6667, 0.7778)
-    """
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels,
-        predictions,
-        labels=range(num_classes),
-        average="weighted",
-        zero_division=0,
-    )
-    return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "weighted_precision": float(precision),
-        "weighted_recall": float(recall),
-        "weighted_f1": float(f1),
-    }
+    found = class_averages(labels, predictions)
+    return {name: float(found[name]) for name in ("accuracy", "macro_f1")}
 
 
 def probability_metrics(
@@ -75,16 +35,16 @@ def probability_metrics(
         by their number of labels; ``ece``: see `calibration_error`; ``loss``: mean
         cross-entropy in nats.
     """
-    from sklearn.metrics import f1_score
-
     predictions = np.argmax(probabilities, axis=-1)
-    weighted = f1_score(labels, predictions, average="weighted", zero_division=0)
+    averages = class_averages(labels, predictions)
     given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     tiny = np.finfo(np.float32).tiny
     return {
         "loss": float(-np.mean(np.log(np.maximum(given, tiny)))),
-        **classification_metrics(labels, predictions),
-        "weighted_f1": float(weighted),
+        **{
+            name: float(averages[name])
+            for name in ("accuracy", "macro_f1", "weighted_f1")
+        },
         "ece": calibration_error(labels, probabilities, bins),
     }
 

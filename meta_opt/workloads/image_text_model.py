@@ -365,3 +365,28 @@ def build_model(
     if config.base == "int8":
         _log.info("%s", quantise_base(model))
     return split_module(model, trainable_filter(config.trainable))
+
+
+def model_structure(config: ModelConfig, preprocessing: Preprocessing) -> SplitModule:
+    """What `build_model` gives, with shapes in place of arrays; no weights are read.
+
+    Args:
+        config: which model.
+        preprocessing: as `read_preprocessing` found it.
+
+    Raises:
+        ValueError: if there are no such weights, or the LoRA pattern matches nothing.
+    """
+    made = architecture(config)
+    if not config.weights:
+        made = _made_for(made, preprocessing)
+
+    def build() -> Module:
+        model: Module = kind_of(made).module(made, rngs=nnx.Rngs(0))
+        if config.trainable == "lora":
+            add_lora(model, config.lora, rngs=nnx.Rngs(0))
+        if config.base == "int8":
+            quantise_base(model)
+        return model
+
+    return split_module(nnx.eval_shape(build), trainable_filter(config.trainable))

@@ -1,0 +1,71 @@
+"""Progressive few-shot fine-tuning: ``openclipart_small``, ``openclipart_paligemma``.
+
+``smoke`` shows that it runs.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def openclipart_small() -> ml_collections.ConfigDict:
+    """All parameters of nano-generative, from scratch, at 100 pixels.
+
+    From a model that writes already: ``--config.model.weights=EXPORTED``.
+    """
+    config = common.image_text_config(num_steps=0, batch_size=1)
+    for section in ("num_steps", "optimizer", "export"):
+        del config[section]
+    config.study = dict(folder="data/few_shot/openclipart", width=100)
+    config.model.weights = ""
+    config.model.size = "nano-generative"
+    config.model.loss = "captioning"
+    config.data.eval_batch_size = 32
+    config.loop.evaluate_at_start = False
+    config.optimizers = dict(
+        learned=dict(name="learned", stacked=common.STACKED),
+        adamw=dict(name="adamw"),
+        # Stands for one that was tuned: --config.optimizers.adamw_tuned.KEY=VALUE.
+        adamw_tuned=dict(name="adamw", learning_rate=3e-4, weight_decay=1e-3),
+    )
+    return config
+
+
+def openclipart_paligemma() -> ml_collections.ConfigDict:
+    """Adapters on PaliGemma at 200 pixels; ``--config.model.weights=FOLDER``."""
+    config = openclipart_small()
+    config.study.width = 200
+    config.study.export = "adapters"
+    config.model.weights = "paligemma-3b-pt-224"
+    config.model.dtype = "bfloat16"
+    config.model.param_dtype = "bfloat16"
+    config.model.trainable = "lora"
+    config.model.lora.pattern = (
+        r"layers/(attention/(query|key|value|out)|mlp/(up|gate|down))/kernel$"
+    )
+    config.model.lora.rank = 16
+    config.optimizers.adamw_tuned = dict(
+        name="adamw", learning_rate=1e-4, weight_decay=1e-3
+    )
+    config.mesh.fsdp = -1
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """Two phases of the bundled drawings, once through: whether it runs at all."""
+    config = openclipart_small()
+    config.study = dict(
+        folder="runs/few_shot/smoke", width=32, variant="smoke", phases=2, epochs=1
+    )
+    config.batch_size = 4
+    config.optimizers = dict(
+        learned=dict(name="learned", stacked=common.STACKED),
+        adamw=dict(name="adamw"),
+    )
+    return config
+
+
+def get_config(arg: str = "openclipart_small") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    variants = (openclipart_small, openclipart_paligemma, smoke)
+    return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -1,0 +1,79 @@
+"""Fine-tunes a model that answers about pictures, phase by phase, on few examples.
+
+    python -m experiments.few_shot_data --config configs/few_shot_data.py:openclipart
+    python -m experiments.progressive \
+        --config configs/progressive.py:openclipart_small --workdir runs/progressive
+    python -m experiments.progressive --config configs/progressive.py:smoke \
+        --workdir runs/progressive/smoke
+
+Run again with the same workdir, it goes on where it was; ``--norun`` only reports. What
+is written: ``progressive.md``, figures, and a folder for each phase
+(`meta_opt/studies/progressive/phases.py`).
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+# For experiments and configs, from whatever folder this is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+
+CONFIG = cli.define_config(partial=True)
+WORKDIR = cli.define_workdir(None, "Folder of the study.")
+RUN = flags.DEFINE_bool("run", True, "Whether to run what is not finished.")
+
+
+def main() -> None:
+    """Runs what is not finished, reports."""
+    from tqdm import tqdm
+
+    from meta_opt.studies.progressive.phases import Phases, read_study
+    from meta_opt.studies.progressive.report import write_progressive
+    from meta_opt.studies.progressive.summary import read_arms
+
+    study = read_study(CONFIG.value.to_dict())
+    phases = Phases(study, WORKDIR.value)
+    names = list(study.optimizers)
+
+    def report() -> str:
+        model = study.run.workload.model
+        return write_progressive(
+            WORKDIR.value,
+            read_arms(WORKDIR.value, names, phases.count),
+            count=phases.count,
+            settings={
+                "model": Path(model.weights).name or model.size,
+                "trainable": model.trainable,
+                "width": study.config.width,
+                "mode": study.config.mode,
+                "epochs": study.config.epochs,
+                "batch_size": study.run.loop.batch_size,
+            },
+            command=cli.command_line(),
+        )
+
+    if RUN.value:
+        cli.keep_compiled(WORKDIR.value)
+        total = 1 + len(names) * phases.count
+        with tqdm(total=total, desc="phases", unit="phase") as bar:
+
+            def announce(name: str) -> None:
+                # Of the phase before this one; there is none before zero-shot.
+                bar.update(bar.postfix is not None)
+                bar.set_postfix_str(name)
+
+            # Where it is interrupted, what is finished is reported.
+            try:
+                phases.run(announce)
+                bar.update()
+            finally:
+                report()
+    print(report())
+    print(f"written: {Path(WORKDIR.value) / 'progressive.md'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,108 @@
+"""Few-shot data that were written before: which file has which phase."""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+from meta_opt.data.sources.few_shot.files import DESCRIPTION
+from meta_opt.text_files import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFewShot:
+    """A folder of `meta_opt.data.sources.few_shot.files.write_dataset`, at one width.
+
+    Attributes:
+        folder: with ``dataset.json``.
+        width: in pixels, one of those that were written.
+        classes: K names.
+        phases: of training.
+        variant: of ``configs/few_shot_data.py`` that writes such a folder.
+    """
+
+    folder: Path
+    width: int
+    classes: tuple[str, ...]
+    phases: int
+    variant: str
+
+    def train(self, phase: int, cumulative: bool = False) -> Path:
+        """The training data of a phase.
+
+        Args:
+            phase: from 1.
+            cumulative: whether those of the phases before it belong to them.
+
+        Raises:
+            ValueError: no such phase.
+            FileNotFoundError: the file is not there; names the command that writes it.
+        """
+        if not 1 <= phase <= self.phases:
+            raise ValueError(f"phase {phase} is none of the {self.phases} there are")
+        if not cumulative or phase == 1:
+            return self._file(f"phase_{phase}")
+        if phase == self.phases:
+            return self._file("train")
+        return self._file(f"phases_1_to_{phase}")
+
+    def held_out(self, split: str) -> Path:
+        """The ``validation`` or ``test`` data; raises as `train`."""
+        return self._file(split)
+
+    def digest(self, file: Path) -> str:
+        """SHA-256 of a file's lines and of the description of the pictures."""
+        found = hashlib.sha256((self.folder / DESCRIPTION).read_bytes())
+        found.update(file.read_bytes())
+        return found.hexdigest()
+
+    def _file(self, name: str) -> Path:
+        path = self.folder / str(self.width) / f"{name}.jsonl"
+        if not path.is_file():
+            raise _missing(path, self.folder, self.variant)
+        return path
+
+
+def open_few_shot(
+    folder: str | os.PathLike, width: int, variant: str = "openclipart"
+) -> StoredFewShot:
+    """Opens a folder of few-shot data.
+
+    Args:
+        folder: with ``dataset.json``.
+        width: in pixels.
+        variant: of ``configs/few_shot_data.py``, for errors.
+
+    Raises:
+        FileNotFoundError: no data; names the command that writes them.
+        ValueError: a damaged description, or a width that was not written.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise _missing(path, folder, variant)
+    about = read_json(path)
+    try:
+        widths = about["settings"]["widths"]
+        found = StoredFewShot(
+            folder,
+            width,
+            tuple(about["classes"]),
+            about["settings"]["phases"],
+            variant,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}") from None
+    if width not in widths:
+        raise ValueError(
+            f"width={width}: {folder} has {', '.join(map(str, widths))} pixels; take "
+            f"one of these, or write others with --config.protocol.widths"
+        )
+    return found
+
+
+def _missing(path: Path, folder: Path, variant: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{path} is not there; `python -m experiments.few_shot_data --config "
+        f"configs/few_shot_data.py:{variant} --config.out={folder}` writes it"
+    )

@@ -1,0 +1,1 @@
+"""Fine-tuning on few examples, phase after phase, from zero-shot on."""

@@ -1,0 +1,420 @@
+"""Fine-tuning in phases on few examples (Roumeliotis et al. 2025, IEEE Access).
+
+A model is evaluated zero-shot and then fine-tuned on one phase of the data after
+another. Each phase is a run of `meta_opt.finetuning.runs.finetune` in a folder of its
+own, and what is finished is never run again. Layout of a study's folder::
+
+    zero_shot/                 the model as it is
+    learned/phase_1/           of each optimizer, each phase
+        phase.json             settings and digests, metrics, costs; written last
+        weights.safetensors    what is trained, exactly
+        predictions_test.jsonl, predictions_validation.jsonl
+        metrics.jsonl ...      of the run
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
+from meta_opt.finetuning.energy import EnergyMeter
+from meta_opt.finetuning.ledger import measure
+from meta_opt.finetuning.runs import FinishedRun, RunConfig, finetune, read_run_config
+from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.optimizers.weights import weights_digest
+from meta_opt.parallel.mesh import make_mesh
+from meta_opt.run_log import changed_settings
+from meta_opt.studies.progressive.predictions import (
+    Examples,
+    Predictions,
+    answers_to,
+    needed_lengths,
+    read_examples,
+    scores_of,
+)
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import check_name, from_config
+from meta_opt.workloads.continued import ContinuedConfig, save_params
+from meta_opt.workloads.export import FORMATS, ExportConfig
+from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_model import (
+    Preprocessing,
+    build_model,
+    model_structure,
+)
+
+MODES = ("continue", "cumulative")
+SPLITS = ("validation", "test")
+ZERO_SHOT = "zero_shot"
+RECORD = "phase.json"
+_WEIGHTS = "weights.safetensors"
+_IDLE = ("progress", "log_every", "checkpoint_every", "keep_latest", "keep_best")
+"""Settings of the loop that change no weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasesConfig:
+    """Which data, in which phases.
+
+    Attributes:
+        folder: few-shot data, as ``experiments/few_shot_data.py`` writes them.
+        width: of the pictures in pixels, one of those in the folder.
+        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
+        mode: ``continue``: each phase starts from the weights of the last one and sees
+            its own examples; ``cumulative``: each starts from the model as it is and
+            sees those of all phases so far.
+        phases: how many to run; 0 for all.
+        epochs: passes over the examples of a phase.
+        answer_tokens: that an answer may have; 0 for those of the longest right one
+            and as many again.
+        export: format that each phase's model is written in too, to ``model`` in its
+            folder, see `meta_opt.workloads.export.ExportConfig`; "" for none.
+    """
+
+    folder: str
+    width: int = 100
+    variant: str = "openclipart"
+    mode: str = "continue"
+    phases: int = 0
+    epochs: int = 3
+    answer_tokens: int = 0
+    export: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        check_name("study.mode", self.mode, MODES)
+        if self.export:
+            check_name("study.export", self.export, FORMATS)
+        for name, least in (
+            *(("width", 1), ("phases", 0), ("epochs", 1), ("answer_tokens", 0)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"study.{name}={getattr(self, name)} must be at least {least}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is run.
+
+    Attributes:
+        config: data and phases.
+        run: of a phase; its length, data and optimizer are filled in for each.
+        optimizers: by name, which is the name of a folder too.
+    """
+
+    config: PhasesConfig
+    run: RunConfig
+    optimizers: Mapping[str, OptimizerConfig]
+
+
+def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
+    """Builds a study from one nested mapping.
+
+    Args:
+        settings: ``study``, fields of `PhasesConfig`; ``optimizers``, fields of
+            `OptimizerConfig` by name; beside them what `read_run_config` takes of a
+            run on images with texts.
+        name: of the mapping, for errors.
+
+    Raises:
+        ValueError: unknown keys, values out of range, settings that the phases decide,
+            or a model that writes no answers.
+
+    Example:
+        >>> study = read_study({
+        ...     "study": {"folder": "data/few_shot/mine"},
+        ...     "optimizers": {"adamw": {"name": "adamw"}},
+        ...     "batch_size": 1,
+        ...     "model": {
+        ...         "size": "nano-generative", "weights": "", "loss": "captioning",
+        ...     },
+        ... })
+        >>> study.config.epochs, study.run.loop.batch_size
+        (3, 1)
+    """
+    rest = {k: v for k, v in settings.items() if k not in ("study", "optimizers")}
+    for key, why in (
+        ("num_steps", "the phases' examples and study.epochs decide it"),
+        ("optimizer", f"give {name}.optimizers, settings by name"),
+        ("export", "give study.export, a format"),
+        ("meta_loss", "answers have one loss"),
+    ):
+        if rest.get(key):
+            raise ValueError(f"{name}.{key}: {why}")
+    for key in ("name", "validation", "test"):
+        if key in rest.get("data", {}):
+            raise ValueError(f"{name}.data.{key}: study.folder has the data")
+    run = read_run_config(ImageTextConfig, rest, name)
+    if run.loop.batch_size < 1:
+        raise ValueError(f"{name}.batch_size={run.loop.batch_size} must be at least 1")
+    if run.workload.model.loss != "captioning":
+        raise ValueError(
+            f"{name}.model.loss={run.workload.model.loss!r}: a model that writes "
+            "answers is trained with 'captioning'"
+        )
+    optimizers = {}
+    for label, given in settings.get("optimizers", {}).items():
+        where = f"{name}.optimizers.{label}"
+        if label == ZERO_SHOT or not label.replace("_", "").isalnum():
+            raise ValueError(f"{where}: take a name of letters, digits and _")
+        if "num_steps" in given:
+            raise ValueError(f"{where}.num_steps: the phases decide it")
+        optimizers[label] = from_config(OptimizerConfig, given, where)
+        # A misspelt name is found before the first phase.
+        make_optimizer(dataclasses.replace(optimizers[label], num_steps=1))
+    # Optimizers that need no tuning, the subject, are the first in tables.
+    order = sorted(optimizers, key=lambda label: optimizers[label].name != "learned")
+    optimizers = {label: optimizers[label] for label in order}
+    if not optimizers:
+        raise ValueError(f"{name}.optimizers: name one or more")
+    config = from_config(PhasesConfig, settings.get("study", {}), f"{name}.study")
+    return Study(config, run, optimizers)
+
+
+class Phases:
+    """A study's phases over its data and folder.
+
+    Args:
+        study: what is run.
+        workdir: the study's folder.
+
+    Attributes:
+        data: the examples' files.
+        count: phases to run of each optimizer.
+
+    Raises:
+        FileNotFoundError: data that are not there; names the command that writes them.
+        ValueError: more phases than the data have, or a tokenizer that is not there.
+    """
+
+    def __init__(self, study: Study, workdir: str | Path) -> None:
+        self.study, self.workdir = study, Path(workdir)
+        config = study.config
+        self.data: StoredFewShot = open_few_shot(
+            config.folder, config.width, config.variant
+        )
+        self.count = config.phases or self.data.phases
+        if self.count > self.data.phases:
+            raise ValueError(
+                f"study.phases={self.count}: {config.folder} has {self.data.phases}"
+            )
+        # All files, before hours of training.
+        for phase in range(1, self.count + 1):
+            self._train_file(phase)
+        self._held_out = {split: self.data.held_out(split) for split in SPLITS}
+        workload = study.run.workload
+        prompt, answer = needed_lengths(
+            [self._train_file(1), *self._held_out.values()],
+            self.data.classes,
+            workload.preprocessing(),
+        )
+        allowed = config.answer_tokens or 2 * answer
+        if allowed < answer:
+            raise ValueError(
+                f"study.answer_tokens={allowed}: the longest right answer has {answer}"
+            )
+        self._workload = dataclasses.replace(
+            workload,
+            pipeline=dataclasses.replace(
+                workload.pipeline, prompt_length=prompt, text_length=allowed
+            ),
+        )
+
+    @functools.cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How the model's inputs are prepared; prompts and answers fit whole."""
+        return self._workload.preprocessing()
+
+    @functools.cached_property
+    def _examples(self) -> dict[str, Examples]:
+        return {
+            split: read_examples(path, self.data.classes, self.preprocessing)
+            for split, path in self._held_out.items()
+        }
+
+    def folder(self, optimizer: str, phase: int) -> Path:
+        """Of a phase; phase 0 is zero-shot, which all optimizers share."""
+        if phase == 0:
+            return self.workdir / ZERO_SHOT
+        return self.workdir / optimizer / f"phase_{phase}"
+
+    def run(self, announce: Callable[[str], None] = lambda name: None) -> None:
+        """Runs what is not finished, phase by phase.
+
+        Args:
+            announce: called with the name of each phase before it is run or found.
+
+        Raises:
+            Interrupted: on SIGINT or SIGTERM, with all saved.
+            ValueError: a phase that was run under other settings or on other data.
+        """
+        announce(ZERO_SHOT.replace("_", "-"))
+        self._zero_shot()
+        for name in self.study.optimizers:
+            start: tuple[str, str] = ("", "")
+            for phase in range(1, self.count + 1):
+                announce(f"{name}, phase {phase}")
+                digest = self._phase(name, phase, start)
+                if self.study.config.mode == "continue":
+                    start = str(self.folder(name, phase) / _WEIGHTS), digest
+
+    def _train_file(self, phase: int) -> Path:
+        return self.data.train(phase, self.study.config.mode == "cumulative")
+
+    def _setup(self, run: RunConfig, train: Path | None, start: str) -> dict[str, Any]:
+        """All that a phase's outcome depends on, as JSON values; no paths."""
+        settings = run.settings()
+        # Of the workload: what replaces paths, and what decides nothing.
+        workload = settings.pop("workload")
+        for name in ("name", "validation", "test", "data_dir", "max_unreadable"):
+            del workload["data"][name]
+        del workload["pipeline"]["num_threads"]
+        for name in ("start", "start_sha256", "export", "mesh"):
+            settings.pop(name, None)
+        for name in _IDLE:
+            del settings["loop"][name]
+        files = {"train": train} if train else {}
+        setup = {
+            **workload,
+            **settings,
+            "start": start,
+            "files": {
+                split: self.data.digest(path)
+                for split, path in {**files, **self._held_out}.items()
+            },
+        }
+        if train is None:
+            del setup["optimizer"], setup["loop"]
+        elif run.optimizer.name == "learned":
+            setup["learned"] = weights_digest(run.optimizer.weights)
+        return json.loads(json.dumps(setup))
+
+    def _finished(self, folder: Path, setup: Mapping[str, Any]) -> str | None:
+        """The digest of a finished phase's weights; None if it is not finished."""
+        path = folder / RECORD
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        if not {"setup", "weights"} <= record.keys():
+            raise ValueError(
+                f"{path} is no record of a phase; remove {folder} to run it again"
+            )
+        if changed := changed_settings(record["setup"], setup):
+            raise ValueError(
+                f"{folder} holds a phase with other settings or data "
+                f"({'; '.join(changed)}); take those again, or another --workdir"
+            )
+        return record["weights"]
+
+    def _config(self, name: str, phase: int, start: tuple[str, str]) -> RunConfig:
+        config, run = self.study.config, self.study.run
+        train = self._train_file(phase)
+        examples = sum(1 for line in train.open("rb") if line.strip())
+        size = run.loop.batch_size
+        if examples < size:
+            raise ValueError(
+                f"batch_size={size}: phase {phase} has {examples} examples"
+            )
+        # Batches are whole: what is left over in an epoch is left out.
+        per_epoch = examples // size
+        steps = config.epochs * per_epoch
+        data = dataclasses.replace(
+            self._workload.data,
+            name=str(train),
+            **{split: str(path) for split, path in self._held_out.items()},
+        )
+        export = ExportConfig()
+        if config.export:
+            path = str(self.folder(name, phase) / "model")
+            export = ExportConfig(path, config.export)
+        return dataclasses.replace(
+            run,
+            workload=ContinuedConfig(
+                dataclasses.replace(self._workload, data=data), *start
+            ),
+            loop=dataclasses.replace(run.loop, num_steps=steps, eval_every=per_epoch),
+            optimizer=dataclasses.replace(self.study.optimizers[name], num_steps=steps),
+            export=export,
+        )
+
+    def _phase(self, name: str, phase: int, start: tuple[str, str]) -> str:
+        """Runs a phase if it is not finished; returns the digest of its weights."""
+        folder = self.folder(name, phase)
+        run = self._config(name, phase, start)
+        setup = self._setup(run, self._train_file(phase), start[1])
+        digest = self._finished(folder, setup)
+        if digest is None:
+            finished = finetune(run, folder)
+            state = finished.result.state
+            digest = save_params(folder / _WEIGHTS, state.params)
+            model = model_structure(self._workload.model, self.preprocessing)
+            found = self._predict(folder, model.merge(state.params, state.frozen))
+            self._write(folder, setup, digest, {**_figures(finished), **found})
+        # Of the weights the exact file is left, and the rest only takes space.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return digest
+
+    def _zero_shot(self) -> None:
+        folder, run = self.folder("", 0), self.study.run
+        run = dataclasses.replace(run, workload=ContinuedConfig(self._workload))
+        setup = self._setup(run, None, "")
+        if self._finished(folder, setup) is not None:
+            return
+        seed, mesh = run.loop.seed, make_mesh(run.mesh)
+        module = build_model(self._workload.model, self.preprocessing, mesh, seed)
+        model = module.merge(module.params, module.frozen)
+        self._write(folder, setup, "", self._predict(folder, model))
+
+    def _predict(self, folder: Path, model: Any) -> dict[str, Any]:
+        """Writes predictions; returns metrics by split, and what writing answers took.
+
+        The latter is of the test split: what is compiled was compiled before it.
+        """
+        size = self._workload.data.eval_batch_size
+        meter = EnergyMeter()
+        devices = make_mesh(self.study.run.mesh).size
+        found: dict[str, Any] = {"metrics": {}}
+        for split, examples in self._examples.items():
+            with measure(devices, meter) as measured:
+                written = answers_to(model, examples, self.preprocessing, size)
+            scores = scores_of(model, examples, self.preprocessing, size)
+            predictions = Predictions(examples, written, scores)
+            predictions.write(folder / f"predictions_{split}.jsonl")
+            found["metrics"][split] = predictions.metrics()
+            if split == "test":
+                amounts = measured.amounts.known()
+                found["prediction"] = {"count": len(written), "amounts": amounts}
+        return found
+
+    def _write(
+        self,
+        folder: Path,
+        setup: Mapping[str, Any],
+        digest: str,
+        found: Mapping[str, Any],
+    ) -> None:
+        counts = {split: len(x.labels) for split, x in self._examples.items()}
+        record = {"setup": setup, "weights": digest, "examples": counts, **found}
+        # The last file of a phase: what has it is finished.
+        write_json(folder / RECORD, record)
+
+
+def _figures(finished: FinishedRun) -> dict[str, Any]:
+    """What was measured of a phase's run, as JSON values."""
+    history = finished.result.history
+
+    def curve(name: str) -> list[list[float]]:
+        return [[r["step"], r[name]] for r in history if name in r]
+
+    return {
+        "steps": int(finished.result.state.step),
+        "train_loss": curve("train/loss"),
+        "validation_loss": curve("validation/loss"),
+        **finished.result.figures(),
+    }

@@ -1,0 +1,185 @@
+"""What a model answers about every picture of a split, and how good that is."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.data.pipeline import as_arrays
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.preprocessing.pictures import Pictures, Unreadable
+from meta_opt.data.sources.few_shot.files import answer_of
+from meta_opt.data.sources.image_text_rows import ImageTextRows
+from meta_opt.evaluators.answers import write_answers
+from meta_opt.evaluators.category_likelihood import answer_scores
+from meta_opt.metrics.category_answers import CategoryParser, report_answers
+from meta_opt.metrics.classification import class_averages
+from meta_opt.models.decoding import DecodingConfig
+from meta_opt.models.generative import Generative
+from meta_opt.types import Batch, write_atomic
+from meta_opt.workloads.image_text_model import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split in memory.
+
+    Attributes:
+        keys: of N pictures, their paths in the data.
+        data: ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
+        labels: int [N], indices of classes.
+        classes: K names.
+    """
+
+    keys: tuple[str, ...]
+    data: Batch
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def read_examples(
+    path: str | os.PathLike, classes: Sequence[str], preprocessing: Preprocessing
+) -> Examples:
+    """Reads a split of few-shot data.
+
+    Args:
+        path: its JSONL file.
+        classes: K names, in the order of the labels that are wanted.
+        preprocessing: how the model's inputs are prepared.
+
+    Raises:
+        ValueError: a label that is none of the classes.
+        UnreadableFilesError: a picture cannot be read. It would be missing from the
+            metrics of some runs and not of others.
+    """
+    rows = ImageTextRows(path)
+    if unknown := sorted(set(rows.class_names) - set(classes)):
+        raise ValueError(f"{path} has labels that are no class: {', '.join(unknown)}")
+    source = Pictures(rows, preprocessing.fit, Unreadable(0)).in_memory()
+    arrays = as_arrays(
+        source,
+        preprocessing.tokenizer,
+        preprocessing.text_length,
+        preprocessing.prompts,
+    )
+    places = np.asarray([list(classes).index(name) for name in rows.class_names])
+    return Examples(
+        tuple(map(rows.key, range(len(rows)))),
+        {k: arrays[k] for k in ("image", "prompt")},
+        places[arrays["label"]],
+        tuple(classes),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a model said of N examples, in two ways.
+
+    Attributes:
+        examples: what it was asked about.
+        written: N answers, as they were generated.
+        scores: float [N, K], log-likelihood of the right answer of each class, nats.
+    """
+
+    examples: Examples
+    written: tuple[str, ...]
+    scores: np.ndarray
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """By ``answers``, read leniently, and by ``likelihood`` over the classes.
+
+        Each has ``accuracy`` and precision, recall and F1, ``weighted_`` and
+        ``macro_``; answers also have the fractions of
+        `meta_opt.metrics.category_answers.AnswerReport`.
+        """
+        labels, classes = self.examples.labels, self.examples.classes
+        report = report_answers(self.written, labels, classes)
+        likeliest = np.argmax(self.scores, axis=1)
+        return {
+            "answers": {
+                **report.metrics(),
+                **_averages(labels, report.predictions),
+            },
+            "likelihood": _averages(labels, likeliest),
+        }
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes a JSON line for each example, whole or not at all."""
+        classes = self.examples.classes
+        parser = CategoryParser(classes)
+        with write_atomic(path) as file, file.open("w", encoding="utf-8") as lines:
+            for i, (key, text) in enumerate(
+                zip(self.examples.keys, self.written, strict=True)
+            ):
+                read = parser(text)
+                row: dict[str, Any] = {
+                    "image": key,
+                    "label": classes[self.examples.labels[i]],
+                    "answer": text,
+                    "category": classes[read.category] if read.category >= 0 else None,
+                    "status": read.status,
+                    "likeliest": classes[int(np.argmax(self.scores[i]))],
+                    "log_likelihoods": [round(float(x), 4) for x in self.scores[i]],
+                }
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _averages(labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    averages = class_averages(labels, found)
+    return {name: float(value) for name, value in averages.items()}
+
+
+def answers_to(
+    model: Generative,
+    examples: Examples,
+    preprocessing: Preprocessing,
+    batch_size: int,
+) -> tuple[str, ...]:
+    """The likeliest answers, of at most ``preprocessing.text_length`` tokens."""
+    tokenizer = _answer_tokenizer(preprocessing)
+    config = DecodingConfig(max_tokens=preprocessing.text_length)
+    return tuple(write_answers(model, examples.data, tokenizer, config, batch_size))
+
+
+def scores_of(
+    model: Generative,
+    examples: Examples,
+    preprocessing: Preprocessing,
+    batch_size: int,
+) -> np.ndarray:
+    """Log-likelihoods of the right answer of each class: float32 [N, K], nats."""
+    answers = [answer_of(name) for name in examples.classes]
+    tokenizer = _answer_tokenizer(preprocessing)
+    return answer_scores(model, examples.data, answers, tokenizer, batch_size)
+
+
+def _answer_tokenizer(preprocessing: Preprocessing) -> AnswerTokenizer:
+    assert isinstance(preprocessing.tokenizer, AnswerTokenizer)
+    return preprocessing.tokenizer
+
+
+def needed_lengths(
+    paths: Sequence[Path], classes: Sequence[str], preprocessing: Preprocessing
+) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the longest right answer, whole.
+
+    Args:
+        paths: JSONL files of the data.
+        classes: K names.
+        preprocessing: whose tokenizer counts; its lengths do not matter.
+    """
+    tokenizer = _answer_tokenizer(preprocessing)
+    asked: set[str] = set()
+    for path in paths:
+        rows = ImageTextRows(path)
+        asked |= {rows[i].prompt for i in range(len(rows))}
+    # Beside the text: a token that begins a prompt and one that separates it from the
+    # answer, which may be several; and the one that ends an answer.
+    (separator,) = tokenizer.pieces(["\n"])
+    prompt = max(map(len, tokenizer.pieces(sorted(asked))))
+    answer = max(map(len, tokenizer.pieces([answer_of(name) for name in classes])))
+    return prompt + len(separator) + 1, answer + 1

@@ -1,0 +1,191 @@
+"""A study's finished phases as numbers: accuracies with intervals, costs, published."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from meta_opt.finetuning.accuracy_cost import PointCost, cost_of_accuracy
+from meta_opt.finetuning.ledger import LEDGER, Amounts, Ledger, Prices, read_ledger
+from meta_opt.studies.progressive.phases import RECORD, ZERO_SHOT
+from meta_opt.text_files import read_json
+from meta_opt.types import from_config
+
+WAYS = ("answers", "likelihood")
+"""How a class is found: read from what is written, or the likeliest of the list."""
+
+PUBLISHED: Mapping[int, Mapping[str, tuple[tuple[float, float] | None, ...]]] = (
+    MappingProxyType(
+        {
+            100: {
+                "large model": ((0.700, 0.694),),
+                "small model": (
+                    *((0.656, 0.635), (0.772, 0.755), (0.811, 0.793)),
+                    *((0.811, 0.807), (0.856, 0.846)),
+                ),
+                "ResNet-50": (None, None, None, None, (0.339, 0.328)),
+                "ConvNeXt-tiny": (None, None, None, None, (0.500, 0.472)),
+            },
+            200: {
+                "large model": ((0.733, 0.718),),
+                "small model": (
+                    *((0.672, 0.664), (0.806, 0.794), (0.850, 0.849)),
+                    *((0.861, 0.856), (0.844, 0.841)),
+                ),
+                "ResNet-50": (None, None, None, None, (0.483, 0.458)),
+                "ConvNeXt-tiny": (None, None, None, None, (0.561, 0.546)),
+            },
+            400: {
+                "large model": ((0.750, 0.739),),
+                "small model": (
+                    *((0.661, 0.664), (0.844, 0.833), (0.861, 0.859)),
+                    *((0.878, 0.872), (0.867, 0.862)),
+                ),
+                "ResNet-50": (None, None, None, None, (0.589, 0.572)),
+                "ConvNeXt-tiny": (None, None, None, None, (0.600, 0.579)),
+            },
+        }
+    )
+)
+"""Accuracy and weighted F1 on 180 test pictures by width, from zero-shot to phase 4
+(Roumeliotis et al. 2025, IEEE Access); the networks saw all phases at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A finished phase.
+
+    Attributes:
+        phase: its number; 0 for zero-shot.
+        record: of ``phase.json``.
+        ledger: of its folder; without entries where there is none.
+    """
+
+    phase: int
+    record: Mapping[str, Any]
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+
+    @property
+    def name(self) -> str:
+        """As tables have it."""
+        return f"phase {self.phase}" if self.phase else "zero-shot"
+
+    def metric(self, name: str, way: str = "answers", split: str = "test") -> float:
+        """One of `meta_opt.studies.progressive.predictions.Predictions.metrics`."""
+        return float(self.record["metrics"][split][way][name])
+
+    def interval(
+        self, way: str = "answers", split: str = "test"
+    ) -> tuple[float, float]:
+        """Wilson's 95% interval of the accuracy, over the examples of the split.
+
+        >>> metrics = {"test": {"answers": {"accuracy": 0.8}}}
+        >>> low, high = Outcome(
+        ...     1, {"metrics": metrics, "examples": {"test": 180}}
+        ... ).interval()
+        >>> round(low, 3), round(high, 3)
+        (0.736, 0.852)
+        """
+        from scipy.stats import binomtest
+
+        count = self.record["examples"][split]
+        right = round(self.metric("accuracy", way, split) * count)
+        found = binomtest(right, count).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+
+    def last(self, curve: str) -> float | None:
+        """The last value of ``train_loss`` or ``validation_loss``; None without one."""
+        points = self.record.get(curve) or [[0, None]]
+        return points[-1][1]
+
+    def prediction(self) -> Amounts:
+        """What writing one answer took; nothing known where it was not measured."""
+        if "prediction" not in self.record:
+            return Amounts()
+        given = self.record["prediction"]
+        amounts = from_config(Amounts, given["amounts"], "prediction.amounts")
+        ledger = Ledger().add(self.name, "prediction", amounts, given["count"])
+        return ledger.each("prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The phases of one optimizer, from zero-shot on.
+
+    Attributes:
+        name: of the optimizer's settings.
+        outcomes: in the order of phases, without a gap.
+    """
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+
+    def ledger(self) -> Ledger:
+        """Of all phases, each under its own name."""
+        entries = tuple(
+            dataclasses.replace(entry, name=outcome.name)
+            for outcome in self.outcomes
+            for entry in outcome.ledger.entries
+        )
+        return Ledger(_prices(self.outcomes), entries)
+
+    def costs(self, way: str = "answers") -> list[PointCost]:
+        """Cost of each phase and of a point of test accuracy.
+
+        Empty where the training of a phase was not measured, and without phases.
+        """
+        start, *phases = self.outcomes
+        ledger = self.ledger()
+        measured = {e.name for e in ledger.entries if e.kind == "training"}
+        if not phases or not {o.name for o in phases} <= measured:
+            return []
+        accuracies = {o.name: o.metric("accuracy", way) for o in phases}
+        return cost_of_accuracy(ledger, accuracies, start.metric("accuracy", way))
+
+
+def _prices(outcomes: Sequence[Outcome]) -> Prices:
+    """Those of the last start: the latest prices are meant for all phases."""
+    found = [o.ledger.prices for o in outcomes if o.ledger.entries]
+    return found[-1] if found else Prices()
+
+
+def read_arms(workdir: str | Path, optimizers: Sequence[str], count: int) -> list[Arm]:
+    """The finished phases of a study's folder.
+
+    Args:
+        workdir: of the study.
+        optimizers: names, in order.
+        count: phases of each.
+
+    Returns:
+        An arm for each optimizer, up to its first phase that is not finished; none
+        before zero-shot is.
+
+    Raises:
+        ValueError: damaged files; they are named.
+    """
+    workdir = Path(workdir)
+    start = _outcome(workdir / ZERO_SHOT, 0)
+    if start is None:
+        return []
+    arms = []
+    for name in optimizers:
+        outcomes = [start]
+        for phase in range(1, count + 1):
+            found = _outcome(workdir / name / f"phase_{phase}", phase)
+            if found is None:
+                break
+            outcomes.append(found)
+        arms.append(Arm(name, tuple(outcomes)))
+    return arms
+
+
+def _outcome(folder: Path, phase: int) -> Outcome | None:
+    if not (folder / RECORD).is_file():
+        return None
+    record = read_json(folder / RECORD)
+    if lacking := {"metrics", "examples"} - record.keys():
+        raise ValueError(f"{folder / RECORD} is damaged: it lacks {sorted(lacking)}")
+    ledger = read_ledger(folder) if (folder / LEDGER).is_file() else Ledger()
+    return Outcome(phase, record, ledger)
