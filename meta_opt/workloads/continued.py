@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
@@ -51,7 +53,10 @@ class ContinuedConfig:
 
 
 def save_params(path: str | os.PathLike, params: PyTree) -> str:
-    """Writes arrays in their own types as safetensors, whole or not at all.
+    """Writes arrays bit for bit as safetensors, whole or not at all.
+
+    Those in bfloat16, which safetensors does not read into NumPy, are written as the
+    integers of their bits.
 
     Args:
         path: the file.
@@ -60,7 +65,8 @@ def save_params(path: str | os.PathLike, params: PyTree) -> str:
     Returns:
         SHA-256 of the file.
     """
-    data = safetensors.numpy.save(_by_path(to_host(params)))
+    stored = {name: _bits(x) for name, x in _by_path(to_host(params)).items()}
+    data = safetensors.numpy.save(stored)
     with write_atomic(path) as file:
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -85,13 +91,25 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
             f"{sha256}; remove the folder of its phase to train it again"
         )
     tensors, wanted = safetensors.numpy.load(data), _by_path(like)
-    if problems := mismatch(_described(tensors), _described(wanted)):
+    stored = {
+        name: jax.ShapeDtypeStruct(x.shape, _stored_dtype(x.dtype))
+        for name, x in wanted.items()
+    }
+    if problems := mismatch(_described(tensors), _described(stored)):
         raise ValueError(f"{path} is of another model: {problems}")
     placed = [
-        jax.device_put(tensors[name], getattr(leaf, "sharding", None))
+        jax.device_put(tensors[name].view(leaf.dtype), getattr(leaf, "sharding", None))
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), placed)
+
+
+def _stored_dtype(dtype: jnp.dtype) -> np.dtype:
+    return np.dtype(np.uint16 if dtype == jnp.bfloat16 else dtype)
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).view(_stored_dtype(x.dtype))
 
 
 def _by_path(tree: PyTree) -> dict[str, PyTree]:
