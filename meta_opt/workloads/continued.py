@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh
 
@@ -84,7 +87,7 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
             f"{path} is damaged or of another run: its SHA-256 is {found} and not "
             f"{sha256}; remove the folder of its phase to train it again"
         )
-    tensors, wanted = safetensors.numpy.load(data), _by_path(like)
+    tensors, wanted = _parse(data), _by_path(like)
     if problems := mismatch(_described(tensors), _described(wanted)):
         raise ValueError(f"{path} is of another model: {problems}")
     placed = [
@@ -92,6 +95,20 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), placed)
+
+
+_DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16}
+_DTYPES |= {"BF16": jnp.bfloat16}
+
+
+def _parse(data: bytes) -> dict[str, np.ndarray]:
+    """Tensors by name; `safetensors.numpy.load` reads no bfloat16."""
+    return {
+        name: np.frombuffer(about["data"], jnp.dtype(_DTYPES[about["dtype"]])).reshape(
+            about["shape"]
+        )
+        for name, about in safetensors.deserialize(data)
+    }
 
 
 def _by_path(tree: PyTree) -> dict[str, PyTree]:

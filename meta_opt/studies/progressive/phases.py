@@ -315,7 +315,7 @@ class Phases:
     def _config(self, name: str, phase: int, start: tuple[str, str]) -> RunConfig:
         config, run = self.study.config, self.study.run
         train = self._train_file(phase)
-        examples = sum(1 for line in train.open("rb") if line.strip())
+        examples = sum(bool(x.strip()) for x in train.read_bytes().splitlines())
         size = run.loop.batch_size
         if examples < size:
             raise ValueError(
