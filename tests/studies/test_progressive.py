@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -83,10 +85,9 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in pairs)
 
 
-def recorded(monkeypatch):
-    """The configuration and the final parameters of each run to come."""
+def record_runs(monkeypatch, finetune):
+    """Puts a trainer in place; returns the runs to come, with their last parameters."""
     runs = []
-    finetune = phases_module.finetune
 
     def spy(config, folder):
         finished = finetune(config, folder)
@@ -98,12 +99,18 @@ def recorded(monkeypatch):
     return runs
 
 
-@pytest.fixture
-def never(monkeypatch):
-    def run(config, folder):
-        raise AssertionError(f"{folder} is run again")
+def train_quickly(config, folder):
+    """In place of a run: moves all parameters a little."""
+    workload = config.workload.build(config.loop.seed)
+    params = jax.tree.map(lambda x: x * 1.01, workload.params)
+    state = types.SimpleNamespace(params=params, frozen=workload.frozen, step=1)
+    history = [{"step": 1, "train/loss": 2.0}, {"step": 1, "validation/loss": 1.0}]
+    result = types.SimpleNamespace(state=state, history=history, figures=dict)
+    return types.SimpleNamespace(result=result)
 
-    return lambda: monkeypatch.setattr(phases_module, "finetune", run)
+
+def never(config, folder):
+    raise AssertionError(f"{folder} is run again")
 
 
 def digest(workdir, phase):
@@ -111,15 +118,15 @@ def digest(workdir, phase):
     return json.loads(path.read_text())["weights"]
 
 
-def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch, never):
-    runs, names = recorded(monkeypatch), []
+def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch):
+    runs, names = record_runs(monkeypatch, train_quickly), []
     made = study()
-    Phases(made, tmp_path / "whole").run(names.append)
+    Phases(made, tmp_path).run(names.append)
     assert names == ["zero-shot", "adamw, phase 1", "adamw, phase 2"]
 
     (first, after_first), (second, after_second) = runs
     assert first.loop.num_steps == second.loop.num_steps == 3 * PER_PHASE
-    assert first.loop.batch_size == 1
+    assert (first.loop.batch_size, first.loop.eval_every) == (1, PER_PHASE)
     # Bit for bit: the second starts where the first ended, and goes on from there.
     start = second.workload.build().params
     assert same(start, after_first)
@@ -128,7 +135,8 @@ def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch, never):
     assert second.workload.workload.data.name.endswith("8/phase_2.jsonl")
 
     # Every example is in the predictions, with an answer and a likelihood.
-    folder = tmp_path / "whole" / "adamw" / "phase_2"
+    folder = tmp_path / "adamw" / "phase_2"
+    record = json.loads((folder / "phase.json").read_text())
     for split in ("validation", "test"):
         text = (folder / f"predictions_{split}.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
@@ -136,25 +144,44 @@ def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch, never):
         for row in rows:
             best = CLASSES[int(np.argmax(row["log_likelihoods"]))]
             assert row["likeliest"] == best and isinstance(row["answer"], str)
-        record = json.loads((folder / "phase.json").read_text())
         right = np.mean([row["likeliest"] == row["label"] for row in rows])
         assert record["metrics"][split]["likelihood"]["accuracy"] == right
-    assert len(record["validation_loss"]) == 3  # One an epoch.
-    assert not (folder / "checkpoints").exists()
+    (arm,) = read_arms(tmp_path, ["adamw"], 2)
+    assert [o.name for o in arm.outcomes] == ["zero-shot", "phase 1", "phase 2"]
+    assert all(o.prediction().seconds > 0 for o in arm.outcomes)
+    assert arm.costs() == []  # No run, no ledger.
 
-    (arm,) = read_arms(tmp_path / "whole", ["adamw"], 2)
+    # What is finished is not run again, and not taken for something else.
+    monkeypatch.setattr(phases_module, "finetune", never)
+    Phases(made, tmp_path).run()
+    with pytest.raises(ValueError, match=r"loop.num_steps: 12 -> 8.*another --workdir"):
+        Phases(study(epochs=2), tmp_path).run()
+    path = tmp_path / "adamw" / "phase_1" / "phase.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "weights": "0" * 64}))
+    with pytest.raises(ValueError, match=r"start: .* -> 000000"):
+        Phases(made, tmp_path).run()
+
+
+@pytest.mark.slow
+def test_an_interrupted_phase_ends_in_the_same_bits(study, tmp_path, monkeypatch):
+    runs = record_runs(monkeypatch, phases_module.finetune)
+    made, whole, parts = study(), tmp_path / "whole", tmp_path / "parts"
+    Phases(made, whole).run()
+    record = json.loads((whole / "adamw" / "phase_2" / "phase.json").read_text())
+    assert len(record["validation_loss"]) == 3  # One an epoch.
+    assert not (whole / "adamw" / "phase_2" / "checkpoints").exists()
+    (arm,) = read_arms(whole, ["adamw"], 2)
     rows = arm.costs()
     assert [row.name for row in rows] == ["phase 1", "phase 2", "all"]
     assert rows[-1].cost["device_seconds"] > rows[0].cost["device_seconds"] > 0
-    assert all(o.prediction().seconds > 0 for o in arm.outcomes)
 
-    # Interrupted in the second phase, it ends in the same bits.
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "adamw" / "phase_2")
     build = ImageTextConfig.build
 
     def interrupted(self, *args):
         workload = build(self, *args)
-        if "phase_2" not in self.data.name:
-            return workload
 
         def batches(*args, **options):
             made = workload.train_batches(*args, **options)
@@ -165,23 +192,12 @@ def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch, never):
     with monkeypatch.context() as patch:
         patch.setattr(ImageTextConfig, "build", interrupted)
         with pytest.raises(Interrupted):
-            Phases(made, tmp_path / "parts").run()
-    assert not (tmp_path / "parts" / "adamw" / "phase_2" / "phase.json").exists()
-    runs.clear()
-    Phases(made, tmp_path / "parts").run()
-    assert len(runs) == 1 and same(runs[0][1], after_second)
-    assert digest(tmp_path / "parts", 2) == digest(tmp_path / "whole", 2)
-
-    # What is finished is not run again, and not taken for something else.
-    never()
-    Phases(made, tmp_path / "whole").run()
-    with pytest.raises(ValueError, match=r"loop.num_steps: 12 -> 8.*another --workdir"):
-        Phases(study(epochs=2), tmp_path / "whole").run()
-    path = tmp_path / "whole" / "adamw" / "phase_1" / "phase.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "weights": "0" * 64}))
-    with pytest.raises(ValueError, match=r"start: .* -> 000000"):
-        Phases(made, tmp_path / "whole").run()
+            Phases(made, parts).run()
+    assert not (parts / "adamw" / "phase_2" / "phase.json").exists()
+    _, (_, after_second) = runs
+    Phases(made, parts).run()
+    assert len(runs) == 3 and same(runs[2][1], after_second)
+    assert digest(parts, 2) == digest(whole, 2)
 
 
 def test_cumulative_phases_start_again_on_all_examples(study, tmp_path, monkeypatch):
