@@ -279,7 +279,7 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         ("batch_size", 0, "batch_size=0 must be at least 1"),
         ("model", {"loss": "clip"}, "is trained with 'captioning'"),
         ("optimizers", {}, "name one or more"),
-        ("optimizers", {"a": {"name": "adamv"}}, "did you mean 'adam'"),
+        ("optimizers", {"a": {"name": "adamv"}}, "no optimizer 'adamv'"),
         ("optimizers", {"a/b": {"name": "adamw"}}, "letters, digits"),
         ("optimizers", {"zero_shot": {"name": "adamw"}}, "letters, digits"),
     ],
