@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from meta_opt.finetuning.energy import EnergyMeter
 from meta_opt.finetuning.interruption import Interrupted, catch_signals
-from meta_opt.finetuning.ledger import Entry, Prices, add_to_file, measure
+from meta_opt.finetuning.ledger import Amounts, Entry, Prices, add_to_file, measure
 from meta_opt.finetuning.length import with_length
 from meta_opt.finetuning.loop import RunResult, Trainer
 from meta_opt.finetuning.loop_config import LoopConfig
@@ -401,11 +401,11 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     del settings["export"]
     first = jax.process_index() == 0
     meter = EnergyMeter()
-    entries: list[Entry] = []
 
-    def write_ledger() -> None:
+    def enter(kind: str, amounts: Amounts, count: int = 1) -> None:
         if workdir is not None and first:
-            add_to_file(workdir, config.prices, entries, meter.sources)
+            entry = Entry("run", kind, amounts, count)
+            add_to_file(workdir, config.prices, [entry], meter.sources)
 
     try:
         with measure(mesh.size, meter) as training:
@@ -422,22 +422,18 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
                 take_over=True,
             )
     except Interrupted:
-        entries.append(Entry("run", "training", training.amounts))
-        write_ledger()
+        enter("training", training.amounts)
         raise
     if result.steps_taken:
         # Before the test, which may be interrupted and is not the end of training.
-        entries.append(Entry("run", "training", training.amounts))
-        write_ledger()
-        entries.clear()
+        enter("training", training.amounts)
     trained = result.state.params, result.state.frozen
     with measure(mesh.size, meter) as predicting:
         test = {} if workload.evaluate is None else workload.evaluate(*trained, "test")
     finished = FinishedRun(result, dict(test), workload.describe())
     count = facts["examples"].get("test")
     if result.steps_taken and count:
-        entries.append(Entry("run", "prediction", predicting.amounts, count))
-        write_ledger()
+        enter("prediction", predicting.amounts, count)
     if workdir is not None and first:
         path = Path(workdir) / "result.json"
         # Of a run that was finished before, its times are there and not here.

@@ -93,8 +93,8 @@ class VideoTextConfig:
                 f"export.path={export.path!r}: video-text models cannot be exported; "
                 "the checkpoints of the run hold their arrays"
             )
-        inputs = read_clip_inputs(self.clips, self.task)
         names, primary = losses_of(self.family, self.task)
+        inputs = read_clip_inputs(self.clips, self.task, "masked_visual" in names)
         evaluations = {
             split: evaluation_on(
                 inputs, split, primary, margin=self.model.masking.margin

@@ -140,7 +140,8 @@ class ClipInputs(NamedTuple):
         vocabulary: int [K], its ids of the tokens that training texts have; the first
             is the padding's, and stands for all others too.
         answers: of training questions.
-        codebook: float32 [K, F], centres of the targets of training frames.
+        codebook: float32 [K, F], centres of the targets of training frames; None where
+            no loss reads visual tokens.
         short: by split, how many clips have fewer than T frames.
         about: JSON values on what the source has and what was left out of it.
     """
@@ -152,7 +153,7 @@ class ClipInputs(NamedTuple):
     tokenizer: FolderTokenizer
     vocabulary: np.ndarray
     answers: tuple[str, ...]
-    codebook: np.ndarray
+    codebook: np.ndarray | None
     short: dict[str, int]
     about: dict[str, Any]
 
@@ -166,13 +167,16 @@ class ClipInputs(NamedTuple):
         return self.tokenizer.decode(self.vocabulary[words])
 
 
-def read_clip_inputs(config: ClipsConfig, task: str) -> ClipInputs:
+def read_clip_inputs(
+    config: ClipsConfig, task: str, visual_tokens: bool = True
+) -> ClipInputs:
     """Reads the clips and takes them through what does not train.
 
     Args:
         config: which clips.
         task: ``question_answering`` has questions, ``sentiment`` only clips whose
             sentiment is known.
+        visual_tokens: whether to make the codebook, which takes long on many clips.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
@@ -210,10 +214,12 @@ def read_clip_inputs(config: ClipsConfig, task: str) -> ClipInputs:
     reader = _Reader(config, encoders, tokenizer, root)
     by_clip = {s: reader.clip_arrays(s, *x) for s, x in fitted.items()}
     _centre_targets(by_clip)
-    train = by_clip["train"]
-    codebook = make_codebook(
-        train["targets"][train["present"]], config.codebook_size, config.seed
-    )
+    codebook = None
+    if visual_tokens:
+        train = by_clip["train"]
+        codebook = make_codebook(
+            train["targets"][train["present"]], config.codebook_size, config.seed
+        )
     questions: dict[str, Questions] = {}
     answers: tuple[str, ...] = ()
     splits = {}

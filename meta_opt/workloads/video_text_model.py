@@ -106,11 +106,10 @@ def model_factory(
         config: of the model.
         inputs: with the encoders and the codebook.
     """
-    codes, frame = inputs.codebook.shape
     sizes = TargetSizes(
         words=len(inputs.vocabulary),
-        codes=codes,
-        frame=frame,
+        codes=0 if inputs.codebook is None else len(inputs.codebook),
+        frame=inputs.splits["train"]["targets"].shape[-1],
         answers=len(inputs.answers),
         end_id=inputs.end_id,
         choices=int("choices" in inputs.splits["train"]),
