@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 # A file is one worker's, so that what its tests share is compiled once; conftest.py puts
 # the longest first.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint data tables bench clean
+.PHONY: demo test test-all lint data tables bench docs clean
 
 $(STAMP): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[docs]'
 	touch $@
 
 demo: $(STAMP)  ## fine-tune nano with four optimizers; table, curves and report
@@ -38,5 +43,8 @@ tables: $(STAMP)  ## optimizers compared on the multimodal suite: Table 1, Figur
 bench: $(STAMP)  ## update, step, compile and import time, state size, meta-training
 	$(BIN)/python -m experiments.benchmark
 
+docs: $(DOCS_STAMP)  ## the site, docs/_build/html; runs its notebooks, warnings are errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 clean:  ## remove the environment, runs and compiled tests; data stay
-	rm -rf $(VENV) runs report .cache
+	rm -rf $(VENV) runs report .cache docs/_build
