@@ -1,5 +1,9 @@
-"""What the docs say runs: doctests, and every path and command of the README."""
+"""What the docs say runs: doctests, paths, commands, imports and messages of all pages.
 
+Links between pages, headings and the notebooks themselves are checked by ``make docs``.
+"""
+
+import ast
 import doctest
 import importlib
 import itertools
@@ -11,7 +15,19 @@ import jax
 import pytest
 from paths import ROOT
 
+DOCS = ROOT / "docs"
 README = ROOT / "README.md"
+CELL = "{code-cell} ipython3"
+PAGES = sorted(
+    [README, ROOT / "CONTRIBUTING.md"]
+    + [p for p in DOCS.rglob("*.md") if "_build" not in p.parts]
+)
+
+
+def every_page(test):
+    """Runs a test, which takes ``page``, of each page."""
+    names = [str(p.relative_to(ROOT)) for p in PAGES]
+    return pytest.mark.parametrize("page", PAGES, ids=names)(test)
 
 
 def documented():
@@ -39,21 +55,21 @@ def shipped():
     return DEFAULT in available()
 
 
-def readme():
-    if not README.is_file():
-        pytest.skip("no README yet")
-    return README.read_text()
-
-
 def code(text):
     """Fenced blocks as (language, body), and what stands in single backticks."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```([^`\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return blocks, re.findall(r"`([^`\n]+)`", rest)
 
 
+def python_of(text):
+    """The Python of a page, its fenced blocks or a notebook's cells."""
+    blocks, _ = code(text)
+    return [b for language, b in blocks if language in ("python", CELL)]
+
+
 def commands(text):
-    """Shell lines of the README, without prompts and comments."""
+    """Shell lines of a page, without prompts and comments."""
     blocks, inline = code(text)
     lines = [
         line.removeprefix("$ ").strip()
@@ -61,7 +77,7 @@ def commands(text):
         if language in ("", "sh", "bash", "shell", "console")
         for line in body.replace("\\\n", " ").splitlines()
     ]
-    started = ("make ", "python ", "python3 ", ".venv/bin/")
+    started = ("make ", "python ", "python3 ", ".venv/bin/", "./")
     return [x for x in lines + inline if x.startswith(started)]
 
 
@@ -84,9 +100,23 @@ def missing_parts(command):
                 wrong.append(word)
     for word in words:
         path = word.split("=")[-1].split(":")[0]
-        if re.fullmatch(r"(experiments|configs|tests|meta_opt|docs)/[\w/.-]+", path):
+        named = r"((experiments|configs|tests|meta_opt|docs)/|\./)[\w/.-]+"
+        if re.fullmatch(named, path):
             wrong += [] if (ROOT / path).exists() else [path]
+        if variant := re.fullmatch(r"(?:.*=)?configs/(\w+)\.py:(\w+)", word):
+            wrong += missing_variant(*variant.groups())
     return wrong
+
+
+def missing_variant(module, variant):
+    """The variant of a config file, if it has none of that name."""
+    if not (ROOT / "configs" / f"{module}.py").is_file():
+        return []  # Said of its path.
+    try:
+        importlib.import_module(f"configs.{module}").get_config(variant)
+    except ValueError:
+        return [f"{module}:{variant}"]
+    return []
 
 
 def missing_paths(text, folder=ROOT):
@@ -106,38 +136,92 @@ def missing_paths(text, folder=ROOT):
     return missing + [x for x in named if not (ROOT / x).exists()]
 
 
-def test_readme_commands_exist():
-    wrong = {c: missing_parts(c) for c in commands(readme())}
+@every_page
+def test_commands_exist(page):
+    wrong = {c: missing_parts(c) for c in commands(page.read_text())}
     assert not {c: parts for c, parts in wrong.items() if parts}
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
-def test_paths_of_the_docs_exist(name):
-    page = ROOT / "docs" / name
+@every_page
+def test_paths_exist(page):
     assert missing_paths(page.read_text(), page.parent) == []
 
 
-def test_readme_paths_exist():
-    assert missing_paths(readme()) == []
-
-
-def test_readme_python_compiles_and_names_what_is_public():
+def missing_names(body):
+    """Names of the package that Python code takes and that are not there."""
     import meta_opt
 
-    blocks, _ = code(readme())
-    for language, body in blocks:
-        if language != "python":
-            continue
-        compile(body, "README.md", "exec")
-        for name in re.findall(r"\bmeta_opt\.(\w+)", body):
-            is_module = (ROOT / "meta_opt" / name).is_dir()
-            is_file = (ROOT / "meta_opt" / f"{name}.py").is_file()
-            assert name in meta_opt.__all__ or is_module or is_file, name
+    wrong = []
+    for node in ast.walk(ast.parse(body)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("meta_opt"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                if not hasattr(module, name):
+                    try:
+                        importlib.import_module(f"{node.module}.{name}")
+                    except ModuleNotFoundError:
+                        wrong.append(f"{node.module}.{name}")
+    for name in re.findall(r"\bmeta_opt\.(\w+)", body):
+        place = ROOT / "meta_opt" / name
+        if name not in meta_opt.__all__ and not place.is_dir():
+            wrong += [] if place.with_suffix(".py").is_file() else [f"meta_opt.{name}"]
+    return wrong
+
+
+@every_page
+def test_python_compiles_and_takes_what_is_there(page):
+    for body in python_of(page.read_text()):
+        assert missing_names(body) == []
+
+
+def test_the_readme_is_short_and_lists_every_guide():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 160
+    wrappers = {"index", "changelog", "contributing"}
+    guides = [p for p in DOCS.glob("*.md") if p.stem not in wrappers]
+    guides += (DOCS / "notebooks").glob("*.md")
+    missing = [p for p in guides if f"({p.relative_to(ROOT)})" not in text]
+    assert not missing
+
+
+def test_the_api_reference_has_all_that_is_public():
+    text = "".join(p.read_text() for p in sorted((DOCS / "api").glob("*.md")))
+    pattern = r"automodule:: ([\w.]+)\n +:members:(.*)"
+    listed = dict(re.findall(pattern, text))
+    for path in (ROOT / "meta_opt").rglob("*.py"):
+        if re.search(r"^__all__ = ", path.read_text(), re.MULTILINE):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            assert listed.get(name.removesuffix(".__init__")) == "", name
+    for name, members in listed.items():
+        module = importlib.import_module(name)
+        for member in filter(None, re.split(r",? ", members)):
+            assert hasattr(module, member), f"{name}.{member}"
+
+
+def test_messages_of_the_page_on_troubleshooting_exist():
+    """Each message of its tables, in the parts around what varies."""
+    folders = [ROOT / "meta_opt", ROOT / "experiments", ROOT / "configs"]
+    source = "\n".join(
+        p.read_text() for folder in folders for p in sorted(folder.rglob("*.py"))
+    )
+    # Literals that are one text, and what is filled in, which is `…` on the page.
+    source = re.sub(r"[\"']\s*\n\s*f?[\"']", "", source)
+    page = (DOCS / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| (`+)(.+?)\1 \|", page, re.MULTILINE)
+    assert len(messages) > 30
+    parts = [part.strip() for _, m in messages for part in m.split("…")]
+    assert [part for part in parts if part not in source] == []
+
+
+def test_files_that_are_pages_of_the_site_exist():
+    text = (DOCS / "conf.py").read_text()
+    (table,) = re.findall(r"^PAGES = (\{.*?^\})", text, re.MULTILINE | re.DOTALL)
+    for file, page in ast.literal_eval(table).items():
+        assert (ROOT / file).is_file() and file in (DOCS / page).read_text(), file
 
 
 def test_the_page_on_the_optimizer_runs(tmp_path, monkeypatch):
     page = ROOT / "docs" / "optimizer.md"
-    assert missing_paths(page.read_text(), page.parent) == []
     monkeypatch.chdir(tmp_path)
     blocks, _ = code(page.read_text())
     names = {}
@@ -150,10 +234,8 @@ def test_the_page_on_the_optimizer_runs(tmp_path, monkeypatch):
 
 def test_the_page_on_finetuning_runs(tmp_path, monkeypatch, capsys):
     page = ROOT / "docs" / "finetuning.md"
-    assert missing_paths(page.read_text(), page.parent) == []
     monkeypatch.chdir(tmp_path)
-    ((language, body),), _ = code(page.read_text())
-    assert language == "python"
+    (body,) = python_of(page.read_text())
     with jax.numpy_rank_promotion("allow"):
         exec(compile(body, str(page), "exec"), {})
     assert "'validation/accuracy': 0.9" in capsys.readouterr().out
@@ -162,9 +244,7 @@ def test_the_page_on_finetuning_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_page_on_losses_runs(capsys):
     page = ROOT / "docs" / "losses.md"
-    assert missing_paths(page.read_text(), page.parent) == []
-    ((language, body),), _ = code(page.read_text())
-    assert language == "python"
+    (body,) = python_of(page.read_text())
     with jax.numpy_rank_promotion("allow"):
         exec(compile(body, str(page), "exec"), {})
     assert "'meta/alignment/rebuilt'" in capsys.readouterr().out
@@ -174,9 +254,8 @@ def test_the_page_on_the_stress_test_runs(tmp_path, monkeypatch):
     page = ROOT / "docs" / "stress.md"
     monkeypatch.chdir(tmp_path)
     names = {}
-    for language, body in code(page.read_text())[0]:
-        if language == "python":
-            exec(compile(body, str(page), "exec"), names)
+    for body in python_of(page.read_text()):
+        exec(compile(body, str(page), "exec"), names)
     assert names["right"] == "boat" and len(names["four_each"]) == 12
     assert (names["wrong_fifth"] != names["labels"]).sum() == 12
     assert "resnet50" in (tmp_path / "report" / "stress.md").read_text()
@@ -196,7 +275,14 @@ def test_the_checks_themselves():
         "```sh\n$ python experiments/finetune.py --config configs/none.py:small\n"
         "python -m meta_opt.data.nowhere\n```\n"
         "See [design](docs/none.md), `meta_opt/types.py` and `meta_opt/nothing.py`.\n"
+        "`python -m experiments.finetune --config configs/finetune.py:smoked`\n"
+        "```{code-cell} ipython3\nfrom meta_opt.types import Bunch, Batch\n"
+        "meta_opt.learned(3)\n```\n"
     )
     wrong = [x for c in commands(text) for x in missing_parts(c)]
-    assert wrong == ["configs/none.py", "meta_opt.data.nowhere", "demos"]
+    assert wrong == [
+        *("configs/none.py", "meta_opt.data.nowhere", "demos", "finetune:smoked")
+    ]
+    (cell,) = python_of(text)
+    assert missing_names(cell) == ["meta_opt.types.Bunch", "meta_opt.learned"]
     assert missing_paths(text) == ["docs/none.md", "meta_opt/nothing.py"]

@@ -242,9 +242,9 @@ def test_the_report_says_what_dominates_and_what_fits(tmp_path):
     assert "-" in next(x for x in text.split("\n") if "peak over" in x).split()
 
 
-def test_readme_says_what_the_published_plans_hold():
+def test_docs_say_what_the_published_plans_hold():
     root = ROOT
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "memory.md").read_text(encoding="utf-8")
     files = sorted((root / "results/plans").glob("*/memory_plan.json"))
     assert files
     for file in files:
@@ -257,8 +257,8 @@ def test_readme_says_what_the_published_plans_hold():
         cells = [f"{full[name]:.2f}" for name in ("adamw", "lion", "learned")]
         cells.append(f"{full['learned'] / full['adamw']:.2f}")
         line = f"| {plans['facts']['topology']} | {' | '.join(cells)} |"
-        (found,) = [x for x in readme.splitlines() if line in x] or [None]
-        assert found, f"{file}: README should have {line}"
+        (found,) = [x for x in page.splitlines() if line in x] or [None]
+        assert found, f"{file}: docs/memory.md should have {line}"
         largest = {
             r["name"]: r["largest_examples"]
             for r in plans["rows"]

@@ -16,7 +16,7 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 from generative_small import SMALL
-from own_data import CASES, COLOURS, PLACES, run_readme, write_pictures
+from own_data import CASES, COLOURS, PLACES, run_page, write_pictures
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from configs import finetune as configs
@@ -210,7 +210,7 @@ def test_errors_come_before_training(configured, tmp_path):
 
 
 @pytest.mark.slow
-def test_readmes_commands_work_as_written(paligemma, questions, tmp_path):
+def test_commands_of_the_page_work_as_written(paligemma, questions, tmp_path):
     (tmp_path / "paligemma-3b-pt-224").symlink_to(paligemma)
     shutil.copytree(questions.parent, tmp_path, dirs_exist_ok=True)
     (tmp_path / "photos").mkdir()
@@ -220,8 +220,8 @@ def test_readmes_commands_work_as_written(paligemma, questions, tmp_path):
         "experiments.finetune": ["config.num_steps=6", "config.batch_size=8"],
         "experiments.answer": ["dtype=float32"],
     }
-    heading = "### Captions and answers to questions"
-    ran = run_readme(heading, tmp_path, fewer)
+    heading = "## Captions and answers to questions"
+    ran = run_page("docs/generative.md", heading, tmp_path, fewer)
     assert "huggingface at answers" in ran["experiments.finetune"].stdout
     lines = ran["experiments.answer"].stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["photos/1.jpg", "photos/2.jpg"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models_small import forward
-from own_data import run_readme, write_folder, write_pictures
+from own_data import run_page, write_folder, write_pictures
 from safetensors.numpy import load_file
 
 from configs import finetune as configs
@@ -401,14 +401,15 @@ def test_every_size_can_begin_from_scratch(size, siglip, monkeypatch):
 
 
 @pytest.mark.slow
-def test_readmes_commands_work_as_written(siglip, captions, tmp_path):
+def test_commands_of_the_page_work_as_written(siglip, captions, tmp_path):
     (tmp_path / "siglip-so400m-patch14-384").symlink_to(siglip)
     shutil.copytree(captions.parent, tmp_path, dirs_exist_ok=True)
     fewer = {
         "experiments.plan_memory": ["config.topology=", "config.most_examples=0"],
         "experiments.finetune": ["config.num_steps=6", "config.batch_size=8"],
     }
-    ran = run_readme("## Fine-tune your own model on your own images", tmp_path, fewer)
+    heading = "## Fine-tune your own model on your own images"
+    ran = run_page("docs/finetuning.md", heading, tmp_path, fewer)
     assert list(ran) == list(fewer)
     done = ran["experiments.finetune"]
     assert "huggingface at mine" in done.stdout
