@@ -132,6 +132,32 @@ def longer() -> ml_collections.ConfigDict:
     return config
 
 
+def residual() -> ml_collections.ConfigDict:
+    """LSTMs on top of the shipped weights, which have none; for one core."""
+    config = small()
+    config.start = common.WEIGHTS
+    config.meta.families = (
+        *("style_digits_vit", "emoji_vit_finetune", "style_wine_mlp"),
+        *("style_glyphs_conv", "style_cldr_gpt_lora", "cancer_mlp"),
+        *("style_emoji_vit_finetune", "style_glyphs_vit_lora", "klettres_finetune"),
+        *("style_glyphs_head", "style_cldr_gpt", "style_diabetes_residual"),
+        *("style_emoji_conv_finetune", "style_klettres_lora", "digits_mlp"),
+        "style_emoji_pairs_lora",
+    )
+    config.meta.controller.directions = ("orthogonal", "adam")
+    config.meta.controller.iterations = (5, 5)
+    config.meta.outer_steps = 960
+    config.meta.checkpoint_every = 16
+    config.meta.validate_every = 0
+    config.meta.longest = ((0, 200),)
+    config.meta.particles = 2
+    # Style validation chooses, see docs.
+    config.validation.tasks = ()
+    config.export_from = "last"
+    config.cpu_devices = 0
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """A few outer steps on scikit-learn's digits; needs no prepared data."""
     config = small()
@@ -146,4 +172,6 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (direct, small, longer, smoke)})
+    return common.choose(
+        arg, {v.__name__: v for v in (direct, small, longer, residual, smoke)}
+    )

@@ -31,6 +31,23 @@ def openclipart_small() -> ml_collections.ConfigDict:
     return config
 
 
+def openclipart_dynamic() -> ml_collections.ConfigDict:
+    """Phases that are chosen: wider pictures, and more examples, where they pay.
+
+    What a point of accuracy, an example and a device hour are worth is the user's to
+    say; these are made up.
+    """
+    config = openclipart_small()
+    config.study.width = 200
+    config.prices = dict(currency="USD", device_hour=2.0)
+    config.policies = dict(
+        dynamic=dict(
+            widths=(100, 200), widen_below=3.0, point_value=5.0, example_price=0.05
+        )
+    )
+    return config
+
+
 def openclipart_paligemma() -> ml_collections.ConfigDict:
     """Adapters on PaliGemma at 200 pixels; ``--config.model.weights=FOLDER``."""
     config = openclipart_small()
@@ -67,5 +84,10 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "openclipart_small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (openclipart_small, openclipart_paligemma, smoke)
+    variants = (
+        openclipart_small,
+        openclipart_dynamic,
+        openclipart_paligemma,
+        smoke,
+    )
     return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -14,6 +14,7 @@ Several processes then work together, as those of ``finetune.py`` do:
         --coordinator host0:1234 --processes 2 --process 0
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -63,8 +64,13 @@ def main(first: bool) -> None:
     start = None
     if settings["start"]:
         start, shape = load_theta(settings["start"])
-        if shape != config.controller:
+        # Weights are trained under the range of features that they are stored with.
+        ranged = dataclasses.replace(
+            config.controller, feature_range=shape.feature_range
+        )
+        if shape != ranged:
             raise ValueError(f"{settings['start']} has another controller: {shape}")
+        config = dataclasses.replace(config, controller=shape)
     result = meta_train(
         config, tasks, WORKDIR.value, validation=validation, start=start
     )

@@ -36,7 +36,7 @@ def main() -> None:
 
     study = read_study(CONFIG.value.to_dict())
     phases = Phases(study, WORKDIR.value)
-    names = list(study.optimizers)
+    names = list(study.tracks())
 
     def report() -> str:
         model = study.run.workload.model

@@ -24,8 +24,13 @@ from meta_opt.models import pretrained
 from meta_opt.models.generative import Generative
 from meta_opt.studies.progressive import phases as phases_module
 from meta_opt.studies.progressive.phases import Phases, read_study
+from meta_opt.studies.progressive.policy import PhasePolicy
 from meta_opt.studies.progressive.predictions import Examples, Predictions
-from meta_opt.studies.progressive.report import results_table, write_progressive
+from meta_opt.studies.progressive.report import (
+    decisions_table,
+    results_table,
+    write_progressive,
+)
 from meta_opt.studies.progressive.summary import PUBLISHED, read_arms
 from meta_opt.text_files import write_json
 from meta_opt.workloads.continued import load_params, save_params
@@ -47,7 +52,7 @@ def data(tmp_path_factory):
             picture = encode_png(blocks.astype(np.uint8))
             (folder / "all" / name / f"{i}.png").write_bytes(picture)
     config = FewShotConfig(
-        train=4, validation=2, test=2, phases=2, widths=(8,), candidates=20
+        train=4, validation=2, test=2, phases=2, widths=(8, 16), candidates=20
     )
     write_dataset(folder / "data", by_class(read_items(folder / "all")), config)
     return folder / "data"
@@ -163,6 +168,79 @@ def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch):
         Phases(made, tmp_path).run()
 
 
+def test_a_policy_takes_wider_pictures_and_stops(study, tmp_path, monkeypatch):
+    # Zero-shot, then phases of a track with fixed phases and of one with a policy.
+    accuracies = iter((0.25, 0.5, 0.75, 0.5, 0.52))
+
+    def predict(self, folder, model):
+        answers = {"answers": {"accuracy": next(accuracies)}}
+        return {"metrics": {"validation": answers, "test": answers}}
+
+    def train(config, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        took = Amounts(1800.0, 1800.0)
+        ledger = Ledger(Prices("EUR")).add("run", "training", took)
+        write_json(folder / "ledger.json", ledger.record())
+        return train_quickly(config, folder)
+
+    runs = record_runs(monkeypatch, train)
+    monkeypatch.setattr(Phases, "_predict", predict)
+    policy = {"widths": (8, 16), "widen_below": 30.0, "point_value": 1.0}
+
+    def with_prices(device_hour):
+        made = study()
+        prices = Prices("USD", device_hour=device_hour)
+        run = dataclasses.replace(made.run, prices=prices)
+        policies = {"dynamic": PhasePolicy(**policy)}
+        return dataclasses.replace(made, run=run, policies=policies)
+
+    Phases(with_prices(10.0), tmp_path).run()
+    used = [c.workload.workload.data.name.split("/")[-2:] for c, _ in runs]
+    # Half of 25 points, 12.5 USD, pays for half an hour at 10 USD.
+    fixed, chosen = used[:2], used[2:]
+    assert fixed == [["8", "phase_1.jsonl"], ["8", "phase_2.jsonl"]]
+    assert chosen == [["8", "phase_1.jsonl"], ["16", "phase_2.jsonl"]]
+    tests = {c.workload.workload.data.test.split("/")[-2] for c, _ in runs}
+    assert tests == {"8"}
+    arms = read_arms(tmp_path, ["adamw", "adamw_dynamic"], 2)
+    assert [arm.stopped for arm in arms] == ["", ""]
+    assert "under 30" in arms[1].outcomes[2].record["reason"]
+    assert "worth 12.5, and cost 5" in decisions_table(arms)
+
+    # At ten times the price it does not: phases that are there are let be.
+    monkeypatch.setattr(phases_module, "finetune", never)
+    Phases(with_prices(100.0), tmp_path).run()
+    (arm,) = read_arms(tmp_path, ["adamw_dynamic"], 2)
+    assert "worth 12.5, and cost 50" in arm.stopped
+    Phases(with_prices(10.0), tmp_path).run()
+    assert not (tmp_path / "adamw_dynamic" / "stopped.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"widths": (200, 100)}, "ascending order"),
+        ({"widths": (0,)}, "ascending order"),
+        ({"widen_below": float("nan")}, "widen_below=nan must be at least 0"),
+        ({"decay": 0.0}, "decay=0.0 must be above 0"),
+        ({"example_price": 1.0}, "compared with point_value"),
+    ],
+)
+def test_policies_that_will_not_do(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PhasePolicy(**changes)
+
+
+def test_policies_need_prices_and_names_of_their_own():
+    settings = get_config("smoke").to_dict()
+    policies = {"dynamic": {"point_value": 1.0}}
+    with pytest.raises(ValueError, match=r"policies.dynamic.point_value.*prices"):
+        read_study({**settings, "policies": policies})
+    optimizers = {"a": {"name": "adamw"}, "a_b": {"name": "adamw"}}
+    with pytest.raises(ValueError, match="called like another"):
+        read_study({**settings, "optimizers": optimizers, "policies": {"b": {}}})
+
+
 @pytest.mark.slow
 def test_an_interrupted_phase_ends_in_the_same_bits(study, tmp_path, monkeypatch):
     runs = record_runs(monkeypatch, phases_module.finetune)
@@ -260,7 +338,7 @@ def test_missing_data_name_the_command(study, data, tmp_path):
             Phases(study(variant="own"), tmp_path)
     finally:
         (tmp_path / "aside").rename(file)
-    with pytest.raises(ValueError, match=r"width=100: .* has 8 pixels"):
+    with pytest.raises(ValueError, match=r"width=100: .* has 8, 16 pixels"):
         Phases(study(width=100), tmp_path)
     with pytest.raises(ValueError, match=r"phases=3: .* has 2"):
         Phases(study(phases=3), tmp_path)

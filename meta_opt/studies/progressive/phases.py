@@ -5,11 +5,15 @@ another. Each phase is a run of `meta_opt.finetuning.runs.finetune` in a folder 
 own, and what is finished is never run again. Layout of a study's folder::
 
     zero_shot/                 the model as it is
-    learned/phase_1/           of each optimizer, each phase
+    learned/phase_1/           of each track, each phase
         phase.json             settings and digests, metrics, costs; written last
         weights.safetensors    what is trained, exactly
         predictions_test.jsonl, predictions_validation.jsonl
         metrics.jsonl ...      of the run
+    learned_dynamic/           a track of chosen phases: optimizer and policy
+        stopped.json           why no further phase was run, where one was not
+
+A track is an optimizer with the fixed phases, or with those that a policy chooses.
 """
 
 import dataclasses
@@ -22,12 +26,13 @@ from typing import Any
 
 from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
 from meta_opt.finetuning.energy import EnergyMeter
-from meta_opt.finetuning.ledger import measure
+from meta_opt.finetuning.ledger import LEDGER, measure, read_ledger
 from meta_opt.finetuning.runs import FinishedRun, RunConfig, finetune, read_run_config
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.parallel.mesh import make_mesh
 from meta_opt.run_log import changed_settings
+from meta_opt.studies.progressive.policy import PhaseOutcome, PhasePolicy
 from meta_opt.studies.progressive.predictions import (
     Examples,
     Predictions,
@@ -51,6 +56,7 @@ MODES = ("continue", "cumulative")
 SPLITS = ("validation", "test")
 ZERO_SHOT = "zero_shot"
 RECORD = "phase.json"
+STOPPED = "stopped.json"
 _WEIGHTS = "weights.safetensors"
 _IDLE = ("progress", "log_every", "checkpoint_every", "keep_latest", "keep_best")
 """Settings of the loop that change no weights."""
@@ -106,11 +112,24 @@ class Study:
         config: data and phases.
         run: of a phase; its length, data and optimizer are filled in for each.
         optimizers: by name, which is the name of a folder too.
+        policies: that choose phases, by name; each is run with every optimizer, beside
+            the fixed phases.
     """
 
     config: PhasesConfig
     run: RunConfig
     optimizers: Mapping[str, OptimizerConfig]
+    policies: Mapping[str, PhasePolicy] = dataclasses.field(default_factory=dict)
+
+    def tracks(self) -> dict[str, tuple[str, PhasePolicy | None]]:
+        """Optimizer and policy of each track by its name, fixed phases first."""
+        found: dict[str, tuple[str, PhasePolicy | None]] = {
+            name: (name, None) for name in self.optimizers
+        }
+        for optimizer in self.optimizers:
+            for label, policy in self.policies.items():
+                found[f"{optimizer}_{label}"] = optimizer, policy
+        return found
 
 
 def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
@@ -118,8 +137,8 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
 
     Args:
         settings: ``study``, fields of `PhasesConfig`; ``optimizers``, fields of
-            `OptimizerConfig` by name; beside them what `read_run_config` takes of a
-            run on images with texts.
+            `OptimizerConfig` by name; ``policies``, fields of `PhasePolicy` by name;
+            beside them what `read_run_config` takes of a run on images with texts.
         name: of the mapping, for errors.
 
     Raises:
@@ -138,7 +157,8 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         >>> study.config.epochs, study.run.loop.batch_size
         (3, 1)
     """
-    rest = {k: v for k, v in settings.items() if k not in ("study", "optimizers")}
+    own = ("study", "optimizers", "policies")
+    rest = {k: v for k, v in settings.items() if k not in own}
     for key, why in (
         ("num_steps", "the phases' examples and study.epochs decide it"),
         ("optimizer", f"give {name}.optimizers, settings by name"),
@@ -161,8 +181,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
     optimizers = {}
     for label, given in settings.get("optimizers", {}).items():
         where = f"{name}.optimizers.{label}"
-        if label == ZERO_SHOT or not label.replace("_", "").isalnum():
-            raise ValueError(f"{where}: take a name of letters, digits and _")
+        _check_label(label, where)
         if "num_steps" in given:
             raise ValueError(f"{where}.num_steps: the phases decide it")
         optimizers[label] = from_config(OptimizerConfig, given, where)
@@ -174,7 +193,28 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
     if not optimizers:
         raise ValueError(f"{name}.optimizers: name one or more")
     config = from_config(PhasesConfig, settings.get("study", {}), f"{name}.study")
-    return Study(config, run, optimizers)
+    policies = {}
+    for label, given in settings.get("policies", {}).items():
+        where = f"{name}.policies.{label}"
+        _check_label(label, where)
+        policies[label] = from_config(PhasePolicy, given, where)
+        if policies[label].point_value and not run.prices.currency:
+            raise ValueError(
+                f"{where}.point_value is compared with costs; give "
+                f"{name}.prices.device_hour and {name}.prices.currency"
+            )
+    study = Study(config, run, optimizers, policies)
+    if len(study.tracks()) < len(optimizers) * (1 + len(policies)):
+        raise ValueError(
+            f"{name}.policies: an optimizer is called like another one with a policy: "
+            f"{', '.join(study.tracks())}"
+        )
+    return study
+
+
+def _check_label(label: str, where: str) -> None:
+    if label == ZERO_SHOT or not label.replace("_", "").isalnum():
+        raise ValueError(f"{where}: take a name of letters, digits and _")
 
 
 class Phases:
@@ -186,7 +226,7 @@ class Phases:
 
     Attributes:
         data: the examples' files.
-        count: phases to run of each optimizer.
+        count: phases to run of each track, at most.
 
     Raises:
         FileNotFoundError: data that are not there; names the command that writes them.
@@ -196,9 +236,12 @@ class Phases:
     def __init__(self, study: Study, workdir: str | Path) -> None:
         self.study, self.workdir = study, Path(workdir)
         config = study.config
-        self.data: StoredFewShot = open_few_shot(
-            config.folder, config.width, config.variant
-        )
+        widths = {w for policy in study.policies.values() for w in policy.widths}
+        self._at_width: dict[int, StoredFewShot] = {
+            width: open_few_shot(config.folder, width, config.variant)
+            for width in sorted({config.width, *widths})
+        }
+        self.data = self._at_width[config.width]
         self.count = config.phases or self.data.phases
         if self.count > self.data.phases:
             raise ValueError(
@@ -206,11 +249,12 @@ class Phases:
             )
         # All files, before hours of training.
         for phase in range(1, self.count + 1):
-            self._train_file(phase)
+            for width in self._at_width:
+                self._train_file(phase, width)
         self._held_out = {split: self.data.held_out(split) for split in SPLITS}
         workload = study.run.workload
         prompt, answer = needed_lengths(
-            [self._train_file(1), *self._held_out.values()],
+            [self._train_file(1, config.width), *self._held_out.values()],
             self.data.classes,
             workload.preprocessing(),
         )
@@ -238,11 +282,11 @@ class Phases:
             for split, path in self._held_out.items()
         }
 
-    def folder(self, optimizer: str, phase: int) -> Path:
-        """Of a phase; phase 0 is zero-shot, which all optimizers share."""
+    def folder(self, track: str, phase: int) -> Path:
+        """Of a phase; phase 0 is zero-shot, which all tracks share."""
         if phase == 0:
             return self.workdir / ZERO_SHOT
-        return self.workdir / optimizer / f"phase_{phase}"
+        return self.workdir / track / f"phase_{phase}"
 
     def run(self, announce: Callable[[str], None] = lambda name: None) -> None:
         """Runs what is not finished, phase by phase.
@@ -256,16 +300,47 @@ class Phases:
         """
         announce(ZERO_SHOT.replace("_", "-"))
         self._zero_shot()
-        for name in self.study.optimizers:
+        for name, (_, policy) in self.study.tracks().items():
             start: tuple[str, str] = ("", "")
+            width, reason = self.study.config.width, ""
+            stopped = self.workdir / name / STOPPED
+            stopped.unlink(missing_ok=True)
             for phase in range(1, self.count + 1):
+                if policy is not None:
+                    decision = policy.decide(
+                        self._outcomes(name, phase - 1),
+                        width,
+                        _count_lines(self.data.train(phase)),
+                    )
+                    width, reason = decision.width, decision.reason
+                    if not decision.run:
+                        write_json(stopped, {"after": phase - 1, "reason": reason})
+                        break
                 announce(f"{name}, phase {phase}")
-                digest = self._phase(name, phase, start)
+                digest = self._phase(name, phase, start, width, reason)
                 if self.study.config.mode == "continue":
                     start = str(self.folder(name, phase) / _WEIGHTS), digest
 
-    def _train_file(self, phase: int) -> Path:
-        return self.data.train(phase, self.study.config.mode == "cumulative")
+    def _outcomes(self, track: str, last: int) -> list[PhaseOutcome]:
+        """Zero-shot and the finished phases up to ``last``."""
+        found = []
+        for phase in range(last + 1):
+            folder = self.folder(track, phase)
+            record = read_json(folder / RECORD)
+            money = None
+            if (folder / LEDGER).is_file():
+                # Of the prices that are meant now, not of those when it was run.
+                ledger = dataclasses.replace(
+                    read_ledger(folder), prices=self.study.run.prices
+                )
+                money = ledger.money()
+            accuracy = record["metrics"]["validation"]["answers"]["accuracy"]
+            found.append(PhaseOutcome(accuracy, record.get("width"), money))
+        return found
+
+    def _train_file(self, phase: int, width: int) -> Path:
+        cumulative = self.study.config.mode == "cumulative"
+        return self._at_width[width].train(phase, cumulative)
 
     def _setup(self, run: RunConfig, train: Path | None, start: str) -> dict[str, Any]:
         """All that a phase's outcome depends on, as JSON values; no paths."""
@@ -312,10 +387,12 @@ class Phases:
             )
         return record["weights"]
 
-    def _config(self, name: str, phase: int, start: tuple[str, str]) -> RunConfig:
+    def _config(
+        self, track: str, phase: int, start: tuple[str, str], train: Path
+    ) -> RunConfig:
         config, run = self.study.config, self.study.run
-        train = self._train_file(phase)
-        examples = sum(map(bool, map(bytes.strip, train.read_bytes().splitlines())))
+        optimizer, _ = self.study.tracks()[track]
+        examples = _count_lines(train)
         size = run.loop.batch_size
         if examples < size:
             raise ValueError(
@@ -331,7 +408,7 @@ class Phases:
         )
         export = ExportConfig()
         if config.export:
-            path = str(self.folder(name, phase) / "model")
+            path = str(self.folder(track, phase) / "model")
             export = ExportConfig(path, config.export)
         return dataclasses.replace(
             run,
@@ -339,15 +416,20 @@ class Phases:
                 dataclasses.replace(self._workload, data=data), *start
             ),
             loop=dataclasses.replace(run.loop, num_steps=steps, eval_every=per_epoch),
-            optimizer=dataclasses.replace(self.study.optimizers[name], num_steps=steps),
+            optimizer=dataclasses.replace(
+                self.study.optimizers[optimizer], num_steps=steps
+            ),
             export=export,
         )
 
-    def _phase(self, name: str, phase: int, start: tuple[str, str]) -> str:
+    def _phase(
+        self, track: str, phase: int, start: tuple[str, str], width: int, reason: str
+    ) -> str:
         """Runs a phase if it is not finished; returns the digest of its weights."""
-        folder = self.folder(name, phase)
-        run = self._config(name, phase, start)
-        setup = self._setup(run, self._train_file(phase), start[1])
+        folder = self.folder(track, phase)
+        train = self._train_file(phase, width)
+        run = self._config(track, phase, start, train)
+        setup = self._setup(run, train, start[1])
         digest = self._finished(folder, setup)
         if digest is None:
             finished = finetune(run, folder)
@@ -355,6 +437,7 @@ class Phases:
             digest = save_params(folder / _WEIGHTS, state.params)
             model = model_structure(self._workload.model, self.preprocessing)
             found = self._predict(folder, model.merge(state.params, state.frozen))
+            found |= {"width": width, "reason": reason}
             self._write(folder, setup, digest, {**_figures(finished), **found})
         # Of the weights the exact file is left, and the rest only takes space.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -403,6 +486,10 @@ class Phases:
         record = {"setup": setup, "weights": digest, "examples": counts, **found}
         # The last file of a phase: what has it is finished.
         write_json(folder / RECORD, record)
+
+
+def _count_lines(path: Path) -> int:
+    return sum(map(bool, map(bytes.strip, path.read_bytes().splitlines())))
 
 
 def _figures(finished: FinishedRun) -> dict[str, Any]:

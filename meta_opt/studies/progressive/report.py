@@ -53,11 +53,14 @@ def write_progressive(
         write_report(folder, "progressive", parts, {"arms": []})
         return "\n\n".join(parts)
     done = sum(len(arm.outcomes) - 1 for arm in arms)
-    if done < len(arms) * count:
-        parts.append(f"**{done} of {len(arms) * count} phases are finished.**")
+    due = sum(len(arm.outcomes) - 1 if arm.stopped else count for arm in arms)
+    if done < due:
+        parts.append(f"**{done} of {due} phases are finished.**")
     width = settings["width"]
     parts += [results_table(arms, count, width), "## Learning curve"]
     parts += ["![learning curve](learning_curve.png)", phases_table(arms)]
+    if chosen := decisions_table(arms):
+        parts += ["## Phases that were chosen", chosen]
     parts += ["## Answers", answers_table(arms), "## Costs"]
     plot_learning(Path(folder) / "learning_curve.png", arms, width)
     if plot_cost(Path(folder) / "accuracy_cost.png", arms):
@@ -132,7 +135,7 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
 
 def phases_table(arms: Sequence[Arm]) -> str:
     """Losses, validation and macro-averaged metrics, and time, of each phase."""
-    head = ["optimizer, phase", "train loss", "val. loss", "val. accuracy"]
+    head = ["track, phase", "train loss", "val. loss", "val. accuracy"]
     head += ["precision", "recall", "F1", "macro precision", "macro recall"]
     head += ["macro F1", "steps s", "run s", "ms a prediction"]
     head += ["1000 predictions"]
@@ -163,6 +166,19 @@ def phases_table(arms: Sequence[Arm]) -> str:
     return _table(head, rows)
 
 
+def decisions_table(arms: Sequence[Arm]) -> str:
+    """Widths that policies chose, and why; "" without policies."""
+    rows = []
+    for arm in arms:
+        for o in arm.outcomes:
+            if reason := o.record.get("reason"):
+                width = f"{o.record['width']} px"
+                rows.append([f"{arm.name}, {o.name}", width, str(reason)])
+        if arm.stopped:
+            rows.append([f"{arm.name}, phase {len(arm.outcomes)}", "none", arm.stopped])
+    return _table(["track, phase", "pictures", "reason"], rows) if rows else ""
+
+
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f}"
 
@@ -171,7 +187,7 @@ def answers_table(arms: Sequence[Arm]) -> str:
     """What became of the answers to the test pictures, in percent."""
     names = ("accuracy", "knowledge_errors", "unlisted", "unparseable", "nearest")
     titles = ["right %", "another category %", "no category %", "unparseable %"]
-    head = ["optimizer, phase", *titles, "misspelt %", "well-formed JSON %"]
+    head = ["track, phase", *titles, "misspelt %", "well-formed JSON %"]
     rows = [
         [f"{arm.name}, {o.name}"]
         + [f"{100 * o.metric(name):.1f}" for name in (*names, "well_formed")]
@@ -298,9 +314,12 @@ def _values(
         "arms": [
             {
                 "name": arm.name,
+                "stopped": arm.stopped,
                 "phases": [
                     {
                         "name": o.name,
+                        "width": o.record.get("width"),
+                        "reason": o.record.get("reason", ""),
                         "metrics": o.record["metrics"],
                         "examples": o.record["examples"],
                         "interval": {way: o.interval(way) for way in WAYS},

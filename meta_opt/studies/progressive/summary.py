@@ -8,7 +8,7 @@ from typing import Any
 
 from meta_opt.finetuning.accuracy_cost import PointCost, cost_of_accuracy
 from meta_opt.finetuning.ledger import LEDGER, Amounts, Ledger, Prices, read_ledger
-from meta_opt.studies.progressive.phases import RECORD, ZERO_SHOT
+from meta_opt.studies.progressive.phases import RECORD, STOPPED, ZERO_SHOT
 from meta_opt.text_files import read_json
 from meta_opt.types import from_config
 
@@ -111,15 +111,17 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """The phases of one optimizer, from zero-shot on.
+    """The phases of one track, from zero-shot on.
 
     Attributes:
-        name: of the optimizer's settings.
+        name: of the track: of the optimizer's settings and of the policy, if any.
         outcomes: in the order of phases, without a gap.
+        stopped: why a policy ran no further phase; "" where it did not stop.
     """
 
     name: str
     outcomes: tuple[Outcome, ...]
+    stopped: str = ""
 
     def ledger(self) -> Ledger:
         """Of all phases, each under its own name."""
@@ -150,16 +152,16 @@ def _prices(outcomes: Sequence[Outcome]) -> Prices:
     return found[-1] if found else Prices()
 
 
-def read_arms(workdir: str | Path, optimizers: Sequence[str], count: int) -> list[Arm]:
+def read_arms(workdir: str | Path, tracks: Sequence[str], count: int) -> list[Arm]:
     """The finished phases of a study's folder.
 
     Args:
         workdir: of the study.
-        optimizers: names, in order.
-        count: phases of each.
+        tracks: names, in order.
+        count: phases of each, at most.
 
     Returns:
-        An arm for each optimizer, up to its first phase that is not finished; none
+        An arm for each track, up to its first phase that is not finished; none
         before zero-shot is.
 
     Raises:
@@ -170,14 +172,16 @@ def read_arms(workdir: str | Path, optimizers: Sequence[str], count: int) -> lis
     if start is None:
         return []
     arms = []
-    for name in optimizers:
+    for name in tracks:
         outcomes = [start]
         for phase in range(1, count + 1):
             found = _outcome(workdir / name / f"phase_{phase}", phase)
             if found is None:
                 break
             outcomes.append(found)
-        arms.append(Arm(name, tuple(outcomes)))
+        path = workdir / name / STOPPED
+        stopped = str(read_json(path).get("reason", "")) if path.is_file() else ""
+        arms.append(Arm(name, tuple(outcomes), stopped))
     return arms
 
 

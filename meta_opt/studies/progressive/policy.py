@@ -1,0 +1,142 @@
+"""Phases that are chosen: at which width the next one trains, and whether it pays."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasePolicy:
+    """Rules that decide on the next phase from those before it.
+
+    Resolution first grows where it is needed (progressive resizing: train on small
+    pictures, and on larger ones once small ones teach no more). A phase is run as long
+    as what it is expected to gain is worth more than its examples and its computation.
+
+    Attributes:
+        widths: of training pictures in pixels, ascending; the first phase takes the
+            first. Empty: the study's width in all phases. Validation and test pictures
+            always have the study's width.
+        widen_below: points of validation accuracy; after a phase that gained less, the
+            next one takes the next width.
+        point_value: what a point of accuracy is worth, in the currency of the prices;
+            0 runs all phases.
+        example_price: of one labelled training example, in that currency.
+        decay: the gain that is expected of a phase, as a share of the mean gain of the
+            two before it.
+
+    Example:
+        >>> policy = PhasePolicy(widths=(100, 200), widen_below=3.0)
+        >>> done = [PhaseOutcome(0.40), PhaseOutcome(0.60, width=100)]
+        >>> policy.decide(done, width=100, examples=210).width
+        100
+        >>> done.append(PhaseOutcome(0.61, width=100))
+        >>> policy.decide(done, width=100, examples=210).width
+        200
+    """
+
+    widths: tuple[int, ...] = ()
+    widen_below: float = 2.0
+    point_value: float = 0.0
+    example_price: float = 0.0
+    decay: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks order and ranges."""
+        if (
+            list(self.widths) != sorted(set(self.widths))
+            or min(self.widths, default=1) < 1
+        ):
+            raise ValueError(
+                f"widths={self.widths} must be pixels in ascending order, each once"
+            )
+        for name in ("widen_below", "point_value", "example_price"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay={self.decay} must be above 0 and at most 1")
+        if self.example_price and not self.point_value:
+            raise ValueError(
+                f"example_price={self.example_price} is compared with point_value, "
+                "which is 0; give it"
+            )
+
+    def decide(
+        self, outcomes: Sequence["PhaseOutcome"], width: int, examples: int
+    ) -> "PhaseDecision":
+        """Whether the next phase is run, and at which width.
+
+        Args:
+            outcomes: zero-shot and the phases so far, at least zero-shot.
+            width: the study's, where the policy has none.
+            examples: training examples that the next phase adds.
+
+        Raises:
+            ValueError: with ``point_value``, a phase whose cost is not known.
+        """
+        gains = [
+            100 * (b.accuracy - a.accuracy) for a, b in itertools.pairwise(outcomes)
+        ]
+        if not gains:
+            first = self.widths[0] if self.widths else width
+            return PhaseDecision(True, first, "the first phase")
+        last = outcomes[-1]
+        before = width if last.width is None else last.width
+        worth, why = self._worth(gains, last, examples)
+        if not worth:
+            return PhaseDecision(False, before, why)
+        gained = f"{gains[-1]:.1f} points gained at {before} px"
+        wider = [w for w in self.widths if w > before]
+        if wider and gains[-1] < self.widen_below:
+            before = wider[0]
+            gained += f", under {self.widen_below:g}"
+        return PhaseDecision(True, before, "; ".join(filter(None, (gained, why))))
+
+    def _worth(
+        self, gains: Sequence[float], last: "PhaseOutcome", examples: int
+    ) -> tuple[bool, str]:
+        if not self.point_value:
+            return True, ""
+        if last.money is None:
+            raise ValueError(
+                f"point_value={self.point_value}: the cost of the last phase is not "
+                "known; give the prices of what it took"
+            )
+        recent = gains[-2:]
+        expected = max(0.0, self.decay * sum(recent) / len(recent))
+        value = self.point_value * expected
+        cost = last.money + self.example_price * examples
+        why = (
+            f"{expected:.1f} points expected are worth {value:.3g}, and cost {cost:.3g}"
+        )
+        return value >= cost, why
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseOutcome:
+    """What a policy knows of zero-shot or of a finished phase.
+
+    Attributes:
+        accuracy: on the validation split, a fraction of 1.
+        width: of its training pictures in pixels; None for zero-shot.
+        money: what its computation cost; None if it is not known.
+    """
+
+    accuracy: float
+    width: int | None = None
+    money: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseDecision:
+    """About the next phase.
+
+    Attributes:
+        run: whether there is one.
+        width: of its training pictures in pixels.
+        reason: with the numbers that decided.
+    """
+
+    run: bool
+    width: int
+    reason: str
