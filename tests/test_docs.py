@@ -65,7 +65,8 @@ def code(text):
 def python_of(text):
     """The Python of a page, its fenced blocks or a notebook's cells."""
     blocks, _ = code(text)
-    return [b for language, b in blocks if language in ("python", CELL)]
+    found = [b for language, b in blocks if language in ("python", CELL)]
+    return [re.sub(r"\A(:.*\n)+", "", body) for body in found]  # A cell's options.
 
 
 def commands(text):
