@@ -100,7 +100,16 @@ def _read_included(app: Any, path: Path, parent: str, content: list[str]) -> Non
     content[0] = _link_to_pages(content[0], (Path(app.srcdir) / path).resolve().parent)
 
 
+def _skip_fields(
+    app: Any, what: str, name: str, obj: object, skip: bool, options: Any
+) -> bool | None:
+    """Leaves out fields of named tuples, which the class's docstring describes."""
+    text = getattr(obj, "__doc__", None) or ""
+    return True if text.startswith("Alias for field number") else None
+
+
 def setup(app: Any) -> None:
-    """Connects the replacement of links."""
+    """Connects the replacement of links and the choice of members."""
     app.connect("source-read", _read_page)
     app.connect("include-read", _read_included)
+    app.connect("autodoc-skip-member", _skip_fields)

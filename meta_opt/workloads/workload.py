@@ -72,7 +72,7 @@ Evaluate: TypeAlias = Callable[[PyTree, PyTree, str], Mapping[str, float]]
 """``(params, frozen, split) -> metrics``; the split is ``validation`` or ``test``."""
 
 Write: TypeAlias = Callable[[PyTree, PyTree], None]
-"""``(params, frozen) -> None``: writes the trained model where the run exports it."""
+"""``(params, frozen) -> None``; writes the trained model where the run exports it."""
 
 
 @dataclasses.dataclass(frozen=True)
