@@ -62,7 +62,7 @@ def reduced() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """A small network of random weights and a tiny test, on bundled drawings."""
+    """A few steps of both learners on bundled drawings: whether it runs at all."""
     config = reduced()
     config.data = dict(folder="runs/few_shot/smoke", variant="smoke", per_class=2)
     config.tests = dict(
@@ -73,16 +73,22 @@ def smoke() -> ml_collections.ConfigDict:
         distractor_counts=(2,),
         shuffles=1,
         templates=("question",),
+        answers="likelihood",
     )
+    # Of equal lengths and batches, so that each learner's step compiles once.
     config.training = dict(
         train_px=(32,),
         shots=(4,),
         label_noise=(0.2,),
-        batch_sizes=(4,),
+        batch_sizes=(),
         epochs=1,
         min_steps=2,
-        max_steps=4,
+        max_steps=2,
     )
+    for learner in config.learners.values():
+        learner.optimizer = dict(name="adam")
+        learner.batch_size = 8
+    config.learners.efficientnet_lite0.pictures.augmented_views = 1
     return config
 
 
@@ -95,7 +101,7 @@ def _lite0() -> ml_collections.ConfigDict:
     del config.pictures["feature_cache_dir"]
     config.pictures.augmented_views = 4
     config.batch_size = 16
-    config.optimizer = dict(stacked=common.STACKED)
+    config.optimizer = {}
     config.loop.evaluate_at_start = False
     del config.loop["eval_every"]
     config.loop.progress = False

@@ -1,4 +1,4 @@
-"""What trained models say of test pictures, as they are, corrupted, or of other data."""
+"""Predictions of test pictures: as they are, corrupted, or of another data set."""
 
 import functools
 from collections.abc import Mapping

@@ -51,8 +51,8 @@ class TestsConfig:
         fitted: whether pictures of other widths are fitted to the width that a model
             was trained at, as in use. False gives them to the network at their own
             width, which convolutional networks take.
-        corruptions: names of those of `meta_opt.data.preprocessing.corruptions`, each at
-            all severities.
+        corruptions: by name (`meta_opt.data.preprocessing.corruptions`), each at all
+            severities.
         shuffles: orders of the list of categories.
         synonyms: another name by name of a category; none to rename none.
         distractors: names of categories that no picture shows.
