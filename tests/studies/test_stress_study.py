@@ -1,5 +1,6 @@
 """A stress test from models to predictions: what is asked, resumed, trained; faults."""
 
+import dataclasses
 import json
 import types
 
@@ -8,13 +9,12 @@ import pytest
 from classifiers_small import small_classifier
 from flax import nnx
 from generative_small import SMALL
-from PIL import Image
 
 import meta_opt
 from configs.stress import get_config
 from meta_opt.data.preprocessing.corruptions import corrupt
 from meta_opt.data.preprocessing.image_fit import ImageFit
-from meta_opt.data.preprocessing.images import encode_png
+from meta_opt.data.preprocessing.images import decode, encode_png
 from meta_opt.data.sources.few_shot.files import write_dataset
 from meta_opt.data.sources.few_shot.items import by_class, read_items
 from meta_opt.data.sources.few_shot.protocol import FewShotConfig
@@ -73,8 +73,6 @@ def classifier(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generative(tmp_path_factory):
     """Weights of a small model, whose answers do not matter."""
-    import dataclasses
-
     decoder = dataclasses.replace(SMALL.decoder, vocab_size=2048)
     config = dataclasses.replace(SMALL, decoder=decoder)
     path = tmp_path_factory.mktemp("weights") / "small"
@@ -125,7 +123,9 @@ def test_predictions_are_the_models_of_the_pictures_that_are_shown(
             .splitlines()
         ]
         pictures = [
-            np.asarray(Image.open(data / f"{condition.test_px}" / row["image"]))
+            np.asarray(
+                decode((data / f"{condition.test_px}" / row["image"]).read_bytes())
+            )
             for row in rows
         ]
         if condition.corruption:
@@ -195,16 +195,18 @@ def test_models_at_several_widths_are_one_in_the_matrix(settings, data, tmp_path
     assert matrix == {(a, b) for a in WIDTHS for b in WIDTHS}
     report = tmp_path / "report"
     write_stress_report(report, summarise(predictions), predictions, data)
-    assert Image.open(report / "widths.png").size > (100, 100)
+    assert decode((report / "widths.png").read_bytes()).width > 100
 
 
-def test_pictures_reach_the_network_at_their_own_width(settings, classifier, tmp_path):
+def test_pictures_reach_the_network_at_their_own_width(
+    settings, classifier, data, tmp_path
+):
     tests = {"corruptions": [], "fitted": False, "batch_size": 4}
     test = StressTest(read_stress(settings(tests=tests)), tmp_path)
     test.run()
     found = by_condition(test.predictions())
     wider = found[Condition(train_px=32, test_px=48)]
-    pictures = [Image.open(test.config.data.folder + "/" + one.image) for one in wider]
+    pictures = [data / one.image for one in wider]
     model = meta_opt.load_exported(classifier, batch_size=4)
     expected = model.probabilities(pictures, image_size=48).max(axis=1)
     assert not np.allclose(expected, model.probabilities(pictures).max(axis=1))
@@ -217,9 +219,8 @@ def test_another_data_set_is_mapped_by_name(settings, other_data, data, tmp_path
     test = StressTest(read_stress(made), tmp_path)
     test.run()
     predictions = test.predictions()
-    shifted = by_condition(predictions)[
-        Condition(train_px=32, test_px=32, data="photos")
-    ]
+    found = by_condition(predictions)
+    shifted = found[Condition(train_px=32, test_px=32, data="photos")]
     # All splits: no model was trained on them. The flags are left out.
     assert [one.label for one in shifted].count("shoe") == 8
     assert [one.label for one in shifted].count("hat") == 8 and len(shifted) == 16
