@@ -42,7 +42,14 @@ def full() -> ml_collections.ConfigDict:
     config.tests = dict(
         synonyms=_SYNONYMS, distractors=_DISTRACTORS, distractor_counts=(4, 16)
     )
-    config.shift = {}
+    config.shift = dict(
+        folder="data/few_shot/tuxpaint",
+        variant="tuxpaint",
+        name="Tux Paint",
+        labels=dict(
+            clothes="clothing", people="person", plants="plant", vehicles="vehicle"
+        ),
+    )
     config.training = dict(
         train_px=(100, 200, 400), seeds=(0, 1, 2), epochs=10, min_steps=200
     )
@@ -65,6 +72,7 @@ def smoke() -> ml_collections.ConfigDict:
     """A few steps of both learners on bundled drawings: whether it runs at all."""
     config = reduced()
     config.data = dict(folder="runs/few_shot/smoke", variant="smoke", per_class=2)
+    config.shift = {}
     config.tests = dict(
         widths=(32, 64),
         corruptions=("contrast",),

@@ -100,8 +100,7 @@ def read_pictures(
             shots = min(per_class, len(mine))
             kept += mine[few_shots(places[mine], keys, shots)].tolist()
         rows = [rows[i] for i in sorted(kept)]
-    keys, names, files = zip(*rows, strict=True)
-    return LabelledPictures(keys, names, files)
+    return LabelledPictures(*map(tuple, zip(*rows, strict=True)))
 
 
 def shift_labels(

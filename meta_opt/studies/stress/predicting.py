@@ -50,7 +50,7 @@ class Predictor:
         self.shift: StoredFewShot | None = None
         self.shift_labels: dict[str, str] = {}
         if config.shift.folder:
-            self.shift = open_few_shot(config.shift.folder, 0)
+            self.shift = open_few_shot(config.shift.folder, 0, config.shift.variant)
             self.shift_labels = shift_labels(
                 self._classes, self.shift.classes, config.shift.labels
             )
@@ -139,7 +139,7 @@ class Predictor:
             return read_pictures(files, self._classes, self._config.data.per_class)
         shift = self._config.shift
         return read_pictures(
-            splits_of(open_few_shot(shift.folder, px)),
+            splits_of(open_few_shot(shift.folder, px, shift.variant)),
             self._classes,
             shift.per_class,
             self.shift_labels,

@@ -99,6 +99,7 @@ class ShiftConfig:
 
     Attributes:
         folder: few-shot data of the same form; "" for no such test.
+        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
         name: that tables call it.
         labels: category of the data that models were trained on, by the other set's
             class; classes that are left out and have no category of their name are not
@@ -108,6 +109,7 @@ class ShiftConfig:
     """
 
     folder: str = ""
+    variant: str = "own"
     name: str = "shift"
     labels: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EMPTY)
     per_class: int = 0
