@@ -1,6 +1,7 @@
-"""Stress tests of picture classifiers: ``reduced``, ``full``; ``smoke`` shows it runs.
+"""Stress tests of picture classifiers: ``reduced``, ``full``.
 
-Trained models are added by ``--config.models.NAME=FOLDER``.
+``smoke`` and ``smoke_generative`` show that it runs. Trained models are added by
+``--config.models.NAME=FOLDER``.
 """
 
 import ml_collections
@@ -69,7 +70,20 @@ def reduced() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """A few steps of both learners on bundled drawings: whether it runs at all."""
+    """A few steps of EfficientNet-Lite0 on bundled drawings: whether it runs at all."""
+    config = _smoke()
+    del config.learners["nano-generative"]
+    return config
+
+
+def smoke_generative() -> ml_collections.ConfigDict:
+    """The same of nano-generative and prompts, which take longer to compile."""
+    config = _smoke()
+    del config.learners["efficientnet_lite0"]
+    return config
+
+
+def _smoke() -> ml_collections.ConfigDict:
     config = reduced()
     config.data = dict(folder="runs/few_shot/smoke", variant="smoke", per_class=2)
     config.shift = {}
@@ -97,8 +111,6 @@ def smoke() -> ml_collections.ConfigDict:
         learner.optimizer = dict(name="adam")
         learner.batch_size = 8
     config.learners.efficientnet_lite0.pictures.augmented_views = 1
-    # Compiles sooner.
-    config.learners["nano-generative"].model.remat = "none"
     return config
 
 
@@ -134,5 +146,5 @@ def _nano() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "reduced") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (reduced, full, smoke)
+    variants = (reduced, full, smoke, smoke_generative)
     return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -349,8 +349,9 @@ def load_exported(
     """Loads a model for inference: an export of a run, or anything a run can read.
 
     Args:
-        path: the folder of a picture classifier that a run exported; a CLIP, SigLIP or PaliGemma folder of Hugging Face's form, a path of our
-            own weights without suffix, or the name of shipped ones.
+        path: the folder of a picture classifier that a run exported; a CLIP, SigLIP or
+            PaliGemma folder of Hugging Face's form; a path of our own weights without
+            suffix; or the name of shipped ones.
         adapter: folder of adapters on it: ours, or PEFT's for CLIP and SigLIP.
         processor: folder whose tokenizer and image processor it was trained with, where
             that is not ``path`` and not what ships here.

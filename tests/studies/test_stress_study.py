@@ -404,13 +404,14 @@ def test_lengths_of_runs():
     assert TrainingConfig(epochs=3, min_steps=50).steps(840, 16) == 156
 
 
-@pytest.mark.parametrize("variant", ["reduced", "full", "smoke"])
+@pytest.mark.parametrize("variant", ["reduced", "full", "smoke", "smoke_generative"])
 def test_variants_have_the_learners_asked_for(variant):
     config = read_stress(get_config(variant).to_dict())
     for name, given in config.learners.items():
         learner = learners_module.read_learner(name, given, name)
         assert learner.classifies == (name == "efficientnet_lite0")
-    if variant != "smoke":
+    if not variant.startswith("smoke"):
+        assert set(config.learners) == {"efficientnet_lite0", "nano-generative"}
         assert set(config.training.batch_sizes) == {1, 4, 16, 64}
         assert set(config.training.shots) == {1, 2, 4, 7}
         assert config.training.label_noise == (0.1, 0.2)
