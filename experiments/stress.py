@@ -30,9 +30,11 @@ def main() -> None:
     """Runs what is not finished, reports."""
     from tqdm import tqdm
 
+    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.studies.stress.facts import facts_of
     from meta_opt.studies.stress.report import write_stress_report
     from meta_opt.studies.stress.settings import read_stress
-    from meta_opt.studies.stress.study import StressTest, facts_of
+    from meta_opt.studies.stress.study import StressTest
     from meta_opt.studies.stress.summary import summarise
 
     config = read_stress(CONFIG.value.to_dict())
@@ -41,7 +43,7 @@ def main() -> None:
     def report() -> str:
         predictions = test.predictions()
         if not predictions:
-            return "nothing is finished yet"
+            raise ValueError(f"{WORKDIR.value} has no finished part to report")
         tested = {one.model for one in predictions}
         first = next(name for name in test.names if name in tested)
         summary = summarise(predictions, config.baseline or first)
@@ -60,12 +62,13 @@ def main() -> None:
                 running = cost
                 bar.set_postfix_str(name)
 
-            # Where it is interrupted, what is finished is reported.
             try:
                 test.run(announce)
                 bar.update(running)
-            except BaseException:
-                report()
+            except (Interrupted, KeyboardInterrupt):
+                # What is finished is there to be looked at.
+                if test.predictions():
+                    report()
                 raise
     print(report())
     print(f"written: {Path(WORKDIR.value) / 'stress.md'}")

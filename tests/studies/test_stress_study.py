@@ -25,9 +25,10 @@ from meta_opt.studies.stress import learners as learners_module
 from meta_opt.studies.stress import predicting, subjects
 from meta_opt.studies.stress.asked import changed, plain
 from meta_opt.studies.stress.conditions import Condition
+from meta_opt.studies.stress.facts import facts_of
 from meta_opt.studies.stress.report import write_stress_report
 from meta_opt.studies.stress.settings import TestsConfig, TrainingConfig, read_stress
-from meta_opt.studies.stress.study import StressTest, facts_of
+from meta_opt.studies.stress.study import StressTest
 from meta_opt.studies.stress.summary import summarise
 from meta_opt.workloads.classification_export import write_classifier
 

@@ -75,6 +75,11 @@ class Learner:
         """Folder of the tokenizer that its exports need, "" for none."""
         return "" if self.classifies else self.run.workload.model.folder
 
+    def check_width(self, px: int) -> None:
+        """Raises ValueError for pictures of a width that it cannot be trained with."""
+        if self.classifies:
+            dataclasses.replace(self.run.workload.pictures, image_size=px)
+
 
 def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
     """Builds a learner.

@@ -14,7 +14,7 @@ What is finished is never run again. Layout of a test's folder::
 import functools
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,8 +130,10 @@ class StressTest:
         ]
         self.models = [self._given(name, path) for name, path in config.models.items()]
         self._check_names()
-        for px in config.training.train_px if self.learners else ():
-            open_few_shot(folder, px, variant)
+        for learner in self.learners:
+            for px in config.training.train_px:
+                open_few_shot(folder, px, variant)
+                learner.check_width(px)
         # All files, before hours of predictions.
         for px in self._widths:
             self._predictor.pictures(Condition(train_px=px, test_px=px))
@@ -168,13 +170,16 @@ class StressTest:
             ValueError: a part that was run under other settings or on other data, or
                 whatever its run raises.
         """
-        for unit in self._units():
-            setup = unit.setup()
+        units = list(self._units())
+        # Before hours of others.
+        for unit in units:
             if unit.record.is_file():
-                self._check_same(unit, setup)
-                continue
-            announce(unit.name, unit.cost)
-            write_json(unit.record, {"setup": setup, **unit.run()})
+                self._check_same(unit, unit.setup())
+        for unit in units:
+            if not unit.record.is_file():
+                announce(unit.name, unit.cost)
+                setup = unit.setup()
+                write_json(unit.record, {"setup": setup, **unit.run()})
 
     def predictions(self) -> list[Prediction]:
         """Of all that is finished, in the order of the test.
@@ -411,36 +416,3 @@ def _slug(condition: Condition) -> str:
     'grey_2_100_px_to_200_px'
     """
     return re.sub(r"\W+", "_", condition.name.lower()).strip("_")
-
-
-def facts_of(test: StressTest) -> dict[str, str]:
-    """How a stress test was measured, name to value, for its report."""
-    config = test.config
-    facts = {
-        "data": f"{Path(config.data.folder).name}, {len(test.classes)} categories, "
-        f"{test.test_pictures} test pictures",
-        "pictures of other widths": "are fitted to the width of training"
-        if config.tests.fitted
-        else "are given to the network as they are",
-    }
-    if test.shift_labels:
-        named: Sequence[str] = [
-            theirs if theirs == ours else f"{theirs} (as {ours})"
-            for theirs, ours in test.shift_labels.items()
-        ]
-        facts["data " + config.shift.name] = (
-            f"{Path(config.shift.folder).name}, of which these classes were taken: "
-            + ", ".join(named)
-        )
-    if test.learners:
-        training = config.training
-        facts["training"] = (
-            f"{training.epochs} epochs, {training.min_steps} steps or more"
-            + (f", at most {training.max_steps}" if training.max_steps else "")
-            + f"; seeds {', '.join(map(str, training.seeds))}; "
-            + ", ".join(
-                f"{x.name} under {x.run.optimizer.name} in batches of {x.batch_size}"
-                for x in test.learners
-            )
-        )
-    return facts
