@@ -260,7 +260,6 @@ class PictureClassifier:
     Attributes:
         model: as given.
         class_names: as given.
-        image_size: side in pixels that pictures are fitted to.
     """
 
     MIN_PIXELS = 32

@@ -398,6 +398,16 @@ def test_runs_are_on_changed_data_and_tested(
         StressTest(read_stress(learner_settings), tmp_path).run()
 
 
+def test_what_training_data_do_not_have_is_found_at_once(learner_settings, tmp_path):
+    for change, message in (
+        ({"shots": [5]}, r"shots=5 of each class are more"),
+        ({"batch_sizes": [16]}, "training.batch_sizes=16 is more than the 8 training"),
+    ):
+        made = {**learner_settings, "training": {"train_px": [32], **change}}
+        with pytest.raises(ValueError, match=message):
+            StressTest(read_stress(made), tmp_path).remaining()
+
+
 def test_lengths_of_runs():
     training = TrainingConfig(epochs=3, min_steps=50, max_steps=100)
     assert training.steps(30, 16) == 50  # 3 are too few.
@@ -458,6 +468,7 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
     fails(r"learners\.net\.num_steps: training\.epochs", learners={"net": learner})
     learner = {"batch_size": 4, "pictures": {"task": "x"}}
     fails(r"net\.pictures\.task: data\.folder has the data", learners={"net": learner})
-    training = {"train_px": [64]}
     learner = {"batch_size": 4, "pictures": {}}
-    fails("width=64: ", learners={"net": learner}, training=training)
+    for px, message in ((64, "width=64: "), (16, "width=16: ")):
+        training = {"train_px": [px]}
+        fails(message, learners={"net": learner}, training=training)

@@ -70,7 +70,7 @@ class Condition:
         if self.prompt != "plain":
             parts.append(f"prompt {self.prompt}")
         if self.label_noise:
-            parts.append(f"{self.label_noise:.0%} wrong labels")
+            parts.append(f"{100 * self.label_noise:g}% wrong labels")
         if self.shots:
             parts.append(f"{self.shots} shot{'s' * (self.shots > 1)}")
         if self.batch_size:

@@ -18,12 +18,12 @@ from meta_opt.data.preprocessing.label_noise import noisy_labels
 from meta_opt.data.preprocessing.shots import few_shots
 from meta_opt.data.sources.few_shot.files import answer_of
 from meta_opt.data.sources.few_shot.stored import StoredFewShot
-from meta_opt.data.sources.jsonl_samples import read_samples
 from meta_opt.finetuning.runs import RunConfig, finetune, read_run_config
 from meta_opt.optimizers.registry import make_optimizer
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.studies.progressive.predictions import lengths_of
 from meta_opt.studies.stress.conditions import Condition
+from meta_opt.studies.stress.held_out import read_pictures
 from meta_opt.types import write_atomic
 from meta_opt.workloads.classification import ClassificationConfig
 from meta_opt.workloads.export import ExportConfig
@@ -175,16 +175,14 @@ def read_training(data: StoredFewShot, prompt: str) -> Examples:
 
     Raises:
         FileNotFoundError: files that are not there; names the command that writes them.
-        ValueError: samples without picture or label.
+        ValueError: samples without picture or label, or with a label that is no class.
     """
     files = {split: data.held_out(split) for split in SPLITS[1:]}
     files = {"train": data.train(data.phases, cumulative=True), **files}
+    found = {s: read_pictures([path], data.classes) for s, path in files.items()}
     rows = {
-        split: [
-            (sample.key, sample.media["image"].file, str(sample.fields.label))
-            for sample in read_samples(path)
-        ]
-        for split, path in files.items()
+        split: list(zip(x.keys, x.files, x.labels, strict=True))
+        for split, x in found.items()
     }
     return Examples(rows, data.classes, prompt)
 

@@ -361,6 +361,11 @@ class StressTest:
         examples = self._training_data(px).changed(condition)
         count = len(examples.rows["train"])
         batch_size = condition.batch_size or min(learner.batch_size, count)
+        if batch_size > count:
+            raise ValueError(
+                f"training.batch_sizes={batch_size} is more than the {count} training "
+                "examples"
+            )
         steps = self.config.training.steps(count, batch_size)
         record = folder / "training.json"
         if not kept:
