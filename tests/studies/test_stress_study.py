@@ -401,7 +401,10 @@ def test_runs_are_on_changed_data_and_tested(
 def test_what_training_data_do_not_have_is_found_at_once(learner_settings, tmp_path):
     for change, message in (
         ({"shots": [5]}, r"shots=5 of each class are more"),
-        ({"batch_sizes": [16]}, "training.batch_sizes=16 is more than the 8 training"),
+        (
+            {"shots": [], "batch_sizes": [16]},
+            "training.batch_sizes=16 is more than the 8 training",
+        ),
     ):
         made = {**learner_settings, "training": {"train_px": [32], **change}}
         with pytest.raises(ValueError, match=message):
