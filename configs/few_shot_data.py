@@ -1,6 +1,6 @@
 """Few-shot data in phases and widths.
 
-``openclipart``, ``smoke``; of your own pictures: ``own``, ``table``.
+``openclipart``, ``tuxpaint``, ``smoke``; of your own pictures: ``own``, ``table``.
 """
 
 import ml_collections
@@ -41,6 +41,18 @@ def table() -> ml_collections.ConfigDict:
     return config
 
 
+def tuxpaint() -> ml_collections.ConfigDict:
+    """Stamps of Tux Paint in four classes of Open Clip Art: a shift of domain."""
+    config = openclipart()
+    stamps = "tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
+    config.data.name = f"data/downloads/manual/tuxpaint/{stamps}"
+    config.data.classes = ("clothes", "people", "plants", "vehicles")
+    # Models are tested with them, and none is trained.
+    config.protocol = dict(train=1, validation=1, test=20, phases=1)
+    config.out = "data/few_shot/tuxpaint"
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """Four classes of the bundled drawings, small: whether it runs at all."""
     config = openclipart()
@@ -53,5 +65,5 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "openclipart") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (openclipart, own, table, smoke)
+    variants = (openclipart, own, table, tuxpaint, smoke)
     return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -138,11 +138,9 @@ def residual() -> ml_collections.ConfigDict:
     config.start = common.WEIGHTS
     config.meta.families = (
         *("style_digits_vit", "emoji_vit_finetune", "style_wine_mlp"),
-        *("style_glyphs_conv", "style_cldr_gpt_lora", "cancer_mlp"),
-        *("style_emoji_vit_finetune", "style_glyphs_vit_lora", "klettres_finetune"),
-        *("style_glyphs_head", "style_cldr_gpt", "style_diabetes_residual"),
-        *("style_emoji_conv_finetune", "style_klettres_lora", "digits_mlp"),
-        "style_emoji_pairs_lora",
+        *("style_glyphs_conv", "style_cldr_gpt_lora", "style_emoji_vit_finetune"),
+        *("style_glyphs_head", "style_diabetes_residual", "klettres_finetune"),
+        "style_klettres_lora",
     )
     config.meta.controller.directions = ("orthogonal", "adam")
     config.meta.controller.iterations = (5, 5)

@@ -42,7 +42,7 @@ def main(*pictures: str) -> None:
         max_tokens=LENGTH.value,
     )
     if not isinstance(model, GenerativeModel):
-        raise ValueError(f"--model={MODEL.value} embeds and does not write")
+        raise ValueError(f"--model={MODEL.value} writes no answers")
     answers = model.answer(pictures, PROMPT.value)
     for path, answer in zip(pictures, answers, strict=True):
         print(f"{path}\t{answer}")

@@ -12,6 +12,7 @@ Example:
     array([1.], dtype=float32)
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,16 +23,20 @@ import numpy as np
 from PIL import Image
 
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.preprocessing.images import decode, to_rgb
 from meta_opt.data.preprocessing.pictures import MAX_PIXELS
 from meta_opt.evaluators.answers import write_answers
 from meta_opt.evaluators.category_likelihood import answer_scores
 from meta_opt.evaluators.encoding import encode_images, encode_texts
+from meta_opt.evaluators.pictures import probabilities
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.adapters import load_adapters, load_peft
+from meta_opt.models.convnets import Classifier
 from meta_opt.models.decoding import DecodingConfig
 from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.vision_text import VisionText
+from meta_opt.workloads.classification_export import is_classifier, read_classifier
 from meta_opt.workloads.image_text_model import (
     ModelConfig,
     Preprocessing,
@@ -242,6 +247,94 @@ class GenerativeModel:
             }
 
 
+class PictureClassifier:
+    """A trained network from pictures to classes, with all that it needs of them.
+
+    Args:
+        model: the network.
+        class_names: K names, in the order of its logits.
+        fit: as its pictures were fitted in training.
+        batch_size: pictures at a time; the last batch is filled up, so that one program
+            is compiled.
+
+    Attributes:
+        model: as given.
+        class_names: as given.
+    """
+
+    MIN_PIXELS = 32
+    """Side of the smallest picture of which a network leaves a pixel."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        class_names: Sequence[str],
+        fit: ImageFit,
+        batch_size: int = 32,
+    ) -> None:
+        self.model = model
+        self.class_names = tuple(class_names)
+        self._fit = fit
+        self._batch_size = batch_size
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels that pictures are fitted to."""
+        return self._fit.size
+
+    def predict(self, images: Sequence[Picture]) -> list[str]:
+        """The likeliest class of each picture.
+
+        Args:
+            images: B pictures, as `ContrastiveModel.embed` takes them.
+
+        Returns:
+            B names of classes.
+
+        Raises:
+            ValueError, TypeError: as `probabilities`.
+        """
+        best = np.argmax(self.probabilities(images), axis=1)
+        return [self.class_names[i] for i in best]
+
+    def probabilities(
+        self, images: Sequence[Picture], image_size: int = 0
+    ) -> np.ndarray:
+        """Probability of each class for each picture.
+
+        Args:
+            images: B pictures, as `ContrastiveModel.embed` takes them.
+            image_size: side in pixels that they are fitted to; 0 for that of training.
+                At another one the network sees things at another scale.
+
+        Returns:
+            float32 [B, K] whose rows sum to 1, K in the order of ``class_names``.
+
+        Raises:
+            ValueError: a picture that cannot be read, which is named, or a side of
+                fewer than `MIN_PIXELS`.
+            TypeError: one picture where a list is due, or another kind of thing.
+        """
+        fit = self._fit
+        if image_size:
+            if image_size < self.MIN_PIXELS:
+                raise ValueError(
+                    f"image_size={image_size}: the network takes pictures of "
+                    f"{self.MIN_PIXELS} pixels or more"
+                )
+            fit = dataclasses.replace(fit, size=image_size)
+        parts = [
+            probabilities(
+                self.model,
+                np.stack([fit(_opened(image)) for image in part]),
+                self._batch_size,
+            )
+            for part in _batches(_listed("images", images), self._batch_size)
+        ]
+        empty = np.zeros((0, len(self.class_names)), np.float32)
+        return np.concatenate([empty, *parts])
+
+
 def load_exported(
     path: str | os.PathLike,
     *,
@@ -251,12 +344,13 @@ def load_exported(
     dtype: str = "float32",
     max_tokens: int = 32,
     prompt_length: int = 32,
-) -> ContrastiveModel | GenerativeModel:
+) -> ContrastiveModel | GenerativeModel | PictureClassifier:
     """Loads a model for inference: an export of a run, or anything a run can read.
 
     Args:
-        path: a CLIP, SigLIP or PaliGemma folder of Hugging Face's form, a path of our
-            own weights without suffix, or the name of shipped ones.
+        path: the folder of a picture classifier that a run exported; a CLIP, SigLIP or
+            PaliGemma folder of Hugging Face's form; a path of our own weights without
+            suffix; or the name of shipped ones.
         adapter: folder of adapters on it: ours, or PEFT's for CLIP and SigLIP.
         processor: folder whose tokenizer and image processor it was trained with, where
             that is not ``path`` and not what ships here.
@@ -266,7 +360,7 @@ def load_exported(
         prompt_length: longest prompt, in tokens.
 
     Returns:
-        A model that embeds and classifies, or one that answers.
+        A model that embeds and classifies, one that answers, or a picture classifier.
 
     Raises:
         ValueError: no such model, one that is damaged or lacks its tokenizer, or
@@ -280,6 +374,16 @@ def load_exported(
     _check_not_adapters(weights)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if is_classifier(weights):
+        if adapter or processor:
+            raise ValueError(
+                f"{weights} is a picture classifier, which takes no adapter and no "
+                "processor; leave them out"
+            )
+        classifier, settings = read_classifier(weights, dtype)
+        return PictureClassifier(
+            classifier, settings.class_names, settings.fit, batch_size
+        )
     generative = (
         huggingface.is_generative(weights)
         if is_folder(weights)

@@ -34,8 +34,8 @@ LAYERS = {
     "meta_opt.finetuning": 4,
     "meta_opt.tuning": 4,
     "meta_opt.reporting": 4,
+    "meta_opt.inference": 4,
     "meta_opt.studies": 5,
-    "meta_opt.inference": 5,
     "experiments": 6,
     "configs": 6,
 }

@@ -1,4 +1,4 @@
-"""Metrics of a picture classifier on a split."""
+"""Probabilities that a picture classifier gives, and its metrics on a split."""
 
 from collections.abc import Callable
 
@@ -23,10 +23,23 @@ def picture_evaluation(
     """
 
     def evaluate(model: Classifier) -> dict[str, float]:
-        logits = in_batches(model, _logits, inputs, batch_size)
-        return probability_metrics(labels, np.asarray(jax.nn.softmax(logits)))
+        return probability_metrics(labels, probabilities(model, inputs, batch_size))
 
     return evaluate
+
+
+def probabilities(
+    model: Classifier, inputs: np.ndarray, batch_size: int = 64
+) -> np.ndarray:
+    """Probabilities of the classes: float32 [N, K].
+
+    Args:
+        model: the classifier.
+        inputs: what its trunk reads, [N, ...].
+        batch_size: examples at a time.
+    """
+    logits = in_batches(model, _logits, inputs, batch_size)
+    return np.asarray(jax.nn.softmax(logits))
 
 
 def _logits(model: Classifier, inputs: PyTree) -> jax.Array:

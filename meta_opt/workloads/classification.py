@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.preprocessing.augment import AugmentConfig
+from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples
 from meta_opt.data.sources.multimodal import find_task, read_split
@@ -32,6 +33,11 @@ from meta_opt.models.convnets import (
 from meta_opt.models.encoders import Divisible, EfficientNet, load_encoder
 from meta_opt.models.parameters import by_path
 from meta_opt.types import PyTree, check_name
+from meta_opt.workloads.classification_export import (
+    check_export,
+    with_trained_top,
+    write_classifier,
+)
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.lower_features import Views, view_features
 from meta_opt.workloads.workload import (
@@ -161,21 +167,18 @@ class ClassificationConfig:
         Args:
             seed: of the head.
             mesh: ignored; the networks are small.
-            export: not supported yet; leave it out.
+            export: where the trained classifier is to be written.
 
         Raises:
             ValueError: settings, pictures or weights that do not fit together.
             MissingDataError: a dataset or encoder that is not prepared.
         """
-        if export.path:
-            raise ValueError(
-                f"export.path={export.path!r}: a picture classifier cannot be exported "
-                "yet; its parameters are in the checkpoints of the workdir"
-            )
+        check_export(export)
         config = self.pictures
         root = config.data_dir or default_data_dir()
         samples = read_pictures(config)
-        classes = len(samples["train"].class_names)
+        class_names = samples["train"].class_names
+        classes = len(class_names)
         labels = {split: x.label for split, x in samples.items()}
         examples = {split: len(x) for split, x in samples.items()}
         images = {split: np.asarray(x.image) for split, x in samples.items()}
@@ -216,13 +219,23 @@ class ClassificationConfig:
         }
 
         def with_parts(parts: NetworkParts) -> Workload:
-            module = split_network(parts, cut=bool(config.augmented_views))
+            cut = bool(config.augmented_views)
+            module = split_network(parts, cut)
+
+            def write(params: PyTree, frozen: PyTree) -> None:
+                model: Classifier = module.merge(params, frozen)
+                if cut:
+                    model = with_trained_top(parts.whole, model)
+                fit = ImageFit(config.image_size)
+                write_classifier(export.path, model, class_names, fit)
+
             return Workload(
                 params=module.params,
                 frozen=module.frozen,
                 loss_fn=picture_loss(module),
                 train_batches=train_batches,
                 evaluate=evaluate_splits(module, evaluations),
+                write=write if export.path else None,
                 describe=lambda: {
                     "examples": examples,
                     "classes": classes,

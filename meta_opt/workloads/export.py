@@ -12,7 +12,8 @@ class ExportConfig:
     """Where the final weights are written to, and as what.
 
     Attributes:
-        path: "" for nowhere; of ``model`` without suffix, else a folder.
+        path: "" for nowhere; of ``model`` without suffix, but of a picture classifier
+            and in other formats a folder.
         format: ``model``, adapters merged into it, in this package's own format;
             ``huggingface``, adapters merged too, a folder that Transformers reads and
             ``model.weights`` takes; ``adapters`` alone, as

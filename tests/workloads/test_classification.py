@@ -27,7 +27,6 @@ from meta_opt.workloads.classification import (
     read_pictures,
     split_network,
 )
-from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.lower_features import Views, view_features
 
 WEIGHTS = str(paths.GOLDEN / "convnets" / "resnet_timm")
@@ -221,8 +220,6 @@ def test_errors(task, tmp_path):
         NetworkConfig("resnet50", drop_path=0.1)
     with pytest.raises(ValueError, match="are of a ResNet, not of"):
         network_parts(NetworkConfig("convnext_tiny", WEIGHTS), 3, "")
-    with pytest.raises(ValueError, match="cannot be exported yet"):
-        run.workload.build(export=ExportConfig("out"))
     with pytest.raises(ValueError, match=r"image_size=8 must be"):
         PicturesConfig(task, image_size=8)
     with pytest.raises(ValueError, match="must be to classify, and have pictures"):

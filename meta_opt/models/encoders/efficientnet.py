@@ -219,6 +219,14 @@ class EfficientNet(nnx.Module):
         top = EfficientNetTop(self.config, self.blocks[-trained:], self.head)
         return Halves(lower._grid, top)
 
+    def with_upper(self, upper: "EfficientNetTop") -> "EfficientNet":
+        """This network with its last blocks replaced, by those of `halves` trained."""
+        whole = nnx.clone(self)
+        kept = whole.blocks[: len(whole.blocks) - len(upper.blocks)]
+        whole.blocks = nnx.List([*kept, *upper.blocks])
+        whole.head = upper.head
+        return whole
+
     def __call__(self, image: jax.Array) -> jax.Array:
         """Mean of the features, float32 [B, D]."""
         return jnp.mean(self.features(image), axis=(1, 2)).astype(jnp.float32)

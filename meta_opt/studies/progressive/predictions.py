@@ -172,14 +172,27 @@ def needed_lengths(
         classes: K names.
         preprocessing: whose tokenizer counts; its lengths do not matter.
     """
-    tokenizer = _answer_tokenizer(preprocessing)
     asked: set[str] = set()
     for path in paths:
         rows = ImageTextRows(path)
         asked |= {rows[i].prompt for i in range(len(rows))}
+    return lengths_of(sorted(asked), classes, preprocessing)
+
+
+def lengths_of(
+    prompts: Sequence[str], classes: Sequence[str], preprocessing: Preprocessing
+) -> tuple[int, int]:
+    """Tokens of the longest of some prompts and of the longest right answer, whole.
+
+    Args:
+        prompts: that are asked.
+        classes: names that may be answered.
+        preprocessing: whose tokenizer counts; its lengths do not matter.
+    """
+    tokenizer = _answer_tokenizer(preprocessing)
     # Beside the text: a token that begins a prompt and one that separates it from the
     # answer, which may be several; and the one that ends an answer.
     (separator,) = tokenizer.pieces(["\n"])
-    prompt = max(map(len, tokenizer.pieces(sorted(asked))))
+    prompt = max(map(len, tokenizer.pieces(list(prompts))))
     answer = max(map(len, tokenizer.pieces([answer_of(name) for name in classes])))
     return prompt + len(separator) + 1, answer + 1

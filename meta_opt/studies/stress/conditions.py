@@ -19,6 +19,8 @@ class Condition:
         prompt: how the categories are asked for, such as ``shuffled``.
         label_noise: share of wrong labels in training.
         shots: examples of each class in training; 0 for all.
+        batch_size: of training; 0 where it is not varied.
+        data: name of another data set that the test is of; "" for that of training.
 
     Example:
         >>> Condition("contrast", 3, train_px=100, test_px=400).name
@@ -32,6 +34,8 @@ class Condition:
     prompt: str = "plain"
     label_noise: float = 0.0
     shots: int = 0
+    batch_size: int = 0
+    data: str = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no condition has."""
@@ -42,7 +46,7 @@ class Condition:
                 f"severity={self.severity} of corruption={self.corruption!r}: it is 1 "
                 "to 5, and 0 without a corruption"
             )
-        for name in ("train_px", "test_px", "shots"):
+        for name in ("train_px", "test_px", "shots", "batch_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if (self.train_px == 0) != (self.test_px == 0):
@@ -66,9 +70,13 @@ class Condition:
         if self.prompt != "plain":
             parts.append(f"prompt {self.prompt}")
         if self.label_noise:
-            parts.append(f"{self.label_noise:.0%} wrong labels")
+            parts.append(f"{100 * self.label_noise:g}% wrong labels")
         if self.shots:
             parts.append(f"{self.shots} shot{'s' * (self.shots > 1)}")
+        if self.batch_size:
+            parts.append(f"batches of {self.batch_size}")
+        if self.data:
+            parts.append(f"data {self.data}")
         parts = parts or ["clean"]
         if self.test_px != self.train_px:
             parts.append(f"{self.train_px} px to {self.test_px} px")
@@ -86,14 +94,17 @@ class Condition:
         """The condition that this one is compared with; None of an ordinary test.
 
         A change of pictures or prompt is undone first, so that the same model is
-        compared; otherwise the change of the training data.
+        compared; otherwise the change of training. Another data set stays: its examples
+        have no counterpart.
         """
         tested_plainly = dataclasses.replace(
             self.uncorrupted, prompt="plain", test_px=self.train_px
         )
         if tested_plainly != self:
             return tested_plainly
-        trained_plainly = dataclasses.replace(self, label_noise=0.0, shots=0)
+        trained_plainly = dataclasses.replace(
+            self, label_noise=0.0, shots=0, batch_size=0
+        )
         return trained_plainly if trained_plainly != self else None
 
     def to_json(self) -> dict[str, Any]:

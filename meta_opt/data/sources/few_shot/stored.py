@@ -19,6 +19,8 @@ class StoredFewShot:
         classes: K names.
         phases: of training.
         variant: of ``configs/few_shot_data.py`` that writes such a folder.
+        widths: all that were written, in pixels.
+        template: of the prompt, with ``{categories}``.
     """
 
     folder: Path
@@ -26,6 +28,13 @@ class StoredFewShot:
     classes: tuple[str, ...]
     phases: int
     variant: str
+    widths: tuple[int, ...]
+    template: str
+
+    @property
+    def prompt(self) -> str:
+        """What is asked about every picture."""
+        return self.template.format(categories=", ".join(self.classes))
 
     def train(self, phase: int, cumulative: bool = False) -> Path:
         """The training data of a phase.
@@ -70,7 +79,7 @@ def open_few_shot(
 
     Args:
         folder: with ``dataset.json``.
-        width: in pixels.
+        width: in pixels; 0 for the smallest.
         variant: of ``configs/few_shot_data.py``, for errors.
 
     Raises:
@@ -83,13 +92,16 @@ def open_few_shot(
         raise _missing(path, folder, variant)
     about = read_json(path)
     try:
-        widths = about["settings"]["widths"]
+        widths = tuple(about["settings"]["widths"])
+        width = width or min(widths)
         found = StoredFewShot(
             folder,
             width,
             tuple(about["classes"]),
             about["settings"]["phases"],
             variant,
+            widths,
+            about["settings"]["prompt"],
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: it lacks {error}") from None

@@ -1,0 +1,139 @@
+"""Test pictures out of few-shot data, and those of another data set."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meta_opt.data.preprocessing.images import decode
+from meta_opt.data.preprocessing.pictures import MAX_PIXELS
+from meta_opt.data.preprocessing.shots import few_shots
+from meta_opt.data.sources.few_shot.stored import StoredFewShot
+from meta_opt.data.sources.jsonl_samples import read_samples
+from meta_opt.types import check_name
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledPictures:
+    """LabelledPictures with their categories, N of each.
+
+    Attributes:
+        keys: of the examples, the same at every width.
+        labels: names of categories.
+        files: of the pictures.
+    """
+
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self) -> list[np.ndarray]:
+        """The pictures, each uint8 [H, W, 3].
+
+        Raises:
+            ValueError: one that cannot be read; it is named.
+        """
+        found = []
+        for file in self.files:
+            try:
+                found.append(np.asarray(decode(file.read_bytes(), MAX_PIXELS)))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{file} cannot be read: {error}") from None
+        return found
+
+    def relative_to(self, folder: Path) -> list[str]:
+        """Paths of the pictures as seen from a folder."""
+        start = folder.resolve()
+        return [
+            Path(os.path.relpath(f.resolve(), start)).as_posix() for f in self.files
+        ]
+
+
+def read_pictures(
+    paths: Sequence[Path],
+    classes: Sequence[str],
+    per_class: int = 0,
+    labels: Mapping[str, str] | None = None,
+    prefix: str = "",
+) -> LabelledPictures:
+    """Reads which pictures there are.
+
+    Args:
+        paths: JSONL files of few-shot data at one width.
+        classes: names that labels may have.
+        per_class: pictures of each class at most, chosen by a hash of their keys; 0 for
+            all.
+        labels: category by label in the files; samples of other labels are left out.
+            None takes the labels as they are.
+        prefix: of keys.
+
+    Raises:
+        ValueError: a sample without picture or label, a label that is no class, or no
+            picture at all.
+        FileNotFoundError: no such file.
+    """
+    rows = []
+    for path in paths:
+        for sample in read_samples(path):
+            label = sample.fields.label
+            if label is None or "image" not in sample.media:
+                raise ValueError(f"{sample.where}: needs an `image` and a `label`")
+            if labels is not None and label not in labels:
+                continue
+            name = str(label) if labels is None else labels[str(label)]
+            if name not in classes:
+                check_name(f"{sample.where}: label", name, tuple(classes))
+            rows.append((prefix + sample.key, name, sample.media["image"].file))
+    if not rows:
+        raise ValueError(f"{', '.join(map(str, paths))}: no picture of the categories")
+    if per_class:
+        places = np.asarray([list(classes).index(name) for _, name, _ in rows])
+        kept: list[int] = []
+        for place in np.unique(places):
+            mine = np.flatnonzero(places == place)
+            keys = [rows[i][0] for i in mine]
+            shots = min(per_class, len(mine))
+            kept += mine[few_shots(places[mine], keys, shots)].tolist()
+        rows = [rows[i] for i in sorted(kept)]
+    return LabelledPictures(*map(tuple, zip(*rows, strict=True)))
+
+
+def shift_labels(
+    ours: Sequence[str], theirs: Sequence[str], given: Mapping[str, str]
+) -> dict[str, str]:
+    """Category of ours by class of another data set.
+
+    Args:
+        ours: names of categories.
+        theirs: names of the other set's classes.
+        given: as `meta_opt.studies.stress.settings.ShiftConfig.labels`.
+
+    Raises:
+        ValueError: a name that is neither's, or no class in common.
+
+    >>> shift_labels(["bird", "drink"], ["bird", "beverage", "flag"],
+    ...              {"beverage": "drink"})
+    {'bird': 'bird', 'beverage': 'drink'}
+    """
+    for name, category in given.items():
+        check_name("shift.labels", name, tuple(theirs))
+        check_name(f"shift.labels.{name}", category, tuple(ours))
+    mapped = {name: given.get(name, name) for name in theirs}
+    mapped = {name: category for name, category in mapped.items() if category in ours}
+    if not mapped:
+        raise ValueError(
+            f"shift.folder has the classes {', '.join(theirs)}, none of which is one "
+            f"of {', '.join(ours)}: map them by name, shift.labels.THEIRS=OURS"
+        )
+    return mapped
+
+
+def splits_of(stored: StoredFewShot) -> list[Path]:
+    """The JSONL files of all examples, of training too."""
+    held_out = [stored.held_out(split) for split in ("validation", "test")]
+    return [stored.train(stored.phases, cumulative=True), *held_out]

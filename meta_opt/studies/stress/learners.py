@@ -1,0 +1,285 @@
+"""Runs of a stress test: a network or a model that answers, on changed training data.
+
+A learner is the settings of a run of `meta_opt.workloads.classification` (with
+``pictures``) or of `meta_opt.workloads.image_text`; data, lengths, seed and export are
+the test's to decide.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.data.preprocessing.label_noise import noisy_labels
+from meta_opt.data.preprocessing.shots import few_shots
+from meta_opt.data.sources.few_shot.files import answer_of
+from meta_opt.data.sources.few_shot.stored import StoredFewShot
+from meta_opt.finetuning.runs import RunConfig, finetune, read_run_config
+from meta_opt.optimizers.registry import make_optimizer
+from meta_opt.optimizers.weights import weights_digest
+from meta_opt.studies.progressive.predictions import lengths_of
+from meta_opt.studies.stress.conditions import Condition
+from meta_opt.studies.stress.held_out import read_pictures
+from meta_opt.types import write_atomic
+from meta_opt.workloads.classification import ClassificationConfig
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.image_text import ImageTextConfig
+
+SPLITS = ("train", "validation", "test")
+_DECIDED = {
+    "num_steps": "training.epochs and its neighbours decide it",
+    "seed": "training.seeds decide it",
+    "export": "a stress test keeps the models that it tests",
+    "meta_loss": "a category is one loss",
+}
+_OF_DATA = {
+    "pictures": ("task", "image_size"),
+    "data": ("name", "validation", "test"),
+}
+_PATHS = {
+    "pictures": ("task", "data_dir", "feature_cache_dir"),
+    "data": ("name", "validation", "test", "data_dir"),
+}
+_IDLE = ("progress", "log_every", "checkpoint_every", "keep_latest", "keep_best")
+"""Settings of the loop that change no weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What is trained.
+
+    Attributes:
+        name: in tables.
+        run: its settings; length, data, seed and export are filled in for each run.
+    """
+
+    name: str
+    run: RunConfig
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is a network with a head, and reads no prompt."""
+        return isinstance(self.run.workload, ClassificationConfig)
+
+    @property
+    def batch_size(self) -> int:
+        """Of a run without a change."""
+        return self.run.loop.batch_size
+
+    @property
+    def processor(self) -> str:
+        """Folder of the tokenizer that its exports need, "" for none."""
+        return "" if self.classifies else self.run.workload.model.folder
+
+    def check_width(self, px: int) -> None:
+        """Raises ValueError for pictures of a width that it cannot be trained with."""
+        if self.classifies:
+            dataclasses.replace(self.run.workload.pictures, image_size=px)
+
+
+def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
+    """Builds a learner.
+
+    Args:
+        name: in tables.
+        settings: as `read_run_config` takes them, with ``batch_size``.
+        where: name of the mapping, for errors.
+
+    Raises:
+        ValueError: unknown keys, values out of range, settings that the test decides,
+            or a model that neither classifies nor answers.
+    """
+    for key, why in _DECIDED.items():
+        if settings.get(key):
+            raise ValueError(f"{where}.{key}: {why}")
+    settings = dict(settings)
+    workload: Any = ImageTextConfig
+    if "pictures" in settings:
+        workload = ClassificationConfig
+        # It is filled in for each run.
+        settings["pictures"] = {"task": "", **settings["pictures"]}
+    for section, keys in _OF_DATA.items():
+        for key in keys:
+            if settings.get(section, {}).get(key):
+                raise ValueError(f"{where}.{section}.{key}: data.folder has the data")
+    run = read_run_config(workload, settings, where)
+    if run.loop.batch_size < 1:
+        raise ValueError(f"{where}.batch_size={run.loop.batch_size} must be at least 1")
+    if workload is ImageTextConfig and run.workload.model.loss != "captioning":
+        raise ValueError(
+            f"{where}.model.loss={run.workload.model.loss!r}: a model that writes "
+            "answers is trained with 'captioning'"
+        )
+    # A misspelt name is found before the first run.
+    make_optimizer(dataclasses.replace(run.optimizer, num_steps=1))
+    return Learner(name, run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Training data of a run, and what is held out.
+
+    Attributes:
+        rows: (key, file, label) of the examples of each split.
+        classes: K names.
+        prompt: that is asked about each.
+    """
+
+    rows: Mapping[str, Sequence[tuple[str, Path, str]]]
+    classes: tuple[str, ...]
+    prompt: str
+
+    def changed(self, condition: Condition) -> "Examples":
+        """With the shots and the label noise of a condition.
+
+        Raises:
+            ValueError: more shots than a class has examples.
+        """
+        rows = list(self.rows["train"])
+        keys = [key for key, _, _ in rows]
+        labels = np.asarray([self.classes.index(label) for _, _, label in rows])
+        if condition.shots:
+            kept = few_shots(labels, keys, condition.shots)
+            rows = [rows[i] for i in kept]
+        elif condition.label_noise:
+            noisy = noisy_labels(labels, keys, condition.label_noise, len(self.classes))
+            rows = [
+                (key, file, self.classes[label])
+                for (key, file, _), label in zip(rows, noisy, strict=True)
+            ]
+        return dataclasses.replace(self, rows={**self.rows, "train": rows})
+
+    def write(self, folder: Path) -> None:
+        """Writes ``pictures.jsonl`` for classifiers, and a file a split for others."""
+        folder.mkdir(parents=True, exist_ok=True)
+        start = folder.resolve()
+        every = []
+        for split, rows in self.rows.items():
+            lines = []
+            for _, file, label in rows:
+                image = Path(os.path.relpath(file.resolve(), start)).as_posix()
+                known = {"image": image, "label": label, "split": split}
+                every.append(known)
+                target = answer_of(label)
+                lines.append({**known, "prompt": self.prompt, "target": target})
+            _write_lines(folder / f"{split}.jsonl", lines)
+        _write_lines(folder / "pictures.jsonl", every)
+
+
+def read_training(data: StoredFewShot, prompt: str) -> Examples:
+    """The examples of all phases, at the data's width.
+
+    Raises:
+        FileNotFoundError: files that are not there; names the command that writes them.
+        ValueError: samples without picture or label, or with a label that is no class.
+    """
+    files = {split: data.held_out(split) for split in SPLITS[1:]}
+    files = {"train": data.train(data.phases, cumulative=True), **files}
+    found = {s: read_pictures([path], data.classes) for s, path in files.items()}
+    rows = {
+        split: list(zip(x.keys, x.files, x.labels, strict=True))
+        for split, x in found.items()
+    }
+    return Examples(rows, data.classes, prompt)
+
+
+def run_of(
+    learner: Learner,
+    folder: Path,
+    examples: Examples,
+    px: int,
+    seed: int,
+    batch_size: int,
+    steps: int,
+    features: str = "",
+) -> RunConfig:
+    """The settings of a run.
+
+    Args:
+        learner: what is trained.
+        folder: of the run; `Examples.write` wrote ``data`` in it, and the trained model
+            is to be ``model`` in it.
+        examples: that were written.
+        px: width of the pictures.
+        seed: of the run.
+        batch_size: B.
+        steps: length.
+        features: folder for what frozen stages give; "" keeps none in files.
+    """
+    data, run = folder / "data", learner.run
+    workload: Any
+    if learner.classifies:
+        pictures = dataclasses.replace(
+            run.workload.pictures,
+            task=str(data / "pictures.jsonl"),
+            image_size=px,
+            feature_cache_dir=features,
+        )
+        workload = dataclasses.replace(run.workload, pictures=pictures)
+    else:
+        paths = {split: str(data / f"{split}.jsonl") for split in SPLITS}
+        source = dataclasses.replace(
+            run.workload.data,
+            name=paths["train"],
+            validation=paths["validation"],
+            test=paths["test"],
+        )
+        prompt, answer = lengths_of(
+            [examples.prompt], examples.classes, run.workload.preprocessing()
+        )
+        pipeline = dataclasses.replace(
+            run.workload.pipeline, prompt_length=prompt, text_length=answer
+        )
+        workload = dataclasses.replace(run.workload, data=source, pipeline=pipeline)
+    loop = dataclasses.replace(
+        run.loop,
+        num_steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        # Of a short run, the last step alone is of interest.
+        eval_every=steps,
+        checkpoint_every=max(1, steps // 4),
+    )
+    return dataclasses.replace(
+        run,
+        workload=workload,
+        loop=loop,
+        optimizer=dataclasses.replace(run.optimizer, num_steps=steps),
+        export=ExportConfig(str(folder / "model")),
+    )
+
+
+def setup_of(run: RunConfig) -> dict[str, Any]:
+    """All settings that a run's outcome depends on, as JSON values; no paths."""
+    settings = json.loads(json.dumps(run.settings()))
+    for section, keys in _PATHS.items():
+        for key in keys:
+            settings.get(section, {}).pop(key, None)
+    for key in ("export", "mesh"):
+        settings.pop(key, None)
+    for key in _IDLE:
+        del settings["loop"][key]
+    if run.optimizer.name == "learned":
+        settings["learned"] = weights_digest(run.optimizer.weights)
+    return settings
+
+
+def train(run: RunConfig, folder: Path) -> None:
+    """Trains and exports, resuming what was interrupted.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, with all saved.
+        ValueError: settings and data that do not fit together, or a folder with a run
+            of other settings.
+    """
+    finetune(run, folder / "run")
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

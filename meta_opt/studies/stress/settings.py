@@ -1,0 +1,248 @@
+"""Settings of a stress test: data, models, and what is changed in test and training."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from meta_opt.data.preprocessing.corruptions import CORRUPTIONS
+from meta_opt.data.preprocessing.prompts import TEMPLATES
+from meta_opt.types import check_keys, check_name, from_config
+
+ANSWERS = ("written", "likelihood")
+_PLAIN = "plain"
+_EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+def _check_ranges(section: str, config: Any, **least: int) -> None:
+    """Raises ValueError for a number, or a number of a tuple, that is too small."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if any(one < bound for one in values):
+            raise ValueError(f"{section}.{name}={value} must be at least {bound}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The pictures that models were trained on, and are tested with.
+
+    Attributes:
+        folder: few-shot data, as ``experiments/few_shot_data.py`` writes them.
+        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
+        per_class: test pictures of each class at most; 0 for all.
+    """
+
+    folder: str
+    variant: str = "openclipart"
+    per_class: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        _check_ranges("data", self, per_class=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TestsConfig:
+    """What is changed in the test; no model is trained for it.
+
+    Attributes:
+        widths: of test pictures in pixels; none for all that the data have.
+        fitted: whether pictures of other widths are fitted to the width that a model
+            was trained at, as in use. False gives them to the network at their own
+            width, which convolutional networks take.
+        corruptions: by name (`meta_opt.data.preprocessing.corruptions`), each at all
+            severities.
+        shuffles: orders of the list of categories.
+        synonyms: another name by name of a category; none to rename none.
+        distractors: names of categories that no picture shows.
+        distractor_counts: how many of them lengthen the list.
+        templates: other ways to ask, of `meta_opt.data.preprocessing.prompts`.
+        answers: ``written``: what a generative model writes, read leniently;
+            ``likelihood``: the likeliest answer of the list, with its probability.
+        batch_size: pictures at a time.
+    """
+
+    __test__ = False  # It is no test case of pytest's.
+
+    widths: tuple[int, ...] = ()
+    fitted: bool = True
+    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
+    shuffles: int = 3
+    synonyms: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EMPTY)
+    distractors: tuple[str, ...] = ()
+    distractor_counts: tuple[int, ...] = ()
+    templates: tuple[str, ...] = tuple(name for name in TEMPLATES if name != _PLAIN)
+    answers: str = "written"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        check_name("tests.answers", self.answers, ANSWERS)
+        for name in self.corruptions:
+            check_name("tests.corruptions", name, CORRUPTIONS)
+        for name in self.templates:
+            check_name("tests.templates", name, TEMPLATES)
+        _check_ranges(
+            "tests", self, widths=1, shuffles=0, distractor_counts=1, batch_size=1
+        )
+        if max(self.distractor_counts, default=0) > len(self.distractors):
+            raise ValueError(
+                f"tests.distractor_counts={self.distractor_counts}: there are "
+                f"{len(self.distractors)} tests.distractors"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftConfig:
+    """Another data set with pictures of the same categories: a shift of domain.
+
+    Attributes:
+        folder: few-shot data of the same form; "" for no such test.
+        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
+        name: that tables call it.
+        labels: category of the data that models were trained on, by the other set's
+            class; classes that are left out and have no category of their name are not
+            tested. None maps equal names.
+        per_class: pictures of each of its classes at most, of all its splits, since no
+            model was trained on them; 0 for all.
+    """
+
+    folder: str = ""
+    variant: str = "own"
+    name: str = "shift"
+    labels: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EMPTY)
+    per_class: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks name and range."""
+        _check_ranges("shift", self, per_class=0)
+        if not self.name:
+            raise ValueError("shift.name='' must be a name")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What is changed in training: each setting is a run of each learner and seed.
+
+    A run takes ``epochs`` passes over its examples, and of few examples as many more as
+    make ``min_steps``.
+
+    Attributes:
+        train_px: widths of pictures. At each a learner is trained on all examples and
+            tested as the given models are; the runs below are at the first.
+        seeds: of the head or the model, and of the order of examples.
+        shots: examples of each class; all of them is the run without a change.
+        label_noise: shares of wrong labels.
+        batch_sizes: a learner's own is the run without a change.
+        epochs: passes over the examples.
+        min_steps: of a run.
+        max_steps: of a run; 0 for no bound.
+    """
+
+    train_px: tuple[int, ...] = (100,)
+    seeds: tuple[int, ...] = (0,)
+    shots: tuple[int, ...] = (1, 2, 4, 7)
+    label_noise: tuple[float, ...] = (0.1, 0.2)
+    batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
+    epochs: int = 3
+    min_steps: int = 100
+    max_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _check_ranges(
+            "training",
+            self,
+            train_px=1,
+            seeds=0,
+            shots=1,
+            batch_sizes=1,
+            epochs=1,
+            min_steps=1,
+            max_steps=0,
+        )
+        if not self.train_px or not self.seeds:
+            raise ValueError("training.train_px and training.seeds must name one each")
+        if any(not 0 <= share < 1 for share in self.label_noise):
+            raise ValueError(
+                f"training.label_noise={self.label_noise} must be from 0 to below 1"
+            )
+        if 0 < self.max_steps < self.min_steps:
+            raise ValueError(
+                f"training.max_steps={self.max_steps} is below min_steps="
+                f"{self.min_steps}"
+            )
+
+    def steps(self, examples: int, batch_size: int) -> int:
+        """Length of a run; batches are whole, what is left over in an epoch is not.
+
+        >>> TrainingConfig(epochs=3, min_steps=10).steps(840, 64)
+        39
+        """
+        steps = max(self.epochs * (examples // batch_size), self.min_steps)
+        return min(steps, self.max_steps or steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class StressConfig:
+    """A stress test.
+
+    Attributes:
+        data: pictures.
+        tests: what is changed in the test.
+        shift: another data set.
+        training: what is changed in training.
+        models: folder (or path without suffix, as `meta_opt.load_exported` takes it) of
+            each trained model by name. Models whose names differ in ``_100``, ``_200``,
+            ... alone, widths that the data have, are one model trained at several.
+        learners: settings of a run by name, see `meta_opt.studies.stress.learners`.
+        baseline: model that others are compared with; "" for the first.
+    """
+
+    data: DataConfig
+    tests: TestsConfig = dataclasses.field(default_factory=TestsConfig)
+    shift: ShiftConfig = dataclasses.field(default_factory=ShiftConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    models: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EMPTY)
+    learners: Mapping[str, Any] = dataclasses.field(default_factory=lambda: _EMPTY)
+    baseline: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks that there is a model, and that names serve as folders."""
+        if not self.models and not self.learners:
+            raise ValueError(
+                "no model to test: give models.NAME=FOLDER, or learners.NAME"
+            )
+        for section, names in (("models", self.models), ("learners", self.learners)):
+            for name in names:
+                if not name.replace("_", "").replace("-", "").isalnum():
+                    raise ValueError(
+                        f"{section}.{name}: take a name of letters, digits, _ and -"
+                    )
+
+
+def read_stress(settings: Mapping[str, Any], name: str = "config") -> StressConfig:
+    """Builds the settings of a stress test from one nested mapping.
+
+    Args:
+        settings: sections as `StressConfig` has them.
+        name: of the mapping, for errors.
+
+    Raises:
+        ValueError: unknown keys, values of another type or out of range, or no model.
+
+    Example:
+        >>> config = read_stress({
+        ...     "data": {"folder": "data/few_shot/openclipart"},
+        ...     "models": {"resnet50_100": "runs/resnet50/model"},
+        ...     "tests": {"corruptions": ["contrast"]},
+        ... })
+        >>> config.tests.corruptions, config.training.shots
+        (('contrast',), (1, 2, 4, 7))
+    """
+    check_keys(name, settings, [x.name for x in dataclasses.fields(StressConfig)])
+    for model, folder in settings.get("models", {}).items():
+        if not isinstance(folder, str) or not folder:
+            raise ValueError(f"{name}.models.{model}={folder!r} must be a folder")
+    return from_config(StressConfig, settings, name)

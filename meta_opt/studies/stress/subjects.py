@@ -1,0 +1,244 @@
+"""Trained models as a stress test asks them: classifiers, and models that answer."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from meta_opt.data.sources.few_shot.files import answer_of
+from meta_opt.inference import GenerativeModel, PictureClassifier, load_exported
+from meta_opt.metrics.category_answers import CategoryParser
+from meta_opt.models import huggingface, pretrained
+from meta_opt.models.generative import GenerativeConfig
+from meta_opt.studies.progressive.predictions import lengths_of
+from meta_opt.studies.stress.asked import Asked
+from meta_opt.types import near_match
+from meta_opt.workloads.classification_export import is_classifier, read_settings
+from meta_opt.workloads.image_text_model import (
+    ModelConfig,
+    architecture,
+    is_folder,
+    read_preprocessing,
+)
+
+
+class Answer(NamedTuple):
+    """What a model said of a picture.
+
+    Attributes:
+        category: name of a category, or of a distractor; None where none was read.
+        confidence: probability of it; None where the model gives none.
+    """
+
+    category: str | None
+    confidence: float | None
+
+
+class Subject(Protocol):
+    """An opened model.
+
+    Attributes:
+        batch_size: pictures at a time.
+    """
+
+    def answer(
+        self, pictures: Sequence[np.ndarray], asked: Asked, px: int
+    ) -> list[Answer]:
+        """Answers about pictures.
+
+        Args:
+            pictures: uint8 [H, W, 3] each.
+            asked: which categories there are, and how a model that reads is asked.
+            px: side in pixels that pictures are fitted to; 0 for the model's own.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What is known of a trained model before its weights are read.
+
+    Attributes:
+        path: as `meta_opt.load_exported` takes it.
+        prompted: whether it reads its categories from a prompt.
+        image_size: side in pixels that its network was made or trained for.
+        class_names: of a classifier; none of a model that is prompted.
+        digest: of its weights.
+        processor: folder of the tokenizer it was trained with, where that is another.
+    """
+
+    path: str
+    prompted: bool
+    image_size: int
+    class_names: tuple[str, ...]
+    digest: str
+    processor: str = ""
+
+
+def describe(name: str, path: str | os.PathLike, processor: str = "") -> Described:
+    """Finds out what kind of model a folder has.
+
+    Args:
+        name: of the setting, for errors.
+        path: as `meta_opt.load_exported` takes it.
+        processor: as `load_exported` takes it.
+
+    Raises:
+        ValueError: no model, a damaged one, or one that neither classifies nor answers.
+    """
+    where = os.fspath(path)
+    try:
+        if is_classifier(where):
+            settings = read_settings(where)
+            size = settings.fit.size
+            return Described(where, False, size, settings.class_names, settings.sha256)
+        if is_folder(where) and not (Path(where) / "config.json").is_file():
+            raise ValueError(
+                f"{where} is no folder of a model: it has neither classifier.json nor "
+                "config.json"
+            )
+        if not _is_generative(where):
+            raise ValueError(
+                "it neither classifies nor answers; give the folder of a picture "
+                "classifier, or a generative model"
+            )
+        made = architecture(_model_config(where, processor))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}={where!r}: {error}") from None
+    assert isinstance(made, GenerativeConfig)
+    return Described(where, True, made.image_size, (), _digest(where), processor)
+
+
+def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
+    """Checks that a classifier has the classes of the data.
+
+    Raises:
+        ValueError: others, which are named.
+    """
+    if found.prompted or set(found.class_names) == set(classes):
+        return
+    unknown = sorted(set(found.class_names) - set(classes))
+    lacking = sorted(set(classes) - set(found.class_names))
+    near = near_match(unknown[0], lacking) if unknown and lacking else ""
+    raise ValueError(
+        f"{name}={found.path!r} and the data have not the same classes: "
+        f"the model alone has {', '.join(unknown) or 'none'}; the data alone have "
+        f"{', '.join(lacking) or 'none'}{near}"
+    )
+
+
+def check_width(name: str, found: Described, px: int) -> None:
+    """Checks that a network takes pictures of a width as they are.
+
+    Raises:
+        ValueError: a width that it does not take.
+    """
+    if found.prompted and px != found.image_size:
+        raise ValueError(
+            f"{name}={found.path!r}: its tower takes {found.image_size} pixels alone, "
+            f"not {px}; set tests.fitted=True, or tests.widths"
+        )
+    if not found.prompted and px < PictureClassifier.MIN_PIXELS:
+        raise ValueError(
+            f"{name}={found.path!r}: its network takes {PictureClassifier.MIN_PIXELS} "
+            f"pixels or more, not {px}; set tests.fitted=True, or tests.widths"
+        )
+
+
+def open_subject(
+    found: Described, asked: Sequence[Asked], answers: str, batch_size: int
+) -> Subject:
+    """Reads a model's weights.
+
+    Args:
+        found: which model.
+        asked: all that it will be asked: prompts and answers are never cut.
+        answers: of a model that is prompted, ``written`` or ``likelihood``.
+        batch_size: pictures at a time.
+
+    Raises:
+        ValueError: damaged files.
+    """
+    if not found.prompted:
+        model = load_exported(found.path, batch_size=batch_size)
+        assert isinstance(model, PictureClassifier)
+        return _ClassifierSubject(model)
+    tokens = read_preprocessing(_model_config(found.path, found.processor))
+    names = sorted({name for one in asked for name in one.shown.names})
+    prompt, answer = lengths_of([one.prompt for one in asked], names, tokens)
+    model = load_exported(
+        found.path,
+        processor=found.processor,
+        batch_size=batch_size,
+        # As many again for what is said around the answer.
+        max_tokens=2 * answer,
+        prompt_length=prompt,
+    )
+    assert isinstance(model, GenerativeModel)
+    return _GenerativeSubject(model, answers)
+
+
+class _ClassifierSubject:
+    def __init__(self, model: PictureClassifier) -> None:
+        self._model = model
+
+    def answer(
+        self, pictures: Sequence[np.ndarray], asked: Asked, px: int
+    ) -> list[Answer]:
+        names = self._model.class_names
+        rows = self._model.probabilities(pictures, px)
+        best = rows.argmax(axis=1)
+        return [
+            Answer(names[i], min(1.0, float(row[i])))
+            for i, row in zip(best, rows, strict=True)
+        ]
+
+
+class _GenerativeSubject:
+    def __init__(self, model: GenerativeModel, answers: str) -> None:
+        self._model, self._answers = model, answers
+
+    def answer(
+        self, pictures: Sequence[np.ndarray], asked: Asked, px: int
+    ) -> list[Answer]:
+        names = asked.shown.names
+        if self._answers == "likelihood":
+            texts = [answer_of(name) for name in names]
+            rows = self._model.classify(pictures, texts, asked.prompt)
+            return [
+                Answer(asked.category(int(i)), min(1.0, float(row[i])))
+                for i, row in zip(rows.argmax(axis=1), rows, strict=True)
+            ]
+        parser = CategoryParser(names)
+        read = map(parser, self._model.answer(pictures, asked.prompt))
+        return [
+            Answer(asked.category(one.category) if one.category >= 0 else None, None)
+            for one in read
+        ]
+
+
+def _is_generative(path: str) -> bool:
+    if is_folder(path):
+        return huggingface.is_generative(path)
+    return isinstance(pretrained.read_config(path), GenerativeConfig)
+
+
+def _model_config(path: str, processor: str) -> ModelConfig:
+    return ModelConfig(weights=path, processor=processor, loss="captioning")
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of weights: what is written beside them, else of the files' names, sizes.
+
+    Reading gigabytes only to compare them would take longer than a test.
+    """
+    about = Path(f"{path}.json")
+    if about.is_file():
+        return json.loads(about.read_text(encoding="utf-8"))["sha256"]
+    files = sorted(Path(path).glob("*.safetensors")) if is_folder(path) else []
+    listed = [(file.name, file.stat().st_size) for file in files] or path
+    return hashlib.sha256(repr(listed).encode()).hexdigest()

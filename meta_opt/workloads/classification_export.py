@@ -1,0 +1,202 @@
+"""Trained picture classifiers as folders: arrays, classes, and how pictures are fitted.
+
+``model.safetensors`` has every array of the network by its '/'-joined path, bit for
+bit; ``classifier.json`` the architecture, the classes in the order of the logits, the
+fit of pictures, and the SHA-256 of the arrays.
+"""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from meta_opt.data.preprocessing.image_fit import ImageFit
+from meta_opt.models.convnets import (
+    Classifier,
+    ConvNeXtConfig,
+    ResNetConfig,
+    make_convnet,
+)
+from meta_opt.models.encoders import EfficientNet, EfficientNetConfig
+from meta_opt.models.encoders.efficientnet import Stage
+from meta_opt.models.encoders.registry import filled
+from meta_opt.models.parameters import by_path, parameter_count
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import check_name, from_config, write_atomic
+from meta_opt.workloads.export import ExportConfig
+
+SETTINGS, ARRAYS = "classifier.json", "model.safetensors"
+_FORMAT = 1
+_ARCHITECTURES: dict[str, type[Any]] = {
+    "resnet": ResNetConfig,
+    "convnext": ConvNeXtConfig,
+    "efficientnet": EfficientNetConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierSettings:
+    """What is known of an exported classifier without its arrays.
+
+    Attributes:
+        architecture: of the trunk.
+        class_names: K names, in the order of the logits.
+        fit: how pictures become what the network reads.
+        sha256: of the file of arrays.
+    """
+
+    architecture: Any
+    class_names: tuple[str, ...]
+    fit: ImageFit
+    sha256: str = ""
+
+
+def check_export(export: ExportConfig) -> None:
+    """Checks, before training, that the export can be written.
+
+    Raises:
+        ValueError: a format other than ``model``.
+    """
+    if export.path and export.format != "model":
+        raise ValueError(
+            f"export.format={export.format!r} is for vision-text models; a picture "
+            "classifier is written as 'model'"
+        )
+
+
+def is_classifier(path: str | os.PathLike) -> bool:
+    """Whether a path is a folder that `write_classifier` wrote."""
+    return (Path(path) / SETTINGS).is_file()
+
+
+def with_trained_top(whole: Classifier, top: Classifier) -> Classifier:
+    """A network whose last stages and head are those of another.
+
+    Args:
+        whole: from pictures to classes; it stays as it is.
+        top: from what the frozen stages give to classes, as
+            `meta_opt.workloads.classification.network_parts` cuts it.
+    """
+    assembled = nnx.clone(top)
+    trunk: Any = whole.trunk
+    assembled.trunk = trunk.with_upper(top.trunk)
+    return assembled
+
+
+def write_classifier(
+    folder: str | os.PathLike,
+    model: Classifier,
+    class_names: tuple[str, ...],
+    fit: ImageFit,
+) -> None:
+    """Writes a classifier of pictures; a folder that has one gets the new one.
+
+    Args:
+        folder: created if needed.
+        model: the whole network.
+        class_names: K names, in the order of its logits.
+        fit: how its pictures were fitted in training.
+
+    Raises:
+        ValueError: as many names as there are not logits.
+    """
+    classes = model.head.linear.out_features
+    if classes != len(class_names):
+        raise ValueError(f"{len(class_names)} class names are not for {classes} logits")
+    folder = Path(folder)
+    config: Any = model.trunk.config  # type: ignore[attr-defined]
+    variables = by_path(model, nnx.Variable)
+    data = safetensors.numpy.save({k: np.asarray(x[...]) for k, x in variables.items()})
+    network = next(k for k, of in _ARCHITECTURES.items() if isinstance(config, of))
+    about = {
+        "format": _FORMAT,
+        "network": network,
+        "architecture": dataclasses.asdict(config),
+        "class_names": class_names,
+        "image": dataclasses.asdict(fit),
+        "parameters": parameter_count(model),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    with write_atomic(folder / ARRAYS) as file:
+        file.write_bytes(data)
+    # The last of the two: what it names is there.
+    write_json(folder / SETTINGS, about)
+
+
+def read_settings(folder: str | os.PathLike) -> ClassifierSettings:
+    """The settings of an exported classifier.
+
+    Raises:
+        ValueError: no such file, or one that is damaged or of another format.
+    """
+    path = Path(folder) / SETTINGS
+    try:
+        about = read_json(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if (version := about.get("format")) != _FORMAT:
+        raise ValueError(f"{path} has format {version!r}; this code reads {_FORMAT}")
+    try:
+        network, names = about["network"], tuple(about["class_names"])
+        architecture, fit = dict(about["architecture"]), about["image"]
+        sha256 = about["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}") from None
+    check_name(f"network of {path}", network, _ARCHITECTURES)
+    if network == "efficientnet":
+        architecture["stages"] = tuple(Stage(*x) for x in architecture["stages"])
+    return ClassifierSettings(
+        from_config(_ARCHITECTURES[network], architecture, f"{path}, architecture"),
+        names,
+        from_config(ImageFit, fit, f"{path}, image"),
+        sha256,
+    )
+
+
+def read_classifier(
+    folder: str | os.PathLike, dtype: str = "float32"
+) -> tuple[Classifier, ClassifierSettings]:
+    """Reads a classifier that `write_classifier` wrote.
+
+    Args:
+        folder: of the two files.
+        dtype: of the computation.
+
+    Returns:
+        The network, which computes as in inference, and its settings.
+
+    Raises:
+        ValueError: missing or damaged files, or arrays of another architecture.
+    """
+    settings = read_settings(folder)
+    file = Path(folder) / ARRAYS
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if (found := hashlib.sha256(data).hexdigest()) != settings.sha256:
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is {found}, {SETTINGS} has "
+            f"{settings.sha256}; export it again"
+        )
+    architecture = dataclasses.replace(settings.architecture, dtype=dtype)
+
+    def create() -> Classifier:
+        rngs = nnx.Rngs(0)
+        trunk: Any
+        if isinstance(architecture, EfficientNetConfig):
+            trunk = EfficientNet(architecture, rngs=rngs)
+        else:
+            trunk = make_convnet(architecture, rngs=rngs)
+        # Dropout is for training.
+        return Classifier(trunk, len(settings.class_names), 0.0, rngs=rngs)
+
+    try:
+        return filled(create, safetensors.numpy.load(data)), settings
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
