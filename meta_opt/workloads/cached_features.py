@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -81,6 +82,8 @@ def tower_features(module: SplitModule) -> Encode:
     check_frozen(module.params.get("vision", {}))
     model: Generative = module.merge(module.params, module.frozen)
     graphdef, state = nnx.split(model.vision)
+    # A training step takes over the model's own arrays.
+    state = jax.tree.map(jnp.copy, state)
 
     @jax.jit
     def features(state: nnx.State, image: jax.Array) -> jax.Array:

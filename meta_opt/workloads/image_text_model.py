@@ -41,7 +41,8 @@ _log = logging.getLogger(__name__)
 Architecture: TypeAlias = VisionTextConfig | GenerativeConfig
 Module: TypeAlias = VisionText | Generative
 
-_TRAINABLE = ("all", "lora", "decoder")
+_TRAINABLE = ("all", "lora", "decoder", "layers")
+_TOKENS = ("decoder", "tokens")
 _ANSWER_LENGTH = 32
 """Tokens of an answer, where nothing says how many."""
 
@@ -91,8 +92,9 @@ class ModelConfig:
             the tokenizer that ships here.
         size: name of an architecture, for a model without weights.
         parts: what a generative model without weights begins as.
-        trainable: ``all``, ``lora``, or of a generative model ``decoder``: all but the
-            image tower, of which the projection trains.
+        trainable: ``all``, ``lora``, or of a generative model ``decoder``, all but the
+            image tower, of which the projection trains, or ``layers``, all but these
+            and the token embeddings.
         cache_features: whether the image tower, where it does not train, reads each
             training picture once, and its features are kept in memory.
         lora: the adapters, where ``trainable`` is ``lora``.
@@ -132,7 +134,7 @@ class ModelConfig:
         if self.cache_features and self.trainable == "all":
             raise ValueError(
                 "model.cache_features=True: the features of an image tower that trains "
-                "change; take model.trainable='decoder' or 'lora'"
+                "change; take model.trainable='decoder', 'layers' or 'lora'"
             )
 
     def numerics(self) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def _check_generative(config: ModelConfig, found: Architecture) -> None:
     if isinstance(found, GenerativeConfig):
         return
     for name, given in (
-        ("trainable='decoder'", config.trainable == "decoder"),
+        (f"trainable={config.trainable!r}", config.trainable in _TRAINABLE[2:]),
         ("cache_features=True", config.cache_features),
         (f"parts={config.parts}", config.parts != PartsConfig()),
     ):
@@ -322,6 +324,11 @@ def trainable_filter(trainable: str) -> Any:
             return LoRAParam
         case "decoder":
             return nnx.All(nnx.Param, lambda path, _: not in_tower(path))
+        case "layers":
+            return nnx.All(
+                nnx.Param,
+                lambda path, _: not in_tower(path) and path[:2] != _TOKENS,
+            )
         case _:
             return nnx.Param
 
