@@ -38,9 +38,9 @@ def answers() -> ml_collections.ConfigDict:
     stay as they are: words that no answer has would lose their meaning. The tower reads
     each picture once.
     """
-    config = common.image_text_config(num_steps=1500, batch_size=32)
-    config.loop.eval_every = 250
-    config.loop.checkpoint_every = 100
+    config = common.image_text_config(num_steps=1200, batch_size=16)
+    config.loop.eval_every = 300
+    config.loop.checkpoint_every = 60
     config.loop.evaluate_at_start = False
     config.optimizer.name = "hand_designed"
     config.model.weights = ""

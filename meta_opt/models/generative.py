@@ -132,7 +132,7 @@ GENERATIVE_SIZES = {
             heads=6,
             key_value_heads=2,
             head_width=64,
-            mlp_width=1024,
+            mlp_width=768,
         ),
         end_id=102,
     ),
