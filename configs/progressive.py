@@ -1,6 +1,7 @@
-"""Progressive few-shot fine-tuning: ``openclipart_small``, ``openclipart_paligemma``.
+"""Progressive few-shot fine-tuning: ``openclipart_small``, ``openclipart_large``.
 
-``smoke`` shows that it runs.
+``openclipart_reduced`` is the large model in an hour on two cores,
+``openclipart_paligemma`` another one; ``smoke`` shows that it runs.
 """
 
 import ml_collections
@@ -28,6 +29,29 @@ def openclipart_small() -> ml_collections.ConfigDict:
         # Stands for one that was tuned: --config.optimizers.adamw_tuned.KEY=VALUE.
         adamw_tuned=dict(name="adamw", learning_rate=3e-4, weight_decay=1e-3),
     )
+    return config
+
+
+def openclipart_large() -> ml_collections.ConfigDict:
+    """All parameters of a model that ``configs/pretrain.py:answers`` wrote.
+
+    At other widths: ``--config.study.width=200``, ``400``. Adapters instead:
+    ``--config.model.trainable=lora`` and a pattern, `openclipart_paligemma` has one.
+    """
+    config = openclipart_small()
+    config.model.weights = "runs/answers/model"
+    config.model.processor = "data/encoders/minilm"
+    config.model.remat = "none"
+    return config
+
+
+def openclipart_reduced() -> ml_collections.ConfigDict:
+    """The same without training the image tower, in larger batches."""
+    config = openclipart_large()
+    config.batch_size = 4
+    config.model.trainable = "layers"
+    config.model.cache_features = True
+    config.data.max_evaluated = 60
     return config
 
 
@@ -67,5 +91,11 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "openclipart_small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (openclipart_small, openclipart_paligemma, smoke)
+    variants = (
+        openclipart_small,
+        openclipart_large,
+        openclipart_reduced,
+        openclipart_paligemma,
+        smoke,
+    )
     return common.choose(arg, {variant.__name__: variant for variant in variants})
