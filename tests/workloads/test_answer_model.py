@@ -175,6 +175,7 @@ def test_parts_of_another_shape_are_errors(encoders):
         PartsConfig(text="bert")
 
 
+@pytest.mark.slow
 def test_a_siglip_folder_is_the_tower(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "siglip")
     parts = PartsConfig(str(folder))
@@ -260,9 +261,9 @@ def test_each_picture_is_encoded_once(kept, processor):
     records = [source[i] for i in (0, 1, 2, 3, 0)]
     assert len(calls) == 2 and len(source) == 4
     assert [record["text"] for record in records] == ["0", "1", "2", "3", "0"]
+    features = jax.jit(model.vision.features)
     for i, record in enumerate(records):
-        image = jax.numpy.asarray(Counted()[i]["image"][None])
-        expected = model.vision.features(image)[0]
+        expected = features(Counted()[i]["image"][None])[0]
         assert record["image"].dtype == np.float16
         np.testing.assert_allclose(record["image"], expected, atol=2e-3)
 
@@ -300,9 +301,11 @@ def test_it_learns_from_kept_features(kept):
     assert features["image"].shape == (4, 4, 128)
     assert pictures["image"].shape == (4, 16, 16, 3)
     np.testing.assert_array_equal(features["text"], pictures["text"])
-    found, expected = (
-        workload.loss_fn(workload.params, workload.frozen, b, None)[0] for b in batches
+    # Compiled, which is sooner done than all operations one by one.
+    loss = jax.jit(
+        lambda batch: workload.loss_fn(workload.params, workload.frozen, batch, None)[0]
     )
+    found, expected = map(loss, batches)
     np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
