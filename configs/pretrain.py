@@ -1,4 +1,7 @@
-"""Pre-training of nano on emoji of several artists: ``nano_emoji``, ``smoke``."""
+"""Pre-training: ``nano_emoji`` on emoji of several artists, ``smoke``.
+
+``answers``: a model that answers in words, of pretrained parts; ``answers_smoke``.
+"""
 
 import ml_collections
 
@@ -28,7 +31,53 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
+def answers() -> ml_collections.ConfigDict:
+    """EfficientNet-Lite0 before a decoder with MiniLM's token embeddings.
+
+    On the questions of ``configs/answers_data.py:emoji_tuxpaint``. Tower and embeddings
+    stay as they are: words that no answer has would lose their meaning. The tower reads
+    each picture once.
+    """
+    config = common.image_text_config(num_steps=1200, batch_size=16)
+    config.loop.eval_every = 300
+    config.loop.checkpoint_every = 60
+    config.loop.evaluate_at_start = False
+    config.optimizer.name = "hand_designed"
+    config.model.weights = ""
+    config.model.size = "lite0-answers"
+    config.model.processor = "data/encoders/minilm"
+    config.model.parts = dict(image="efficientnet_lite0", text="minilm")
+    config.model.loss = "captioning"
+    config.model.trainable = "layers"
+    config.model.cache_features = True
+    config.model.remat = "none"
+    config.data.name = "data/answers/emoji_tuxpaint/train.jsonl"
+    config.data.validation = "data/answers/emoji_tuxpaint/validation.jsonl"
+    config.data.test = "data/answers/emoji_tuxpaint/test.jsonl"
+    config.data.max_evaluated = 200
+    config.data.eval_batch_size = 25
+    config.pipeline.text_length = 20
+    config.pipeline.prompt_length = 112
+    config.export.path = "runs/answers/model"
+    config.export.format = "model"
+    return config
+
+
+def answers_smoke() -> ml_collections.ConfigDict:
+    """A few steps of a small model on ``configs/answers_data.py:smoke``."""
+    config = answers()
+    config.num_steps = 4
+    config.batch_size = 8
+    config.model.size = "nano-answers"
+    config.model.parts.image = ""
+    for split in ("train", "validation", "test"):
+        key = "name" if split == "train" else split
+        config.data[key] = f"runs/answers/smoke_data/{split}.jsonl"
+    config.export.path = "runs/answers/smoke_model"
+    return config
+
+
 def get_config(arg: str = "nano_emoji") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (nano_emoji, smoke)
+    variants = (nano_emoji, smoke, answers, answers_smoke)
     return common.choose(arg, {variant.__name__: variant for variant in variants})

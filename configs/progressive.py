@@ -1,6 +1,7 @@
-"""Progressive few-shot fine-tuning: ``openclipart_small``, ``openclipart_paligemma``.
+"""Progressive few-shot fine-tuning: ``openclipart_small``, ``openclipart_large``.
 
-``smoke`` shows that it runs.
+``openclipart_reduced`` is the large model in an hour on two cores,
+``openclipart_paligemma`` another one; ``smoke`` shows that it runs.
 """
 
 import ml_collections
@@ -31,13 +32,36 @@ def openclipart_small() -> ml_collections.ConfigDict:
     return config
 
 
+def openclipart_large() -> ml_collections.ConfigDict:
+    """All parameters of a model that ``configs/pretrain.py:answers`` wrote.
+
+    At other widths: ``--config.study.width=200``, ``400``. Adapters instead:
+    ``--config.model.trainable=lora`` and a pattern, `openclipart_paligemma` has one.
+    """
+    config = openclipart_small()
+    config.model.weights = "runs/answers/model"
+    config.model.processor = "data/encoders/minilm"
+    config.model.remat = "none"
+    return config
+
+
+def openclipart_reduced() -> ml_collections.ConfigDict:
+    """The same without training the image tower, in larger batches."""
+    config = openclipart_large()
+    config.batch_size = 4
+    config.model.trainable = "layers"
+    config.model.cache_features = True
+    config.data.max_evaluated = 60
+    return config
+
+
 def openclipart_dynamic() -> ml_collections.ConfigDict:
     """Phases that are chosen: wider pictures, and more examples, where they pay.
 
     What a point of accuracy, an example and a device hour are worth is the user's to
     say; these are made up.
     """
-    config = openclipart_small()
+    config = openclipart_reduced()
     config.study.width = 200
     config.prices = dict(currency="USD", device_hour=2.0)
     config.policies = dict(
@@ -86,6 +110,8 @@ def get_config(arg: str = "openclipart_small") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
     variants = (
         openclipart_small,
+        openclipart_large,
+        openclipart_reduced,
         openclipart_dynamic,
         openclipart_paligemma,
         smoke,

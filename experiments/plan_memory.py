@@ -41,7 +41,7 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
 
     from meta_opt.types import from_config
     from meta_opt.workloads.image_text_model import (
-        GENERATIVE,
+        CONTRASTIVE,
         ModelConfig,
         architecture,
         kind_of,
@@ -52,7 +52,7 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
     made = architecture(from_config(ModelConfig, model))
     kind = kind_of(made)
     lengths = {"text": settings["text_length"]}
-    if kind is GENERATIVE:
+    if kind is not CONTRASTIVE:
         lengths["prompt"] = settings["prompt_length"]
     else:
         lengths["text"] = made.text_length  # type: ignore[union-attr]

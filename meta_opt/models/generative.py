@@ -1,9 +1,9 @@
-"""A model that writes about an image: a vision tower in front of a decoder.
+"""A model that writes about an image: an image tower in front of a decoder.
 
-PaliGemma's architecture (Beyer et al. 2024, arXiv:2407.07726): SigLIP's patches are
-projected to the decoder's width and stand before the tokens of a prompt. These two, the
-prefix, read each other freely; the tokens of the answer read the prefix and those of
-the answer before them.
+PaliGemma's architecture (Beyer et al. 2024, arXiv:2407.07726): SigLIP's patches, or the
+grid of a convolutional network, are projected to the decoder's width and stand before
+the tokens of a prompt. These two, the prefix, read each other freely; the tokens of the
+answer read the prefix and those of the answer before them.
 """
 
 import dataclasses
@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.models.conv_tower import (
+    CONVNETS,
+    ConvTower,
+    ImageTower,
+    pixels_a_feature,
+)
 from meta_opt.models.decoder import Decoder, DecoderConfig
+from meta_opt.models.settings import check_names
 from meta_opt.models.towers import TowerConfig, VisionConfig, VisionTower
 from meta_opt.types import Batch, near_match
 
@@ -24,6 +31,10 @@ class GenerativeConfig(VisionConfig):
     """Architecture and numerics of `Generative`; the defaults: ``nano-generative``.
 
     Attributes:
+        tower: what reads images: ``vit``, the vision tower, or a convolutional one of
+            `meta_opt.models.conv_tower.CONVNETS`, whose ``patch_size`` is the pixels
+            that a feature stands for and which does not read ``vision`` and the fields
+            of its patches and channels.
         vision: the vision tower, without pooling; its projection is to the decoder's
             width.
         decoder: the decoder.
@@ -33,6 +44,7 @@ class GenerativeConfig(VisionConfig):
             the tokens; -1 for one beyond the vocabulary. It is not read here.
     """
 
+    tower: str = "vit"
     vision: TowerConfig = dataclasses.field(
         default_factory=lambda: TowerConfig(
             width=64,
@@ -50,6 +62,13 @@ class GenerativeConfig(VisionConfig):
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that do not fit together and unknown names."""
         super().__post_init__()
+        check_names(self, tower=("vit", *CONVNETS))
+        if self.tower in CONVNETS and self.patch_size != pixels_a_feature(self.tower):
+            raise ValueError(
+                f"patch_size={self.patch_size} must be the "
+                f"{pixels_a_feature(self.tower)} pixels that a feature of "
+                f"{self.tower} stands for"
+            )
         if self.vision.pooling != "none" or self.class_token:
             raise ValueError(
                 f"the decoder reads all patches and nothing else: pooling="
@@ -72,9 +91,51 @@ class GenerativeConfig(VisionConfig):
                 f"pad_id={self.pad_id} must not be the token that ends an answer"
             )
 
+    @property
+    def feature_width(self) -> int:
+        """D of the image tower's features, before they are projected.
+
+        >>> named_config("lite0-answers").feature_width
+        1280
+        """
+        if self.tower == "vit":
+            return self.vision.width
+        return CONVNETS[self.tower].width
+
 
 GENERATIVE_SIZES = {
     "nano-generative": GenerativeConfig(),
+    # Both with MiniLM's vocabulary and width, so that its embeddings fit.
+    "nano-answers": GenerativeConfig(
+        image_size=32,
+        patch_size=8,
+        tower="efficientnet_nano",
+        decoder=DecoderConfig(
+            vocab_size=30_522,
+            width=384,
+            depth=1,
+            heads=6,
+            key_value_heads=1,
+            head_width=32,
+            mlp_width=384,
+        ),
+        end_id=102,
+    ),
+    "lite0-answers": GenerativeConfig(
+        image_size=224,
+        patch_size=32,
+        tower="efficientnet_lite0",
+        decoder=DecoderConfig(
+            vocab_size=30_522,
+            width=384,
+            depth=3,
+            heads=6,
+            key_value_heads=2,
+            head_width=64,
+            mlp_width=768,
+        ),
+        end_id=102,
+    ),
     # PaliGemma, 224 pixels (Beyer et al. 2024): So400m/14 and Gemma 2B.
     "3B/14": GenerativeConfig(
         image_size=224,
@@ -197,7 +258,14 @@ class Generative(nnx.Module):
 
     def __init__(self, config: GenerativeConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.vision = VisionTower(config, config.decoder.width, rngs=rngs)
+        width = config.decoder.width
+        self.vision: ImageTower
+        if config.tower == "vit":
+            self.vision = VisionTower(config, width, rngs=rngs)
+        else:
+            self.vision = ConvTower(
+                config.tower, config.image_size, width, config, rngs=rngs
+            )
         self.decoder = Decoder(config.decoder, config, rngs=rngs)
 
     def prefix(
@@ -208,13 +276,19 @@ class Generative(nnx.Module):
         """Embeds images and prompts.
 
         Args:
-            image: [B, h, w, 3], uint8 or float in [0, 1].
+            image: [B, h, w, 3], uint8 or float in [0, 1]; or of images that were read
+                before, what ``vision.features`` gave, [B, P, D].
             prompt: int [B, S], padded anywhere; None for no prompt.
 
         Raises:
             ValueError: if a shape is not the model's, or the two differ in B.
         """
-        patches = self.vision.project(self.vision.features(jnp.asarray(image)))
+        x = jnp.asarray(image)
+        if x.ndim == 3 and x.shape[-1] == self.config.feature_width:
+            features = x.astype(self.config.dtype)
+        else:
+            features = self.vision.features(x)
+        patches = self.vision.project(features)
         if prompt is None:
             prompt = jnp.zeros((len(patches), 0), jnp.int32)
         prompt = _tokens("prompt", prompt, len(patches))
@@ -235,7 +309,7 @@ class Generative(nnx.Module):
         Padding takes no position, so that it may be anywhere.
 
         Args:
-            image: [B, h, w, 3], uint8 or float in [0, 1].
+            image: as of `prefix`.
             prompt: int [B, any], or None.
             text: int [B, S], the answers.
 
@@ -267,7 +341,7 @@ class Generative(nnx.Module):
         """Returns what `captioning_loss` takes, so that ``loss(*model(batch))``.
 
         Args:
-            batch: ``image`` [B, h, w, 3]; ``text`` int [B, S], the answers with the
+            batch: ``image`` as of `prefix`; ``text`` int [B, S], the answers with the
                 token that ends them; ``prompt`` int [B, any], if there is one.
 
         Returns:

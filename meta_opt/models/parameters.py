@@ -7,9 +7,12 @@ from typing import Any
 import jax
 from flax import nnx
 
+STORED = (nnx.Param, nnx.BatchStat)
+"""Kinds of variables that make a model what it is: parameters, running statistics."""
 
-def by_path(model: nnx.Module, kind: type[nnx.Variable] = nnx.Param) -> dict[str, Any]:
-    """The variables of a kind by '/'-joined path."""
+
+def by_path(model: nnx.Module, kind: Any = nnx.Param) -> dict[str, Any]:
+    """The variables of a kind, or of any of several, by '/'-joined path."""
     flat = nnx.to_flat_state(nnx.state(model, kind))
     return {"/".join(map(str, path)): param for path, param in flat}
 
@@ -20,13 +23,13 @@ def parameter_count(model: nnx.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
-def exportable(model: nnx.Module) -> dict[str, nnx.Param]:
-    """The parameters by path, if they are a plain model's.
+def exportable(model: nnx.Module) -> dict[str, Any]:
+    """Parameters and running statistics by path, if they are a plain model's.
 
     Raises:
         ValueError: adapters, or kernels in int8.
     """
-    params = by_path(model)
+    params = by_path(model, STORED)
     if adapters := [name for name in params if "/lora_" in name]:
         raise ValueError(f"merge the LoRA adapters before saving: {some(adapters)}")
     if scaled := [name for name in params if name.endswith("/kernel_scale")]:

@@ -1,6 +1,7 @@
 """Saving and loading our own weights: float16 safetensors, JSON and a model card.
 
-``name.safetensors`` has the parameters by '/'-joined path; ``name.json`` has the kind
+``name.safetensors`` has the parameters, and the statistics of batch norms, by
+'/'-joined path; ``name.json`` has the kind
 of model, ``vision_text`` or ``generative``, its configuration, the SHA-256 of the
 weights file, the number of parameters and the format version; ``name.md`` is the model
 card. Nothing is pickled.
@@ -19,7 +20,7 @@ import safetensors.numpy
 from flax import nnx
 
 from meta_opt.models.generative import Generative, GenerativeConfig
-from meta_opt.models.parameters import by_path, exportable, mismatch, some
+from meta_opt.models.parameters import STORED, by_path, exportable, mismatch, some
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
 from meta_opt.text_files import write_json
 from meta_opt.types import from_config, near_match, write_atomic
@@ -103,7 +104,7 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText | Genera
     tensors = safetensors.numpy.load(data)
     kind, _ = _KINDS[about.get("kind", "vision_text")]
     model = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
-    params = by_path(model)
+    params = by_path(model, STORED)
     problems = mismatch(
         {name: tensor.shape for name, tensor in tensors.items()},
         {name: param.shape for name, param in params.items()},

@@ -44,13 +44,14 @@ FSDP_RULES = (Rule(r".*", largest="fsdp"),)
 """Every parameter over fsdp, along its largest divisible axis."""
 
 _SMALL = 2**14
+_BIASES = Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",))
 # What follows a kernel's name is NNX's, and no scale of an int8 kernel.
 VISION_TEXT_RULES = (
     Rule(r"attention/(query|key|value)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"attention/out/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
     Rule(r"mlp/(up|gate)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"mlp/down/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
-    Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",)),
+    _BIASES,
     # Messages would cost more than their memory.
     Rule(r"(bias|scale)(/|$)"),
     Rule(r".*", largest="fsdp", min_size=_SMALL),
@@ -64,6 +65,9 @@ GENERATIVE_RULES = (
     *VISION_TEXT_RULES,
 )
 """`meta_opt.models.generative`: the same, and the vocabulary over tensor and fsdp."""
+
+CONV_GENERATIVE_RULES = tuple(rule for rule in GENERATIVE_RULES if rule != _BIASES)
+"""The same, of a convolutional tower: the decoder's layers have no biases."""
 
 
 def parameter_shardings(

@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.records import Source
 from meta_opt.types import PyTree
 from meta_opt.workloads import image_text_export
+from meta_opt.workloads.cached_features import FeatureSource, tower_features
 from meta_opt.workloads.captioning import captioning_evaluation, captioning_loss
 from meta_opt.workloads.contrastive import contrastive_evaluation, contrastive_loss
 from meta_opt.workloads.export import ExportConfig
@@ -48,6 +50,16 @@ class ImageTextConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     pipeline: PipelineConfig = dataclasses.field(default_factory=PipelineConfig)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for features that are kept of pictures that change."""
+        changed = self.pipeline.flip or self.pipeline.crop_pixels
+        if self.model.cache_features and changed:
+            raise ValueError(
+                f"model.cache_features=True with pipeline.flip={self.pipeline.flip} "
+                f"and pipeline.crop_pixels={self.pipeline.crop_pixels}: pictures that "
+                "change cannot be read once; leave these out"
+            )
 
     def preprocessing(self) -> Preprocessing:
         """How the data are prepared, without reading weights."""
@@ -93,11 +105,11 @@ class ImageTextConfig:
         }
         examples = {"train": len(source)} | {s: len(x) for s, x in held_out.items()}
 
-        def train_batches(
-            batch_size: int, seed: int = 0, rows: np.ndarray | None = None
+        def batches_of(
+            pictures: Source, batch_size: int, seed: int, rows: np.ndarray | None
         ) -> Batches:
             iterator = make_iterator(
-                source,
+                pictures,
                 preprocessing.tokenizer,
                 pipeline,
                 batch_size,
@@ -109,6 +121,15 @@ class ImageTextConfig:
 
         def with_seed(seed: int) -> Workload:
             module = build_model(self.model, preprocessing, mesh, seed)
+            pictures: Source = source
+            if self.model.cache_features:
+                pictures = FeatureSource(source, tower_features(module))
+
+            def train_batches(
+                batch_size: int, seed: int = 0, rows: np.ndarray | None = None
+            ) -> Batches:
+                return batches_of(pictures, batch_size, seed, rows)
+
             image_text_export.check_model(
                 export, module.merge(module.params, module.frozen)
             )

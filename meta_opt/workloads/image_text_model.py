@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -25,12 +26,14 @@ from meta_opt.models.vision_text import (
     parameter_count,
 )
 from meta_opt.parallel.sharding import (
+    CONV_GENERATIVE_RULES,
     GENERATIVE_RULES,
     VISION_TEXT_RULES,
     Rule,
     parameter_shardings,
 )
 from meta_opt.types import PyTree, check_name
+from meta_opt.workloads.pretrained_parts import PartsConfig
 from meta_opt.workloads.workload import SplitModule, split_module
 
 _log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ _log = logging.getLogger(__name__)
 Architecture: TypeAlias = VisionTextConfig | GenerativeConfig
 Module: TypeAlias = VisionText | Generative
 
+_TRAINABLE = ("all", "lora", "decoder", "layers")
+_TOKENS = ("decoder", "tokens")
 _ANSWER_LENGTH = 32
 """Tokens of an answer, where nothing says how many."""
 
@@ -62,13 +67,16 @@ CONTRASTIVE = Kind(VisionText, vision_text.SIZES, tuple(LOSSES), VISION_TEXT_RUL
 GENERATIVE = Kind(
     Generative, generative.GENERATIVE_SIZES, ("captioning",), GENERATIVE_RULES
 )
+CONV_GENERATIVE = GENERATIVE._replace(rules=CONV_GENERATIVE_RULES)
 _SIZES: dict[str, Architecture] = {**CONTRASTIVE.sizes, **GENERATIVE.sizes}
 _LOSSES = (*CONTRASTIVE.losses, *GENERATIVE.losses)
 
 
 def kind_of(made: Architecture) -> Kind:
     """The kind of an architecture."""
-    return GENERATIVE if isinstance(made, GenerativeConfig) else CONTRASTIVE
+    if isinstance(made, GenerativeConfig):
+        return GENERATIVE if made.tower == "vit" else CONV_GENERATIVE
+    return CONTRASTIVE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,12 @@ class ModelConfig:
             prepare the data; "" for that of ``weights`` or, if that is no folder, for
             the tokenizer that ships here.
         size: name of an architecture, for a model without weights.
-        trainable: ``all`` or ``lora``.
+        parts: what a generative model without weights begins as.
+        trainable: ``all``, ``lora``, or of a generative model ``decoder``, all but the
+            image tower, of which the projection trains, or ``layers``, all but these
+            and the token embeddings.
+        cache_features: whether the image tower, where it does not train, reads each
+            training picture once, and its features are kept in memory.
         lora: the adapters, where ``trainable`` is ``lora``.
         base: ``float``, or ``int8`` for kernels of one byte under adapters.
         loss: ``clip`` or ``siglip``; of a generative model ``captioning``.
@@ -96,7 +109,9 @@ class ModelConfig:
     weights: str = "nano"
     processor: str = ""
     size: str = "nano"
+    parts: PartsConfig = dataclasses.field(default_factory=PartsConfig)
     trainable: str = "all"
+    cache_features: bool = False
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
     base: str = "float"
     loss: str = "clip"
@@ -106,15 +121,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Checks the names, and that nothing in int8 trains."""
-        check_name("model.trainable", self.trainable, ("all", "lora"))
+        check_name("model.trainable", self.trainable, _TRAINABLE)
         check_name("model.base", self.base, ("float", "int8"))
         check_name("model.loss", self.loss, _LOSSES)
         check_name("model.size", self.size, _SIZES)
         VisionTextConfig(**self.numerics())
-        if self.base == "int8" and self.trainable == "all":
+        if self.base == "int8" and self.trainable != "lora":
             raise ValueError(
                 "model.base='int8' cannot be trained itself; take model.trainable="
                 "'lora', or model.base='float'"
+            )
+        if self.cache_features and self.trainable == "all":
+            raise ValueError(
+                "model.cache_features=True: the features of an image tower that trains "
+                "change; take model.trainable='decoder', 'layers' or 'lora'"
             )
 
     def numerics(self) -> dict[str, Any]:
@@ -150,6 +170,9 @@ def architecture(config: ModelConfig) -> Architecture:
         found = pretrained.read_config(config.weights)
     else:
         found = _SIZES[config.size]
+        if isinstance(found, GenerativeConfig):
+            found = config.parts.architecture(found)
+    _check_generative(config, found)
     losses = kind_of(found).losses
     if config.loss not in losses:
         raise ValueError(
@@ -157,6 +180,22 @@ def architecture(config: ModelConfig) -> Architecture:
             f"take {' or '.join(losses)}"
         )
     return dataclasses.replace(found, **config.numerics())
+
+
+def _check_generative(config: ModelConfig, found: Architecture) -> None:
+    """Raises ValueError for settings that other models do not have."""
+    if isinstance(found, GenerativeConfig):
+        return
+    for name, given in (
+        (f"trainable={config.trainable!r}", config.trainable in _TRAINABLE[2:]),
+        ("cache_features=True", config.cache_features),
+        (f"parts={config.parts}", config.parts != PartsConfig()),
+    ):
+        if given:
+            raise ValueError(
+                f"model.{name} is for models that write answers; "
+                f"{config.weights or config.size!r} is none"
+            )
 
 
 class Preprocessing(NamedTuple):
@@ -233,6 +272,9 @@ def _tokenizer_and_fit(
             f"the weights {config.weights!r} are for {known} tokens and the tokenizer "
             f"of {config.folder} has {tokenizer.vocab_size}"
         )
+    if isinstance(made, GenerativeConfig) and made.tower != "vit":
+        # The folder is a text encoder's and says nothing of pictures.
+        return tokenizer, ImageFit(made.image_size)
     how = "crop" if made.class_token else "stretch"
     adapt = config.folder != config.weights
     return tokenizer, read_image_fit(config.folder, made.image_size, how, adapt=adapt)
@@ -276,8 +318,33 @@ def _check_length(config: ModelConfig, made: VisionTextConfig, length: int) -> N
 
 
 def trainable_filter(trainable: str) -> Any:
-    """The NNX filter of ``model.trainable``: all parameters, or those of LoRA."""
-    return LoRAParam if trainable == "lora" else nnx.Param
+    """The NNX filter of ``model.trainable``."""
+    match trainable:
+        case "lora":
+            return LoRAParam
+        case "decoder":
+            return nnx.All(nnx.Param, lambda path, _: not in_tower(path))
+        case "layers":
+            return nnx.All(
+                nnx.Param,
+                lambda path, _: not in_tower(path) and path[:2] != _TOKENS,
+            )
+        case _:
+            return nnx.Param
+
+
+def in_tower(path: Sequence[Any]) -> bool:
+    """Whether a generative model's variable belongs to what gives image features.
+
+    Args:
+        path: its keys.
+
+    >>> in_tower(("vision", "patches", "kernel"))
+    True
+    >>> in_tower(("vision", "projection", "kernel"))
+    False
+    """
+    return path[0] == "vision" and path[1] != "projection"
 
 
 def load_weights(
@@ -309,12 +376,14 @@ def load_weights(
 
         shardings = None if mesh is None else place
         load: Callable[..., Module] = huggingface.load
-        if kind is GENERATIVE:
+        if kind is not CONTRASTIVE:
             load = huggingface.load_generative
         return load(config.weights, shardings, **config.numerics())
     if config.weights:
         return pretrained.load(config.weights, **config.numerics())
     fitted = _made_for(made, preprocessing)
+    if isinstance(fitted, GenerativeConfig):
+        return config.parts.build(fitted, seed)
     return nnx.jit(lambda: kind.module(fitted, rngs=nnx.Rngs(seed)))()
 
 
@@ -358,13 +427,16 @@ def build_model(
         ValueError: if there are no such weights, or the LoRA pattern matches nothing.
     """
     model = load_weights(config, preprocessing, mesh, seed)
+    count = parameter_count(model)
     if config.trainable == "lora":
         _log.info("%s", add_lora(model, config.lora, rngs=nnx.Rngs(seed)))
-    else:
-        _log.info("all %s parameters train", f"{parameter_count(model):,}")
     if config.base == "int8":
         _log.info("%s", quantise_base(model))
-    return split_module(model, trainable_filter(config.trainable))
+    split = split_module(model, trainable_filter(config.trainable))
+    if config.trainable != "lora":
+        trained = sum(x.size for x in jax.tree.leaves(split.params))
+        _log.info("%s of %s parameters train", f"{trained:,}", f"{count:,}")
+    return split
 
 
 def model_structure(config: ModelConfig, preprocessing: Preprocessing) -> SplitModule:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from meta_opt.data.preprocessing.tokenizer import check_texts
+from meta_opt.data.preprocessing.wordpiece import joined
 from meta_opt.text_files import read_json, read_text
 
 _TOKENIZER = "tokenizer.json"
@@ -60,6 +61,7 @@ class FolderTokenizer:
         siglip = str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer")
         self._lower = bool(settings.get("do_lower_case", siglip))
         self._plain = siglip
+        self._wordpiece = isinstance(self._tokenizer.decoder, decoders.WordPiece)
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
         pad = self._id(settings, "pad_token")
         self.pad_id = pad_id if pad is None else pad
@@ -106,7 +108,8 @@ class FolderTokenizer:
     def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
         """The texts of rows of ids [B, S], special tokens left out."""
         rows = ids if isinstance(ids, list) else np.atleast_2d(ids).tolist()
-        return [text.strip() for text in self._tokenizer.decode_batch(rows)]
+        texts = [text.strip() for text in self._tokenizer.decode_batch(rows)]
+        return [joined(text) for text in texts] if self._wordpiece else texts
 
     def _clean(self, text: str) -> str:
         if self._lower:

@@ -110,6 +110,11 @@ def write_config(config: GenerativeConfig) -> dict[str, Any]:
     Raises:
         ValueError: if it is not PaliGemma's.
     """
+    if config.tower != "vit":
+        raise ValueError(
+            f"PaliGemma has no image tower {config.tower!r}; such a model is exported "
+            "as 'model' or, of adapters, 'adapters'"
+        )
     decoder = config.decoder
     image = config.image_id if config.image_id >= 0 else decoder.vocab_size
     settings: dict[str, Any] = {

@@ -78,7 +78,12 @@ def _about(settings: Mapping[str, Any]) -> str:
         "continue": "each phase starts from the weights of the last one",
         "cumulative": "each phase starts again, on the examples of all phases so far",
     }
-    trains = {"all": "all parameters train", "lora": "LoRA adapters train"}
+    trains = {
+        "all": "all parameters train",
+        "lora": "LoRA adapters train",
+        "decoder": "all parameters but the image tower's train",
+        "layers": "all parameters but the image tower's and the token embeddings train",
+    }
     epochs = settings["epochs"]
     return (
         f"{settings['model']}, pictures of {settings['width']} pixels; "

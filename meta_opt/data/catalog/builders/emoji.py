@@ -92,10 +92,10 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         root = Path(dl_manager.manual_dir) / "emoji"
-        drawings = {artist: _drawings(root, artist) for artist in ARTISTS}
+        drawings = {artist: read_drawings(root, artist) for artist in ARTISTS}
         entries = [
             entry
-            for entry in _entries(root)
+            for entry in read_entries(root)
             if all(entry.codepoint in files for files in drawings.values())
         ]
         return {
@@ -127,7 +127,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
                 )
 
 
-def _drawings(root: Path, artist: Artist) -> dict[str, Path]:
+def read_drawings(root: Path, artist: Artist) -> dict[str, Path]:
     """Returns an artist's files by code point."""
     folder = root / artist.folder / artist.images
     files = {join_key(p.stem): p for p in sorted(folder.glob(f"*{artist.suffix}"))}
@@ -147,7 +147,7 @@ def _read_json(root: Path, artist: Artist) -> list[dict[str, Any]]:
     return json.loads(path.read_text("utf-8"))
 
 
-def _entries(root: Path) -> list[EmojiEntry]:
+def read_entries(root: Path) -> list[EmojiEntry]:
     """Returns the base emoji in order of code points; skin tones are nested in them."""
     tagged = {join_key(e["hexcode"]): e for e in _read_json(root, OPENMOJI)}
     entries = []

@@ -1,0 +1,177 @@
+r"""The data set as files: PNG pictures, and a JSONL file for each split.
+
+Layout of the folder::
+
+    dataset.json                  counts, settings, what was left out
+    images/google/1f43b.png
+    images/stamps/animals/frog.png
+    train.jsonl, validation.jsonl, test.jsonl
+
+A line is ``{"image": "images/google/1f43b.png", "prompt": "What is this?", "target":
+"bear", "split": "train"}``, which `meta_opt.data.sources.jsonl_samples.read_samples`
+reads.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from meta_opt.data import data_dir as default_data_dir
+from meta_opt.data.preprocessing.images import encode_png
+from meta_opt.data.preprocessing.pictures import Unreadable
+from meta_opt.data.sources.answers.pictures import (
+    SOURCES,
+    NamedPicture,
+    read_pictures,
+)
+from meta_opt.data.sources.answers.questions import QuestionsConfig, ask
+from meta_opt.text_files import write_json
+from meta_opt.types import check_name
+
+DESCRIPTION = "dataset.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswersDataConfig:
+    """Which pictures, and how large.
+
+    Attributes:
+        names: of `meta_opt.data.sources.answers.pictures.SOURCES`.
+        data_dir: folder of datasets; None for `meta_opt.data.data_dir`.
+        width: of the pictures in pixels, at most.
+        every: takes one emoji or stamp of so many, for trials; 1 for all.
+        max_unreadable: pictures that may be skipped.
+    """
+
+    names: tuple[str, ...] = SOURCES
+    data_dir: str | None = None
+    width: int = 200
+    every: int = 1
+    max_unreadable: int = 20
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for unknown names and numbers out of range."""
+        for name in self.names:
+            check_name("data.names", name, SOURCES)
+        if not self.names:
+            raise ValueError(f"data.names is empty: name {', '.join(SOURCES)}")
+        for field, least in (("width", 1), ("every", 1), ("max_unreadable", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(
+                    f"data.{field}={getattr(self, field)} must be at least {least}"
+                )
+
+
+def build(
+    config: AnswersDataConfig, questions: QuestionsConfig, out: str | os.PathLike
+) -> dict[str, Any]:
+    """Reads the pictures, asks about them and writes the data set.
+
+    Raises:
+        MissingDataError: packages that are not there; names the command that brings
+            them.
+        ValueError, UnreadableFilesError: as `write_dataset`.
+    """
+    root = Path(config.data_dir or default_data_dir())
+    pictures: list[NamedPicture] = []
+    for name in config.names:
+        found = list(read_pictures(name, root))
+        # By what is shown, so that all drawings of an emoji are there or none.
+        shown = sorted({picture.name for picture in found})[:: config.every]
+        pictures += [picture for picture in found if picture.name in set(shown)]
+    return write_dataset(out, pictures, questions, config.width, config.max_unreadable)
+
+
+def write_dataset(
+    out: str | os.PathLike,
+    pictures: Sequence[NamedPicture],
+    questions: QuestionsConfig,
+    width: int = 200,
+    max_unreadable: int = 20,
+) -> dict[str, Any]:
+    """Asks and writes; the folder appears whole or not at all.
+
+    Args:
+        out: the folder, which must not be there or be empty.
+        pictures: what is asked about.
+        questions: how it is asked.
+        width: of the pictures in pixels, at most.
+        max_unreadable: pictures that may be skipped.
+
+    Returns:
+        The description that is written.
+
+    Raises:
+        ValueError: a folder that has something in it.
+        UnreadableFilesError: more pictures are unreadable than may be.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"{out} is there already; remove it or name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unreadable = Unreadable(max_unreadable)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+        scratch = Path(name) / "dataset"
+        scratch.mkdir()
+        readable = _write_pictures(scratch, pictures, width, unreadable)
+        asked = ask(readable, questions)
+        for split, rows in asked.items():
+            _write_lines(
+                scratch / f"{split}.jsonl",
+                (
+                    {
+                        "image": _file(row.picture),
+                        "prompt": row.prompt,
+                        "target": row.target,
+                        "split": split,
+                    }
+                    for row in rows
+                ),
+            )
+        about = {
+            "pictures": len(readable),
+            "questions": {split: len(rows) for split, rows in asked.items()},
+            "unreadable": dict(unreadable.reasons),
+            "settings": {
+                **dataclasses.asdict(questions),
+                "categories": list(questions.categories),
+                "width": width,
+            },
+        }
+        write_json(scratch / DESCRIPTION, about)
+        # An empty folder is replaced.
+        os.replace(scratch, out)
+    return about
+
+
+def _file(picture: NamedPicture) -> str:
+    return f"images/{picture.key}.png"
+
+
+def _write_pictures(
+    folder: Path, pictures: Sequence[NamedPicture], width: int, unreadable: Unreadable
+) -> list[NamedPicture]:
+    """Writes the pictures that can be read, and returns them."""
+    written = []
+    for picture in tqdm(pictures, desc="pictures", unit="picture"):
+        try:
+            data = encode_png(picture.read(width))
+        except (OSError, ValueError) as error:
+            unreadable.add(picture.key, f"{type(error).__name__}: {error}")
+            continue
+        file = folder / _file(picture)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        written.append(picture)
+    return written
+
+
+def _write_lines(file: Path, rows: Iterable[dict[str, str]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")

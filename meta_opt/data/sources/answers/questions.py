@@ -1,0 +1,157 @@
+"""Questions about a named picture: what it is, and which of a list of categories.
+
+The lists are drawn anew for each question, so that a model has to read them, and are
+asked for as in few-shot data (`meta_opt.data.preprocessing.prompts`), where the answer
+is ``{"category": X}``.
+"""
+
+import collections
+import dataclasses
+import random
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from meta_opt.data.preprocessing.prompts import TEMPLATES, CategoryList
+from meta_opt.data.sources.answers.pictures import NamedPicture
+from meta_opt.data.sources.few_shot.files import answer_of
+
+NAMING = (
+    "What is this?",
+    "What does the picture show?",
+    "Name what is in the picture.",
+)
+KEYWORDS = "List keywords for the picture."
+_MOST_KEYWORDS = 4
+_LONGEST = 24
+"""Characters of a name that stands in a list."""
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionsConfig:
+    """How many questions of which length.
+
+    Attributes:
+        per_picture: of training; fewer, but at least two, for pictures of a group that
+            is larger than the mean one, so that no group outweighs others.
+        held_out: for each picture of validation and test.
+        categories: fewest and most in a list.
+        prompt_characters: that a prompt has at most; a longer list is cut.
+        seed: of lists and templates.
+    """
+
+    per_picture: int = 6
+    held_out: int = 2
+    categories: tuple[int, int] = (2, 30)
+    prompt_characters: int = 420
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers out of range."""
+        for name in ("per_picture", "held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"questions.{name}={getattr(self, name)} must be at least 1"
+                )
+        fewest, most = self.categories
+        if not 2 <= fewest <= most:
+            raise ValueError(
+                f"questions.categories={self.categories} must be 2 or more, ascending"
+            )
+        if self.prompt_characters < 300:
+            raise ValueError(
+                f"questions.prompt_characters={self.prompt_characters} must be at "
+                "least 300, which the longest template and two categories need"
+            )
+
+
+class Question(NamedTuple):
+    """What is asked about a picture, and the answer."""
+
+    picture: NamedPicture
+    prompt: str
+    target: str
+
+
+def ask(
+    pictures: Sequence[NamedPicture], config: QuestionsConfig
+) -> dict[str, list[Question]]:
+    """Questions about pictures; they depend on nothing but the arguments.
+
+    A list offers categories of one taxonomy, or names of pictures of one split which
+    have no word in common with the right one.
+
+    Args:
+        pictures: of any splits.
+        config: how many.
+
+    Returns:
+        The questions of each split.
+    """
+    taxonomies: dict[str, set[str]] = collections.defaultdict(set)
+    names: dict[str, set[str]] = collections.defaultdict(set)
+    for picture in pictures:
+        for taxonomy, category in picture.categories.items():
+            taxonomies[taxonomy].add(category)
+        if _listed(picture):
+            names[picture.split].add(picture.name)
+    groups = collections.Counter(map(_group, pictures))
+    mean = len(pictures) / max(len(groups), 1)
+    found: dict[str, list[Question]] = {"train": [], "validation": [], "test": []}
+    for picture in pictures:
+        count = config.held_out
+        if picture.split == "train":
+            share = min(1.0, mean / groups[_group(picture)])
+            count = max(round(config.per_picture * share), min(2, config.per_picture))
+        rng = random.Random(f"{config.seed} {picture.key}")
+        kinds = ["name", *picture.categories]
+        kinds += ["keywords"] * bool(picture.keywords)
+        kinds += ["names"] * _listed(picture)
+        # As many of each kind as of any other, but for one.
+        order = [k for _ in range(count) for k in rng.sample(kinds, len(kinds))]
+        for kind in order[:count]:
+            others: Iterable[str] = taxonomies.get(kind, ())
+            if kind == "names":
+                others = names[picture.split]
+            found[picture.split].append(
+                _question(picture, kind, sorted(others), config, rng)
+            )
+    return found
+
+
+def _group(picture: NamedPicture) -> str:
+    """The widest category of a picture."""
+    return next(iter(picture.categories.values()), "")
+
+
+def _listed(picture: NamedPicture) -> bool:
+    """Whether the name of a picture may stand in a list."""
+    letters = picture.name.replace(" ", "").replace("-", "")
+    return picture.short and letters.isalpha() and len(picture.name) <= _LONGEST
+
+
+def _question(
+    picture: NamedPicture,
+    kind: str,
+    others: Sequence[str],
+    config: QuestionsConfig,
+    rng: random.Random,
+) -> Question:
+    if kind == "name":
+        return Question(picture, rng.choice(NAMING), picture.name)
+    if kind == "keywords":
+        words = ", ".join(picture.keywords[:_MOST_KEYWORDS])
+        return Question(picture, KEYWORDS, words)
+    right = picture.name if kind == "names" else picture.categories[kind]
+    if kind == "names":
+        words_of = set(right.split())
+        others = [name for name in others if not words_of & set(name.split())]
+    others = [name for name in others if name != right]
+    wanted = rng.randint(*config.categories) - 1
+    wrong = rng.sample(others, min(wanted, len(others)))
+    template = rng.choice(list(TEMPLATES))
+    while True:
+        shown = CategoryList.of([right, *wrong]).shuffled(rng.randrange(2**32))
+        prompt = shown.prompt(template)
+        if len(prompt) <= config.prompt_characters or not wrong:
+            return Question(picture, prompt, answer_of(right))
+        wrong = wrong[:-1]
