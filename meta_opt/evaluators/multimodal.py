@@ -11,7 +11,7 @@ import optax
 
 from meta_opt.data.preprocessing.tokenizer import TextTokenizer
 from meta_opt.evaluators.answers import token_sums
-from meta_opt.evaluators.encoding import in_batches
+from meta_opt.evaluators.encoding import Apply, in_batches
 from meta_opt.evaluators.retrieval import evaluate_retrieval
 from meta_opt.losses.contrastive import clip_loss
 from meta_opt.metrics.answers import answer_metrics
@@ -118,14 +118,14 @@ def multimodal_outputs(
         [B, 2, D] of pictures and texts that are to be found; tokens int32 [B, S] of
         captions; features float [B, D].
     """
-    apply = {
+    applied: dict[str, Apply] = {
         "classify": _classify,
         "score": _score,
         "retrieve": _embed,
         "caption": _Write(max_tokens),
         "summary": _summary,
-    }[kind]
-    found = in_batches(model, apply, _inputs(modalities, arrays), batch_size)
+    }
+    found = in_batches(model, applied[kind], _inputs(modalities, arrays), batch_size)
     return found[:, 0] if kind == "score" else found
 
 

@@ -95,8 +95,7 @@ def multimodal_workload(module: SplitModule, inputs: Inputs, name: str) -> Workl
         inputs: with the split ``train`` and those that are evaluated.
         name: of the task, for errors.
     """
-    held_out = [split for split in ("validation", "test") if split in inputs.splits]
-    evaluations = {split: evaluation_on(inputs, split) for split in held_out}
+    evaluations = {s: evaluation_on(inputs, s) for s in inputs.splits if s != "train"}
     examples = {s: len(jax.tree.leaves(x)[0]) for s, x in inputs.splits.items()}
     return Workload(
         params=module.params,

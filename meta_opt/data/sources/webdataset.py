@@ -153,4 +153,6 @@ def _value(path: Path, members: Mapping[str, tarfile.TarInfo]) -> dict[str, obje
         value["text"] = decode_text(read("text")).strip()
         # Tools that write both have the same caption here.
         value.pop("caption", None)
-    return value | {k: m.name for k, m in members.items() if k in MEDIA_ENDINGS.values()}
+    return value | {
+        k: m.name for k, m in members.items() if k in MEDIA_ENDINGS.values()
+    }
