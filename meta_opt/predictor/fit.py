@@ -16,14 +16,14 @@ from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_out
 from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.plan import make_plan
+from meta_opt.predictor.plan import ENCODERS, make_plan
 from meta_opt.predictor.predictor import Predictor, Record
-from meta_opt.predictor.presets import find_preset
+from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.rows import to_samples
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.predictor.training import Clock, train
-from meta_opt.types import PyTree
+from meta_opt.types import PyTree, check_keys
 from meta_opt.workloads.multimodal import multimodal_workload
 from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, inputs_of
 from meta_opt.workloads.multimodal_model import build_multimodal
@@ -41,7 +41,8 @@ def fit(
     *,
     validation: Data | None = None,
     test: Data | None = None,
-    preset: str = "good",
+    preset: str | Preset = "good",
+    encoders: Mapping[str, str] | None = None,
     time_limit: float | None = None,
     workdir: str | os.PathLike | None = None,
     seed: int = 0,
@@ -64,7 +65,10 @@ def fit(
         validation: held-out samples that choose the model, in any of these forms; None
             holds out a share of each class.
         test: held-out samples that choose nothing; None as for ``validation``.
-        preset: ``fast``, ``good`` or ``best``, see `meta_opt.predictor.presets`.
+        preset: ``fast``, ``good`` or ``best``, or settings of your own, see
+            `meta_opt.predictor.presets`.
+        encoders: by modality, names of `meta_opt.models.encoders` in place of those
+            that are chosen.
         time_limit: seconds that the call may take; None for what the preset takes.
         workdir: a new folder for logs, ``decisions.json`` and the predictor; None for
             none.
@@ -86,9 +90,11 @@ def fit(
         0.93
     """
     clock = Clock(time_limit)
+    check_keys("encoders", encoders or {}, ENCODERS)
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit={time_limit} must be above 0 seconds")
     chosen = find_preset(preset)
+    preset = preset if isinstance(preset, str) else "own"
     folder = None if workdir is None else _new_folder(Path(workdir))
     decisions: list[Decision] = [Decision("preset", preset, "as given")]
     table = read_table(data)
@@ -101,6 +107,7 @@ def fit(
         columns.kind,
         columns.modalities,
         chosen,
+        {**ENCODERS, **(encoders or {})},
         os.fspath(data_dir),
         seed,
     )

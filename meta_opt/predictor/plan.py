@@ -5,6 +5,8 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -75,6 +77,7 @@ def make_plan(
     kind: str,
     modalities: Sequence[str],
     preset: Preset,
+    encoders: Mapping[str, str] = MappingProxyType(ENCODERS),
     data_dir: str = "",
     seed: int = 0,
 ) -> tuple[Plan, list[Decision]]:
@@ -85,6 +88,7 @@ def make_plan(
         kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
         modalities: that are read.
         preset: how much is spent.
+        encoders: by modality, names of `meta_opt.models.encoders`.
         data_dir: the folder of encoders, see `InputsConfig.data_dir`.
         seed: of the run.
 
@@ -97,12 +101,12 @@ def make_plan(
     def choose(name: str, value: object, reason: str) -> None:
         decisions.append(Decision(name, value, reason))
 
-    encoders = {"image" if m == "video" else m for m in modalities}
-    encoders_used = {m: ENCODERS[m] for m in ENCODERS if m in encoders}
-    choose(
-        "encoders", encoders_used, f"for {', '.join(modalities)}; those that ship here"
-    )
-    sizes = _sizes(samples, kind, modalities, preset, data_dir, choose)
+    needed = {"image" if m == "video" else m for m in modalities}
+    used = {m: name for m, name in encoders.items() if m in needed}
+    choose("encoders", used, f"for {', '.join(modalities)}")
+    root = data_dir or default_data_dir()
+    texts = encoder_folder(used["text"], root) if "text" in used else None
+    sizes = _sizes(samples, kind, modalities, preset, texts, choose)
     loop = _loop(len(train), preset, seed, choose)
     trainable, layers = _trainable(len(train), jax.default_backend(), choose)
     metric, mode = METRICS[kind]
@@ -110,10 +114,10 @@ def make_plan(
     inputs = InputsConfig(
         task="samples.jsonl",
         data_dir=data_dir,
-        encoders=encoders_used,
-        trainable_layers=dict.fromkeys(encoders_used, layers) if layers else {},
+        encoders=used,
+        trainable_layers=dict.fromkeys(used, layers) if layers else {},
         # Frames of 20 ms below the layers that train.
-        pool_size={"audio": 4} if layers and "audio" in encoders_used else {},
+        pool_size={"audio": 4} if layers and "audio" in used else {},
         **sizes,
     )
     model = MultimodalModelConfig(
@@ -191,7 +195,7 @@ def _sizes(
     kind: str,
     modalities: Sequence[str],
     preset: Preset,
-    data_dir: str,
+    text_encoder: Path | None,
     choose: Callable[..., None],
 ) -> dict[str, Any]:
     train = samples["train"]
@@ -203,10 +207,9 @@ def _sizes(
             for x in part
         )
         found["image_size"] = _image_size(train, count, preset, choose)
-    if "text" in modalities:
-        folder = encoder_folder(ENCODERS["text"], data_dir or default_data_dir())
+    if text_encoder is not None:
         texts = _spread([x.fields.reads for x in train if x.fields.reads])
-        lengths = [len(ids) for ids in FolderTokenizer(folder, 0).pieces(texts)]
+        lengths = [len(ids) for ids in FolderTokenizer(text_encoder, 0).pieces(texts)]
         # The tokens that begin and end a text.
         found["text_length"] = _length(
             "text_length", [n + 2 for n in lengths], preset.text_length, choose

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from flax import nnx
 
 from meta_opt.data.preprocessing.pictures import Unreadable, UnreadableFilesError
 from meta_opt.data.sources.sample_schema import Sample
@@ -228,7 +228,8 @@ class Predictor:
         folder of encoders again.
         """
         export = ExportConfig(os.fspath(Path(folder) / _MODEL))
-        copy = jax.tree.map(lambda x: x, self._model)
+        # Writing folds adapters into the kernels.
+        copy = nnx.clone(self._model)
         write_multimodal(export, copy, self._inputs, self._config, self.class_names)
         write_decisions(Path(folder) / _DECISIONS, self.decisions)
         record = {

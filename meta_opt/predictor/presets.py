@@ -21,6 +21,9 @@ class Preset:
         evaluations: on validation samples, over the run.
         patience: of these, without a better one, after which the run ends.
         snapshots: the best of the run that are averaged, if it helps; 1: none.
+
+    >>> find_preset("good").epochs
+    20
     """
 
     epochs: int
@@ -56,7 +59,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
-def find_preset(name: str) -> Preset:
+def find_preset(preset: str | Preset) -> Preset:
     """Returns the preset of that name; raises ValueError if there is none."""
-    check_name("preset", name, PRESETS)
-    return PRESETS[name]
+    if isinstance(preset, Preset):
+        return preset
+    check_name("preset", preset, PRESETS)
+    return PRESETS[preset]

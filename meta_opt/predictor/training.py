@@ -222,6 +222,12 @@ def _that_fits(
     """The loop of as many steps of the plan as fit in the time that is left."""
     loop, evaluate = plan.loop, workload.evaluate
     assert evaluate is not None
+    examples = workload.describe()["examples"]["train"]
+    if clock.left() <= 0:
+        raise ValueError(
+            f"time_limit={clock.limit:g} s is too short: reading {examples} samples "
+            f"took {clock.spent():.1f} s, and training needs about as long or longer"
+        )
 
     def timed(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
         with timing.evaluation():
@@ -250,7 +256,6 @@ def _that_fits(
     evaluations = (count + 1) * timing.mean()
     usable = (1 - _RESERVE) * left - evaluations - timing.tail(preset)
     fits = int(usable / seconds)
-    examples = workload.describe()["examples"]["train"]
     a_pass = max(1, examples // loop.batch_size)
     facts = (
         f"a step takes {1000 * seconds:.0f} ms, an evaluation "
