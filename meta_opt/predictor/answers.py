@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.sources.sample_schema import Media, Sample
 
 
@@ -46,8 +46,6 @@ class Answer:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Answer":
         """The reverse of `to_json`."""
-        from pathlib import Path
-
         media = {
             m: Media(Path(file), offset, size, member)
             for m, (file, offset, size, member) in fields["media"].items()
@@ -60,16 +58,14 @@ def answers_of(
     samples: Sequence[Sample],
     outputs: np.ndarray,
     class_names: Sequence[str],
-    tokenizer: AnswerTokenizer,
 ) -> list[Answer]:
-    """What `meta_opt.evaluators.multimodal.multimodal_outputs` means.
+    """What `meta_opt.predictor.backend.Backend.outputs` means.
 
     Args:
         kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
         samples: B, with what is right.
         outputs: of the model, [B, ...].
         class_names: K, of a classification.
-        tokenizer: of captions.
     """
     labels: Sequence[str]
     confidences: list[float | None] = [None] * len(samples)
@@ -98,7 +94,7 @@ def answers_of(
         ]
     else:
         labels = [s.fields.target[0] for s in samples]
-        predictions = tokenizer.decode(outputs)
+        predictions = list(map(str, outputs))
         correct = [
             p.strip().casefold() in {t.strip().casefold() for t in s.fields.target}
             for p, s in zip(predictions, samples, strict=True)

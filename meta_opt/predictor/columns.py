@@ -208,7 +208,7 @@ def _target_column(
             f"the only column of few repeated values: {len(set(values[few[0]]))} in "
             f"{len(values[few[0]])} samples"
         )
-    if media:
+    if media and not few:
         return "", "pictures and texts, and no target"
     several = f" ({', '.join(map(repr, few))} might be it)" if few else ""
     raise ValueError(

@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--validation", help="held-out samples that choose the model")
     fit.add_argument("--test", help="held-out samples that choose nothing")
+    fit.add_argument("--model", help="CLIP, SigLIP or PaliGemma folder to train")
     fit.add_argument("--preset", default="good", choices=list(PRESETS), help="effort")
     fit.add_argument("--time-limit", type=float, help="seconds, of the whole call")
     fit.add_argument("--workdir", help="new folder for the logs of the run")
@@ -107,6 +108,7 @@ def _fit(options: argparse.Namespace) -> None:
         options.target,
         validation=options.validation,
         test=options.test,
+        model=options.model,
         preset=options.preset,
         time_limit=options.time_limit,
         workdir=options.workdir,

@@ -1,37 +1,24 @@
 """From a user's data to a trained model, in one call."""
 
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-
-from meta_opt.data.preprocessing.pictures import Unreadable, UnreadableFilesError
 from meta_opt.data.sources.sample_schema import Sample
-from meta_opt.data.sources.sample_task import LoadedSamples, load_samples
-from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_outputs
-from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.plan import ENCODERS, make_plan
+from meta_opt.predictor.fitted import Fitting
+from meta_opt.predictor.multimodal_fit import fit_multimodal
+from meta_opt.predictor.plan import ENCODERS
 from meta_opt.predictor.predictor import Predictor, Record
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.rows import to_samples
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
 from meta_opt.predictor.table import Data, Table, read_table
-from meta_opt.predictor.training import Clock, train
-from meta_opt.types import PyTree, check_keys
-from meta_opt.workloads.multimodal import multimodal_workload
-from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, inputs_of
-from meta_opt.workloads.multimodal_model import build_multimodal
+from meta_opt.predictor.training import Clock
+from meta_opt.predictor.vision_text_fit import fit_vision_text
+from meta_opt.types import check_keys
 
-_log = logging.getLogger(__name__)
-
-_MAX_UNREADABLE = 0.2
-"""Share of the samples whose files may be unreadable."""
 _RUN = "run"
 
 
@@ -41,6 +28,7 @@ def fit(
     *,
     validation: Data | None = None,
     test: Data | None = None,
+    model: str | os.PathLike | None = None,
     preset: str | Preset = "good",
     encoders: Mapping[str, str] | None = None,
     time_limit: float | None = None,
@@ -65,6 +53,9 @@ def fit(
         validation: held-out samples that choose the model, in any of these forms; None
             holds out a share of each class.
         test: held-out samples that choose nothing; None as for ``validation``.
+        model: a CLIP, SigLIP or PaliGemma folder, or weights that
+            `meta_opt.load_exported` takes, which is trained in place of the encoders
+            that ship here: for pairs a contrastive one, for texts a generative one.
         preset: ``fast``, ``good`` or ``best``, or settings of your own, see
             `meta_opt.predictor.presets`.
         encoders: by modality, names of `meta_opt.models.encoders` in place of those
@@ -91,6 +82,8 @@ def fit(
     """
     clock = Clock(time_limit)
     check_keys("encoders", encoders or {}, ENCODERS)
+    if model is not None and encoders:
+        raise ValueError(f"model={str(model)!r} has its own encoders; leave them out")
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit={time_limit} must be above 0 seconds")
     chosen = find_preset(preset)
@@ -102,65 +95,45 @@ def fit(
     decisions += found
     parts, found = _divided(table, columns, {"validation": validation, "test": test})
     decisions += found
-    plan, found = make_plan(
+    fitting = Fitting(
         parts,
-        columns.kind,
-        columns.modalities,
+        columns,
+        table.name,
         chosen,
-        {**ENCODERS, **(encoders or {})},
-        os.fspath(data_dir),
+        clock,
         seed,
+        None if folder is None else folder / _RUN,
+        progress,
     )
-    decisions += found
-    loaded, names, found = _load(parts, columns, plan.inputs.image_size, table.name)
-    decisions += found
-    _log.info("read %s in %.1f s", table.name, clock.spent())
-    seconds = {"reading": clock.spent()}
-    reader = InputReader(plan.inputs, columns.kind, columns.modalities)
-    samples = {split: part.arrays for split, part in loaded.items()}
-    inputs = inputs_of(reader, samples)
-    seconds["encoding"] = clock.spent() - sum(seconds.values())
-    module = build_multimodal(plan.model, inputs, seed)
-    workload = multimodal_workload(module, inputs, table.name)
-    run_folder = None if folder is None else folder / _RUN
-    trained = train(workload, plan, chosen, clock, run_folder, progress)
-    decisions += trained.decisions
-    seconds["training"] = clock.spent() - sum(seconds.values())
-    model = module.merge(trained.params, trained.frozen)
-    model = jax.tree.map(jax.numpy.asarray, model)
-    answered = "test" if "test" in inputs.splits else "validation"
-    metrics = {"validation": trained.validation}
-    if answered == "test":
-        metrics["test"] = _evaluate(model, inputs, "test", inputs.splits["test"])
-    outputs = multimodal_outputs(
-        model,
-        inputs.kind,
-        inputs.modalities,
-        inputs.splits[answered],
-        max_tokens=plan.inputs.caption_length,
-    )
+    if model is None:
+        names = {**ENCODERS, **(encoders or {})}
+        fitted = fit_multimodal(fitting, names, os.fspath(data_dir))
+    else:
+        fitted = fit_vision_text(fitting, os.fspath(model))
+    decisions += fitted.decisions
+    metrics = {"validation": fitted.trained.validation}
+    if fitted.test:
+        metrics["test"] = dict(fitted.test)
+    result = fitted.trained.result
     record = Record(
         source=table.name,
         preset=preset,
-        metric=plan.metric,
+        metric=fitted.metric,
         metrics=metrics,
-        history=trained.result.history,
-        actions=trained.result.actions,
-        answers=answers_of(
-            inputs.kind, loaded[answered].kept, outputs, names, inputs.tokenizer
-        ),
-        answered=answered,
-        without=_without(model, inputs, answered),
+        history=result.history,
+        actions=result.actions,
+        answers=fitted.answers,
+        answered=fitting.answered,
+        without=fitted.without,
         seconds={
-            **seconds,
-            "testing": clock.spent() - sum(seconds.values()),
-            "compiling": trained.result.compile_seconds,
-            "a_step": trained.seconds,
+            **fitted.seconds,
+            "compiling": result.compile_seconds,
+            "a_step": fitted.trained.seconds,
             "in_all": clock.spent(),
         },
     )
     predictor = Predictor(
-        model, columns, plan.inputs, plan.model, names, decisions, record
+        fitted.backend, columns, fitted.class_names, decisions, record
     )
     if folder is not None:
         predictor.save(folder)
@@ -213,83 +186,3 @@ def _check_target(table: Table, columns: Columns) -> None:
             f"{table.name} has no column {columns.target!r}, the target (columns: "
             f"{', '.join(table.columns())})"
         )
-
-
-def _load(
-    parts: Mapping[str, Sequence[Sample]],
-    columns: Columns,
-    side: int,
-    name: str,
-) -> tuple[dict[str, LoadedSamples], tuple[str, ...], list[Decision]]:
-    """Reads all files, and says how many cannot be read."""
-    labels = {s.fields.label for s in parts["train"]}
-    names = tuple(sorted(str(x) for x in labels if x is not None))
-    total = sum(map(len, parts.values()))
-    unreadable = Unreadable(int(_MAX_UNREADABLE * total))
-    logger = logging.getLogger("meta_opt.data.preprocessing.pictures")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # They are counted below.
-    try:
-        loaded = {
-            split: load_samples(
-                part, columns.kind, columns.modalities, names, side, unreadable, split
-            )
-            for split, part in parts.items()
-        }
-    except UnreadableFilesError:
-        first, reason = next(iter(unreadable.reasons.items()))
-        raise ValueError(
-            f"{name}: more than {_MAX_UNREADABLE:.0%} of {total} samples have a file "
-            f"that cannot be read, such as {first} ({reason})"
-        ) from None
-    finally:
-        logger.setLevel(level)
-    decisions = []
-    if count := len(unreadable.reasons):
-        first, reason = next(iter(unreadable.reasons.items()))
-        about = f"of {total} samples, such as {first} ({reason}); at most 20% may be"
-        decisions.append(Decision("unreadable_left_out", count, about))
-    for split, part in loaded.items():
-        if not part.kept:
-            raise ValueError(f"{name}: no sample of {split} can be read")
-    if columns.kind == "classify":
-        there = np.bincount(loaded["train"].arrays.label, minlength=len(names))
-        if lost := [n for n, c in zip(names, there, strict=True) if not c]:
-            raise ValueError(
-                f"{name}: no training sample can be read of the classes "
-                f"{', '.join(lost)}"
-            )
-    return loaded, names, decisions
-
-
-def _evaluate(
-    model: Any, inputs: Inputs, split: str, arrays: dict[str, PyTree]
-) -> dict[str, float]:
-    return multimodal_evaluation(
-        inputs.kind,
-        inputs.modalities,
-        arrays,
-        inputs.captions[split],
-        inputs.tokenizer,
-        write=True,
-    )(model)
-
-
-def _without(model: Any, inputs: Inputs, split: str) -> dict[str, dict[str, float]]:
-    """Metrics where one modality is left out; of pairs, both are needed."""
-    if len(inputs.modalities) < 2 or inputs.kind == "retrieve":
-        return {}
-    found = {}
-    arrays = inputs.splits[split]
-    for modality in inputs.modalities:
-        name = f"{modality}_present"
-        masked = arrays | {name: np.zeros_like(arrays[name])}
-        metrics = multimodal_evaluation(
-            inputs.kind,
-            inputs.modalities,
-            masked,
-            inputs.captions[split],
-            inputs.tokenizer,
-        )(model)
-        found[modality] = metrics
-    return found

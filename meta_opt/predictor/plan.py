@@ -107,7 +107,7 @@ def make_plan(
     root = data_dir or default_data_dir()
     texts = encoder_folder(used["text"], root) if "text" in used else None
     sizes = _sizes(samples, kind, modalities, preset, texts, choose)
-    loop = _loop(len(train), preset, seed, choose)
+    loop = choose_loop(len(train), preset, seed, choose)
     trainable, layers = _trainable(len(train), jax.default_backend(), choose)
     metric, mode = METRICS[kind]
     choose("metric", metric, f"of validation; a task to {kind}")
@@ -132,9 +132,17 @@ def make_plan(
     return Plan(inputs, model, loop, metric, mode), decisions
 
 
-def _loop(
+def choose_loop(
     examples: int, preset: Preset, seed: int, choose: Callable[..., None]
 ) -> LoopConfig:
+    """Chooses batch size and number of steps.
+
+    Args:
+        examples: to train on.
+        preset: how many passes, and between how many steps.
+        seed: of the run.
+        choose: gets name, value and reason of each choice.
+    """
     batch_size = with_length(LoopConfig(), examples).batch_size
     choose("batch_size", batch_size, f"{examples} training samples")
     least, most = preset.steps

@@ -7,31 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
-from meta_opt.data.preprocessing.pictures import Unreadable, UnreadableFilesError
-from meta_opt.data.sources.sample_schema import Sample
-from meta_opt.data.sources.sample_task import load_samples
-from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_outputs
-from meta_opt.models.multimodal import Multimodal
 from meta_opt.predictor.answers import Answer, softmax
+from meta_opt.predictor.backend import BACKENDS, Backend
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision, read_decisions, write_decisions
 from meta_opt.predictor.rows import class_value, to_samples
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import PyTree, from_config
-from meta_opt.workloads.export import ExportConfig
-from meta_opt.workloads.multimodal_export import (
-    read_multimodal,
-    read_settings,
-    write_multimodal,
-)
-from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, InputsConfig
-from meta_opt.workloads.multimodal_model import MultimodalModelConfig
+from meta_opt.types import check_name, from_config
 
 _FORMAT = 1
-_FILE, _MODEL, _DECISIONS = "predictor.json", "model", "decisions.json"
+_FILE, _DECISIONS = "predictor.json", "decisions.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,36 +54,32 @@ class Predictor:
     """Answers to samples; made by `meta_opt.fit` or `load`.
 
     Args:
-        model: trained, with its adapters.
+        backend: the trained model.
         columns: of the user's data.
-        inputs: how samples become arrays.
-        config: of the model.
         class_names: K, of a classification.
         decisions: what was chosen, and why.
         record: of the fit.
 
     Attributes:
+        columns: as given.
+        class_names: as given.
         decisions: as given.
         record: as given.
-        class_names: as given.
     """
 
     def __init__(
         self,
-        model: Multimodal,
+        backend: Backend,
         columns: Columns,
-        inputs: InputsConfig,
-        config: MultimodalModelConfig,
         class_names: Sequence[str],
         decisions: Sequence[Decision],
         record: Record,
     ) -> None:
+        self._backend = backend
+        self.columns = columns
+        self.class_names = tuple(class_names)
         self.decisions = tuple(decisions)
         self.record = record
-        self.class_names = tuple(class_names)
-        self.columns = columns
-        self._model, self._inputs, self._config = model, inputs, config
-        self._reader = InputReader(inputs, columns.kind, columns.modalities)
 
     @property
     def classes(self) -> np.ndarray:
@@ -126,8 +109,6 @@ class Predictor:
             return self.classes[np.argmax(outputs, axis=-1)]
         if kind == "retrieve":
             return np.argmax(outputs[:, 0] @ outputs[:, 1].T, axis=1)
-        if kind == "caption":
-            return np.asarray(self._reader.tokenizer.decode(outputs), dtype=object)
         return outputs
 
     def predict_proba(self, samples: Data) -> np.ndarray:
@@ -190,47 +171,27 @@ class Predictor:
             for s in converted.samples
             if self.columns.kind != "classify" or s.fields.label in self.class_names
         ]
-        loaded = load_samples(
-            known,
-            self.columns.kind,
-            self.columns.modalities,
-            self.class_names,
-            self._inputs.image_size,
-            Unreadable(len(known)),
-            table.name,
-        )
-        if not loaded.kept:
+        found = self._backend.evaluate(known, table.name)
+        if not found.examples:
             raise ValueError(
                 f"{table.name}: none of {len(table.rows)} samples can be evaluated: "
                 f"{len(table.rows) - len(converted.samples)} lack target or input, "
                 f"{len(converted.samples) - len(known)} are of unknown classes, "
                 f"{len(known)} cannot be read"
             )
-        metrics = multimodal_evaluation(
-            self.columns.kind,
-            self.columns.modalities,
-            self._reader(loaded.arrays),
-            tuple(loaded.arrays.caption),
-            self._reader.tokenizer,
-            write=True,
-        )(self._model)
-        kept = len(loaded.kept)
         return {
-            **metrics,
-            "examples": float(kept),
-            "left_out": float(len(table.rows) - kept),
+            **found.metrics,
+            "examples": float(found.examples),
+            "left_out": float(len(table.rows) - found.examples),
         }
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the model into a folder, for `load`.
+        """Writes the model into a folder, for `load`; ``predictor.json`` comes last.
 
         The encoders' layers that did not train are not in it: they are read from the
         folder of encoders again.
         """
-        export = ExportConfig(os.fspath(Path(folder) / _MODEL))
-        # Writing folds adapters into the kernels.
-        copy = nnx.clone(self._model)
-        write_multimodal(export, copy, self._inputs, self._config, self.class_names)
+        self._backend.save(Path(folder))
         write_decisions(Path(folder) / _DECISIONS, self.decisions)
         record = {
             field.name: getattr(self.record, field.name)
@@ -239,6 +200,8 @@ class Predictor:
         record["answers"] = [one.to_json() for one in self.record.answers]
         about = {
             "format": _FORMAT,
+            "backend": self._backend.name,
+            "class_names": self.class_names,
             "columns": dataclasses.asdict(self.columns),
             "record": record,
         }
@@ -265,18 +228,14 @@ class Predictor:
         if about.get("format") != _FORMAT:
             raise ValueError(f"{file} is not of a predictor of format {_FORMAT}")
         columns = from_config(Columns, about["columns"])
-        path = Path(folder) / _MODEL
-        inputs, config, settings = read_settings(path)
-        inputs = dataclasses.replace(
-            inputs, data_dir=os.fspath(data_dir) or inputs.data_dir
-        )
-        names = tuple(settings["class_names"])
-        reader = InputReader(inputs, columns.kind, columns.modalities)
-        model = read_multimodal(path, bare_inputs(reader, names))
+        check_name(f"{file}: backend", about["backend"], BACKENDS)
+        made = BACKENDS[about["backend"]]
+        backend = made.load(Path(folder), columns, os.fspath(data_dir))
         record = about["record"]
         record["answers"] = [Answer.from_json(x) for x in record["answers"]]
         decisions = read_decisions(Path(folder) / _DECISIONS)
-        return cls(model, columns, inputs, config, names, decisions, Record(**record))
+        names = tuple(about["class_names"])
+        return cls(backend, columns, names, decisions, Record(**record))
 
     def report(self, path: str | os.PathLike) -> None:
         """Writes one HTML page that opens offline; see `write_predictor_report`."""
@@ -284,17 +243,7 @@ class Predictor:
 
         write_predictor_report(path, self)
 
-    def _outputs(self, data: Data, kind: str = "") -> np.ndarray:
-        arrays = self._arrays(data)
-        return multimodal_outputs(
-            self._model,
-            kind or self.columns.kind,
-            self.columns.modalities,
-            arrays,
-            max_tokens=self._inputs.caption_length,
-        )
-
-    def _arrays(self, data: Data) -> dict[str, PyTree]:
+    def _outputs(self, data: Data, what: str = "") -> np.ndarray:
         table = read_table(self._with_names(data), "samples")
         self._check_columns(table, target=False)
         converted = to_samples(table, self.columns, target=False)
@@ -305,22 +254,7 @@ class Predictor:
                 f"{table.rows[first].where}: nothing to read; the model reads "
                 f"{_listed(self.columns)}"
             )
-        return self._reader(self._read(converted.samples), asked=False)
-
-    def _read(self, samples: Sequence[Sample]) -> Any:
-        kind = self.columns.kind
-        try:
-            return load_samples(
-                samples,
-                None,
-                self.columns.modalities,
-                self.class_names,
-                self._inputs.image_size,
-                Unreadable(0),
-            ).arrays
-        except UnreadableFilesError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise ValueError(f"cannot {kind} what cannot be read: {reason}") from None
+        return self._backend.outputs(converted.samples, what)
 
     def _with_names(self, data: Data) -> Data:
         """Values of the one column that is read, as rows."""
@@ -349,21 +283,6 @@ class Predictor:
                 f"{table.name} has no column {self.columns.target!r}, the target "
                 f"(columns: {', '.join(names)})"
             )
-
-
-def bare_inputs(reader: InputReader, class_names: tuple[str, ...]) -> Inputs:
-    """What `meta_opt.workloads.multimodal_model.model_factory` takes, without data."""
-    return Inputs(
-        kind=reader.kind,
-        modalities=reader.modalities,
-        splits={},
-        encoders=reader.encoders,
-        class_names=class_names,
-        captions={},
-        tokenizer=reader.tokenizer,
-        missing={},
-        skipped={},
-    )
 
 
 def _listed(columns: Columns) -> str:

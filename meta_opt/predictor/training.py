@@ -11,11 +11,12 @@ import numpy as np
 
 from meta_opt.finetuning.early_stopping import EarlyStopping
 from meta_opt.finetuning.loop import RunResult
+from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.plan import Plan, loop_of
+from meta_opt.predictor.plan import loop_of
 from meta_opt.predictor.presets import Preset
 from meta_opt.predictor.snapshots import Snapshots, greedy_soup
 from meta_opt.types import PyTree
@@ -72,7 +73,9 @@ class Trained(NamedTuple):
 
 def train(
     workload: Workload,
-    plan: Plan,
+    loop: LoopConfig,
+    metric: str,
+    mode: str,
     preset: Preset,
     clock: Clock,
     workdir: Path | None = None,
@@ -86,7 +89,9 @@ def train(
 
     Args:
         workload: with validation.
-        plan: its length is the longest.
+        loop: of the longest run.
+        metric: of the validation that chooses.
+        mode: whether a better one is ``min`` or ``max``.
         preset: evaluations, patience and how many snapshots are averaged.
         clock: the time that is left.
         workdir: for the logs of the run; None for none.
@@ -100,11 +105,10 @@ def train(
     assert evaluate is not None
     step = CachedStep()
     timing = _Timing()
-    loop = plan.loop
     if clock.limit is not None:
-        loop = _that_fits(workload, plan, preset, clock, step, timing, decisions)
-    snapshots = Snapshots(preset.snapshots, plan.metric, plan.mode)
-    stopping = EarlyStopping(plan.metric, plan.mode, preset.patience)
+        loop = _that_fits(workload, loop, preset, clock, step, timing, decisions)
+    snapshots = Snapshots(preset.snapshots, metric, mode)
+    stopping = EarlyStopping(metric, mode, preset.patience)
     followed: list[float] = []
     metrics_by_step: dict[int, dict[str, float]] = {}
     calls = 0
@@ -119,7 +123,7 @@ def train(
         calls += 1
         if at:
             snapshots.show(at, params, metrics)
-            followed.append(metrics[plan.metric])
+            followed.append(metrics[metric])
             metrics_by_step[at] = metrics
         return metrics
 
@@ -129,7 +133,7 @@ def train(
         interval, last_call = now - last_call, now
         if stopping.stops(followed):
             ended = (
-                f"no better {plan.metric} in {preset.patience} evaluations after step "
+                f"no better {metric} in {preset.patience} evaluations after step "
                 f"{_best_step(snapshots)}"
             )
         elif clock.left() < interval + timing.tail(preset):
@@ -155,7 +159,7 @@ def train(
         Decision(
             "best_step",
             best.step,
-            f"validation {plan.metric} {best.value:.4g}, the best of {len(followed)} "
+            f"validation {metric} {best.value:.4g}, the best of {len(followed)} "
             f"evaluations in {taken} steps; the last has {followed[-1]:.4g}",
         )
     )
@@ -170,8 +174,8 @@ def train(
         if soup is not None:
             params, validation = soup.params, dict(soup.metrics)
             reason = (
-                f"their average has a validation {plan.metric} of "
-                f"{validation[plan.metric]:.4g} and a loss of "
+                f"their average has a validation {metric} of "
+                f"{validation[metric]:.4g} and a loss of "
                 f"{validation['loss']:.4g}; the best alone {best.value:.4g} and "
                 f"{metrics_by_step[best.step]['loss']:.4g}"
             )
@@ -212,15 +216,15 @@ class _Timed:
 
 def _that_fits(
     workload: Workload,
-    plan: Plan,
+    loop: LoopConfig,
     preset: Preset,
     clock: Clock,
     step: CachedStep,
     timing: _Timing,
     decisions: list[Decision],
-) -> Any:
+) -> LoopConfig:
     """The loop of as many steps of the plan as fit in the time that is left."""
-    loop, evaluate = plan.loop, workload.evaluate
+    evaluate = workload.evaluate
     assert evaluate is not None
     examples = workload.describe()["examples"]["train"]
     if clock.left() <= 0:

@@ -58,6 +58,10 @@ def test_classes_come_back_as_they_were():
 def test_files_pairs_and_captions(pictures):
     pairs = rows(8, picture=lambda i: pictures[i % 4], words=lambda i: f"picture {i}")
     found = columns_of(pairs)
+    with pytest.raises(ValueError, match=r"'hand', 'foot' might be it"):
+        columns_of(
+            [{**x, "hand": "lr"[i % 2], "foot": i % 2} for i, x in enumerate(pairs)]
+        )
     assert (found.kind, found.media, found.text) == (
         "retrieve",
         {"image": "picture"},
