@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -217,13 +217,16 @@ class VisionTextBackend:
     Args:
         kind: ``retrieve`` of a contrastive model, ``caption`` of a generative one.
         path: of the export.
-        holder: what keeps ``path`` there; None where it stays.
+        temporary: a folder that is removed when the model is no longer used; None for
+            none.
     """
 
     name = "vision_text"
 
-    def __init__(self, kind: str, path: Path, holder: Any = None) -> None:
-        self.kind, self._path, self._holder = kind, path, holder
+    def __init__(self, kind: str, path: Path, temporary: Path | None = None) -> None:
+        self.kind, self._path = kind, path
+        if temporary is not None:
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         self._model = load_exported(path)
 
     def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
@@ -289,11 +292,6 @@ BACKENDS: Mapping[str, Any] = {
     one.name: one for one in (MultimodalBackend, VisionTextBackend)
 }
 """By the name that a predictor's file has for them."""
-
-
-def temporary_folder() -> Any:
-    """A folder that is there as long as what is returned, whose ``name`` it is."""
-    return tempfile.TemporaryDirectory(prefix="meta-opt-")
 
 
 def _opened(sample: Sample) -> Image.Image:

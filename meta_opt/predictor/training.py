@@ -1,6 +1,7 @@
 """One run of a plan, within its time, that ends with its best parameters."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,7 +143,7 @@ def train(
 
     result = run(
         dataclasses.replace(workload, evaluate=validate),
-        _optimizer(loop.num_steps),
+        _optimizer(loop.num_steps, workload.params),
         dataclasses.replace(loop, progress=progress),
         workdir=workdir,
         label="fit",
@@ -248,12 +249,14 @@ def _that_fits(
     )
     tried = run(
         dataclasses.replace(workload, evaluate=timed),
-        _optimizer(_TIMED_STEPS),
+        _optimizer(_TIMED_STEPS, workload.params),
         short,
         compile_with=step,
     )
     jax.block_until_ready(tried.state)
-    seconds = tried.train_seconds / _TIMED_STEPS
+    # The first batch is taken before the clock of the steps starts.
+    first = tried.input_seconds / (_TIMED_STEPS - 1)
+    seconds = (tried.train_seconds + first) / _TIMED_STEPS
     left = clock.left()
     share = _EVALUATING * left / max(timing.mean(), 1e-9)
     count = min(preset.evaluations, max(_FEWEST_EVALUATIONS, int(share)))
@@ -285,8 +288,13 @@ def _that_fits(
     return loop_of(num_steps, loop.batch_size, fewer, loop.seed)
 
 
-def _optimizer(num_steps: int) -> Any:
-    return make_optimizer(OptimizerConfig(num_steps=num_steps, stacked=STACKED))
+def _optimizer(num_steps: int, params: PyTree) -> Any:
+    paths = (
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    )
+    stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
+    return make_optimizer(OptimizerConfig(num_steps=num_steps, stacked=stacked))
 
 
 def _best_step(snapshots: Snapshots) -> int:

@@ -1,12 +1,17 @@
 """Fits a vision-text model of the user's: CLIP, SigLIP, PaliGemma, or one of ours."""
 
 import json
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from meta_opt.data.pipeline import PipelineConfig
 from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.predictor.answers import answers_of
@@ -14,7 +19,6 @@ from meta_opt.predictor.backend import (
     DEFAULT_PROMPT,
     MODEL,
     VisionTextBackend,
-    temporary_folder,
 )
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitted, Fitting
@@ -24,7 +28,7 @@ from meta_opt.types import write_atomic
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_data import DataConfig
-from meta_opt.workloads.image_text_model import ModelConfig, architecture, is_folder
+from meta_opt.workloads.image_text_model import ModelConfig, is_folder
 
 _ADAPTED = r"(attention/(query|key|value|out)|mlp/(up|gate|down))/kernel$"
 _MOST_EVALUATED = {"retrieve": 1000, "caption": 200}
@@ -42,14 +46,14 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
         ValueError: a model that is not for what is asked, samples whose pictures are
             in tar files, or a time limit that is too short.
     """
-    columns, clock = fitting.columns, fitting.clock
+    columns = fitting.columns
     decisions: list[Decision] = []
 
     def choose(name: str, value: object, reason: str) -> None:
         decisions.append(Decision(name, value, reason))
 
-    losses = [_loss_of(weights)]
-    kind = "caption" if losses[0] == "captioning" else "retrieve"
+    loss = _loss_of(weights)
+    kind = "caption" if loss == "captioning" else "retrieve"
     if columns.kind != kind or "image" not in columns.modalities:
         raise ValueError(
             f"model={weights!r} is to {kind} pictures, and the samples ask to "
@@ -63,20 +67,36 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     if other := [m for m in columns.modalities if m not in ("image", "text")]:
         choose("not_read", other, f"the model {weights} reads pictures and texts")
     examples = len(fitting.parts["train"])
-    choose("model", weights, f"as given; its loss is {losses[0]}")
+    choose("model", weights, f"as given; its loss is {loss}")
     choose(
         "trained",
         "lora",
         f"{examples} training samples: adapters of rank 8 on all attention and MLP "
         "kernels of a model that is large beside them",
     )
+    folder = Path(tempfile.mkdtemp(prefix="meta-opt-"))
+    try:
+        return _fit_in(folder, fitting, weights, kind, loss, decisions, choose)
+    except BaseException:
+        # Of a model that is returned, the folder goes with it.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _fit_in(
+    folder: Path,
+    fitting: Fitting,
+    weights: str,
+    kind: str,
+    loss: str,
+    decisions: list[Decision],
+    choose: Callable[[str, object, str], None],
+) -> Fitted:
+    """`fit_vision_text`, with files in a folder that the model keeps."""
+    clock, examples = fitting.clock, len(fitting.parts["train"])
     loop = choose_loop(examples, fitting.preset, fitting.seed, choose)
-    metric, mode = ("accuracy", "max") if kind == "retrieve" else ("loss", "min")
-    if kind == "retrieve":
-        metric = "i2t_r1"
+    metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
     choose("metric", metric, f"of validation; a task to {kind}")
-    holder = temporary_folder()
-    folder = Path(holder.name)
     file = folder / "samples.jsonl"
     _write_samples(file, fitting, kind)
     total = sum(map(len, fitting.parts.values()))
@@ -85,7 +105,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
             weights=weights,
             trainable="lora",
             lora=LoRAConfig(_ADAPTED),
-            loss=losses[0],
+            loss=loss,
             dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
         ),
         DataConfig(
@@ -95,8 +115,9 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
             eval_batch_size=min(64, total),
             prompt=DEFAULT_PROMPT if kind == "caption" else "",
         ),
+        # Texts as long as the model reads them.
+        PipelineConfig(text_length=None),
     )
-    config = _whole_texts(config)
     export = ExportConfig(
         str(folder / MODEL), "huggingface" if is_folder(weights) else "model"
     )
@@ -115,7 +136,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     seconds["training"] = clock.spent() - sum(seconds.values())
     assert workload.write is not None
     workload.write(trained.params, trained.frozen)
-    backend = VisionTextBackend(kind, folder / MODEL, holder)
+    backend = VisionTextBackend(kind, folder / MODEL, folder)
     split = fitting.answered
     readable = backend.readable(fitting.parts[split])[: _MOST_EVALUATED[kind]]
     answers = answers_of(kind, readable, backend.outputs(readable), ())
@@ -135,30 +156,18 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
 
 
 def _loss_of(weights: str) -> str:
-    """The loss that a model was pretrained with.
+    """The loss that a model is trained with: ``captioning``, ``clip`` or ``siglip``.
 
     Raises:
         ValueError: no such model.
     """
-    for loss in ("captioning", "siglip", "clip"):
-        try:
-            made = architecture(ModelConfig(weights=weights, loss=loss))
-        except ValueError as error:
-            if "is not for" in str(error):
-                continue
-            raise
-        if isinstance(made, GenerativeConfig):
-            return "captioning"
-        # CLIP's tower has a class token; SigLIP's pools by attention.
-        return "clip" if made.class_token or not is_folder(weights) else "siglip"
-    raise ValueError(f"model={weights!r} is trained with no loss that is known")
-
-
-def _whole_texts(config: ImageTextConfig) -> ImageTextConfig:
-    import dataclasses
-
-    pipeline = dataclasses.replace(config.pipeline, text_length=None)
-    return dataclasses.replace(config, pipeline=pipeline)
+    if not is_folder(weights):
+        made = pretrained.read_config(weights)
+        return "captioning" if isinstance(made, GenerativeConfig) else "clip"
+    if huggingface.is_generative(weights):
+        return "captioning"
+    # CLIP's tower has a class token; SigLIP's has none.
+    return "clip" if huggingface.read_config(weights).class_token else "siglip"
 
 
 def _write_samples(file: Path, fitting: Fitting, kind: str) -> None:

@@ -5,6 +5,8 @@ import time
 
 import numpy as np
 import pytest
+from own_data import write_folder
+from own_data import write_pictures as write_captioned
 from predictor_toy import (
     COLOURS,
     NAMES,
@@ -169,3 +171,47 @@ def test_a_folder_of_pictures_within_its_time(root, tmp_path):
         ValueError, match=r"time_limit=0.01 s is too short: .* one pass"
     ):
         fit(tmp_path / "pictures", root, time_limit=0.01)
+
+
+@pytest.mark.slow
+def test_a_folder_of_the_users_learns_pairs(tmp_path):
+    siglip = write_folder(tmp_path / "siglip")
+    pairs = write_captioned(tmp_path / "pictures")
+    found = meta_opt.fit(pairs, model=siglip, preset=SMALL, progress=False)
+    assert decided(found, "task") == "retrieve"
+    image, text = found.embed(pairs)
+    assert image.shape == text.shape == (40, 32)
+    nearest = found.predict(pairs)
+    np.testing.assert_array_equal(nearest, (image @ text.T).argmax(axis=1))
+    assert found.evaluate(pairs)["examples"] == 40
+    found.save(tmp_path / "saved")
+    loaded = meta_opt.Predictor.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.embed(pairs)[0], image, atol=1e-5)
+    found.report(tmp_path / "page.html")
+    with pytest.raises(
+        ValueError, match=r"is to retrieve pictures, and the samples ask"
+    ):
+        meta_opt.fit(write_samples(tmp_path / "own"), model=siglip, preset=SMALL)
+
+
+def test_settings_that_do_not_fit_are_named(samples, root):
+    for changes, message in (
+        ({"preset": "god"}, "did you mean 'good'"),
+        ({"time_limit": -1.0}, "time_limit=-1.0 must be above 0"),
+        ({"encoders": {"sound": "x"}}, "encoders has no setting 'sound'"),
+        ({"validation": [{"words": "a red"}]}, "validation has no column 'category'"),
+        ({"target": "categories"}, "did you mean 'category'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(samples, root, **changes)
+
+
+def test_many_files_that_cannot_be_read_are_an_error(root, tmp_path):
+    files = write_pictures(tmp_path / "pictures")
+    for file, _ in files[::2]:
+        file.write_bytes(b"nothing")
+    with pytest.raises(
+        ValueError, match=r"more than 20% of 36 samples .*\.png \("
+    ) as e:
+        fit(tmp_path / "pictures", root)
+    assert "\n" not in str(e.value)
