@@ -24,6 +24,7 @@ from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_out
 from meta_opt.evaluators.retrieval import evaluate_retrieval
 from meta_opt.inference import GenerativeModel, load_exported
 from meta_opt.metrics.answers import answer_metrics
+from meta_opt.metrics.regression import sentiment_metrics
 from meta_opt.models.multimodal import Multimodal
 from meta_opt.predictor.columns import Columns
 from meta_opt.types import PyTree
@@ -108,7 +109,7 @@ class MultimodalBackend:
         class_names: tuple[str, ...],
         reader: InputReader | None = None,
     ) -> None:
-        self.kind = columns.kind
+        self.kind, self._columns = columns.kind, columns
         self._modalities, self._names = columns.modalities, class_names
         self._model, self._inputs, self._config = model, inputs, config
         self._reader = reader or InputReader(inputs, self.kind, self._modalities)
@@ -132,6 +133,8 @@ class MultimodalBackend:
             arrays,
             max_tokens=self._inputs.caption_length,
         )
+        if kind == "score":
+            return found * self._columns.scale + self._columns.center
         if kind == "caption":
             return np.asarray(self._reader.tokenizer.decode(found), dtype=object)
         return found
@@ -153,7 +156,11 @@ class MultimodalBackend:
         captions: tuple[str, ...] = (),
         write: bool = True,
     ) -> dict[str, float]:
-        """Metrics of arrays as the reader makes them."""
+        """Metrics of arrays as the reader makes them, scores in their own unit."""
+        if self.kind == "score":
+            scores, found = arrays["score"], self.outputs_of(arrays)
+            squared = float(np.mean((scores - found) ** 2))
+            return {"loss": squared, **sentiment_metrics(scores, found)}
         return multimodal_evaluation(
             self.kind,
             self._modalities,

@@ -38,6 +38,8 @@ class Columns:
         target: the column that is asked for; "" for pairs that are to be found.
         labels: of classes, whether they are ``text``, ``integer`` or ``truth``.
         split: the column that says ``train``, ``validation`` or ``test``; "" for none.
+        center: of scores, what is subtracted before training.
+        scale: of scores, what they are divided by then.
     """
 
     kind: str
@@ -46,6 +48,8 @@ class Columns:
     target: str = ""
     labels: str = "text"
     split: str = ""
+    center: float = 0.0
+    scale: float = 1.0
 
     @property
     def modalities(self) -> tuple[str, ...]:

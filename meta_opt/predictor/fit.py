@@ -111,15 +111,12 @@ def fit(
     else:
         fitted = fit_vision_text(fitting, os.fspath(model))
     decisions += fitted.decisions
-    metrics = {"validation": fitted.trained.validation}
-    if fitted.test:
-        metrics["test"] = dict(fitted.test)
     result = fitted.trained.result
     record = Record(
         source=table.name,
         preset=preset,
         metric=fitted.metric,
-        metrics=metrics,
+        metrics=fitted.metrics,
         history=result.history,
         actions=result.actions,
         answers=fitted.answers,
@@ -133,7 +130,7 @@ def fit(
         },
     )
     predictor = Predictor(
-        fitted.backend, columns, fitted.class_names, decisions, record
+        fitted.backend, fitted.columns, fitted.class_names, decisions, record
     )
     if folder is not None:
         predictor.save(folder)

@@ -47,22 +47,24 @@ class Fitted(NamedTuple):
 
     Attributes:
         backend: the model.
+        columns: of the user's data, with the scale of scores.
         class_names: K, of a classification.
         decisions: made on the way.
         trained: the run.
         metric: of validation that chose.
-        test: metrics of the test; empty without one.
+        metrics: by split, of validation and, where there is one, of the test.
         answers: to the samples of `Fitting.answered`.
         without: by modality, metrics of these where it is left out.
         seconds: by part.
     """
 
     backend: Backend
+    columns: Columns
     class_names: tuple[str, ...]
     decisions: list[Decision]
     trained: Trained
     metric: str
-    test: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, float]]
     answers: Sequence[Answer]
     without: Mapping[str, Mapping[str, float]]
     seconds: Mapping[str, float]

@@ -1,5 +1,6 @@
 """Fits a model of the pretrained encoders that are prepared here."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 
@@ -11,6 +12,7 @@ from meta_opt.data.preprocessing.pictures import Unreadable, UnreadableFilesErro
 from meta_opt.data.sources.sample_task import LoadedSamples, load_samples
 from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import MultimodalBackend
+from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitted, Fitting
 from meta_opt.predictor.plan import make_plan
@@ -56,11 +58,13 @@ def fit_multimodal(
     _log.info("read %s in %.1f s", fitting.name, clock.spent())
     reader = InputReader(plan.inputs, columns.kind, columns.modalities)
     inputs = inputs_of(reader, {split: part.arrays for split, part in loaded.items()})
+    columns, training, found = _standardised(columns, inputs)
+    decisions += found
     seconds["encoding"] = clock.spent() - sum(seconds.values())
     _log.info("encoded in %.1f s", seconds["encoding"])
-    module = build_multimodal(plan.model, inputs, fitting.seed)
+    module = build_multimodal(plan.model, training, fitting.seed)
     trained = train(
-        multimodal_workload(module, inputs, fitting.name),
+        multimodal_workload(module, training, fitting.name),
         plan.loop,
         plan.metric,
         plan.mode,
@@ -81,18 +85,23 @@ def fit_multimodal(
     )
     split = fitting.answered
     arrays = inputs.splits[split]
-    test = backend.evaluate_arrays(arrays, inputs.captions[split])
+    metrics = {
+        s: backend.evaluate_arrays(x, inputs.captions[s])
+        for s, x in inputs.splits.items()
+        if s != "train"
+    }
     outputs = backend.outputs_of(arrays)
     answers = answers_of(columns.kind, loaded[split].kept, outputs, names)
     without = _without(backend, inputs, split)
     seconds["testing"] = clock.spent() - sum(seconds.values())
     return Fitted(
         backend,
+        columns,
         names,
         [*decisions, *trained.decisions],
         trained,
         plan.metric,
-        test if split == "test" else {},
+        metrics,
         answers,
         without,
         seconds,
@@ -140,6 +149,35 @@ def _load(
                 f"{', '.join(lost)}"
             )
     return loaded, names, decisions
+
+
+def _standardised(
+    columns: Columns, inputs: Inputs
+) -> tuple[Columns, Inputs, list[Decision]]:
+    """Scores as they are trained on: of unit size, and about 0.
+
+    Where both signs occur, which may mean something, 0 stays 0.
+    """
+    if columns.kind != "score":
+        return columns, inputs, []
+    scores = inputs.splits["train"]["score"].astype(np.float64)
+    signed = scores.min() < 0 < scores.max()
+    center = 0.0 if signed else float(scores.mean())
+    scale = float(np.sqrt(np.mean((scores - center) ** 2))) or 1.0
+    about = (
+        f"{len(scores)} training scores from {scores.min():.4g} to {scores.max():.4g}"
+        + (", of both signs" if signed else "")
+    )
+    found = [
+        Decision("score_center", center, about),
+        Decision("score_scale", scale, f"{about}; their root mean square about that"),
+    ]
+    scaled = {
+        split: arrays | {"score": ((arrays["score"] - center) / scale)}
+        for split, arrays in inputs.splits.items()
+    }
+    columns = dataclasses.replace(columns, center=center, scale=scale)
+    return columns, inputs._replace(splits=scaled), found
 
 
 def _without(

@@ -200,8 +200,8 @@ class _Timing:
         return float(np.mean(later)) if later else 0.0
 
     def tail(self, preset: Preset) -> float:
-        """Seconds that follow the run: averages, and the test under each mask."""
-        return (4 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
+        """Seconds that follow the run: averages, the tests, one for each mask."""
+        return (6 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
 
 
 class _Timed:

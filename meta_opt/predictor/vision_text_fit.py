@@ -140,15 +140,18 @@ def _fit_in(
     split = fitting.answered
     readable = backend.readable(fitting.parts[split])[: _MOST_EVALUATED[kind]]
     answers = answers_of(kind, readable, backend.outputs(readable), ())
-    test = backend.evaluate(readable, split).metrics if split == "test" else {}
+    metrics = {"validation": trained.validation}
+    if split == "test":
+        metrics["test"] = backend.evaluate(readable, split).metrics
     seconds["testing"] = clock.spent() - sum(seconds.values())
     return Fitted(
         backend,
+        fitting.columns,
         (),
         [*decisions, *trained.decisions],
         trained,
         metric,
-        test,
+        metrics,
         answers,
         {},
         seconds,

@@ -215,3 +215,22 @@ def test_many_files_that_cannot_be_read_are_an_error(root, tmp_path):
     ) as e:
         fit(tmp_path / "pictures", root)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_numbers_come_back_in_their_unit(root, tmp_path):
+    files = write_pictures(tmp_path / "pictures", each=20)
+    prices = {"red": 1000.0, "green": 1200.5, "blue": 1500.0}
+    rows = [{"photo": str(f), "price": prices[c]} for f, c in files]
+    found = fit(rows, root, target="price")
+    assert decided(found, "task") == "score"
+    assert 1000 < decided(found, "score_center") < 1500
+    answers = found.predict([str(f) for f, _ in files])
+    errors = answers - [row["price"] for row in rows]
+    # The standard deviation is 205.
+    assert np.mean(np.abs(errors)) < 150
+    metrics = found.evaluate(rows)
+    assert metrics["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-4)
+    found.save(tmp_path / "saved")
+    loaded = meta_opt.Predictor.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.predict(rows), answers, rtol=1e-5)
