@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from meta_opt.predictor.presets import PRESETS
@@ -29,11 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("meta_opt").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    # Here, so that --help does not wait for JAX.
+    from meta_opt.finetuning.interruption import Interrupted
+
     try:
         options.run(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"meta-opt {options.command}: {error}", file=sys.stderr)
         return 1
+    except Interrupted as interrupted:
+        print(f"meta-opt {options.command}: stopped by {interrupted}", file=sys.stderr)
+        return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
     return 0
@@ -61,16 +68,33 @@ def _parser() -> argparse.ArgumentParser:
         "data",
         help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
     )
-    fit.add_argument("--out", required=True, help="folder of the predictor")
     fit.add_argument(
-        "--target", help="column that is to be predicted; found if left out"
+        "--out",
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder of the predictor",
     )
-    fit.add_argument("--validation", help="held-out samples that choose the model")
-    fit.add_argument("--test", help="held-out samples that choose nothing")
-    fit.add_argument("--model", help="CLIP, SigLIP or PaliGemma folder to train")
+    fit.add_argument(
+        "--target", help="column that is to be predicted; None: it is found"
+    )
+    fit.add_argument(
+        "--validation",
+        help="held-out samples that choose the model; None: a share of each class",
+    )
+    fit.add_argument(
+        "--test",
+        help="held-out samples that choose nothing; None: a share of each class",
+    )
+    fit.add_argument(
+        "--model", help="CLIP, SigLIP or PaliGemma folder to train; None: the encoders"
+    )
     fit.add_argument("--preset", default="good", choices=list(PRESETS), help="effort")
-    fit.add_argument("--time-limit", type=float, help="seconds, of the whole call")
-    fit.add_argument("--workdir", help="new folder for the logs of the run")
+    fit.add_argument(
+        "--time-limit", type=float, help="seconds of the whole call; None: no limit"
+    )
+    fit.add_argument(
+        "--workdir", help="new folder for the logs of the run; None: no logs"
+    )
     fit.add_argument("--seed", type=int, default=0, help="of initialisation and order")
     fit.add_argument(
         "--data-dir",
@@ -103,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
 def _fit(options: argparse.Namespace) -> None:
     from meta_opt.predictor.fit import fit
 
+    # What cannot be written is better known before training.
+    Path(options.out).mkdir(parents=True, exist_ok=True)
     predictor = fit(
         options.data,
         options.target,

@@ -238,6 +238,7 @@ def test_the_average_of_snapshots_on_both_sides_is_better():
         snapshots.show(step, params, quadratic(params))
         params["w"][:] = 9.0  # They are copies.
     assert snapshots.best.step == 3
+    np.testing.assert_allclose(snapshots.best.params["w"], 1.9, rtol=1e-6)
     assert [one.step for one in snapshots.ranked()] == [3, 1, 2]
     soup = greedy_soup(snapshots, quadratic)
     # Of 1.9 and 0 the average is 0.95; 2.1 would bring it to 1.33.

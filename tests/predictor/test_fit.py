@@ -1,12 +1,15 @@
 """From samples to a predictor: what it answers, keeps, writes and refuses."""
 
+import importlib
 import json
 import time
+import tomllib
 
 import numpy as np
 import pytest
 from own_data import write_folder
 from own_data import write_pictures as write_captioned
+from paths import ROOT
 from predictor_toy import (
     COLOURS,
     NAMES,
@@ -234,3 +237,10 @@ def test_numbers_come_back_in_their_unit(root, tmp_path):
     found.save(tmp_path / "saved")
     loaded = meta_opt.Predictor.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.predict(rows), answers, rtol=1e-5)
+
+
+def test_the_wheel_has_the_command():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    module, name = settings["project"]["scripts"]["meta-opt"].split(":")
+    assert getattr(importlib.import_module(module), name) is main
+    assert (ROOT / "meta_opt" / "predictor" / "report.html").is_file()
