@@ -15,11 +15,12 @@ from meta_opt.finetuning.loop import RunResult
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
-from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.plan import loop_of
 from meta_opt.predictor.presets import Preset
 from meta_opt.predictor.snapshots import Snapshots, greedy_soup
+from meta_opt.tuning.injected import injected_learned
 from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
 
@@ -294,7 +295,9 @@ def _optimizer(num_steps: int, params: PyTree) -> Any:
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     )
     stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
-    return make_optimizer(OptimizerConfig(num_steps=num_steps, stacked=stacked))
+    # The length is a value of its state: the steps that are timed and those of the run
+    # are one program.
+    return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))
 
 
 def _best_step(snapshots: Snapshots) -> int:
