@@ -118,12 +118,15 @@ def train(
     last_call = time.perf_counter()
 
     def validate(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
-        nonlocal calls
+        nonlocal calls, last_call
         with timing.evaluation():
             metrics = dict(evaluate(params, frozen, split))
         at = min(calls * loop.eval_every, loop.num_steps)
         calls += 1
-        if at:
+        if not at:
+            # What came before, compilation too, is in no interval.
+            last_call = time.perf_counter()
+        else:
             snapshots.show(at, params, metrics)
             followed.append(metrics[metric])
             metrics_by_step[at] = metrics

@@ -42,16 +42,19 @@ class Slow:
         return getattr(self._batches, name)
 
 
-def workload(clock, seconds=0.1, evaluation=0.5, losses=None, slower_from=10**9):
+def workload(
+    clock, seconds=0.1, evaluation=0.5, losses=None, slower_from=10**9, compiling=0.0
+):
     x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
     data = {"x": x, "y": x @ np.float32([1.0, -2.0])}
     shown = iter(losses or ())
+    once = iter([compiling])
 
     def loss_fn(params, frozen, batch, rng):
         return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2), {}
 
     def evaluate(params, frozen, split):
-        clock.now += evaluation
+        clock.now += evaluation + next(once, 0.0)
         loss = float(loss_fn(params, frozen, data, None)[0])
         return {"loss": next(shown, loss)}
 
@@ -112,6 +115,12 @@ def test_a_machine_that_becomes_slower_is_noticed(clock):
     trained = run(workload(clock, slower_from=100), 2000, 100.0)
     assert clock.now <= 110
     assert "of 100.0 s are spent" in decided(trained)["stopped_at"].reason
+
+
+def test_what_compiling_took_is_not_expected_again(clock):
+    trained = run(workload(clock, compiling=70.0), 2000, 100.0)
+    assert "stopped_at" not in decided(trained)
+    assert 90 <= clock.now <= 100 and int(trained.result.state.step) > 100
 
 
 @pytest.mark.parametrize("limit", [2.0, 0.0])
