@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
     from meta_opt.optimizers.sharding import state_shardings
     from meta_opt.optimizers.weights import load_theta
+    from meta_opt.predictor.fit import fit
+    from meta_opt.predictor.predictor import Predictor
     from meta_opt.reporting.diagnostics import plot_diagnostics
 
 __version__ = "0.1.0"
@@ -23,7 +25,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ControllerConfig",
     "OptimizerConfig",
+    "Predictor",
     "diagnostics",
+    "fit",
     "hand_designed",
     "init_theta",
     "learned_optimizer",
@@ -38,7 +42,9 @@ __all__ = [
 _MODULES = {
     "ControllerConfig": "optimizers.controller",
     "OptimizerConfig": "optimizers.registry",
+    "Predictor": "predictor.predictor",
     "diagnostics": "optimizers.diagnostics",
+    "fit": "predictor.fit",
     "hand_designed": "optimizers.hand_designed",
     "init_theta": "optimizers.controller",
     "learned_optimizer": "optimizers.learned",

@@ -36,6 +36,7 @@ LAYERS = {
     "meta_opt.reporting": 4,
     "meta_opt.inference": 4,
     "meta_opt.studies": 5,
+    "meta_opt.predictor": 5,
     "experiments": 6,
     "configs": 6,
 }

@@ -11,7 +11,7 @@ import optax
 
 from meta_opt.data.preprocessing.tokenizer import TextTokenizer
 from meta_opt.evaluators.answers import token_sums
-from meta_opt.evaluators.encoding import in_batches
+from meta_opt.evaluators.encoding import Apply, in_batches
 from meta_opt.evaluators.retrieval import evaluate_retrieval
 from meta_opt.losses.contrastive import clip_loss
 from meta_opt.metrics.answers import answer_metrics
@@ -47,11 +47,7 @@ def multimodal_evaluation(
         batch_size: samples at a time.
         write: whether to write captions too, and compare them by BLEU and chrF.
     """
-    inputs = {
-        m: arrays[m]
-        for modality in modalities
-        for m in (modality, f"{modality}_present")
-    }
+    inputs = _inputs(modalities, arrays)
 
     def outputs(model: Multimodal, apply: Any, *more: str) -> np.ndarray:
         data = inputs | {name: arrays[name] for name in more}
@@ -97,6 +93,49 @@ def multimodal_evaluation(
         "retrieve": retrieve,
         "caption": caption,
     }[kind]
+
+
+def multimodal_outputs(
+    model: Multimodal,
+    kind: str,
+    modalities: Sequence[str],
+    arrays: dict[str, PyTree],
+    batch_size: int = 128,
+    max_tokens: int = 32,
+) -> np.ndarray:
+    """What a model gives for samples, nothing of what is asked for being known.
+
+    Args:
+        model: with the head that ``kind`` asks for.
+        kind: one of `meta_opt.data.samples.KINDS`; ``summary`` for fused features.
+        modalities: that are read.
+        arrays: [B, ...], see `meta_opt.workloads.multimodal_inputs.InputReader`.
+        batch_size: samples at a time.
+        max_tokens: S, of a caption that is written.
+
+    Returns:
+        Logits float32 [B, K] of classes; scores float32 [B]; unit vectors float32
+        [B, 2, D] of pictures and texts that are to be found; tokens int32 [B, S] of
+        captions; features float [B, D].
+    """
+    applied: dict[str, Apply] = {
+        "classify": _classify,
+        "score": _score,
+        "retrieve": _embed,
+        "caption": _Write(max_tokens),
+        "summary": _summary,
+    }
+    found = in_batches(model, applied[kind], _inputs(modalities, arrays), batch_size)
+    return found[:, 0] if kind == "score" else found
+
+
+def _inputs(modalities: Sequence[str], arrays: dict[str, PyTree]) -> dict[str, PyTree]:
+    names = [name for m in modalities for name in (m, f"{m}_present")]
+    return {name: arrays[name] for name in names}
+
+
+def _summary(model: Multimodal, batch: PyTree) -> jax.Array:
+    return model.fuse(batch).summary
 
 
 def _classify(model: Multimodal, batch: PyTree) -> jax.Array:

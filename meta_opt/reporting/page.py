@@ -54,7 +54,7 @@ def render_page(path: str | Path, template: Path, **values: Any) -> None:
 
     Args:
         path: the HTML file, written whole or not at all.
-        template: a file of Jinja's.
+        template: a file of Jinja's; it may include those of this folder.
         **values: by the names that the template has for them.
 
     Raises:
@@ -62,17 +62,27 @@ def render_page(path: str | Path, template: Path, **values: Any) -> None:
     """
     import jinja2
 
+    folders = [template.parent, Path(__file__).parent]
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    text = environment.get_template(template.name).render(values)
     with write_atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def data_uri(png: bytes) -> str:
-    """Returns a PNG file as the address of itself."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    """Returns a file as the address of itself.
+
+    Args:
+        data: the file.
+        kind: its media type.
+
+    >>> data_uri(b"RIFF", "audio/wav")
+    'data:audio/wav;base64,UklGRg=='
+    """
+    return f"data:{kind};base64," + base64.b64encode(data).decode("ascii")

@@ -65,13 +65,8 @@ class MultimodalConfig:
         """
         check_export(export, self.model)
         inputs = read_inputs(self.inputs)
-        evaluations = {
-            split: evaluation_on(inputs, split) for split in ("validation", "test")
-        }
         # In one program, compiled once for all seeds.
         create = nnx.jit(model_factory(self.model, inputs))
-        train = inputs.splits["train"]
-        examples = {s: len(jax.tree.leaves(x)[0]) for s, x in inputs.splits.items()}
 
         def with_seed(seed: int) -> Workload:
             model = create(jax.random.key(seed))
@@ -83,24 +78,39 @@ class MultimodalConfig:
                     export, trained, self.inputs, self.model, inputs.class_names
                 )
 
-            return Workload(
-                params=module.params,
-                frozen=module.frozen,
-                loss_fn=multimodal_loss_fn(module, inputs.kind),
-                train_batches=functools.partial(array_batches, train),
-                evaluate=evaluate_splits(module, evaluations),
+            return dataclasses.replace(
+                multimodal_workload(module, inputs, self.inputs.task),
                 write=write if export.path else None,
-                describe=lambda: {
-                    "examples": examples,
-                    "missing": inputs.missing,
-                    "skipped": inputs.skipped,
-                },
-                name=f"multimodal, task {self.inputs.task!r} ({inputs.kind}),",
-                per_example=inputs.kind != "retrieve",
                 reseeded=with_seed,
             )
 
         return with_seed(seed)
+
+
+def multimodal_workload(module: SplitModule, inputs: Inputs, name: str) -> Workload:
+    """The workload of a model on inputs that are read.
+
+    Args:
+        module: see `meta_opt.workloads.multimodal_model.build_multimodal`.
+        inputs: with the split ``train`` and those that are evaluated.
+        name: of the task, for errors.
+    """
+    evaluations = {s: evaluation_on(inputs, s) for s in inputs.splits if s != "train"}
+    examples = {s: len(jax.tree.leaves(x)[0]) for s, x in inputs.splits.items()}
+    return Workload(
+        params=module.params,
+        frozen=module.frozen,
+        loss_fn=multimodal_loss_fn(module, inputs.kind),
+        train_batches=functools.partial(array_batches, inputs.splits["train"]),
+        evaluate=evaluate_splits(module, evaluations),
+        describe=lambda: {
+            "examples": examples,
+            "missing": inputs.missing,
+            "skipped": inputs.skipped,
+        },
+        name=f"multimodal, task {name!r} ({inputs.kind}),",
+        per_example=inputs.kind != "retrieve",
+    )
 
 
 def multimodal_loss_fn(module: SplitModule, kind: str) -> LossFn:

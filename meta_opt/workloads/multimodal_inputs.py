@@ -5,7 +5,6 @@ they give is computed once for each sample, and may be kept in a file.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -126,37 +125,24 @@ def read_inputs(config: InputsConfig) -> Inputs:
         )
         for split in SPLITS
     }
-    tokenizer = AnswerTokenizer(load_tokenizer(), _END, _PAD, prompt_length=2)
-    raw = {
-        s: _arrays(x, task.kind, config, tokenizer, root) for s, x in samples.items()
-    }
-    needed = dict.fromkeys(_encoder_of(config, m) for m in task.modalities)
-    halves = {
-        m: divide_encoder(config.encoders[m], config.trainable_layers.get(m, 0), root)
-        for m in needed
-    }
-    for reader in task.modalities:
-        lower, _ = halves[_encoder_of(config, reader)]
-        if lower is None:
-            continue
-        cache = FeatureCache(
-            config.feature_cache_dir,
-            f"{Path(config.task).stem}-{reader}",
-            config.encoders[_encoder_of(config, reader)],
-            root,
-            {"trained": config.trainable_layers, "pool": config.pool_size},
-        )
-        pool = 1 if reader == "video" else config.pool_size.get(reader, 1)
-        for split, arrays in raw.items():
-            arrays[reader] = cache(split, arrays[reader], lower, pool)
+    return inputs_of(InputReader(config, task.kind, task.modalities), samples)
+
+
+def inputs_of(reader: "InputReader", samples: Mapping[str, Samples]) -> Inputs:
+    """Runs the encoders' frozen lower layers on samples.
+
+    Args:
+        reader: of the task.
+        samples: by split.
+    """
     return Inputs(
-        kind=task.kind,
-        modalities=task.modalities,
-        splits=raw,
-        encoders={modality: upper for modality, (_, upper) in halves.items()},
+        kind=reader.kind,
+        modalities=reader.modalities,
+        splits={split: reader(x, split) for split, x in samples.items()},
+        encoders=reader.encoders,
         class_names=samples["train"].class_names,
         captions={split: tuple(x.caption) for split, x in samples.items()},
-        tokenizer=tokenizer,
+        tokenizer=reader.tokenizer,
         missing={
             split: {m: int(np.sum(~there)) for m, there in x.present().items()}
             for split, x in samples.items()
@@ -165,35 +151,94 @@ def read_inputs(config: InputsConfig) -> Inputs:
     )
 
 
-def _encoder_of(config: InputsConfig, modality: str) -> str:
-    return (
-        "image" if modality == "video" and "video" not in config.encoders else modality
-    )
+class InputReader:
+    """Makes the arrays of samples that a model's upper encoders read.
 
+    Args:
+        config: of the inputs; its task is a name only.
+        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
+        modalities: that the samples have.
 
-def _arrays(
-    samples: Samples,
-    kind: str,
-    config: InputsConfig,
-    tokenizer: AnswerTokenizer,
-    root: str | os.PathLike,
-) -> dict[str, PyTree]:
-    found: dict[str, PyTree] = dict(samples.inputs())
-    if "text" in found:
-        folder = encoder_folder(config.encoders["text"], root)
-        reader = FolderTokenizer(folder, 0)
-        found["text"] = reader.encode(found["text"], config.text_length)
-    if "audio" in found:
-        found["audio"] = spectrograms(
-            found["audio"], config.audio_seconds, samples.rate
-        )
-    found |= {f"{m}_present": there for m, there in samples.present().items()}
-    if kind == "classify":
-        found["label"] = samples.label
-    elif kind == "score":
-        found["score"] = samples.score
-    elif kind == "caption":
-        found["caption"] = tokenizer.encode(
-            list(samples.caption), config.caption_length
-        )
-    return found
+    Attributes:
+        kind: as given.
+        modalities: as given.
+        encoders: the parts of them that train, by modality.
+        tokenizer: of captions that are written.
+
+    Raises:
+        MissingDataError: an encoder that is not prepared.
+        ValueError: see `divide_encoder`.
+    """
+
+    def __init__(
+        self, config: InputsConfig, kind: str, modalities: tuple[str, ...]
+    ) -> None:
+        self.kind, self.modalities = kind, modalities
+        self.tokenizer = AnswerTokenizer(load_tokenizer(), _END, _PAD, prompt_length=2)
+        self._config = config
+        self._root = config.data_dir or default_data_dir()
+        self._halves = {
+            m: divide_encoder(
+                config.encoders[m], config.trainable_layers.get(m, 0), self._root
+            )
+            for m in dict.fromkeys(map(self._encoder_of, modalities))
+        }
+        self.encoders = {m: upper for m, (_, upper) in self._halves.items()}
+
+    def __call__(
+        self, samples: Samples, split: str = "", *, asked: bool = True
+    ) -> dict[str, PyTree]:
+        """Returns arrays [B, ...] as `Inputs.splits` has them.
+
+        Args:
+            samples: with all of the modalities.
+            split: for the names of files in ``feature_cache_dir``.
+            asked: whether what is asked for is among them.
+        """
+        found = self._arrays(samples)
+        if asked:
+            found |= self._asked(samples)
+        config = self._config
+        for modality in self.modalities:
+            lower, _ = self._halves[self._encoder_of(modality)]
+            if lower is None:
+                continue
+            cache = FeatureCache(
+                config.feature_cache_dir,
+                f"{Path(config.task).stem}-{modality}",
+                config.encoders[self._encoder_of(modality)],
+                self._root,
+                {"trained": config.trainable_layers, "pool": config.pool_size},
+            )
+            pool = 1 if modality == "video" else config.pool_size.get(modality, 1)
+            found[modality] = cache(split, found[modality], lower, pool)
+        return found
+
+    def _encoder_of(self, modality: str) -> str:
+        alone = modality == "video" and "video" not in self._config.encoders
+        return "image" if alone else modality
+
+    def _arrays(self, samples: Samples) -> dict[str, PyTree]:
+        config = self._config
+        found: dict[str, PyTree] = dict(samples.inputs())
+        if "text" in found:
+            folder = encoder_folder(config.encoders["text"], self._root)
+            reader = FolderTokenizer(folder, 0)
+            found["text"] = reader.encode(found["text"], config.text_length)
+        if "audio" in found:
+            found["audio"] = spectrograms(
+                found["audio"], config.audio_seconds, samples.rate
+            )
+        return found | {f"{m}_present": there for m, there in samples.present().items()}
+
+    def _asked(self, samples: Samples) -> dict[str, PyTree]:
+        if self.kind == "classify":
+            return {"label": samples.label}
+        if self.kind == "score":
+            return {"score": samples.score}
+        if self.kind == "caption":
+            texts = list(samples.caption)
+            return {
+                "caption": self.tokenizer.encode(texts, self._config.caption_length)
+            }
+        return {}

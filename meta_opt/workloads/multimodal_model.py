@@ -36,8 +36,8 @@ class MultimodalModelConfig:
         fusion: width and depth of what all modalities meet in.
         embed_dim: width of the vectors of retrieval.
         captioner: of captions; its vocabulary is that of the tokenizer that ships here.
-        trainable: ``all``, or ``lora``: adapters on the encoders, and all of the
-            projections, fusion and heads.
+        trainable: of the encoders ``all``, adapters (``lora``), or nothing (``head``);
+            all of the projections, fusion and heads.
         lora: the adapters, where ``trainable`` is ``lora``.
     """
 
@@ -49,7 +49,7 @@ class MultimodalModelConfig:
 
     def __post_init__(self) -> None:
         """Checks the name."""
-        check_name("model.trainable", self.trainable, ("all", "lora"))
+        check_name("model.trainable", self.trainable, ("all", "lora", "head"))
 
 
 def build_multimodal(
@@ -111,7 +111,8 @@ def split_multimodal(
 
     Args:
         model: its encoders are under ``encoders``.
-        trainable: ``all``, or ``lora``: of the encoders the adapters alone.
+        trainable: of the encoders ``all``, the adapters alone (``lora``), or nothing
+            (``head``).
         frozen: an attribute of the model that does not train; "" for none.
     """
 

@@ -16,6 +16,7 @@ from stress_toy import golden_picture, made_up, stress_predictions
 from meta_opt.data.preprocessing.corruptions import corrupt
 from meta_opt.metrics.intervals import wilson
 from meta_opt.metrics.paired_tests import mcnemar
+from meta_opt.reporting.wrong_answers import choose_wrong
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.predictions import (
     Prediction,
@@ -26,11 +27,7 @@ from meta_opt.studies.stress.predictions import (
 )
 from meta_opt.studies.stress.report import write_stress_report
 from meta_opt.studies.stress.summary import summarise
-from meta_opt.studies.stress.wrong_answers import (
-    choose_wrong,
-    picture_reader,
-    write_wrong_answers,
-)
+from meta_opt.studies.stress.wrong_answers import picture_reader, write_wrong_answers
 
 CLEAN = Condition()
 LINE = {"example": "a", "label": "x", "prediction": "y", "model": "m"}

@@ -49,7 +49,22 @@ def sample_task(path: str | os.PathLike, max_unreadable: int = 100) -> Multimoda
         >>> task.kind, task.modalities
         ('classify', ('text',))
     """
-    samples = read_samples(path)
+    return task_of(read_samples(path), str(path), max_unreadable)
+
+
+def task_of(
+    samples: Sequence[Sample], name: str, max_unreadable: int = 100
+) -> MultimodalTask:
+    """The task that samples define; see `sample_task`.
+
+    Args:
+        samples: at least one.
+        name: of their source, for messages.
+        max_unreadable: files that may be skipped, of all splits together.
+
+    Raises:
+        ValueError: see `sample_task`.
+    """
     kind = _kind(samples[0])
     for sample in samples:
         if (other := _kind(sample)) != kind:
@@ -64,21 +79,63 @@ def sample_task(path: str | os.PathLike, max_unreadable: int = 100) -> Multimoda
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         del data_dir
         part = [sample for sample in samples if _split(sample) == split]
-        rows = _with_media(split, part, side, unreadable)
-        skipped = len(part) - len(rows)
-        if not rows:
+        loaded = load_samples(part, kind, modalities, names, side, unreadable, split)
+        if not loaded.kept:
             raise ValueError(
-                f"{path}: no sample is left for {split} (it has {len(part)}, of which "
-                f"{skipped} cannot be read); give samples a `split`"
+                f"{name}: no sample is left for {split} (it has {len(part)}, of which "
+                f"{len(part)} cannot be read); give samples a `split`"
             )
-        return Samples(
-            **_columns(rows, modalities, side),
-            **_asked([row.sample for row in rows], kind, names),
-            rate=RATE,
-            skipped=skipped,
-        )
+        return loaded.arrays
 
-    return MultimodalTask(kind, modalities, str(path), read)
+    return MultimodalTask(kind, modalities, name, read)
+
+
+class LoadedSamples(NamedTuple):
+    """Samples whose files could be read, and their arrays.
+
+    Attributes:
+        kept: B samples.
+        arrays: of these.
+    """
+
+    kept: list[Sample]
+    arrays: Samples
+
+
+def load_samples(
+    samples: Sequence[Sample],
+    kind: str | None,
+    modalities: Sequence[str],
+    class_names: tuple[str, ...],
+    side: int,
+    unreadable: Unreadable,
+    name: str = "samples",
+) -> LoadedSamples:
+    """Reads the files of samples.
+
+    Args:
+        samples: all with what ``kind`` asks for.
+        kind: one of `meta_opt.data.samples.KINDS`; None reads the inputs alone.
+        modalities: that are read; others of a sample are left out.
+        class_names: K, of which the labels are.
+        side: of pictures and frames in pixels.
+        unreadable: counts the files that are skipped, with their samples.
+        name: for the progress bar.
+
+    Raises:
+        UnreadableFilesError: more files than may be skipped.
+    """
+    rows = _with_media(name, samples, modalities, side, unreadable)
+    kept = [row.sample for row in rows]
+    if not rows:
+        return LoadedSamples([], Samples())
+    arrays = Samples(
+        **_columns(rows, modalities, side),
+        **({} if kind is None else _asked(kept, kind, class_names)),
+        rate=RATE,
+        skipped=len(samples) - len(rows),
+    )
+    return LoadedSamples(kept, arrays)
 
 
 def _kind(sample: Sample) -> str:
@@ -115,15 +172,21 @@ class _Row(NamedTuple):
 
 
 def _with_media(
-    split: str, samples: Sequence[Sample], side: int, unreadable: Unreadable
+    name: str,
+    samples: Sequence[Sample],
+    modalities: Sequence[str],
+    side: int,
+    unreadable: Unreadable,
 ) -> list[_Row]:
     """Those samples whose files can be read."""
     from tqdm import tqdm
 
     rows = []
-    for sample in tqdm(samples, desc=f"reading {split}", unit="sample", disable=None):
+    for sample in tqdm(samples, desc=f"reading {name}", unit="sample", disable=None):
         media: dict[str, np.ndarray] = {}
         for modality, where in sample.media.items():
+            if modality not in modalities:
+                continue
             try:
                 media[modality] = _array(modality, where, side)
             except ImportError:

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Endings of tar files that must be decompressed."""
 
-_MEDIA = {
+MEDIA_ENDINGS = {
     **dict.fromkeys(
         (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"), "image"
     ),
@@ -58,7 +58,7 @@ def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
             media = {
                 kind: Media(path, member.offset_data, member.size, member.name)
                 for kind, member in members.items()
-                if kind in _MEDIA.values()
+                if kind in MEDIA_ENDINGS.values()
             }
             fields, unknown = parse_fields(_value(path, members))
         except ValueError as error:
@@ -82,7 +82,7 @@ def _grouped(path: Path) -> Mapping[str, Mapping[str, tarfile.TarInfo]]:
             for member in tar:
                 folder, base = posixpath.split(posixpath.normpath(member.name))
                 stem, dot, ending = base.partition(".")
-                kind = {**_MEDIA, **_TEXTS}.get((dot + ending).lower())
+                kind = {**MEDIA_ENDINGS, **_TEXTS}.get((dot + ending).lower())
                 # Such as the ._0001.jpg that a Mac puts beside 0001.jpg.
                 hidden += not stem
                 if not member.isfile() or not stem or kind is None:
@@ -153,4 +153,6 @@ def _value(path: Path, members: Mapping[str, tarfile.TarInfo]) -> dict[str, obje
         value["text"] = decode_text(read("text")).strip()
         # Tools that write both have the same caption here.
         value.pop("caption", None)
-    return value | {k: m.name for k, m in members.items() if k in _MEDIA.values()}
+    return value | {
+        k: m.name for k, m in members.items() if k in MEDIA_ENDINGS.values()
+    }

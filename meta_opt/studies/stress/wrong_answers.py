@@ -1,21 +1,19 @@
 """A page of wrong answers with the pictures that the model saw."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from meta_opt.data.preprocessing.corruptions import corrupt
-from meta_opt.data.preprocessing.images import decode, encode_png, shrink
-from meta_opt.data.splits import unit_hash
-from meta_opt.reporting.page import data_uri, render_page
+from meta_opt.data.preprocessing.images import decode
+from meta_opt.reporting.page import render_page
+from meta_opt.reporting.wrong_answers import ShownAnswer, choose_wrong, picture_uri
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.predictions import Prediction
 
 TEMPLATE = Path(__file__).parent / "wrong_answers.html"
-_SHOWN_PIXELS = 120
 
 ReadPicture = Callable[[Prediction], np.ndarray | None]
 """From a prediction to the picture that the model saw, uint8 [H, W, 3], or None."""
@@ -50,22 +48,6 @@ def picture_reader(folder: str | Path) -> ReadPicture:
     return read
 
 
-def choose_wrong(predictions: Iterable[Prediction], most: int) -> list[Prediction]:
-    """Chooses wrong answers of one model under one condition.
-
-    Those that the model was surest of come first; without confidences a hash of the
-    example decides.
-
-    Args:
-        predictions: of one model, seed and condition.
-        most: how many are chosen.
-    """
-    wrong = [one for one in predictions if not one.correct]
-    return sorted(
-        wrong, key=lambda one: (-(one.confidence or 0.0), unit_hash(one.example))
-    )[:most]
-
-
 def write_wrong_answers(
     path: str | Path,
     predictions: Sequence[Prediction],
@@ -92,13 +74,15 @@ def write_wrong_answers(
         for condition, seeds in conditions.items():
             seed = min(seeds)
             answers = [
-                {
-                    "example": one.example,
-                    "label": one.label,
-                    "prediction": one.prediction,
-                    "confidence": one.confidence,
-                    "picture": _shown(read_picture(one)),
-                }
+                ShownAnswer(
+                    example=one.example,
+                    label=one.label,
+                    prediction=one.prediction,
+                    confidence=one.confidence,
+                    text="",
+                    picture=picture_uri(read_picture(one)),
+                    sound="",
+                )
                 for one in choose_wrong(seeds[seed], most)
             ]
             models.setdefault(model, []).append(
@@ -120,11 +104,3 @@ def write_wrong_answers(
         "its confidence, the example.",
         models=models,
     )
-
-
-def _shown(picture: np.ndarray | None) -> str:
-    """An address of the picture; "" without one."""
-    if picture is None:
-        return ""
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    return data_uri(encode_png(shrink(image, _SHOWN_PIXELS)))

@@ -1,0 +1,125 @@
+"""What a model answers to samples, beside what is right."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.data.sources.sample_schema import Media, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One held-out sample and the model's answer.
+
+    Attributes:
+        example: file and line, or the name of the file.
+        label: what is right.
+        prediction: what the model says.
+        correct: whether that is right; of scores, whether the sign is.
+        confidence: probability of the prediction, or None.
+        error: what wrong answers are ordered by, the largest first.
+        text: that was read with it.
+        media: by modality, its files.
+    """
+
+    example: str
+    label: str
+    prediction: str
+    correct: bool
+    confidence: float | None
+    error: float
+    text: str
+    media: dict[str, Media]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields as JSON values."""
+        fields = dataclasses.asdict(self)
+        fields["media"] = {
+            m: [str(x.file.absolute()), x.offset, x.size, x.member]
+            for m, x in self.media.items()
+        }
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Answer":
+        """The reverse of `to_json`."""
+        media = {
+            m: Media(Path(file), offset, size, member)
+            for m, (file, offset, size, member) in fields["media"].items()
+        }
+        return cls(**{**fields, "media": media})
+
+
+def answers_of(
+    kind: str,
+    samples: Sequence[Sample],
+    outputs: np.ndarray,
+    class_names: Sequence[str],
+) -> list[Answer]:
+    """What `meta_opt.predictor.backend.Backend.outputs` means.
+
+    Args:
+        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
+        samples: B, with what is right.
+        outputs: of the model, [B, ...].
+        class_names: K, of a classification.
+    """
+    labels: Sequence[str]
+    confidences: list[float | None] = [None] * len(samples)
+    if kind == "classify":
+        labels = [str(s.fields.label) for s in samples]
+        probabilities = softmax(outputs)
+        predictions = [class_names[i] for i in np.argmax(outputs, axis=-1)]
+        correct = [a == b for a, b in zip(labels, predictions, strict=True)]
+        confidences = [float(x) for x in probabilities.max(axis=-1)]
+        errors = [float(x) for x in probabilities.max(axis=-1)]
+    elif kind == "score":
+        scores = [float(s.fields.score or 0.0) for s in samples]
+        labels = [f"{x:.4g}" for x in scores]
+        predictions = [f"{x:.4g}" for x in outputs]
+        errors = [abs(a - float(b)) for a, b in zip(scores, outputs, strict=True)]
+        correct = [False] * len(samples)
+    elif kind == "retrieve":
+        labels = [s.fields.reads for s in samples]
+        similarity = outputs[:, 0] @ outputs[:, 1].T
+        nearest = np.argmax(similarity, axis=1)
+        predictions = [labels[i] for i in nearest]
+        correct = [a == b for a, b in zip(labels, predictions, strict=True)]
+        confidences = [float(similarity[i, n]) for i, n in enumerate(nearest)]
+        errors = [
+            float(similarity[i, n] - similarity[i, i]) for i, n in enumerate(nearest)
+        ]
+    else:
+        labels = [s.fields.target[0] for s in samples]
+        predictions = list(map(str, outputs))
+        correct = [
+            p.strip().casefold() in {t.strip().casefold() for t in s.fields.target}
+            for p, s in zip(predictions, samples, strict=True)
+        ]
+        errors = [0.0] * len(samples)
+    return [
+        Answer(
+            example=sample.name,
+            label=labels[i],
+            prediction=predictions[i],
+            correct=correct[i],
+            confidence=confidences[i],
+            error=errors[i],
+            text="" if kind == "retrieve" else sample.fields.reads,
+            media=dict(sample.media),
+        )
+        for i, sample in enumerate(samples)
+    ]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits [B, K].
+
+    >>> softmax(np.zeros((1, 2)))
+    array([[0.5, 0.5]])
+    """
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

@@ -1,0 +1,311 @@
+"""Trained models behind one face: samples to answers."""
+
+import dataclasses
+import os
+import shutil
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from meta_opt.data.preprocessing.images import decode
+from meta_opt.data.preprocessing.pictures import (
+    MAX_PIXELS,
+    Unreadable,
+    UnreadableFilesError,
+)
+from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.data.sources.sample_task import load_samples
+from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_outputs
+from meta_opt.evaluators.retrieval import evaluate_retrieval
+from meta_opt.inference import GenerativeModel, load_exported
+from meta_opt.metrics.answers import answer_metrics
+from meta_opt.metrics.regression import sentiment_metrics
+from meta_opt.models.multimodal import Multimodal
+from meta_opt.predictor.columns import Columns
+from meta_opt.types import PyTree
+from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.multimodal_export import (
+    read_multimodal,
+    read_settings,
+    write_multimodal,
+)
+from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, InputsConfig
+from meta_opt.workloads.multimodal_model import MultimodalModelConfig
+
+MODEL = "model"
+"""Name of the model's file or folder in that of a predictor."""
+
+
+class Evaluated(NamedTuple):
+    """Metrics of samples.
+
+    Attributes:
+        metrics: by name.
+        examples: samples that could be read, which they are of.
+    """
+
+    metrics: dict[str, float]
+    examples: int
+
+
+class Backend(Protocol):
+    """A trained model.
+
+    Attributes:
+        name: of this kind of model, one of `BACKENDS`.
+        kind: what it gives, one of `meta_opt.data.samples.KINDS`.
+    """
+
+    name: str
+    kind: str
+
+    def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
+        """What the model gives for samples whose targets are not read.
+
+        Args:
+            samples: B of them.
+            what: ``summary`` for vectors; "" for what is asked for.
+
+        Returns:
+            Logits [B, K] of classes, scores [B], unit vectors [B, 2, D] of pairs, or B
+            texts; vectors [B, D].
+
+        Raises:
+            ValueError: a file that cannot be read, which is named.
+        """
+
+    def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
+        """Metrics; samples with a file that cannot be read are left out."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the model into a folder."""
+
+
+class MultimodalBackend:
+    """Pretrained encoders and what is put on them.
+
+    Args:
+        model: trained.
+        columns: of the user's data.
+        inputs: how samples become arrays.
+        config: of the model.
+        class_names: K, of a classification.
+        reader: of the inputs; None to make one.
+    """
+
+    name = "multimodal"
+
+    def __init__(
+        self,
+        model: Multimodal,
+        columns: Columns,
+        inputs: InputsConfig,
+        config: MultimodalModelConfig,
+        class_names: tuple[str, ...],
+        reader: InputReader | None = None,
+    ) -> None:
+        self.kind, self._columns = columns.kind, columns
+        self._modalities, self._names = columns.modalities, class_names
+        self._model, self._inputs, self._config = model, inputs, config
+        self._reader = reader or InputReader(inputs, self.kind, self._modalities)
+
+    def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
+        """See `Backend.outputs`."""
+        try:
+            arrays = self._load(samples, None, Unreadable(0), "samples").arrays
+        except UnreadableFilesError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"a file cannot be read: {reason}") from None
+        return self.outputs_of(self._reader(arrays, asked=False), what)
+
+    def outputs_of(self, arrays: dict[str, PyTree], what: str = "") -> np.ndarray:
+        """`outputs`, of arrays as the reader makes them."""
+        kind = what or self.kind
+        found = multimodal_outputs(
+            self._model,
+            kind,
+            self._modalities,
+            arrays,
+            max_tokens=self._inputs.caption_length,
+        )
+        if kind == "score":
+            return found * self._columns.scale + self._columns.center
+        if kind == "caption":
+            return np.asarray(self._reader.tokenizer.decode(found), dtype=object)
+        return found
+
+    def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
+        """See `Backend.evaluate`."""
+        loaded = self._load(samples, self.kind, Unreadable(len(samples)), name)
+        if not loaded.kept:
+            return Evaluated({}, 0)
+        arrays = self._reader(loaded.arrays)
+        return Evaluated(
+            self.evaluate_arrays(arrays, tuple(loaded.arrays.caption)),
+            len(loaded.kept),
+        )
+
+    def evaluate_arrays(
+        self,
+        arrays: dict[str, PyTree],
+        captions: tuple[str, ...] = (),
+        write: bool = True,
+    ) -> dict[str, float]:
+        """Metrics of arrays as the reader makes them, scores in their own unit."""
+        if self.kind == "score":
+            scores, found = arrays["score"], self.outputs_of(arrays)
+            squared = float(np.mean((scores - found) ** 2))
+            return {"loss": squared, **sentiment_metrics(scores, found)}
+        return multimodal_evaluation(
+            self.kind,
+            self._modalities,
+            arrays,
+            captions,
+            self._reader.tokenizer,
+            write=write,
+        )(self._model)
+
+    def save(self, folder: Path) -> None:
+        """See `Backend.save`."""
+        # Writing folds adapters into the kernels.
+        copy = nnx.clone(self._model)
+        export = ExportConfig(os.fspath(folder / MODEL))
+        write_multimodal(export, copy, self._inputs, self._config, self._names)
+
+    @classmethod
+    def load(cls, folder: Path, columns: Columns, data_dir: str) -> "MultimodalBackend":
+        """Reads what `save` wrote; ``data_dir``: see `Predictor.load`."""
+        path = folder / MODEL
+        inputs, config, settings = read_settings(path)
+        if data_dir:
+            inputs = dataclasses.replace(inputs, data_dir=data_dir)
+        names = tuple(settings["class_names"])
+        reader = InputReader(inputs, columns.kind, columns.modalities)
+        bare = Inputs(
+            kind=reader.kind,
+            modalities=reader.modalities,
+            splits={},
+            encoders=reader.encoders,
+            class_names=names,
+            captions={},
+            tokenizer=reader.tokenizer,
+            missing={},
+            skipped={},
+        )
+        model = read_multimodal(path, bare)
+        return cls(model, columns, inputs, config, names, reader)
+
+    def _load(
+        self,
+        samples: Sequence[Sample],
+        kind: str | None,
+        unreadable: Unreadable,
+        name: str,
+    ) -> Any:
+        return load_samples(
+            samples,
+            kind,
+            self._modalities,
+            self._names,
+            self._inputs.image_size,
+            unreadable,
+            name,
+        )
+
+
+class VisionTextBackend:
+    """A CLIP, SigLIP or PaliGemma model, or one of ours, as a run exported it.
+
+    Args:
+        kind: ``retrieve`` of a contrastive model, ``caption`` of a generative one.
+        path: of the export.
+        temporary: a folder that is removed when the model is no longer used; None for
+            none.
+    """
+
+    name = "vision_text"
+
+    def __init__(self, kind: str, path: Path, temporary: Path | None = None) -> None:
+        self.kind, self._path = kind, path
+        if temporary is not None:
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        self._model = load_exported(path)
+
+    def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
+        """See `Backend.outputs`; what a generative model writes has no vectors."""
+        if isinstance(self._model, GenerativeModel):
+            if what:
+                raise ValueError("a model that writes texts gives no vectors")
+            return np.asarray(self._answers(samples), dtype=object)
+        texts = [sample.fields.reads for sample in samples]
+        pictures = [_opened(sample) for sample in samples]
+        return np.stack(self._model.embed(pictures, texts), axis=1)
+
+    def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
+        """See `Backend.evaluate`."""
+        readable = self.readable(samples)
+        if not readable:
+            return Evaluated({}, 0)
+        found = self.outputs(readable)
+        if isinstance(self._model, GenerativeModel):
+            right = [sample.fields.target for sample in readable]
+            return Evaluated(answer_metrics(list(found), right), len(readable))
+        texts = np.asarray([sample.fields.reads for sample in readable])[:, None]
+        metrics = evaluate_retrieval(found[:, 0], found[:, 1], texts)
+        both = (metrics["i2t_r1"] + metrics["t2i_r1"]) / 2
+        return Evaluated({"accuracy": both, **metrics}, len(readable))
+
+    def readable(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those whose pictures can be read."""
+        found = []
+        for sample in samples:
+            try:
+                _opened(sample)
+            except ValueError:
+                continue
+            found.append(sample)
+        return found
+
+    def save(self, folder: Path) -> None:
+        """See `Backend.save`."""
+        if self._path.is_dir():
+            shutil.copytree(self._path, folder / MODEL, dirs_exist_ok=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self._path.parent.glob(f"{self._path.name}.*"):
+            shutil.copyfile(file, folder / f"{MODEL}{file.suffix}")
+
+    @classmethod
+    def load(cls, folder: Path, columns: Columns, data_dir: str) -> "VisionTextBackend":
+        """Reads what `save` wrote; ``data_dir`` is not needed."""
+        del data_dir
+        return cls(columns.kind, folder / MODEL)
+
+    def _answers(self, samples: Sequence[Sample]) -> list[str]:
+        assert isinstance(self._model, GenerativeModel)
+        prompts = [sample.fields.reads or DEFAULT_PROMPT for sample in samples]
+        return self._model.answer([_opened(sample) for sample in samples], prompts)
+
+
+DEFAULT_PROMPT = "caption en"
+"""What a generative model is asked about a picture that comes without a text."""
+
+BACKENDS: Mapping[str, Any] = {
+    one.name: one for one in (MultimodalBackend, VisionTextBackend)
+}
+"""By the name that a predictor's file has for them."""
+
+
+def _opened(sample: Sample) -> Image.Image:
+    if "image" not in sample.media:
+        raise ValueError(f"{sample.where}: no picture, which the model reads")
+    media = sample.media["image"]
+    try:
+        return decode(media.read(), MAX_PIXELS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{media.name} cannot be read: {error}") from None

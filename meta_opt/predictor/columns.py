@@ -1,0 +1,331 @@
+"""Which columns a model reads, and which one it is to give."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meta_opt.data.records import SPLITS
+from meta_opt.data.sources.sample_schema import MEDIA, Media
+from meta_opt.data.sources.webdataset import MEDIA_ENDINGS
+from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.table import Row, Table
+from meta_opt.types import near_match
+
+TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", "y")
+"""Names of columns that are taken for the target, the first that there is."""
+_CLASS_NAMES = ("label", "class", "category")
+_MOST_CLASSES = 20
+"""Distinct integers that are taken for classes however few samples there are."""
+_LONG = 6
+"""Mean words above which repeated texts are no categories."""
+_PATHS = 0.9
+"""Share of a column's values that must name files of one kind."""
+_SOME = 20
+"""Values from which on a column of identifiers is known for one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The columns of a table by what they are for.
+
+    Attributes:
+        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
+        media: by modality, the column of its files.
+        text: columns that are read as text, in order.
+        target: the column that is asked for; "" for pairs that are to be found.
+        labels: of classes, whether they are ``text``, ``integer`` or ``truth``.
+        split: the column that says ``train``, ``validation`` or ``test``; "" for none.
+        center: of scores, what is subtracted before training.
+        scale: of scores, what they are divided by then.
+    """
+
+    kind: str
+    media: Mapping[str, str]
+    text: tuple[str, ...] = ()
+    target: str = ""
+    labels: str = "text"
+    split: str = ""
+    center: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """That are read, in the order of `meta_opt.data.samples.MODALITIES`."""
+        there = {*self.media, *(("text",) if self.text else ())}
+        return tuple(m for m in ("image", "text", "audio", "video") if m in there)
+
+
+def find_columns(
+    table: Table, target: str | None = None
+) -> tuple[Columns, list[Decision]]:
+    """Finds out what is given and what is asked for.
+
+    Files are known by their endings; a target by its name (`TARGETS`), or as the only
+    column of few repeated values. Its values say whether classes, a score or a text is
+    asked for. A picture and a text without a target are a pair that is to be found by
+    each other.
+
+    Args:
+        table: of training samples.
+        target: the target's column; None to find it.
+
+    Raises:
+        ValueError: no target, one that is no column, of two kinds of values or of one
+            class; nothing to read; files that are not there.
+
+    >>> from meta_opt.predictor.table import read_table
+    >>> rows = [{"review": f"it is {x}", "label": x} for x in ("good", "bad") * 8]
+    >>> columns, _ = find_columns(read_table(rows))
+    >>> columns.kind, columns.text, columns.target
+    ('classify', ('review',), 'label')
+    """
+    names = table.columns()
+    values = {n: [r.values[n] for r in table.rows if n in r.values] for n in names}
+    decisions: list[Decision] = []
+    split = _split_column(values)
+    media = _media_columns(table, {n: v for n, v in values.items() if n != split})
+    files = {name for columns in media.values() for name in columns}
+    left = [n for n in names if n != split and n not in files]
+    found, why = _target_column(table, target, left, values, bool(media))
+    kind, labels = "retrieve", "text"
+    if found:
+        kind, labels, about = _asked(table, found, values[found], bool(media))
+        decisions.append(Decision("target", found, why))
+        decisions.append(Decision("task", kind, about))
+    chosen, ignored = _one_each(media, values)
+    decisions += ignored
+    text, about_texts = _text_columns([n for n in left if n != found], values)
+    decisions += about_texts
+    columns = Columns(kind, chosen, text, found, labels, split)
+    if not columns.modalities:
+        raise ValueError(
+            f"{table.name}: nothing to read beside the target {found!r}: no text and "
+            f"no column of files (columns: {', '.join(names)})"
+        )
+    if not found:
+        if set(columns.modalities) != {"image", "text"}:
+            raise ValueError(
+                f"{table.name}: no target: name its column, target=... (columns: "
+                f"{', '.join(names)}), or give pictures and texts that are to be found "
+                "by each other"
+            )
+        decisions.insert(0, Decision("task", "retrieve", why))
+    counts = {m: _count(table.rows, columns, m) for m in columns.modalities}
+    about = ", ".join(f"{m} in {n} of {len(table.rows)}" for m, n in counts.items())
+    decisions.append(Decision("modalities", list(columns.modalities), about))
+    return columns, decisions
+
+
+def _count(rows: Sequence[Row], columns: Columns, modality: str) -> int:
+    names = columns.text if modality == "text" else (columns.media[modality],)
+    return sum(any(name in row.values for name in names) for row in rows)
+
+
+def _split_column(values: Mapping[str, Sequence[Any]]) -> str:
+    given = values.get("split", ())
+    return "split" if given and all(x in SPLITS for x in given) else ""
+
+
+def _media_columns(
+    table: Table, values: Mapping[str, Sequence[Any]]
+) -> dict[str, list[str]]:
+    """Columns of files by modality.
+
+    Raises:
+        ValueError: a column of paths of which none is there.
+    """
+    found: dict[str, list[str]] = {}
+    for name, given in values.items():
+        kinds = collections.Counter(_media_kind(name, x) for x in given)
+        kind, count = kinds.most_common(1)[0] if kinds else ("", 0)
+        if not kind or count < _PATHS * len(given):
+            continue
+        files = [x for x in given if isinstance(x, str)]
+        if files and not any((table.folder / x).is_file() for x in files):
+            raise ValueError(
+                f"{table.name}: none of the {len(files)} files of the column {name!r} "
+                f"is there, such as {files[0]}; paths are relative to "
+                f"{table.folder.absolute()}"
+            )
+        found.setdefault(kind, []).append(name)
+    return found
+
+
+def _media_kind(name: str, value: Any) -> str:
+    """The modality of a file that a value names; "" where it names none."""
+    if isinstance(value, Media):
+        return name
+    if not isinstance(value, str) or "\n" in value:
+        return ""
+    kind = MEDIA_ENDINGS.get(Path(value).suffix.lower(), "")
+    # The one ending that two kinds have.
+    return "video" if kind == "image" and name == "video" else kind
+
+
+def _one_each(
+    media: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, str], list[Decision]]:
+    """One column a modality: that of its name, or the one with most files."""
+    chosen, decisions = {}, []
+    for kind, names in media.items():
+        best = max(names, key=lambda n: (n == kind, len(values[n]), -names.index(n)))
+        chosen[kind] = best
+        if others := [n for n in names if n != best]:
+            reason = (
+                f"a model reads one {kind} a sample; {best!r} has {len(values[best])} "
+                f"files, {', '.join(map(repr, others))} left out"
+            )
+            decisions.append(Decision(f"{kind}_column", best, reason))
+    return {m: chosen[m] for m in MEDIA if m in chosen}, decisions
+
+
+def _target_column(
+    table: Table,
+    target: str | None,
+    left: Sequence[str],
+    values: Mapping[str, Sequence[Any]],
+    media: bool,
+) -> tuple[str, str]:
+    """The target's column, "" for none, and why it is that."""
+    if target is not None:
+        if target not in values:
+            raise ValueError(
+                f"{table.name} has no column {target!r}{near_match(target, values)} "
+                f"(columns: {', '.join(values)})"
+            )
+        if target not in left:
+            raise ValueError(
+                f"{table.name}: the target {target!r} has files or splits; it must "
+                "have classes, numbers or texts"
+            )
+        return target, "as given"
+    by_name = {name.casefold(): name for name in reversed(left)}
+    for name in TARGETS:
+        if name in by_name:
+            return by_name[name], f"by its name; the first of {', '.join(TARGETS)}"
+    few = [name for name in left if _is_category(values[name])]
+    if len(few) == 1:
+        return few[0], (
+            f"the only column of few repeated values: {len(set(values[few[0]]))} in "
+            f"{len(values[few[0]])} samples"
+        )
+    if media and not few:
+        return "", "pictures and texts, and no target"
+    several = f" ({', '.join(map(repr, few))} might be it)" if few else ""
+    raise ValueError(
+        f"{table.name}: no target{several}: name its column, target=... (columns: "
+        f"{', '.join(values)})"
+    )
+
+
+def _is_category(values: Sequence[Any]) -> bool:
+    """Whether few values are repeated, as names of classes are."""
+    if any(isinstance(x, list | float | Media) for x in values):
+        return False
+    distinct = len(set(map(str, values)))
+    return 1 < distinct <= max(2, len(values) // 4) and _mean_words(values) <= _LONG
+
+
+def _mean_words(values: Sequence[Any]) -> float:
+    return sum(len(str(x).split()) for x in values) / max(len(values), 1)
+
+
+def _asked(
+    table: Table, name: str, values: Sequence[Any], media: bool
+) -> tuple[str, str, str]:
+    """What a target asks for, of which type classes are, and why."""
+    groups: dict[str, list[Any]] = {}
+    for value in values:
+        groups.setdefault(_type_of(value), []).append(value)
+    if groups.keys() == {"integer", "number"}:
+        groups = {"number": list(values)}
+    if len(groups) > 1:
+        first = {
+            kind: next(
+                (r.where, r.values[name])
+                for r in table.rows
+                if name in r.values and _type_of(r.values[name]) == kind
+            )
+            for kind in groups
+        }
+        listed = ", ".join(
+            f"{len(x)} of type {kind}, such as {first[kind][1]!r} ({first[kind][0]})"
+            for kind, x in groups.items()
+        )
+        raise ValueError(
+            f"{table.name}: the target {name!r} has values of two kinds: {listed}; "
+            "make them one"
+        )
+    (kind,) = groups
+    distinct = len({str(x) for x in values})
+    about = f"{len(values)} values of which {distinct} are distinct, of type {kind}"
+    if kind == "texts":
+        return "caption", "text", f"{about}: a text is to be written"
+    if distinct == 1:
+        raise ValueError(
+            f"{table.name}: all {len(values)} samples have the one class or value "
+            f"{values[0]!r} in {name!r}; there is nothing to tell apart"
+        )
+    named = name.casefold() in _CLASS_NAMES
+    if kind == "truth":
+        return "classify", "truth", f"{about}: two classes"
+    if kind in ("integer", "number"):
+        whole = all(float(x).is_integer() for x in values)
+        few = distinct <= _MOST_CLASSES and 2 * distinct <= len(values)
+        if whole and (named or (few and name.casefold() not in ("score", "rating"))):
+            return "classify", "integer", f"{about}: classes"
+        return "score", "text", f"{about}: a number is to be predicted"
+    if named or (2 * distinct <= len(values) and _mean_words(values) <= _LONG):
+        return "classify", "text", f"{about}: classes"
+    if media:
+        return "caption", "text", f"{about}: a text is to be written"
+    raise ValueError(
+        f"{table.name}: the target {name!r} has {about}: too many for classes, and "
+        "texts are written about pictures, sounds or clips only"
+    )
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "truth"
+    if isinstance(value, list):
+        return "texts"
+    if isinstance(value, int):
+        return "integer"
+    return "number" if isinstance(value, float) else "text"
+
+
+def _text_columns(
+    names: Sequence[str], values: Mapping[str, Sequence[Any]]
+) -> tuple[tuple[str, ...], list[Decision]]:
+    """Columns that are read as text, without identifiers and files of other kinds."""
+    kept, decisions = [], []
+    for name in names:
+        given = values[name]
+        if _is_identifier(given):
+            reason = (
+                f"each of its {len(given)} values is another one, such as "
+                f"{str(given[0])[:40]!r}: an identifier"
+            )
+            decisions.append(Decision("ignored_column", name, reason))
+        else:
+            kept.append(name)
+    if len(kept) > 1:
+        reason = f"{len(kept)} columns that are no files, one line of the text each"
+        decisions.append(Decision("text_columns", kept, reason))
+    return tuple(kept), decisions
+
+
+def _is_identifier(values: Sequence[Any]) -> bool:
+    if len(values) < _SOME or any(isinstance(x, float | list | bool) for x in values):
+        return False
+    if all(isinstance(x, int) for x in values):
+        steps = {b - a for a, b in itertools.pairwise(values)}
+        return steps == {1}
+    alone = all(len(str(x).split()) == 1 for x in values)
+    digits = sum(any(c.isdigit() for c in str(x)) for x in values)
+    # Single words, such as names of emoji, are texts.
+    return alone and len(set(values)) == len(values) and digits > 0.5 * len(values)

@@ -1,0 +1,182 @@
+"""The command ``meta-opt``: fit, predict, evaluate and report.
+
+meta-opt fit samples.jsonl --out tuned
+meta-opt predict tuned samples.jsonl
+meta-opt evaluate tuned more.jsonl
+meta-opt report tuned report.html
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from meta_opt.predictor.presets import PRESETS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; a user's mistake ends it with one line.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("meta_opt").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    # Here, so that --help does not wait for JAX.
+    from meta_opt.finetuning.interruption import Interrupted
+
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"meta-opt {options.command}: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(f"meta-opt {options.command}: stopped by {interrupted}", file=sys.stderr)
+        return interrupted.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="meta-opt",
+        description="Trains a model on your samples, with nothing to tune.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    fit = add("fit", _fit, "Train on samples and write the predictor into a folder.")
+    fit.add_argument(
+        "data",
+        help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
+    )
+    fit.add_argument(
+        "--out",
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder of the predictor",
+    )
+    fit.add_argument(
+        "--target", help="column that is to be predicted; None: it is found"
+    )
+    fit.add_argument(
+        "--validation",
+        help="held-out samples that choose the model; None: a share of each class",
+    )
+    fit.add_argument(
+        "--test",
+        help="held-out samples that choose nothing; None: a share of each class",
+    )
+    fit.add_argument(
+        "--model", help="CLIP, SigLIP or PaliGemma folder to train; None: the encoders"
+    )
+    fit.add_argument("--preset", default="good", choices=list(PRESETS), help="effort")
+    fit.add_argument(
+        "--time-limit", type=float, help="seconds of the whole call; None: no limit"
+    )
+    fit.add_argument(
+        "--workdir", help="new folder for the logs of the run; None: no logs"
+    )
+    fit.add_argument("--seed", type=int, default=0, help="of initialisation and order")
+    fit.add_argument(
+        "--data-dir",
+        default="",
+        help="folder of pretrained encoders; $META_OPT_DATA_DIR, else ./data",
+    )
+    predict = add(
+        "predict", _predict, "Write the answer to each sample as a JSON line."
+    )
+    predict.add_argument("predictor", help="folder that fit wrote")
+    predict.add_argument("data", help="samples, as fit takes them; without target")
+    predict.add_argument(
+        "--probabilities", action="store_true", help="of each class, too"
+    )
+    evaluate = add("evaluate", _evaluate, "Print metrics on samples with targets.")
+    evaluate.add_argument("predictor", help="folder that fit wrote")
+    evaluate.add_argument("data", help="samples, as fit takes them")
+    report = add(
+        "report", _report, "Write a page about a predictor that opens offline."
+    )
+    report.add_argument("predictor", help="folder that fit wrote")
+    report.add_argument("path", help="HTML file")
+    for command in (predict, evaluate, report):
+        command.add_argument(
+            "--data-dir", default="", help="folder of pretrained encoders"
+        )
+    return parser
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from meta_opt.predictor.fit import fit
+
+    # What cannot be written is better known before training.
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    predictor = fit(
+        options.data,
+        options.target,
+        validation=options.validation,
+        test=options.test,
+        model=options.model,
+        preset=options.preset,
+        time_limit=options.time_limit,
+        workdir=options.workdir,
+        seed=options.seed,
+        data_dir=options.data_dir,
+    )
+    predictor.save(options.out)
+    for decision in predictor.decisions:
+        print(f"  {decision}")
+    for split, metrics in predictor.record.metrics.items():
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"{split}: {listed}")
+    print(f"written: {options.out}")
+
+
+def _loaded(options: argparse.Namespace) -> Any:
+    from meta_opt.predictor.predictor import Predictor
+
+    return Predictor.load(options.predictor, data_dir=options.data_dir)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    predictor = _loaded(options)
+    if options.probabilities:
+        classes = predictor.classes.tolist()
+        for row in predictor.predict_proba(options.data):
+            best = classes[int(row.argmax())]
+            named = dict(zip(map(str, classes), map(float, row), strict=True))
+            print(json.dumps({"prediction": best, "probabilities": named}))
+        return
+    for value in predictor.predict(options.data).tolist():
+        print(json.dumps({"prediction": value}))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    print(json.dumps(_loaded(options).evaluate(options.data), indent=2))
+
+
+def _report(options: argparse.Namespace) -> None:
+    _loaded(options).report(options.path)
+    print(f"written: {options.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What was chosen for the user, and why."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from meta_opt.text_files import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """One choice.
+
+    Attributes:
+        name: what was chosen, such as ``image_size``.
+        value: what it is now, a JSON value.
+        reason: why, with the numbers that it follows from.
+
+    >>> print(Decision("batch_size", 16, "200 examples"))
+    batch_size = 16: 200 examples
+    """
+
+    name: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value}: {self.reason}"
+
+
+def write_decisions(path: str | os.PathLike, decisions: Sequence[Decision]) -> None:
+    """Writes decisions as JSON, whole or not at all."""
+    write_json(path, {"decisions": [dataclasses.asdict(one) for one in decisions]})
+
+
+def read_decisions(path: str | os.PathLike) -> tuple[Decision, ...]:
+    """Reads what `write_decisions` wrote.
+
+    Raises:
+        ValueError: a file that has none.
+        OSError: a file that cannot be read.
+    """
+    found = read_json(path).get("decisions")
+    if not isinstance(found, list):
+        raise ValueError(f"{path} has no decisions")
+    return tuple(Decision(x["name"], x["value"], x["reason"]) for x in found)

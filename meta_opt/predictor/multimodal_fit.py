@@ -1,0 +1,197 @@
+"""Fits a model of the pretrained encoders that are prepared here."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_opt.data.preprocessing.pictures import Unreadable, UnreadableFilesError
+from meta_opt.data.sources.sample_task import LoadedSamples, load_samples
+from meta_opt.predictor.answers import answers_of
+from meta_opt.predictor.backend import MultimodalBackend
+from meta_opt.predictor.columns import Columns
+from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.fitted import Fitted, Fitting
+from meta_opt.predictor.plan import make_plan
+from meta_opt.predictor.training import train
+from meta_opt.workloads.multimodal import multimodal_workload
+from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, inputs_of
+from meta_opt.workloads.multimodal_model import build_multimodal
+
+_log = logging.getLogger(__name__)
+
+_MAX_UNREADABLE = 0.2
+"""Share of the samples whose files may be unreadable."""
+
+
+def fit_multimodal(
+    fitting: Fitting, encoders: Mapping[str, str], data_dir: str = ""
+) -> Fitted:
+    """Plans, reads, trains and tests.
+
+    Args:
+        fitting: what from.
+        encoders: by modality, names of `meta_opt.models.encoders`.
+        data_dir: the folder of encoders, see `InputsConfig.data_dir`.
+
+    Raises:
+        ValueError: too many files that cannot be read, or a time limit that is too
+            short.
+        MissingDataError: an encoder that is not prepared.
+    """
+    columns, clock = fitting.columns, fitting.clock
+    plan, decisions = make_plan(
+        fitting.parts,
+        columns.kind,
+        columns.modalities,
+        fitting.preset,
+        encoders,
+        data_dir,
+        fitting.seed,
+    )
+    loaded, names, found = _load(fitting, plan.inputs.image_size)
+    decisions += found
+    seconds = {"reading": clock.spent()}
+    _log.info("read %s in %.1f s", fitting.name, clock.spent())
+    reader = InputReader(plan.inputs, columns.kind, columns.modalities)
+    inputs = inputs_of(reader, {split: part.arrays for split, part in loaded.items()})
+    columns, training, found = _standardised(columns, inputs)
+    decisions += found
+    seconds["encoding"] = clock.spent() - sum(seconds.values())
+    _log.info("encoded in %.1f s", seconds["encoding"])
+    module = build_multimodal(plan.model, training, fitting.seed)
+    trained = train(
+        multimodal_workload(module, training, fitting.name),
+        plan.loop,
+        plan.metric,
+        plan.mode,
+        fitting.preset,
+        clock,
+        fitting.run_folder,
+        fitting.progress,
+    )
+    seconds["training"] = clock.spent() - sum(seconds.values())
+    model = module.merge(trained.params, trained.frozen)
+    backend = MultimodalBackend(
+        jax.tree.map(jnp.asarray, model),
+        columns,
+        plan.inputs,
+        plan.model,
+        names,
+        reader,
+    )
+    split = fitting.answered
+    arrays = inputs.splits[split]
+    metrics = {
+        s: backend.evaluate_arrays(x, inputs.captions[s])
+        for s, x in inputs.splits.items()
+        if s != "train"
+    }
+    outputs = backend.outputs_of(arrays)
+    answers = answers_of(columns.kind, loaded[split].kept, outputs, names)
+    without = _without(backend, inputs, split)
+    seconds["testing"] = clock.spent() - sum(seconds.values())
+    return Fitted(
+        backend,
+        columns,
+        names,
+        [*decisions, *trained.decisions],
+        trained,
+        plan.metric,
+        metrics,
+        answers,
+        without,
+        seconds,
+    )
+
+
+def _load(
+    fitting: Fitting, side: int
+) -> tuple[dict[str, LoadedSamples], tuple[str, ...], list[Decision]]:
+    """Reads all files, and says how many cannot be read."""
+    parts, columns, name = fitting.parts, fitting.columns, fitting.name
+    labels = {s.fields.label for s in parts["train"]}
+    names = tuple(sorted(str(x) for x in labels if x is not None))
+    total = sum(map(len, parts.values()))
+    unreadable = Unreadable(int(_MAX_UNREADABLE * total))
+    try:
+        loaded = {
+            split: load_samples(
+                part, columns.kind, columns.modalities, names, side, unreadable, split
+            )
+            for split, part in parts.items()
+        }
+    except UnreadableFilesError:
+        first, reason = next(iter(unreadable.reasons.items()))
+        raise ValueError(
+            f"{name}: more than {_MAX_UNREADABLE:.0%} of {total} samples have a file "
+            f"that cannot be read, such as {first} ({reason})"
+        ) from None
+    decisions = []
+    if count := len(unreadable.reasons):
+        first, reason = next(iter(unreadable.reasons.items()))
+        about = (
+            f"of {total} samples, such as {first} ({reason}); at most "
+            f"{_MAX_UNREADABLE:.0%} may be"
+        )
+        decisions.append(Decision("unreadable_left_out", count, about))
+    for split, part in loaded.items():
+        if not part.kept:
+            raise ValueError(f"{name}: no sample of {split} can be read")
+    if columns.kind == "classify":
+        there = np.bincount(loaded["train"].arrays.label, minlength=len(names))
+        if lost := [n for n, c in zip(names, there, strict=True) if not c]:
+            raise ValueError(
+                f"{name}: no training sample can be read of the classes "
+                f"{', '.join(lost)}"
+            )
+    return loaded, names, decisions
+
+
+def _standardised(
+    columns: Columns, inputs: Inputs
+) -> tuple[Columns, Inputs, list[Decision]]:
+    """Scores as they are trained on: of unit size, and about 0.
+
+    Where both signs occur, which may mean something, 0 stays 0.
+    """
+    if columns.kind != "score":
+        return columns, inputs, []
+    scores = inputs.splits["train"]["score"].astype(np.float64)
+    signed = scores.min() < 0 < scores.max()
+    center = 0.0 if signed else float(scores.mean())
+    scale = float(np.sqrt(np.mean((scores - center) ** 2))) or 1.0
+    about = (
+        f"{len(scores)} training scores from {scores.min():.4g} to {scores.max():.4g}"
+        + (", of both signs" if signed else "")
+    )
+    found = [
+        Decision("score_center", center, about),
+        Decision("score_scale", scale, f"{about}; their root mean square about that"),
+    ]
+    scaled = {
+        split: arrays | {"score": ((arrays["score"] - center) / scale)}
+        for split, arrays in inputs.splits.items()
+    }
+    columns = dataclasses.replace(columns, center=center, scale=scale)
+    return columns, inputs._replace(splits=scaled), found
+
+
+def _without(
+    backend: MultimodalBackend, inputs: Inputs, split: str
+) -> dict[str, dict[str, float]]:
+    """Metrics where one modality is left out; of pairs, both are needed."""
+    if len(inputs.modalities) < 2 or inputs.kind == "retrieve":
+        return {}
+    found = {}
+    arrays = inputs.splits[split]
+    for modality in inputs.modalities:
+        name = f"{modality}_present"
+        masked = arrays | {name: np.zeros_like(arrays[name])}
+        found[modality] = backend.evaluate_arrays(
+            masked, inputs.captions[split], write=False
+        )
+    return found

@@ -1,0 +1,302 @@
+"""Encoders, sizes, what is trained and for how long, from the samples."""
+
+import dataclasses
+import io
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from PIL import Image
+
+from meta_opt.data import data_dir as default_data_dir
+from meta_opt.data.catalog.encoder_weights import encoder_folder
+from meta_opt.data.preprocessing.audio_files import read_clip
+from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.tokenizer import load_tokenizer
+from meta_opt.data.preprocessing.whisper_mel import RATE
+from meta_opt.data.sources.sample_schema import Media, Sample
+from meta_opt.finetuning.length import with_length
+from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.recovery import RecoveryConfig
+from meta_opt.models.fusion import FusionConfig
+from meta_opt.models.lora import LoRAConfig
+from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.presets import Preset
+from meta_opt.workloads.multimodal_inputs import InputsConfig
+from meta_opt.workloads.multimodal_model import ADAPTED, MultimodalModelConfig
+
+ENCODERS = {"image": "efficientnet_lite0", "text": "minilm", "audio": "whisper_tiny"}
+"""By modality; clips are read by that of pictures."""
+METRICS = {
+    "classify": ("accuracy", "max"),
+    "score": ("loss", "min"),
+    "retrieve": ("accuracy", "max"),
+    "caption": ("loss", "min"),
+}
+"""By what is asked for: the validation metric that chooses, and which way is better."""
+_LOOKED_AT = 64
+"""Files and texts from which sizes are found."""
+_LONG_ENOUGH = 0.95
+"""Share of texts and sounds that are read whole."""
+_LEAST_SIDE, _SIDE_STEP = 96, 32
+_PICTURE_BYTES = 2e9
+"""That pictures may take in memory."""
+_HEAD_ONLY = 60
+"""Training samples below which the encoders do not train."""
+_ADAPTERS = 2000
+_EVERYTHING = 50_000
+"""Training samples from which on an accelerator trains adapters, or all, of the
+encoders; on CPUs the whole encoders in every step take too long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a model is made.
+
+    Attributes:
+        inputs: how samples become arrays.
+        model: what is put on the encoders, and what trains.
+        loop: how long.
+        metric: of the validation that chooses.
+        mode: whether a better one is ``min`` or ``max``.
+    """
+
+    inputs: InputsConfig
+    model: MultimodalModelConfig
+    loop: LoopConfig
+    metric: str
+    mode: str
+
+
+def make_plan(
+    samples: Mapping[str, Sequence[Sample]],
+    kind: str,
+    modalities: Sequence[str],
+    preset: Preset,
+    encoders: Mapping[str, str] = MappingProxyType(ENCODERS),
+    data_dir: str = "",
+    seed: int = 0,
+) -> tuple[Plan, list[Decision]]:
+    """Chooses how a model is made.
+
+    Args:
+        samples: by split.
+        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
+        modalities: that are read.
+        preset: how much is spent.
+        encoders: by modality, names of `meta_opt.models.encoders`.
+        data_dir: the folder of encoders, see `InputsConfig.data_dir`.
+        seed: of the run.
+
+    Raises:
+        MissingDataError: an encoder that is not prepared.
+    """
+    train = samples["train"]
+    decisions: list[Decision] = []
+
+    def choose(name: str, value: object, reason: str) -> None:
+        decisions.append(Decision(name, value, reason))
+
+    needed = {"image" if m == "video" else m for m in modalities}
+    used = {m: name for m, name in encoders.items() if m in needed}
+    choose("encoders", used, f"for {', '.join(modalities)}")
+    root = data_dir or default_data_dir()
+    texts = encoder_folder(used["text"], root) if "text" in used else None
+    sizes = _sizes(samples, kind, modalities, preset, texts, choose)
+    loop = choose_loop(len(train), preset, seed, choose)
+    trainable, layers = _trainable(len(train), jax.default_backend(), choose)
+    metric, mode = METRICS[kind]
+    choose("metric", metric, f"of validation; a task to {kind}")
+    inputs = InputsConfig(
+        task="samples.jsonl",
+        data_dir=data_dir,
+        encoders=used,
+        trainable_layers=dict.fromkeys(used, layers) if layers else {},
+        # Frames of 20 ms below the layers that train.
+        pool_size={"audio": 4} if layers and "audio" in used else {},
+        **sizes,
+    )
+    model = MultimodalModelConfig(
+        FusionConfig(
+            width=preset.fusion_width,
+            mlp_width=4 * preset.fusion_width,
+            remat="none",
+        ),
+        trainable=trainable,
+        lora=LoRAConfig(ADAPTED, alpha=8.0),
+    )
+    return Plan(inputs, model, loop, metric, mode), decisions
+
+
+def choose_loop(
+    examples: int, preset: Preset, seed: int, choose: Callable[..., None]
+) -> LoopConfig:
+    """Chooses batch size and number of steps.
+
+    Args:
+        examples: to train on.
+        preset: how many passes, and between how many steps.
+        seed: of the run.
+        choose: gets name, value and reason of each choice.
+    """
+    batch_size = with_length(LoopConfig(), examples).batch_size
+    choose("batch_size", batch_size, f"{examples} training samples")
+    least, most = preset.steps
+    wanted = math.ceil(preset.epochs * examples / batch_size)
+    num_steps = min(max(wanted, least), most)
+    reason = f"{preset.epochs} passes over {examples} samples"
+    if num_steps != wanted:
+        reason += f" would be {wanted}, and the preset takes {least} to {most}"
+    choose("num_steps", num_steps, reason)
+    return loop_of(num_steps, batch_size, preset, seed)
+
+
+def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopConfig:
+    """The loop's settings for a length."""
+    every = max(1, math.ceil(num_steps / preset.evaluations))
+    return LoopConfig(
+        num_steps,
+        batch_size,
+        seed=seed,
+        eval_every=every,
+        log_every=every,
+        checkpoint_every=num_steps,
+        keep_latest=1,
+        keep_best=0,
+        recovery=RecoveryConfig(enabled=True),
+    )
+
+
+def _trainable(
+    examples: int, backend: str, choose: Callable[..., None]
+) -> tuple[str, int]:
+    """What trains of the encoders, and how many last layers; 0: of all."""
+    on = f"{examples} training samples on {backend}"
+    if examples < _HEAD_ONLY:
+        choose(
+            "trained",
+            "head",
+            f"{on}, fewer than {_HEAD_ONLY}: projections, fusion and head alone",
+        )
+        return "head", 1
+    if backend == "cpu" or examples < _ADAPTERS:
+        choose(
+            "trained",
+            "last layers",
+            f"{on}: the last layer of each encoder, fusion and head; what is below is "
+            "computed once for each sample",
+        )
+        return "all", 1
+    if examples < _EVERYTHING:
+        choose("trained", "lora", f"{on}, from {_ADAPTERS}: adapters on all layers")
+        return "lora", 0
+    choose("trained", "all", f"{on}, from {_EVERYTHING}: all parameters")
+    return "all", 0
+
+
+def _sizes(
+    samples: Mapping[str, Sequence[Sample]],
+    kind: str,
+    modalities: Sequence[str],
+    preset: Preset,
+    text_encoder: Path | None,
+    choose: Callable[..., None],
+) -> dict[str, Any]:
+    train = samples["train"]
+    found: dict[str, Any] = {}
+    if {"image", "video"} & set(modalities):
+        count = sum(
+            len(x.media.keys() & {"image"}) + 8 * len(x.media.keys() & {"video"})
+            for part in samples.values()
+            for x in part
+        )
+        found["image_size"] = _image_size(train, count, preset, choose)
+    if text_encoder is not None:
+        texts = _spread([x.fields.reads for x in train if x.fields.reads])
+        lengths = [len(ids) for ids in FolderTokenizer(text_encoder, 0).pieces(texts)]
+        # The tokens that begin and end a text.
+        found["text_length"] = _length(
+            "text_length", [n + 2 for n in lengths], preset.text_length, choose
+        )
+    if "audio" in modalities:
+        seconds = _seconds([x.media["audio"] for x in train if "audio" in x.media])
+        longest = _quantile(seconds) if seconds else 1.0
+        # Whole blocks of 80 ms, which are averaged.
+        chosen = math.ceil(min(max(longest, 0.8), preset.audio_seconds) / 0.8) * 0.8
+        found["audio_seconds"] = round(min(chosen, 29.6), 1)
+        choose(
+            "audio_seconds",
+            found["audio_seconds"],
+            f"{_LONG_ENOUGH:.0%} of {len(seconds)} sounds are at most {longest:.1f} s "
+            f"long; the preset takes at most {preset.audio_seconds:g} s",
+        )
+    if kind == "caption":
+        tokenizer = load_tokenizer()
+        targets = _spread([x.fields.target[0] for x in train])
+        tokens = [int((row != 0).sum()) for row in tokenizer.encode(targets, 64)]
+        found["caption_length"] = _length("caption_length", tokens, 64, choose)
+    return found
+
+
+def _length(
+    name: str, lengths: Sequence[int], most: int, choose: Callable[..., None]
+) -> int:
+    needed = math.ceil(_quantile(lengths)) if lengths else 8
+    chosen = min(max(8, 8 * math.ceil(needed / 8)), most)
+    choose(
+        name,
+        chosen,
+        f"{_LONG_ENOUGH:.0%} of {len(lengths)} texts have at most {needed} tokens; at "
+        f"most {most}",
+    )
+    return chosen
+
+
+def _image_size(
+    train: Sequence[Sample], count: int, preset: Preset, choose: Callable[..., None]
+) -> int:
+    media = [x.media[m] for x in train for m in ("image", "video") if m in x.media]
+    sides = []
+    for one in _spread(media):
+        try:
+            with Image.open(io.BytesIO(one.read())) as image:
+                sides.append(max(image.size))
+        # A decoder raises anything on a damaged file; reading counts it.
+        except Exception:
+            continue
+    median = statistics.median(sides) if sides else preset.image_size
+    memory = math.floor(math.sqrt(_PICTURE_BYTES / (3 * max(count, 1))))
+    wanted = min(max(median, _LEAST_SIDE), preset.image_size, memory)
+    size = max(_SIDE_STEP, int(wanted) // _SIDE_STEP * _SIDE_STEP)
+    choose(
+        "image_size",
+        size,
+        f"{len(sides)} pictures have a median longer side of {median:.0f} pixels; the "
+        f"preset takes at most {preset.image_size}, memory for {count} pictures "
+        f"{memory}",
+    )
+    return size
+
+
+def _seconds(media: Sequence[Media]) -> list[float]:
+    found = []
+    for one in _spread(media):
+        try:
+            found.append(len(read_clip(one.read(), RATE, 30.0)) / RATE)
+        except OSError:  # Reading counts it.
+            continue
+    return found
+
+
+def _spread(items: Sequence) -> list:
+    """At most `_LOOKED_AT` of them, evenly from first to last."""
+    step = max(1, math.ceil(len(items) / _LOOKED_AT))
+    return list(items[::step])
+
+
+def _quantile(values: Sequence[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(_LONG_ENOUGH * len(values)))]

@@ -1,0 +1,289 @@
+"""A trained model with all that it needs to answer to a user's samples."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.predictor.answers import Answer, softmax
+from meta_opt.predictor.backend import BACKENDS, Backend
+from meta_opt.predictor.columns import Columns
+from meta_opt.predictor.decision import Decision, read_decisions, write_decisions
+from meta_opt.predictor.rows import class_value, to_samples
+from meta_opt.predictor.table import Data, Table, read_table
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import check_name, from_config
+
+_FORMAT = 1
+_FILE, _DECISIONS = "predictor.json", "decisions.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is remembered of a fit, as JSON values.
+
+    Attributes:
+        source: name of the training data.
+        preset: that was asked for.
+        metric: of validation that chose.
+        metrics: by split, of the model.
+        history: the run's records of metrics.
+        actions: what automatic recovery did.
+        seconds: by part of the fit.
+        answers: to held-out samples.
+        answered: the split that they are of.
+        without: by modality, metrics of that split where it is left out.
+    """
+
+    source: str
+    preset: str
+    metric: str
+    metrics: Mapping[str, Mapping[str, float]]
+    history: Sequence[Mapping[str, Any]] = ()
+    actions: Sequence[Mapping[str, Any]] = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    answers: Sequence[Answer] = ()
+    answered: str = "validation"
+    without: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+
+class Predictor:
+    """Answers to samples; made by `meta_opt.fit` or `load`.
+
+    Args:
+        backend: the trained model.
+        columns: of the user's data.
+        class_names: K, of a classification.
+        decisions: what was chosen, and why.
+        record: of the fit.
+
+    Attributes:
+        columns: as given.
+        class_names: as given.
+        decisions: as given.
+        record: as given.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        columns: Columns,
+        class_names: Sequence[str],
+        decisions: Sequence[Decision],
+        record: Record,
+    ) -> None:
+        self._backend = backend
+        self.columns = columns
+        self.class_names = tuple(class_names)
+        self.decisions = tuple(decisions)
+        self.record = record
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The K classes as the data had them, in the order of `predict_proba`."""
+        values = [class_value(name, self.columns.labels) for name in self.class_names]
+        return np.asarray(values)
+
+    def predict(self, samples: Data) -> np.ndarray:
+        """The answer to each sample.
+
+        Args:
+            samples: as `meta_opt.fit` takes data, B rows; the target's column is not
+                read. Of a model that reads one column, a list of its values too.
+
+        Returns:
+            Array [B]: classes as the data had them, scores float32, or captions. Of
+            pairs that are to be found, int [B]: for each picture the row whose text is
+            nearest.
+
+        Raises:
+            ValueError: a sample of which nothing is read, or a file that cannot be
+                read.
+        """
+        outputs = self._outputs(samples)
+        kind = self.columns.kind
+        if kind == "classify":
+            return self.classes[np.argmax(outputs, axis=-1)]
+        if kind == "retrieve":
+            return np.argmax(outputs[:, 0] @ outputs[:, 1].T, axis=1)
+        return outputs
+
+    def predict_proba(self, samples: Data) -> np.ndarray:
+        """Probability of each of the `classes`.
+
+        Args:
+            samples: as `predict` takes them.
+
+        Returns:
+            float [B, K] whose rows sum to 1.
+
+        Raises:
+            ValueError: a model that does not tell classes apart; as `predict`.
+        """
+        if self.columns.kind != "classify":
+            raise ValueError(
+                f"probabilities are of classes; this model is to {self.columns.kind}"
+            )
+        return softmax(self._outputs(samples))
+
+    def embed(self, samples: Data) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Vectors of samples.
+
+        Args:
+            samples: as `predict` takes them.
+
+        Returns:
+            float32 [B, D], what the model makes of a sample before it answers. Of pairs
+            that are to be found, unit vectors of the pictures and of the texts, which
+            are compared by their products.
+
+        Raises:
+            ValueError: as `predict`.
+        """
+        if self.columns.kind == "retrieve":
+            outputs = self._outputs(samples)
+            return outputs[:, 0], outputs[:, 1]
+        return np.asarray(self._outputs(samples, "summary"), np.float32)
+
+    def evaluate(self, data: Data) -> dict[str, float]:
+        """Metrics on samples with their targets.
+
+        Args:
+            data: as `meta_opt.fit` takes it; samples without a target or of a class
+                that is not known are left out, and so are those with a file that cannot
+                be read.
+
+        Returns:
+            See `meta_opt.evaluators.multimodal.multimodal_evaluation`, ``examples``
+            that were evaluated, and ``left_out``.
+
+        Raises:
+            ValueError: no sample that can be evaluated.
+        """
+        table = read_table(data)
+        self._check_columns(table, target=True)
+        converted = to_samples(table, self.columns)
+        known = [
+            s
+            for s in converted.samples
+            if self.columns.kind != "classify" or s.fields.label in self.class_names
+        ]
+        found = self._backend.evaluate(known, table.name)
+        if not found.examples:
+            raise ValueError(
+                f"{table.name}: none of {len(table.rows)} samples can be evaluated: "
+                f"{len(table.rows) - len(converted.samples)} lack target or input, "
+                f"{len(converted.samples) - len(known)} are of unknown classes, "
+                f"{len(known)} cannot be read"
+            )
+        return {
+            **found.metrics,
+            "examples": float(found.examples),
+            "left_out": float(len(table.rows) - found.examples),
+        }
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the model into a folder, for `load`; ``predictor.json`` comes last.
+
+        The encoders' layers that did not train are not in it: they are read from the
+        folder of encoders again.
+        """
+        self._backend.save(Path(folder))
+        write_decisions(Path(folder) / _DECISIONS, self.decisions)
+        record = {
+            field.name: getattr(self.record, field.name)
+            for field in dataclasses.fields(Record)
+        }
+        record["answers"] = [one.to_json() for one in self.record.answers]
+        about = {
+            "format": _FORMAT,
+            "backend": self._backend.name,
+            "class_names": self.class_names,
+            "columns": dataclasses.asdict(self.columns),
+            "record": record,
+        }
+        write_json(Path(folder) / _FILE, about)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike, *, data_dir: str | os.PathLike = ""
+    ) -> "Predictor":
+        """Reads what `save` wrote.
+
+        Args:
+            folder: that it wrote into.
+            data_dir: the folder of encoders, where it is another one now.
+
+        Raises:
+            ValueError: a folder of something else, or damaged files.
+            MissingDataError: encoders that are not prepared.
+        """
+        file = Path(folder) / _FILE
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no predictor: there is no {file}")
+        about = read_json(file)
+        if about.get("format") != _FORMAT:
+            raise ValueError(f"{file} is not of a predictor of format {_FORMAT}")
+        columns = from_config(Columns, about["columns"])
+        check_name(f"{file}: backend", about["backend"], BACKENDS)
+        made = BACKENDS[about["backend"]]
+        backend = made.load(Path(folder), columns, os.fspath(data_dir))
+        record = about["record"]
+        record["answers"] = [Answer.from_json(x) for x in record["answers"]]
+        decisions = read_decisions(Path(folder) / _DECISIONS)
+        names = tuple(about["class_names"])
+        return cls(backend, columns, names, decisions, Record(**record))
+
+    def report(self, path: str | os.PathLike) -> None:
+        """Writes one HTML page that opens offline; see `write_predictor_report`."""
+        from meta_opt.predictor.report import write_predictor_report
+
+        write_predictor_report(path, self)
+
+    def _outputs(self, data: Data, what: str = "") -> np.ndarray:
+        table = read_table(self._with_names(data), "samples")
+        self._check_columns(table, target=False)
+        converted = to_samples(table, self.columns, target=False)
+        if converted.without_input:
+            there = set(converted.rows)
+            first = next(i for i in range(len(table.rows)) if i not in there)
+            raise ValueError(
+                f"{table.rows[first].where}: nothing to read; the model reads "
+                f"{_listed(self.columns)}"
+            )
+        return self._backend.outputs(converted.samples, what)
+
+    def _with_names(self, data: Data) -> Data:
+        """Values of the one column that is read, as rows."""
+        if isinstance(data, str | os.PathLike) or not isinstance(data, Sequence):
+            return data
+        if not data or not all(isinstance(x, str | os.PathLike) for x in data):
+            return data
+        names = [*self.columns.media.values(), *self.columns.text]
+        if len(names) != 1:
+            raise ValueError(
+                f"the model reads {_listed(self.columns)}: give dictionaries with "
+                "these keys, not single values"
+            )
+        return [{names[0]: x} for x in data]
+
+    def _check_columns(self, table: Table, target: bool) -> None:
+        names = table.columns()
+        needed = [*self.columns.media.values(), *self.columns.text]
+        if not any(name in names for name in needed):
+            raise ValueError(
+                f"{table.name} has the columns {', '.join(names)}; the model reads "
+                f"{_listed(self.columns)}"
+            )
+        if target and self.columns.target and self.columns.target not in names:
+            raise ValueError(
+                f"{table.name} has no column {self.columns.target!r}, the target "
+                f"(columns: {', '.join(names)})"
+            )
+
+
+def _listed(columns: Columns) -> str:
+    return ", ".join([*columns.media.values(), *columns.text])

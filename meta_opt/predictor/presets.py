@@ -1,0 +1,67 @@
+"""What ``fast``, ``good`` and ``best`` mean."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from meta_opt.types import check_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """How much is spent on a model.
+
+    Attributes:
+        epochs: how many times each sample is seen, where steps allow it.
+        steps: the fewest and the most optimizer updates.
+        image_size: of pictures at most, in pixels.
+        text_length: of texts at most, in tokens.
+        audio_seconds: of sounds at most.
+        fusion_width: D of the fusion.
+        evaluations: on validation samples, over the run.
+        patience: of these, without a better one, after which the run ends.
+        snapshots: the best of the run that are averaged, if it helps; 1: none.
+
+    >>> find_preset("good").epochs
+    20
+    """
+
+    epochs: int
+    steps: tuple[int, int]
+    image_size: int
+    text_length: int
+    audio_seconds: float
+    fusion_width: int = 128
+    evaluations: int = 20
+    patience: int = 8
+    snapshots: int = 1
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "fast": Preset(
+            8, (50, 400), image_size=128, text_length=64, audio_seconds=4.0, patience=6
+        ),
+        "good": Preset(
+            20, (100, 2000), image_size=192, text_length=128, audio_seconds=10.0
+        ),
+        "best": Preset(
+            *(30, (200, 6000)),
+            image_size=224,
+            text_length=256,
+            audio_seconds=30.0,
+            fusion_width=256,
+            evaluations=30,
+            patience=12,
+            snapshots=5,
+        ),
+    }
+)
+
+
+def find_preset(preset: str | Preset) -> Preset:
+    """Returns the preset of that name; raises ValueError if there is none."""
+    if isinstance(preset, Preset):
+        return preset
+    check_name("preset", preset, PRESETS)
+    return PRESETS[preset]

@@ -1,0 +1,232 @@
+"""The page of a fit: metrics, curves, errors with their media, what was chosen."""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from meta_opt.data.preprocessing.audio_files import read_clip
+from meta_opt.data.preprocessing.images import decode, decode_frames
+from meta_opt.data.preprocessing.pictures import MAX_PIXELS
+from meta_opt.data.sources.sample_schema import Media
+from meta_opt.data.sources.sample_task import FRAMES
+from meta_opt.metrics.intervals import wilson
+from meta_opt.predictor.answers import Answer
+from meta_opt.reporting.decisions import plot_decisions
+from meta_opt.reporting.page import data_uri, render_page
+from meta_opt.reporting.training import plot_training
+from meta_opt.reporting.wrong_answers import (
+    ShownAnswer,
+    choose_wrong,
+    picture_uri,
+    sound_uri,
+)
+
+if TYPE_CHECKING:
+    from meta_opt.predictor.predictor import Predictor
+
+TEMPLATE = Path(__file__).parent / "report.html"
+_SHOWN = 24
+"""Answers on the page."""
+_CLASSES = 25
+"""Rows and columns of the confusion matrix at most."""
+_SOUND_RATE, _SOUND_SECONDS = 16_000, 10.0
+_LETTERS = 160
+"""Of a text on the page."""
+
+
+def write_predictor_report(path: str | os.PathLike, predictor: "Predictor") -> None:
+    """Writes the page; pictures and sounds are inside it.
+
+    A file of a wrong answer that is no longer there is shown as missing.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        predictor: of `meta_opt.fit`, saved and loaded or not.
+    """
+    record, columns = predictor.record, predictor.columns
+    answered = list(record.answers)
+    splits = list(record.metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        curves, controller = Path(folder) / "curves.png", Path(folder) / "decided.png"
+        best = next((d.value for d in predictor.decisions if d.name == "best_step"), 0)
+        plot_training(curves, record.history, record.metric, best)
+        decided = plot_decisions(controller, record.history)
+        charts = {
+            "curves": data_uri(curves.read_bytes()),
+            "controller": data_uri(controller.read_bytes()) if decided else "",
+        }
+    title, about, shown = _shown(columns.kind, answered, record.answered)
+    names = dict.fromkeys(name for m in record.metrics.values() for name in m)
+    without_names, without = _without(record)
+    render_page(
+        Path(path),
+        TEMPLATE,
+        title=f"Predictor of {Path(record.source).name}",
+        summary=_summary(predictor),
+        splits=splits,
+        metrics={
+            name: [_number(record.metrics[split].get(name)) for split in splits]
+            for name in names
+        },
+        interval=_interval(columns.kind, answered, record.answered),
+        answered=record.answered,
+        without_names=without_names,
+        without=without,
+        confusion=_confusion(answered) if columns.kind == "classify" else None,
+        shown=[_with_media(one) for one in shown],
+        shown_title=title,
+        shown_about=about,
+        actions=record.actions,
+        decisions=predictor.decisions,
+        seconds="Seconds: "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {value:.3g}"
+            for name, value in record.seconds.items()
+        ),
+        **charts,
+    )
+
+
+def _summary(predictor: "Predictor") -> str:
+    record, columns = predictor.record, predictor.columns
+    what = {
+        "classify": f"tells {len(predictor.class_names)} classes apart",
+        "score": "predicts a number",
+        "retrieve": "finds pictures and texts by each other",
+        "caption": "writes a text",
+    }[columns.kind]
+    target = f" ({columns.target!r})" if columns.target else ""
+    return (
+        f"It {what}{target} from {', '.join(columns.modalities)}; trained on "
+        f"{record.source} with the preset {record.preset!r} in "
+        f"{record.seconds.get('in_all', math.nan):.0f} seconds. The parameters of the "
+        f"best validation {record.metric} were kept."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _interval(kind: str, answered: Sequence[Answer], split: str) -> str:
+    if kind != "classify" or not answered:
+        return ""
+    right = wilson(sum(one.correct for one in answered), len(answered))
+    return (
+        f"Accuracy on {len(answered)} {split} samples: {right.mean:.1%}, 95% interval "
+        f"{right.low or 0:.1%} to {right.high or 0:.1%}."
+    )
+
+
+def _without(record: Any) -> tuple[list[str], dict[str, list[str]]]:
+    if not record.without:
+        return [], {}
+    names = list(next(iter(record.without.values())))
+    rows = {"nothing": record.metrics[record.answered], **record.without}
+    return names, {
+        modality: [_number(metrics.get(name)) for name in names]
+        for modality, metrics in rows.items()
+    }
+
+
+def _confusion(answered: Sequence[Answer]) -> dict[str, Any]:
+    """Counts of the classes with most samples, rows by label."""
+    labels = [one.label for one in answered]
+    every = sorted({*labels, *(one.prediction for one in answered)})
+    most = sorted(every, key=lambda name: (-labels.count(name), name))[:_CLASSES]
+    names = sorted(most)
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), int)
+    for one in answered:
+        if one.label in place and one.prediction in place:
+            counts[place[one.label], place[one.prediction]] += 1
+    about = "Rows: what is right; columns: what was predicted."
+    if len(every) > len(names):
+        about += f" The {len(names)} most frequent of {len(every)} classes."
+    rows = []
+    for i, name in enumerate(names):
+        total = max(int(counts[i].sum()), 1)
+        rows.append(
+            {
+                "name": name,
+                "cells": [
+                    {"count": int(n), "colour": _colour(n / total, i == j)}
+                    for j, n in enumerate(counts[i])
+                ],
+            }
+        )
+    return {"about": about, "columns": names, "rows": rows}
+
+
+def _colour(share: float, right: bool) -> str:
+    hue = 205 if right else 20
+    return f"hsl({hue} 80% {100 - 45 * share:.0f}%)" if share else "transparent"
+
+
+def _shown(
+    kind: str, answered: Sequence[Answer], split: str
+) -> tuple[str, str, list[Answer]]:
+    """Which answers are shown, below which heading."""
+    if kind == "score":
+        worst = sorted(answered, key=lambda one: -one.error)[:_SHOWN]
+        return "Largest errors", f"Of {len(answered)} {split} samples.", worst
+    if kind == "caption":
+        return (
+            "Written",
+            f"Some of {len(answered)} {split} samples.",
+            [*answered[:_SHOWN]],
+        )
+    wrong = sum(not one.correct for one in answered)
+    about = (
+        f"{wrong} of {len(answered)} {split} samples are wrong; those that the model "
+        "was surest of. First what is right, then the answer."
+    )
+    return "Wrong answers", about, choose_wrong(answered, _SHOWN)
+
+
+def _with_media(answer: Answer) -> ShownAnswer:
+    picture = _read(answer.media.get("image"), lambda x: np.asarray(_decoded(x)))
+    if picture is None:
+        picture = _read(answer.media.get("video"), _middle_frame)
+    clip = _read(
+        answer.media.get("audio"), lambda x: read_clip(x, _SOUND_RATE, _SOUND_SECONDS)
+    )
+    return ShownAnswer(
+        example=Path(answer.example).name,
+        label=_cut(answer.label),
+        prediction=_cut(answer.prediction),
+        confidence=answer.confidence,
+        text=_cut(answer.text),
+        picture=picture_uri(picture),
+        sound="" if clip is None else sound_uri(clip, _SOUND_RATE),
+    )
+
+
+def _read(
+    media: Media | None, make: Callable[[bytes], np.ndarray | None]
+) -> np.ndarray | None:
+    """What is made of a file; None where there is none any more."""
+    if media is None:
+        return None
+    try:
+        return make(media.read())
+    except (OSError, ValueError):
+        return None
+
+
+def _decoded(data: bytes) -> Any:
+    return decode(data, MAX_PIXELS)
+
+
+def _middle_frame(data: bytes) -> np.ndarray | None:
+    frames = decode_frames(data, FRAMES, MAX_PIXELS)
+    return np.asarray(frames[FRAMES // 2]) if frames else None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}..."

@@ -1,0 +1,126 @@
+"""Rows of a table as samples."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from meta_opt.data.sources.sample_schema import Fields, Media, Sample
+from meta_opt.predictor.columns import Columns
+from meta_opt.predictor.table import Row, Table
+
+_PLAIN = ("text", "prompt")
+"""Columns whose name is not written before their text."""
+
+
+class Converted(NamedTuple):
+    """Samples of a table's rows.
+
+    Attributes:
+        samples: in order.
+        rows: of each the index of its row.
+        without_target: rows that lack the target, where it was needed.
+        without_input: rows of which nothing is read.
+    """
+
+    samples: list[Sample]
+    rows: list[int]
+    without_target: int
+    without_input: int
+
+
+def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted:
+    """Makes samples of rows.
+
+    Args:
+        table: the rows.
+        columns: which columns are read.
+        target: whether a row without the target is left out; else the target is not
+            read.
+    """
+    samples, kept, lacking, empty = [], [], 0, 0
+    folder = table.folder.resolve()
+    for index, row in enumerate(table.rows):
+        asked = row.values.get(columns.target) if target else None
+        media = {
+            modality: _media(row.values[name], table.folder)
+            for modality, name in columns.media.items()
+            if name in row.values
+        }
+        text = row_text(row, columns.text)
+        paired = bool(media and text) or columns.kind != "retrieve"
+        if not (media or text) or (target and not paired):
+            empty += 1
+        elif target and columns.target and asked is None:
+            lacking += 1
+        else:
+            fields = Fields(
+                files={},
+                text=(text,) if text else (),
+                split=row.values.get(columns.split) if columns.split else None,
+                **({} if asked is None else _asked(columns.kind, asked)),
+            )
+            key = _key(media, folder) or text
+            samples.append(Sample(row.where, key, media, fields))
+            kept.append(index)
+    return Converted(samples, kept, lacking, empty)
+
+
+def row_text(row: Row, names: Sequence[str]) -> str:
+    """What is read of a row as text: a line for each column."""
+    lines = []
+    for name in names:
+        if name not in row.values:
+            continue
+        value = row.values[name]
+        text = str(value[0] if isinstance(value, list) else value)
+        plain = len(names) == 1 or name in _PLAIN
+        lines.append(text if plain else f"{name}: {text}")
+    return "\n".join(lines)
+
+
+def class_name(value: Any) -> str:
+    """The name of a class that a value stands for.
+
+    >>> class_name(True), class_name(3.0), class_name(" cat ")
+    ('true', '3', 'cat')
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def class_value(name: str, labels: str) -> Any:
+    """The value that a class stands for; the reverse of `class_name`.
+
+    >>> class_value("3", "integer"), class_value("true", "truth")
+    (3, True)
+    """
+    if labels == "integer":
+        return int(name)
+    return name == "true" if labels == "truth" else name
+
+
+def _asked(kind: str, value: Any) -> dict[str, Any]:
+    if kind == "classify":
+        return {"label": class_name(value)}
+    if kind == "score":
+        return {"score": float(value)}
+    texts = value if isinstance(value, list) else [value]
+    return {"target": tuple(map(str, texts))}
+
+
+def _media(value: Any, folder: Path) -> Media:
+    return value if isinstance(value, Media) else Media(folder / str(value))
+
+
+def _key(media: dict[str, Media], folder: Path) -> str:
+    """What decides a sample's split: its first file, however it is spelt."""
+    first = next(iter(media.values()), None)
+    if first is None:
+        return ""
+    if first.member:
+        return f"{first.file.name}/{first.member}"
+    return Path(os.path.relpath(first.file.resolve(), folder)).as_posix()

@@ -1,0 +1,145 @@
+"""The best parameters of a run, in the host's memory, and their average."""
+
+import heapq
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from meta_opt.types import PyTree
+
+
+class Snapshot(NamedTuple):
+    """Parameters at an evaluation.
+
+    Attributes:
+        step: optimizer updates so far.
+        value: of the metric that chooses.
+        params: pytree of arrays on the host.
+    """
+
+    step: int
+    value: float
+    params: PyTree
+
+
+class Snapshots:
+    """Keeps the best parameters that it is shown.
+
+    The best ones are kept as they are, and as many more as are averaged in bfloat16.
+
+    Args:
+        keep: how many are averaged at most; 1 for none.
+        metric: that chooses; where two are equal, the lower ``loss`` is better.
+        mode: whether a better one is ``min`` or ``max``.
+
+    Attributes:
+        best: None before anything was shown.
+
+    >>> snapshots = Snapshots(2, "accuracy", "max")
+    >>> for step, accuracy in enumerate([0.5, 0.9, 0.7]):
+    ...     params = {"w": np.float32([step])}
+    ...     snapshots.show(step, params, {"accuracy": accuracy, "loss": 1.0})
+    >>> snapshots.best.step, [one.step for one in snapshots.ranked()]
+    (1, [1, 2])
+    """
+
+    def __init__(self, keep: int, metric: str, mode: str) -> None:
+        self.best: Snapshot | None = None
+        self._keep, self._metric = keep, metric
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._best_rank: tuple[float, float] = (-np.inf, -np.inf)
+        self._kept: list[tuple[tuple[float, float], int, Snapshot]] = []
+
+    def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
+        """Keeps the parameters, if they are among the best; they are copied."""
+        rank = self.rank(metrics)
+        value = metrics[self._metric]
+        if self.best is None or rank > self._best_rank:
+            self._best_rank = rank
+            self.best = Snapshot(step, value, jax.tree.map(np.array, params))
+        if self._keep > 1 and (len(self._kept) < self._keep or rank > self._kept[0][0]):
+            half = Snapshot(step, value, jax.tree.map(_half, params))
+            # Of equal ones the earlier stays.
+            heapq.heappush(self._kept, (rank, -step, half))
+            if len(self._kept) > self._keep:
+                heapq.heappop(self._kept)
+
+    def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """What is larger for better metrics; those that are not finite are worst."""
+        found = (self._sign * metrics[self._metric], -metrics["loss"])
+        first, second = (x if np.isfinite(x) else -np.inf for x in found)
+        return first, second
+
+    def ranked(self) -> list[Snapshot]:
+        """Those that are averaged, the best first."""
+        return [one for _, _, one in sorted(self._kept, key=lambda x: x[:2])[::-1]]
+
+
+class Soup(NamedTuple):
+    """An average of snapshots.
+
+    Attributes:
+        params: pytree of arrays on the host.
+        steps: of the snapshots in it.
+        metrics: of validation.
+    """
+
+    params: PyTree
+    steps: tuple[int, ...]
+    metrics: Mapping[str, float]
+
+
+def greedy_soup(
+    snapshots: Snapshots,
+    evaluate: Callable[[PyTree], Mapping[str, float]],
+    enough_time: Callable[[], bool] = lambda: True,
+) -> Soup | None:
+    """Averages snapshots, the best first, each only if the average gets no worse.
+
+    Wortsman et al. 2022 (arXiv:2203.05482), recipe 1.
+
+    Args:
+        snapshots: of a run.
+        evaluate: validation metrics of parameters.
+        enough_time: asked before each evaluation; False ends the search.
+
+    Returns:
+        The average, or None where no average of several is better than the best
+        snapshot.
+    """
+    ranked = snapshots.ranked()
+    if len(ranked) < 2 or snapshots.best is None:
+        return None
+    soup = jax.tree.map(_single, ranked[0].params)
+    if not enough_time():
+        return None
+    metrics = evaluate(snapshots.best.params)
+    start = best = snapshots.rank(metrics)
+    steps = [ranked[0].step]
+    for one in ranked[1:]:
+        if not enough_time():
+            break
+        count = len(steps)
+        tried = jax.tree.map(
+            lambda s, x, n=count: (s * n + _single(x)) / (n + 1), soup, one.params
+        )
+        found = evaluate(tried)
+        if snapshots.rank(found) >= best:
+            soup, metrics, best = tried, found, snapshots.rank(found)
+            steps.append(one.step)
+    if len(steps) == 1 or not best > start:
+        return None
+    return Soup(soup, tuple(steps), metrics)
+
+
+def _half(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    floating = np.issubdtype(x.dtype, np.floating)
+    return x.astype(ml_dtypes.bfloat16) if floating else np.array(x)
+
+
+def _single(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) if x.dtype == ml_dtypes.bfloat16 else x

@@ -1,0 +1,182 @@
+"""Held-out samples: as the user gives them, else a share of each class by hash."""
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+
+from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.data.splits import unit_hash
+from meta_opt.predictor.decision import Decision
+
+LEAST = 10
+"""Samples, below which nothing is learned."""
+_FEW = 1000
+"""Samples below which larger shares are held out."""
+_SHARES = {True: 0.15, False: 0.1}
+"""By whether there are few."""
+_MOST = 5000
+"""Samples of a split that is held out by hash."""
+
+
+def check_enough(samples: Sequence[Sample], kind: str, name: str) -> None:
+    """Raises ValueError for fewer samples than can be learned from.
+
+    Args:
+        samples: all there are.
+        kind: what they ask for.
+        name: of their source.
+    """
+    if len(samples) < LEAST:
+        raise ValueError(
+            f"{name} has {len(samples)} samples that can be used; give at least {LEAST}"
+        )
+    if kind == "classify":
+        counts = collections.Counter(s.fields.label for s in samples)
+        if len(counts) < 2:
+            raise ValueError(
+                f"{name}: all {len(samples)} samples are of the class "
+                f"{next(iter(counts))!r}; give samples of at least two classes"
+            )
+        if max(counts.values()) < 2:
+            raise ValueError(
+                f"{name}: each of the {len(counts)} classes has one sample; give "
+                "several samples of each"
+            )
+
+
+def hold_out(
+    samples: Sequence[Sample],
+    kind: str,
+    given: Mapping[str, Sequence[Sample]],
+) -> tuple[dict[str, list[Sample]], list[Decision]]:
+    """Divides samples into ``train``, ``validation`` and ``test``.
+
+    Samples with a split of their own keep it. Of the others each class gives a share to
+    each split that is wanting, those with the smallest hashes of their keys: the same
+    samples are held out whenever this is repeated. Samples of one key stay together. A
+    class of fewer than five samples gives none.
+
+    Args:
+        samples: all but those that are given apart.
+        kind: what they ask for; classes divide ``classify``.
+        given: ``validation`` and ``test`` samples of their own files.
+
+    Raises:
+        ValueError: no sample left to train on.
+
+    >>> def sample(i):
+    ...     from meta_opt.data.sources.sample_schema import Fields
+    ...     return Sample(f"row {i}", f"{i}", {}, Fields({}, label="ab"[i % 2]))
+    >>> parts, _ = hold_out([sample(i) for i in range(40)], "classify", {})
+    >>> {split: len(part) for split, part in parts.items()}
+    {'train': 28, 'validation': 6, 'test': 6}
+    """
+    parts: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
+    for split, its_own in given.items():
+        parts[split] += its_own
+    free = []
+    for sample in samples:
+        if sample.fields.split is not None:
+            parts[sample.fields.split].append(sample)
+        else:
+            free.append(sample)
+    wanting = [split for split in ("validation", "test") if not parts[split]]
+    reasons = {
+        split: f"{len(part)} samples, as given" for split, part in parts.items() if part
+    }
+    if wanting and not free:
+        # All have a split, and none is of validation: the model cannot be chosen.
+        free, parts["train"] = parts["train"], []
+        wanting = [split for split in wanting if split == "validation"]
+    share = _SHARES[len(free) < _FEW]
+    held = _held(free, kind, wanting, min(share, _MOST / max(len(free), 1)))
+    for sample in free:
+        parts[held.get(sample.key, "train")].append(sample)
+    for split in wanting:
+        whole = len(free)
+        reasons[split] = (
+            f"{len(parts[split])} of {whole} samples, {share:.0%}"
+            + (" of each class" if kind == "classify" else "")
+            + ", by a hash of their names"
+        )
+    reasons["train"] = f"{len(parts['train'])} samples"
+    if not parts["train"]:
+        raise ValueError("no sample is left to train on; give some the split `train`")
+    if not parts["validation"]:
+        raise ValueError(
+            f"{len(free)} samples are too few to hold any out for validation; give "
+            "more, or validation=..."
+        )
+    decisions = [
+        Decision(f"{split}_samples", len(part), reasons.get(split, "none"))
+        for split, part in parts.items()
+    ]
+    return parts, decisions
+
+
+def _held(
+    samples: Sequence[Sample], kind: str, splits: Sequence[str], share: float
+) -> dict[str, str]:
+    """The split of each key that is held out."""
+    classes: dict[str | None, dict[str, None]] = collections.defaultdict(dict)
+    taken: set[str] = set()
+    for sample in samples:
+        # A key of two classes counts for the first.
+        if sample.key not in taken:
+            taken.add(sample.key)
+            label = sample.fields.label if kind == "classify" else None
+            classes[label][sample.key] = None
+    found = {}
+    for keys in classes.values():
+        order = sorted(keys, key=unit_hash)
+        count = math.floor(share * len(order) + 0.5)
+        if count == 0 and len(order) >= 5:
+            count = 1
+        for place, split in enumerate(splits):
+            for key in order[place * count : (place + 1) * count]:
+                found[key] = split
+    return found
+
+
+def without_unknown(
+    parts: Mapping[str, Sequence[Sample]], kind: str, modalities: Sequence[str]
+) -> tuple[dict[str, list[Sample]], list[Decision]]:
+    """Leaves out held-out samples that nothing can be said about.
+
+    Args:
+        parts: by split.
+        kind: what is asked for.
+        modalities: that training samples have.
+
+    Returns:
+        The parts without samples of classes that no training sample has, or of which
+        no modality is read; and what was left out.
+    """
+    known = {sample.fields.label for sample in parts["train"]}
+    found, decisions = {"train": list(parts["train"])}, []
+    for split in ("validation", "test"):
+        kept = []
+        unknown: collections.Counter[str] = collections.Counter()
+        blind: collections.Counter[str] = collections.Counter()
+        for sample in parts[split]:
+            blind.update(m for m in sample.media if m not in modalities)
+            seen = any(m in modalities for m in sample.media) or (
+                "text" in modalities and bool(sample.fields.reads)
+            )
+            if kind == "classify" and sample.fields.label not in known:
+                unknown[str(sample.fields.label)] += 1
+            elif seen:
+                kept.append(sample)
+        found[split] = kept
+        if unknown:
+            listed = ", ".join(f"{n!r} ({c})" for n, c in unknown.most_common(5))
+            reason = (
+                f"{unknown.total()} samples of {len(unknown)} classes that no training "
+                f"sample has: {listed}; they are not in its metrics"
+            )
+            decisions.append(Decision(f"{split}_left_out", unknown.total(), reason))
+        if blind:
+            listed = ", ".join(f"{m} of {c} samples" for m, c in blind.items())
+            reason = f"{listed}, which no training sample has, is not read"
+            decisions.append(Decision(f"{split}_not_read", sorted(blind), reason))
+    return found, decisions

@@ -1,0 +1,307 @@
+"""One run of a plan, within its time, that ends with its best parameters."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from meta_opt.finetuning.early_stopping import EarlyStopping
+from meta_opt.finetuning.loop import RunResult
+from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.runs import run
+from meta_opt.finetuning.step_program import CachedStep
+from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.plan import loop_of
+from meta_opt.predictor.presets import Preset
+from meta_opt.predictor.snapshots import Snapshots, greedy_soup
+from meta_opt.tuning.injected import injected_learned
+from meta_opt.types import PyTree
+from meta_opt.workloads.workload import Workload
+
+STACKED = r"(^|/)layers/"
+"""Leaves with a leading layer axis, in the models of this repository."""
+_TIMED_STEPS = 6
+_FEWEST_STEPS = 20
+_EVALUATING, _FEWEST_EVALUATIONS = 0.25, 4
+"""Share of the time left that evaluations may take, and how many there are at least."""
+_RESERVE = 0.06
+"""Share of the time left that is kept for what varies from step to step."""
+
+
+class Clock:
+    """How much of a time limit is left.
+
+    Args:
+        limit: seconds from now; None for no limit.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self._started, self.limit = time.perf_counter(), limit
+
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._started
+
+    def left(self) -> float:
+        """Seconds that are left; infinite without a limit."""
+        return float("inf") if self.limit is None else self.limit - self.spent()
+
+
+class Trained(NamedTuple):
+    """What a run gives.
+
+    Attributes:
+        params: the best trainable parameters, on the host.
+        frozen: parameters that do not train.
+        validation: metrics of these.
+        result: of the run.
+        seconds: of a step, a mean.
+        decisions: made on the way.
+    """
+
+    params: PyTree
+    frozen: PyTree
+    validation: dict[str, float]
+    result: RunResult
+    seconds: float
+    decisions: list[Decision]
+
+
+def train(
+    workload: Workload,
+    loop: LoopConfig,
+    metric: str,
+    mode: str,
+    preset: Preset,
+    clock: Clock,
+    workdir: Path | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Runs `meta_opt.finetuning.run` under the learned optimizer.
+
+    With a time limit a few steps are run first for their time, and the length is what
+    fits. The run ends early where validation gets no better; its best parameters, or
+    the average of its best ones, are returned.
+
+    Args:
+        workload: with validation.
+        loop: of the longest run.
+        metric: of the validation that chooses.
+        mode: whether a better one is ``min`` or ``max``.
+        preset: evaluations, patience and how many snapshots are averaged.
+        clock: the time that is left.
+        workdir: for the logs of the run; None for none.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: a time limit that is too short for a run.
+    """
+    decisions: list[Decision] = []
+    evaluate = workload.evaluate
+    assert evaluate is not None
+    step = CachedStep()
+    timing = _Timing()
+    if clock.limit is not None:
+        loop = _that_fits(workload, loop, preset, clock, step, timing, decisions)
+    snapshots = Snapshots(preset.snapshots, metric, mode)
+    stopping = EarlyStopping(metric, mode, preset.patience)
+    followed: list[float] = []
+    metrics_by_step: dict[int, dict[str, float]] = {}
+    calls = 0
+    ended = ""
+    last_call = time.perf_counter()
+
+    def validate(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
+        nonlocal calls, last_call
+        with timing.evaluation():
+            metrics = dict(evaluate(params, frozen, split))
+        at = min(calls * loop.eval_every, loop.num_steps)
+        calls += 1
+        if not at:
+            # What came before, compilation too, is in no interval.
+            last_call = time.perf_counter()
+        else:
+            snapshots.show(at, params, metrics)
+            followed.append(metrics[metric])
+            metrics_by_step[at] = metrics
+        return metrics
+
+    def stop() -> bool:
+        nonlocal ended, last_call
+        now = time.perf_counter()
+        interval, last_call = now - last_call, now
+        if stopping.stops(followed):
+            ended = (
+                f"no better {metric} in {preset.patience} evaluations after step "
+                f"{_best_step(snapshots)}"
+            )
+        elif clock.left() < interval + timing.tail(preset):
+            ended = f"{clock.spent():.1f} of {clock.limit} s are spent"
+        return bool(ended)
+
+    result = run(
+        dataclasses.replace(workload, evaluate=validate),
+        _optimizer(loop.num_steps, workload.params),
+        dataclasses.replace(loop, progress=progress),
+        workdir=workdir,
+        label="fit",
+        compile_with=step,
+        stop_when=stop,
+    )
+    taken = int(result.state.step)
+    if ended and taken < loop.num_steps:
+        decisions.append(Decision("stopped_at", taken, ended))
+    best = snapshots.best
+    assert best is not None
+    params, validation = best.params, metrics_by_step[best.step]
+    decisions.append(
+        Decision(
+            "best_step",
+            best.step,
+            f"validation {metric} {best.value:.4g}, the best of {len(followed)} "
+            f"evaluations in {taken} steps; the last has {followed[-1]:.4g}",
+        )
+    )
+    frozen = result.state.frozen
+    if preset.snapshots > 1:
+        soup = greedy_soup(
+            snapshots,
+            lambda params: dict(evaluate(params, frozen, "validation")),
+            lambda: clock.left() > 2 * timing.mean(),
+        )
+        reason = f"averages of the best {preset.snapshots} snapshots are no better"
+        if soup is not None:
+            params, validation = soup.params, dict(soup.metrics)
+            reason = (
+                f"their average has a validation {metric} of "
+                f"{validation[metric]:.4g} and a loss of "
+                f"{validation['loss']:.4g}; the best alone {best.value:.4g} and "
+                f"{metrics_by_step[best.step]['loss']:.4g}"
+            )
+        steps = [] if soup is None else list(soup.steps)
+        decisions.append(Decision("averaged_steps", steps, reason))
+    seconds = result.train_seconds / max(taken, 1)
+    return Trained(params, frozen, validation, result, seconds, decisions)
+
+
+class _Timing:
+    """Seconds of evaluations; the first compiles."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+
+    def evaluation(self) -> Any:
+        return _Timed(self._seconds)
+
+    def mean(self) -> float:
+        later = self._seconds[1:] or self._seconds
+        return float(np.mean(later)) if later else 0.0
+
+    def tail(self, preset: Preset) -> float:
+        """Seconds that follow the run: averages, the tests, one for each mask."""
+        return (6 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
+
+
+class _Timed:
+    def __init__(self, into: list[float]) -> None:
+        self._into = into
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._into.append(time.perf_counter() - self._started)
+
+
+def _that_fits(
+    workload: Workload,
+    loop: LoopConfig,
+    preset: Preset,
+    clock: Clock,
+    step: CachedStep,
+    timing: _Timing,
+    decisions: list[Decision],
+) -> LoopConfig:
+    """The loop of as many steps of the plan as fit in the time that is left."""
+    evaluate = workload.evaluate
+    assert evaluate is not None
+    examples = workload.describe()["examples"]["train"]
+    if clock.left() <= 0:
+        raise ValueError(
+            f"time_limit={clock.limit:g} s is too short: reading {examples} samples "
+            f"took {clock.spent():.1f} s, and training needs about as long or longer"
+        )
+
+    def timed(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
+        with timing.evaluation():
+            return evaluate(params, frozen, split)
+
+    short = dataclasses.replace(
+        loop,
+        num_steps=_TIMED_STEPS,
+        eval_every=_TIMED_STEPS,
+        log_every=_TIMED_STEPS,
+        checkpoint_every=_TIMED_STEPS,
+        evaluate_at_start=True,
+        progress=False,
+    )
+    tried = run(
+        dataclasses.replace(workload, evaluate=timed),
+        _optimizer(_TIMED_STEPS, workload.params),
+        short,
+        compile_with=step,
+    )
+    jax.block_until_ready(tried.state)
+    # The first batch is taken before the clock of the steps starts.
+    first = tried.input_seconds / (_TIMED_STEPS - 1)
+    seconds = (tried.train_seconds + first) / _TIMED_STEPS
+    left = clock.left()
+    share = _EVALUATING * left / max(timing.mean(), 1e-9)
+    count = min(preset.evaluations, max(_FEWEST_EVALUATIONS, int(share)))
+    evaluations = (count + 1) * timing.mean()
+    usable = (1 - _RESERVE) * left - evaluations - timing.tail(preset)
+    fits = int(usable / seconds)
+    a_pass = max(1, examples // loop.batch_size)
+    facts = (
+        f"a step takes {1000 * seconds:.0f} ms, an evaluation "
+        f"{1000 * timing.mean():.0f} ms, and {left:.1f} of {clock.limit:g} s are left"
+    )
+    if fits < _FEWEST_STEPS:
+        spent = clock.spent()
+        needed = spent + seconds * a_pass + evaluations + timing.tail(preset)
+        raise ValueError(
+            f"time_limit={clock.limit:g} s is too short: {spent:.1f} s went into "
+            f"reading and compiling, and {facts}, so that {max(fits, 0)} steps fit; "
+            f"one pass over {examples} samples needs some {1.2 * needed:.0f} s in all"
+        )
+    num_steps = min(loop.num_steps, fits)
+    if num_steps < loop.num_steps:
+        reason = f"{facts}: {num_steps / a_pass:.1f} passes over {examples} samples"
+        if num_steps < a_pass:
+            reason += "; less than one, so that not all samples are seen"
+    else:
+        reason = f"{facts}: all {loop.num_steps} steps of the plan fit"
+    decisions.append(Decision("num_steps_in_time", num_steps, reason))
+    fewer = dataclasses.replace(preset, evaluations=count)
+    return loop_of(num_steps, loop.batch_size, fewer, loop.seed)
+
+
+def _optimizer(num_steps: int, params: PyTree) -> Any:
+    paths = (
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    )
+    stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
+    # The length is a value of its state: the steps that are timed and those of the run
+    # are one program.
+    return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))
+
+
+def _best_step(snapshots: Snapshots) -> int:
+    return 0 if snapshots.best is None else snapshots.best.step

@@ -1,0 +1,264 @@
+"""Roles of columns, rows of any form, and held-out samples."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from meta_opt.data.samples import KINDS
+from meta_opt.predictor.columns import find_columns
+from meta_opt.predictor.plan import METRICS
+from meta_opt.predictor.rows import class_name, class_value, to_samples
+from meta_opt.predictor.snapshots import Snapshots, greedy_soup
+from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
+from meta_opt.predictor.table import read_table
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(4):
+        Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(4)]
+
+
+def rows(count=24, **columns):
+    return [{name: make(i) for name, make in columns.items()} for i in range(count)]
+
+
+def columns_of(data, target=None):
+    return find_columns(read_table(data), target)[0]
+
+
+WORDS = ("warm", "cold", "wet")
+
+
+@pytest.mark.parametrize(
+    "make, kind, labels",
+    [
+        (lambda i: WORDS[i % 3], "classify", "text"),
+        (lambda i: i % 3, "classify", "integer"),
+        (lambda i: i % 2 == 0, "classify", "truth"),
+        (lambda i: i / 7, "score", "text"),
+        (lambda i: 100 * i, "score", "text"),
+    ],
+)
+def test_what_is_asked_follows_from_the_values(make, kind, labels):
+    found = columns_of(rows(text=lambda i: f"day {i} was fine", y=make))
+    assert (found.kind, found.labels, found.target) == (kind, labels, "y")
+
+
+def test_classes_come_back_as_they_were():
+    for value, labels in ((3, "integer"), (True, "truth"), ("a b", "text")):
+        assert class_value(class_name(value), labels) == value
+
+
+def test_files_pairs_and_captions(pictures):
+    pairs = rows(8, picture=lambda i: pictures[i % 4], words=lambda i: f"picture {i}")
+    found = columns_of(pairs)
+    with pytest.raises(ValueError, match=r"'hand', 'foot' might be it"):
+        columns_of(
+            [{**x, "hand": "lr"[i % 2], "foot": i % 2} for i, x in enumerate(pairs)]
+        )
+    assert (found.kind, found.media, found.text) == (
+        "retrieve",
+        {"image": "picture"},
+        ("words",),
+    )
+    assert columns_of(pairs, "words").kind == "caption"
+    two = [{**row, "other": row["picture"]} for row in pairs[:-1]] + pairs[-1:]
+    columns, decisions = find_columns(read_table(two))
+    assert columns.media == {"image": "picture"}
+    assert any(d.name == "image_column" and "'other'" in d.reason for d in decisions)
+
+
+def test_a_target_without_a_known_name_is_the_only_one_of_few_values():
+    data = rows(mood=lambda i: WORDS[i % 3], text=lambda i: f"it is day {i}")
+    assert columns_of(data).target == "mood"
+    more = [{**row, "hand": "lr"[i % 2]} for i, row in enumerate(data)]
+    with pytest.raises(ValueError, match=r"'mood', 'hand' might be it"):
+        columns_of(more)
+    found = columns_of(more, "mood")
+    assert found.text == ("text", "hand")
+    sample = to_samples(read_table(more), found).samples[1]
+    assert sample.fields.reads == "it is day 1\nhand: r"
+
+
+MISTAKES = {
+    "no target": (rows(text=lambda i: f"day {i}"), None, "no target"),
+    "no such column": (rows(text=str, y=str), "z", "no column 'z'"),
+    "two kinds": (
+        rows(text=str, label=lambda i: 7 if i == 4 else WORDS[i % 3]),
+        None,
+        r"two kinds: 23 of type text, .* 1 of type integer, such as 7 \(data, row 5\)",
+    ),
+    "one class": (rows(text=str, label=lambda i: "a"), None, "the one class .*'a'"),
+    "no files": (
+        rows(image=lambda i: f"nowhere/{i}.png", label=lambda i: i % 2),
+        None,
+        "none of the 24 files of the column 'image' is there, such as nowhere/0.png",
+    ),
+    "texts without media": (
+        rows(text=str, y=lambda i: f"a long answer that is number {i}"),
+        None,
+        "too many for classes",
+    ),
+    "nothing to read": (rows(label=lambda i: i % 2), None, "nothing to read"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named(name):
+    data, target, message = MISTAKES[name]
+    with pytest.raises(ValueError, match=message) as error:
+        columns_of(data, target)
+    assert "\n" not in str(error.value)
+
+
+def test_forms_of_data_give_the_same_rows(tmp_path):
+    data = rows(
+        6, text=lambda i: f"day {i}", label=lambda i: i % 2, score=lambda i: i / 4
+    )
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(x) + "\n" for x in data))
+    header = ",".join(data[0])
+    lines = [",".join(str(v) for v in x.values()) for x in data]
+    (tmp_path / "a.csv").write_text("\n".join([header, *lines]))
+
+    class Frame:  # What is used of pandas'.
+        columns = tuple(data[0])
+
+        def to_dict(self, orient):
+            assert orient == "records"
+            wrapped = [{**x, "score": np.float64(x["score"])} for x in data]
+            return [{**x, "empty": float("nan")} for x in wrapped]
+
+    for form in (tmp_path / "a.jsonl", str(tmp_path / "a.csv"), Frame(), data):
+        assert [dict(row.values) for row in read_table(form).rows] == data
+    with pytest.raises(ValueError, match=r"a\.csv, line 3: more cells"):
+        (tmp_path / "a.csv").write_text("a,b\n1,2\n1,2,3\n")
+        read_table(tmp_path / "a.csv")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_table("nowhere.jsonl")
+    with pytest.raises(ValueError, match="of type int"):
+        read_table(3)
+
+
+def test_folders_of_classes_and_of_splits(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "set" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(folder / "1.png")
+            (folder / ".hidden.png").write_bytes(b"")
+    found = [dict(row.values) for row in read_table(tmp_path / "set").rows]
+    assert sorted((x["split"], x["label"]) for x in found) == [
+        *(("train", "cat"), ("train", "dog")),
+        *(("validation", "cat"), ("validation", "dog")),
+    ]
+    plain = read_table(tmp_path / "set" / "train").rows
+    assert {x.values["label"] for x in plain} == {"cat", "dog"}
+    assert all("split" not in row.values for row in plain)
+
+
+def samples_of(labels, **more):
+    data = [{"text": f"sample {i}", "label": x, **more} for i, x in enumerate(labels)]
+    table = read_table(data)
+    return to_samples(table, find_columns(table)[0]).samples
+
+
+def test_each_class_gives_its_share_and_always_the_same():
+    samples = samples_of(["a"] * 40 + ["b"] * 20 + ["c"] * 3)
+    parts, _ = hold_out(samples, "classify", {})
+    count = {
+        s: collections.Counter(x.fields.label for x in p) for s, p in parts.items()
+    }
+    assert count["validation"] == count["test"] == {"a": 6, "b": 3}
+    assert count["train"] == {"a": 28, "b": 14, "c": 3}
+    again, _ = hold_out(samples[::-1], "classify", {})
+    for split, part in parts.items():
+        assert {x.key for x in part} == {x.key for x in again[split]}
+    # Copies of a sample are in its split.
+    twice, _ = hold_out([*samples, *samples], "classify", {})
+    keys = {split: {x.key for x in part} for split, part in twice.items()}
+    assert not keys["train"] & (keys["validation"] | keys["test"])
+
+
+def test_given_splits_are_kept():
+    ab = ["a", "b"]
+    train, others = samples_of(ab * 10), samples_of(ab * 4)
+    parts, _ = hold_out(train, "classify", {"validation": others, "test": others})
+    assert {s: len(p) for s, p in parts.items()} == {
+        "train": 20,
+        "validation": 8,
+        "test": 8,
+    }
+
+
+def test_what_training_does_not_have_is_left_out_and_said():
+    train, others = samples_of(["a", "b"] * 10), samples_of(["a", "b", "z"] * 2)
+    parts, decisions = without_unknown(
+        {"train": train, "validation": others, "test": others[:2]},
+        "classify",
+        ("text",),
+    )
+    assert len(parts["validation"]) == 4 and len(parts["test"]) == 2
+    (one,) = decisions
+    assert (one.name, one.value) == ("validation_left_out", 2) and "'z'" in one.reason
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (["a", "b", "a"], "has 3 samples that can be used; give at least 10"),
+        (list("abcdefghijkl"), "each of the 12 classes has one sample"),
+    ],
+)
+def test_too_few_samples_are_an_error(labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_enough(samples_of(labels), "classify", "it")
+
+
+def test_every_kind_has_a_metric():
+    assert METRICS.keys() == set(KINDS)
+
+
+# The best snapshots and their average
+
+
+def quadratic(params):
+    return {"loss": float(np.sum((params["w"] - 1.0) ** 2)), "accuracy": 0.5}
+
+
+def test_the_average_of_snapshots_on_both_sides_is_better():
+    snapshots = Snapshots(3, "loss", "min")
+    for step, w in enumerate((5.0, 0.0, 2.1, 1.9)):
+        params = {"w": np.float32([w])}
+        snapshots.show(step, params, quadratic(params))
+        params["w"][:] = 9.0  # They are copies.
+    assert snapshots.best.step == 3
+    np.testing.assert_allclose(snapshots.best.params["w"], 1.9, rtol=1e-6)
+    assert [one.step for one in snapshots.ranked()] == [3, 1, 2]
+    soup = greedy_soup(snapshots, quadratic)
+    # Of 1.9 and 0 the average is 0.95; 2.1 would bring it to 1.33.
+    assert soup.steps == (3, 1)
+    assert soup.params["w"].dtype == np.float32
+    np.testing.assert_allclose(soup.params["w"], 0.95, atol=1e-2)
+    assert greedy_soup(snapshots, quadratic, lambda: False) is None
+
+
+def test_an_average_that_is_no_better_is_not_taken():
+    snapshots = Snapshots(2, "loss", "min")
+    for step, w in enumerate((1.0, 3.0)):
+        snapshots.show(step, {"w": np.float32([w])}, quadratic({"w": np.float32([w])}))
+    assert greedy_soup(snapshots, quadratic) is None
+
+
+def test_equal_metrics_are_ordered_by_loss_and_nan_is_worst():
+    snapshots = Snapshots(1, "accuracy", "max")
+    for step, (accuracy, loss) in enumerate(
+        [(0.5, 2.0), (0.5, 1.0), (0.5, 3.0), (float("nan"), 0.0)]
+    ):
+        snapshots.show(step, {"w": step}, {"accuracy": accuracy, "loss": loss})
+    assert snapshots.best.step == 1

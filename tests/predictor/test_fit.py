@@ -1,0 +1,246 @@
+"""From samples to a predictor: what it answers, keeps, writes and refuses."""
+
+import importlib
+import json
+import time
+import tomllib
+
+import numpy as np
+import pytest
+from own_data import write_folder
+from own_data import write_pictures as write_captioned
+from paths import ROOT
+from predictor_toy import (
+    COLOURS,
+    NAMES,
+    SMALL,
+    make_toys,
+    write_pictures,
+    write_samples,
+)
+
+import meta_opt
+from meta_opt.predictor.command import main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        make_toys(folder, patch)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return write_samples(tmp_path_factory.mktemp("samples"))
+
+
+def fit(data, root, **changes):
+    settings = {"preset": SMALL, "encoders": NAMES, "progress": False, **changes}
+    return meta_opt.fit(data, data_dir=root, **settings)
+
+
+@pytest.fixture(scope="module")
+def predictor(root, samples, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("work") / "new"
+    return fit(samples, root, workdir=workdir), workdir
+
+
+def decided(predictor, name):
+    return next(one.value for one in predictor.decisions if one.name == name)
+
+
+def test_colours_are_told_apart(predictor, samples):
+    found, _ = predictor
+    assert found.record.metrics["test"]["accuracy"] > 0.5
+    assert decided(found, "target") == "category"
+    assert decided(found, "task") == "classify"
+    assert decided(found, "modalities") == ["image", "text"]
+    assert decided(found, "ignored_column") == "number"
+    every = found.evaluate(samples)
+    assert every["examples"] == 36 and every["accuracy"] > 0.8
+
+
+def test_answers_agree_with_each_other(predictor, samples):
+    found, _ = predictor
+    probabilities = found.predict_proba(samples)
+    assert probabilities.shape == (36, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    answers = found.predict(samples)
+    assert list(found.classes) == sorted(COLOURS)
+    assert list(answers) == list(found.classes[probabilities.argmax(axis=1)])
+    labels = [json.loads(x)["category"] for x in samples.read_text().splitlines()]
+    assert np.mean(answers == labels) == pytest.approx(
+        found.evaluate(samples)["accuracy"]
+    )
+    assert found.embed(samples).shape == (36, SMALL.fusion_width)
+
+
+def test_the_best_evaluation_is_what_is_kept(predictor):
+    found, _ = predictor
+    seen = {
+        r["step"]: r["validation/accuracy"]
+        for r in found.record.history
+        if "validation/accuracy" in r and r["step"]
+    }
+    validation = found.record.metrics["validation"]["accuracy"]
+    assert validation >= max(seen.values()) - 1e-6
+    assert seen[decided(found, "best_step")] == max(seen.values())
+
+
+def test_a_saved_predictor_answers_the_same(predictor, samples, root, tmp_path):
+    found, workdir = predictor
+    found.save(tmp_path / "again")
+    for folder in (workdir, tmp_path / "again"):
+        loaded = meta_opt.Predictor.load(folder)
+        np.testing.assert_allclose(
+            loaded.predict_proba(samples), found.predict_proba(samples), atol=1e-6
+        )
+        assert loaded.decisions == found.decisions
+        assert loaded.record == found.record
+    with pytest.raises(ValueError, match="holds no predictor"):
+        meta_opt.Predictor.load(root)
+    with pytest.raises(ValueError, match="has a run already"):
+        fit(samples, root, workdir=workdir)
+
+
+def test_samples_of_other_forms(predictor, samples):
+    found, _ = predictor
+    folder = samples.parent
+    rows = [json.loads(line) for line in samples.read_text().splitlines()][1:4]
+    for row in rows:
+        row.pop("category")
+        row["photo"] = str(folder / row["photo"])
+    assert list(found.predict(rows)) == list(found.predict(samples)[1:4])
+    with pytest.raises(ValueError, match="photo, words"):
+        found.predict([{"text": "a red"}])
+    with pytest.raises(ValueError, match=r"row 2: nothing to read"):
+        found.predict([{"words": "a red"}, {"words": None}])
+    with pytest.raises(ValueError, match=r"none.png"):
+        found.predict([{"photo": "none.png"}])
+
+
+def test_the_page_opens_offline(predictor, tmp_path):
+    found, _ = predictor
+    page = tmp_path / "report.html"
+    found.report(page)
+    text = page.read_text()
+    assert "http" not in text.replace("http-equiv", "")
+    assert text.count("data:image/png;base64,") >= 2
+    for word in (
+        "Confusion",
+        "Which modality mattered",
+        "What was chosen",
+        "batch_size",
+    ):
+        assert word in text
+    for decision in found.decisions:
+        assert decision.name in text
+
+
+def test_the_command(predictor, samples, root, tmp_path, capsys):
+    _, workdir = predictor
+    where = ["--data-dir", str(root)]
+    assert main(["predict", str(workdir), str(samples), *where]) == 0
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 36 and {x["prediction"] for x in lines} <= set(COLOURS)
+    assert main(["evaluate", str(workdir), str(samples), *where]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 36
+    page = tmp_path / "page.html"
+    assert main(["report", str(workdir), str(page), *where]) == 0
+    assert page.is_file()
+    capsys.readouterr()
+    assert main(["fit", "nowhere.jsonl", "--out", str(tmp_path / "x")]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error == "meta-opt fit: there is no file nowhere.jsonl"
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert "(default: good)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_within_its_time(root, tmp_path):
+    """Also: files that are no pictures are left out, and a limit that is too short."""
+    write_pictures(tmp_path / "pictures")
+    (tmp_path / "pictures" / "red" / "broken.png").write_bytes(b"nothing")
+    started = time.perf_counter()
+    found = fit(tmp_path / "pictures", root, time_limit=60.0)
+    assert time.perf_counter() - started < 66
+    assert decided(found, "unreadable_left_out") == 1
+    assert decided(found, "num_steps_in_time") <= SMALL.steps[1]
+    assert found.predict([tmp_path / "pictures" / "red" / "00.png"]).shape == (1,)
+    with pytest.raises(
+        ValueError, match=r"time_limit=0.01 s is too short: .* one pass"
+    ):
+        fit(tmp_path / "pictures", root, time_limit=0.01)
+
+
+@pytest.mark.slow
+def test_a_folder_of_the_users_learns_pairs(tmp_path):
+    siglip = write_folder(tmp_path / "siglip")
+    pairs = write_captioned(tmp_path / "pictures")
+    found = meta_opt.fit(pairs, model=siglip, preset=SMALL, progress=False)
+    assert decided(found, "task") == "retrieve"
+    image, text = found.embed(pairs)
+    assert image.shape == text.shape == (40, 32)
+    nearest = found.predict(pairs)
+    np.testing.assert_array_equal(nearest, (image @ text.T).argmax(axis=1))
+    assert found.evaluate(pairs)["examples"] == 40
+    found.save(tmp_path / "saved")
+    loaded = meta_opt.Predictor.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.embed(pairs)[0], image, atol=1e-5)
+    found.report(tmp_path / "page.html")
+    with pytest.raises(
+        ValueError, match=r"is to retrieve pictures, and the samples ask"
+    ):
+        meta_opt.fit(write_samples(tmp_path / "own"), model=siglip, preset=SMALL)
+
+
+def test_settings_that_do_not_fit_are_named(samples, root):
+    for changes, message in (
+        ({"preset": "god"}, "did you mean 'good'"),
+        ({"time_limit": -1.0}, "time_limit=-1.0 must be above 0"),
+        ({"encoders": {"sound": "x"}}, "encoders has no setting 'sound'"),
+        ({"validation": [{"words": "a red"}]}, "validation has no column 'category'"),
+        ({"target": "categories"}, "did you mean 'category'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(samples, root, **changes)
+
+
+def test_many_files_that_cannot_be_read_are_an_error(root, tmp_path):
+    files = write_pictures(tmp_path / "pictures")
+    for file, _ in files[::2]:
+        file.write_bytes(b"nothing")
+    with pytest.raises(
+        ValueError, match=r"more than 20% of 36 samples .*\.png \("
+    ) as e:
+        fit(tmp_path / "pictures", root)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_numbers_come_back_in_their_unit(root, tmp_path):
+    files = write_pictures(tmp_path / "pictures", each=20)
+    prices = {"red": 1000.0, "green": 1200.5, "blue": 1500.0}
+    rows = [{"photo": str(f), "price": prices[c]} for f, c in files]
+    found = fit(rows, root, target="price")
+    assert decided(found, "task") == "score"
+    assert 1000 < decided(found, "score_center") < 1500
+    answers = found.predict([str(f) for f, _ in files])
+    errors = answers - [row["price"] for row in rows]
+    # The standard deviation is 205.
+    assert np.mean(np.abs(errors)) < 150
+    metrics = found.evaluate(rows)
+    assert metrics["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-4)
+    found.save(tmp_path / "saved")
+    loaded = meta_opt.Predictor.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.predict(rows), answers, rtol=1e-5)
+
+
+def test_the_wheel_has_the_command():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    module, name = settings["project"]["scripts"]["meta-opt"].split(":")
+    assert getattr(importlib.import_module(module), name) is main
+    assert (ROOT / "meta_opt" / "predictor" / "report.html").is_file()
