@@ -6,6 +6,7 @@ is loaded by other tests, by the programs that tests start and by later runs, fr
 ``.cache/jax`` in the checkout or from where ``JAX_COMPILATION_CACHE_DIR`` says.
 """
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -29,6 +30,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -55,6 +57,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Lets go of what a file compiled: the next one needs little of it."""
-    yield
+    """Lets go of what a file compiled: the next one needs little of it.
+
+    All programs of a file are lowered in one MLIR context. JAX makes one for each, and
+    to load its dialects takes longer than to lower one operation.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlir, "make_ir_context", functools.cache(mlir.make_ir_context))
+        yield
     jax.clear_caches()
