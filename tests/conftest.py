@@ -55,6 +55,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+def pytest_collection_finish():
+    """Takes the modules that are loaded by now out of every later collection."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
     """Lets go of what a file compiled: the next one needs little of it.

@@ -122,10 +122,11 @@ def test_zero_output_weights_are_the_hand_designed_rule():
         assert np.all(a != start)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
-    # A scalar is a vector to the rule, and every operation on it compiles again.
+    # A scalar is a vector to the rule and attention a matrix, and every operation on
+    # another shape compiles again.
     params, *grads = [{**tree} for tree in (params, *grads)]
     for tree in (params, *grads):
-        del tree["temperature"]
+        del tree["temperature"], tree["attention"]
     with jax.disable_jit():
         found = run(tx.update, tx.init(params), params, grads, values)
         expected = run(rule.update, rule.init(params), params, grads, values)
