@@ -164,8 +164,15 @@ def test_losses_and_their_embeddings_are_a_set():
     assert abs(float(found) - float(other)) > 1e-3
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("by", ["value", "mask"])
+@pytest.mark.parametrize(
+    ("by", "residual"),
+    [
+        ("value", False),
+        ("mask", True),
+        pytest.param("value", True, marks=pytest.mark.slow),
+        pytest.param("mask", False, marks=pytest.mark.slow),
+    ],
+)
 def test_without_a_loss_the_others_are_combined(residual, by):
     config, few = small(4, residual=residual), small(3, residual=residual)
     phi = init(config)
@@ -539,7 +546,7 @@ def test_sama_is_the_preconditioned_direction():
 @pytest.mark.parametrize(
     "tx",
     [
-        optax.adam(0.05),
+        pytest.param(optax.adam(0.05), marks=pytest.mark.slow),
         optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.05)),
         optax.sgd(0.3, momentum=0.9),
     ],
@@ -730,7 +737,9 @@ def test_the_meta_gradient_is_its_formula(direct_term):
     assert bool(info.finite) and not np.any(info.masked)
 
 
-@pytest.mark.parametrize("kind", ["jvp", "double_backward"])
+@pytest.mark.parametrize(
+    "kind", ["jvp", pytest.param("double_backward", marks=pytest.mark.slow)]
+)
 def test_one_pass_over_the_second_batch_gives_the_same(kind):
     """The regulariser's gradient and the tangents out of one linearisation."""
     losses_fn, combiner, phi, w = meta_problem()
