@@ -127,8 +127,13 @@ class LoRALinear(Linear):
     def __init__(
         self, linear: nnx.Linear, rank: int, scaling: float, *, rngs: nnx.Rngs
     ) -> None:
-        zeros = nnx.initializers.zeros_init()
-        super().__init__(**_options(linear), kernel_init=zeros, rngs=rngs)
+        # No array is made in the place of those that are shared.
+        super().__init__(
+            **_options(linear),
+            kernel_init=lambda *_: linear.kernel[...],
+            bias_init=lambda *_: linear.bias[...],
+            rngs=rngs,
+        )
         self.kernel, self.bias = linear.kernel, linear.bias
         if hasattr(linear, "kernel_scale"):
             self.kernel_scale = linear.kernel_scale
