@@ -41,10 +41,11 @@ gc.set_threshold(200_000, 20, 50)
 
 LONGEST_FIRST = (
     "test_meta_training",
-    "test_feedback",
-    "test_sharded_finetuning",
+    "test_meta_loss",
+    "test_multimodal",
+    "test_contract",
+    "test_own_data",
     "test_planning",
-    "test_finetuning_own_data",
     "test_demo",
 )
 
