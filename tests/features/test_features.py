@@ -316,13 +316,16 @@ def test_summary_features():
 def structure_of(kernel):
     square = np.square(np.asarray(kernel, np.float32))
     row, column = square.mean(1), square.mean(0)
-    rows, columns = (np.float32([len(x)]) for x in (row, column))
+    compute = structure_program(*square.shape)
     # What comes after the rows and columns that are there does not matter.
     row, column = (np.pad(x, (0, 3))[None] for x in (row, column))
-    return float(STRUCTURE(row, column, rows, columns)[0])
+    return float(compute(row, column)[0])
 
 
-STRUCTURE = jax.jit(structure)
+@functools.cache
+def structure_program(rows, columns):
+    counts = np.float32([rows]), np.float32([columns])
+    return jax.jit(lambda row, column: structure(row, column, *counts))
 
 
 INITIALISERS = {

@@ -199,8 +199,9 @@ def test_meta_gradient_is_finite_where_a_tensor_has_no_gradient():
             )
         )
     )(moved_theta())
-    assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradient))
-    assert float(optax.tree.norm(gradient)) > 0
+    leaves = jax.tree.leaves(gradient)
+    assert all(np.all(np.isfinite(g)) for g in leaves)
+    assert any(np.any(g) for g in leaves)
 
 
 @pytest.mark.slow
@@ -369,7 +370,8 @@ def test_direct_weights_are_the_only_ones_that_move(tmp_path):
         show_progress=False,
         start=start,
     )
-    moved = np.argwhere(result.theta["output"]["kernel"] != start["output"]["kernel"])
+    after, before = (np.asarray(t["output"]["kernel"]) for t in (result.theta, start))
+    moved = np.argwhere(after != before)
     places = [output_index(SMALL, name) for name in names]
     assert sorted(map(tuple, moved.tolist())) == sorted(places)
     for part in ("global", "tensor"):
@@ -500,9 +502,14 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
         if name not in ("es", "bptt")
     ],
 )
-def test_windows_of_runs_under_way_are_kept_over_an_interruption(tmp_path, name):
+def test_windows_of_runs_under_way_are_kept_over_an_interruption(
+    tmp_path, monkeypatch, name
+):
     tasks = {"line": line_task()}
     settings = config(estimator=name, windows=3, outer_steps=4)
+    # One compiled estimator for all runs.
+    estimator = make_estimator(tasks["line"], settings, parametrisation())
+    monkeypatch.setattr(outer_loop, "make_estimator", lambda *args, **more: estimator)
     whole = meta_train(settings, tasks, tmp_path / "whole", show_progress=False)
     parts = [
         meta_train(
