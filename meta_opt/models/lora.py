@@ -127,11 +127,12 @@ class LoRALinear(Linear):
     def __init__(
         self, linear: nnx.Linear, rank: int, scaling: float, *, rngs: nnx.Rngs
     ) -> None:
+        shared: Any = linear
         # No array is made in the place of those that are shared.
         super().__init__(
             **_options(linear),
-            kernel_init=lambda *_: linear.kernel[...],
-            bias_init=lambda *_: linear.bias[...],
+            kernel_init=lambda *_: shared.kernel[...],
+            bias_init=lambda *_: shared.bias[...],
             rngs=rngs,
         )
         self.kernel, self.bias = linear.kernel, linear.bias
