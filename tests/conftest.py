@@ -6,6 +6,7 @@ is loaded by other tests, by the programs that tests start and by later runs, fr
 ``.cache/jax`` in the checkout or from where ``JAX_COMPILATION_CACHE_DIR`` says.
 """
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -28,7 +29,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
+import numpy as np
 import pytest
+from jax._src.interpreters import mlir
+from jax._src.lax import lax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -37,12 +41,41 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)
 gc.set_threshold(200_000, 20, 50)
 
+
+def copy_unchanged(primitive):
+    """Spares the program of a primitive that leaves a NumPy array as it is.
+
+    For ``jnp.asarray`` JAX compiles an identity for every shape; the array is copied to
+    the device instead. Scalars, which are few shapes, and arrays on a mesh are left.
+    """
+    compute = primitive.impl
+
+    def impl(x, **settings):
+        unchanged = (
+            isinstance(x, np.ndarray)
+            and x.ndim > 0
+            and settings.get("new_dtype", x.dtype) == x.dtype
+            and not settings.get("weak_type")
+            and settings.get("sharding") is None
+            and jax.sharding.get_abstract_mesh().empty
+        )
+        return jax.device_put(np.array(x)) if unchanged else compute(x, **settings)
+
+    primitive.def_impl(impl)
+
+
+# Inner parts of JAX, which other versions need not have: then tests only take longer.
+for name in ("stage_p", "convert_element_type_p"):
+    if hasattr(lax, name):
+        copy_unchanged(getattr(lax, name))
+
 LONGEST_FIRST = (
     "test_meta_training",
-    "test_feedback",
-    "test_sharded_finetuning",
+    "test_meta_loss",
+    "test_multimodal",
+    "test_contract",
+    "test_own_data",
     "test_planning",
-    "test_finetuning_own_data",
     "test_demo",
 )
 
@@ -53,8 +86,21 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+def pytest_collection_finish():
+    """Takes the modules that are loaded by now out of every later collection."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Lets go of what a file compiled: the next one needs little of it."""
-    yield
+    """Lets go of what a file compiled: the next one needs little of it.
+
+    All programs of a file are lowered in one MLIR context. JAX makes one for each, and
+    to load its dialects takes longer than to lower one operation.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(mlir, "make_ir_context"):
+            shared = functools.cache(mlir.make_ir_context)
+            patch.setattr(mlir, "make_ir_context", shared)
+        yield
     jax.clear_caches()

@@ -196,10 +196,13 @@ def test_a_list_of_answers_is_classified(paligemma):
     # Teacher-forced, an answer at a time, with the token that ends it.
     prompt = np.tile(np.array([2, 7, 8, 4, 0], np.int32), (3, 1))
     log_p = []
+    log_softmax = jax.jit(
+        lambda text: jax.nn.log_softmax(model.model.logits(images, prompt, text))
+    )
     for answer in ([5, 6, 1], [5, 1, 0], [9, 10, 1]):
         text = np.tile(np.array(answer, np.int32), (3, 1))
-        each = jax.nn.log_softmax(model.model.logits(images, prompt, text))
-        picked = np.take_along_axis(np.asarray(each), text[..., None], axis=-1)[..., 0]
+        each = np.asarray(log_softmax(text))
+        picked = np.take_along_axis(each, text[..., None], axis=-1)[..., 0]
         log_p.append((picked * (text != 0)).sum(axis=1))
     expected = jax.nn.softmax(np.stack(log_p, axis=1), axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-4)

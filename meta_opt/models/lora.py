@@ -127,8 +127,14 @@ class LoRALinear(Linear):
     def __init__(
         self, linear: nnx.Linear, rank: int, scaling: float, *, rngs: nnx.Rngs
     ) -> None:
-        zeros = nnx.initializers.zeros_init()
-        super().__init__(**_options(linear), kernel_init=zeros, rngs=rngs)
+        shared: Any = linear
+        # No array is made in the place of those that are shared.
+        super().__init__(
+            **_options(linear),
+            kernel_init=lambda *_: shared.kernel[...],
+            bias_init=lambda *_: shared.bias[...],
+            rngs=rngs,
+        )
         self.kernel, self.bias = linear.kernel, linear.bias
         if hasattr(linear, "kernel_scale"):
             self.kernel_scale = linear.kernel_scale

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from meta_opt.features.progress import PROGRESS_FEATURES
 from meta_opt.features.statistics import (
@@ -124,11 +125,13 @@ class ControllerState(NamedTuple):
 
 
 def _lstm_init(key: jax.Array, inputs: int, hidden: int) -> dict[str, jax.Array]:
-    scale = 1.0 / jnp.sqrt(jnp.float32(inputs + hidden))
+    # In NumPy whatever is not random: of JAX's operations each would compile a program.
+    scale = 1 / np.sqrt(np.float32(inputs + hidden))
     kernel = scale * jax.random.normal(key, (inputs + hidden, 4 * hidden), jnp.float32)
     # Forget gates start open, so that memory lasts beyond a few steps.
-    bias = jnp.zeros(4 * hidden, jnp.float32).at[hidden : 2 * hidden].set(2.0)
-    return {"kernel": kernel, "bias": bias}
+    bias = np.zeros(4 * hidden, np.float32)
+    bias[hidden : 2 * hidden] = 2.0
+    return {"kernel": kernel, "bias": jnp.asarray(bias)}
 
 
 def init_theta(key: jax.Array, config: ControllerConfig | None = None) -> PyTree:
@@ -156,8 +159,8 @@ def init_theta(key: jax.Array, config: ControllerConfig | None = None) -> PyTree
             second, len(TENSOR_FEATURES) + context, config.tensor_hidden
         ),
         "output": {
-            "kernel": jnp.zeros((read, len(OUTPUTS)), jnp.float32),
-            "bias": jnp.zeros(len(OUTPUTS), jnp.float32),
+            "kernel": jnp.asarray(np.zeros((read, len(OUTPUTS)), np.float32)),
+            "bias": jnp.asarray(np.zeros(len(OUTPUTS), np.float32)),
         },
     }
 

@@ -139,10 +139,26 @@ def make_plan(
 
 
 def init_state(
-    params: PyTree, plan: Plan, settings: Settings, num_steps: int | jax.Array
+    params: PyTree,
+    settings: Settings,
+    decayed: tuple[bool, ...] | None,
+    num_steps: int | jax.Array,
 ) -> OptimizerState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+        params: those that are trained.
+        settings: of the optimizer.
+        decayed: as of `make_plan`.
+        num_steps: length of the run.
+    """
+    plan = make_plan(params, settings, decayed)
     units = len(plan.table.size)
+    structure, decisions = _of_initial_params(
+        params, settings=settings, decayed=decayed
+    )
+    # Arrays of their own: a donated state may not hold one buffer twice.
+    zeros = (jnp.zeros(units, jnp.float32) for _ in History._fields)
     return OptimizerState(
         count=jnp.zeros((), jnp.int32),
         # A copy: the caller's array is not to be donated with the state.
@@ -153,7 +169,7 @@ def init_state(
             params, plan.infos, [*map(settings.needs_second, plan.infos)]
         ),
         slots=jnp.asarray(first_units(plan.groups, len(plan.infos)), jnp.int32),
-        history=_init_history(plan, jax.tree.leaves(params)),
+        history=History(*zeros)._replace(structure=structure),
         momentum_square=jnp.zeros(units, jnp.float32),
         param_square=jnp.zeros(units, jnp.float32),
         guard=init_guard(),
@@ -161,22 +177,26 @@ def init_state(
         controller=(
             init_controller(settings.config, units) if settings.learned else None
         ),
-        decisions=group_decisions(plan.base_controls(settings), plan.table),
+        decisions=decisions,
     )
 
 
-def _init_history(plan: Plan, params: Sequence[jax.Array]) -> History:
-    """History before the first step: the structure of the initial parameters."""
+# One program: outside of it each operation on each shape would be one of its own.
+@functools.partial(jax.jit, static_argnames=("settings", "decayed"))
+def _of_initial_params(
+    params: PyTree, *, settings: Settings, decayed: tuple[bool, ...] | None
+) -> tuple[jax.Array, jax.Array]:
+    """The structure of the initial parameters [N], and the rule's first decisions."""
+    plan = make_plan(params, settings, decayed)
+    leaves = jax.tree.leaves(params)
     parts = [
-        initial_structure(group, group.pack(params))
+        initial_structure(group, group.pack(leaves))
         if group.first.is_matrix
         else jnp.zeros(group.units, jnp.float32)
         for group in plan.groups
     ]
-    found = jnp.concatenate([jnp.zeros(0, jnp.float32), *map(replicated, parts)])
-    # Arrays of their own: a donated state may not hold one buffer twice.
-    zeros = (jnp.zeros(len(plan.table.size), jnp.float32) for _ in History._fields)
-    return History(*zeros)._replace(structure=found)
+    structure = jnp.concatenate([jnp.zeros(0, jnp.float32), *map(replicated, parts)])
+    return structure, group_decisions(plan.base_controls(settings), plan.table)
 
 
 def is_placeholder(params: PyTree) -> bool:

@@ -27,7 +27,6 @@ from meta_opt.optimizers.state import (
     Settings,
     init_state,
     is_placeholder,
-    make_plan,
     placeholder_state,
 )
 from meta_opt.optimizers.step import StepInputs, optimizer_step
@@ -99,15 +98,13 @@ def learned_transformation(
     def init(params: PyTree) -> OptimizerState:
         nonlocal warned
         if is_placeholder(params):
-            plan = make_plan(params, settings, None)
-            return placeholder_state(init_state(params, plan, settings, num_steps))
+            return placeholder_state(init_state(params, settings, None, num_steps))
         check_params(params)
         check_patterns(params, stacked, pairs)
         trained, decayed = expand(params)
         params = select(params, trained)
-        plan = make_plan(params, settings, decayed)
         warned = warned or warn_of_half_precision(params)
-        return init_state(params, plan, settings, num_steps)
+        return init_state(params, settings, decayed, num_steps)
 
     def update(
         updates: PyTree,

@@ -11,6 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meta_opt.features import statistics as statistics_of
 from meta_opt.features.progress import (
     PROGRESS_FEATURES,
     current_loss,
@@ -26,7 +27,6 @@ from meta_opt.features.statistics import (
     grad_rms,
     structure,
     summary_features,
-    tensor_features,
     unit_table,
 )
 from meta_opt.features.tensors import (
@@ -148,8 +148,8 @@ def unit_constants():
 
 
 def statistics(scale=1.0, table=None, grad_momentum=0.25):
-    size = jnp.asarray((table or unit_constants()).size)
-    square = size * jnp.arange(1.0, 1.0 + len(size))
+    size = (table or unit_constants()).size
+    square = size * np.arange(1.0, 1.0 + len(size), dtype=np.float32)
     return Statistics(
         grad_square=square * scale**2,
         momentum_square=0.25 * square * scale**2,
@@ -159,8 +159,13 @@ def statistics(scale=1.0, table=None, grad_momentum=0.25):
 
 
 def history(units=4, **fields):
-    zero = {name: jnp.zeros(units) for name in History._fields}
+    zero = {name: np.zeros(units, np.float32) for name in History._fields}
     return History(**{**zero, **fields})
+
+
+def tensor_features(stats, table, past):
+    """Those of the package, as one program: the table is constant."""
+    return jax.jit(lambda s, h: statistics_of.tensor_features(s, table, h))(stats, past)
 
 
 def named(stats, table, past):
@@ -222,9 +227,12 @@ def test_features_of_shapes():
 
 def summary(stats, table, past, loss=2.0, known=1.0):
     """At a loss of 2 and a step of RMS 2e-3."""
-    return summary_features(
-        stats, table, past, jnp.float32(loss), jnp.float32(known), step=2e-3
-    )
+
+    @jax.jit
+    def compute(stats, past, loss, known):
+        return summary_features(stats, table, past, loss, known, step=2e-3)
+
+    return compute(stats, past, np.float32(loss), np.float32(known))
 
 
 def test_features_do_not_see_whether_a_kernel_is_transposed():
@@ -308,10 +316,16 @@ def test_summary_features():
 def structure_of(kernel):
     square = np.square(np.asarray(kernel, np.float32))
     row, column = square.mean(1), square.mean(0)
-    rows, columns = (np.float32([len(x)]) for x in (row, column))
+    compute = structure_program(*square.shape)
     # What comes after the rows and columns that are there does not matter.
-    row, column = (jnp.asarray(np.pad(x, (0, 3)))[None] for x in (row, column))
-    return float(structure(row, column, rows, columns)[0])
+    row, column = (np.pad(x, (0, 3))[None] for x in (row, column))
+    return float(compute(row, column)[0])
+
+
+@functools.cache
+def structure_program(rows, columns):
+    counts = np.float32([rows]), np.float32([columns])
+    return jax.jit(lambda row, column: structure(row, column, *counts))
 
 
 INITIALISERS = {
@@ -326,9 +340,16 @@ INITIALISERS = {
 @pytest.mark.parametrize("name", INITIALISERS)
 def test_new_kernels_have_no_structure(name):
     shapes = ((16, 16), (64, 64), (10, 64), (64, 10), (128, 512), (784, 32))
-    for seed, shape in enumerate(shapes):
-        kernel = INITIALISERS[name](jax.random.key(seed), shape, jnp.float32)
-        assert structure_of(kernel) == 0.0, shape
+
+    @jax.jit
+    def kernels():
+        return [
+            INITIALISERS[name](jax.random.key(seed), shape, jnp.float32)
+            for seed, shape in enumerate(shapes)
+        ]
+
+    for kernel in kernels():
+        assert structure_of(kernel) == 0.0, kernel.shape
     assert structure_of(np.zeros((8, 4))) == 0.0
 
 

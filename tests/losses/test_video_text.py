@@ -21,6 +21,8 @@ from meta_opt.losses.matching import hard_negatives, matching_loss, rolled_negat
 from meta_opt.losses.max_margin import max_margin_loss
 from meta_opt.losses.mil_nce import mil_nce_loss
 
+# One program of each function, instead of one of each of its operations.
+jit = functools.cache(jax.jit)
 some = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 2**16)
 
@@ -91,7 +93,7 @@ def naive_matching(logits, matches, mask):
 def test_max_margin_is_the_sum_over_negatives(margin):
     s = normal(0, 6, 6)
     np.testing.assert_allclose(
-        max_margin_loss(s, margin), naive_max_margin(s, margin), rtol=1e-6
+        jit(max_margin_loss)(s, margin), naive_max_margin(s, margin), rtol=1e-6
     )
 
 
@@ -106,7 +108,7 @@ def test_max_margin_has_univls_gradient_and_its_value_but_for_a_constant():
         )
 
     ours, theirs = (
-        jax.value_and_grad(f)(s)
+        jax.jit(jax.value_and_grad(f))(s)
         for f in (functools.partial(max_margin_loss, margin=margin), with_diagonal)
     )
     np.testing.assert_allclose(theirs[0] - ours[0], 2 * margin / 5, rtol=1e-5)
@@ -115,7 +117,7 @@ def test_max_margin_has_univls_gradient_and_its_value_but_for_a_constant():
 
 def test_max_margin_is_zero_where_all_pairs_stand_out():
     s = jnp.asarray(2 * np.eye(4), jnp.float32)
-    assert max_margin_loss(s, 1.9) == 0 < max_margin_loss(s, 2.1)
+    assert jit(max_margin_loss)(s, 1.9) == 0 < jit(max_margin_loss)(s, 2.1)
     assert max_margin_loss(jnp.ones((1, 1))) == 0
 
 
@@ -124,7 +126,7 @@ def test_masked_cross_entropy_is_the_mean_over_masked_positions():
     targets, mask = rng.integers(0, 11, (3, 7)), rng.random((3, 7)) < 0.4
     assert 0 < mask.sum() < mask.size
     np.testing.assert_allclose(
-        masked_cross_entropy(logits, targets, mask),
+        jit(masked_cross_entropy)(logits, targets, mask),
         naive_cross_entropy(logits, targets, mask),
         rtol=1e-6,
     )
@@ -138,8 +140,10 @@ def test_captioning_is_the_masked_cross_entropy_of_its_logits():
     )
     targets, mask = rng.integers(0, 9, (2, 5)), rng.random((2, 5)) < 0.6
     np.testing.assert_allclose(
-        masked_cross_entropy(hidden @ embedding.T, targets, mask),
-        captioning_loss(jnp.asarray(hidden), jnp.asarray(embedding), targets, mask),
+        jit(masked_cross_entropy)(hidden @ embedding.T, targets, mask),
+        jit(captioning_loss)(
+            jnp.asarray(hidden), jnp.asarray(embedding), targets, mask
+        ),
         rtol=1e-6,
     )
 
@@ -152,12 +156,12 @@ def test_masked_frame_nce_is_the_sum_over_frames_of_the_batch(scale):
     mask = rng.random((3, 4)) < 0.6
     assert (mask & ~valid).any() and (mask & valid).sum() > 2
     np.testing.assert_allclose(
-        masked_frame_nce(predicted, frames, mask, valid, scale),
+        jit(masked_frame_nce)(predicted, frames, mask, valid, scale),
         naive_frame_nce(predicted, frames, mask, valid, scale),
         rtol=1e-5,
     )
     np.testing.assert_allclose(
-        masked_frame_nce(predicted, frames, mask & valid, mask & valid, scale),
+        jit(masked_frame_nce)(predicted, frames, mask & valid, mask & valid, scale),
         naive_frame_nce(predicted, frames, mask & valid, mask & valid, scale),
         rtol=1e-5,
     )
@@ -165,14 +169,14 @@ def test_masked_frame_nce_is_the_sum_over_frames_of_the_batch(scale):
 
 def test_mil_nce_is_the_sum_over_captions_of_both_sides():
     s = normal(7, 4, 4, 3)
-    np.testing.assert_allclose(mil_nce_loss(s), naive_mil_nce(s), rtol=1e-5)
-    assert mil_nce_loss(jnp.ones((1, 1, 3))) == 0
+    np.testing.assert_allclose(jit(mil_nce_loss)(s), naive_mil_nce(s), rtol=1e-5)
+    assert jit(mil_nce_loss)(jnp.ones((1, 1, 3))) == 0
 
 
 def test_one_good_caption_of_several_is_enough():
     s = np.full((3, 3, 4), -20.0, np.float32)
     s[np.arange(3), np.arange(3), 2] = 20.0
-    assert mil_nce_loss(s) < 1e-6
+    assert jit(mil_nce_loss)(s) < 1e-6
 
 
 def test_matching_is_the_binary_cross_entropy():
@@ -180,11 +184,11 @@ def test_matching_is_the_binary_cross_entropy():
     matches, mask = rng.random(9) < 0.5, rng.random(9) < 0.6
     for counted in (mask, np.ones(9, bool)):
         np.testing.assert_allclose(
-            matching_loss(logits, matches, counted),
+            jit(matching_loss)(logits, matches, counted),
             naive_matching(logits, matches, counted),
             rtol=1e-5,
         )
-    assert matching_loss(logits, matches) == matching_loss(
+    assert jit(matching_loss)(logits, matches) == jit(matching_loss)(
         logits, matches, np.ones(9, bool)
     )
 
@@ -255,12 +259,15 @@ def test_nan_where_masked_out_leaves_the_gradient_as_it_is():
             + matching_loss(pair_logits, matches, valid[0])
         )
 
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))
+
     def gradients(fill):
-        return jax.grad(total, argnums=(0, 1, 2, 3))(
-            jnp.where(mask[..., None], logits, fill),
-            jnp.where(mask[..., None], predicted, fill),
-            jnp.where(valid[..., None], frames, fill),
-            jnp.where(valid[0], logits[0, :, 0], fill),
+        fill = np.float32(fill)
+        return gradient(
+            np.where(mask[..., None], logits, fill),
+            np.where(mask[..., None], predicted, fill),
+            np.where(valid[..., None], frames, fill),
+            np.where(valid[0], logits[0, :, 0], fill),
         )
 
     for clean, found in zip(gradients(0.0), gradients(np.nan), strict=True):
@@ -271,9 +278,9 @@ def test_nan_where_masked_out_leaves_the_gradient_as_it_is():
 @pytest.mark.parametrize("name", ["max_margin", "mil_nce", "cross_entropy", "matching"])
 def test_gradients_are_finite_differences(name):
     loss, x = all_losses(True)[name]
-    x, direction = jnp.asarray(x), jnp.asarray(normal(9, *x.shape))
-    step = 1e-2
-    found = jnp.vdot(jax.grad(loss)(x), direction)
+    loss, direction = jax.jit(loss), normal(9, *x.shape)
+    step = np.float32(1e-2)
+    found = np.vdot(jax.grad(loss)(x), direction)
     by_difference = (loss(x + step * direction) - loss(x - step * direction)) / 2 / step
     np.testing.assert_allclose(found, by_difference, rtol=2e-2, atol=1e-3)
 
@@ -298,7 +305,8 @@ def test_losses_do_not_depend_on_the_order_of_the_batch(seed):
             (predicted[order], frames[order], mask[order], valid[order]),
         ),
     ):
-        np.testing.assert_allclose(loss(*first), loss(*second), rtol=1e-4, atol=1e-6)
+        found, expected = (jit(loss)(*arrays) for arrays in (first, second))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @some
@@ -313,13 +321,13 @@ def test_positions_that_are_masked_out_change_nothing(seed, junk):
 
     off = longer(mask, False)
     np.testing.assert_allclose(
-        masked_cross_entropy(longer(logits, junk), longer(targets, -100), off),
-        masked_cross_entropy(logits, targets, mask),
+        jit(masked_cross_entropy)(longer(logits, junk), longer(targets, -100), off),
+        jit(masked_cross_entropy)(logits, targets, mask),
         rtol=1e-5,
     )
     np.testing.assert_allclose(
-        masked_frame_nce(longer(predicted, junk), longer(frames, junk), off, off),
-        masked_frame_nce(predicted, frames, mask, mask),
+        jit(masked_frame_nce)(longer(predicted, junk), longer(frames, junk), off, off),
+        jit(masked_frame_nce)(predicted, frames, mask, mask),
         rtol=1e-5,
     )
 
@@ -335,7 +343,7 @@ def test_mean_of_nothing_is_zero():
 @given(seeds, st.sampled_from([0.0, 0.15, 1.0]))
 def test_every_row_that_can_be_masked_is_masked_somewhere(seed, rate):
     maskable = normal(seed, 8, 5) > 0.8
-    mask = np.asarray(draw_mask(jax.random.key(seed), jnp.asarray(maskable), rate))
+    mask = np.asarray(jit(draw_mask)(jax.random.key(seed), maskable, rate))
     assert not (mask & ~maskable).any()
     assert (mask.any(axis=1) == maskable.any(axis=1)).all()
     if rate == 0:
@@ -369,9 +377,8 @@ def test_tokens_are_masked_in_berts_proportions():
 
 def test_masks_are_a_function_of_the_key():
     tokens = jnp.asarray(np.random.default_rng(1).integers(4, 50, (4, 64)))
-    first, again, other = (
-        mask_tokens(jax.random.key(k), tokens, 3, 50, rate=0.5)[0] for k in (0, 0, 1)
-    )
+    masked = jax.jit(lambda key: mask_tokens(key, tokens, 3, 50, rate=0.5)[0])
+    first, again, other = (masked(jax.random.key(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -379,7 +386,7 @@ def test_masks_are_a_function_of_the_key():
 def test_hard_negatives_are_drawn_by_their_similarity():
     s = jnp.log(jnp.array([[50.0, 1, 2, 5], [2, 90, 1, 1], [1, 1, 9, 2], [1, 3, 4, 9]]))
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn, exists = jax.vmap(hard_negatives, in_axes=(0, None))(keys, s)
+    drawn, exists = jax.jit(jax.vmap(hard_negatives, in_axes=(0, None)))(keys, s)
     assert np.asarray(exists).all()
     shares = np.stack([np.bincount(c, minlength=4) for c in np.asarray(drawn).T]) / 4000
     weights = np.exp(np.asarray(s)) * (1 - np.eye(4))
@@ -395,8 +402,8 @@ def test_hard_negatives_are_drawn_by_their_similarity():
 def test_hard_negatives_never_match(seed):
     groups = np.random.default_rng(seed).integers(0, 3, 6)
     positives = groups[:, None] == groups[None, :]
-    drawn, exists = hard_negatives(
-        jax.random.key(seed), jnp.asarray(normal(seed, 6, 6)), jnp.asarray(positives)
+    drawn, exists = jit(hard_negatives)(
+        jax.random.key(seed), normal(seed, 6, 6), positives
     )
     assert (np.asarray(exists) == ~positives.all(axis=1)).all()
     assert not positives[np.arange(6), drawn][np.asarray(exists)].any()

@@ -47,12 +47,14 @@ def test_antithetic_mean_is_the_smoothed_gradient_within_its_interval():
     def one(key):
         return antithetic(objective, theta, key, pairs=8, sigma=sigma).gradient["x"]
 
-    samples = jax.vmap(one)(jax.random.split(jax.random.key(0), 2000))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    samples = np.asarray(jax.jit(jax.vmap(one))(keys))
+    a, theta = np.asarray(a), jax.tree.map(np.asarray, theta)
     expected = 3 * a * (theta["x"] ** 2 + sigma**2)
-    error = jnp.std(samples, axis=0) / jnp.sqrt(len(samples))
-    assert bool(jnp.all(jnp.abs(jnp.mean(samples, axis=0) - expected) < 4 * error))
+    error = np.std(samples, axis=0) / np.sqrt(len(samples))
+    assert np.all(np.abs(np.mean(samples, axis=0) - expected) < 4 * error)
     # The interval is narrow enough to tell the smoothed gradient from the plain one.
-    assert bool(jnp.any(jnp.abs(3 * a * theta["x"] ** 2 - expected) > 8 * error))
+    assert np.any(np.abs(3 * a * theta["x"] ** 2 - expected) > 8 * error)
 
 
 def test_antithetic_evaluates_mirrored_pairs_and_the_centre():
@@ -76,19 +78,22 @@ def test_unroll_equals_a_plain_loop():
     key = jax.random.key(3)
     theta = meta_opt.init_theta(jax.random.key(1), SMALL)
     theta["output"] = jax.tree.map(lambda x: x + 0.1, theta["output"])
-    outcome = unroll(task, theta, SMALL, key, 5)
+    outcome = jax.jit(lambda key: unroll(task, theta, SMALL, key, 5))(key)
 
     init_key, batch_key, _ = jax.random.split(key, 3)
     # Five batches of four from twelve examples.
     tx = meta_opt.learned_optimizer(5, theta=theta, config=SMALL)
-    update = jax.jit(tx.update)
+    update, loss_of = jax.jit(tx.update), jax.jit(task.loss)
+    value_and_grad = jax.jit(jax.value_and_grad(lambda p, b: task.loss(p, b)[0]))
     params = task.init(init_key)
     state = tx.init(params)
     for t in range(5):
         picks = jax.random.randint(jax.random.fold_in(batch_key, t), (4,), 0, 12)
         batch = {k: v[picks] for k, v in task.splits.train.items()}
-        loss, grads = jax.value_and_grad(lambda p, b=batch: task.loss(p, b)[0])(params)
-        feedback = task.loss(params, task.splits.validation)[0] if t % 2 == 0 else None
+        loss, grads = value_and_grad(params, batch)
+        feedback = jnp.float32(jnp.nan)
+        if t % 2 == 0:
+            feedback = loss_of(params, task.splits.validation)[0]
         updates, state = update(grads, state, params, value=loss, feedback=feedback)
         params = optax.apply_updates(params, updates)
     expected = task.loss(params, task.splits.test)
@@ -120,9 +125,16 @@ def test_one_compiled_program_serves_all_horizons_and_populations_do_not_mix():
 
 def test_reparametrisation_scales_parameters_only_inside():
     task = line_task()
-    plain = unroll_with(task, optax.sgd(0.1), jax.random.key(0), 0)
     wide = Augmentation(reparametrisation=10.0)
-    scaled = unroll_with(task, optax.sgd(0.1), jax.random.key(0), 0, wide)
+
+    @jax.jit
+    def both(key):
+        return [
+            unroll_with(task, optax.sgd(0.1), key, 0, *changes)
+            for changes in ((), (wide,))
+        ]
+
+    plain, scaled = both(jax.random.key(0))
     np.testing.assert_allclose(plain.loss, scaled.loss, rtol=1e-5)
 
 
@@ -187,8 +199,9 @@ def test_meta_gradient_is_finite_where_a_tensor_has_no_gradient():
             )
         )
     )(moved_theta())
-    assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradient))
-    assert float(optax.tree.norm(gradient)) > 0
+    leaves = jax.tree.leaves(gradient)
+    assert all(np.all(np.isfinite(g)) for g in leaves)
+    assert any(np.any(g) for g in leaves)
 
 
 @pytest.mark.slow
@@ -268,11 +281,14 @@ def test_smaller_batches_are_repeated():
         feedback_every=0,
     )
 
+    @jax.jit
+    def five_steps(key):
+        run = Unroll(task, optax.sgd(0.1), key, Augmentation(batch=0.1))
+        return run.run(run.start(), 0, 5, 0)
+
     for k in range(6):
         seen.clear()
-        changes = Augmentation(batch=0.1)
-        run = Unroll(task, optax.sgd(0.1), jax.random.key(k), changes)
-        run.run(run.start(), 0, 5, 0)
+        jax.block_until_ready(five_steps(jax.random.key(k)))
         jax.effects_barrier()
         sizes = {len(np.unique(batch)) for batch in seen}
         assert len(sizes) == 1 and {len(batch) for batch in seen} == {16}
@@ -286,14 +302,16 @@ def test_sparse_gradients_are_those_of_rows_others_each_step():
     task = dataclasses.replace(
         task, init=lambda key: weights, loss=lambda p, x: (jnp.sum(p["w"]), 0.0)
     )
+
+    @jax.jit
+    def two_steps(key):
+        run = Unroll(task, optax.sgd(1.0), key, Augmentation(sparse=0.5))
+        first = run.step(jnp.int32(0), run.start())
+        return first[0], run.step(jnp.int32(1), first)[0]
+
     seen = []
     for k in range(20):
-        run = Unroll(task, optax.sgd(1.0), jax.random.key(k), Augmentation(sparse=0.5))
-        steps = [weights]
-        carry = run.start()
-        for t in range(2):
-            carry = run.step(jnp.int32(t), carry)
-            steps.append(carry[0])
+        steps = [weights, *two_steps(jax.random.key(k))]
         moved = [np.asarray(a["w"] != b["w"]) for a, b in itertools.pairwise(steps)]
         for rows in moved:
             assert (rows == rows[:, :1]).all()
@@ -352,7 +370,8 @@ def test_direct_weights_are_the_only_ones_that_move(tmp_path):
         show_progress=False,
         start=start,
     )
-    moved = np.argwhere(result.theta["output"]["kernel"] != start["output"]["kernel"])
+    after, before = (np.asarray(t["output"]["kernel"]) for t in (result.theta, start))
+    moved = np.argwhere(after != before)
     places = [output_index(SMALL, name) for name in names]
     assert sorted(map(tuple, moved.tolist())) == sorted(places)
     for part in ("global", "tensor"):
@@ -483,9 +502,14 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
         if name not in ("es", "bptt")
     ],
 )
-def test_windows_of_runs_under_way_are_kept_over_an_interruption(tmp_path, name):
+def test_windows_of_runs_under_way_are_kept_over_an_interruption(
+    tmp_path, monkeypatch, name
+):
     tasks = {"line": line_task()}
     settings = config(estimator=name, windows=3, outer_steps=4)
+    # One compiled estimator for all runs.
+    estimator = make_estimator(tasks["line"], settings, parametrisation())
+    monkeypatch.setattr(outer_loop, "make_estimator", lambda *args, **more: estimator)
     whole = meta_train(settings, tasks, tmp_path / "whole", show_progress=False)
     parts = [
         meta_train(
@@ -590,6 +614,7 @@ def test_digits_task_has_disjoint_parts_and_learns():
     rows = [{x.tobytes() for x in np.asarray(part["image"])} for part in task.splits]
     assert not rows[0] & rows[2] and not rows[0] & rows[1] and not rows[1] & rows[2]
     theta = meta_opt.init_theta(jax.random.key(0), SMALL)
-    start = unroll_with(task, optax.sgd(0.1), jax.random.key(0), 0)
-    end = unroll(task, theta, SMALL, jax.random.key(0), jnp.int32(60))
+    key = jax.random.key(0)
+    start = jax.jit(lambda key: unroll_with(task, optax.sgd(0.1), key, 0))(key)
+    end = jax.jit(lambda key: unroll(task, theta, SMALL, key, jnp.int32(60)))(key)
     assert end.loss < 0.7 * start.loss and end.error < 0.6 * start.error

@@ -39,6 +39,17 @@ def expected():
     return dict(np.load(GOLDEN / "expected.npz"))
 
 
+# In one program each: much faster than operation by operation.
+@nnx.jit
+def features(model, image, key=None):
+    return model.features(image, key)
+
+
+@nnx.jit
+def outputs(model, image, key=None):
+    return model.trunk.features(image, key), model(image, key)
+
+
 def copied(name, folder, **changes):
     shutil.copytree(GOLDEN / name, folder)
     path = folder / "config.json"
@@ -49,11 +60,10 @@ def copied(name, folder, **changes):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_networks_are_pytorchs(name, expected):
     model = load_classifier(GOLDEN / name)
-    image = jnp.asarray(expected["image"])
-    features, logits = jax.jit(lambda x: (model.trunk.features(x), model(x)))(image)
+    found, logits = outputs(model, expected["image"])
     # PyTorch has channels first.
     theirs = expected[f"{name}_features"].transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(features, theirs, atol=1e-4)
+    np.testing.assert_allclose(found, theirs, atol=1e-4)
     np.testing.assert_allclose(logits, expected[f"{name}_logits"], atol=1e-4)
 
 
@@ -75,11 +85,11 @@ def test_full_sizes_have_the_published_number_of_parameters(name, count):
 @pytest.mark.parametrize("name", ["resnet_timm", "convnext_timm"])
 def test_a_network_cut_in_two_is_the_whole(name, expected):
     model = load_classifier(GOLDEN / name)
-    image = jnp.asarray(expected["image"][:1])
+    image = expected["image"][:1]
     lower, upper = model.trunk.halves(1)
     assert len(upper.stages) == 1
-    found = upper.features(lower(image))
-    np.testing.assert_allclose(found, model.trunk.features(image), atol=1e-5)
+    found = jax.jit(lambda x: upper.features(lower(x)))(image)
+    np.testing.assert_allclose(found, features(model.trunk, image), atol=1e-5)
     # Training the upper half and putting it back changes no stage below.
     upper.stages[0].blocks = nnx.List([])
     whole = model.trunk.with_upper(upper)
@@ -91,17 +101,17 @@ def test_a_network_cut_in_two_is_the_whole(name, expected):
 
 def test_batch_norm_keeps_its_statistics_unless_it_trains(expected):
     model = load_classifier(GOLDEN / "resnet_timm")
-    image = jnp.asarray(expected["image"])
+    image = expected["image"]
 
     def statistics():
         found = by_path(model, nnx.BatchStat)
         return {path: np.asarray(x[...]) for path, x in found.items()}
 
     before = statistics()
-    model(image, jax.random.key(0))
+    outputs(model, image, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, before, statistics())
     model.trunk.stages[3].train()
-    model.trunk.features(image)
+    features(model.trunk, image)
     changed = {p for p, x in statistics().items() if not np.array_equal(x, before[p])}
     assert changed == {p for p in before if p.startswith("trunk/stages/3/")}
 
@@ -110,11 +120,11 @@ def test_dropout_and_stochastic_depth_keep_the_mean():
     config = ConvNeXtConfig(
         depths=(1, 1), widths=(4, 8), drop_path=0.5, layer_scale=1.0
     )
-    trunk = ConvNeXt(config, rngs=nnx.Rngs(0))
+    trunk = nnx.jit(lambda: ConvNeXt(config, rngs=nnx.Rngs(0)))()
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
-    image = jnp.asarray(np.repeat(image, 400, axis=0))
-    sure = np.asarray(trunk.features(image[:1]))
-    drawn = np.asarray(trunk.features(image, jax.random.key(0)))
+    image = np.repeat(image, 400, axis=0)
+    sure = np.asarray(features(trunk, image[:1]))
+    drawn = np.asarray(features(trunk, image, jax.random.key(0)))
     kinds = np.unique(np.round(drawn, 4), axis=0)
     # With the last block's branch, doubled, or without; the first is never left out.
     assert len(kinds) == 2
@@ -130,22 +140,23 @@ def test_dropout_and_stochastic_depth_keep_the_mean():
 
 
 def test_half_precision_computes_nearly_the_same(expected):
-    image = jnp.asarray(expected["image"][:1])
+    image = expected["image"][:1]
     for name in ("resnet_timm", "convnext_timm"):
         model = load_classifier(GOLDEN / name, dtype="bfloat16")
-        assert model.trunk.features(image).dtype == jnp.bfloat16
-        logits = model(image)
+        found, logits = outputs(model, image)
+        assert found.dtype == jnp.bfloat16
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, expected[f"{name}_logits"][:1], atol=0.1)
 
 
 def test_a_new_head_has_its_classes_and_the_files_trunk(expected):
-    image = jnp.asarray(expected["image"][:1])
+    image = expected["image"][:1]
     new = load_classifier(GOLDEN / "convnext_transformers", classes=9, rngs=nnx.Rngs(3))
-    assert new(image).shape == (1, 9)
+    assert outputs(new, image)[1].shape == (1, 9)
     old = load_classifier(GOLDEN / "convnext_transformers")
     # The layer norm of pooled features is the network's, not the head's.
-    np.testing.assert_allclose(new.features(image), old.features(image), atol=1e-6)
+    found = features(new, image)
+    np.testing.assert_allclose(found, features(old, image), atol=1e-6)
 
 
 @pytest.mark.parametrize(

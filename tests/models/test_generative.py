@@ -101,7 +101,7 @@ def test_padding_changes_nothing_wherever_it_is():
 
 def test_the_first_token_follows_from_the_image_if_there_is_no_prompt():
     model, batch = small_model(), small_batch()
-    without = model.logits(batch["image"], None, batch["text"])
+    without = jax.jit(lambda: model.logits(batch["image"], None, batch["text"]))()
     empty = logits(model, {**batch, "prompt": np.zeros_like(batch["prompt"])})
     real = batch["text"] != 0
     np.testing.assert_allclose(without[real], empty[real], atol=1e-5)
@@ -115,9 +115,10 @@ def test_products_of_rotated_vectors_depend_on_their_distance():
     rng = np.random.default_rng(0)
     q, k = (rng.normal(size=(1, 1, 1, 8)).astype(np.float32) for _ in range(2))
 
+    @jax.jit
     def product(p, r):
         a, b = (rotate(x, jnp.array([[n]]), 100.0) for x, n in ((q, p), (k, r)))
-        return float(jnp.sum(a * b))
+        return jnp.sum(a * b)
 
     np.testing.assert_allclose(product(7, 3), product(104, 100), rtol=1e-4)
     assert abs(product(7, 3) - product(7, 4)) > 1e-2
@@ -134,8 +135,9 @@ def test_rms_norm():
     norm.scale[...] = jnp.arange(16.0)
     x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * np.arange(1, 17)
-    np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
-    assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(jax.jit(norm)(x), expected, rtol=1e-5)
+    half = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+    assert jax.eval_shape(norm, half).dtype == jnp.bfloat16
 
 
 def test_grouped_heads_share_their_keys_in_order():
@@ -146,9 +148,10 @@ def test_grouped_heads_share_their_keys_in_order():
     x = np.random.default_rng(0).normal(size=(1, 3, 16)).astype(np.float32)
     positions, mask = jnp.arange(3)[None], jnp.ones((1, 3, 3), bool)
     layer.out.kernel = nnx.Param(jnp.eye(4 * width))
-    before, _ = layer(x, positions, mask)
+    attend = nnx.jit(lambda layer: layer(x, positions, mask)[0])
+    before = attend(layer)
     layer.value.kernel[...] = layer.value.kernel[...].at[:, width:].set(0)
-    after, _ = layer(x, positions, mask)
+    after = attend(layer)
     np.testing.assert_array_equal(after[..., : 2 * width], before[..., : 2 * width])
     assert np.all(after[..., 2 * width :] == 0)
 

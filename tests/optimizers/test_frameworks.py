@@ -5,6 +5,7 @@ once and to end where a plain loop over a dict does.
 """
 
 import functools
+import itertools
 
 import equinox
 import haiku
@@ -207,8 +208,18 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("loop", LOOPS)
+# Every library and every wrapper at once, the other pairs in slow tests.
+QUICK = {("nnx", "multi_steps"), ("equinox", "apply_if_finite")}
+QUICK |= {(loop, "plain") for loop in LOOPS}
+
+
+@pytest.mark.parametrize(
+    ("loop", "wrapper"),
+    [
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+        for pair in itertools.product(LOOPS, WRAPPERS)
+    ],
+)
 def test_a_loop_is_traced_once_and_ends_where_the_plain_one_does(loop, wrapper):
     traces = []
     with jax.numpy_rank_promotion("allow"):  # Layers of other libraries add biases.

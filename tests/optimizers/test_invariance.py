@@ -43,8 +43,13 @@ def batches(steps):
     return jnp.asarray(images[picks]), jnp.asarray(digits.target[picks])
 
 
-def final_loss(rule, params, logits, *, scale=1.0, steps=STEPS, **settings):
-    """Mean loss of the last ten steps, of ``logits(params, images)``.
+def final_loss(rule, params, logits, *, steps=STEPS, **settings):
+    """Mean loss of the last ten steps, of ``logits(params, images)``."""
+    return compiled(rule, logits, steps=steps, **settings)(params)
+
+
+def compiled(rule, logits, *, steps=STEPS, **settings):
+    """``(params, scale) -> loss``: `final_loss` of such parameters.
 
     The loss that is differentiated and told is ``scale`` times this one.
     """
@@ -67,9 +72,12 @@ def final_loss(rule, params, logits, *, scale=1.0, steps=STEPS, **settings):
 
         return jax.lax.scan(step, (params, tx.init(params)), data)[1] / scale
 
-    losses = np.asarray(run(params, batches(steps), jnp.float32(scale)))
-    assert np.isfinite(losses).all()
-    return float(np.mean(losses[-10:]))
+    def mean(params, scale=1.0):
+        losses = np.asarray(run(params, batches(steps), jnp.float32(scale)))
+        assert np.isfinite(losses).all()
+        return float(np.mean(losses[-10:]))
+
+    return mean
 
 
 def kernel(rng, rows, columns):
@@ -112,10 +120,14 @@ def named_logits(names):
 
 
 @functools.cache
+def reference_run(rule):
+    return compiled(rule, named_logits(NAMES[0]))
+
+
+@functools.cache
 def reference(rule, scale=1.0):
-    names = NAMES[0]
-    params = dict(zip(names, two_branches(), strict=True))
-    return final_loss(rule, params, named_logits(names), scale=scale)
+    params = dict(zip(NAMES[0], two_branches(), strict=True))
+    return reference_run(rule)(params, scale)
 
 
 NAMES = (

@@ -179,13 +179,17 @@ def test_layouts_are_transposes_of_each_other(body):
 def test_kernels_are_stored_as_the_style_says():
     key = jax.random.key(0)
     plain, other = Style(), Style(out_in=True, leaves=("weight", "bias"))
-    assert init_dense(key, plain, 3, 5)["w"].shape == (3, 5)
-    assert init_dense(key, other, 3, 5)["weight"].shape == (5, 3)
-    assert init_conv(key, plain, 3, 5)["w"].shape == (3, 3, 3, 5)
-    assert init_conv(key, other, 3, 5)["weight"].shape == (5, 3, 3, 3)
-    assert isinstance(init_dense(key, Style(leaves=None), 3, 5), tuple)
-    assert set(init_dense(key, Style(bias=False), 3, 5)) == {"w"}
-    x = jax.random.normal(key, (2, 6, 6, 3))
+
+    def shapes(init, style):
+        return jax.eval_shape(lambda key: init(key, style, 3, 5), key)
+
+    assert shapes(init_dense, plain)["w"].shape == (3, 5)
+    assert shapes(init_dense, other)["weight"].shape == (5, 3)
+    assert shapes(init_conv, plain)["w"].shape == (3, 3, 3, 5)
+    assert shapes(init_conv, other)["weight"].shape == (5, 3, 3, 3)
+    assert isinstance(shapes(init_dense, Style(leaves=None)), tuple)
+    assert set(shapes(init_dense, Style(bias=False))) == {"w"}
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
     kernel = init_conv(key, other, 3, 5)
     expected = jax.lax.conv_general_dilated(
         x,
@@ -263,9 +267,8 @@ def test_lora_is_the_identity_at_the_start_and_trains_only_factors(
 
 def test_adaptation_trains_what_its_pattern_names_and_a_new_head():
     style, body = Style(parts=("net", "fc")), Body("conv", widths=(4, 8))
-    start = build_model(style, body, Goal(), 5, images_and_labels(5)).init(
-        jax.random.key(0)
-    )
+    before = build_model(style, body, Goal(), 5, images_and_labels(5))
+    start = jax.jit(before.init)(jax.random.key(0))
     model = build_model(style, body, Goal(), 3, images_and_labels(3))
     params = adapt(model, start, style, r"^net\.1").init(jax.random.key(1))
     assert params["net"]["1"]["c"]["w"] is start["net"]["1"]["c"]["w"]
@@ -280,18 +283,19 @@ def test_training_loss_of_smoothing_and_mixup():
         build_model(Style(), body, goal, 3, arrays)
         for goal in (Goal(), Goal(smoothing=0.3), Goal(mixup=True))
     )
-    params, key = plain.init(jax.random.key(0)), jax.random.key(2)
+    params, key = jax.jit(plain.init)(jax.random.key(0)), jax.random.key(2)
     assert plain.train_loss is None
-    clean = plain.loss(params, arrays)[0]
-    assert smooth.loss(params, arrays)[0] == clean
-    classes = [{**arrays, "label": jnp.full(12, k)} for k in range(3)]
-    spread = sum(plain.loss(params, a)[0] for a in classes) / 3
+    loss = jax.jit(plain.loss)
+    clean = loss(params, arrays)[0]
+    assert jax.jit(smooth.loss)(params, arrays)[0] == clean
+    classes = [{**arrays, "label": np.full(12, k)} for k in range(3)]
+    spread = sum(loss(params, a)[0] for a in classes) / 3
     np.testing.assert_allclose(
-        smooth.train_loss(params, arrays, key)[0],
+        jax.jit(smooth.train_loss)(params, arrays, key)[0],
         0.7 * clean + 0.3 * spread,
         rtol=1e-5,
     )
-    assert mixed.train_loss(params, arrays, key)[0] != clean
+    assert jax.jit(mixed.train_loss)(params, arrays, key)[0] != clean
 
 
 def test_error_of_regression_is_a_share_of_the_variance():
@@ -299,9 +303,9 @@ def test_error_of_regression_is_a_share_of_the_variance():
     arrays = {**images_and_labels(3), "target": target}
     goal, style = Goal("regress", "target", scale=10.0), Style(zero_head=True)
     model = build_model(style, Body("mlp", widths=(8,)), goal, 1, arrays)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     params["head"]["b"] = jnp.array([5.5])
-    loss, error = model.loss(params, arrays)
+    loss, error = jax.jit(model.loss)(params, arrays)
     np.testing.assert_allclose(loss, 10 * jnp.var(target), rtol=1e-5)
     np.testing.assert_allclose(error, 1.0, rtol=1e-5)
 
@@ -317,9 +321,9 @@ def test_error_of_regression_is_a_share_of_the_variance():
 def test_language_models_see_only_what_came_before(body):
     text = jnp.array([[3, 4, 5, 6, 7, 8]])
     encoder = build_encoder(Style(embedding_std=1.0), body, {"text": text})
-    params = encoder.init(jax.random.key(0))
-    one = encoder.tokens(params, {"text": text}, None)
-    two = encoder.tokens(params, {"text": text.at[0, 4].set(30)}, None)
+    params = jax.jit(encoder.init)(jax.random.key(0))
+    tokens = jax.jit(lambda text: encoder.tokens(params, {"text": text}, None))
+    one, two = tokens(text), tokens(text.at[0, 4].set(30))
     np.testing.assert_allclose(one[:, :4], two[:, :4], atol=1e-6)
     assert not np.allclose(one[:, 4:], two[:, 4:])
 

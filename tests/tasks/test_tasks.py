@@ -53,7 +53,7 @@ def test_family_is_sound(family):
     task = built(family)
     assert task.name == family
     assert SPLIT_OF_DATASET[task.dataset] == SPLIT_OF_DATASET[family.split("_")[0]]
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     batch = {k: v[: task.batch_size] for k, v in task.splits.train.items()}
     (loss, error), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
         params, batch
@@ -62,7 +62,7 @@ def test_family_is_sound(family):
     # A LoRA A has no gradient before its B moves; all others have one.
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         name = jax.tree_util.keystr(path)
-        assert bool(jnp.any(g != 0)) != ("lora_a" in name), name
+        assert np.any(np.asarray(g) != 0) != ("lora_a" in name), name
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,10 @@ def test_parts_of_a_task_share_no_example(family):
 
 
 def test_cross_entropy_has_the_error_as_value_and_the_expected_error_as_slope():
-    logits = jax.random.normal(jax.random.key(0), (5, 3))
-    labels = jnp.array([0, 1, 2, 0, 1])
-    loss, error = cross_entropy(logits, labels)
+    logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    labels = np.array([0, 1, 2, 0, 1])
+    compiled = jax.jit(cross_entropy)
+    loss, error = compiled(logits, labels)
     p = jax.nn.softmax(logits)[jnp.arange(5), labels]
     np.testing.assert_allclose(loss, -jnp.mean(jnp.log(p)), rtol=1e-6)
     np.testing.assert_allclose(error, jnp.mean(jnp.argmax(logits, 1) != labels))
@@ -88,36 +89,41 @@ def test_cross_entropy_has_the_error_as_value_and_the_expected_error_as_slope():
     def expected(x):
         return jnp.mean(1 - jax.nn.softmax(x)[jnp.arange(5), labels])
 
-    slope = jax.grad(lambda x: cross_entropy(x, labels)[1])(logits)
-    np.testing.assert_allclose(slope, jax.grad(expected)(logits), atol=1e-6)
-    weights = jnp.array([1.0, 1.0, 0.0, 0.0, 0.0])
-    first = cross_entropy(logits[:2], labels[:2])
-    np.testing.assert_allclose(cross_entropy(logits, labels, weights), first, 1e-6)
+    slope = jax.grad(lambda x: compiled(x, labels)[1])(logits)
+    np.testing.assert_allclose(slope, jax.jit(jax.grad(expected))(logits), atol=1e-6)
+    weights = np.array([1.0, 1.0, 0.0, 0.0, 0.0], np.float32)
+    first = compiled(logits[:2], labels[:2])
+    np.testing.assert_allclose(compiled(logits, labels, weights), first, 1e-6)
 
 
 def test_convolution_by_patches_equals_lax_convolution():
-    params = nets.init_convnet(jax.random.key(0), 2, (4, 6))
-    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 2))
-    kernel = params["conv0"]["kernel"]
+    rng = np.random.default_rng(0)
+    params = jax.eval_shape(
+        lambda key: nets.init_convnet(key, 2, (4, 6)), jax.random.key(0)
+    )
+    x, kernel = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((3, 8, 8, 2), params["conv0"]["kernel"].shape)
+    )
     expected = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    np.testing.assert_allclose(nets.conv3x3(kernel, x, 1), expected, atol=1e-5)
+    found = jax.jit(nets.conv3x3, static_argnums=2)(kernel, x, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_language_model_sees_only_what_came_before():
     model = language_model(11, 6, 8, 1)
-    params = model.init(jax.random.key(0))
-    text = jnp.array([[3, 4, 5, 6, 0, 0]])
+    params = jax.jit(model.init)(jax.random.key(0))
+    loss = jax.jit(lambda text: model.loss(params, {"text": text})[0])
 
     def first_letters(text):
-        only = jnp.where(jnp.arange(6) < 3, text, 0)
-        return model.loss(params, {"text": only})[0]
+        return loss(np.where(np.arange(6) < 3, text, 0))
 
-    assert first_letters(text) == first_letters(text.at[0, 3].set(9))
+    text, other = np.array([[3, 4, 5, 6, 0, 0]]), np.array([[3, 4, 5, 9, 0, 0]])
+    assert first_letters(text) == first_letters(other)
     # Padding after the end does not count: a text's loss is that of letters and end.
-    whole = model.loss(params, {"text": jnp.array([[3, 4, 0, 0, 0, 0]])})[0]
-    assert jnp.isfinite(whole)
+    assert np.isfinite(loss(np.array([[3, 4, 0, 0, 0, 0]])))
 
 
 def test_letters_are_the_same_for_upper_case_and_cut_to_length():
