@@ -1,12 +1,11 @@
 """Results in files that say what they are of, so that nothing is measured twice."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from meta_opt.run_log import describe_environment, settings_digest
 from meta_opt.text_files import read_json, write_json
 
 
@@ -25,8 +24,7 @@ class StoredResult:
     @property
     def digest(self) -> str:
         """Of the setup: a result of another one is measured again."""
-        text = json.dumps(self.setup, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return settings_digest(self.setup)
 
     def stored(self) -> dict[str, Any] | None:
         """The result that is there, if it is of this setup.
@@ -47,7 +45,5 @@ class StoredResult:
 
     def write(self, found: Mapping[str, Any]) -> None:
         """Stores a result with its digest and where it was measured."""
-        from meta_opt.run_log import describe_environment
-
         record = {"digest": self.digest, **found, "environment": describe_environment()}
         write_json(self.path, record, indent=1)

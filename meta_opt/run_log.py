@@ -16,6 +16,7 @@ Layout of a run's directory:
   devices.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -171,6 +172,19 @@ def _line(record: Mapping[str, Any]) -> str:
         for key, v in record.items()
     }
     return json.dumps(finite) + "\n"
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that tell settings from others, in any order of keys.
+
+    Args:
+        settings: nested mapping of JSON values; others are taken as text.
+
+    >>> settings_digest({"a": 1, "b": 2}) == settings_digest({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def changed_settings(

@@ -1,8 +1,6 @@
 """Runs that differ in their optimizer: same model, same batches, same budget."""
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from meta_opt.finetuning.runs import RunConfig, finetune
 from meta_opt.finetuning.state import fingerprint
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import load_theta
-from meta_opt.run_log import describe_environment
+from meta_opt.run_log import describe_environment, settings_digest
 from meta_opt.types import from_config
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text_model import load_weights
@@ -91,7 +89,7 @@ def run_all(
 
 
 def _digest(config: RunConfig, environment: Any) -> str:
-    """Returns 12 hexadecimal digits of a hash over all that decides the outcome."""
+    """Of all that decides the outcome."""
     weights: dict[str, int] = {}
     workload = config.workload
     if workload.model.weights:
@@ -99,10 +97,6 @@ def _digest(config: RunConfig, environment: Any) -> str:
         weights["model"] = fingerprint(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     if config.optimizer.name == "learned":
         weights["optimizer"] = fingerprint(load_theta(config.optimizer.weights)[0])
-    everything = {
-        "config": config.settings(),
-        "weights": weights,
-        "environment": environment,
-    }
-    text = json.dumps(everything, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return settings_digest(
+        {"config": config.settings(), "weights": weights, "environment": environment}
+    )

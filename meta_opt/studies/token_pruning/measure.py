@@ -1,8 +1,6 @@
 """Video-text runs that read fewer visual tokens: metrics, operations, seconds."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from meta_opt.finetuning.planning import product_flops
 from meta_opt.finetuning.runs import RunConfig
 from meta_opt.finetuning.trial import Trial
 from meta_opt.models.token_pruning import PruningConfig
+from meta_opt.run_log import settings_digest
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
@@ -99,7 +98,8 @@ def measure(
         row["test"] = []
         for seed in config.seeds:
             trial = trials[row["name"]]
-            key = f"{row['name']}, seed {seed}, {_digest(trial.base)}"
+            digest = settings_digest(trial.base.settings())[:8]
+            key = f"{row['name']}, seed {seed}, {digest}"
             if key not in known:
                 announce(f"{row['name']}: seed {seed}")
                 known[key] = trial(run.optimizer, seed).test
@@ -115,8 +115,3 @@ def _flops(workload: Workload, batch_size: int) -> float:
         return workload.loss_fn(params, workload.frozen, batch, jax.random.key(0))[0]
 
     return product_flops(jax.grad(loss), workload.params)
-
-
-def _digest(run: RunConfig) -> str:
-    text = json.dumps(run.settings(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
