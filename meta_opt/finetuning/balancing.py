@@ -157,7 +157,7 @@ def _ogm_ge(unimodal: Unimodal, config: BalancingConfig) -> Objective:
                 leaves[i] = leaf
             metrics[f"strength/{modality}"] = means[m]
             metrics[f"gradient_factor/{modality}"] = factors[m]
-        return treedef.unflatten(leaves), metrics
+        return jax.tree.unflatten(treedef, leaves), metrics
 
     return Objective(
         lambda key: (), gradient, lambda state, signals: state, modulate=modulate
