@@ -97,8 +97,8 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _deciding(run: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings those that its outcome depends on.
 
-    Where files lie, and how many may be broken, decides nothing, and every optimizer
-    has its own settings.
+    Where files lie, and how many may be broken, decides nothing, every optimizer has
+    its own settings, and None and 0 at the root are what is switched off.
     """
     idle = ("data_dir", "feature_cache_dir", "max_unreadable")
     kept = {
@@ -106,7 +106,7 @@ def _deciding(run: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(part, Mapping)
         else part
         for name, part in run.items()
-        if name != "export" and part is not None
+        if name != "export" and part not in (None, 0)
     }
     kept["optimizer"] = {k: run["optimizer"][k] for k in ("num_steps", "stacked")}
     return kept

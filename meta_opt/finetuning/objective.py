@@ -26,7 +26,8 @@ class Gradients(NamedTuple):
     Attributes:
         loss: [], what the gradient is of.
         metrics: scalars, for the log.
-        signals: pytree of what `Objective.update` reads; a mean over micro-batches.
+        signals: pytree of what `Objective.update` and `Objective.modulate` read; a mean
+            over micro-batches.
         grads: pytree like the parameters.
     """
 
@@ -63,6 +64,8 @@ class Objective(NamedTuple):
         combiner: of learned combinations; its parameters are ``state["phi"]``.
         privatise: ``(gradient, key, B) -> gradient``, once a step, on the mean over
             micro-batches; the optimizer then gets no loss, which has no noise.
+        modulate: ``(gradient, signals, key) -> (gradient, metrics)``, once a step, on
+            the means over micro-batches.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -70,6 +73,10 @@ class Objective(NamedTuple):
     update: Callable[[PyTree, PyTree], PyTree]
     combiner: Combiner | None = None
     privatise: Callable[[PyTree, jax.Array, int], PyTree] | None = None
+    modulate: (
+        Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, dict[str, jax.Array]]]
+        | None
+    ) = None
 
 
 def single_loss(loss_fn: LossFn) -> Objective:

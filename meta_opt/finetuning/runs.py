@@ -12,6 +12,11 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from meta_opt.finetuning.balancing import (
+    BalancingConfig,
+    balanced_objective,
+    check_balancing,
+)
 from meta_opt.finetuning.energy import EnergyMeter
 from meta_opt.finetuning.interruption import Interrupted, catch_signals
 from meta_opt.finetuning.ledger import Amounts, Entry, Prices, add_to_file, measure
@@ -19,7 +24,8 @@ from meta_opt.finetuning.length import with_length
 from meta_opt.finetuning.loop import RunResult, Trainer
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.meta_step import MetaSteps, make_meta_step
-from meta_opt.finetuning.objective import Objective, make_objective
+from meta_opt.finetuning.modality_groups import with_groups
+from meta_opt.finetuning.objective import Objective
 from meta_opt.finetuning.privacy import PrivacyConfig, check_private, private_loss
 from meta_opt.finetuning.privacy_accounting import (
     Exposure,
@@ -49,6 +55,7 @@ def run(
     config: LoopConfig,
     *,
     meta_loss: MetaLossConfig | None = None,
+    balancing: BalancingConfig | None = None,
     privacy: PrivacyConfig | None = None,
     mesh: MeshConfig | None = None,
     workdir: str | Path | None = None,
@@ -72,6 +79,7 @@ def run(
         tx: the optimizer. It gets ``value=loss`` if it takes keyword arguments.
         config: the loop's settings: steps, batch size, seed, when to evaluate and save.
         meta_loss: how the workload's ``losses`` are made one; None for its own loss.
+        balancing: how its modalities or ``losses`` are balanced; None: not at all.
         privacy: clips and noises gradients; the workload's ``describe`` must then give
             its number of training examples. None for neither.
         mesh: default one device.
@@ -115,7 +123,7 @@ def run(
     mesh_lib.check_batch_size(device_mesh, config.batch_size, config.accumulation_steps)
     rows = mesh_lib.local_rows(device_mesh, config.batch_size)
     batches = workload.train_batches(config.batch_size, config.seed, rows)
-    objective = run_objective(workload, config, meta_loss, privacy)
+    objective = run_objective(workload, config, meta_loss, privacy, balancing)
     state = init_state(
         workload.params,
         workload.frozen,
@@ -157,10 +165,12 @@ def run_objective(
     config: LoopConfig,
     meta_loss: MetaLossConfig | None = None,
     privacy: PrivacyConfig | None = None,
+    balancing: BalancingConfig | None = None,
 ) -> Objective:
     """What the steps of a run differentiate; see `run`."""
     if privacy is None:
-        return make_objective(workload, meta_loss)
+        return balanced_objective(workload, meta_loss, balancing)
+    check_balancing(balancing, meta_loss, privacy)
     check_private(workload, meta_loss, config)
     noise = noise_for(privacy, exposure_of(workload, config))
     return private_loss(workload.loss_fn, privacy.clip_norm, noise)
@@ -220,6 +230,7 @@ class RunConfig:
         loop: length and what is logged, evaluated and saved when.
         optimizer: the optimizer; its length is the loop's.
         meta_loss: how several losses of the workload are made one; None for its own.
+        balancing: how its modalities or losses are balanced; None: not at all.
         privacy: differentially private training; None for none.
         mesh: devices.
         export: where the final weights are written to, and as what.
@@ -230,6 +241,7 @@ class RunConfig:
     loop: LoopConfig
     optimizer: OptimizerConfig
     meta_loss: MetaLossConfig | None = None
+    balancing: BalancingConfig | None = None
     privacy: PrivacyConfig | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
@@ -237,6 +249,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks that run and optimizer have one length, and one metric."""
+        check_balancing(self.balancing, self.meta_loss, self.privacy)
         schedule = self.optimizer.schedule
         if schedule.name == "plateau":
             if not self.loop.feedback:
@@ -317,9 +330,10 @@ def read_run_config(
     if sections.get("meta_loss") is not None:
         meta_loss = read_meta_loss(sections["meta_loss"], f"{name}.meta_loss")
         sections["meta_loss"] = meta_loss
-    if isinstance(sections.get("privacy"), Mapping):
-        given = sections["privacy"]
-        sections["privacy"] = from_config(PrivacyConfig, given, f"{name}.privacy")
+    of_classes = {"privacy": PrivacyConfig, "balancing": BalancingConfig}
+    for section, made_of in of_classes.items():
+        if isinstance(given := sections.get(section), Mapping):
+            sections[section] = from_config(made_of, given, f"{name}.{section}")
     of_run_given = {k: sections[k] for k in of_run & set(sections)}
     return from_config(RunConfig, {"workload": made, **of_run_given}, name)
 
@@ -411,9 +425,10 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         with measure(mesh.size, meter) as training:
             result = run(
                 workload,
-                make_optimizer(config.optimizer),
+                make_optimizer(with_groups(config.optimizer, workload)),
                 config.loop,
                 meta_loss=config.meta_loss,
+                balancing=config.balancing,
                 privacy=config.privacy,
                 mesh=config.mesh,
                 workdir=workdir,

@@ -81,12 +81,16 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(state.rng, state.step)
         extra = {} if feedback is None else {"feedback": feedback}
+        noise_key = rng
+        if objective.privatise is not None or objective.modulate is not None:
+            rng, noise_key = jax.random.split(rng)
+        loss, metrics, signals, grads = gradient(state, batch, rng)
+        if objective.modulate is not None:
+            grads, modulation = objective.modulate(grads, signals, noise_key)
+            metrics = {**metrics, **modulation}
         if objective.privatise is None:
-            loss, metrics, signals, grads = gradient(state, batch, rng)
             extra["value"] = loss
         else:
-            rng, noise_key = jax.random.split(rng)
-            loss, metrics, signals, grads = gradient(state, batch, rng)
             size = jax.tree.leaves(batch)[0].shape[0]
             grads = objective.privatise(grads, noise_key, size)
             grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, state.params)

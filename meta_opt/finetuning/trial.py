@@ -9,6 +9,7 @@ import optax
 
 from meta_opt.finetuning.early_stopping import EarlyStopping
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.planning import peak_bytes
 from meta_opt.finetuning.runs import RunConfig, run, run_objective
 from meta_opt.finetuning.state import init_state
@@ -112,9 +113,11 @@ class Trial:
     def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
         """A call that takes one step, always of the same batch, for timing."""
         base, workload = self.base, self._seeded(0)
-        tx = self._make_tx(optimizer)
+        tx = self._make_tx(with_groups(optimizer, workload))
         loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
-        objective = run_objective(workload, loop, base.meta_loss, base.privacy)
+        objective = run_objective(
+            workload, loop, base.meta_loss, base.privacy, base.balancing
+        )
         state = init_state(
             workload.params,
             workload.frozen,
@@ -203,9 +206,10 @@ class Trial:
         constant = self._make_tx is make_optimizer
         result = run(
             dataclasses.replace(workload, evaluate=validate),
-            self._make_tx(optimizer),
+            self._make_tx(with_groups(optimizer, workload)),
             loop,
             meta_loss=base.meta_loss,
+            balancing=base.balancing,
             privacy=base.privacy,
             mesh=base.mesh,
             # Arrays of this run alone, if there can be others for the next.

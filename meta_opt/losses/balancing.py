@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from meta_opt.types import PyTree
 
 _TINY = 1e-12
+_ROUNDING = 1e-5
+"""Ratios this close to 1 are equal in float32 sums over a batch."""
 
 
 def equal_weighting(losses: jax.Array) -> jax.Array:
@@ -127,30 +129,52 @@ def pcgrad(grads: Sequence[PyTree], key: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), projected)
 
 
-def modality_strengths(logits: Sequence[jax.Array], labels: jax.Array) -> jax.Array:
+def modality_strengths(
+    logits: Sequence[jax.Array],
+    labels: jax.Array,
+    present: Sequence[jax.Array] | None = None,
+) -> jax.Array:
     """How sure each modality alone is of the right classes, summed over a batch: [M].
 
     Args:
-        logits: of each modality [B, K].
+        logits: of each modality alone, [B, K].
         labels: int [B].
+        present: of each modality bool [B], false for examples that lack it and count
+            nothing; None: all have it.
+
+    >>> certain = jnp.array([[9.0, -9.0], [-9.0, 9.0]])
+    >>> strengths = modality_strengths([certain, jnp.zeros((2, 2))], jnp.array([0, 1]))
+    >>> strengths.round(3).tolist()
+    [2.0, 1.0]
     """
     picked = [
-        jnp.sum(jnp.take_along_axis(jax.nn.softmax(x), labels[:, None], axis=1))
+        jnp.take_along_axis(jax.nn.softmax(x), labels[:, None], axis=1)[:, 0]
         for x in logits
     ]
-    return jnp.stack(picked)
+    if present is not None:
+        pairs = zip(picked, present, strict=True)
+        picked = [jnp.where(there, x, 0) for x, there in pairs]
+    return jnp.stack([jnp.sum(x) for x in picked])
 
 
-def ogm_factors(strengths: jax.Array, alpha: float = 0.5) -> jax.Array:
+def ogm_factors(
+    strengths: jax.Array, alpha: float = 0.5, present: jax.Array | None = None
+) -> jax.Array:
     r"""Factors of the modalities' gradients (OGM, Peng et al. 2022, arXiv:2203.15332).
 
     With :math:`\rho` a modality's strength over the mean of the others',
     :math:`1 - \tanh(\alpha \rho)` where that is above 1, else 1. For two modalities
-    that is the paper's.
+    that is the paper's. Ratios that are 1 to rounding count as 1, since the factor
+    jumps there.
 
     Args:
         strengths: of `modality_strengths`, [M], M at least 2.
         alpha: 0.1 to 0.8.
+        present: bool [M], false for modalities that are not in the batch: they are
+            compared with none and have factor 1. None: all are there.
+
+    Returns:
+        float32 [M]; 1 for a strength that is not finite.
 
     Raises:
         ValueError: a single modality.
@@ -160,12 +184,20 @@ def ogm_factors(strengths: jax.Array, alpha: float = 0.5) -> jax.Array:
     """
     if len(strengths) < 2:
         raise ValueError("one modality has none to be stronger than")
-    others = (jnp.sum(strengths) - strengths) / (len(strengths) - 1)
-    ratio = strengths / jnp.maximum(others, _TINY)
-    return jnp.where(ratio > 1, 1 - jnp.tanh(alpha * ratio), 1.0)
+    there = jnp.ones(len(strengths), bool) if present is None else present
+    # [M, M]: row m has the modalities that m is compared with.
+    others = there[None, :] & ~jnp.eye(len(strengths), dtype=bool)
+    total = jnp.sum(jnp.where(others, strengths[None, :], 0), axis=1)
+    mean = total / jnp.maximum(jnp.sum(others, axis=1), 1)
+    ratio = strengths / jnp.maximum(mean, _TINY)
+    compared = there & jnp.any(others, axis=1)
+    stronger = compared & (ratio > 1 + _ROUNDING)
+    return jnp.where(stronger, 1 - jnp.tanh(alpha * ratio), 1.0)
 
 
-def ogm_ge(grads: PyTree, factor: jax.Array, key: jax.Array) -> PyTree:
+def ogm_ge(
+    grads: PyTree, factor: jax.Array, key: jax.Array, noise: bool = True
+) -> PyTree:
     """A modality's gradients times its factor, with noise of their size (OGM-GE).
 
     The noise, which the weakening takes away (generalisation enhancement), is normal
@@ -175,15 +207,20 @@ def ogm_ge(grads: PyTree, factor: jax.Array, key: jax.Array) -> PyTree:
         grads: of the modality's encoder.
         factor: of `ogm_factors`, a scalar.
         key: of the noise.
+        noise: False for OGM, which only scales.
     """
     leaves: list[jax.Array]
     treedef: Any
     leaves, treedef = jax.tree.flatten(grads)
     keys = jax.random.split(key, max(len(leaves), 1))
+
+    def modulated(g: jax.Array, key: jax.Array) -> jax.Array:
+        scaled = factor * g
+        if noise:
+            size = jnp.where(factor < 1, jnp.std(g, dtype=jnp.float32), 0)
+            scaled += size * jax.random.normal(key, g.shape)
+        return scaled.astype(g.dtype)
+
     return treedef.unflatten(
-        [
-            factor * g
-            + jnp.where(factor < 1, jnp.std(g), 0) * jax.random.normal(k, g.shape)
-            for g, k in zip(leaves, keys[: len(leaves)], strict=True)
-        ]
+        [modulated(g, k) for g, k in zip(leaves, keys[: len(leaves)], strict=True)]
     )

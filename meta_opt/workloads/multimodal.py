@@ -16,6 +16,8 @@ from meta_opt.data.array_batches import array_batches
 from meta_opt.evaluators.multimodal import multimodal_evaluation
 from meta_opt.types import PyTree
 from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.modality_dropout import drop_modalities
+from meta_opt.workloads.modality_groups import modality_groups
 from meta_opt.workloads.multimodal_export import check_export, write_multimodal
 from meta_opt.workloads.multimodal_inputs import Inputs, InputsConfig, read_inputs
 from meta_opt.workloads.multimodal_model import (
@@ -24,6 +26,7 @@ from meta_opt.workloads.multimodal_model import (
     multimodal_loss,
     split_multimodal,
 )
+from meta_opt.workloads.unimodal import unimodal_of
 from meta_opt.workloads.workload import (
     LossFn,
     SplitModule,
@@ -39,12 +42,22 @@ class MultimodalConfig:
     Attributes:
         inputs: the task and its samples.
         model: what is put on the encoders, and which part trains.
+        modality_dropout: probability that a training example loses one of its
+            modalities, never its last; 0: none do.
     """
 
     inputs: InputsConfig
     model: MultimodalModelConfig = dataclasses.field(
         default_factory=MultimodalModelConfig
     )
+    modality_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if not 0 <= self.modality_dropout <= 1:
+            raise ValueError(
+                f"modality_dropout={self.modality_dropout} is a probability, 0 to 1"
+            )
 
     def build(
         self,
@@ -60,11 +73,13 @@ class MultimodalConfig:
             export: where the trained model is to be written, and as what.
 
         Raises:
-            ValueError: see `read_inputs`, `model_factory` and `check_export`.
+            ValueError: modality dropout of a task that has no use for it; see also
+                `read_inputs`, `model_factory` and `check_export`.
             MissingDataError: a dataset or encoder that is not prepared.
         """
         check_export(export, self.model)
         inputs = read_inputs(self.inputs)
+        self._check_dropout(inputs)
         # In one program, compiled once for all seeds.
         create = nnx.jit(model_factory(self.model, inputs))
 
@@ -79,28 +94,50 @@ class MultimodalConfig:
                 )
 
             return dataclasses.replace(
-                multimodal_workload(module, inputs, self.inputs.task),
+                multimodal_workload(
+                    module, inputs, self.inputs.task, self.modality_dropout
+                ),
                 write=write if export.path else None,
                 reseeded=with_seed,
             )
 
         return with_seed(seed)
 
+    def _check_dropout(self, inputs: Inputs) -> None:
+        if not self.modality_dropout:
+            return
+        about = f"modality_dropout={self.modality_dropout}: task={self.inputs.task!r}"
+        if inputs.kind == "retrieve":
+            raise ValueError(
+                f"{about} embeds each modality alone, and without it nothing is left: "
+                "set it to 0"
+            )
+        if len(inputs.modalities) < 2:
+            raise ValueError(
+                f"{about} has {inputs.modalities[0]} alone, and there is no other to "
+                "go by: set it to 0"
+            )
 
-def multimodal_workload(module: SplitModule, inputs: Inputs, name: str) -> Workload:
+
+def multimodal_workload(
+    module: SplitModule, inputs: Inputs, name: str, dropout: float = 0.0
+) -> Workload:
     """The workload of a model on inputs that are read.
 
     Args:
         module: see `meta_opt.workloads.multimodal_model.build_multimodal`.
         inputs: with the split ``train`` and those that are evaluated.
         name: of the task, for errors.
+        dropout: see `MultimodalConfig.modality_dropout`.
     """
     evaluations = {s: evaluation_on(inputs, s) for s in inputs.splits if s != "train"}
     examples = {s: len(jax.tree.leaves(x)[0]) for s, x in inputs.splits.items()}
     return Workload(
         params=module.params,
         frozen=module.frozen,
-        loss_fn=multimodal_loss_fn(module, inputs.kind),
+        loss_fn=multimodal_loss_fn(module, inputs, dropout),
+        unimodal=unimodal_of(module, inputs, dropout),
+        groups=modality_groups(module.params),
         train_batches=functools.partial(array_batches, inputs.splits["train"]),
         evaluate=evaluate_splits(module, evaluations),
         describe=lambda: {
@@ -113,18 +150,21 @@ def multimodal_workload(module: SplitModule, inputs: Inputs, name: str) -> Workl
     )
 
 
-def multimodal_loss_fn(module: SplitModule, kind: str) -> LossFn:
+def multimodal_loss_fn(module: SplitModule, inputs: Inputs, dropout: float) -> LossFn:
     """`multimodal_loss` as a function of the model's arrays.
 
     Args:
         module: its structure is used, its arrays are not.
-        kind: of the task, one of `meta_opt.data.samples.KINDS`.
+        inputs: kind and modalities of the task.
+        dropout: see `MultimodalConfig.modality_dropout`.
     """
 
     def loss_fn(
         params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss, error = multimodal_loss(module.merge(params, frozen), batch, kind)
+        if dropout:
+            batch = drop_modalities(batch, inputs.modalities, dropout, rng)
+        loss, error = multimodal_loss(module.merge(params, frozen), batch, inputs.kind)
         return loss, {"error": error}
 
     return loss_fn

@@ -143,9 +143,7 @@ def multimodal_loss(
         Both float32 [].
     """
     if kind == "classify":
-        logits, labels = model.classify(batch), batch["label"]
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(nats), jnp.mean(jnp.argmax(logits, axis=-1) != labels)
+        return classification_loss(model.classify(batch), batch["label"])
     if kind == "score":
         found, scores = model.score(batch)[:, 0], batch["score"]
         return jnp.mean((found - scores) ** 2), jnp.mean((found > 0) != (scores > 0))
@@ -158,3 +156,11 @@ def multimodal_loss(
     found = jnp.argmax(model.captioner.decoder.logits(states), axis=-1)
     wrong = jnp.sum((found != text) & real) / jnp.maximum(jnp.sum(real), 1)
     return captioning_loss(states, embedding, text, real), wrong
+
+
+def classification_loss(
+    logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy of logits [B, K], and the share that is wrong, both []."""
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(nats), jnp.mean(jnp.argmax(logits, axis=-1) != labels)

@@ -23,6 +23,7 @@ from meta_opt.evaluators.video_text import (
     sentiment_evaluation,
 )
 from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.modality_groups import modality_groups
 from meta_opt.workloads.video_text_data import (
     META_VALIDATION,
     ClipInputs,
@@ -143,6 +144,7 @@ class VideoTextConfig:
                 ),
                 train_batches=batches["train"],
                 meta_batches=batches[META_VALIDATION],
+                groups=modality_groups(module.params),
                 evaluate=evaluate_splits(module, evaluations),
                 describe=describe,
                 name=f"video_text, family={self.family!r}, task={self.task!r},",

@@ -39,6 +39,29 @@ class Losses(NamedTuple):
     fn: LossesFn
 
 
+class Unimodal(NamedTuple):
+    """What each modality of a model tells alone, for a run that balances them.
+
+    Attributes:
+        names: of the M modalities.
+        encoders: of each, a regular expression that finds the '/'-joined paths of its
+            own parameters: those that its features pass through before the modalities
+            meet.
+        fn: ``(params, frozen, batch, rng) -> (loss [], (strengths [M], examples [M],
+            metrics))``: the workload's own loss, of
+            `meta_opt.losses.balancing.modality_strengths` those of the batch, and
+            float32 how many examples of it have the modality. Nothing is
+            differentiated through strengths.
+    """
+
+    names: tuple[str, ...]
+    encoders: tuple[str, ...]
+    fn: Callable[
+        [PyTree, PyTree, PyTree, jax.Array],
+        tuple[jax.Array, tuple[jax.Array, jax.Array, dict[str, jax.Array]]],
+    ]
+
+
 class Batches(Protocol):
     """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
 
@@ -93,6 +116,10 @@ class Workload:
         meta_batches: as ``train_batches``, of data that are held out of training and of
             all evaluation, for what is learned of the losses
             (`meta_opt.finetuning.meta_step`).
+        unimodal: see `Unimodal`; None where there are no classes, or one modality.
+        groups: (regular expression, modality group) pairs over the paths of ``params``,
+            for the optimizers that take them (`meta_opt.optimizers.learned`); each
+            finds a path.
         describe: facts about the data for the run's result, JSON values by name.
         name: for errors.
         per_example: whether the loss of a batch is a mean of terms that each depend on
@@ -125,6 +152,8 @@ class Workload:
     write: Write | None = None
     losses: Losses | None = None
     meta_batches: MakeBatches | None = None
+    unimodal: Unimodal | None = None
+    groups: tuple[tuple[str, str], ...] = ()
     describe: Callable[[], dict[str, Any]] = dict
     name: str = ""
     per_example: bool = False

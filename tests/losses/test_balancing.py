@@ -94,6 +94,52 @@ def test_the_stronger_modality_is_weakened():
         ogm_factors(jnp.ones(1))
 
 
+def test_factors_by_hand():
+    """Sums of the right classes' probabilities 1.5 and 1.0, the ratio is 1.5."""
+    labels = jnp.array([0, 1])
+    first = jnp.log(jnp.array([[0.8, 0.2], [0.3, 0.7]]))
+    second = jnp.log(jnp.array([[0.6, 0.4], [0.6, 0.4]]))
+    strengths = modality_strengths([first, second], labels)
+    np.testing.assert_allclose(strengths, [1.5, 1.0], rtol=1e-6)
+    # tanh(0.75) = 0.635149
+    found = ogm_factors(strengths, alpha=0.5)
+    np.testing.assert_allclose(found, [0.364851, 1.0], rtol=1e-5)
+    absent = [jnp.array([True, False]), jnp.array([True, True])]
+    found = modality_strengths([first, second], labels, absent)
+    np.testing.assert_allclose(found, [0.8, 1.0], rtol=1e-6)
+
+
+def numpy_factors(strengths, alpha, present):
+    found = np.ones(len(strengths))
+    for m, strength in enumerate(strengths):
+        others = [s for n, s in enumerate(strengths) if n != m and present[n]]
+        if present[m] and others:
+            ratio = strength / np.mean(others)
+            found[m] = 1 - np.tanh(alpha * ratio) if ratio > 1 else 1.0
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 4), st.floats(0.1, 0.8))
+def test_factors_are_those_of_numpy(seed, count, alpha):
+    rng = np.random.default_rng(seed)
+    strengths = rng.uniform(0.01, 1.0, count).astype(np.float32)
+    present = rng.random(count) < 0.7
+    found = ogm_factors(jnp.asarray(strengths), alpha, jnp.asarray(present))
+    expected = numpy_factors(strengths, alpha, present)
+    # 1 - tanh of a large ratio: the error is that of 1 in float32.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_balanced_modalities_are_left_alone(count):
+    """The factor jumps at a ratio of 1, where rounding must not decide."""
+    for strength in (0.1, 1 / 3, 0.7, 29.3):
+        factors = ogm_factors(jnp.full(count, strength), alpha=0.8)
+        np.testing.assert_array_equal(factors, 1.0)
+    np.testing.assert_array_equal(ogm_factors(jnp.array([jnp.nan, 1.0])), 1.0)
+
+
 def test_the_noise_has_the_gradients_size():
     grads = {"kernel": jnp.linspace(-1, 1, 4000), "bias": jnp.zeros(3)}
     found = ogm_ge(grads, jnp.float32(0.5), jax.random.key(0))
@@ -104,3 +150,7 @@ def test_the_noise_has_the_gradients_size():
     np.testing.assert_array_equal(found["bias"], 0)
     same = ogm_ge(grads, jnp.float32(1.0), jax.random.key(0))
     np.testing.assert_array_equal(same["kernel"], grads["kernel"])
+    half = jax.tree.map(lambda g: g.astype(jnp.bfloat16), grads)
+    plain = ogm_ge(half, jnp.float32(0.5), jax.random.key(0), noise=False)
+    assert plain["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(plain["kernel"], 0.5 * half["kernel"])

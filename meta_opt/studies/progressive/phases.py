@@ -164,6 +164,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         ("optimizer", f"give {name}.optimizers, settings by name"),
         ("export", "give study.export, a format"),
         ("meta_loss", "answers have one loss"),
+        ("balancing", "answers have one loss"),
     ):
         if rest.get(key):
             raise ValueError(f"{name}.{key}: {why}")

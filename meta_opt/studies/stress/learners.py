@@ -35,6 +35,7 @@ _DECIDED = {
     "seed": "training.seeds decide it",
     "export": "a stress test keeps the models that it tests",
     "meta_loss": "a category is one loss",
+    "balancing": "a category is one loss of one picture",
 }
 _OF_DATA = {
     "pictures": ("task", "image_size"),

@@ -1,0 +1,1 @@
+"""Balancing of modalities compared on one multimodal classification."""

@@ -1,0 +1,143 @@
+"""Runs of one task with and without balancing of its modalities."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from meta_opt.finetuning.balancing import BalancingConfig
+from meta_opt.finetuning.modality_groups import with_groups
+from meta_opt.finetuning.runs import RunConfig, run
+from meta_opt.finetuning.step_program import CachedStep
+from meta_opt.optimizers.registry import make_optimizer
+from meta_opt.text_files import read_json, write_json
+from meta_opt.workloads.multimodal_inputs import Inputs, read_inputs
+from meta_opt.workloads.workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class BalancingStudyConfig:
+    """What is compared.
+
+    Attributes:
+        seeds: of the runs: initialisation and batches.
+        alpha: of OGM.
+        modality_dropout: its rate where there is any.
+    """
+
+    seeds: tuple[int, ...] = (1, 2)
+    alpha: float = 0.5
+    modality_dropout: float = 0.2
+
+
+def variants(config: BalancingStudyConfig) -> dict[str, tuple[BalancingConfig, float]]:
+    """By name the balancing, and the rate of modality dropout.
+
+    >>> list(variants(BalancingStudyConfig()))[:3]
+    ['none', 'OGM', 'OGM-GE']
+    """
+    ogm = BalancingConfig("ogm_ge", alpha=config.alpha, noise=False)
+    ogm_ge = dataclasses.replace(ogm, noise=True)
+    rate = config.modality_dropout
+    return {
+        "none": (BalancingConfig(), 0.0),
+        "OGM": (ogm, 0.0),
+        "OGM-GE": (ogm_ge, 0.0),
+        f"modality dropout {rate:g}": (BalancingConfig(), rate),
+        f"OGM-GE, modality dropout {rate:g}": (ogm_ge, rate),
+    }
+
+
+def measure(
+    base: RunConfig,
+    config: BalancingStudyConfig,
+    finished: Path,
+    announce: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
+    """Trains each variant on each seed.
+
+    Args:
+        base: of a multimodal classification with several modalities.
+        config: what is compared.
+        finished: JSON file of finished runs, which are not run again; it is written
+            after each.
+        announce: called with the name of each run before it.
+
+    Returns:
+        By variant ``name``, and ``runs``: by seed ``accuracy`` and ``loss`` of the test
+        split, ``alone`` (by modality, the mean probability of the right class there by
+        this modality alone) and ``step_ms`` (mean of the run's steps).
+
+    Raises:
+        ValueError: a workload whose modalities cannot be compared.
+    """
+    inputs = read_inputs(base.workload.inputs)
+    known = read_json(finished) if finished.is_file() else {}
+    rows = []
+    for name, (balancing, rate) in variants(config).items():
+        workload = dataclasses.replace(base.workload, modality_dropout=rate)
+        varied = dataclasses.replace(base, workload=workload, balancing=balancing)
+        one, runs = _Variant(varied, inputs), []
+        for seed in config.seeds:
+            key = f"{name}, seed {seed}, {_digest(varied)}"
+            if key not in known:
+                announce(f"{name}: seed {seed}")
+                known[key] = one(seed)
+                write_json(finished, known)
+            runs.append(known[key])
+        rows.append({"name": name, "runs": runs})
+    return rows
+
+
+class _Variant:
+    """Runs of a configuration on any seed; what they share is built once."""
+
+    def __init__(self, config: RunConfig, inputs: Inputs) -> None:
+        self.config, self.inputs = config, inputs
+        self.workload: Workload | None = None
+        self.step = CachedStep()
+        self.alone: Any = None
+
+    def __call__(self, seed: int) -> dict[str, Any]:
+        config = self.config
+        if self.workload is None:
+            self.workload = config.workload.build(seed)
+            unimodal = self.workload.unimodal
+            if unimodal is None:
+                raise ValueError(
+                    f"{self.workload.name} is no classification of several modalities"
+                )
+            # Of the first model: its structure is that of all.
+            self.alone = jax.jit(unimodal.fn)
+        assert self.workload.reseeded is not None
+        workload = self.workload.reseeded(seed)
+        assert workload.unimodal is not None and workload.evaluate is not None
+        result = run(
+            workload,
+            make_optimizer(with_groups(config.optimizer, workload)),
+            dataclasses.replace(config.loop, seed=seed),
+            balancing=config.balancing,
+            mesh=config.mesh,
+            compile_with=self.step,
+        )
+        trained = result.state.params, result.state.frozen
+        test = workload.evaluate(*trained, "test")
+        _, (strengths, examples, _) = self.alone(
+            *trained, self.inputs.splits["test"], jax.random.key(0)
+        )
+        shares = zip(workload.unimodal.names, strengths / examples, strict=True)
+        return {
+            "accuracy": float(test["accuracy"]),
+            "loss": float(test["loss"]),
+            "alone": {modality: float(share) for modality, share in shares},
+            "step_ms": 1e3 * result.train_seconds / config.loop.num_steps,
+        }
+
+
+def _digest(run: RunConfig) -> str:
+    text = json.dumps(run.settings(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
