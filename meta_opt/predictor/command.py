@@ -31,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("meta_opt").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.WARNING)
     # Here, so that --help does not wait for JAX.
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.finetuning.interruption import Interrupted
 
+    use_compilation_cache()
     try:
         options.run(options)
     except (ValueError, OSError) as error:

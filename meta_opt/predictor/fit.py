@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.decision import Decision
@@ -43,6 +44,9 @@ def fit(
     joined and fine-tuned by the learned optimizer, for classes, a score, a text that is
     to be written, or, without a target, for pictures and texts that are to be found by
     each other. Every choice and its reason is in `Predictor.decisions`.
+
+    Compiled programs are stored for later calls and processes, see
+    `meta_opt.compilation_cache`.
 
     Args:
         data: a JSONL or CSV file, a folder with a sub-folder for each class, WebDataset
@@ -88,6 +92,7 @@ def fit(
         raise ValueError(f"time_limit={time_limit} must be above 0 seconds")
     chosen = find_preset(preset)
     preset = preset if isinstance(preset, str) else "own"
+    use_compilation_cache()
     folder = None if workdir is None else _new_folder(Path(workdir))
     decisions: list[Decision] = [Decision("preset", preset, "as given")]
     table = read_table(data)
