@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"meta-opt {options.command}: {error}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:
-        print(f"meta-opt {options.command}: stopped by {interrupted}", file=sys.stderr)
+        how = "; the same command resumes it" if options.workdir else ""
+        about = f"stopped by {interrupted}{how}"
+        print(f"meta-opt {options.command}: {about}", file=sys.stderr)
         return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
@@ -95,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         "--time-limit", type=float, help="seconds of the whole call; None: no limit"
     )
     fit.add_argument(
-        "--workdir", help="new folder for the logs of the run; None: no logs"
+        "--workdir",
+        help="folder for logs and checkpoints, in which the same command resumes; "
+        "None: neither",
     )
     fit.add_argument("--seed", type=int, default=0, help="of initialisation and order")
     fit.add_argument(

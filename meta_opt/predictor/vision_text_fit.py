@@ -1,5 +1,7 @@
 """Fits a vision-text model of the user's: CLIP, SigLIP, PaliGemma, or one of ours."""
 
+import dataclasses
+import functools
 import json
 import shutil
 import tempfile
@@ -11,6 +13,7 @@ import jax
 
 from meta_opt.data.pipeline import PipelineConfig
 from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
@@ -24,7 +27,7 @@ from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitted, Fitting
 from meta_opt.predictor.plan import choose_loop
 from meta_opt.predictor.training import train
-from meta_opt.types import write_atomic
+from meta_opt.types import from_config, write_atomic
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_data import DataConfig
@@ -94,7 +97,13 @@ def _fit_in(
 ) -> Fitted:
     """`fit_vision_text`, with files in a folder that the model keeps."""
     clock, examples = fitting.clock, len(fitting.parts["train"])
-    loop = choose_loop(examples, fitting.preset, fitting.seed, choose)
+    loop, found = fitting.record.decide(
+        "loop",
+        lambda: _chosen_loop(examples, fitting),
+        dataclasses.asdict,
+        functools.partial(from_config, LoopConfig),
+    )
+    decisions += found
     metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
     choose("metric", metric, f"of validation; a task to {kind}")
     file = folder / "samples.jsonl"
@@ -132,6 +141,7 @@ def _fit_in(
         clock,
         fitting.run_folder,
         fitting.progress,
+        fitting.record,
     )
     seconds["training"] = clock.spent() - sum(seconds.values())
     assert workload.write is not None
@@ -156,6 +166,15 @@ def _fit_in(
         {},
         seconds,
     )
+
+
+def _chosen_loop(examples: int, fitting: Fitting) -> tuple[LoopConfig, list[Decision]]:
+    decisions: list[Decision] = []
+
+    def choose(name: str, value: object, reason: str) -> None:
+        decisions.append(Decision(name, value, reason))
+
+    return choose_loop(examples, fitting.preset, fitting.seed, choose), decisions
 
 
 def _loss_of(weights: str) -> str:

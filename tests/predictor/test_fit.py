@@ -101,8 +101,8 @@ def test_a_saved_predictor_answers_the_same(predictor, samples, root, tmp_path):
         assert loaded.record == found.record
     with pytest.raises(ValueError, match="holds no predictor"):
         meta_opt.Predictor.load(root)
-    with pytest.raises(ValueError, match="has a run already"):
-        fit(samples, root, workdir=workdir)
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+        fit(samples, root, workdir=workdir, seed=1)
 
 
 def test_samples_of_other_forms(predictor, samples):
