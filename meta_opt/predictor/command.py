@@ -1,5 +1,6 @@
-"""The command ``meta-opt``: fit, predict, evaluate and report.
+"""The command ``meta-opt``: plan, fit, predict, evaluate and report.
 
+meta-opt plan samples.jsonl
 meta-opt fit samples.jsonl --out tuned
 meta-opt predict tuned samples.jsonl
 meta-opt evaluate tuned more.jsonl
@@ -68,10 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     fit = add("fit", _fit, "Train on samples and write the predictor into a folder.")
-    fit.add_argument(
-        "data",
-        help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
+    plan = add(
+        "plan", _plan, "Print what fit would do, and what it needs, without training."
     )
+    for command in (fit, plan):
+        _add_choices(command)
     fit.add_argument(
         "--out",
         required=True,
@@ -79,33 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the predictor",
     )
     fit.add_argument(
-        "--target", help="column that is to be predicted; None: it is found"
-    )
-    fit.add_argument(
-        "--validation",
-        help="held-out samples that choose the model; None: a share of each class",
-    )
-    fit.add_argument(
-        "--test",
-        help="held-out samples that choose nothing; None: a share of each class",
-    )
-    fit.add_argument(
-        "--model", help="CLIP, SigLIP or PaliGemma folder to train; None: the encoders"
-    )
-    fit.add_argument("--preset", default="good", choices=list(PRESETS), help="effort")
-    fit.add_argument(
         "--time-limit", type=float, help="seconds of the whole call; None: no limit"
     )
     fit.add_argument(
         "--workdir",
         help="folder for logs and checkpoints, in which the same command resumes; "
         "None: neither",
-    )
-    fit.add_argument("--seed", type=int, default=0, help="of initialisation and order")
-    fit.add_argument(
-        "--data-dir",
-        default="",
-        help="folder of pretrained encoders; $META_OPT_DATA_DIR, else ./data",
     )
     predict = add(
         "predict", _predict, "Write the answer to each sample as a JSON line."
@@ -130,6 +111,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_choices(command: argparse.ArgumentParser) -> None:
+    """Adds data, and what may be chosen by hand."""
+    command.add_argument(
+        "data",
+        help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
+    )
+    command.add_argument(
+        "--target", help="column that is to be predicted; None: it is found"
+    )
+    command.add_argument(
+        "--validation",
+        help="held-out samples that choose the model; None: a share of each class",
+    )
+    command.add_argument(
+        "--test",
+        help="held-out samples that choose nothing; None: a share of each class",
+    )
+    command.add_argument(
+        "--model", help="CLIP, SigLIP or PaliGemma folder to train; None: the encoders"
+    )
+    command.add_argument(
+        "--preset", default="good", choices=list(PRESETS), help="effort"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="of initialisation and order"
+    )
+    command.add_argument(
+        "--data-dir",
+        default="",
+        help="folder of pretrained encoders; $META_OPT_DATA_DIR, else ./data",
+    )
+
+
 def _fit(options: argparse.Namespace) -> None:
     from meta_opt.predictor.fit import fit
 
@@ -137,15 +151,9 @@ def _fit(options: argparse.Namespace) -> None:
     Path(options.out).mkdir(parents=True, exist_ok=True)
     predictor = fit(
         options.data,
-        options.target,
-        validation=options.validation,
-        test=options.test,
-        model=options.model,
-        preset=options.preset,
         time_limit=options.time_limit,
         workdir=options.workdir,
-        seed=options.seed,
-        data_dir=options.data_dir,
+        **_choices(options),
     )
     predictor.save(options.out)
     for decision in predictor.decisions:
@@ -154,6 +162,18 @@ def _fit(options: argparse.Namespace) -> None:
         listed = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"{split}: {listed}")
     print(f"written: {options.out}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from meta_opt.predictor.outline import plan
+
+    print(plan(options.data, **_choices(options)))
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    """Of the options, what `_add_choices` added beside the data."""
+    names = ("target", "validation", "test", "model", "preset", "seed", "data_dir")
+    return {name: getattr(options, name) for name in names}
 
 
 def _loaded(options: argparse.Namespace) -> Any:

@@ -172,7 +172,7 @@ def train(
 
     result = run(
         dataclasses.replace(workload, evaluate=validate),
-        _optimizer(loop.num_steps, workload.params),
+        fit_optimizer(loop.num_steps, workload.params),
         dataclasses.replace(loop, num_steps=num_steps, progress=progress),
         workdir=workdir,
         label="fit",
@@ -278,7 +278,7 @@ def _that_fits(
     )
     tried = run(
         dataclasses.replace(workload, evaluate=timed),
-        _optimizer(_TIMED_STEPS, workload.params),
+        fit_optimizer(_TIMED_STEPS, workload.params),
         short,
         compile_with=step,
     )
@@ -330,7 +330,14 @@ def _last_checkpoint(workdir: Path) -> int:
         checkpoints.close()
 
 
-def _optimizer(num_steps: int, params: PyTree) -> Any:
+def fit_optimizer(num_steps: int, params: PyTree) -> Any:
+    """The learned optimizer of a run of that length.
+
+    Args:
+        num_steps: of the run.
+        params: pytree of the trained parameters; their names say whether layers are
+            stacked.
+    """
     paths = (
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)

@@ -5,7 +5,6 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +37,46 @@ _MOST_EVALUATED = {"retrieve": 1000, "caption": 200}
 _MAX_UNREADABLE = 0.2
 
 
-def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
-    """Trains adapters on a vision-text model.
+@dataclasses.dataclass(frozen=True)
+class VisionTextPlan:
+    """How a vision-text model is trained.
+
+    Attributes:
+        kind: what it is for, ``retrieve`` or ``caption``.
+        model: the model, and what of it trains.
+        loop: how long.
+        metric: of the validation that chooses.
+        mode: whether a better one is ``min`` or ``max``.
+    """
+
+    kind: str
+    model: ModelConfig
+    loop: LoopConfig
+    metric: str
+    mode: str
+
+
+def plan_vision_text(
+    fitting: Fitting, weights: str
+) -> tuple[VisionTextPlan, list[Decision]]:
+    """Chooses how a model is trained, or returns what the call has chosen before.
 
     Args:
         fitting: what from; pictures with texts, to be found or to be written.
         weights: folder or name of the model.
 
     Raises:
-        ValueError: a model that is not for what is asked, samples whose pictures are
-            in tar files, or a time limit that is too short.
+        ValueError: a model that is not for what is asked.
     """
+    return fitting.record.decide(
+        "plan",
+        lambda: _chosen(fitting, weights),
+        dataclasses.asdict,
+        functools.partial(from_config, VisionTextPlan),
+    )
+
+
+def _chosen(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, list[Decision]]:
     columns = fitting.columns
     decisions: list[Decision] = []
 
@@ -77,9 +105,34 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
         f"{examples} training samples: adapters of rank 8 on all attention and MLP "
         "kernels of a model that is large beside them",
     )
+    loop = choose_loop(examples, fitting.preset, fitting.seed, choose)
+    metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
+    choose("metric", metric, f"of validation; a task to {kind}")
+    model = ModelConfig(
+        weights=weights,
+        trainable="lora",
+        lora=LoRAConfig(_ADAPTED),
+        loss=loss,
+        dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
+    )
+    return VisionTextPlan(kind, model, loop, metric, mode), decisions
+
+
+def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
+    """Trains adapters on a vision-text model.
+
+    Args:
+        fitting: what from; pictures with texts, to be found or to be written.
+        weights: folder or name of the model.
+
+    Raises:
+        ValueError: a model that is not for what is asked, samples whose pictures are
+            in tar files, or a time limit that is too short.
+    """
+    plan, decisions = plan_vision_text(fitting, weights)
     folder = Path(tempfile.mkdtemp(prefix="meta-opt-"))
     try:
-        return _fit_in(folder, fitting, weights, kind, loss, decisions, choose)
+        return _fit_in(folder, fitting, plan, decisions)
     except BaseException:
         # Of a model that is returned, the folder goes with it.
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,36 +140,15 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
 
 
 def _fit_in(
-    folder: Path,
-    fitting: Fitting,
-    weights: str,
-    kind: str,
-    loss: str,
-    decisions: list[Decision],
-    choose: Callable[[str, object, str], None],
+    folder: Path, fitting: Fitting, plan: VisionTextPlan, decisions: list[Decision]
 ) -> Fitted:
     """`fit_vision_text`, with files in a folder that the model keeps."""
-    clock, examples = fitting.clock, len(fitting.parts["train"])
-    loop, found = fitting.record.decide(
-        "loop",
-        lambda: _chosen_loop(examples, fitting),
-        dataclasses.asdict,
-        functools.partial(from_config, LoopConfig),
-    )
-    decisions += found
-    metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
-    choose("metric", metric, f"of validation; a task to {kind}")
+    clock, kind = fitting.clock, plan.kind
     file = folder / "samples.jsonl"
     _write_samples(file, fitting, kind)
     total = sum(map(len, fitting.parts.values()))
     config = ImageTextConfig(
-        ModelConfig(
-            weights=weights,
-            trainable="lora",
-            lora=LoRAConfig(_ADAPTED),
-            loss=loss,
-            dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
-        ),
+        plan.model,
         DataConfig(
             name=str(file),
             max_evaluated=_MOST_EVALUATED[kind],
@@ -128,15 +160,15 @@ def _fit_in(
         PipelineConfig(text_length=None),
     )
     export = ExportConfig(
-        str(folder / MODEL), "huggingface" if is_folder(weights) else "model"
+        str(folder / MODEL), "huggingface" if is_folder(plan.model.weights) else "model"
     )
     workload = config.build(fitting.seed, None, export)
     seconds = {"reading": clock.spent()}
     trained = train(
         workload,
-        loop,
-        metric,
-        mode,
+        plan.loop,
+        plan.metric,
+        plan.mode,
         fitting.preset,
         clock,
         fitting.run_folder,
@@ -160,21 +192,12 @@ def _fit_in(
         (),
         [*decisions, *trained.decisions],
         trained,
-        metric,
+        plan.metric,
         metrics,
         answers,
         {},
         seconds,
     )
-
-
-def _chosen_loop(examples: int, fitting: Fitting) -> tuple[LoopConfig, list[Decision]]:
-    decisions: list[Decision] = []
-
-    def choose(name: str, value: object, reason: str) -> None:
-        decisions.append(Decision(name, value, reason))
-
-    return choose_loop(examples, fitting.preset, fitting.seed, choose), decisions
 
 
 def _loss_of(weights: str) -> str:

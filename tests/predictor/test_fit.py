@@ -7,6 +7,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import safetensors
 from own_data import write_folder
 from own_data import write_pictures as write_captioned
 from paths import ROOT
@@ -105,6 +106,22 @@ def test_a_saved_predictor_answers_the_same(predictor, samples, root, tmp_path):
         fit(samples, root, workdir=workdir, seed=1)
 
 
+def test_the_plan_is_what_is_done(predictor, samples, root):
+    found, workdir = predictor
+    outline = meta_opt.plan(samples, preset=SMALL, encoders=NAMES, data_dir=root)
+    # Only what training finds out is missing.
+    assert set(map(str, outline.decisions)) < set(map(str, found.decisions))
+    (best,) = (workdir / "run" / "evaluations").glob("best-*.safetensors")
+    with safetensors.safe_open(best, "numpy") as arrays:
+        sizes = [arrays.get_tensor(name).size for name in arrays.keys()]
+    assert outline.trained_parameters == sum(sizes)
+    assert outline.num_steps == decided(found, "num_steps")
+    assert outline.memory.parameters == 4 * sum(sizes)
+    # 36 pictures of 32 x 32 pixels, as 8 x 8 x 8 features.
+    assert 36 * 4 * 8**3 <= outline.sample_bytes < 36 * 6 * 8**3
+    assert f"trained parameters: {sum(sizes):,} of" in str(outline)
+
+
 def test_samples_of_other_forms(predictor, samples):
     found, _ = predictor
     folder = samples.parent
@@ -152,7 +169,9 @@ def test_the_command(predictor, samples, root, tmp_path, capsys):
     assert page.is_file()
     capsys.readouterr()
     assert main(["fit", "nowhere.jsonl", "--out", str(tmp_path / "x")]) == 1
-    error = capsys.readouterr().err.strip()
+    assert main(["plan", "nowhere.jsonl"]) == 1
+    error, of_plan = capsys.readouterr().err.strip().splitlines()
+    assert of_plan == "meta-opt plan: there is no file nowhere.jsonl"
     assert error == "meta-opt fit: there is no file nowhere.jsonl"
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
