@@ -162,7 +162,7 @@ def _load(
         first, reason = next(iter(unreadable.reasons.items()))
         about = (
             f"of {total} samples, such as {first} ({reason}); at most "
-            f"{_MAX_UNREADABLE:.0%} may be"
+            f"{_MAX_UNREADABLE:.0%} may be unreadable"
         )
         decisions.append(Decision("unreadable_left_out", count, about))
     for split, part in loaded.items():
@@ -197,7 +197,9 @@ def _standardised(
     )
     found = [
         Decision("score_center", center, about),
-        Decision("score_scale", scale, f"{about}; their root mean square about that"),
+        Decision(
+            "score_scale", scale, f"{about}; their root mean square around the center"
+        ),
     ]
     scaled = {
         split: arrays | {"score": ((arrays["score"] - center) / scale)}

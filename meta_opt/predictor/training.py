@@ -191,7 +191,7 @@ def train(
             "best_step",
             best.step,
             f"validation {metric} {best.value:.4g}, the best of {len(followed)} "
-            f"evaluations in {taken} steps; the last has {followed[-1]:.4g}",
+            f"evaluations in {taken} steps; the last was {followed[-1]:.4g}",
         )
     )
     frozen = result.state.frozen
@@ -303,13 +303,13 @@ def _that_fits(
         raise ValueError(
             f"time_limit={clock.limit:g} s is too short: {spent:.1f} s went into "
             f"reading and compiling, and {facts}, so that {max(fits, 0)} steps fit; "
-            f"one pass over {examples} samples needs some {1.2 * needed:.0f} s in all"
+            f"one pass over {examples} samples needs about {1.2 * needed:.0f} s in all"
         )
     num_steps = min(loop.num_steps, fits)
     if num_steps < loop.num_steps:
         reason = f"{facts}: {num_steps / a_pass:.1f} passes over {examples} samples"
         if num_steps < a_pass:
-            reason += "; less than one, so that not all samples are seen"
+            reason += "; less than one, so not all samples are seen"
     else:
         reason = f"{facts}: all {loop.num_steps} steps of the plan fit"
     fewer = dataclasses.replace(preset, evaluations=count)

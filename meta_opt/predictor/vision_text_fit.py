@@ -96,18 +96,18 @@ def _chosen(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, list[Decisi
             )
         )
     if other := [m for m in columns.modalities if m not in ("image", "text")]:
-        choose("not_read", other, f"the model {weights} reads pictures and texts")
+        choose("not_read", other, f"the model {weights} reads only pictures and texts")
     examples = len(fitting.parts["train"])
     choose("model", weights, f"as given; its loss is {loss}")
     choose(
         "trained",
         "lora",
-        f"{examples} training samples: adapters of rank 8 on all attention and MLP "
-        "kernels of a model that is large beside them",
+        f"{examples} training samples are few for a model of this size: adapters of "
+        "rank 8 on all attention and MLP kernels",
     )
     loop = choose_loop(examples, fitting.preset, fitting.seed, choose)
     metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
-    choose("metric", metric, f"of validation; a task to {kind}")
+    choose("metric", metric, f"on validation data, for the task {kind!r}")
     model = ModelConfig(
         weights=weights,
         trainable="lora",

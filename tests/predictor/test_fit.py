@@ -5,6 +5,7 @@ import json
 import time
 import tomllib
 
+import jax
 import numpy as np
 import pytest
 import safetensors
@@ -21,7 +22,9 @@ from predictor_toy import (
 )
 
 import meta_opt
+from meta_opt.data.samples import Samples
 from meta_opt.predictor.command import main
+from meta_opt.workloads.multimodal_inputs import InputReader, InputsConfig
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +120,33 @@ def test_the_plan_is_what_is_done(predictor, samples, root):
     assert outline.trained_parameters == sum(sizes)
     assert outline.num_steps == decided(found, "num_steps")
     assert outline.memory.parameters == 4 * sum(sizes)
-    # 36 pictures of 32 x 32 pixels, as 8 x 8 x 8 features.
-    assert 36 * 4 * 8**3 <= outline.sample_bytes < 36 * 6 * 8**3
+    assert outline.sample_bytes % 36 == 0
     assert f"trained parameters: {sum(sizes):,} of" in str(outline)
+
+
+def test_shapes_are_those_of_the_arrays(root):
+    config = InputsConfig(
+        "samples.jsonl",
+        data_dir=str(root),
+        image_size=32,
+        audio_seconds=0.4,
+        text_length=8,
+        encoders=NAMES,
+        trainable_layers=dict.fromkeys(NAMES, 1),
+        pool_size={"audio": 4},
+    )
+    reader = InputReader(config, "score", ("image", "text", "audio", "video"))
+    samples = Samples(
+        image=np.zeros((2, 32, 32, 3), np.uint8),
+        text=["a red", "a"],
+        audio=[np.zeros(6400, np.int16)] * 2,
+        video=np.zeros((2, 8, 32, 32, 3), np.uint8),
+        score=np.zeros(2, np.float32),
+    )
+    arrays, shapes = reader(samples), reader.shapes(samples)
+    assert jax.tree.structure(arrays) == jax.tree.structure(shapes)
+    for array, shape in zip(*map(jax.tree.leaves, (arrays, shapes)), strict=True):
+        assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
 
 
 def test_samples_of_other_forms(predictor, samples):
