@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from own_data import write_folder
+from own_data import write_pictures as write_captioned
 from paths import FIXTURES, ROOT
 from predictor_toy import NAMES, SMALL, make_toys, write_samples
 
@@ -140,21 +142,26 @@ def fit(samples, root, workdir, **changes):
     return meta_opt.fit(samples, data_dir=root, workdir=workdir, **settings)
 
 
-@pytest.mark.slow
-def test_a_call_that_is_cut_off_goes_on(root, tmp_path, monkeypatch):
-    samples = write_samples(tmp_path)
-    whole = fit(samples, root, tmp_path / "whole")
+def dying_at(count):
+    """`Evaluations.show` that ends the process after so many of them."""
     show, calls = Evaluations.show, []
 
     def dying(self, *arguments):
         show(self, *arguments)
         calls.append(arguments[0])
-        if len(calls) == 3:
+        if len(calls) == count:
             raise Killed
 
+    return dying
+
+
+@pytest.mark.slow
+def test_a_call_that_is_cut_off_goes_on(root, tmp_path, monkeypatch):
+    samples = write_samples(tmp_path)
+    whole = fit(samples, root, tmp_path / "whole")
     workdir = tmp_path / "work"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Evaluations, "show", dying)
+        patch.setattr(Evaluations, "show", dying_at(3))
         fit(samples, root, workdir)
     # What a newer version would choose does not count.
     monkeypatch.setattr("meta_opt.predictor.multimodal_fit.make_plan", None)
@@ -212,6 +219,26 @@ def test_other_data_are_told_by_their_columns(tmp_path):
     changed = fingerprint(read_table(rows), ["photo"])
     with pytest.raises(ValueError, match="data has other values in photo, words"):
         CallRecord(tmp_path, {}, {"data": changed})
+
+
+@pytest.mark.slow
+def test_a_model_of_the_users_is_resumed(tmp_path, monkeypatch):
+    siglip = write_folder(tmp_path / "siglip")
+    pairs = write_captioned(tmp_path / "pictures")
+
+    def fit_pairs(workdir):
+        settings = {"model": siglip, "preset": SMALL, "progress": False}
+        return meta_opt.fit(pairs, workdir=workdir, **settings)
+
+    outline = meta_opt.plan(pairs, model=siglip, preset=SMALL)
+    whole = fit_pairs(tmp_path / "whole")
+    assert set(map(str, outline.decisions)) < set(map(str, whole.decisions))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Evaluations, "show", dying_at(2))
+        fit_pairs(tmp_path / "work")
+    again = fit_pairs(tmp_path / "work")
+    np.testing.assert_array_equal(again.embed(pairs)[0], whole.embed(pairs)[0])
+    assert again.decisions == whole.decisions
 
 
 @pytest.mark.slow
