@@ -6,6 +6,7 @@ The compiled step of the learned optimizer takes longer than many a short run.
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -43,10 +44,11 @@ def use_compilation_cache() -> Path | None:
     Returns:
         The folder that is used now; None for none.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
-        return Path(jax.config.jax_compilation_cache_dir)
+    config: Any = jax.config  # Its settings have no types.
+    if config.jax_compilation_cache_dir is not None:
+        return Path(config.jax_compilation_cache_dir)
     folder = cache_folder()
-    if folder is None or not jax.config.jax_enable_compilation_cache:
+    if folder is None or not config.jax_enable_compilation_cache:
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,11 +63,11 @@ def use_compilation_cache() -> Path | None:
             VARIABLE,
         )
         return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    config.update("jax_compilation_cache_dir", str(folder))
     for name, default, value in (
         ("jax_compilation_cache_max_size", -1, MAX_BYTES),
         ("jax_persistent_cache_min_compile_time_secs", 1.0, _MIN_SECONDS),
     ):
-        if name.upper() not in os.environ and getattr(jax.config, name) == default:
-            jax.config.update(name, value)
+        if name.upper() not in os.environ and getattr(config, name) == default:
+            config.update(name, value)
     return folder

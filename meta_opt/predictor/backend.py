@@ -22,7 +22,7 @@ from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.data.sources.sample_task import load_samples
 from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_outputs
 from meta_opt.evaluators.retrieval import evaluate_retrieval
-from meta_opt.inference import GenerativeModel, load_exported
+from meta_opt.inference import ContrastiveModel, GenerativeModel, load_exported
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.metrics.regression import sentiment_metrics
 from meta_opt.models.multimodal import Multimodal
@@ -242,6 +242,7 @@ class VisionTextBackend:
             if what:
                 raise ValueError("a model that writes texts gives no vectors")
             return np.asarray(self._answers(samples), dtype=object)
+        assert isinstance(self._model, ContrastiveModel)
         texts = [sample.fields.reads for sample in samples]
         pictures = [_opened(sample) for sample in samples]
         return np.stack(self._model.embed(pictures, texts), axis=1)

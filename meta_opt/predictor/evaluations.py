@@ -15,7 +15,10 @@ from meta_opt.text_files import read_json, write_json
 from meta_opt.types import PyTree, write_atomic
 
 _FILE = "evaluations.json"
+_BEST = "best-"
+"""Begins the name of the best parameters' file."""
 _HALF = ":"
+"""Between a tensor's number and its type, where that is bfloat16."""
 
 
 class Evaluations:
@@ -72,7 +75,7 @@ class Evaluations:
     def _stored(self) -> dict[str, Snapshot]:
         kept = {f"averaged-{one.step}": one for one in self.snapshots.ranked()}
         best = self.snapshots.best
-        return kept if best is None else {f"best-{best.step}": best, **kept}
+        return kept if best is None else {f"{_BEST}{best.step}": best, **kept}
 
     def _write(self) -> None:
         """Files of parameters, then the list of them, then those are left that it has.
@@ -108,13 +111,14 @@ class Evaluations:
         about = read_json(folder / _FILE)
         self.metrics = {step: metrics for step, metrics in about["metrics"]}
         self.ended = None if about["ended"] is None else tuple(about["ended"])
-        found: dict[str, list[Snapshot]] = {"best": [], "averaged": []}
+        found: dict[str, Snapshot] = {}
         for name, expected in about["files"].items():
-            kind, _, number = name.partition("-")
-            step = int(number)
+            step = int(name.partition("-")[2])
             params = self._params(folder / f"{name}.safetensors", expected)
-            found[kind].append(Snapshot(step, self.metrics[step][self._metric], params))
-        self.snapshots.restore(*found["best"], found["averaged"], self.metrics)
+            found[name] = Snapshot(step, self.metrics[step][self._metric], params)
+        averaged = [one for name, one in found.items() if not name.startswith(_BEST)]
+        (best,) = (one for name, one in found.items() if name.startswith(_BEST))
+        self.snapshots.restore(best, averaged, self.metrics)
 
     def _params(self, file: Path, expected: str) -> Any:
         data = file.read_bytes()
