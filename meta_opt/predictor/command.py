@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = add("fit", _fit, "Train on samples and write the predictor into a folder.")
     plan = add(
-        "plan", _plan, "Print what fit would do, and what it needs, without training."
+        "plan",
+        _plan,
+        "Print what fit would do and the memory it needs, without training.",
     )
     for command in (fit, plan):
         _add_choices(command)
@@ -81,24 +83,28 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the predictor",
     )
     fit.add_argument(
-        "--time-limit", type=float, help="seconds of the whole call; None: no limit"
+        "--time-limit", type=float, help="seconds for the whole call; None: no limit"
     )
     fit.add_argument(
         "--workdir",
-        help="folder for logs and checkpoints, in which the same command resumes; "
+        help="folder for logs and checkpoints, from which the same command resumes; "
         "None: neither",
     )
     predict = add(
-        "predict", _predict, "Write the answer to each sample as a JSON line."
+        "predict", _predict, "Print the prediction for each sample as a JSON line."
     )
     predict.add_argument("predictor", help="folder that fit wrote")
-    predict.add_argument("data", help="samples, as fit takes them; without target")
     predict.add_argument(
-        "--probabilities", action="store_true", help="of each class, too"
+        "data", help="samples in the forms that fit takes; a target is ignored"
+    )
+    predict.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also print the probability of each class",
     )
     evaluate = add("evaluate", _evaluate, "Print metrics on samples with targets.")
     evaluate.add_argument("predictor", help="folder that fit wrote")
-    evaluate.add_argument("data", help="samples, as fit takes them")
+    evaluate.add_argument("data", help="samples in the forms that fit takes")
     report = add(
         "report", _report, "Write a page about a predictor that opens offline."
     )
@@ -118,25 +124,24 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
         help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
     )
     command.add_argument(
-        "--target", help="column that is to be predicted; None: it is found"
+        "--target", help="column to predict; None: it is found from the data"
     )
     command.add_argument(
         "--validation",
-        help="held-out samples that choose the model; None: a share of each class",
+        help="held-out samples that select the model; None: a share of each class",
     )
     command.add_argument(
         "--test",
-        help="held-out samples that choose nothing; None: a share of each class",
+        help="held-out samples for the final metrics; None: a share of each class",
     )
     command.add_argument(
-        "--model", help="CLIP, SigLIP or PaliGemma folder to train; None: the encoders"
+        "--model",
+        help="CLIP, SigLIP or PaliGemma folder to train; None: pretrained encoders",
     )
     command.add_argument(
-        "--preset", default="good", choices=list(PRESETS), help="effort"
+        "--preset", default="good", choices=list(PRESETS), help="training effort"
     )
-    command.add_argument(
-        "--seed", type=int, default=0, help="of initialisation and order"
-    )
+    command.add_argument("--seed", type=int, default=0, help="random seed")
     command.add_argument(
         "--data-dir",
         default="",

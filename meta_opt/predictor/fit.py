@@ -1,4 +1,4 @@
-"""From a user's data to a trained model, in one call."""
+"""Fits a model to a user's data in one call."""
 
 import dataclasses
 import functools
@@ -43,12 +43,12 @@ def fit(
     data_dir: str | os.PathLike = "",
     progress: bool = True,
 ) -> Predictor:
-    """Trains a model on a user's samples; all that is not given is chosen.
+    """Trains a model on a user's samples, and chooses every setting that is not given.
 
-    Pretrained encoders of what the samples have (pictures, sounds, clips, texts) are
-    joined and fine-tuned by the learned optimizer, for classes, a score, a text that is
-    to be written, or, without a target, for pictures and texts that are to be found by
-    each other. Every choice and its reason is in `Predictor.decisions`.
+    Pretrained encoders for the modalities of the samples (pictures, sounds, clips,
+    texts) are combined and fine-tuned with the learned optimizer. The task is
+    classification, regression, text generation or, without a target, retrieval of
+    pictures and texts. `Predictor.decisions` has each choice and its reason.
 
     Compiled programs are stored for later calls and processes, see
     `meta_opt.compilation_cache`.
@@ -56,33 +56,33 @@ def fit(
     Args:
         data: a JSONL or CSV file, a folder with a sub-folder for each class, WebDataset
             tar files, a pandas DataFrame or a list of dictionaries. Paths in a file are
-            relative to it. A column ``split`` of ``train``, ``validation`` and ``test``
-            is kept to.
-        target: name of the column that is to be predicted; None to find it.
-        validation: held-out samples that choose the model, in any of these forms; None
+            relative to it. A column ``split`` with ``train``, ``validation`` and
+            ``test`` is respected.
+        target: name of the column to predict; None to find it.
+        validation: held-out samples that select the model, in any of these forms; None
             holds out a share of each class.
-        test: held-out samples that choose nothing; None as for ``validation``.
+        test: held-out samples that are used for the final metrics only; None as for
+            ``validation``.
         model: a CLIP, SigLIP or PaliGemma folder, or weights that
-            `meta_opt.load_exported` takes, which is trained in place of the encoders
-            that ship here: for pairs a contrastive one, for texts a generative one.
+            `meta_opt.load_exported` takes, to train in place of the encoders: a
+            contrastive model for retrieval, a generative one for text generation.
         preset: ``fast``, ``good`` or ``best``, or settings of your own, see
             `meta_opt.predictor.presets`.
-        encoders: by modality, names of `meta_opt.models.encoders` in place of those
-            that are chosen.
-        time_limit: seconds that the call may take; None for what the preset takes.
-        workdir: folder for logs, checkpoints and the predictor; None for none. A call
-            that was cut off in it is resumed by the same call, and gives what it would
-            have given; ``time_limit`` then counts from the new call on. If the call
-            was finished, its predictor is loaded.
+        encoders: by modality, names of `meta_opt.models.encoders` to use instead of
+            the default ones.
+        time_limit: seconds for the whole call; None for no limit.
+        workdir: folder for logs, checkpoints and the predictor; None for none. If a
+            call in it was interrupted, the same call resumes it and returns the same
+            predictor as without the interruption; ``time_limit`` counts anew. If the
+            call was finished, its predictor is loaded.
         seed: of initialisation and order.
         data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
         progress: whether to show bars on a terminal.
 
     Raises:
-        ValueError: data that nothing can be learned from, which the message says, a
-            time limit that is too short, or a ``workdir`` of a call with other
-            arguments or data.
+        ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
+            of a call with other arguments or data; the message names the problem.
         FileNotFoundError: no such file.
         MissingDataError: encoders that are not prepared; it names the command.
         Interrupted: on SIGINT or SIGTERM while it trains.
@@ -160,17 +160,17 @@ def prepare(
 
     Args:
         given: ``data`` and, if they are given, ``validation`` and ``test``.
-        arguments: of `fit`, that its result depends on.
-        preset: how much is spent.
-        clock: the time that is left.
+        arguments: those of `fit` that the result depends on.
+        preset: the effort.
+        clock: the remaining time.
         folder: of the call; None for none.
         progress: whether to show bars.
 
     Returns:
-        What a model is made from, and what was decided.
+        The input of a fit, and the decisions.
 
     Raises:
-        ValueError: data that nothing can be learned from, or a folder of another call.
+        ValueError: unsuitable data, or a folder of another call.
         FileNotFoundError: no such file.
     """
     tables = {

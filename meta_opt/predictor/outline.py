@@ -1,4 +1,4 @@
-"""What `fit` would do with data: the plan without the training."""
+"""Says what `fit` would do with data, without training."""
 
 import dataclasses
 import math
@@ -49,15 +49,15 @@ class Outline:
     """What `meta_opt.fit` would do.
 
     Attributes:
-        decisions: that it would make, and why.
-        trained_parameters: numbers that would be trained.
-        other_parameters: numbers of the model that would not.
-        num_steps: optimizer updates at most; a run ends early where validation gets no
-            better, or where a time limit says so.
+        decisions: its choices and their reasons.
+        trained_parameters: number of trained parameters.
+        other_parameters: number of frozen parameters in the training step.
+        num_steps: most optimizer updates; early stopping and a time limit may lead to
+            fewer.
         batch_size: B.
-        memory: of a step, an estimate.
-        sample_bytes: of the arrays of all samples, which are kept in memory; 0 where
-            files are read as the steps need them.
+        memory: estimate for one step.
+        sample_bytes: bytes of the arrays of all samples, which stay in memory; 0 if
+            files are read while training.
     """
 
     decisions: tuple[Decision, ...]
@@ -114,13 +114,13 @@ def plan(
 
     Args:
         data: see `meta_opt.fit`, as for all arguments.
-        target: the column that is to be predicted.
-        validation: held-out samples that choose the model.
-        test: held-out samples that choose nothing.
-        model: a model to train in place of the encoders.
-        preset: how much is spent.
+        target: the column to predict.
+        validation: held-out samples that select the model.
+        test: held-out samples for the final metrics.
+        model: to train in place of the encoders.
+        preset: the effort.
         encoders: by modality, names of encoders.
-        seed: of initialisation and order.
+        seed: random seed.
         data_dir: the folder of pretrained encoders.
 
     Raises:

@@ -175,7 +175,7 @@ def test_the_page_opens_offline(predictor, tmp_path):
     for word in (
         "Confusion",
         "Which modality mattered",
-        "What was chosen",
+        "Decisions and reasons",
         "batch_size",
     ):
         assert word in text
