@@ -22,7 +22,7 @@ from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.data.sources.sample_task import load_samples
 from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_outputs
 from meta_opt.evaluators.retrieval import evaluate_retrieval
-from meta_opt.inference import ContrastiveModel, GenerativeModel, load_exported
+from meta_opt.inference import GenerativeModel, PictureClassifier, load_exported
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.metrics.regression import sentiment_metrics
 from meta_opt.models.multimodal import Multimodal
@@ -234,7 +234,12 @@ class VisionTextBackend:
         self.kind, self._path = kind, path
         if temporary is not None:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
-        self._model = load_exported(path)
+        model = load_exported(path)
+        if isinstance(model, PictureClassifier):
+            raise ValueError(
+                f"{path} is a picture classifier, which `meta_opt.load_exported` opens"
+            )
+        self._model = model
 
     def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
         """See `Backend.outputs`; what a generative model writes has no vectors."""
@@ -242,7 +247,6 @@ class VisionTextBackend:
             if what:
                 raise ValueError("a model that writes texts gives no vectors")
             return np.asarray(self._answers(samples), dtype=object)
-        assert isinstance(self._model, ContrastiveModel)
         texts = [sample.fields.reads for sample in samples]
         pictures = [_opened(sample) for sample in samples]
         return np.stack(self._model.embed(pictures, texts), axis=1)
