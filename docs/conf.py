@@ -4,6 +4,7 @@
 does not exist, ends the build.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ html_css_files = ["site.css"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+# Notebooks run in folders of their own and share one folder of pretrained encoders.
+os.environ.setdefault("META_OPT_DATA_DIR", str(ROOT / "data"))
 # A notebook that has not changed is not run again; its outputs are in _build.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "docs" / "_build" / "notebooks")

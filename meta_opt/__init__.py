@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meta_opt.optimizers.sharding import state_shardings
     from meta_opt.optimizers.weights import load_theta
     from meta_opt.predictor.fit import fit
+    from meta_opt.predictor.outline import plan
     from meta_opt.predictor.predictor import Predictor
     from meta_opt.reporting.diagnostics import plot_diagnostics
 
@@ -34,6 +35,7 @@ __all__ = [
     "load_exported",
     "load_theta",
     "make_optimizer",
+    "plan",
     "plot_diagnostics",
     "state_shardings",
 ]
@@ -51,6 +53,7 @@ _MODULES = {
     "load_exported": "inference",
     "load_theta": "optimizers.weights",
     "make_optimizer": "optimizers.registry",
+    "plan": "predictor.outline",
     "plot_diagnostics": "reporting.diagnostics",
     "state_shardings": "optimizers.sharding",
 }

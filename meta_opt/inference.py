@@ -352,8 +352,10 @@ def load_exported(
             PaliGemma folder of Hugging Face's form; a path of our own weights without
             suffix; or the name of shipped ones.
         adapter: folder of adapters on it: ours, or PEFT's for CLIP and SigLIP.
-        processor: folder whose tokenizer and image processor it was trained with, where
-            that is not ``path`` and not what ships here.
+        processor: folder whose tokenizer and image processor take the place of those
+            in ``path`` or in the export; needed where an export has none because the
+            licence of the tokenizer was not known, and it is not the one that ships
+            here.
         batch_size: pictures or texts at a time.
         dtype: of the computation, ``float32`` or ``bfloat16``.
         max_tokens: longest answer of a model that writes.

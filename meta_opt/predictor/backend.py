@@ -282,8 +282,12 @@ class VisionTextBackend:
             shutil.copytree(self._path, folder / MODEL, dirs_exist_ok=True)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for file in self._path.parent.glob(f"{self._path.name}.*"):
-            shutil.copyfile(file, folder / f"{MODEL}{file.suffix}")
+        for part in self._path.parent.glob(f"{self._path.name}.*"):
+            copy = folder / f"{MODEL}{part.name.removeprefix(self._path.name)}"
+            if part.is_dir():  # The tokenizer.
+                shutil.copytree(part, copy, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(part, copy)
 
     @classmethod
     def load(cls, folder: Path, columns: Columns, data_dir: str) -> "VisionTextBackend":

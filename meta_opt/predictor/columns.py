@@ -1,4 +1,4 @@
-"""Which columns a model reads, and which one it is to give."""
+"""Which columns a model reads, and which one it predicts."""
 
 import collections
 import dataclasses
@@ -115,6 +115,7 @@ def find_columns(
         decisions.insert(0, Decision("task", "retrieve", why))
     counts = {m: _count(table.rows, columns, m) for m in columns.modalities}
     about = ", ".join(f"{m} in {n} of {len(table.rows)}" for m, n in counts.items())
+    about += " samples"
     decisions.append(Decision("modalities", list(columns.modalities), about))
     return columns, decisions
 
@@ -175,8 +176,8 @@ def _one_each(
         chosen[kind] = best
         if others := [n for n in names if n != best]:
             reason = (
-                f"a model reads one {kind} a sample; {best!r} has {len(values[best])} "
-                f"files, {', '.join(map(repr, others))} left out"
+                f"a model reads one {kind} per sample; {best!r} has "
+                f"{len(values[best])} files, {', '.join(map(repr, others))} left out"
             )
             decisions.append(Decision(f"{kind}_column", best, reason))
     return {m: chosen[m] for m in MEDIA if m in chosen}, decisions
@@ -205,11 +206,11 @@ def _target_column(
     by_name = {name.casefold(): name for name in reversed(left)}
     for name in TARGETS:
         if name in by_name:
-            return by_name[name], f"by its name; the first of {', '.join(TARGETS)}"
+            return by_name[name], f"by name, the first found of {', '.join(TARGETS)}"
     few = [name for name in left if _is_category(values[name])]
     if len(few) == 1:
         return few[0], (
-            f"the only column of few repeated values: {len(set(values[few[0]]))} in "
+            f"the only column with few distinct values: {len(set(values[few[0]]))} in "
             f"{len(values[few[0]])} samples"
         )
     if media and not few:
@@ -261,9 +262,9 @@ def _asked(
         )
     (kind,) = groups
     distinct = len({str(x) for x in values})
-    about = f"{len(values)} values of which {distinct} are distinct, of type {kind}"
+    about = f"{len(values)} values of type {kind}, {distinct} of them distinct"
     if kind == "texts":
-        return "caption", "text", f"{about}: a text is to be written"
+        return "caption", "text", f"{about}: a text to generate"
     if distinct == 1:
         raise ValueError(
             f"{table.name}: all {len(values)} samples have the one class or value "
@@ -277,11 +278,11 @@ def _asked(
         few = distinct <= _MOST_CLASSES and 2 * distinct <= len(values)
         if whole and (named or (few and name.casefold() not in ("score", "rating"))):
             return "classify", "integer", f"{about}: classes"
-        return "score", "text", f"{about}: a number is to be predicted"
+        return "score", "text", f"{about}: a number to predict"
     if named or (2 * distinct <= len(values) and _mean_words(values) <= _LONG):
         return "classify", "text", f"{about}: classes"
     if media:
-        return "caption", "text", f"{about}: a text is to be written"
+        return "caption", "text", f"{about}: a text to generate"
     raise ValueError(
         f"{table.name}: the target {name!r} has {about}: too many for classes, and "
         "texts are written about pictures, sounds or clips only"
@@ -307,14 +308,14 @@ def _text_columns(
         given = values[name]
         if _is_identifier(given):
             reason = (
-                f"each of its {len(given)} values is another one, such as "
+                f"all {len(given)} values differ, such as "
                 f"{str(given[0])[:40]!r}: an identifier"
             )
             decisions.append(Decision("ignored_column", name, reason))
         else:
             kept.append(name)
     if len(kept) > 1:
-        reason = f"{len(kept)} columns that are no files, one line of the text each"
+        reason = f"{len(kept)} columns without files; each is a line of the text"
         decisions.append(Decision("text_columns", kept, reason))
     return tuple(kept), decisions
 

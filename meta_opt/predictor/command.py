@@ -1,5 +1,6 @@
-"""The command ``meta-opt``: fit, predict, evaluate and report.
+"""The command ``meta-opt``: plan, fit, predict, evaluate and report.
 
+meta-opt plan samples.jsonl
 meta-opt fit samples.jsonl --out tuned
 meta-opt predict tuned samples.jsonl
 meta-opt evaluate tuned more.jsonl
@@ -31,15 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("meta_opt").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.WARNING)
     # Here, so that --help does not wait for JAX.
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.finetuning.interruption import Interrupted
 
+    use_compilation_cache()
     try:
         options.run(options)
     except (ValueError, OSError) as error:
         print(f"meta-opt {options.command}: {error}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:
-        print(f"meta-opt {options.command}: stopped by {interrupted}", file=sys.stderr)
+        how = "; the same command resumes it" if options.workdir else ""
+        about = f"stopped by {interrupted}{how}"
+        print(f"meta-opt {options.command}: {about}", file=sys.stderr)
         return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
@@ -64,10 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     fit = add("fit", _fit, "Train on samples and write the predictor into a folder.")
-    fit.add_argument(
-        "data",
-        help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
+    plan = add(
+        "plan",
+        _plan,
+        "Print what fit would do and the memory it needs, without training.",
     )
+    for command in (fit, plan):
+        _add_choices(command)
     fit.add_argument(
         "--out",
         required=True,
@@ -75,43 +83,28 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the predictor",
     )
     fit.add_argument(
-        "--target", help="column that is to be predicted; None: it is found"
+        "--time-limit", type=float, help="seconds for the whole call; None: no limit"
     )
     fit.add_argument(
-        "--validation",
-        help="held-out samples that choose the model; None: a share of each class",
-    )
-    fit.add_argument(
-        "--test",
-        help="held-out samples that choose nothing; None: a share of each class",
-    )
-    fit.add_argument(
-        "--model", help="CLIP, SigLIP or PaliGemma folder to train; None: the encoders"
-    )
-    fit.add_argument("--preset", default="good", choices=list(PRESETS), help="effort")
-    fit.add_argument(
-        "--time-limit", type=float, help="seconds of the whole call; None: no limit"
-    )
-    fit.add_argument(
-        "--workdir", help="new folder for the logs of the run; None: no logs"
-    )
-    fit.add_argument("--seed", type=int, default=0, help="of initialisation and order")
-    fit.add_argument(
-        "--data-dir",
-        default="",
-        help="folder of pretrained encoders; $META_OPT_DATA_DIR, else ./data",
+        "--workdir",
+        help="folder for logs and checkpoints, from which the same command resumes; "
+        "None: neither",
     )
     predict = add(
-        "predict", _predict, "Write the answer to each sample as a JSON line."
+        "predict", _predict, "Print the prediction for each sample as a JSON line."
     )
     predict.add_argument("predictor", help="folder that fit wrote")
-    predict.add_argument("data", help="samples, as fit takes them; without target")
     predict.add_argument(
-        "--probabilities", action="store_true", help="of each class, too"
+        "data", help="samples in the forms that fit takes; a target is ignored"
+    )
+    predict.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also print the probability of each class",
     )
     evaluate = add("evaluate", _evaluate, "Print metrics on samples with targets.")
     evaluate.add_argument("predictor", help="folder that fit wrote")
-    evaluate.add_argument("data", help="samples, as fit takes them")
+    evaluate.add_argument("data", help="samples in the forms that fit takes")
     report = add(
         "report", _report, "Write a page about a predictor that opens offline."
     )
@@ -124,6 +117,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_choices(command: argparse.ArgumentParser) -> None:
+    """Adds data, and what may be chosen by hand."""
+    command.add_argument(
+        "data",
+        help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
+    )
+    command.add_argument(
+        "--target", help="column to predict; None: it is found from the data"
+    )
+    command.add_argument(
+        "--validation",
+        help="held-out samples that select the model; None: a share of each class",
+    )
+    command.add_argument(
+        "--test",
+        help="held-out samples for the final metrics; None: a share of each class",
+    )
+    command.add_argument(
+        "--model",
+        help="CLIP, SigLIP or PaliGemma folder to train; None: pretrained encoders",
+    )
+    command.add_argument(
+        "--preset", default="good", choices=list(PRESETS), help="training effort"
+    )
+    command.add_argument("--seed", type=int, default=0, help="random seed")
+    command.add_argument(
+        "--data-dir",
+        default="",
+        help="folder of pretrained encoders; $META_OPT_DATA_DIR, else ./data",
+    )
+
+
 def _fit(options: argparse.Namespace) -> None:
     from meta_opt.predictor.fit import fit
 
@@ -131,15 +156,9 @@ def _fit(options: argparse.Namespace) -> None:
     Path(options.out).mkdir(parents=True, exist_ok=True)
     predictor = fit(
         options.data,
-        options.target,
-        validation=options.validation,
-        test=options.test,
-        model=options.model,
-        preset=options.preset,
         time_limit=options.time_limit,
         workdir=options.workdir,
-        seed=options.seed,
-        data_dir=options.data_dir,
+        **_choices(options),
     )
     predictor.save(options.out)
     for decision in predictor.decisions:
@@ -148,6 +167,18 @@ def _fit(options: argparse.Namespace) -> None:
         listed = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"{split}: {listed}")
     print(f"written: {options.out}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from meta_opt.predictor.outline import plan
+
+    print(plan(options.data, **_choices(options)))
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    """Of the options, what `_add_choices` added beside the data."""
+    names = ("target", "validation", "test", "model", "preset", "seed", "data_dir")
+    return {name: getattr(options, name) for name in names}
 
 
 def _loaded(options: argparse.Namespace) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meta_opt.text_files import read_json, write_json
@@ -31,7 +31,7 @@ class Decision:
 
 def write_decisions(path: str | os.PathLike, decisions: Sequence[Decision]) -> None:
     """Writes decisions as JSON, whole or not at all."""
-    write_json(path, {"decisions": [dataclasses.asdict(one) for one in decisions]})
+    write_json(path, {"decisions": as_json(decisions)})
 
 
 def read_decisions(path: str | os.PathLike) -> tuple[Decision, ...]:
@@ -44,4 +44,14 @@ def read_decisions(path: str | os.PathLike) -> tuple[Decision, ...]:
     found = read_json(path).get("decisions")
     if not isinstance(found, list):
         raise ValueError(f"{path} has no decisions")
-    return tuple(Decision(x["name"], x["value"], x["reason"]) for x in found)
+    return from_json(found)
+
+
+def as_json(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    """Decisions as JSON values."""
+    return [dataclasses.asdict(one) for one in decisions]
+
+
+def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Decision, ...]:
+    """The reverse of `as_json`."""
+    return tuple(Decision(x["name"], x["value"], x["reason"]) for x in values)

@@ -1,23 +1,29 @@
-"""From a user's data to a trained model, in one call."""
+"""Fits a model to a user's data in one call."""
 
+import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.predictor.call_record import FILE as CALL
+from meta_opt.predictor.call_record import CallRecord, fingerprint
 from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitting
 from meta_opt.predictor.multimodal_fit import fit_multimodal
 from meta_opt.predictor.plan import ENCODERS
-from meta_opt.predictor.predictor import Predictor, Record
+from meta_opt.predictor.predictor import FILE, Predictor, Record
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.rows import to_samples
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.predictor.training import Clock
 from meta_opt.predictor.vision_text_fit import fit_vision_text
-from meta_opt.types import check_keys
+from meta_opt.types import check_keys, from_config
 
 _RUN = "run"
 
@@ -37,42 +43,49 @@ def fit(
     data_dir: str | os.PathLike = "",
     progress: bool = True,
 ) -> Predictor:
-    """Trains a model on a user's samples; all that is not given is chosen.
+    """Trains a model on a user's samples, and chooses every setting that is not given.
 
-    Pretrained encoders of what the samples have (pictures, sounds, clips, texts) are
-    joined and fine-tuned by the learned optimizer, for classes, a score, a text that is
-    to be written, or, without a target, for pictures and texts that are to be found by
-    each other. Every choice and its reason is in `Predictor.decisions`.
+    Pretrained encoders for the modalities of the samples (pictures, sounds, clips,
+    texts) are combined and fine-tuned with the learned optimizer. The task is
+    classification, regression, text generation or, without a target, retrieval of
+    pictures and texts. `Predictor.decisions` has each choice and its reason.
+
+    Compiled programs are stored for later calls and processes, see
+    `meta_opt.compilation_cache`.
 
     Args:
         data: a JSONL or CSV file, a folder with a sub-folder for each class, WebDataset
             tar files, a pandas DataFrame or a list of dictionaries. Paths in a file are
-            relative to it. A column ``split`` of ``train``, ``validation`` and ``test``
-            is kept to.
-        target: name of the column that is to be predicted; None to find it.
-        validation: held-out samples that choose the model, in any of these forms; None
+            relative to it. A column ``split`` with ``train``, ``validation`` and
+            ``test`` is respected.
+        target: name of the column to predict; None to find it.
+        validation: held-out samples that select the model, in any of these forms; None
             holds out a share of each class.
-        test: held-out samples that choose nothing; None as for ``validation``.
+        test: held-out samples that are used for the final metrics only; None as for
+            ``validation``.
         model: a CLIP, SigLIP or PaliGemma folder, or weights that
-            `meta_opt.load_exported` takes, which is trained in place of the encoders
-            that ship here: for pairs a contrastive one, for texts a generative one.
+            `meta_opt.load_exported` takes, to train in place of the encoders: a
+            contrastive model for retrieval, a generative one for text generation.
         preset: ``fast``, ``good`` or ``best``, or settings of your own, see
             `meta_opt.predictor.presets`.
-        encoders: by modality, names of `meta_opt.models.encoders` in place of those
-            that are chosen.
-        time_limit: seconds that the call may take; None for what the preset takes.
-        workdir: a new folder for logs, ``decisions.json`` and the predictor; None for
-            none.
+        encoders: by modality, names of `meta_opt.models.encoders` to use instead of
+            the default ones.
+        time_limit: seconds for the whole call; None for no limit.
+        workdir: folder for logs, checkpoints and the predictor; None for none. If a
+            call in it was interrupted, the same call resumes it and returns the same
+            predictor as without the interruption; ``time_limit`` counts anew. If the
+            call was finished, its predictor is loaded.
         seed: of initialisation and order.
         data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
         progress: whether to show bars on a terminal.
 
     Raises:
-        ValueError: data that nothing can be learned from, which the message says, or a
-            time limit that is too short.
+        ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
+            of a call with other arguments or data; the message names the problem.
         FileNotFoundError: no such file.
         MissingDataError: encoders that are not prepared; it names the command.
+        Interrupted: on SIGINT or SIGTERM while it trains.
 
     Example:
         >>> import meta_opt
@@ -88,23 +101,21 @@ def fit(
         raise ValueError(f"time_limit={time_limit} must be above 0 seconds")
     chosen = find_preset(preset)
     preset = preset if isinstance(preset, str) else "own"
-    folder = None if workdir is None else _new_folder(Path(workdir))
-    decisions: list[Decision] = [Decision("preset", preset, "as given")]
-    table = read_table(data)
-    columns, found = find_columns(table, target)
-    decisions += found
-    parts, found = _divided(table, columns, {"validation": validation, "test": test})
-    decisions += found
-    fitting = Fitting(
-        parts,
-        columns,
-        table.name,
-        chosen,
-        clock,
-        seed,
-        None if folder is None else folder / _RUN,
-        progress,
-    )
+    use_compilation_cache()
+    folder = None if workdir is None else Path(workdir)
+    arguments = {
+        "target": target,
+        "model": None if model is None else os.fspath(model),
+        "preset": dataclasses.asdict(chosen),
+        "encoders": dict(encoders or {}),
+        "time_limit": time_limit,
+        "seed": seed,
+    }
+    given = {"data": data, "validation": validation, "test": test}
+    fitting, decisions = prepare(given, arguments, chosen, clock, folder, progress)
+    if folder is not None and (folder / FILE).is_file():
+        return Predictor.load(folder, data_dir=data_dir)
+    decisions.insert(0, Decision("preset", preset, "as given"))
     if model is None:
         names = {**ENCODERS, **(encoders or {})}
         fitted = fit_multimodal(fitting, names, os.fspath(data_dir))
@@ -113,7 +124,7 @@ def fit(
     decisions += fitted.decisions
     result = fitted.trained.result
     record = Record(
-        source=table.name,
+        source=fitting.name,
         preset=preset,
         metric=fitted.metric,
         metrics=fitted.metrics,
@@ -137,44 +148,115 @@ def fit(
     return predictor
 
 
-def _new_folder(folder: Path) -> Path:
-    if (folder / _RUN).exists():
+def prepare(
+    given: Mapping[str, Data | None],
+    arguments: Mapping[str, Any],
+    preset: Preset,
+    clock: Clock,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> tuple[Fitting, list[Decision]]:
+    """Reads the tables, finds the columns and divides the samples.
+
+    Args:
+        given: ``data`` and, if they are given, ``validation`` and ``test``.
+        arguments: those of `fit` that the result depends on.
+        preset: the effort.
+        clock: the remaining time.
+        folder: of the call; None for none.
+        progress: whether to show bars.
+
+    Returns:
+        The input of a fit, and the decisions.
+
+    Raises:
+        ValueError: unsuitable data, or a folder of another call.
+        FileNotFoundError: no such file.
+    """
+    tables = {
+        name: read_table(data, name) for name, data in given.items() if data is not None
+    }
+    table = tables["data"]
+    columns, found = find_columns(table, arguments["target"])
+    prints = {}
+    if folder is not None:
+        _check_folder(folder)
+        files = tuple(columns.media.values())
+        prints = {name: fingerprint(one, files) for name, one in tables.items()}
+    record = CallRecord(folder, arguments, prints)
+    columns, decisions = record.decide(
+        "columns",
+        lambda: (columns, found),
+        dataclasses.asdict,
+        functools.partial(from_config, Columns),
+    )
+    parts, found = _divided(tables, columns, record)
+    fitting = Fitting(
+        parts,
+        columns,
+        table.name,
+        preset,
+        clock,
+        arguments["seed"],
+        None if folder is None else folder / _RUN,
+        progress,
+        record,
+    )
+    return fitting, [*decisions, *found]
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ValueError for a folder of something that cannot be resumed."""
+    if (folder / CALL).is_file():
+        return
+    if any((folder / name).exists() for name in (_RUN, FILE)):
         raise ValueError(
-            f"workdir={str(folder)!r} has a run already: take another one, or "
-            "Predictor.load it"
+            f"workdir={str(folder)!r} has a run or a predictor and no {CALL}, which "
+            "says how it was made: take another folder"
         )
-    return folder
 
 
 def _divided(
-    table: Table, columns: Columns, others: Mapping[str, Data | None]
+    tables: Mapping[str, Table], columns: Columns, record: CallRecord
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
     """Samples by split, and what was decided about them."""
-    decisions = []
-    given = {}
+    table = tables["data"]
     converted = to_samples(table, columns)
-    for count, what in (
-        (converted.without_target, f"no {columns.target!r}"),
-        (converted.without_input, f"none of {', '.join(columns.modalities)}"),
-    ):
-        if count:
-            reason = f"{count} of {len(table.rows)} samples have {what}"
-            decisions.append(Decision("left_out", count, reason))
-    for split, data in others.items():
-        if data is not None:
-            other = read_table(data, split)
+    given = {}
+    for split, other in tables.items():
+        if split != "data":
             _check_target(other, columns)
             given[split] = to_samples(other, columns).samples
             if not given[split]:
                 raise ValueError(f"{split}: none of its samples has target and input")
-    check_enough(converted.samples, columns.kind, table.name)
-    parts, found = hold_out(converted.samples, columns.kind, given)
-    decisions += found
-    parts, found = without_unknown(parts, columns.kind, columns.modalities)
-    decisions += found
-    if not parts["validation"]:
-        raise ValueError("no validation sample is left; see the classes of training")
-    return {split: part for split, part in parts.items() if part}, decisions
+    every = [*converted.samples, *(x for part in given.values() for x in part)]
+    place = {id(sample): i for i, sample in enumerate(every)}
+
+    def choose() -> tuple[dict[str, list[Sample]], list[Decision]]:
+        decisions = []
+        for count, what in (
+            (converted.without_target, f"no {columns.target!r}"),
+            (converted.without_input, f"none of {', '.join(columns.modalities)}"),
+        ):
+            if count:
+                reason = f"{count} of {len(table.rows)} samples have {what}"
+                decisions.append(Decision("left_out", count, reason))
+        check_enough(converted.samples, columns.kind, table.name)
+        parts, found = hold_out(converted.samples, columns.kind, given)
+        decisions += found
+        parts, found = without_unknown(parts, columns.kind, columns.modalities)
+        if not parts["validation"]:
+            raise ValueError(
+                "no validation sample is left; see the classes of training"
+            )
+        return {k: part for k, part in parts.items() if part}, [*decisions, *found]
+
+    return record.decide(
+        "splits",
+        choose,
+        lambda parts: {k: [place[id(x)] for x in part] for k, part in parts.items()},
+        lambda stored: {k: [every[i] for i in part] for k, part in stored.items()},
+    )
 
 
 def _check_target(table: Table, columns: Columns) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.predictor.answers import Answer
 from meta_opt.predictor.backend import Backend
+from meta_opt.predictor.call_record import CallRecord
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.presets import Preset
@@ -23,8 +24,9 @@ class Fitting(NamedTuple):
         preset: how much is spent.
         clock: the time that is left.
         seed: of initialisation and order.
-        run_folder: for the logs of the run; None for none.
+        run_folder: for logs and checkpoints of the run; None for none.
         progress: whether to show bars.
+        record: of what is decided, for the call that resumes this one.
     """
 
     parts: Mapping[str, Sequence[Sample]]
@@ -35,6 +37,7 @@ class Fitting(NamedTuple):
     seed: int
     run_folder: Path | None
     progress: bool
+    record: CallRecord
 
     @property
     def answered(self) -> str:

@@ -1,6 +1,7 @@
 """Fits a model of the pretrained encoders that are prepared here."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 
@@ -15,8 +16,9 @@ from meta_opt.predictor.backend import MultimodalBackend
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitted, Fitting
-from meta_opt.predictor.plan import make_plan
+from meta_opt.predictor.plan import Plan, make_plan
 from meta_opt.predictor.training import train
+from meta_opt.types import from_config
 from meta_opt.workloads.multimodal import multimodal_workload
 from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, inputs_of
 from meta_opt.workloads.multimodal_model import build_multimodal
@@ -43,15 +45,7 @@ def fit_multimodal(
         MissingDataError: an encoder that is not prepared.
     """
     columns, clock = fitting.columns, fitting.clock
-    plan, decisions = make_plan(
-        fitting.parts,
-        columns.kind,
-        columns.modalities,
-        fitting.preset,
-        encoders,
-        data_dir,
-        fitting.seed,
-    )
+    plan, decisions = plan_multimodal(fitting, encoders, data_dir)
     loaded, names, found = _load(fitting, plan.inputs.image_size)
     decisions += found
     seconds = {"reading": clock.spent()}
@@ -72,6 +66,7 @@ def fit_multimodal(
         clock,
         fitting.run_folder,
         fitting.progress,
+        fitting.record,
     )
     seconds["training"] = clock.spent() - sum(seconds.values())
     model = module.merge(trained.params, trained.frozen)
@@ -108,6 +103,38 @@ def fit_multimodal(
     )
 
 
+def plan_multimodal(
+    fitting: Fitting, encoders: Mapping[str, str], data_dir: str = ""
+) -> tuple[Plan, list[Decision]]:
+    """Chooses encoders, sizes and length, or returns what the call has chosen before.
+
+    Args:
+        fitting: what from.
+        encoders: by modality, names of `meta_opt.models.encoders`.
+        data_dir: the folder of encoders, see `InputsConfig.data_dir`.
+
+    Raises:
+        MissingDataError: an encoder that is not prepared.
+    """
+    plan, decisions = fitting.record.decide(
+        "plan",
+        lambda: make_plan(
+            fitting.parts,
+            fitting.columns.kind,
+            fitting.columns.modalities,
+            fitting.preset,
+            encoders,
+            data_dir,
+            fitting.seed,
+        ),
+        dataclasses.asdict,
+        functools.partial(from_config, Plan),
+    )
+    # It may be in another place now.
+    inputs = dataclasses.replace(plan.inputs, data_dir=data_dir)
+    return dataclasses.replace(plan, inputs=inputs), decisions
+
+
 def _load(
     fitting: Fitting, side: int
 ) -> tuple[dict[str, LoadedSamples], tuple[str, ...], list[Decision]]:
@@ -135,7 +162,7 @@ def _load(
         first, reason = next(iter(unreadable.reasons.items()))
         about = (
             f"of {total} samples, such as {first} ({reason}); at most "
-            f"{_MAX_UNREADABLE:.0%} may be"
+            f"{_MAX_UNREADABLE:.0%} may be unreadable"
         )
         decisions.append(Decision("unreadable_left_out", count, about))
     for split, part in loaded.items():
@@ -170,7 +197,9 @@ def _standardised(
     )
     found = [
         Decision("score_center", center, about),
-        Decision("score_scale", scale, f"{about}; their root mean square about that"),
+        Decision(
+            "score_scale", scale, f"{about}; their root mean square around the center"
+        ),
     ]
     scaled = {
         split: arrays | {"score": ((arrays["score"] - center) / scale)}

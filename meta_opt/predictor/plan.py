@@ -1,4 +1,4 @@
-"""Encoders, sizes, what is trained and for how long, from the samples."""
+"""Chooses encoders, sizes, trained layers and run length for the samples."""
 
 import dataclasses
 import io
@@ -37,20 +37,20 @@ METRICS = {
     "retrieve": ("accuracy", "max"),
     "caption": ("loss", "min"),
 }
-"""By what is asked for: the validation metric that chooses, and which way is better."""
+"""By task: the validation metric that selects the model, and which way is better."""
 _LOOKED_AT = 64
 """Files and texts from which sizes are found."""
 _LONG_ENOUGH = 0.95
-"""Share of texts and sounds that are read whole."""
+"""Share of texts and sounds that are not truncated."""
 _LEAST_SIDE, _SIDE_STEP = 96, 32
 _PICTURE_BYTES = 2e9
-"""That pictures may take in memory."""
+"""Memory that decoded pictures may take."""
 _HEAD_ONLY = 60
-"""Training samples below which the encoders do not train."""
+"""Training samples below which the encoders stay frozen."""
 _ADAPTERS = 2000
 _EVERYTHING = 50_000
-"""Training samples from which on an accelerator trains adapters, or all, of the
-encoders; on CPUs the whole encoders in every step take too long."""
+"""Training samples from which adapters, or all parameters, of the encoders are trained
+on an accelerator. On CPUs, running whole encoders in every step takes too long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Plan:
 
     Attributes:
         inputs: how samples become arrays.
-        model: what is put on the encoders, and what trains.
-        loop: how long.
-        metric: of the validation that chooses.
+        model: fusion and head on top of the encoders, and which parts are trained.
+        loop: length and batch size.
+        metric: validation metric that selects the model.
         mode: whether a better one is ``min`` or ``max``.
     """
 
@@ -110,7 +110,7 @@ def make_plan(
     loop = choose_loop(len(train), preset, seed, choose)
     trainable, layers = _trainable(len(train), jax.default_backend(), choose)
     metric, mode = METRICS[kind]
-    choose("metric", metric, f"of validation; a task to {kind}")
+    choose("metric", metric, f"on validation data, for the task {kind!r}")
     inputs = InputsConfig(
         task="samples.jsonl",
         data_dir=data_dir,
@@ -150,7 +150,7 @@ def choose_loop(
     num_steps = min(max(wanted, least), most)
     reason = f"{preset.epochs} passes over {examples} samples"
     if num_steps != wanted:
-        reason += f" would be {wanted}, and the preset takes {least} to {most}"
+        reason += f" would be {wanted} steps; the preset allows {least} to {most}"
     choose("num_steps", num_steps, reason)
     return loop_of(num_steps, batch_size, preset, seed)
 
@@ -180,21 +180,21 @@ def _trainable(
         choose(
             "trained",
             "head",
-            f"{on}, fewer than {_HEAD_ONLY}: projections, fusion and head alone",
+            f"{on}, fewer than {_HEAD_ONLY}: only projections, fusion and head",
         )
         return "head", 1
     if backend == "cpu" or examples < _ADAPTERS:
         choose(
             "trained",
             "last layers",
-            f"{on}: the last layer of each encoder, fusion and head; what is below is "
-            "computed once for each sample",
+            f"{on}: the last layer of each encoder, fusion and head; the output of the "
+            "layers below them is computed once per sample",
         )
         return "all", 1
     if examples < _EVERYTHING:
-        choose("trained", "lora", f"{on}, from {_ADAPTERS}: adapters on all layers")
+        choose("trained", "lora", f"{on}, at least {_ADAPTERS}: adapters on all layers")
         return "lora", 0
-    choose("trained", "all", f"{on}, from {_EVERYTHING}: all parameters")
+    choose("trained", "all", f"{on}, at least {_EVERYTHING}: all parameters")
     return "all", 0
 
 
@@ -232,7 +232,7 @@ def _sizes(
             "audio_seconds",
             found["audio_seconds"],
             f"{_LONG_ENOUGH:.0%} of {len(seconds)} sounds are at most {longest:.1f} s "
-            f"long; the preset takes at most {preset.audio_seconds:g} s",
+            f"long; the limit of the preset is {preset.audio_seconds:g} s",
         )
     if kind == "caption":
         tokenizer = load_tokenizer()
@@ -250,8 +250,8 @@ def _length(
     choose(
         name,
         chosen,
-        f"{_LONG_ENOUGH:.0%} of {len(lengths)} texts have at most {needed} tokens; at "
-        f"most {most}",
+        f"{_LONG_ENOUGH:.0%} of {len(lengths)} texts have at most {needed} tokens; "
+        f"the limit is {most}",
     )
     return chosen
 
@@ -275,9 +275,9 @@ def _image_size(
     choose(
         "image_size",
         size,
-        f"{len(sides)} pictures have a median longer side of {median:.0f} pixels; the "
-        f"preset takes at most {preset.image_size}, memory for {count} pictures "
-        f"{memory}",
+        f"the longer sides of {len(sides)} pictures have a median of {median:.0f} "
+        f"pixels; the limits are {preset.image_size} (preset) and {memory} (memory "
+        f"for {count} pictures)",
     )
     return size
 

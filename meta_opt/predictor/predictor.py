@@ -18,7 +18,9 @@ from meta_opt.text_files import read_json, write_json
 from meta_opt.types import check_name, from_config
 
 _FORMAT = 1
-_FILE, _DECISIONS = "predictor.json", "decisions.json"
+FILE = "predictor.json"
+"""Written last: a folder that has it holds a whole predictor."""
+_DECISIONS = "decisions.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Predictor:
             "columns": dataclasses.asdict(self.columns),
             "record": record,
         }
-        write_json(Path(folder) / _FILE, about)
+        write_json(Path(folder) / FILE, about)
 
     @classmethod
     def load(
@@ -221,7 +223,7 @@ class Predictor:
             ValueError: a folder of something else, or damaged files.
             MissingDataError: encoders that are not prepared.
         """
-        file = Path(folder) / _FILE
+        file = Path(folder) / FILE
         if not file.is_file():
             raise ValueError(f"{folder} holds no predictor: there is no {file}")
         about = read_json(file)

@@ -1,4 +1,4 @@
-"""What ``fast``, ``good`` and ``best`` mean."""
+"""The presets ``fast``, ``good`` and ``best`` of `meta_opt.fit`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How much is spent on a model.
+    """Limits on the length of training and the sizes of inputs.
 
     Attributes:
-        epochs: how many times each sample is seen, where steps allow it.
-        steps: the fewest and the most optimizer updates.
-        image_size: of pictures at most, in pixels.
-        text_length: of texts at most, in tokens.
-        audio_seconds: of sounds at most.
+        epochs: passes over the training samples, within ``steps``.
+        steps: fewest and most optimizer updates.
+        image_size: largest side of pictures, in pixels.
+        text_length: most tokens of a text.
+        audio_seconds: longest sound.
         fusion_width: D of the fusion.
-        evaluations: on validation samples, over the run.
-        patience: of these, without a better one, after which the run ends.
-        snapshots: the best of the run that are averaged, if it helps; 1: none.
+        evaluations: number of evaluations on validation samples in a run.
+        patience: evaluations without improvement after which the run stops.
+        snapshots: number of best snapshots to average, if that helps; 1: none.
 
     >>> find_preset("good").epochs
     20

@@ -1,4 +1,4 @@
-"""The page of a fit: metrics, curves, errors with their media, what was chosen."""
+"""The report of a fit: metrics, curves, errors with their media, decisions."""
 
 import math
 import os
@@ -95,17 +95,17 @@ def write_predictor_report(path: str | os.PathLike, predictor: "Predictor") -> N
 def _summary(predictor: "Predictor") -> str:
     record, columns = predictor.record, predictor.columns
     what = {
-        "classify": f"tells {len(predictor.class_names)} classes apart",
+        "classify": f"distinguishes {len(predictor.class_names)} classes",
         "score": "predicts a number",
-        "retrieve": "finds pictures and texts by each other",
-        "caption": "writes a text",
+        "retrieve": "matches pictures and texts",
+        "caption": "generates a text",
     }[columns.kind]
     target = f" ({columns.target!r})" if columns.target else ""
     return (
         f"It {what}{target} from {', '.join(columns.modalities)}; trained on "
         f"{record.source} with the preset {record.preset!r} in "
-        f"{record.seconds.get('in_all', math.nan):.0f} seconds. The parameters of the "
-        f"best validation {record.metric} were kept."
+        f"{record.seconds.get('in_all', math.nan):.0f} seconds. It has the parameters "
+        f"with the best validation {record.metric}."
     )
 
 
@@ -145,7 +145,7 @@ def _confusion(answered: Sequence[Answer]) -> dict[str, Any]:
     for one in answered:
         if one.label in place and one.prediction in place:
             counts[place[one.label], place[one.prediction]] += 1
-    about = "Rows: what is right; columns: what was predicted."
+    about = "Rows: true classes; columns: predicted classes."
     if len(every) > len(names):
         about += f" The {len(names)} most frequent of {len(every)} classes."
     rows = []
@@ -177,14 +177,14 @@ def _shown(
         return "Largest errors", f"Of {len(answered)} {split} samples.", worst
     if kind == "caption":
         return (
-            "Written",
+            "Generated texts",
             f"Some of {len(answered)} {split} samples.",
             [*answered[:_SHOWN]],
         )
     wrong = sum(not one.correct for one in answered)
     about = (
-        f"{wrong} of {len(answered)} {split} samples are wrong; those that the model "
-        "was surest of. First what is right, then the answer."
+        f"{wrong} of {len(answered)} {split} samples are wrong; these are the most "
+        "confident ones, each with the correct answer, then the prediction."
     )
     return "Wrong answers", about, choose_wrong(answered, _SHOWN)
 

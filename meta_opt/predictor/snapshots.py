@@ -1,7 +1,7 @@
 """The best parameters of a run, in the host's memory, and their average."""
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +66,23 @@ class Snapshots:
             heapq.heappush(self._kept, (rank, -step, half))
             if len(self._kept) > self._keep:
                 heapq.heappop(self._kept)
+
+    def restore(
+        self,
+        best: Snapshot,
+        averaged: Sequence[Snapshot],
+        metrics: Mapping[int, Mapping[str, float]],
+    ) -> None:
+        """Takes back snapshots of an earlier process.
+
+        Args:
+            best: what `best` was.
+            averaged: what `ranked` gave.
+            metrics: by step, of all of them.
+        """
+        self.best, self._best_rank = best, self.rank(metrics[best.step])
+        self._kept = [(self.rank(metrics[x.step]), -x.step, x) for x in averaged]
+        heapq.heapify(self._kept)
 
     def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
         """What is larger for better metrics; those that are not finite are worst."""

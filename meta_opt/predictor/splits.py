@@ -172,11 +172,11 @@ def without_unknown(
             listed = ", ".join(f"{n!r} ({c})" for n, c in unknown.most_common(5))
             reason = (
                 f"{unknown.total()} samples of {len(unknown)} classes that no training "
-                f"sample has: {listed}; they are not in its metrics"
+                f"sample has: {listed}; excluded from its metrics"
             )
             decisions.append(Decision(f"{split}_left_out", unknown.total(), reason))
         if blind:
             listed = ", ".join(f"{m} of {c} samples" for m, c in blind.items())
-            reason = f"{listed}, which no training sample has, is not read"
+            reason = f"{listed}: ignored, since no training sample has it"
             decisions.append(Decision(f"{split}_not_read", sorted(blind), reason))
     return found, decisions

@@ -1,6 +1,7 @@
 """One run of a plan, within its time, that ends with its best parameters."""
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Mapping
@@ -10,18 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from meta_opt.checkpoints import Checkpoints
 from meta_opt.finetuning.early_stopping import EarlyStopping
 from meta_opt.finetuning.loop import RunResult
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.predictor.call_record import CallRecord
 from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.evaluations import Evaluations
 from meta_opt.predictor.plan import loop_of
 from meta_opt.predictor.presets import Preset
 from meta_opt.predictor.snapshots import Snapshots, greedy_soup
 from meta_opt.tuning.injected import injected_learned
-from meta_opt.types import PyTree
+from meta_opt.types import PyTree, from_config
 from meta_opt.workloads.workload import Workload
 
 STACKED = r"(^|/)layers/"
@@ -82,12 +86,16 @@ def train(
     clock: Clock,
     workdir: Path | None = None,
     progress: bool = True,
+    record: CallRecord | None = None,
 ) -> Trained:
     """Runs `meta_opt.finetuning.run` under the learned optimizer.
 
     With a time limit a few steps are run first for their time, and the length is what
     fits. The run ends early where validation gets no better; its best parameters, or
     the average of its best ones, are returned.
+
+    A run in ``workdir`` that was cut off is resumed, and gives what it would have given
+    without the interruption.
 
     Args:
         workload: with validation.
@@ -96,11 +104,13 @@ def train(
         mode: whether a better one is ``min`` or ``max``.
         preset: evaluations, patience and how many snapshots are averaged.
         clock: the time that is left.
-        workdir: for the logs of the run; None for none.
+        workdir: for logs, checkpoints and evaluations; None for none.
         progress: whether to show a bar.
+        record: of the call, where the length is kept; None keeps it nowhere.
 
     Raises:
         ValueError: a time limit that is too short for a run.
+        Interrupted: on SIGINT or SIGTERM, with all saved.
     """
     decisions: list[Decision] = []
     evaluate = workload.evaluate
@@ -108,64 +118,80 @@ def train(
     step = CachedStep()
     timing = _Timing()
     if clock.limit is not None:
-        loop = _that_fits(workload, loop, preset, clock, step, timing, decisions)
-    snapshots = Snapshots(preset.snapshots, metric, mode)
+        loop, found = (record or CallRecord(None, {}, {})).decide(
+            "length",
+            lambda: _that_fits(workload, loop, preset, clock, step, timing),
+            dataclasses.asdict,
+            functools.partial(from_config, LoopConfig),
+        )
+        decisions += found
+    folder = None if workdir is None else workdir / "evaluations"
+    evaluations = Evaluations(preset.snapshots, metric, mode, workload.params, folder)
+    snapshots = evaluations.snapshots
     stopping = EarlyStopping(metric, mode, preset.patience)
-    followed: list[float] = []
-    metrics_by_step: dict[int, dict[str, float]] = {}
-    calls = 0
-    ended = ""
+    resumed = 0
+    if workdir is not None:
+        # A step is lost with its checkpoint, so there is one for each evaluation.
+        loop = dataclasses.replace(loop, checkpoint_every=loop.eval_every)
+        resumed = _last_checkpoint(workdir)
+    if evaluations.ended is not None and evaluations.ended[0] > resumed:
+        # Decided behind the checkpoint, so it is decided again.
+        evaluations.ended = None
+    # The last step of a run that had ended and only lacks what follows it.
+    num_steps = evaluations.ended[0] if evaluations.ended else loop.num_steps
+    calls = resumed // loop.eval_every + 1 if resumed else 0
+    at = resumed
     last_call = time.perf_counter()
 
     def validate(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
-        nonlocal calls, last_call
+        nonlocal at, calls, last_call
         with timing.evaluation():
-            metrics = dict(evaluate(params, frozen, split))
+            metrics = {k: float(v) for k, v in evaluate(params, frozen, split).items()}
         at = min(calls * loop.eval_every, loop.num_steps)
         calls += 1
         if not at:
             # What came before, compilation too, is in no interval.
             last_call = time.perf_counter()
         else:
-            snapshots.show(at, params, metrics)
-            followed.append(metrics[metric])
-            metrics_by_step[at] = metrics
+            evaluations.show(at, params, metrics)
         return metrics
 
     def stop() -> bool:
-        nonlocal ended, last_call
+        nonlocal last_call
         now = time.perf_counter()
         interval, last_call = now - last_call, now
-        if stopping.stops(followed):
-            ended = (
+        if stopping.stops(evaluations.values(until=at)):
+            evaluations.end(
+                at,
                 f"no better {metric} in {preset.patience} evaluations after step "
-                f"{_best_step(snapshots)}"
+                f"{_best_step(snapshots)}",
             )
         elif clock.left() < interval + timing.tail(preset):
-            ended = f"{clock.spent():.1f} of {clock.limit} s are spent"
-        return bool(ended)
+            evaluations.end(at, f"{clock.spent():.1f} of {clock.limit} s are spent")
+        return evaluations.ended is not None
 
     result = run(
         dataclasses.replace(workload, evaluate=validate),
-        _optimizer(loop.num_steps, workload.params),
-        dataclasses.replace(loop, progress=progress),
+        fit_optimizer(loop.num_steps, workload.params),
+        dataclasses.replace(loop, num_steps=num_steps, progress=progress),
         workdir=workdir,
         label="fit",
         compile_with=step,
         stop_when=stop,
     )
     taken = int(result.state.step)
-    if ended and taken < loop.num_steps:
-        decisions.append(Decision("stopped_at", taken, ended))
+    if evaluations.ended is not None and taken < loop.num_steps:
+        decisions.append(Decision("stopped_at", taken, evaluations.ended[1]))
     best = snapshots.best
     assert best is not None
-    params, validation = best.params, metrics_by_step[best.step]
+    params, validation = best.params, evaluations.metrics[best.step]
+    followed = evaluations.values(until=taken)
     decisions.append(
         Decision(
             "best_step",
             best.step,
             f"validation {metric} {best.value:.4g}, the best of {len(followed)} "
-            f"evaluations in {taken} steps; the last has {followed[-1]:.4g}",
+            f"evaluations in {taken} steps; the last was {followed[-1]:.4g}",
         )
     )
     frozen = result.state.frozen
@@ -182,7 +208,7 @@ def train(
                 f"their average has a validation {metric} of "
                 f"{validation[metric]:.4g} and a loss of "
                 f"{validation['loss']:.4g}; the best alone {best.value:.4g} and "
-                f"{metrics_by_step[best.step]['loss']:.4g}"
+                f"{evaluations.metrics[best.step]['loss']:.4g}"
             )
         steps = [] if soup is None else list(soup.steps)
         decisions.append(Decision("averaged_steps", steps, reason))
@@ -226,8 +252,7 @@ def _that_fits(
     clock: Clock,
     step: CachedStep,
     timing: _Timing,
-    decisions: list[Decision],
-) -> LoopConfig:
+) -> tuple[LoopConfig, list[Decision]]:
     """The loop of as many steps of the plan as fit in the time that is left."""
     evaluate = workload.evaluate
     assert evaluate is not None
@@ -253,7 +278,7 @@ def _that_fits(
     )
     tried = run(
         dataclasses.replace(workload, evaluate=timed),
-        _optimizer(_TIMED_STEPS, workload.params),
+        fit_optimizer(_TIMED_STEPS, workload.params),
         short,
         compile_with=step,
     )
@@ -278,21 +303,41 @@ def _that_fits(
         raise ValueError(
             f"time_limit={clock.limit:g} s is too short: {spent:.1f} s went into "
             f"reading and compiling, and {facts}, so that {max(fits, 0)} steps fit; "
-            f"one pass over {examples} samples needs some {1.2 * needed:.0f} s in all"
+            f"one pass over {examples} samples needs about {1.2 * needed:.0f} s in all"
         )
     num_steps = min(loop.num_steps, fits)
     if num_steps < loop.num_steps:
         reason = f"{facts}: {num_steps / a_pass:.1f} passes over {examples} samples"
         if num_steps < a_pass:
-            reason += "; less than one, so that not all samples are seen"
+            reason += "; less than one, so not all samples are seen"
     else:
         reason = f"{facts}: all {loop.num_steps} steps of the plan fit"
-    decisions.append(Decision("num_steps_in_time", num_steps, reason))
     fewer = dataclasses.replace(preset, evaluations=count)
-    return loop_of(num_steps, loop.batch_size, fewer, loop.seed)
+    return loop_of(num_steps, loop.batch_size, fewer, loop.seed), [
+        Decision("num_steps_in_time", num_steps, reason)
+    ]
 
 
-def _optimizer(num_steps: int, params: PyTree) -> Any:
+def _last_checkpoint(workdir: Path) -> int:
+    """The step that a run in a folder will be resumed from; 0 for its start."""
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return 0
+    checkpoints = Checkpoints(folder)
+    try:
+        return max(checkpoints.steps(), default=0)
+    finally:
+        checkpoints.close()
+
+
+def fit_optimizer(num_steps: int, params: PyTree) -> Any:
+    """The learned optimizer of a run of that length.
+
+    Args:
+        num_steps: of the run.
+        params: pytree of the trained parameters; their names say whether layers are
+            stacked.
+    """
     paths = (
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(params)

@@ -1,9 +1,10 @@
 """Fits a vision-text model of the user's: CLIP, SigLIP, PaliGemma, or one of ours."""
 
+import dataclasses
+import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 
 from meta_opt.data.pipeline import PipelineConfig
 from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
@@ -24,7 +26,7 @@ from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitted, Fitting
 from meta_opt.predictor.plan import choose_loop
 from meta_opt.predictor.training import train
-from meta_opt.types import write_atomic
+from meta_opt.types import from_config, write_atomic
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_data import DataConfig
@@ -35,17 +37,46 @@ _MOST_EVALUATED = {"retrieve": 1000, "caption": 200}
 _MAX_UNREADABLE = 0.2
 
 
-def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
-    """Trains adapters on a vision-text model.
+@dataclasses.dataclass(frozen=True)
+class VisionTextPlan:
+    """How a vision-text model is trained.
+
+    Attributes:
+        kind: what it is for, ``retrieve`` or ``caption``.
+        model: the model, and what of it trains.
+        loop: how long.
+        metric: of the validation that chooses.
+        mode: whether a better one is ``min`` or ``max``.
+    """
+
+    kind: str
+    model: ModelConfig
+    loop: LoopConfig
+    metric: str
+    mode: str
+
+
+def plan_vision_text(
+    fitting: Fitting, weights: str
+) -> tuple[VisionTextPlan, list[Decision]]:
+    """Chooses how a model is trained, or returns what the call has chosen before.
 
     Args:
         fitting: what from; pictures with texts, to be found or to be written.
         weights: folder or name of the model.
 
     Raises:
-        ValueError: a model that is not for what is asked, samples whose pictures are
-            in tar files, or a time limit that is too short.
+        ValueError: a model that is not for what is asked.
     """
+    return fitting.record.decide(
+        "plan",
+        lambda: _chosen(fitting, weights),
+        dataclasses.asdict,
+        functools.partial(from_config, VisionTextPlan),
+    )
+
+
+def _chosen(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, list[Decision]]:
     columns = fitting.columns
     decisions: list[Decision] = []
 
@@ -65,18 +96,43 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
             )
         )
     if other := [m for m in columns.modalities if m not in ("image", "text")]:
-        choose("not_read", other, f"the model {weights} reads pictures and texts")
+        choose("not_read", other, f"the model {weights} reads only pictures and texts")
     examples = len(fitting.parts["train"])
     choose("model", weights, f"as given; its loss is {loss}")
     choose(
         "trained",
         "lora",
-        f"{examples} training samples: adapters of rank 8 on all attention and MLP "
-        "kernels of a model that is large beside them",
+        f"{examples} training samples are few for a model of this size: adapters of "
+        "rank 8 on all attention and MLP kernels",
     )
+    loop = choose_loop(examples, fitting.preset, fitting.seed, choose)
+    metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
+    choose("metric", metric, f"on validation data, for the task {kind!r}")
+    model = ModelConfig(
+        weights=weights,
+        trainable="lora",
+        lora=LoRAConfig(_ADAPTED),
+        loss=loss,
+        dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
+    )
+    return VisionTextPlan(kind, model, loop, metric, mode), decisions
+
+
+def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
+    """Trains adapters on a vision-text model.
+
+    Args:
+        fitting: what from; pictures with texts, to be found or to be written.
+        weights: folder or name of the model.
+
+    Raises:
+        ValueError: a model that is not for what is asked, samples whose pictures are
+            in tar files, or a time limit that is too short.
+    """
+    plan, decisions = plan_vision_text(fitting, weights)
     folder = Path(tempfile.mkdtemp(prefix="meta-opt-"))
     try:
-        return _fit_in(folder, fitting, weights, kind, loss, decisions, choose)
+        return _fit_in(folder, fitting, plan, decisions)
     except BaseException:
         # Of a model that is returned, the folder goes with it.
         shutil.rmtree(folder, ignore_errors=True)
@@ -84,30 +140,15 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
 
 
 def _fit_in(
-    folder: Path,
-    fitting: Fitting,
-    weights: str,
-    kind: str,
-    loss: str,
-    decisions: list[Decision],
-    choose: Callable[[str, object, str], None],
+    folder: Path, fitting: Fitting, plan: VisionTextPlan, decisions: list[Decision]
 ) -> Fitted:
     """`fit_vision_text`, with files in a folder that the model keeps."""
-    clock, examples = fitting.clock, len(fitting.parts["train"])
-    loop = choose_loop(examples, fitting.preset, fitting.seed, choose)
-    metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
-    choose("metric", metric, f"of validation; a task to {kind}")
+    clock, kind = fitting.clock, plan.kind
     file = folder / "samples.jsonl"
     _write_samples(file, fitting, kind)
     total = sum(map(len, fitting.parts.values()))
     config = ImageTextConfig(
-        ModelConfig(
-            weights=weights,
-            trainable="lora",
-            lora=LoRAConfig(_ADAPTED),
-            loss=loss,
-            dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
-        ),
+        plan.model,
         DataConfig(
             name=str(file),
             max_evaluated=_MOST_EVALUATED[kind],
@@ -119,19 +160,20 @@ def _fit_in(
         PipelineConfig(text_length=None),
     )
     export = ExportConfig(
-        str(folder / MODEL), "huggingface" if is_folder(weights) else "model"
+        str(folder / MODEL), "huggingface" if is_folder(plan.model.weights) else "model"
     )
     workload = config.build(fitting.seed, None, export)
     seconds = {"reading": clock.spent()}
     trained = train(
         workload,
-        loop,
-        metric,
-        mode,
+        plan.loop,
+        plan.metric,
+        plan.mode,
         fitting.preset,
         clock,
         fitting.run_folder,
         fitting.progress,
+        fitting.record,
     )
     seconds["training"] = clock.spent() - sum(seconds.values())
     assert workload.write is not None
@@ -150,7 +192,7 @@ def _fit_in(
         (),
         [*decisions, *trained.decisions],
         trained,
-        metric,
+        plan.metric,
         metrics,
         answers,
         {},

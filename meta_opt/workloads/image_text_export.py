@@ -1,14 +1,21 @@
 """Writes a vision-text model or its adapters, in four formats."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
+from meta_opt.data.catalog.encoder_weights import ABOUT, license_of
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.adapters import save_adapters, save_peft
 from meta_opt.models.lora import LoRAParam, merge_lora
 from meta_opt.models.parameters import by_path
 from meta_opt.workloads.export import ExportConfig
-from meta_opt.workloads.image_text_model import ModelConfig, Module, is_folder
+from meta_opt.workloads.image_text_model import (
+    ModelConfig,
+    Module,
+    is_folder,
+    tokenizer_folder,
+)
 
 _OF_ADAPTERS = ("adapters", "peft")
 # What a folder has beside the weights and what is written anew.
@@ -90,9 +97,31 @@ def write(export: ExportConfig, model: Module, config: ModelConfig) -> None:
     if config.trainable == "lora":
         merge_lora(model)
     if export.format == "model":
+        _write_tokenizer(export.path, config.folder)
         pretrained.save(export.path, model)
         return
     huggingface.save(export.path, model)
     for name in _BESIDE:
         if (there := Path(config.folder) / name).is_file():
             shutil.copyfile(there, Path(export.path) / name)
+
+
+def _write_tokenizer(path: str, source: str) -> None:
+    """Writes the tokenizer beside our own weights, where its licence is known.
+
+    What ships here is not written, and of other folders nobody knows who may pass their
+    files on.
+    """
+    folder = tokenizer_folder(path)
+    if folder.exists():  # Of an earlier export.
+        shutil.rmtree(folder)
+    if not source or not license_of(source):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as name:
+        scratch = Path(name) / folder.name
+        scratch.mkdir()
+        for file in (ABOUT, *_BESIDE):
+            if (there := Path(source) / file).is_file():
+                shutil.copyfile(there, scratch / file)
+        scratch.rename(folder)

@@ -88,8 +88,9 @@ class ModelConfig:
             weights by name, or a path of our own ones; "" initialises a model of
             ``size``.
         processor: folder whose ``tokenizer.json`` and ``preprocessor_config.json``
-            prepare the data; "" for that of ``weights`` or, if that is no folder, for
-            the tokenizer that ships here.
+            prepare the data; "" for that of ``weights``, for the tokenizer that was
+            exported with them (`tokenizer_folder`) or, without either, for the one that
+            ships here.
         size: name of an architecture, for a model without weights.
         parts: what a generative model without weights begins as.
         trainable: ``all``, ``lora``, or of a generative model ``decoder``, all but the
@@ -144,7 +145,21 @@ class ModelConfig:
     @property
     def folder(self) -> str:
         """The folder that data are prepared as, "" if there is none."""
-        return self.processor or (self.weights if is_folder(self.weights) else "")
+        if self.processor:
+            return self.processor
+        if is_folder(self.weights):
+            return self.weights
+        exported = tokenizer_folder(self.weights)
+        return str(exported) if self.weights and exported.is_dir() else ""
+
+
+def tokenizer_folder(weights: str) -> Path:
+    """Where an export of our own form keeps its tokenizer, if that is not ours.
+
+    >>> tokenizer_folder("runs/mine").as_posix()
+    'runs/mine.tokenizer'
+    """
+    return Path(f"{weights}.tokenizer")
 
 
 def is_folder(weights: str) -> bool:
@@ -261,9 +276,10 @@ def _tokenizer_and_fit(
         ours = load_tokenizer()
         if config.weights and known != ours.vocab_size:
             raise ValueError(
-                f"the weights {config.weights!r} are for {known} tokens and the "
-                f"tokenizer that ships here has {ours.vocab_size}: name the folder "
-                "with theirs in model.processor"
+                f"the weights {config.weights!r} are for {known} tokens, the "
+                f"tokenizer that ships here has {ours.vocab_size}, and there is no "
+                f"{tokenizer_folder(config.weights)}: name the folder with theirs in "
+                "model.processor"
             )
         return ours, ImageFit(made.image_size)
     tokenizer = FolderTokenizer(config.folder, made.pad_id)

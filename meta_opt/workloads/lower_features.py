@@ -141,6 +141,30 @@ def features_of(
     return whole
 
 
+def feature_shapes(
+    inputs: jax.ShapeDtypeStruct, apply: Callable[[Any], PyTree], pool: int = 1
+) -> PyTree:
+    """Shapes of what `features_of` gives, without a computation.
+
+    Args:
+        inputs: of samples [N, ...], of clips [N, T, ...].
+        apply: from [B, ...] to a pytree of [B, ...].
+        pool: consecutive features that are averaged.
+    """
+    frames = inputs.shape[:2] if len(inputs.shape) == 5 else None
+    if frames:
+        rows = (frames[0] * frames[1], *inputs.shape[2:])
+        inputs = jax.ShapeDtypeStruct(rows, inputs.dtype)
+    found = jax.eval_shape(apply, inputs)
+
+    def shaped(x: Any) -> jax.ShapeDtypeStruct:
+        lead = frames or x.shape[:1]
+        rest = x.shape[1:] if pool == 1 else (x.shape[1] // pool, *x.shape[2:])
+        return jax.ShapeDtypeStruct((*lead, *rest), x.dtype)
+
+    return jax.tree.map(shaped, found)
+
+
 def _applied(
     parts: Iterable[PyTree], apply: Callable[[Any], PyTree]
 ) -> Iterator[PyTree]:

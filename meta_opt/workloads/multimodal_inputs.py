@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -22,7 +23,11 @@ from meta_opt.data.samples import Samples, spectrograms
 from meta_opt.data.sources.jsonl_samples import is_path
 from meta_opt.data.sources.multimodal import TASKS, find_task, read_split
 from meta_opt.types import PyTree, check_keys, check_name
-from meta_opt.workloads.lower_features import FeatureCache, divide_encoder
+from meta_opt.workloads.lower_features import (
+    FeatureCache,
+    divide_encoder,
+    feature_shapes,
+)
 
 _END, _PAD = 3, 0
 """Of captions, in the vocabulary that ships here."""
@@ -210,13 +215,32 @@ class InputReader:
                 self._root,
                 {"trained": config.trainable_layers, "pool": config.pool_size},
             )
-            pool = 1 if modality == "video" else config.pool_size.get(modality, 1)
+            pool = self._pool(modality)
             found[modality] = cache(split, found[modality], lower, pool)
         return found
+
+    def shapes(self, samples: Samples) -> dict[str, PyTree]:
+        """The arrays that a call would return, abstract; no layer is run.
+
+        Args:
+            samples: with all of the modalities, and what is asked for.
+        """
+        found = self._arrays(samples) | self._asked(samples)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+        for modality in self.modalities:
+            lower, _ = self._halves[self._encoder_of(modality)]
+            if lower is not None:
+                shapes[modality] = feature_shapes(
+                    shapes[modality], lower, self._pool(modality)
+                )
+        return shapes
 
     def _encoder_of(self, modality: str) -> str:
         alone = modality == "video" and "video" not in self._config.encoders
         return "image" if alone else modality
+
+    def _pool(self, modality: str) -> int:
+        return 1 if modality == "video" else self._config.pool_size.get(modality, 1)
 
     def _arrays(self, samples: Samples) -> dict[str, PyTree]:
         config = self._config

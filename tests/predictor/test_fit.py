@@ -5,8 +5,10 @@ import json
 import time
 import tomllib
 
+import jax
 import numpy as np
 import pytest
+import safetensors
 from own_data import write_folder
 from own_data import write_pictures as write_captioned
 from paths import ROOT
@@ -20,7 +22,9 @@ from predictor_toy import (
 )
 
 import meta_opt
+from meta_opt.data.samples import Samples
 from meta_opt.predictor.command import main
+from meta_opt.workloads.multimodal_inputs import InputReader, InputsConfig
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +105,48 @@ def test_a_saved_predictor_answers_the_same(predictor, samples, root, tmp_path):
         assert loaded.record == found.record
     with pytest.raises(ValueError, match="holds no predictor"):
         meta_opt.Predictor.load(root)
-    with pytest.raises(ValueError, match="has a run already"):
-        fit(samples, root, workdir=workdir)
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+        fit(samples, root, workdir=workdir, seed=1)
+
+
+def test_the_plan_is_what_is_done(predictor, samples, root):
+    found, workdir = predictor
+    outline = meta_opt.plan(samples, preset=SMALL, encoders=NAMES, data_dir=root)
+    # Only what training finds out is missing.
+    assert set(map(str, outline.decisions)) < set(map(str, found.decisions))
+    (best,) = (workdir / "run" / "evaluations").glob("best-*.safetensors")
+    with safetensors.safe_open(best, "numpy") as arrays:
+        sizes = [arrays.get_tensor(name).size for name in arrays.keys()]
+    assert outline.trained_parameters == sum(sizes)
+    assert outline.num_steps == decided(found, "num_steps")
+    assert outline.memory.parameters == 4 * sum(sizes)
+    assert outline.sample_bytes % 36 == 0
+    assert f"trained parameters: {sum(sizes):,} of" in str(outline)
+
+
+def test_shapes_are_those_of_the_arrays(root):
+    config = InputsConfig(
+        "samples.jsonl",
+        data_dir=str(root),
+        image_size=32,
+        audio_seconds=0.4,
+        text_length=8,
+        encoders=NAMES,
+        trainable_layers=dict.fromkeys(NAMES, 1),
+        pool_size={"audio": 4},
+    )
+    reader = InputReader(config, "score", ("image", "text", "audio", "video"))
+    samples = Samples(
+        image=np.zeros((2, 32, 32, 3), np.uint8),
+        text=["a red", "a"],
+        audio=[np.zeros(6400, np.int16)] * 2,
+        video=np.zeros((2, 8, 32, 32, 3), np.uint8),
+        score=np.zeros(2, np.float32),
+    )
+    arrays, shapes = reader(samples), reader.shapes(samples)
+    assert jax.tree.structure(arrays) == jax.tree.structure(shapes)
+    for array, shape in zip(*map(jax.tree.leaves, (arrays, shapes)), strict=True):
+        assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
 
 
 def test_samples_of_other_forms(predictor, samples):
@@ -131,7 +175,7 @@ def test_the_page_opens_offline(predictor, tmp_path):
     for word in (
         "Confusion",
         "Which modality mattered",
-        "What was chosen",
+        "Decisions and reasons",
         "batch_size",
     ):
         assert word in text
@@ -152,7 +196,9 @@ def test_the_command(predictor, samples, root, tmp_path, capsys):
     assert page.is_file()
     capsys.readouterr()
     assert main(["fit", "nowhere.jsonl", "--out", str(tmp_path / "x")]) == 1
-    error = capsys.readouterr().err.strip()
+    assert main(["plan", "nowhere.jsonl"]) == 1
+    error, of_plan = capsys.readouterr().err.strip().splitlines()
+    assert of_plan == "meta-opt plan: there is no file nowhere.jsonl"
     assert error == "meta-opt fit: there is no file nowhere.jsonl"
     with pytest.raises(SystemExit):
         main(["fit", "--help"])

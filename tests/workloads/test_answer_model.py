@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,18 +14,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import meta_opt
 from configs import pretrain, progressive
+from meta_opt.data.catalog.encoder_weights import ENCODER_WEIGHTS, license_of
 from meta_opt.data.pipeline import PipelineConfig
 from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
 from meta_opt.data.sources.few_shot.files import answer_of
 from meta_opt.finetuning.runs import finetune, read_run_config
 from meta_opt.metrics.category_answers import CategoryParser
-from meta_opt.models import generative, huggingface
+from meta_opt.models import generative, huggingface, pretrained
 from meta_opt.models.conv_tower import CONVNETS
 from meta_opt.models.decoder import DecoderConfig
 from meta_opt.models.encoders import EfficientNet, MiniLM, MiniLMConfig
 from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.parameters import STORED, by_path
+from meta_opt.predictor.backend import VisionTextBackend
 from meta_opt.studies.progressive.phases import read_study
 from meta_opt.workloads import pretrained_parts
 from meta_opt.workloads.cached_features import (
@@ -31,12 +35,15 @@ from meta_opt.workloads.cached_features import (
     check_frozen,
     tower_features,
 )
+from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_export import write
 from meta_opt.workloads.image_text_model import (
     ModelConfig,
     build_model,
     model_structure,
     read_preprocessing,
+    tokenizer_folder,
 )
 from meta_opt.workloads.pretrained_parts import PartsConfig
 
@@ -329,6 +336,37 @@ def test_the_export_answers_and_classifies(kept, processor, questions):
         tuned["stem"]["norm"]["var"],
         rtol=1e-3,
     )
+
+
+def test_the_export_has_a_tokenizer_that_may_be_passed_on(
+    kept, processor, questions, tmp_path
+):
+    config, _ = kept
+    assert not tokenizer_folder(config.export.path).exists()  # Nobody knows a licence.
+    with pytest.raises(ValueError, match=r"there is no .*\.tokenizer: name the folder"):
+        meta_opt.load_exported(config.export.path)
+    licensed = shutil.copytree(processor, tmp_path / "minilm")
+    digest = ENCODER_WEIGHTS["minilm"].sha256
+    (licensed / "about.json").write_text(json.dumps({"source_sha256": digest}))
+    assert license_of(licensed) == "Apache-2.0" and license_of(processor) == ""
+    model = pretrained.load(config.export.path)
+    export = ExportConfig(str(tmp_path / "out" / "mine"))
+    settings = dataclasses.replace(config.workload.model, processor=str(licensed))
+    write(export, model, settings)
+    shutil.rmtree(licensed)
+    # Moved as `Predictor.save` does.
+    moved = tmp_path / "saved" / "model"
+    VisionTextBackend("caption", Path(export.path)).save(moved.parent)
+    answers = [
+        meta_opt.load_exported(
+            path, processor=given, max_tokens=12, prompt_length=8
+        ).answer([str(questions.parent / "00.png")], PROMPT)
+        for path, given in ((config.export.path, processor), (moved, ""))
+    ]
+    assert answers[0] == answers[1]
+    # Another export in its place leaves no tokenizer of the former one.
+    write(export, model, config.workload.model)
+    assert not tokenizer_folder(export.path).exists()
 
 
 def test_adapters_go_on_a_model_that_was_exported(kept, processor):

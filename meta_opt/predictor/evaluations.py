@@ -1,0 +1,139 @@
+"""The evaluations of a run: metrics, and the best parameters, for a resumed run too."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from meta_opt.predictor.snapshots import Snapshot, Snapshots
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import PyTree, write_atomic
+
+_FILE = "evaluations.json"
+_BEST = "best-"
+"""Begins the name of the best parameters' file."""
+_HALF = ":"
+"""Between a tensor's number and its type, where that is bfloat16."""
+
+
+class Evaluations:
+    """Metrics by step, and the snapshots that are worth keeping.
+
+    With a folder, each evaluation is in its files before the run goes on. They may be
+    ahead of the run's last checkpoint; a resumed run repeats these steps, ends in the
+    same bits, and finds the evaluations recorded.
+
+    Args:
+        keep: snapshots that are averaged at most; 1 for none.
+        metric: that chooses.
+        mode: whether a better one is ``min`` or ``max``.
+        like: pytree of parameters, whose structure is used.
+        folder: of the files; None keeps all in memory.
+
+    Attributes:
+        metrics: of validation, by step.
+        snapshots: the best parameters.
+        ended: step and reason of an early end; None before.
+
+    Raises:
+        ValueError: files that are damaged.
+    """
+
+    def __init__(
+        self, keep: int, metric: str, mode: str, like: PyTree, folder: Path | None
+    ) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.snapshots = Snapshots(keep, metric, mode)
+        self.ended: tuple[int, str] | None = None
+        self._metric, self._folder = metric, folder
+        self._structure = jax.tree.structure(like)
+        if folder is not None and (folder / _FILE).is_file():
+            self._read(folder)
+
+    def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
+        """Records an evaluation; one that is recorded already is left as it is."""
+        if step in self.metrics:
+            return
+        self.metrics[step] = dict(metrics)
+        self.snapshots.show(step, params, metrics)
+        self._write()
+
+    def end(self, step: int, reason: str) -> None:
+        """Records that the run ends early."""
+        self.ended = step, reason
+        self._write()
+
+    def values(self, until: int) -> list[float]:
+        """The metric that chooses, of the evaluations up to a step."""
+        return [m[self._metric] for step, m in self.metrics.items() if step <= until]
+
+    def _stored(self) -> dict[str, Snapshot]:
+        kept = {f"averaged-{one.step}": one for one in self.snapshots.ranked()}
+        best = self.snapshots.best
+        return kept if best is None else {f"{_BEST}{best.step}": best, **kept}
+
+    def _write(self) -> None:
+        """Files of parameters, then the list of them, then those are left that it has.
+
+        A process that is killed in between leaves a list whose files are all there.
+        """
+        folder = self._folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        before = read_json(folder / _FILE) if (folder / _FILE).is_file() else {}
+        files = {}
+        for name, one in self._stored().items():
+            known = before.get("files", {}).get(name)
+            if known is None:
+                leaves = enumerate(jax.tree.leaves(one.params))
+                data = safetensors.numpy.save(dict(_named(i, x) for i, x in leaves))
+                known = hashlib.sha256(data).hexdigest()
+                with write_atomic(folder / f"{name}.safetensors") as temporary:
+                    temporary.write_bytes(data)
+            files[name] = known
+        about = {
+            "metrics": list(self.metrics.items()),
+            "ended": self.ended,
+            "files": files,
+        }
+        write_json(folder / _FILE, about)
+        for file in folder.glob("*.safetensors"):
+            if file.stem not in files:
+                file.unlink()
+
+    def _read(self, folder: Path) -> None:
+        about = read_json(folder / _FILE)
+        self.metrics = {step: metrics for step, metrics in about["metrics"]}
+        self.ended = None if about["ended"] is None else tuple(about["ended"])
+        found: dict[str, Snapshot] = {}
+        for name, expected in about["files"].items():
+            step = int(name.partition("-")[2])
+            params = self._params(folder / f"{name}.safetensors", expected)
+            found[name] = Snapshot(step, self.metrics[step][self._metric], params)
+        averaged = [one for name, one in found.items() if not name.startswith(_BEST)]
+        (best,) = (one for name, one in found.items() if name.startswith(_BEST))
+        self.snapshots.restore(best, averaged, self.metrics)
+
+    def _params(self, file: Path, expected: str) -> Any:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError(f"{file} is damaged; start again in another workdir")
+        leaves = {}
+        for name, x in safetensors.numpy.load(data).items():
+            number, _, half = name.partition(_HALF)
+            leaves[int(number)] = x.view(ml_dtypes.bfloat16) if half else x
+        return jax.tree.unflatten(self._structure, [leaves[i] for i in sorted(leaves)])
+
+
+def _named(number: int, x: Any) -> tuple[str, np.ndarray]:
+    """A leaf as safetensors can give it back to NumPy, which has no bfloat16."""
+    x = np.ascontiguousarray(x)
+    if x.dtype == ml_dtypes.bfloat16:
+        return f"{number}{_HALF}bfloat16", x.view(np.uint16)
+    return str(number), x

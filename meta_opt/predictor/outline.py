@@ -1,0 +1,254 @@
+"""Says what `fit` would do with data, without training."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from meta_opt.data.preprocessing.pictures import Unreadable
+from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.data.sources.sample_task import load_samples
+from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.memory_estimate import MemoryEstimate, estimate_memory
+from meta_opt.models.lora import add_lora
+from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.fit import prepare
+from meta_opt.predictor.fitted import Fitting
+from meta_opt.predictor.multimodal_fit import plan_multimodal
+from meta_opt.predictor.plan import ENCODERS
+from meta_opt.predictor.presets import Preset, find_preset
+from meta_opt.predictor.table import Data
+from meta_opt.predictor.training import Clock, fit_optimizer
+from meta_opt.predictor.vision_text_fit import plan_vision_text
+from meta_opt.types import PyTree, check_keys
+from meta_opt.workloads.image_text import image_text_loss
+from meta_opt.workloads.image_text_model import (
+    CONTRASTIVE,
+    architecture,
+    kind_of,
+    read_preprocessing,
+    trainable_filter,
+)
+from meta_opt.workloads.multimodal import multimodal_loss_fn
+from meta_opt.workloads.multimodal_inputs import InputReader, Inputs
+from meta_opt.workloads.multimodal_model import model_factory, split_multimodal
+from meta_opt.workloads.workload import LossFn, SplitModule, split_module
+
+_TRIED = 8
+"""Samples of each modality that are opened to see the shapes of their arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """What `meta_opt.fit` would do.
+
+    Attributes:
+        decisions: its choices and their reasons.
+        trained_parameters: number of trained parameters.
+        other_parameters: number of frozen parameters in the training step.
+        num_steps: most optimizer updates; early stopping and a time limit may lead to
+            fewer.
+        batch_size: B.
+        memory: estimate for one step.
+        sample_bytes: bytes of the arrays of all samples, which stay in memory; 0 if
+            files are read while training.
+    """
+
+    decisions: tuple[Decision, ...]
+    trained_parameters: int
+    other_parameters: int
+    num_steps: int
+    batch_size: int
+    memory: MemoryEstimate
+    sample_bytes: int
+
+    def __str__(self) -> str:
+        """The decisions, then a line for each figure."""
+        memory = ", ".join(
+            f"{name} {value / 2**20:.0f}"
+            for name, value in dataclasses.asdict(self.memory).items()
+        )
+        total = self.memory.total + self.sample_bytes
+        return "\n".join(
+            [
+                *map(str, self.decisions),
+                f"trained parameters: {self.trained_parameters:,} of "
+                f"{self.trained_parameters + self.other_parameters:,}",
+                f"steps: at most {self.num_steps}, of {self.batch_size} samples",
+                f"memory: about {total / 2**20:.0f} MiB ({memory}, samples "
+                f"{self.sample_bytes / 2**20:.0f})",
+            ]
+        )
+
+
+class _Subject(NamedTuple):
+    module: SplitModule
+    loss_fn: LossFn
+    example: PyTree
+    loop: LoopConfig
+    sample_bytes: int
+
+
+def plan(
+    data: Data,
+    target: str | None = None,
+    *,
+    validation: Data | None = None,
+    test: Data | None = None,
+    model: str | os.PathLike | None = None,
+    preset: str | Preset = "good",
+    encoders: Mapping[str, str] | None = None,
+    seed: int = 0,
+    data_dir: str | os.PathLike = "",
+) -> Outline:
+    """Says what `meta_opt.fit` would do with the same arguments.
+
+    Nothing is compiled and nothing trained: the tables are read, some of the files are
+    opened, and the step is traced for its memory.
+
+    Args:
+        data: see `meta_opt.fit`, as for all arguments.
+        target: the column to predict.
+        validation: held-out samples that select the model.
+        test: held-out samples for the final metrics.
+        model: to train in place of the encoders.
+        preset: the effort.
+        encoders: by modality, names of encoders.
+        seed: random seed.
+        data_dir: the folder of pretrained encoders.
+
+    Raises:
+        ValueError: as `meta_opt.fit`.
+        FileNotFoundError: no such file.
+        MissingDataError: encoders that are not prepared.
+
+    Example:
+        >>> import meta_opt
+        >>> print(meta_opt.plan("samples.jsonl"))  # doctest: +SKIP
+    """
+    check_keys("encoders", encoders or {}, ENCODERS)
+    chosen = find_preset(preset)
+    given = {"data": data, "validation": validation, "test": test}
+    arguments = {"target": target, "seed": seed}
+    fitting, decisions = prepare(given, arguments, chosen, Clock(None))
+    if model is None:
+        names = {**ENCODERS, **(encoders or {})}
+        subject, found = _multimodal(fitting, names, os.fspath(data_dir))
+    else:
+        subject, found = _vision_text(fitting, os.fspath(model))
+    size = subject.loop.batch_size
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), subject.example
+    )
+    module = subject.module
+    memory = estimate_memory(
+        module.params,
+        module.frozen,
+        subject.loss_fn,
+        fit_optimizer(subject.loop.num_steps, module.params),
+        batch,
+    )
+    return Outline(
+        (*decisions, *found),
+        _count(module.params),
+        _count(module.frozen),
+        subject.loop.num_steps,
+        size,
+        memory,
+        subject.sample_bytes,
+    )
+
+
+def _multimodal(
+    fitting: Fitting, encoders: Mapping[str, str], data_dir: str
+) -> tuple[_Subject, list[Decision]]:
+    made, decisions = plan_multimodal(fitting, encoders, data_dir)
+    columns, parts = fitting.columns, fitting.parts
+    names = tuple(sorted({str(x.fields.label) for x in parts["train"]}))
+    reader = InputReader(made.inputs, columns.kind, columns.modalities)
+    tried = _some(parts["train"], columns.modalities)
+    loaded = load_samples(
+        tried,
+        columns.kind,
+        columns.modalities,
+        names,
+        made.inputs.image_size,
+        Unreadable(len(tried)),
+    )
+    if not loaded.kept:
+        raise ValueError(f"{fitting.name}: none of {len(tried)} samples can be read")
+    shapes = reader.shapes(loaded.arrays)
+    inputs = Inputs(
+        kind=reader.kind,
+        modalities=reader.modalities,
+        splits={},
+        encoders=reader.encoders,
+        class_names=names,
+        captions={},
+        tokenizer=reader.tokenizer,
+        missing={},
+        skipped={},
+    )
+    create = model_factory(made.model, inputs)
+    model = nnx.eval_shape(lambda: create(jax.random.key(0)))
+    module = split_multimodal(model, made.model.trainable)
+    each = sum(
+        math.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves(shapes)
+    )
+    return _Subject(
+        module,
+        multimodal_loss_fn(module, columns.kind),
+        shapes,
+        made.loop,
+        each * sum(map(len, parts.values())),
+    ), decisions
+
+
+def _some(samples: Sequence[Sample], modalities: Sequence[str]) -> list[Sample]:
+    """A few samples of each modality."""
+    found: dict[int, Sample] = {}
+    for modality in modalities:
+        has = (
+            i
+            for i, x in enumerate(samples)
+            if modality in x.media or (modality == "text" and x.fields.reads)
+        )
+        for i in list(has)[:_TRIED]:
+            found[i] = samples[i]
+    return list(found.values())
+
+
+def _vision_text(fitting: Fitting, weights: str) -> tuple[_Subject, list[Decision]]:
+    planned, decisions = plan_vision_text(fitting, weights)
+    config = planned.model
+    made = architecture(config)
+    prepared = read_preprocessing(config)
+    kind = kind_of(made)
+
+    def build() -> nnx.Module:
+        model = kind.module(made, rngs=nnx.Rngs(0))
+        add_lora(model, config.lora, rngs=nnx.Rngs(0))
+        return model
+
+    module = split_module(nnx.eval_shape(build), trainable_filter(config.trainable))
+    size = prepared.fit.size
+    example: dict[str, Any] = {
+        "image": jax.ShapeDtypeStruct((1, size, size, 3), np.uint8),
+        "text": jax.ShapeDtypeStruct((1, prepared.text_length), jnp.int32),
+    }
+    if kind is not CONTRASTIVE:
+        assert prepared.prompts is not None
+        length = prepared.prompts([""]).shape[1]
+        example["prompt"] = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    loss_fn = image_text_loss(module, config.loss)
+    return _Subject(module, loss_fn, example, planned.loop, 0), decisions
+
+
+def _count(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
