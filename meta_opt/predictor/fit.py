@@ -16,8 +16,9 @@ from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitting
 from meta_opt.predictor.multimodal_fit import fit_multimodal
 from meta_opt.predictor.plan import ENCODERS
-from meta_opt.predictor.predictor import FILE, Predictor, Record
+from meta_opt.predictor.predictor import FILE, Predictor
 from meta_opt.predictor.presets import Preset, find_preset
+from meta_opt.predictor.record import Record
 from meta_opt.predictor.rows import to_samples
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
 from meta_opt.predictor.table import Data, Table, read_table

@@ -203,7 +203,7 @@ def _multimodal(
     )
     return _Subject(
         module,
-        multimodal_loss_fn(module, columns.kind),
+        multimodal_loss_fn(module, inputs),
         shapes,
         made.loop,
         each * sum(map(len, parts.values())),

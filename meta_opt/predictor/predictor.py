@@ -2,9 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from meta_opt.predictor.answers import Answer, softmax
 from meta_opt.predictor.backend import BACKENDS, Backend
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision, read_decisions, write_decisions
+from meta_opt.predictor.record import Record
 from meta_opt.predictor.rows import class_value, to_samples
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.text_files import read_json, write_json
@@ -21,35 +21,6 @@ _FORMAT = 1
 FILE = "predictor.json"
 """Written last: a folder that has it holds a whole predictor."""
 _DECISIONS = "decisions.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What is remembered of a fit, as JSON values.
-
-    Attributes:
-        source: name of the training data.
-        preset: that was asked for.
-        metric: of validation that chose.
-        metrics: by split, of the model.
-        history: the run's records of metrics.
-        actions: what automatic recovery did.
-        seconds: by part of the fit.
-        answers: to held-out samples.
-        answered: the split that they are of.
-        without: by modality, metrics of that split where it is left out.
-    """
-
-    source: str
-    preset: str
-    metric: str
-    metrics: Mapping[str, Mapping[str, float]]
-    history: Sequence[Mapping[str, Any]] = ()
-    actions: Sequence[Mapping[str, Any]] = ()
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    answers: Sequence[Answer] = ()
-    answered: str = "validation"
-    without: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
 class Predictor:
@@ -243,7 +214,9 @@ class Predictor:
         """Writes one HTML page that opens offline; see `write_predictor_report`."""
         from meta_opt.predictor.report import write_predictor_report
 
-        write_predictor_report(path, self)
+        write_predictor_report(
+            path, self.record, self.columns, self.class_names, self.decisions
+        )
 
     def _outputs(self, data: Data, what: str = "") -> np.ndarray:
         table = read_table(self._with_names(data), "samples")

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from meta_opt.data.sources.sample_schema import Media
 from meta_opt.data.sources.sample_task import FRAMES
 from meta_opt.metrics.intervals import wilson
 from meta_opt.predictor.answers import Answer
+from meta_opt.predictor.columns import Columns
+from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.record import Record
 from meta_opt.reporting.decisions import plot_decisions
 from meta_opt.reporting.page import data_uri, render_page
 from meta_opt.reporting.training import plot_training
@@ -25,9 +28,6 @@ from meta_opt.reporting.wrong_answers import (
     picture_uri,
     sound_uri,
 )
-
-if TYPE_CHECKING:
-    from meta_opt.predictor.predictor import Predictor
 
 TEMPLATE = Path(__file__).parent / "report.html"
 _SHOWN = 24
@@ -39,21 +39,29 @@ _LETTERS = 160
 """Of a text on the page."""
 
 
-def write_predictor_report(path: str | os.PathLike, predictor: "Predictor") -> None:
+def write_predictor_report(
+    path: str | os.PathLike,
+    record: Record,
+    columns: Columns,
+    class_names: Sequence[str],
+    decisions: Sequence[Decision],
+) -> None:
     """Writes the page; pictures and sounds are inside it.
 
     A file of a wrong answer that is no longer there is shown as missing.
 
     Args:
         path: the HTML file, written whole or not at all.
-        predictor: of `meta_opt.fit`, saved and loaded or not.
+        record: of the fit.
+        columns: of the user's data.
+        class_names: K, of a classification.
+        decisions: what was chosen, and why.
     """
-    record, columns = predictor.record, predictor.columns
     answered = list(record.answers)
     splits = list(record.metrics)
     with tempfile.TemporaryDirectory() as folder:
         curves, controller = Path(folder) / "curves.png", Path(folder) / "decided.png"
-        best = next((d.value for d in predictor.decisions if d.name == "best_step"), 0)
+        best = next((d.value for d in decisions if d.name == "best_step"), 0)
         plot_training(curves, record.history, record.metric, best)
         decided = plot_decisions(controller, record.history)
         charts = {
@@ -67,7 +75,7 @@ def write_predictor_report(path: str | os.PathLike, predictor: "Predictor") -> N
         Path(path),
         TEMPLATE,
         title=f"Predictor of {Path(record.source).name}",
-        summary=_summary(predictor),
+        summary=_summary(record, columns, len(class_names)),
         splits=splits,
         metrics={
             name: [_number(record.metrics[split].get(name)) for split in splits]
@@ -82,7 +90,7 @@ def write_predictor_report(path: str | os.PathLike, predictor: "Predictor") -> N
         shown_title=title,
         shown_about=about,
         actions=record.actions,
-        decisions=predictor.decisions,
+        decisions=decisions,
         seconds="Seconds: "
         + ", ".join(
             f"{name.replace('_', ' ')} {value:.3g}"
@@ -92,10 +100,9 @@ def write_predictor_report(path: str | os.PathLike, predictor: "Predictor") -> N
     )
 
 
-def _summary(predictor: "Predictor") -> str:
-    record, columns = predictor.record, predictor.columns
+def _summary(record: Record, columns: Columns, classes: int) -> str:
     what = {
-        "classify": f"distinguishes {len(predictor.class_names)} classes",
+        "classify": f"distinguishes {classes} classes",
         "score": "predicts a number",
         "retrieve": "matches pictures and texts",
         "caption": "generates a text",
@@ -123,7 +130,7 @@ def _interval(kind: str, answered: Sequence[Answer], split: str) -> str:
     )
 
 
-def _without(record: Any) -> tuple[list[str], dict[str, list[str]]]:
+def _without(record: Record) -> tuple[list[str], dict[str, list[str]]]:
     if not record.without:
         return [], {}
     names = list(next(iter(record.without.values())))

@@ -150,7 +150,9 @@ def multimodal_workload(
     )
 
 
-def multimodal_loss_fn(module: SplitModule, inputs: Inputs, dropout: float) -> LossFn:
+def multimodal_loss_fn(
+    module: SplitModule, inputs: Inputs, dropout: float = 0.0
+) -> LossFn:
     """`multimodal_loss` as a function of the model's arrays.
 
     Args:
