@@ -37,6 +37,7 @@ class ResNetConfig(ConvNetConfig):
     def __post_init__(self) -> None:
         """Checks that widths can be reduced."""
         super().__post_init__()
+        check_counts(self, "stem")
         if any(width % _REDUCTION for width in self.widths):
             raise ValueError(f"widths={self.widths} must be multiples of {_REDUCTION}")
 

@@ -77,5 +77,5 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
 def _as_data_ask(
     name: str, shown: CategoryList, template: str, classes: Sequence[str]
 ) -> Asked:
-    prompt = template.format(categories=", ".join(shown.names))
+    prompt = fill_template(template, categories=", ".join(shown.names))
     return Asked(name, shown, prompt, tuple(classes))
