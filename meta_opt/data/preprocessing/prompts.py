@@ -49,10 +49,10 @@ def fill_template(template: str, **values: str) -> str:
     'x or {b}'
     >>> fill_template("{a:>9999}", a="x")
     Traceback (most recent call last):
-    ValueError: {a:>9999}: only {a} is filled in, and braces that are to stay are doubled
+    ValueError: {a:>9999}: only {a} is filled in; braces that are to stay are doubled
     """
     known = ", ".join(f"{{{name}}}" for name in values)
-    doubled = "is filled in, and braces that are to stay are doubled"
+    doubled = "is filled in; braces that are to stay are doubled"
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -63,10 +63,8 @@ def fill_template(template: str, **values: str) -> str:
         if field is None:
             continue
         if field not in values or width or conversion:
-            shown = (
-                field + f"!{conversion}" * bool(conversion) + f":{width}" * bool(width)
-            )
-            raise ValueError(f"{{{shown[:60]}}}: only {known} {doubled}")
+            more = f"!{conversion}" * bool(conversion) + f":{width}" * bool(width)
+            raise ValueError(f"{{{(field + more)[:60]}}}: only {known} {doubled}")
         filled.append(values[field])
     return "".join(filled)
 
