@@ -1,4 +1,4 @@
-"""Formats of files from outside: a valid sample, its reader, and what that may raise."""
+"""Formats of files from outside: a valid sample, its reader, and what it may raise."""
 
 import dataclasses
 import functools

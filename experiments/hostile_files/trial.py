@@ -13,7 +13,7 @@ from typing import Any
 from experiments.hostile_files.worker import Job
 
 ALLOWED = ("valid", "refused")
-"""Outcomes that keep the contract: a value, or a documented error with a file's name."""
+"""Outcomes that keep the contract: a value, or a documented error naming a file."""
 BROKEN = ("undocumented", "unnamed", "crash", "hang", "memory", "escaped")
 """Outcomes that break it."""
 _ROOT = Path(__file__).resolve().parents[2]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from meta_opt.models.convnets.base import ConvNet, ConvNetConfig, Stage
+from meta_opt.models.settings import check_counts
 
 _REDUCTION = 4
 """Channels of a block's output over those of its 3 x 3 convolution."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from meta_opt.data.preprocessing.prompts import TEMPLATES, CategoryList
+from meta_opt.data.preprocessing.prompts import TEMPLATES, CategoryList, fill_template
 from meta_opt.studies.stress.settings import TestsConfig
 
 
