@@ -34,7 +34,7 @@ class Files:
         self._where: dict[str, tuple[str, str]] = {}
         index = folder / _INDEX
         if index.is_file():
-            listed: dict[str, str] = read_json(index)["weight_map"]
+            listed = _weight_map(index)
             files = sorted(set(listed.values()))
         else:
             listed, files = {}, [_SINGLE]
@@ -71,6 +71,20 @@ class Files:
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor."""
         return tuple(self.slice(name).get_shape())
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File names by tensor; a name that leads out of the folder is refused."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{index} is damaged: it has no object weight_map")
+    for tensor, name in listed.items():
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise ValueError(
+                f"{index}: {tensor} is in {name!r}, which is no name of a file in this "
+                "folder"
+            )
+    return listed
 
 
 def write_tensors(
