@@ -120,8 +120,10 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     if isinstance(value, list):
         value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    if not isinstance(value, _PLAIN) or not all(map(_is_plain, options)):
+    if not all(map(_is_plain, options)):
         return value
+    if not isinstance(value, (*_PLAIN, Mapping)):
+        return value  # Of Python code: an array, a function.
     for option in options:
         if option in (type(None), str, bool) and isinstance(value, option):
             return value

@@ -730,7 +730,7 @@ def _images() -> dict[str, Format]:
     return {
         **pictures,
         **clips,
-        "svg": _of_bytes("a.svg", lambda: samples.SVG, _svg, "bytes"),
+        "svg": _of_bytes("a.svg", lambda: samples.SVG, _svg, "svg"),
     }
 
 

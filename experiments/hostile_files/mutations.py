@@ -5,6 +5,7 @@ PNG chunks and tar headers and the lengths of safetensors headers are computed a
 """
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,6 +27,16 @@ _VALUES: tuple[Any, ...] = (
 )
 _DEPTHS = (50, 500, 5000, 100_000)
 _PATHS = (b"../outside", b"/outside", b"../../../outside", b"a/../../b", b".", b"")
+_SVG_PARTS = (
+    '<image href="/outside.png" width="9" height="9"/>',
+    '<pattern id="p"><rect width="9" height="9" fill="url(#p)"/></pattern>',
+    '<g id="u"><use href="#u"/></g><use href="#u"/>',
+    '<filter id="f"><feTurbulence baseFrequency="9" numOctaves="999"/></filter>',
+    '<filter id="f"><feGaussianBlur stdDeviation="1e9"/></filter>',
+    '<mask id="m" mask="url(#m)"><rect width="9" height="9"/></mask>',
+    '<rect width="9" height="9" stroke-dasharray="1e-9" stroke="red"/>',
+    '<style>*{filter:url(#f);mask:url(#m);marker:url(#u)}</style>',
+)
 _TAR_BLOCK = 512
 
 
@@ -140,6 +151,28 @@ def _safetensors(data: bytes, rng: np.random.Generator) -> bytes:
     return struct.pack("<Q", length) + header + rest
 
 
+def _svg(data: bytes, rng: np.random.Generator) -> bytes:
+    """A number or a reference changed, or a part doubled, nested or put in."""
+    text = data.decode()
+    numbers = list(re.finditer(r"-?\d+(?:\.\d+)?", text))
+    parts = list(re.finditer(r"<(?!svg|defs)[a-z]+[^>]*/>", text))
+    how = rng.integers(4)
+    if how == 0 and numbers:
+        found = _pick(numbers, rng)
+        new = _pick(("0", "-1", "1e9", "1e-9", "1e39", "nan", "", "#r", "%"), rng)
+    elif how == 1 and parts:
+        found = _pick(parts, rng)
+        times = int(rng.choice((2, 100, 5000)))
+        new = _pick((found[0] * times, "<g>" * times + found[0] + "</g>" * times), rng)
+    elif how == 2 and parts:
+        found = _pick(parts, rng)
+        new = _pick(_SVG_PARTS, rng) + found[0]
+    else:
+        found = _pick(list(re.finditer(r'"[^"]*"', text)), rng)
+        new = _pick(('"#g"', '"url(#r)"', '"/outside.png"', '"none"', '""'), rng)
+    return (text[: found.start()] + new + text[found.end() :]).encode()
+
+
 def _png(data: bytes, rng: np.random.Generator) -> bytes:
     """A chunk's contents changed, left out, doubled or moved, with its right CRC."""
     chunks, place = [], 8
@@ -249,6 +282,7 @@ KINDS: Mapping[str, Callable[[bytes, np.random.Generator], bytes]] = {
     "json": _json,
     "json_lines": _json_lines,
     "safetensors": _safetensors,
+    "svg": _svg,
     "png": _png,
     "tar": _tar,
     "zip": _zip,

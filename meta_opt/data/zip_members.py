@@ -1,5 +1,6 @@
 """Members of zip files, in memory and within limits."""
 
+import struct
 import zipfile
 import zlib
 
@@ -7,7 +8,7 @@ MAX_BYTES = 1 << 30
 """A member that is larger unpacked is refused: a few kilobytes can say gigabytes."""
 ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError),
-    *(RuntimeError, UnicodeDecodeError),
+    *(RuntimeError, UnicodeDecodeError, IndexError, struct.error),
 )
 """What `zipfile` raises for files that are damaged, encrypted or of unknown methods."""
 

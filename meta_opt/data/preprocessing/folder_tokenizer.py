@@ -61,9 +61,12 @@ class FolderTokenizer:
         self._lower = bool(settings.get("do_lower_case", siglip))
         self._plain = siglip
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-        pad = self._id(settings, "pad_token")
+        try:
+            pad = self._id(settings, "pad_token")
+            self.mask_id = self._id(settings, "mask_token", "[MASK]")
+        except ValueError as error:
+            raise ValueError(f"{about} is damaged: {error}") from None
         self.pad_id = pad_id if pad is None else pad
-        self.mask_id = self._id(settings, "mask_token", "[MASK]")
         self.special_ids: tuple[int, ...] = tuple(self._tokenizer.encode("").ids)
 
     def _id(
@@ -71,6 +74,8 @@ class FolderTokenizer:
     ) -> int | None:
         token = settings.get(name, default)
         token = token.get("content") if isinstance(token, Mapping) else token
+        if token is not None and not isinstance(token, str):
+            raise ValueError(f"{name}={settings[name]!r} is no text")
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:

@@ -53,9 +53,12 @@ def read_shard(folder: Path, split: str) -> MemorySource:
     data, description = _verified(folder)
     shard = folder / SHARD_NAME
     try:
-        return _source(data, description["class_names"], split)
+        class_names = description["class_names"]
+        if not isinstance(class_names, list):
+            raise ValueError("class_names is no list")
+        return _source(data, class_names, split)
     # Whoever changes the JSON too may put anything in the shard.
-    except (*ZIP_ERRORS, ValueError, KeyError, TypeError) as error:
+    except (*ZIP_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedShardError(
             f"{shard} is damaged ({type(error).__name__}: {error})"
         ) from error
