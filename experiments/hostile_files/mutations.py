@@ -35,7 +35,7 @@ _SVG_PARTS = (
     '<filter id="f"><feGaussianBlur stdDeviation="1e9"/></filter>',
     '<mask id="m" mask="url(#m)"><rect width="9" height="9"/></mask>',
     '<rect width="9" height="9" stroke-dasharray="1e-9" stroke="red"/>',
-    '<style>*{filter:url(#f);mask:url(#m);marker:url(#u)}</style>',
+    "<style>*{filter:url(#f);mask:url(#m);marker:url(#u)}</style>",
 )
 _TAR_BLOCK = 512
 

@@ -18,6 +18,8 @@ BROKEN = ("undocumented", "unnamed", "crash", "hang", "memory", "escaped")
 """Outcomes that break it."""
 _ROOT = Path(__file__).resolve().parents[2]
 _LAST_LINES = 15
+WORKER = (sys.executable, "-m", "experiments.hostile_files.worker")
+"""Reads jobs, and writes what came of them; see that module."""
 
 
 @dataclasses.dataclass
@@ -42,7 +44,11 @@ class Trial:
 
 
 def try_formats(
-    names: Sequence[str], mutations: int, seed: int = 0, start: int = 0
+    names: Sequence[str],
+    mutations: int,
+    seed: int = 0,
+    start: int = 0,
+    command: Sequence[str] = WORKER,
 ) -> dict[str, Trial]:
     """Tries the readers of formats, in a process that is replaced when it crashes.
 
@@ -51,6 +57,7 @@ def try_formats(
         mutations: of each format.
         seed: of the mutations.
         start: number of the first; one that failed is repeated by its number alone.
+        command: of a worker.
 
     Returns:
         What came of it, by format.
@@ -65,15 +72,17 @@ def try_formats(
     total = mutations * len(names)
     with tqdm(total=total, unit="file", disable=None) as bar:
         while jobs:
-            jobs = _work(jobs, trials, bar)
+            jobs = _work(command, jobs, trials, bar)
     return trials
 
 
-def _work(jobs: Sequence[Job], trials: Mapping[str, Trial], bar: Any) -> list[Job]:
+def _work(
+    command: Sequence[str], jobs: Sequence[Job], trials: Mapping[str, Trial], bar: Any
+) -> list[Job]:
     """Runs one worker until it ends; returns the jobs that are left."""
     with tempfile.TemporaryFile("w+") as errors:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "experiments.hostile_files.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -176,8 +176,12 @@ def _clear(folder: Path, kept: list[str]) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def main() -> None:
-    """Works on the jobs that standard input lists, one a line."""
+def main(seconds: float | None = None) -> None:
+    """Works on the jobs that standard input lists, one a line.
+
+    Args:
+        seconds: of processor time for each mutation, in place of the jobs' own.
+    """
     faulthandler.enable()
     # What libraries print would be read as outcomes.
     out = os.fdopen(os.dup(1), "w")
@@ -185,7 +189,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     for line in sys.stdin:
-        work(Job(**json.loads(line)), out)
+        job = Job(**json.loads(line))
+        work(job if seconds is None else dataclasses.replace(job, seconds=seconds), out)
 
 
 if __name__ == "__main__":
