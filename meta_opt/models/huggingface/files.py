@@ -79,7 +79,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{index} is damaged: it has no object weight_map")
     for tensor, name in listed.items():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        is_plain = isinstance(name, str) and name not in ("", "..") and "\0" not in name
+        if not is_plain or Path(name).name != name:
             raise ValueError(
                 f"{index}: {tensor} is in {name!r}, which is no name of a file in this "
                 "folder"
