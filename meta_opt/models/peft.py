@@ -164,7 +164,7 @@ def parse_config(given: Mapping[str, Any]) -> PeftConfig:
     alpha_pattern = section(given, "alpha_pattern", {})
     for name, value in {"r": rank, **rank_pattern}.items():
         if not is_count(value):
-            raise ValueError(f"{name}={value!r} must be a whole number above 0")
+            raise ValueError(f"{name}={value!r} must be a number above 0, a whole one")
     for name, value in {"lora_alpha": alpha, **alpha_pattern}.items():
         if not (is_number(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a number above 0")

@@ -148,10 +148,12 @@ def _config(
     try:
         check_name("kind", name, _KINDS)
         kind, settings = _KINDS[name]
-        written = from_config(settings, about.get("config"), "config")
+        written = about.get("config")
+        if not isinstance(written, dict):
+            raise ValueError(f"config={written!r} is no JSON object")
+        return kind, from_config(settings, {**written, **numerics})
     except ValueError as error:
         raise ValueError(f"{path}.json: {error}") from None
-    return kind, dataclasses.replace(written, **numerics)
 
 
 def _find(name_or_path: str | os.PathLike) -> Path:
