@@ -31,7 +31,6 @@ from meta_opt.data.sources.video_annotations import (
     KINDS,
     VideoTextSample,
     annotation_files,
-    clips,
     read_annotations,
 )
 from meta_opt.data.sources.video_annotations.clips import (

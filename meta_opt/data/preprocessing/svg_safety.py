@@ -10,6 +10,7 @@ import binascii
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 MAX_DEPTH = 200
 """Elements in each other; at a thousand the renderer's stack overflows."""
@@ -58,8 +59,8 @@ def checked_svg(svg: str, check_picture: Callable[[bytes], None]) -> str:
 
 
 def _parse(svg: str) -> ElementTree.Element:
-    parser, depth = ElementTree.XMLPullParser(["start", "end"]), 0
-    root = None
+    parser: Any = ElementTree.XMLPullParser(["start", "end"])
+    depth, root = 0, None
     try:
         # By parts: what is nested too deeply is not built.
         for start in range(0, len(svg), 1 << 16):

@@ -44,7 +44,7 @@ def read_members(path: Path) -> Iterator[tarfile.TarInfo]:
                     raise tarfile.ReadError(f"the size of {member.name!r} is below 0")
                 end = member.offset_data
                 # `tarfile` would keep a kilobyte of each.
-                tar.members.clear()
+                tar.members.clear()  # type: ignore[attr-defined]
                 yield member
             offset = tar.offset
     # Headers that lead to headers are read by recursion, and numbers are not checked.
