@@ -186,7 +186,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _parsed(text: str, **hooks: Callable[[Any], Any]) -> Any:
+def _parsed(text: str, **hooks: Any) -> Any:
     """The value of JSON; raises ValueError."""
     try:
         value = json.loads(text, **hooks)

@@ -45,7 +45,7 @@ def near_match(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_name(setting: str, value: str, known: typing.Collection[str]) -> None:
+def check_name(setting: str, value: Any, known: typing.Collection[str]) -> None:
     """Raises ValueError for a value that is not known, naming the nearest one."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(
@@ -66,7 +66,7 @@ def check_keys(
             )
 
 
-def from_config(cls: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
+def from_config(cls: type[T], mapping: Any, name: str = "") -> T:
     """Builds the frozen dataclass ``cls`` from a mapping such as a ConfigDict.
 
     Fields that are dataclasses themselves are built from nested mappings, and lists

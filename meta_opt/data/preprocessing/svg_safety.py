@@ -109,13 +109,16 @@ def _check_elements(root: ElementTree.Element) -> None:
     # Without recursion: the children and targets of an element before itself.
     sizes: dict[ElementTree.Element, int] = {}
     begun: set[ElementTree.Element] = set()
-    stack = [root]
+    stack, looked_at = [root], 0
     while stack:
         element = stack[-1]
         if element in sizes:
             stack.pop()
             continue
         parts = list(_parts(element, by_id, styled))
+        looked_at += len(parts)
+        if looked_at > 2 * MAX_ELEMENTS:
+            raise ValueError(f"more than {MAX_ELEMENTS:,} elements and references")
         if element not in begun:
             begun.add(element)
             stack += [part for part, _ in parts if part not in sizes]

@@ -3,7 +3,7 @@
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 MAX_MEMBERS = 10_000_000
@@ -23,7 +23,7 @@ class _Bounded(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
-def read_members(path: Path) -> Iterator[tarfile.TarInfo]:
+def read_members(path: Path) -> Generator[tarfile.TarInfo, None, None]:
     """The members of a tar file, in its order.
 
     Args:
