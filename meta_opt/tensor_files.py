@@ -24,9 +24,6 @@ def parse_tensors(data: bytes, path: str | os.PathLike) -> dict[str, np.ndarray]
     >>> import safetensors.numpy
     >>> parse_tensors(safetensors.numpy.save({"a": np.ones(2)}), "a.safetensors")
     {'a': array([1., 1.])}
-    >>> parse_tensors(b"", "a.safetensors")
-    Traceback (most recent call last):
-    ValueError: a.safetensors is damaged or cut short (HEADERERR); fetch it again
     """
     # Here, as `import meta_opt` needs none of it.
     import safetensors.numpy

@@ -90,7 +90,8 @@ def _outcome(found: Format, folder: Path, job: Job) -> dict[str, str]:
         return {"outcome": "memory", "error": _where(error)}
     except found.errors as error:
         text = str(error)
-        names = [folder.name, *(Path(name).name for name in found.damage)]
+        # Or the file that a damaged one names.
+        names = [folder.name, "outside", *(Path(name).name for name in found.damage)]
         if found.is_named and not any(name in text for name in names):
             return {"outcome": "unnamed", "error": _where(error)}
         return {"outcome": "refused"}

@@ -69,9 +69,10 @@ def check_pattern(name: str, pattern: Any) -> None:
         pattern: of someone else's file.
 
     >>> check_pattern("target_modules", r".*\.layers\.\d+\.(q|v)_proj$")
-    >>> check_pattern("target_modules", r"(\w+\.?)+$")
+    >>> check_pattern("target_modules", r"(a+)+")
     Traceback (most recent call last):
-    ValueError: target_modules='(\\w+\\.?)+$' repeats a group, ...
+    ValueError: target_modules='(a+)+' repeats a group, which may take forever; write
+    the names of the layers out
     """
     try:
         re.compile(pattern)

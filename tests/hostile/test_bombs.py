@@ -336,7 +336,9 @@ def test_a_tensor_header_of_gigabytes_is_refused(tmp_path, length):
         Files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../a.safetensors", "/a.safetensors", "..", "", 3])
+@pytest.mark.parametrize(
+    "name", ["../a.safetensors", "/a.safetensors", "..", "", 3, "a" * 300]
+)
 def test_an_index_names_files_of_its_folder(tmp_path, name):
     folder = tmp_path / "b"
     folder.mkdir()

@@ -13,6 +13,8 @@ from meta_opt.types import write_atomic
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_LONGEST = 255
+"""Bytes of the name of a file."""
 
 
 class Files:
@@ -80,7 +82,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(f"{index} is damaged: it has no object weight_map")
     for tensor, name in listed.items():
         is_plain = isinstance(name, str) and name not in ("", "..") and "\0" not in name
-        if not is_plain or Path(name).name != name:
+        if not is_plain or Path(name).name != name or len(name.encode()) > _LONGEST:
             raise ValueError(
                 f"{index}: {tensor} is in {name!r}, which is no name of a file in this "
                 "folder"
