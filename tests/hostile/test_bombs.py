@@ -199,6 +199,11 @@ def test_a_long_sound_is_refused(tmp_path, monkeypatch):
     path.write_bytes(samples.sound("WAV"))
     with pytest.raises(OSError, match=r"a\.wav has more than 1,000 samples; cut it"):
         audio_files.read_clip(path)
+    # It has 1,600 samples at 8,000 a second.
+    monkeypatch.setattr(audio_files, "MAX_SAMPLES", 2000)
+    assert audio_files.read_clip(path).size
+    with pytest.raises(OSError, match=r"a\.wav has more than 2,000 samples; cut it"):
+        audio_files.read_clip(path, 16_000)
 
 
 def test_tar_files_of_very_many_members(tmp_path, monkeypatch):

@@ -10,8 +10,11 @@ from meta_opt.data.preprocessing.audio import RATE, SECONDS, trim_silence
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 """Samples a second that a file may have."""
-MAX_SAMPLES = 50_000_000
-"""Longer sounds are refused: 17 minutes at 48,000 samples a second."""
+MAX_SAMPLES = 30_000_000
+"""Longer sounds are refused, in the file or resampled: 10 minutes at 48,000 a second.
+
+A gigabyte is needed for so many.
+"""
 _BLOCK = 1 << 16
 
 
@@ -57,7 +60,7 @@ def read_clip(
             for block in sound.blocks(_BLOCK, dtype="float64", always_2d=True):
                 blocks.append(block.mean(axis=1))
                 length += len(block)
-                if length > MAX_SAMPLES:
+                if length * max(1, rate / found) > MAX_SAMPLES:
                     raise OSError(
                         f"{name} has more than {MAX_SAMPLES:,} samples; cut it"
                     )
