@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from meta_opt.data.preprocessing.tokenizer import check_texts
-from meta_opt.text_files import read_json, read_text
+from meta_opt.data.preprocessing.tokenizer import check_texts, read_tokenizer
+from meta_opt.text_files import read_json
 
 _TOKENIZER = "tokenizer.json"
 _SETTINGS = "tokenizer_config.json"
@@ -47,11 +46,7 @@ class FolderTokenizer:
         folder = Path(folder)
         if not (folder / _TOKENIZER).is_file():
             raise ValueError(_absent(folder))
-        text = read_text(folder / _TOKENIZER)
-        try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # The package raises nothing narrower.
-            raise ValueError(f"{folder / _TOKENIZER} is damaged: {error}") from None
+        self._tokenizer = read_tokenizer(folder / _TOKENIZER)
         # Done here, so that one tokenizer serves threads and lengths.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
