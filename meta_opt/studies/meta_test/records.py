@@ -140,7 +140,10 @@ def read_record(path: str | Path) -> Record:
         if values.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         runs = tuple(from_config(Run, run) for run in values.pop("runs"))
-        return from_config(Record, {**values, "runs": runs})
+        record = from_config(Record, {**values, "runs": runs})
+        if not any(run.budget == 1 for run in runs):
+            raise ValueError("it has no run at the full budget")
+        return record
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a result of this meta-test ({error}); delete it to measure "
