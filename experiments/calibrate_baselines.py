@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from meta_opt.text_files import read_json
+
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -44,7 +46,7 @@ def calibrate(
         task, path = make_task(name, data_dir), workdir / f"{name}.json"
         fingerprint = task_fingerprint(task)
         if path.is_file():
-            found = json.loads(path.read_text("utf-8"))
+            found = read_json(path)
             if found["setup"] != setup or not same_task(
                 found["fingerprint"], fingerprint
             ):

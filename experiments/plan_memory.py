@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from meta_opt.text_files import read_json
+
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -72,7 +74,7 @@ def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
     import jax
     from tqdm import tqdm
 
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    known = read_json(kept) if kept.is_file() else {}
     rows = []
     cases = [(t, o) for t in settings["trainable"] for o in settings["optimizers"]]
     bar = tqdm(cases, desc="plans", unit="plan")

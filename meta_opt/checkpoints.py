@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from meta_opt.text_files import read_json
 from meta_opt.types import PyTree, write_atomic
 
 _log = logging.getLogger(__name__)
@@ -260,7 +261,10 @@ class Checkpoints:
             manifest = self._directory / _MANIFESTS / f"{folder.name}.json"
             if not manifest.exists():
                 continue  # Orbax knows whether it was ever committed.
-            problem = _find_damage(folder, json.loads(manifest.read_text("utf-8")))
+            try:
+                problem = _find_damage(folder, read_json(manifest))
+            except ValueError as error:
+                problem = str(error)
             if problem:
                 self._set_aside(int(folder.name), problem)
 

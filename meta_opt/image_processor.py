@@ -13,6 +13,7 @@ where version 5 of Transformers writes them and which is read first, as it does.
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ _KINDS = {
 _CROP_PCT, _NO_CROP = 0.875, 384
 """Of ConvNeXt: the share of the shorter side that is kept, below so many pixels."""
 _MAX_PIXEL = 255
+MAX_SIDE = 2**14
+"""The most pixels a side that pictures are resized to."""
 
 Channels = tuple[float, ...]
 
@@ -100,7 +103,8 @@ class ImageProcessor:
             if not isinstance(self._get(name, False), bool):
                 raise self._error(name, "must be true or false")
         for name in _TYPES:
-            if self._get(name, "CLIPImageProcessor") not in _KINDS:
+            kind = self._get(name, "CLIPImageProcessor")
+            if not isinstance(kind, str) or kind not in _KINDS:
                 raise self._error(name, f"is none of {', '.join(_KINDS)}")
         if self._get("do_pad", False):
             raise self._error("do_pad", "is not applied here; set it to false")
@@ -122,7 +126,7 @@ class ImageProcessor:
         unit = 1.0
         if self._get("do_rescale", True):
             factor = self._get("rescale_factor", 1 / _MAX_PIXEL)
-            if not _is_number(factor) or factor <= 0:
+            if not is_number(factor) or factor <= 0:
                 raise self._error("rescale_factor", "must be a number above 0")
             unit = factor * _MAX_PIXEL
             # Written in decimals, 1 / 255 is not always 1 / 255.
@@ -175,7 +179,7 @@ class ImageProcessor:
         if resized is None or not crops:
             resized = size
         elif final not in (None, size):
-            resized = round(resized * size / final)
+            resized = self._side(name, round(resized * size / final))
         resample = self._get("resample", BICUBIC)
         if not isinstance(resample, int) or not 0 <= resample <= 5:
             raise self._error("resample", "is none of Pillow's filters, 0 to 5")
@@ -187,19 +191,20 @@ class ImageProcessor:
         edge = given
         if isinstance(given, Mapping):
             edge = _set(given).get("shortest_edge")
-        if not isinstance(edge, int) or edge < 1:
+        if not isinstance(edge, int):
             raise self._error("size", "has no shortest_edge")
+        edge = self._side("size", edge)
         if edge != size and not adapt:
             raise self._error("size", f"is not the {size} pixels that the model takes")
         share = self._get("crop_pct", _CROP_PCT)
-        if not _is_number(share) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise self._error("crop_pct", "must be above 0 and at most 1")
         resample = self._get("resample", BILINEAR)
         if not isinstance(resample, int) or not 0 <= resample <= 5:
             raise self._error("resample", "is none of Pillow's filters, 0 to 5")
         if edge >= _NO_CROP:
             return Geometry(False, size, resample)
-        return Geometry(True, int(size / share), resample)
+        return Geometry(True, self._side("crop_pct", int(size / share)), resample)
 
     def _size(self, is_clip: bool) -> tuple[int | None, bool]:
         """What pictures are resized to, and whether it is their shorter side."""
@@ -207,9 +212,9 @@ class ImageProcessor:
         if given is None:
             return None, is_clip
         if is_clip and isinstance(given, int):
-            return given, True
+            return self._side("size", given), True
         if isinstance(given, Mapping) and _set(given).keys() == {"shortest_edge"}:
-            return given["shortest_edge"], True
+            return self._side("size", given["shortest_edge"]), True
         return self._square("size"), False
 
     def _square(self, name: str) -> int | None:
@@ -219,17 +224,24 @@ class ImageProcessor:
             sides = _set(given)
             sides = sides.values() if sides.keys() == {"height", "width"} else ()
         elif not isinstance(given, list):
-            return given
-        if len(set(sides)) != 1:
+            return None if given is None else self._side(name, given)
+        first, *others = (*sides,) or (None,)
+        if first is None or any(side != first for side in others):
             raise self._error(name, "is no square")
-        return next(iter(sides))
+        return self._side(name, first)
+
+    def _side(self, name: str, given: Any) -> int:
+        is_whole = isinstance(given, int) and not isinstance(given, bool)
+        if not is_whole or not 1 <= given <= MAX_SIDE:
+            raise self._error(name, f"must be pixels, 1 to {MAX_SIDE}")
+        return given
 
     def _numbers(self, name: str, default: Channels) -> Channels:
         given = self._get(name, default)
-        values = (given,) * 3 if _is_number(given) else given
+        values = (given,) * 3 if is_number(given) else given
         if not isinstance(values, list | tuple) or len(values) != 3:
             raise self._error(name, "must be three numbers, or one")
-        if not all(_is_number(x) for x in values):
+        if not all(is_number(x) for x in values):
             raise self._error(name, "must be three numbers, or one")
         return tuple(map(float, values))
 
@@ -262,9 +274,14 @@ def _set(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number that a float can hold.
+
+    >>> is_number(0.5), is_number(True), is_number(10**400)
+    (True, False, False)
+    """
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and abs(value) <= sys.float_info.max
     )

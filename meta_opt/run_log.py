@@ -28,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from meta_opt.text_files import write_json
+from meta_opt.text_files import parse_json, read_json, read_json_value, write_json
 from meta_opt.types import write_atomic
 
 _log = logging.getLogger(__name__)
@@ -142,18 +142,20 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         a kill cut off is left out.
 
     Raises:
-        ValueError: if another line is not JSON.
+        ValueError: if another line is not JSON, or has no step; it is named.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    complete, torn = lines[:-1], lines[-1]
+    *complete, torn = Path(path).read_bytes().split(b"\n")
     if torn:
         _log.warning("%s: the last line is incomplete and left out", path)
     records = []
     for number, line in enumerate(complete, start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        step = record.get("step") if isinstance(record, dict) else None
+        if not isinstance(step, int):
+            raise ValueError(f"{path}, line {number} is no object with a whole `step`")
         records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
 
@@ -235,7 +237,7 @@ def write_config(
     path = Path(workdir) / "config.json"
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     if resuming and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         if changed := changed_settings(before, json.loads(text), may_change):
             raise ValueError(
                 f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
@@ -283,10 +285,23 @@ def describe_environment() -> dict[str, Any]:
 def write_environment(workdir: str | Path, step: int) -> None:
     """Adds an entry for this start of the run, at ``step``, to environment.json."""
     path = Path(workdir) / "environment.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts = read_starts(workdir)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     starts.append({"step": step, "started": started, **describe_environment()})
     write_json(path, starts)
+
+
+def read_starts(workdir: str | Path) -> list[dict[str, Any]]:
+    """The entries of a run's environment.json, of each start; none without the file.
+
+    Raises:
+        ValueError: a damaged file; it is named.
+    """
+    path = Path(workdir) / "environment.json"
+    starts = read_json_value(path) if path.exists() else []
+    if not isinstance(starts, list) or not all(isinstance(x, dict) for x in starts):
+        raise ValueError(f"{path} is damaged: it has no list of JSON objects")
+    return starts
 
 
 def _git_revision(folder: Path) -> str | None:

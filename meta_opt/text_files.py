@@ -4,6 +4,7 @@ What is wrong is said with file and line.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,15 @@ from meta_opt.types import write_atomic
 
 T = TypeVar("T")
 
+MAX_DEPTH = 100
+"""Lists and objects in each other; what comes later, such as `repr`, is recursive."""
+
 _BEGINNINGS = {
     b"\xff\xfe": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
     b"\x1f\x8b": "compressed by gzip; decompress it: gunzip",
 }
+_TOO_DEEP = "no JSON that can be read: it is nested too deeply"
 _LATIN = "convert it, if it is Latin-1: iconv -f LATIN1 -t UTF-8"
 
 
@@ -49,24 +54,20 @@ def parse_json(data: bytes) -> Any:
     """The value of strict JSON in UTF-8.
 
     Raises:
-        ValueError: no UTF-8 or no JSON; NaN and infinities, which JSON does not have;
-            a key twice in an object; half of a surrogate pair, which no tokenizer and
-            no file takes.
+        ValueError: no UTF-8 or no JSON; NaN and infinities, which JSON does not have,
+            and numbers that no float holds; a key twice in an object; half of a
+            surrogate pair, which no tokenizer and no file takes; lists and objects in
+            more than `MAX_DEPTH` others.
 
     >>> parse_json(b'{"a": [1, null]}')
     {'a': [1, None]}
     """
-    text = decode_text(data)
-    try:
-        value = json.loads(
-            text, parse_constant=_no_constant, object_pairs_hook=_without_duplicates
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {_place(error)}") from None
-    except RecursionError:
-        raise ValueError("no JSON that can be read: it is nested too deeply") from None
-    _check_characters(value)
-    return value
+    return _parsed(
+        decode_text(data),
+        parse_constant=_no_constant,
+        parse_float=_finite,
+        object_pairs_hook=_without_duplicates,
+    )
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -86,17 +87,30 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The object of a JSON file in UTF-8.
 
     Raises:
-        ValueError: no UTF-8, no JSON or no object; the file is named.
+        ValueError: as `read_json_value`, or no object; the file is named.
+        OSError: a file that is not there or cannot be read.
+    """
+    value = read_json_value(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it has no JSON object")
+    return value
+
+
+def read_json_value(path: str | os.PathLike) -> Any:
+    """The value of a JSON file in UTF-8.
+
+    Unlike `parse_json` it takes NaN and infinities, which results have.
+
+    Raises:
+        ValueError: no UTF-8, no JSON, half of a surrogate pair, or lists and objects in
+            more than `MAX_DEPTH` others; the file is named.
         OSError: a file that is not there or cannot be read.
     """
     text = read_text(path)
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: no JSON: {_place(error)}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it has no JSON object")
-    return value
+        return _parsed(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
@@ -166,21 +180,42 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_characters(value: Any) -> None:
-    """Raises ValueError for half of a surrogate pair in any text."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            half = ascii(value[error.start])[1:-1]
-            raise ValueError(
-                f"a text has half of a surrogate pair, {half} at place "
-                f"{error.start + 1}: the character was cut in two; mend or remove it"
-            ) from None
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            _check_characters(key)
-            _check_characters(part)
-    elif isinstance(value, list):
-        for part in value:
-            _check_characters(part)
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"the number {text[:20]} is larger than any float")
+    return number
+
+
+def _parsed(text: str, **hooks: Any) -> Any:
+    """The value of JSON; raises ValueError."""
+    try:
+        value = json.loads(text, **hooks)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {_place(error)}") from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    # By levels and not by recursion, which deep nesting ends.
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        nested = [x for x in level if isinstance(x, dict | list)]
+        for part in level:
+            if isinstance(part, str):
+                _check_characters(part)
+        level = [
+            x for n in nested for x in (n if isinstance(n, list) else (*n, *n.values()))
+        ]
+        if not level:
+            return value
+    raise ValueError(_TOO_DEEP)
+
+
+def _check_characters(text: str) -> None:
+    """Raises ValueError for half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise ValueError(
+            f"a text has half of a surrogate pair, {half} at place "
+            f"{error.start + 1}: the character was cut in two; mend or remove it"
+        ) from None

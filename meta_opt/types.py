@@ -45,12 +45,12 @@ def near_match(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_name(setting: str, value: str, known: typing.Collection[str]) -> None:
+def check_name(setting: str, value: Any, known: typing.Collection[str]) -> None:
     """Raises ValueError for a value that is not known, naming the nearest one."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(
             f"{setting}={value!r} is none of {', '.join(known)}"
-            f"{near_match(value, known)}"
+            f"{near_match(str(value), known)}"
         )
 
 
@@ -66,7 +66,7 @@ def check_keys(
             )
 
 
-def from_config(cls: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
+def from_config(cls: type[T], mapping: Any, name: str = "") -> T:
     """Builds the frozen dataclass ``cls`` from a mapping such as a ConfigDict.
 
     Fields that are dataclasses themselves are built from nested mappings, and lists
@@ -81,12 +81,15 @@ def from_config(cls: type[T], mapping: Mapping[str, Any], name: str = "") -> T:
         An instance of ``cls``.
 
     Raises:
-        ValueError: if a key is not a field (named, with the nearest one), a field
-            without default is missing, or a value is of another type than its field.
+        ValueError: if ``mapping`` is none, a key is not a field (named, with the
+            nearest one), a field without default is missing, or a value is of another
+            type than its field.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     name = name or cls.__name__
+    if not hasattr(mapping, "items"):  # Config objects are no Mapping.
+        raise ValueError(f"{name} must be settings by name, not {mapping!r}")
     check_keys(name, mapping, fields)
     values = {k: _typed(hints[k], v, f"{name}.{k}") for k, v in mapping.items()}
     missing = [
@@ -110,13 +113,17 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     Annotations other than plain ones, and values that no config file can have, such as
     arrays, are not looked into.
     """
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_config(typing.cast(type, hint), value, name)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        return from_config(hint, value, name)
     if isinstance(value, list):
         value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    if not isinstance(value, _PLAIN) or not all(map(_is_plain, options)):
+    if not all(map(_is_plain, options)):
         return value
+    if not isinstance(value, (*_PLAIN, Mapping)):
+        return value  # Of Python code: an array, a function.
     for option in options:
         if option in (type(None), str, bool) and isinstance(value, option):
             return value
@@ -125,7 +132,10 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if option is int and isinstance(value, int):
             return value
         if option is float and isinstance(value, int | float):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise ValueError(f"{name} is larger than any float") from None
         if typing.get_origin(option) is tuple and isinstance(value, str | tuple):
             inner = typing.get_args(option)
             value = (value,) if isinstance(value, str) else value

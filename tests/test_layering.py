@@ -14,6 +14,7 @@ LAYERS = {
     "meta_opt.types": 0,
     "meta_opt.mesh_axes": 0,
     "meta_opt.text_files": 0.05,
+    "meta_opt.tensor_files": 0.05,
     "meta_opt.image_processor": 0.1,
     "meta_opt.compilation_cache": 0.1,
     "meta_opt.features": 1,

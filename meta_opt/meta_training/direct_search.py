@@ -8,7 +8,6 @@ arXiv:1604.00772).
 
 import concurrent.futures
 import dataclasses
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from meta_opt.optimizers.weights import load_theta
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
 from meta_opt.tasks.task import Task
-from meta_opt.text_files import write_json
+from meta_opt.text_files import read_json_value, write_json
 from meta_opt.types import PyTree
 
 _HISTORY = "history.json"
@@ -511,5 +510,5 @@ def _adamw(
 def _read(path: Path, default: Any = ()) -> Any:
     """The JSON value of a file; ``default`` (a tuple as a list) if there is none."""
     if path.is_file():
-        return json.loads(path.read_text())
+        return read_json_value(path)
     return list(default) if isinstance(default, tuple) else default

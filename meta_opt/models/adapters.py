@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
-from safetensors import SafetensorError
 
 from meta_opt.models.generative import Generative
 from meta_opt.models.huggingface import module_names
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.parameters import by_path, some
 from meta_opt.models.peft import LEAVES, PREFIX, merge_layers, parse_config
+from meta_opt.models.settings import check_pattern
 from meta_opt.models.vision_text import VisionText
+from meta_opt.tensor_files import parse_tensors
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import from_config, write_atomic
 
@@ -73,13 +74,21 @@ def load_adapters(folder: str | os.PathLike, model: nnx.Module) -> LoRAConfig:
             f"{folder / _OURS[0]} has format {about.get('format')!r}; this code reads "
             f"{_FORMAT}"
         )
-    if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
+    if (found := hashlib.sha256(data).hexdigest()) != about.get("sha256"):
         raise ValueError(
             f"{folder / _OURS[1]} is damaged: its SHA-256 is {found}, {_OURS[0]} says "
-            f"{about['sha256']}"
+            f"{about.get('sha256')}"
         )
-    config = from_config(LoRAConfig, about["config"])
-    _put_on(model, config, _parse(folder / _OURS[1], data))
+    try:
+        config = from_config(LoRAConfig, about.get("config"), "config")
+        check_pattern("config.pattern", config.pattern)
+    except ValueError as error:
+        raise ValueError(f"{folder / _OURS[0]}: {error}") from None
+    tensors = parse_tensors(data, folder / _OURS[1])
+    try:
+        _put_on(model, config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     return config
 
 
@@ -177,7 +186,9 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
                 "they were, and the model's are in int8; put the adapters on before"
             )
     try:
-        lora, arrays = merge_layers(config, layers, _parse(folder / _PEFT[1], data))
+        lora, arrays = merge_layers(
+            config, layers, parse_tensors(data, folder / _PEFT[1])
+        )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     _put_on(model, lora, arrays)
@@ -224,10 +235,3 @@ def _read(folder: Path, names: tuple[str, str]) -> tuple[dict[str, Any], bytes]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: no adapters of this format")
     return read_json(folder / names[0]), (folder / names[1]).read_bytes()
-
-
-def _parse(path: Path, data: bytes) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load(data)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again") from None

@@ -17,7 +17,13 @@ from flax import nnx
 
 from meta_opt.models import layers
 from meta_opt.models.layers import ACTIVATIONS, Numerics
-from meta_opt.models.settings import check_divides, check_names
+from meta_opt.models.settings import (
+    MAX_DEPTH,
+    check_counts,
+    check_divides,
+    check_names,
+    check_positive,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,10 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that do not fit together and unknown names."""
+        check_counts(self, "vocab_size", "width", "heads", "key_value_heads")
+        check_counts(self, "head_width", "mlp_width")
+        check_counts(self, "depth", most=MAX_DEPTH)
+        check_positive(self, "norm_epsilon", "rope_base")
         check_divides(self, "key_value_heads", "heads")
         check_names(self, activation=tuple(ACTIVATIONS))
         if self.head_width % 2:

@@ -26,6 +26,7 @@ from flax.nnx import LoRAParam
 from meta_opt.features.tensors import GROUPS, modality_group
 from meta_opt.models.int8 import restore_base
 from meta_opt.models.layers import Linear
+from meta_opt.models.settings import check_counts
 from meta_opt.types import near_match
 
 __all__ = [
@@ -79,6 +80,7 @@ class LoRAConfig:
         """Raises ValueError for a rank below 1 and unknown groups."""
         if self.rank < 1:
             raise ValueError(f"rank={self.rank} of LoRA must be at least 1")
+        check_counts(self, "rank")
         for group in self.groups:
             if group not in GROUPS:
                 raise ValueError(

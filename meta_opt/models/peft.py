@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from meta_opt.image_processor import is_number
+from meta_opt.models.huggingface.settings import section
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.parameters import some
+from meta_opt.models.settings import check_pattern, is_count
 
 PREFIX = "base_model.model."
 """Of every tensor's name."""
@@ -145,7 +148,11 @@ def parse_config(given: Mapping[str, Any]) -> PeftConfig:
         raise ValueError(f"it is not plain LoRA: {', '.join(refused)}")
     start = given.get("init_lora_weights", True)
     start = start.lower() if isinstance(start, str) else start
-    if start not in (None, *_PLAIN_STARTS, *_SUBTRACTED_STARTS):
+    if isinstance(start, list | dict) or start not in (
+        None,
+        *_PLAIN_STARTS,
+        *_SUBTRACTED_STARTS,
+    ):
         raise ValueError(
             f"init_lora_weights={given['init_lora_weights']!r} changed the kernels "
             "underneath in a way that the adapters do not record; let PEFT write plain "
@@ -153,24 +160,30 @@ def parse_config(given: Mapping[str, Any]) -> PeftConfig:
             "or merge them there"
         )
     rank, alpha = given.get("r", 8), given.get("lora_alpha", 8)
-    ranks = {"r": rank, **(given.get("rank_pattern") or {})}
-    alphas = {"lora_alpha": alpha, **(given.get("alpha_pattern") or {})}
-    for name, value in (*ranks.items(), *alphas.items()):
-        if not isinstance(value, int | float) or value <= 0:
+    rank_pattern = section(given, "rank_pattern", {})
+    alpha_pattern = section(given, "alpha_pattern", {})
+    for name, value in {"r": rank, **rank_pattern}.items():
+        if not is_count(value):
+            raise ValueError(f"{name}={value!r} must be a number above 0, a whole one")
+    for name, value in {"lora_alpha": alpha, **alpha_pattern}.items():
+        if not (is_number(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a number above 0")
+    for name in (*rank_pattern, *alpha_pattern):
+        check_pattern("rank_pattern or alpha_pattern", name)
     layers = given.get("layers_to_transform")
+    layers = (layers,) if isinstance(layers, int) else (layers or ())
+    if not isinstance(layers, list | tuple) or not all(map(is_number, layers)):
+        raise ValueError(f"layers_to_transform={layers!r} must be numbers of layers")
     return PeftConfig(
         rank=rank,
         alpha=float(alpha),
         rs_lora=bool(given.get("use_rslora")),
-        rank_pattern=given.get("rank_pattern") or {},
-        alpha_pattern=given.get("alpha_pattern") or {},
-        target_modules=_names(given.get("target_modules")),
-        exclude_modules=_names(given.get("exclude_modules")) or (),
-        layers_to_transform=(layers,)
-        if isinstance(layers, int)
-        else (*(layers or ()),),
-        layers_pattern=_tuple(given.get("layers_pattern")),
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        target_modules=_names(given, "target_modules"),
+        exclude_modules=_names(given, "exclude_modules") or (),
+        layers_to_transform=tuple(layers),
+        layers_pattern=_patterns(given, "layers_pattern"),
         start=start if start in _SUBTRACTED_STARTS else "",
     )
 
@@ -330,9 +343,21 @@ def _matches(wanted: str | tuple[str, ...], name: str) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in wanted)
 
 
-def _names(given: Any) -> str | tuple[str, ...] | None:
-    return given if given is None or isinstance(given, str) else tuple(given)
+def _names(given: Mapping[str, Any], key: str) -> str | tuple[str, ...] | None:
+    """A regular expression, or a list of names."""
+    found = given.get(key)
+    if isinstance(found, str):
+        check_pattern(key, found)
+    if found is None or isinstance(found, str):
+        return found
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise ValueError(f"{key}={found!r} must be a text or a list of texts")
+    return tuple(found)
 
 
-def _tuple(given: Any) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given or ())
+def _patterns(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    found = _names(given, key) or ()
+    found = (found,) if isinstance(found, str) else found
+    for pattern in found:
+        check_pattern(key, pattern)
+    return found

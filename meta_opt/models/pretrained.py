@@ -9,7 +9,6 @@ card. Nothing is pickled.
 
 import dataclasses
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from flax import nnx
 from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.parameters import STORED, by_path, exportable, mismatch, some
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
-from meta_opt.text_files import write_json
-from meta_opt.types import from_config, near_match, write_atomic
+from meta_opt.tensor_files import parse_tensors
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import check_name, from_config, near_match, write_atomic
 
 FORMAT_VERSION = 2
 _KINDS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -94,15 +94,14 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText | Genera
     """
     path = _find(name_or_path)
     about = _about(path)
-    config = _config(about, changes)
+    kind, config = _config(path, about, changes)
     data = _with_suffix(path, ".safetensors").read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
+    if (found := hashlib.sha256(data).hexdigest()) != about.get("sha256"):
         raise ValueError(
             f"{path}.safetensors is damaged or of another version: its SHA-256 is "
-            f"{found}, {path}.json says {about['sha256']}; fetch both files again"
+            f"{found}, {path}.json says {about.get('sha256')}; fetch both files again"
         )
-    tensors = safetensors.numpy.load(data)
-    kind, _ = _KINDS[about.get("kind", "vision_text")]
+    tensors = parse_tensors(data, f"{path}.safetensors")
     model = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
     params = by_path(model, STORED)
     problems = mismatch(
@@ -127,11 +126,12 @@ def read_config(
     Raises:
         ValueError: if there are no such weights.
     """
-    return _config(_about(_find(name_or_path)), {})
+    path = _find(name_or_path)
+    return _config(path, _about(path), {})[1]
 
 
 def _about(path: Path) -> dict[str, Any]:
-    about = json.loads(_with_suffix(path, ".json").read_text())
+    about = read_json(_with_suffix(path, ".json"))
     if (version := about.get("format_version")) != FORMAT_VERSION:
         raise ValueError(
             f"{path}.json has format version {version!r}; this code reads "
@@ -141,11 +141,20 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _config(
-    about: dict[str, Any], changes: dict[str, Any]
-) -> VisionTextConfig | GenerativeConfig:
+    path: Path, about: dict[str, Any], changes: dict[str, Any]
+) -> tuple[type[Any], VisionTextConfig | GenerativeConfig]:
+    """The model's class and its configuration."""
     numerics = {"param_dtype": "float32", **changes}
-    _, settings = _KINDS[about.get("kind", "vision_text")]
-    return from_config(settings, {**about["config"], **numerics})
+    name = about.get("kind", "vision_text")
+    try:
+        check_name("kind", name, _KINDS)
+        kind, settings = _KINDS[name]
+        written = about.get("config")
+        if not isinstance(written, dict):
+            raise ValueError(f"config={written!r} is no JSON object")
+        return kind, from_config(settings, {**written, **numerics})
+    except ValueError as error:
+        raise ValueError(f"{path}.json: {error}") from None
 
 
 def _find(name_or_path: str | os.PathLike) -> Path:

@@ -1,6 +1,98 @@
-"""Checks of a configuration's fields, with errors that name the field and its value."""
+"""Checks of a configuration's fields, with errors that name the field and its value.
+
+A configuration may come from a file of someone else's: sizes are bounded, so that what
+is made of them ends, and so are regular expressions.
+"""
+
+import math
+import re
+from typing import Any
 
 from meta_opt.types import near_match
+
+MAX_SIZE = 2**24
+"""The largest width, vocabulary or side in pixels."""
+MAX_DEPTH = 1024
+"""The most layers of a stack."""
+_MAX_REPEATS = 5
+"""Unbounded repetitions in a regular expression; time grows with this power."""
+
+
+def is_count(value: Any, most: int = MAX_SIZE) -> bool:
+    """Whether a value is an integer from 1 to ``most``.
+
+    >>> is_count(3), is_count(0), is_count(2.0), is_count(True)
+    (True, False, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def check_counts(config: object, *names: str, most: int = MAX_SIZE) -> None:
+    """Raises ValueError for a field that is no integer from 1 to ``most``.
+
+    >>> import types
+    >>> check_counts(types.SimpleNamespace(depth=0), "depth", most=9)
+    Traceback (most recent call last):
+    ValueError: depth=0 must be a whole number from 1 to 9
+    """
+    for name in names:
+        if not is_count(value := getattr(config, name), most):
+            raise ValueError(
+                f"{name}={value!r} must be a whole number from 1 to {most}"
+            )
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raises ValueError for a field that is no finite number above 0.
+
+    >>> import types
+    >>> check_positive(types.SimpleNamespace(epsilon="a"), "epsilon")
+    Traceback (most recent call last):
+    ValueError: epsilon='a' must be a number above 0
+    """
+    for name in names:
+        value = getattr(config, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and 0 < value < math.inf):
+            raise ValueError(f"{name}={value!r} must be a number above 0")
+
+
+def check_pattern(name: str, pattern: Any) -> None:
+    r"""Raises ValueError for no regular expression, or one that might never end.
+
+    The time of a search doubles with each character where a group is repeated whose
+    parts can be divided in several ways, and it grows with the power of the number of
+    unbounded repetitions. No adapter needs either.
+
+    Args:
+        name: of the setting, for the error.
+        pattern: of someone else's file.
+
+    >>> check_pattern("target_modules", r".*\.layers\.\d+\.(q|v)_proj$")
+    >>> check_pattern("target_modules", r"(a+)+")
+    Traceback (most recent call last):
+    ValueError: target_modules='(a+)+' repeats a group, which may take forever; write
+    the names of the layers out
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(
+            f"{name}={pattern!r} is no regular expression: {error}"
+        ) from None
+    # Without what is escaped, and without classes of characters.
+    plain = re.sub(r"\\.", "a", pattern, flags=re.DOTALL)
+    plain = re.sub(r"\[\^?\]?[^]]*\]", "a", plain)
+    if re.search(r"\)\s*[*+{]", plain):
+        raise ValueError(
+            f"{name}={pattern!r} repeats a group, which may take forever; write the "
+            "names of the layers out"
+        )
+    if len(re.findall(r"[*+]|,\s*\}", plain)) > _MAX_REPEATS:
+        raise ValueError(
+            f"{name}={pattern!r} has more than {_MAX_REPEATS} unbounded repetitions, "
+            "which may take forever; write the names of the layers out"
+        )
 
 
 def check_divides(config: object, small: str, large: str) -> None:

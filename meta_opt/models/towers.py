@@ -13,7 +13,13 @@ from flax import nnx
 
 from meta_opt.models import layers
 from meta_opt.models.layers import Numerics
-from meta_opt.models.settings import check_divides, check_names
+from meta_opt.models.settings import (
+    MAX_DEPTH,
+    check_counts,
+    check_divides,
+    check_names,
+    check_positive,
+)
 
 STACKED = r"(^|/)layers/"
 """Matches the '/'-joined paths of the leaves that have a leading layer axis."""
@@ -54,6 +60,9 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that do not fit together and unknown names."""
+        check_counts(self, "width", "heads", "mlp_width")
+        check_counts(self, "depth", most=MAX_DEPTH)
+        check_positive(self, "norm_epsilon")
         check_divides(self, "heads", "width")
         check_names(
             self,
@@ -88,6 +97,7 @@ class VisionConfig(Numerics):
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that do not fit together and unknown names."""
         super().__post_init__()
+        check_counts(self, "image_size", "patch_size")
         check_divides(self, "patch_size", "image_size")
         if self.vision.pooling == "first" and not self.class_token:
             raise ValueError("pooling the first place of an image needs class_token")

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from meta_opt.models.parameters import parameter_count
+from meta_opt.models.settings import check_counts
 from meta_opt.models.towers import (
     STACKED,
     Tower,
@@ -82,6 +83,10 @@ class VisionTextConfig(VisionConfig):
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that do not fit together and unknown names."""
         super().__post_init__()
+        check_counts(self, "vocab_size", "text_length", "embed_dim")
+        for name in ("pad_id", "end_id"):
+            if not isinstance(value := getattr(self, name), int):
+                raise ValueError(f"{name}={value!r} must be a whole number")
         for name in ("vision", "text"):
             tower = getattr(self, name)
             if tower.pooling == "none":

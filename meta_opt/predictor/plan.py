@@ -1,7 +1,6 @@
 """Chooses encoders, sizes, trained layers and run length for the samples."""
 
 import dataclasses
-import io
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +9,12 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-from PIL import Image
 
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.preprocessing.audio_files import read_clip
 from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
+from meta_opt.data.preprocessing.images import size_of
 from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.data.preprocessing.whisper_mel import RATE
 from meta_opt.data.sources.sample_schema import Media, Sample
@@ -263,10 +262,8 @@ def _image_size(
     sides = []
     for one in _spread(media):
         try:
-            with Image.open(io.BytesIO(one.read())) as image:
-                sides.append(max(image.size))
-        # A decoder raises anything on a damaged file; reading counts it.
-        except Exception:
+            sides.append(max(size_of(one.read())))
+        except OSError:  # Reading counts it.
             continue
     median = statistics.median(sides) if sides else preset.image_size
     memory = math.floor(math.sqrt(_PICTURE_BYTES / (3 * max(count, 1))))

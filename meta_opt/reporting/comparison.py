@@ -1,6 +1,5 @@
 """The report of a comparison: table, figure and page in one folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from meta_opt.reporting.curves import plot_curves
 from meta_opt.reporting.page import write_page
 from meta_opt.reporting.runs import Run, read_run
 from meta_opt.reporting.tables import comparison, to_text
+from meta_opt.text_files import read_json
 from meta_opt.types import write_atomic
 
 
@@ -41,7 +41,7 @@ def write_report(
     """
     read = {label: read_run(workdir, label) for label, workdir in runs.items()}
     first = read_run(before, "before")
-    examples = json.loads((Path(before) / "examples.json").read_text("utf-8"))
+    examples = read_json(Path(before) / "examples.json")
     return _write(
         Path(folder), title, summary, read, reference, first, examples, facts or {}
     )

@@ -1,12 +1,12 @@
 """Runs as a report sees them: read from their directories, nothing else."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from meta_opt.run_log import METRICS, TIMING, read_records
+from meta_opt.run_log import METRICS, TIMING, read_records, read_starts
+from meta_opt.text_files import read_json
 
 RESULT = "result.json"
 
@@ -41,7 +41,9 @@ class Run:
 
     def seconds(self, steps: list[int]) -> list[float]:
         """Returns the seconds of training until each step, NaN where not recorded."""
-        known = {r["step"]: r["train_seconds"] for r in self.timing}
+        known = {
+            r["step"]: r["train_seconds"] for r in self.timing if "train_seconds" in r
+        }
         return [known.get(step, math.nan if step else 0.0) for step in steps]
 
     def final(self, metric: str) -> float | None:
@@ -66,7 +68,7 @@ def read_run(workdir: str | Path, label: str) -> Run:
         label: as in tables and figures.
 
     Raises:
-        ValueError: if the run is not finished.
+        ValueError: if the run is not finished, or a file is damaged; it is named.
     """
     workdir = Path(workdir)
     if not is_finished(workdir):
@@ -75,18 +77,18 @@ def read_run(workdir: str | Path, label: str) -> Run:
             "to finish it"
         )
 
-    def read_json(name: str, default: Any) -> Any:
+    def read(name: str) -> dict[str, Any]:
         path = workdir / name
-        return json.loads(path.read_text("utf-8")) if path.is_file() else default
+        return read_json(path) if path.is_file() else {}
 
     def records(name: str) -> list[dict[str, Any]]:
         return read_records(workdir / name) if (workdir / name).is_file() else []
 
     return Run(
         label=label,
-        result=read_json(RESULT, {}),
+        result=read(RESULT),
         records=records(METRICS),
         timing=records(TIMING),
-        config=read_json("config.json", {}),
-        environment=(read_json("environment.json", []) or [{}])[-1],
+        config=read("config.json"),
+        environment=(read_starts(workdir) or [{}])[-1],
     )

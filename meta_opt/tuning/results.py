@@ -1,12 +1,11 @@
 """What a search found, as a JSON file that is kept with the code."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meta_opt.run_log import describe_environment
-from meta_opt.text_files import write_json
+from meta_opt.text_files import read_json, write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -71,8 +70,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
             "writes it"
         )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        dict(record["best"]["params"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        record = read_json(path)
+        if not isinstance(record["best"]["params"], dict):
+            raise TypeError("`params` is no object")
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the result of a search: {error!r}") from None
     return record

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +33,9 @@ Objective: TypeAlias = Callable[[dict[str, Any], Report], float]
 # User attributes of the study, and of a trial.
 _SETUP, _INTERRUPTED = "setup", "interrupted"
 _ERROR, _SECONDS, _PLACE = "error", "seconds", "place"
+
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+"""What Optuna raises for values in a file that it did not write."""
 
 _NAMED = 5
 """Differing settings that an error names."""
@@ -133,7 +136,7 @@ def search(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     claims = Claims(storage)
-    with claims.exclusive():
+    with claims.exclusive(), _damage_named(storage):
         study = optuna.create_study(
             storage=optuna.storages.RDBStorage(
                 f"sqlite:///{Path(storage).absolute()}",
@@ -146,6 +149,7 @@ def search(
         )
         _check_setup(study, config, space, setup or {}, storage, maximize)
         _set_dead_aside(study, claims)
+        study.get_trials(deepcopy=False)  # All of it is read, before any is run.
     from tqdm import tqdm
 
     done = len(_counted(study))
@@ -174,6 +178,27 @@ def search(
             f"none of {done} trials of {name!r} completed: {'; '.join(sorted(errors))}"
         )
     return study
+
+
+@contextlib.contextmanager
+def _damage_named(storage: str | Path) -> Iterator[None]:
+    """Turns what a damaged file of a study raises into ValueError with its name."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, *_UNREADABLE) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OperationalError) and "locked" in str(cause):
+            raise
+        if isinstance(error, ValueError) and str(storage) in str(error):
+            raise  # It is named already.
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{storage} is no study or is damaged ({problem}); move it away to begin "
+            "anew"
+        ) from error
 
 
 def _claim(

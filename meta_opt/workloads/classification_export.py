@@ -8,6 +8,7 @@ fit of pictures, and the SHA-256 of the arrays.
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from meta_opt.models.convnets import (
     ResNetConfig,
     make_convnet,
 )
+from meta_opt.models.convnets.base import MAX_BLOCKS
 from meta_opt.models.encoders import EfficientNet, EfficientNetConfig
 from meta_opt.models.encoders.efficientnet import Stage
 from meta_opt.models.encoders.registry import filled
 from meta_opt.models.parameters import by_path, parameter_count
+from meta_opt.models.settings import is_count
+from meta_opt.tensor_files import parse_tensors
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import check_name, from_config, write_atomic
 from meta_opt.workloads.export import ExportConfig
@@ -142,20 +146,44 @@ def read_settings(folder: str | os.PathLike) -> ClassifierSettings:
     if (version := about.get("format")) != _FORMAT:
         raise ValueError(f"{path} has format {version!r}; this code reads {_FORMAT}")
     try:
-        network, names = about["network"], tuple(about["class_names"])
-        architecture, fit = dict(about["architecture"]), about["image"]
-        sha256 = about["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: it lacks {error}") from None
-    check_name(f"network of {path}", network, _ARCHITECTURES)
-    if network == "efficientnet":
-        architecture["stages"] = tuple(Stage(*x) for x in architecture["stages"])
+        return _parse_settings(about)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parse_settings(about: Mapping[str, Any]) -> ClassifierSettings:
+    needed = ("network", "architecture", "class_names", "image", "sha256")
+    if absent := [repr(key) for key in needed if about.get(key) is None]:
+        raise ValueError(f"it is damaged: it lacks {', '.join(absent)}")
+    network, names, given = (about[key] for key in ("network", "class_names", "image"))
+    check_name("network", network, _ARCHITECTURES)
+    if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
+        raise ValueError(f"class_names={names!r} must be a list of texts")
+    architecture = about["architecture"]
+    if network == "efficientnet" and isinstance(architecture, Mapping):
+        architecture = {**architecture, "stages": _stages(architecture)}
     return ClassifierSettings(
-        from_config(_ARCHITECTURES[network], architecture, f"{path}, architecture"),
-        names,
-        from_config(ImageFit, fit, f"{path}, image"),
-        sha256,
+        from_config(_ARCHITECTURES[network], architecture, "architecture"),
+        tuple(names),
+        from_config(ImageFit, given, "image"),
+        str(about["sha256"]),
     )
+
+
+def _stages(architecture: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """EfficientNet's, which are lists of numbers in JSON."""
+    given = architecture.get("stages")
+    if (
+        not isinstance(given, list)
+        or not all(isinstance(x, list) and len(x) == len(Stage._fields) for x in given)
+        or not all(is_count(n) for x in given for n in x)
+        or sum(x[0] for x in given) > MAX_BLOCKS
+    ):
+        raise ValueError(
+            f"stages={given!r} must be lists of {', '.join(Stage._fields)}, of at most "
+            f"{MAX_BLOCKS} blocks"
+        )
+    return tuple(Stage(*x) for x in given)
 
 
 def read_classifier(
@@ -197,6 +225,6 @@ def read_classifier(
         return Classifier(trunk, len(settings.class_names), 0.0, rngs=rngs)
 
     try:
-        return filled(create, safetensors.numpy.load(data)), settings
+        return filled(create, parse_tensors(data, file)), settings
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

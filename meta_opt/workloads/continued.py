@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from meta_opt.models.parameters import mismatch
 from meta_opt.parallel.placement import to_host
+from meta_opt.tensor_files import parse_tensors
 from meta_opt.types import PyTree, write_atomic
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
@@ -90,7 +91,7 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
             f"{path} is damaged or of another run: its SHA-256 is {found} and not "
             f"{sha256}; remove the folder of its phase to train it again"
         )
-    tensors, wanted = safetensors.numpy.load(data), _by_path(like)
+    tensors, wanted = parse_tensors(data, path), _by_path(like)
     stored = {
         name: jax.ShapeDtypeStruct(x.shape, _stored_dtype(x.dtype))
         for name, x in wanted.items()

@@ -18,6 +18,7 @@ from flax import nnx
 from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.preprocessing.augment import AugmentConfig, augment
 from meta_opt.models.encoders import Divisible, load_encoder
+from meta_opt.text_files import read_json
 from meta_opt.types import PyTree, write_atomic
 
 _ENCODED = 64
@@ -80,8 +81,8 @@ class FeatureCache:
         root: str | os.PathLike,
         settings: Mapping[str, Any],
     ) -> None:
-        about = (encoder_folder(encoder, root) / "about.json").read_text("utf-8")
-        key = {"encoder": json.loads(about), **settings}
+        about = read_json(encoder_folder(encoder, root) / "about.json")
+        key = {"encoder": about, **settings}
         self._key = json.dumps(key, sort_keys=True).encode()
         self._folder = Path(folder) if folder else None
         self._name = name

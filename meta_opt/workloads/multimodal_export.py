@@ -19,6 +19,7 @@ from meta_opt.models.encoders.registry import filled
 from meta_opt.models.lora import merge_lora
 from meta_opt.models.multimodal import Multimodal
 from meta_opt.models.parameters import by_path
+from meta_opt.tensor_files import parse_tensors
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import from_config, write_atomic
 from meta_opt.workloads.export import ExportConfig
@@ -89,10 +90,13 @@ def read_settings(
         raise ValueError(f"{file} cannot be read: {error}") from None
     if about.get("format") != _FORMAT:
         raise ValueError(f"{file} is not of a multimodal model of format {_FORMAT}")
-    model = from_config(MultimodalModelConfig, about["model"])
+    try:
+        model = from_config(MultimodalModelConfig, about.get("model"), "model")
+        inputs = from_config(InputsConfig, about.get("inputs"), "inputs")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     # Adapters were folded into the kernels.
-    model = dataclasses.replace(model, trainable="all")
-    return from_config(InputsConfig, about["inputs"]), model, about
+    return inputs, dataclasses.replace(model, trainable="all"), about
 
 
 def read_multimodal(path: str | os.PathLike, inputs: Inputs) -> Multimodal:
@@ -111,13 +115,13 @@ def read_multimodal(path: str | os.PathLike, inputs: Inputs) -> Multimodal:
         data = file.read_bytes()
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
-    if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
+    if (found := hashlib.sha256(data).hexdigest()) != about.get("sha256"):
         raise ValueError(
             f"{file} is damaged: its SHA-256 is {found}, {path}.json has "
-            f"{about['sha256']}"
+            f"{about.get('sha256')}"
         )
     create = model_factory(config, inputs)
     try:
-        return filled(lambda: create(jax.random.key(0)), safetensors.numpy.load(data))
+        return filled(lambda: create(jax.random.key(0)), parse_tensors(data, file))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

@@ -31,7 +31,6 @@ from meta_opt.data.sources.video_annotations import (
     KINDS,
     VideoTextSample,
     annotation_files,
-    clips,
     read_annotations,
 )
 from meta_opt.data.sources.video_annotations.clips import (
@@ -392,7 +391,7 @@ WRONG = [
         "youcook2",
         COOK,
         replaced("127.5", "1e999"),
-        "'segment end' must be a number .* inf",
+        "the number 1e999 is larger than any float",
     ),
     ("youcook2", COOK, replaced("127.5", "NaN"), "json: NaN is no JSON"),
     ("youcook2", COOK, at(*SEGMENT, "id", to=0), "two samples have the key 'GLd3aX16z"),
@@ -922,13 +921,13 @@ def test_damaged_animations_give_frames_or_value_errors(tmp_path, places, byte):
     "error", [IndexError("index out of range"), Image.DecompressionBombError("large")]
 )
 def test_errors_of_damaged_animations(tmp_path, monkeypatch, error):
-    def fail(data):
+    def fail(*args, **kwargs):
         raise error
 
     animation(tmp_path / "a.gif", 5)
     sample = VideoTextSample("a", "a", "train", ("a",))
-    monkeypatch.setattr(clips, "count_frames", fail)
-    with pytest.raises(ValueError, match=rf"a.gif cannot be decoded: {error}"):
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=rf"a.gif cannot be decoded: .*{error}"):
         find_clips(tmp_path, [sample]).frames(sample, 3, 8)
 
 

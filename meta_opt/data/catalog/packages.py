@@ -15,10 +15,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
+
+from meta_opt.data.zip_members import ZIP_ERRORS, read_member
 
 
 class PackageError(RuntimeError):
@@ -183,8 +186,8 @@ class PypiPackage:
                     if not item.is_dir():
                         member = tarfile.TarInfo(item.filename)
                         member.size = item.file_size
-                        files.addfile(member, io.BytesIO(wheel.read(item)))
-        except zipfile.BadZipFile as error:
+                        files.addfile(member, io.BytesIO(read_member(wheel, item)))
+        except ZIP_ERRORS as error:
             raise PackageError(
                 f"{archive} is damaged. Delete it and try again."
             ) from error
@@ -248,7 +251,8 @@ def unpack(package: Package, archive: Path, folder: Path) -> None:
                     if _wanted(member.name, package.members):
                         files.extract(member, scratch, filter="data")
                         found += 1
-        except (tarfile.TarError, EOFError, OSError) as error:
+        # Of a damaged header, tarfile raises ValueError too, and zlib its own error.
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
             raise PackageError(
                 f"{archive} cannot be unpacked: {error}. Delete it and try again."
             ) from error

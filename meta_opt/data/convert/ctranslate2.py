@@ -48,6 +48,8 @@ def _variable(file: BinaryIO) -> tuple[str, np.ndarray]:
     size = _number(file, "I")
     if size != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{name} has {size} bytes for shape {shape}")
+    if size > os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError(f"{name} is cut short")
     data = file.read(size)
     return name, np.frombuffer(data, kind, math.prod(shape)).reshape(shape)
 

@@ -100,6 +100,9 @@ def _bytes(file: BinaryIO, storage: _Storage) -> np.ndarray:
     if count != storage.size:
         raise ValueError(f"storage {storage.key} has {count} of {storage.size} numbers")
     kind = np.dtype(_TYPES[storage.kind])
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if count * kind.itemsize > left:
+        raise ValueError(f"storage {storage.key} is cut short")
     data = file.read(count * kind.itemsize)
     return np.frombuffer(data, kind, count)
 
@@ -109,6 +112,8 @@ def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     if len(shape) != len(strides) or tensor.offset < 0 or min(strides, default=0) < 0:
         raise ValueError(f"a tensor of shape {shape} and strides {strides}")
     last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if math.prod(shape) > storage.size:
+        raise ValueError(f"a tensor of shape {shape} repeats its storage")
     if math.prod(shape) and last >= storage.size:
         raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
     view = np.lib.stride_tricks.as_strided(

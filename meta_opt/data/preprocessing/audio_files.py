@@ -8,6 +8,15 @@ import numpy as np
 
 from meta_opt.data.preprocessing.audio import RATE, SECONDS, trim_silence
 
+MIN_RATE, MAX_RATE = 1_000, 768_000
+"""Samples a second that a file may have."""
+MAX_SAMPLES = 30_000_000
+"""Longer sounds are refused, in the file or resampled: 10 minutes at 48,000 a second.
+
+A gigabyte is needed for so many.
+"""
+_BLOCK = 1 << 16
+
 
 def read_clip(
     file: Path | bytes, rate: int = RATE, seconds: float = SECONDS
@@ -23,7 +32,8 @@ def read_clip(
         int16 [T], with T at most ``rate * seconds``.
 
     Raises:
-        OSError: if the file cannot be read or has samples that are not finite.
+        OSError: if the file cannot be read, has samples that are not finite, is longer
+            than `MAX_SAMPLES`, or has a rate below `MIN_RATE` or above `MAX_RATE`.
         ImportError: if ``soundfile`` or ``scipy`` is not installed.
     """
     try:
@@ -37,14 +47,32 @@ def read_clip(
     name: str | Path = "the file" if isinstance(file, bytes) else file
     opened = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        samples, found = soundfile.read(opened, dtype="float64", always_2d=True)
+        with soundfile.SoundFile(opened) as sound:
+            found = sound.samplerate
+            if not MIN_RATE <= found <= MAX_RATE:
+                raise OSError(
+                    f"{name} has {found:,} samples a second; {MIN_RATE:,} to "
+                    f"{MAX_RATE:,} can be read"
+                )
+            # Into memory by blocks: what the header says of the length is not known to
+            # be true.
+            blocks, length = [], 0
+            for block in sound.blocks(_BLOCK, dtype="float64", always_2d=True):
+                blocks.append(block.mean(axis=1))
+                length += len(block)
+                if length * max(1, rate / found) > MAX_SAMPLES:
+                    raise OSError(
+                        f"{name} has more than {MAX_SAMPLES:,} samples; cut it"
+                    )
     except soundfile.LibsndfileError as error:
         raise OSError(
             f"{name} cannot be read as sound: {error.error_string}"
         ) from error
-    if not np.isfinite(samples).all():
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise OSError(f"{name} cannot be read as sound: {error}") from error
+    mono = np.concatenate([np.zeros(0), *blocks])
+    if not np.isfinite(mono).all():
         raise OSError(f"{name} has samples that are not finite")
-    mono = samples.mean(axis=1)
     if found != rate:
         common = math.gcd(found, rate)
         mono = resample_poly(mono, rate // common, found // common)

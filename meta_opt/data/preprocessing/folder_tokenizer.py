@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders
+from tokenizers import decoders
 
-from meta_opt.data.preprocessing.tokenizer import check_texts
+from meta_opt.data.preprocessing.tokenizer import check_texts, read_tokenizer
 from meta_opt.data.preprocessing.wordpiece import joined
-from meta_opt.text_files import read_json, read_text
+from meta_opt.text_files import read_json
 
 _TOKENIZER = "tokenizer.json"
 _SETTINGS = "tokenizer_config.json"
@@ -48,11 +48,7 @@ class FolderTokenizer:
         folder = Path(folder)
         if not (folder / _TOKENIZER).is_file():
             raise ValueError(_absent(folder))
-        text = read_text(folder / _TOKENIZER)
-        try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # The package raises nothing narrower.
-            raise ValueError(f"{folder / _TOKENIZER} is damaged: {error}") from None
+        self._tokenizer = read_tokenizer(folder / _TOKENIZER)
         # Done here, so that one tokenizer serves threads and lengths.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -63,9 +59,12 @@ class FolderTokenizer:
         self._plain = siglip
         self._wordpiece = isinstance(self._tokenizer.decoder, decoders.WordPiece)
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-        pad = self._id(settings, "pad_token")
+        try:
+            pad = self._id(settings, "pad_token")
+            self.mask_id = self._id(settings, "mask_token", "[MASK]")
+        except ValueError as error:
+            raise ValueError(f"{about} is damaged: {error}") from None
         self.pad_id = pad_id if pad is None else pad
-        self.mask_id = self._id(settings, "mask_token", "[MASK]")
         self.special_ids: tuple[int, ...] = tuple(self._tokenizer.encode("").ids)
 
     def _id(
@@ -73,6 +72,8 @@ class FolderTokenizer:
     ) -> int | None:
         token = settings.get(name, default)
         token = token.get("content") if isinstance(token, Mapping) else token
+        if token is not None and not isinstance(token, str):
+            raise ValueError(f"{name}={settings[name]!r} is no text")
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:

@@ -1,17 +1,32 @@
 """Decoding of image files within a pixel budget, onto white, fitted to a square."""
 
+import contextlib
+import functools
 import io
 import math
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+
+from meta_opt.data.preprocessing.svg_safety import checked_svg
 
 # Of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 MAX_PIXELS = 4_000_000
 """Files that would decode to more are refused (a few clip arts exceed 10^8)."""
+
+
+MAX_CLIP_PIXELS = 1_000_000_000
+"""Animations that have more, of all frames together, are refused."""
+
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
+    *("PPM", "QOI", "TGA", "TIFF", "WEBP"),
+)
+"""Of Pillow's. It gives PostScript to another program, which runs what is in it."""
 
 
 class TooManyPixelsError(ValueError):
@@ -37,7 +52,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             numbers for pixels of which none is known to be white (32-bit or signed
             integers, floats beyond 0 to 1).
     """
-    with _opened(data) as image:
+    with _damage_named(), _opened(data) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise TooManyPixelsError(
@@ -45,6 +60,22 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             )
         ImageOps.exif_transpose(image, in_place=True)
         return _on_white(image)
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone.
+
+    Args:
+        data: a PNG, WebP, JPEG, ... file.
+
+    Raises:
+        OSError: as `decode`.
+
+    >>> size_of(encode_png(np.zeros((2, 3, 3), np.uint8)))
+    (3, 2)
+    """
+    with _damage_named(), _opened(data) as image:
+        return image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -76,10 +107,11 @@ def decode_frames(
         ``count`` Pillow images of mode RGB, or none if the clip has fewer frames.
 
     Raises:
-        TooManyPixelsError: if a frame is larger than ``max_pixels``.
+        TooManyPixelsError: if a frame is larger than ``max_pixels``, or all frames
+            together have more than `MAX_CLIP_PIXELS`.
         OSError: if the file is damaged or of a kind that Pillow does not know.
     """
-    with _opened(data) as image:
+    with _damage_named(), _opened(data) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise TooManyPixelsError(
@@ -88,6 +120,12 @@ def decode_frames(
         total = getattr(image, "n_frames", 1)
         if total < count:
             return []
+        # To come to a frame, all before it are decoded.
+        if width * height * total > MAX_CLIP_PIXELS:
+            raise TooManyPixelsError(
+                f"{total:,} frames of {width} x {height} pixels are more than "
+                f"{MAX_CLIP_PIXELS:,}"
+            )
         frames = []
         for i in range(count):
             image.seek(i * total // count)
@@ -105,7 +143,7 @@ def count_frames(data: bytes) -> int:
         TooManyPixelsError: if a frame is larger than Pillow decodes.
         OSError: if the file is damaged or of a kind that Pillow does not know.
     """
-    with _opened(data) as image:
+    with _damage_named(), _opened(data) as image:
         return getattr(image, "n_frames", 1)
 
 
@@ -161,12 +199,34 @@ def _opened(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError:
         # Pillow's own message names the buffer.
         raise UnidentifiedImageError("no picture of a kind that Pillow reads") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise TooManyPixelsError(str(error)) from error
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those that this Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turns what decoders raise for damaged files, nearly anything, into OSError."""
+    try:
+        yield
+    except (OSError, TooManyPixelsError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(str(error)) from error
+    except Exception as error:
+        raise OSError(
+            f"the picture is damaged ({type(error).__name__}: {error})"
+        ) from error
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
@@ -215,7 +275,8 @@ def encode_png(image: Image.Image | np.ndarray) -> bytes:
 def render_svg(svg: str, side: int) -> Image.Image:
     """Renders an SVG on white with its longer side ``side`` pixels, aspect kept.
 
-    Fonts of the machine are left out, so that the result is the same everywhere.
+    Fonts of the machine are left out, so that the result is the same everywhere, and so
+    are pictures of other files (`meta_opt.data.preprocessing.svg_safety`).
 
     Args:
         svg: the document.
@@ -234,12 +295,21 @@ def render_svg(svg: str, side: int) -> Image.Image:
         raise ImportError(
             "rendering SVG files needs resvg-py: pip install 'meta-opt[data]'"
         ) from error
+    svg = checked_svg(svg, _check_picture)
     # Given both, the drawing is scaled to fit inside them. Without a resolution every
     # length in points, centimetres and the like is zero.
     data = resvg_py.svg_to_bytes(
         svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True
     )
     return decode(bytes(data))
+
+
+def _check_picture(data: bytes) -> None:
+    """Raises ValueError or OSError for a picture in an SVG that is not rendered."""
+    with _damage_named(), _opened(data) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise TooManyPixelsError(f"{width} x {height} pixels")
 
 
 WHITE = 250

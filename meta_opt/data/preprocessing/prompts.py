@@ -6,6 +6,7 @@ for synonyms, for further ones that no picture shows, or for how it is asked.
 
 import dataclasses
 import random
+import string
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -29,6 +30,43 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
 )
 """Ways to ask by name: ``{categories}`` is a list with commas, ``{lines}`` one with a
 category on each line."""
+
+
+def fill_template(template: str, **values: str) -> str:
+    """A template with its fields filled in, and doubled braces made single.
+
+    Unlike `str.format` it takes names alone: a template of someone else's file could
+    ask for attributes, or for a width of gigabytes.
+
+    Args:
+        template: with fields such as ``{categories}``.
+        values: texts by the names of fields.
+
+    Raises:
+        ValueError: a field of another name, or with more than a name.
+
+    >>> fill_template("{a} or {{b}}", a="x")
+    'x or {b}'
+    >>> fill_template("{a:>9999}", a="x")
+    Traceback (most recent call last):
+    ValueError: {a:>9999}: only {a} is filled in; braces that are to stay are doubled
+    """
+    known = ", ".join(f"{{{name}}}" for name in values)
+    doubled = "is filled in; braces that are to stay are doubled"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{error}; only {known} {doubled}") from None
+    filled = []
+    for literal, field, width, conversion in parts:
+        filled.append(literal)
+        if field is None:
+            continue
+        if field not in values or width or conversion:
+            more = f"!{conversion}" * bool(conversion) + f":{width}" * bool(width)
+            raise ValueError(f"{{{(field + more)[:60]}}}: only {known} {doubled}")
+        filled.append(values[field])
+    return "".join(filled)
 
 
 @dataclasses.dataclass(frozen=True)

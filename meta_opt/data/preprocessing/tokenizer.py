@@ -132,9 +132,28 @@ def load_tokenizer(path: str | os.PathLike | None = None) -> CaptionTokenizer:
 
     Raises:
         FileNotFoundError: if there is no file at ``path``.
+        ValueError: a damaged file, or one of another vocabulary; it is named.
     """
     path = Path(path) if path is not None else BUNDLED / "tokenizer.json"
-    return CaptionTokenizer(Tokenizer.from_str(read_text(path)))
+    found = read_tokenizer(path)
+    try:
+        return CaptionTokenizer(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """Reads a ``tokenizer.json``.
+
+    Raises:
+        FileNotFoundError: if there is no file at ``path``.
+        ValueError: a damaged file; it is named.
+    """
+    text = read_text(path)
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # The package raises nothing narrower.
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def train(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:

@@ -3,13 +3,14 @@
 import functools
 import hashlib
 import io
-import json
 import zipfile
 from pathlib import Path
 
 from meta_opt.data.bundled import BUNDLED
 from meta_opt.data.records import MemorySource, check_split
 from meta_opt.data.sources.selection import Described, captions
+from meta_opt.data.zip_members import ZIP_ERRORS, read_member
+from meta_opt.text_files import parse_json, read_json
 
 SHARD_NAME = "openclipart64.zip"
 SIZE = 64
@@ -50,13 +51,24 @@ def read_shard(folder: Path, split: str) -> MemorySource:
     """Reads a split of the shard in ``folder``; see :func:`bundled_clipart`."""
     check_split(split)
     data, description = _verified(folder)
+    shard = folder / SHARD_NAME
+    try:
+        class_names = description["class_names"]
+        if not isinstance(class_names, list):
+            raise ValueError("class_names is no list")
+        return _source(data, class_names, split)
+    # Whoever changes the JSON too may put anything in the shard.
+    except (*ZIP_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedShardError(
+            f"{shard} is damaged ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _source(data: bytes, class_names: list[str], split: str) -> MemorySource:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        rows = [
-            json.loads(line) for line in archive.read("metadata.jsonl").splitlines()
-        ]
-        rows = [row for row in rows if row["split"] == split]
-        pictures = [archive.read(row["file"]) for row in rows]
-    class_names = description["class_names"]
+        lines = read_member(archive, "metadata.jsonl").splitlines()
+        rows = [row for line in lines if (row := parse_json(line))["split"] == split]
+        pictures = [read_member(archive, row["file"]) for row in rows]
     return MemorySource(
         pictures,
         [
@@ -73,13 +85,13 @@ def read_shard(folder: Path, split: str) -> MemorySource:
 def _verified(folder: Path) -> tuple[bytes, dict]:
     """Returns the shard's bytes and its description after checking the hash."""
     shard = folder / SHARD_NAME
-    description = json.loads(shard.with_suffix(".json").read_text("utf-8"))
+    description = read_json(shard.with_suffix(".json"))
     data = shard.read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    if found != description["sha256"]:
+    if found != description.get("sha256"):
         raise DamagedShardError(
             f"{shard} is damaged: its SHA-256 is {found} but {shard.stem}.json records "
-            f"{description['sha256']}. Reinstall the package or check the file out "
+            f"{description.get('sha256')}. Reinstall the package or check the file out "
             "again."
         )
     return data, description

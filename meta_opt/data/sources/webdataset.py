@@ -8,20 +8,23 @@ place, when asked for.
 """
 
 import collections
+import contextlib
 import logging
-import os
 import posixpath
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from meta_opt.data.sources.sample_schema import Media, Sample, parse_fields
+from meta_opt.data.sources.tar_members import read_members
 from meta_opt.text_files import decode_text, parse_json
 
 _log = logging.getLogger(__name__)
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Endings of tar files that must be decompressed."""
+
+MAX_MEMBERS = 10_000_000
+"""Files with more are refused: what is kept of each is a kilobyte."""
 
 MEDIA_ENDINGS = {
     **dict.fromkeys(
@@ -31,13 +34,13 @@ MEDIA_ENDINGS = {
     **dict.fromkeys((".gif", ".apng"), "video"),
 }
 _TEXTS = {".txt": "text", ".json": "json"}
+_ENDINGS = {**MEDIA_ENDINGS, **_TEXTS}
 _BEGINNINGS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
-_BLOCK = 512
 
 
 def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
@@ -56,14 +59,14 @@ def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
         where = f"{path}: sample {key!r}"
         try:
             media = {
-                kind: Media(path, member.offset_data, member.size, member.name)
+                kind: member
                 for kind, member in members.items()
                 if kind in MEDIA_ENDINGS.values()
             }
-            fields, unknown = parse_fields(_value(path, members))
+            fields, unknown = parse_fields(_value(members))
         except ValueError as error:
             there = ", ".join(
-                sorted(posixpath.basename(m.name) for m in members.values())
+                sorted(posixpath.basename(m.member) for m in members.values())
             )
             raise ValueError(f"{where} ({there}): {error}") from None
         ignored.update(unknown)
@@ -72,32 +75,29 @@ def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
         yield Sample(where, f"{name}/{own}", media, fields)
 
 
-def _grouped(path: Path) -> Mapping[str, Mapping[str, tarfile.TarInfo]]:
+def _grouped(path: Path) -> Mapping[str, Mapping[str, Media]]:
     """Members by their sample and by what they are, in the file's order."""
     _check_not_compressed(path)
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    samples: dict[str, dict[str, Media]] = {}
     hidden = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, base = posixpath.split(posixpath.normpath(member.name))
-                stem, dot, ending = base.partition(".")
-                kind = {**MEDIA_ENDINGS, **_TEXTS}.get((dot + ending).lower())
-                # Such as the ._0001.jpg that a Mac puts beside 0001.jpg.
-                hidden += not stem
-                if not member.isfile() or not stem or kind is None:
-                    continue
-                key = posixpath.join(folder, stem)
-                found = samples.setdefault(key, {})
-                if kind in found:
-                    raise ValueError(
-                        f"{path}: sample {key!r} has two members for its {kind}, "
-                        f"{found[kind].name} and {member.name}; leave one of them out"
-                    )
-                found[kind] = member
-            _check_end(path, tar.offset)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no tar file or is cut short ({error})") from None
+    # Closed here: a sample that is refused leaves members unread.
+    with contextlib.closing(read_members(path)) as members:
+        for member in members:
+            folder, base = posixpath.split(posixpath.normpath(member.name))
+            stem, dot, ending = base.partition(".")
+            kind = _ENDINGS.get((dot + ending).lower())
+            # Such as the ._0001.jpg that a Mac puts beside 0001.jpg.
+            hidden += not stem
+            if not member.isfile() or not stem or kind is None:
+                continue
+            key = posixpath.join(folder, stem)
+            found = samples.setdefault(key, {})
+            if kind in found:
+                raise ValueError(
+                    f"{path}: sample {key!r} has two members for its {kind}, "
+                    f"{found[kind].member} and {member.name}; leave one of them out"
+                )
+            found[kind] = Media(path, member.offset_data, member.size, member.name)
     if hidden:
         _log.warning("%s: left out %d hidden members", path, hidden)
     return samples
@@ -114,45 +114,18 @@ def _check_not_compressed(path: Path) -> None:
             )
 
 
-def _check_end(path: Path, offset: int) -> None:
-    """Raises ValueError where the mark that ends a tar file is not at the offset.
-
-    Where a member's header is damaged or missing, `tarfile` ends without a word.
-    """
-    size = os.path.getsize(path)
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        end = stream.read(_BLOCK)
-        if len(end) < _BLOCK:
-            raise ValueError(
-                f"{path} is cut short: it ends after {size:,} bytes without the mark "
-                "that ends a tar file; copy or write it again"
-            )
-        rest = iter(lambda: stream.read(1 << 20), b"")
-        if any(end) or any(any(part) for part in rest):
-            raise ValueError(
-                f"{path} is damaged, or several tar files in one: what comes after "
-                f"byte {offset:,} cannot be read"
-            )
-
-
-def _value(path: Path, members: Mapping[str, tarfile.TarInfo]) -> dict[str, object]:
+def _value(members: Mapping[str, Media]) -> dict[str, object]:
     """The sample as a line of a JSONL file would say it."""
-
-    def read(kind: str) -> bytes:
-        member = members[kind]
-        return Media(path, member.offset_data, member.size).read()
-
     value: dict[str, object] = {}
     if "json" in members:
-        about = parse_json(read("json"))
+        about = parse_json(members["json"].read())
         if not isinstance(about, dict):
             raise ValueError("its .json is no JSON object")
         value |= about
     if "text" in members:
-        value["text"] = decode_text(read("text")).strip()
+        value["text"] = decode_text(members["text"].read()).strip()
         # Tools that write both have the same caption here.
         value.pop("caption", None)
     return value | {
-        k: m.name for k, m in members.items() if k in MEDIA_ENDINGS.values()
+        k: m.member for k, m in members.items() if k in MEDIA_ENDINGS.values()
     }

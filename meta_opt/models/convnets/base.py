@@ -8,7 +8,10 @@ from flax import nnx
 
 from meta_opt.models.encoders.base import Halves, check_trained
 from meta_opt.models.layers import Numerics
+from meta_opt.models.settings import MAX_SIZE, is_count
 
+MAX_BLOCKS = 256
+"""Of a network, each traced by itself; those that are known have up to 50."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -37,10 +40,13 @@ class ConvNetConfig(Numerics):
                 f"depths={self.depths} and widths={self.widths} must have one number "
                 "for each stage, and there must be a stage"
             )
-        if min(*self.depths, *self.widths) < 1:
+        if not all(is_count(n) for n in (*self.depths, *self.widths)):
             raise ValueError(
-                f"depths={self.depths} and widths={self.widths} must be at least 1"
+                f"depths={self.depths} and widths={self.widths} must be whole numbers "
+                f"from 1 to {MAX_SIZE}"
             )
+        if sum(self.depths) > MAX_BLOCKS:
+            raise ValueError(f"depths={self.depths} are more than {MAX_BLOCKS} blocks")
 
     @property
     def width(self) -> int:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from meta_opt.models.convnets.base import ConvNet, ConvNetConfig, Stage
 from meta_opt.models.depthwise import DepthwiseConv
+from meta_opt.models.settings import check_positive
 
 _KERNEL, _EXPANSION, _PATCH = 7, 4, 4
 _INIT = nnx.initializers.truncated_normal(0.02)
@@ -42,10 +43,11 @@ class ConvNeXtConfig(ConvNetConfig):
     head_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Checks the probability."""
+        """Checks the probability and the numbers."""
         super().__post_init__()
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path={self.drop_path} must be in [0, 1)")
+        check_positive(self, "norm_epsilon", "head_epsilon")
+        if not isinstance(self.drop_path, int | float) or not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path={self.drop_path!r} must be in [0, 1)")
 
     @property
     def pooled_norm_epsilon(self) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from meta_opt.image_processor import read_image_processor
+from meta_opt.image_processor import is_number, read_image_processor
 from meta_opt.models.convnets.base import ConvNet, ConvNetConfig
 from meta_opt.models.convnets.classifier import Classifier, Head
 from meta_opt.models.convnets.convnext import ConvNeXt, ConvNeXtConfig
@@ -28,6 +28,7 @@ from meta_opt.models.convnets.names import (
 from meta_opt.models.convnets.resnet import ResNet, ResNetConfig
 from meta_opt.models.huggingface.files import Files, read_json
 from meta_opt.models.huggingface.places import check, reader
+from meta_opt.models.huggingface.settings import section
 from meta_opt.models.parameters import by_path
 from meta_opt.types import check_name
 
@@ -150,8 +151,7 @@ def _parse_transformers(given: Settings) -> ConvNetConfig:
     kind = given.get("model_type")
     parsers: dict[Any, Callable[[Settings], ConvNetConfig]]
     parsers = {"resnet": _parse_resnet, "convnext": _parse_convnext}
-    if kind not in parsers:
-        raise ValueError(f"model_type={kind!r} is none of {', '.join(parsers)}")
+    check_name("model_type", kind, parsers)
     return parsers[kind](given)
 
 
@@ -166,8 +166,8 @@ def _parse_resnet(given: Settings) -> ConvNetConfig:
     )
     default = ResNetConfig()
     return ResNetConfig(
-        depths=tuple(given.get("depths", default.depths)),
-        widths=tuple(given.get("hidden_sizes", default.widths)),
+        depths=_numbers(given, "depths", default.depths),
+        widths=_numbers(given, "hidden_sizes", default.widths),
         stem=given.get("embedding_size", default.stem),
     )
 
@@ -176,8 +176,8 @@ def _parse_convnext(given: Settings) -> ConvNetConfig:
     _require(given, hidden_act="gelu", patch_size=4, num_channels=3)
     default = ConvNeXtConfig()
     return ConvNeXtConfig(
-        depths=tuple(given.get("depths", default.depths)),
-        widths=tuple(given.get("hidden_sizes", default.widths)),
+        depths=_numbers(given, "depths", default.depths),
+        widths=_numbers(given, "hidden_sizes", default.widths),
         drop_path=given.get("drop_path_rate", 0.0),
         head_epsilon=given.get("layer_norm_eps", 1e-12),
     )
@@ -187,28 +187,39 @@ def _parse_timm(given: Settings) -> ConvNetConfig:
     name = given["architecture"]
     check_name("architecture", name, ARCHITECTURES)
     config = ARCHITECTURES[name]
-    arguments = dict(given.get("model_args") or {})
+    arguments = section(given, "model_args", {})
     _require(arguments, in_chans=3, global_pool="avg")
     changes: dict[str, Any] = {}
     for argument in ("num_classes", "in_chans", "global_pool"):
         arguments.pop(argument, None)
     if isinstance(config, ResNetConfig):
-        depths, widths = arguments.pop("layers", None), arguments.pop("channels", None)
-        widths = widths and [4 * channels for channels in widths]
+        names, scale = ("layers", "channels"), 4
     else:
-        depths, widths = arguments.pop("depths", None), arguments.pop("dims", None)
+        names, scale = ("depths", "dims"), 1
         changes["drop_path"] = arguments.pop("drop_path_rate", 0.0)
-    if arguments:
-        raise ValueError(f"model_args: {', '.join(arguments)} cannot be read here")
-    statistics = given.get("pretrained_cfg") or {}
+    depths = _numbers(arguments, names[0], config.depths)
+    widths = config.widths
+    if arguments.get(names[1]):
+        widths = tuple(scale * n for n in _numbers(arguments, names[1], ()))
+    if unknown := [name for name in arguments if name not in names]:
+        raise ValueError(f"model_args: {', '.join(unknown)} cannot be read here")
+    statistics = section(given, "pretrained_cfg", {})
     return dataclasses.replace(
         config,
-        depths=tuple(depths or config.depths),
-        widths=tuple(widths or config.widths),
-        image_mean=tuple(statistics.get("mean", config.image_mean)),
-        image_std=tuple(statistics.get("std", config.image_std)),
+        depths=depths,
+        widths=widths,
+        image_mean=_numbers(statistics, "mean", config.image_mean),
+        image_std=_numbers(statistics, "std", config.image_std),
         **changes,
     )
+
+
+def _numbers(given: Settings, name: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list of finite numbers; the default where there is none."""
+    found = given.get(name) or default
+    if not isinstance(found, list | tuple) or not all(map(is_number, found)):
+        raise ValueError(f"{name}={found!r} must be a list of numbers")
+    return tuple(found)
 
 
 def _require(given: Settings, **wanted: Any) -> None:

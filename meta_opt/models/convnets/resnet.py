@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from meta_opt.models.convnets.base import ConvNet, ConvNetConfig, Stage
+from meta_opt.models.settings import check_counts
 
 _REDUCTION = 4
 """Channels of a block's output over those of its 3 x 3 convolution."""
@@ -37,6 +38,7 @@ class ResNetConfig(ConvNetConfig):
     def __post_init__(self) -> None:
         """Checks that widths can be reduced."""
         super().__post_init__()
+        check_counts(self, "stem")
         if any(width % _REDUCTION for width in self.widths):
             raise ValueError(f"widths={self.widths} must be multiples of {_REDUCTION}")
 

@@ -1,7 +1,6 @@
 """Encoders by name, read from what `meta_opt.data.catalog.encoder_weights` writes."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from meta_opt.models.encoders.efficientnet import (
@@ -24,6 +22,8 @@ from meta_opt.models.encoders.whisper import (
     whisper_parameters,
 )
 from meta_opt.models.parameters import mismatch
+from meta_opt.tensor_files import parse_tensors
+from meta_opt.text_files import read_json
 from meta_opt.types import near_match
 
 Tensors = Mapping[str, np.ndarray]
@@ -99,14 +99,16 @@ def load_encoder(name: str, folder: str | os.PathLike, **changes: Any) -> nnx.Mo
         )
     folder = Path(folder)
     data = (folder / "model.safetensors").read_bytes()
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    if (found := hashlib.sha256(data).hexdigest()) != about["sha256"]:
+    about = read_json(folder / "about.json")
+    wanted = about.get("sha256")
+    if (found := hashlib.sha256(data).hexdigest()) != wanted:
         raise ValueError(
             f"{folder / 'model.safetensors'} is damaged: its SHA-256 is {found}, "
-            f"about.json says {about['sha256']}; delete the folder and prepare it again"
+            f"about.json says {wanted}; delete the folder and prepare it again"
         )
+    tensors = parse_tensors(data, folder / "model.safetensors")
     try:
-        return _ENCODERS[name](safetensors.numpy.load(data), changes)
+        return _ENCODERS[name](tensors, changes)
     except KeyError as error:
         raise ValueError(f"{folder} lacks the tensor {error} of {name}") from None
 

@@ -10,8 +10,10 @@ from meta_opt.models.huggingface.settings import (
     OF_SIGLIP,
     lost,
     parse_tower,
+    section,
     write_tower,
 )
+from meta_opt.models.settings import is_count
 from meta_opt.models.vision_text import CLIP_MEAN, CLIP_STD, VisionTextConfig
 from meta_opt.types import near_match
 
@@ -59,13 +61,13 @@ def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
         raise ValueError(
             f"it is of a model_type {kind!r}, which `load_generative` reads"
         )
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise ValueError(
             f"it is of a model_type {kind!r}"
             f"{near_match(str(kind), _DEFAULTS)}; clip and siglip can be read"
         )
     text, vision = (
-        {**_DEFAULTS[kind][part], **(given.get(part) or {})}
+        section(given, part, _DEFAULTS[kind][part])
         for part in ("text_config", "vision_config")
     )
     if vision["num_channels"] != 3 or not vision.get("vision_use_head", True):
@@ -89,6 +91,9 @@ def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
     end = text.get("eos_token_id", -1)
     vocabulary = text["vocab_size"]
     if clip:
+        # Before it is computed with.
+        if not is_count(vocabulary):
+            raise ValueError(f"vocab_size={vocabulary!r} must be a whole number")
         end = vocabulary - 1 if end == _LEGACY_END else end
         embed_dim = given.get("projection_dim", 512)
     else:

@@ -13,6 +13,8 @@ from meta_opt.types import write_atomic
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_LONGEST = 255
+"""Bytes of the name of a file."""
 
 
 class Files:
@@ -34,7 +36,7 @@ class Files:
         self._where: dict[str, tuple[str, str]] = {}
         index = folder / _INDEX
         if index.is_file():
-            listed: dict[str, str] = read_json(index)["weight_map"]
+            listed = _weight_map(index)
             files = sorted(set(listed.values()))
         else:
             listed, files = {}, [_SINGLE]
@@ -71,6 +73,21 @@ class Files:
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor."""
         return tuple(self.slice(name).get_shape())
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File names by tensor; a name that leads out of the folder is refused."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{index} is damaged: it has no object weight_map")
+    for tensor, name in listed.items():
+        is_plain = isinstance(name, str) and name not in ("", "..") and "\0" not in name
+        if not is_plain or Path(name).name != name or len(name.encode()) > _LONGEST:
+            raise ValueError(
+                f"{index}: {tensor} is in {name!r}, which is no name of a file in this "
+                "folder"
+            )
+    return listed
 
 
 def write_tensors(

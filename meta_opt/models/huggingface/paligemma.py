@@ -11,6 +11,7 @@ from meta_opt.models.huggingface.settings import (
     lost,
     parse_activation,
     parse_tower,
+    section,
     write_activation,
     write_tower,
 )
@@ -57,9 +58,10 @@ def parse_config(given: Mapping[str, Any]) -> GenerativeConfig:
         raise ValueError(f"it is of a model_type {kind!r}; paligemma can be read")
     if absent := [part for part in _DEFAULTS if not given.get(part)]:
         raise ValueError(f"it has no {' and no '.join(absent)}")
-    text, vision = ({**_DEFAULTS[part], **given[part]} for part in _DEFAULTS)
+    text, vision = (section(given, k, default) for k, default in _DEFAULTS.items())
     width = text["hidden_size"]
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    name = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
+    rope = section(text, name, {})
     wanted = {
         "text_config.model_type": (text["model_type"], "gemma"),
         "vision_config.model_type": (vision["model_type"], "siglip_vision_model"),
@@ -78,7 +80,11 @@ def parse_config(given: Mapping[str, Any]) -> GenerativeConfig:
 
     def token(name: str, default: int) -> int:
         found = given.get(name, text.get(name))
-        return default if found is None else found
+        if found is None:
+            return default
+        if not isinstance(found, int):
+            raise ValueError(f"{name}={found!r} must be a whole number")
+        return found
 
     return GenerativeConfig(
         image_size=vision["image_size"],

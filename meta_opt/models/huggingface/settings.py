@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from meta_opt.models.towers import TowerConfig, VisionConfig
-from meta_opt.types import near_match
+from meta_opt.types import check_name
 
 _ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
@@ -33,11 +33,7 @@ def parse_activation(name: str) -> str:
     >>> parse_activation("gelu_pytorch_tanh")
     'gelu_tanh'
     """
-    if name not in _ACTIVATIONS:
-        raise ValueError(
-            f"hidden_act={name!r} is none of {', '.join(_ACTIVATIONS)}"
-            f"{near_match(name, _ACTIVATIONS)}"
-        )
+    check_name("hidden_act", name, _ACTIVATIONS)
     return _ACTIVATIONS[name]
 
 
@@ -48,6 +44,20 @@ def write_activation(name: str) -> str:
     'gelu_pytorch_tanh'
     """
     return {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[name]
+
+
+def section(
+    given: Mapping[str, Any], name: str, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A part of ``config.json`` with what is left out there.
+
+    Raises:
+        ValueError: a part that is no object.
+    """
+    part = given.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name}={part!r} is no JSON object")
+    return {**defaults, **part}
 
 
 def parse_tower(settings: Mapping[str, Any], **changes: Any) -> TowerConfig:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
-from meta_opt.text_files import write_json
+from meta_opt.tensor_files import parse_tensors
+from meta_opt.text_files import read_json, write_json
 from meta_opt.types import PyTree, from_config, near_match, write_atomic
 
 DEFAULT = "lstm-v3"
@@ -75,8 +76,6 @@ def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:
         ValueError: an unknown name (the message lists those there are), a damaged file
             (its hash is not the one in the JSON), or tensors of another architecture.
     """
-    from safetensors.numpy import load
-
     file, record = _read_record(name)
     record_file = file.with_suffix(".json")
     data = file.read_bytes()
@@ -86,8 +85,11 @@ def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:
             f"{file} is damaged: its SHA-256 is {found}, {record_file.name} says "
             f"{record.get('sha256')}; install meta-opt again or fetch the file again"
         )
-    config = from_config(ControllerConfig, record["config"])
-    tensors = load(data)
+    try:
+        config = from_config(ControllerConfig, record.get("config"), "config")
+    except ValueError as error:
+        raise ValueError(f"{record_file}: {error}") from None
+    tensors = parse_tensors(data, file)
     template = jax.eval_shape(lambda: init_theta(jax.random.key(0), config))
     expected = {k: tuple(v.shape) for k, v in _flatten(template).items()}
     actual = {k: tuple(v.shape) for k, v in tensors.items()}
@@ -118,7 +120,8 @@ def weights_digest(name: str | os.PathLike) -> str:
         ValueError: as `load_theta`, but for damage.
     """
     record = _read_record(name)[1]
-    text = json.dumps([record["sha256"], record["config"]], sort_keys=True)
+    described = [record.get("sha256"), record.get("config")]
+    text = json.dumps(described, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -136,7 +139,7 @@ def _read_record(name: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
                 f"{near_match(name, known)}; shipped: {', '.join(known) or 'none'}; "
                 "or give the path of a .safetensors file"
             )
-    record = json.loads(record_file.read_text())
+    record = read_json(record_file)
     if record.get("format") != FORMAT:
         raise ValueError(
             f"{record_file} has format {record.get('format')!r}; this version of "

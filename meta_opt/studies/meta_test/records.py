@@ -12,6 +12,7 @@ import numpy as np
 from meta_opt.run_log import describe_environment
 from meta_opt.tasks.fingerprint import same_task
 from meta_opt.tasks.inner_run import Outcome
+from meta_opt.text_files import read_json
 from meta_opt.types import from_config, write_atomic
 
 FORMAT = 1
@@ -135,11 +136,14 @@ def read_record(path: str | Path) -> Record:
         ValueError: if it is not such a file; says what to do.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         if values.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
         runs = tuple(from_config(Run, run) for run in values.pop("runs"))
-        return from_config(Record, {**values, "runs": runs})
+        record = from_config(Record, {**values, "runs": runs})
+        if not any(run.budget == 1 for run in runs):
+            raise ValueError("it has no run at the full budget")
+        return record
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a result of this meta-test ({error}); delete it to measure "

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from meta_opt.data.preprocessing.prompts import TEMPLATES, CategoryList
+from meta_opt.data.preprocessing.prompts import TEMPLATES, CategoryList, fill_template
 from meta_opt.studies.stress.settings import TestsConfig
 
 
@@ -77,5 +77,5 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
 def _as_data_ask(
     name: str, shown: CategoryList, template: str, classes: Sequence[str]
 ) -> Asked:
-    prompt = template.format(categories=", ".join(shown.names))
+    prompt = fill_template(template, categories=", ".join(shown.names))
     return Asked(name, shown, prompt, tuple(classes))

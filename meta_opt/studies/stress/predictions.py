@@ -103,7 +103,7 @@ def _confidence(probabilities: Any, prediction: Any) -> float | None:
         raise ValueError(f"probabilities sum to {total:g} and must sum to 1")
     if prediction is None:
         return None
-    if prediction not in probabilities:
+    if not isinstance(prediction, str) or prediction not in probabilities:
         raise ValueError(f"probabilities have no {prediction!r}, the prediction")
     return float(probabilities[prediction])
 
@@ -118,11 +118,11 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
         ValueError: as `parse_prediction`, with file and line; no predictions.
         FileNotFoundError: no such file.
     """
-    found: list[Prediction] = []
+    paths, found = list(paths), list[Prediction]()
     for path in paths:
         found += read_jsonl(Path(path), lambda value, line: parse_prediction(value))
     if not found:
-        raise ValueError("the files have no prediction")
+        raise ValueError(f"{', '.join(map(str, paths))}: the files have no prediction")
     return found
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import GenerativeConfig
 from meta_opt.studies.progressive.predictions import lengths_of
 from meta_opt.studies.stress.asked import Asked
+from meta_opt.text_files import read_json
 from meta_opt.types import near_match
 from meta_opt.workloads.classification_export import is_classifier, read_settings
 from meta_opt.workloads.image_text_model import (
@@ -238,7 +238,7 @@ def _digest(path: str) -> str:
     """
     about = Path(f"{path}.json")
     if about.is_file():
-        return json.loads(about.read_text(encoding="utf-8"))["sha256"]
+        return str(read_json(about).get("sha256"))
     files = sorted(Path(path).glob("*.safetensors")) if is_folder(path) else []
     listed = [(file.name, file.stat().st_size) for file in files] or path
     return hashlib.sha256(repr(listed).encode()).hexdigest()

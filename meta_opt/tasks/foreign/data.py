@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import io
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -32,6 +31,8 @@ from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.catalog.raw_packages import raw_folder
 from meta_opt.data.missing import MissingDataError
 from meta_opt.tasks.task import Splits
+from meta_opt.tensor_files import read_tensors
+from meta_opt.text_files import read_json_value, read_text
 
 NumpyArrays = dict[str, np.ndarray]
 
@@ -364,10 +365,9 @@ def table(name: str, folder: str | None = None) -> list[dict[str, Any]]:
         MissingDataError: the package has not been prepared.
     """
     base = raw_folder("vega", root_of(folder)) / "vega_datasets/_data"
-    text = (base / name).read_text("utf-8")
     if name.endswith(".json"):
-        return json.loads(text)
-    return list(csv.DictReader(io.StringIO(text)))
+        return read_json_value(base / name)
+    return list(csv.DictReader(io.StringIO(read_text(base / name))))
 
 
 @functools.cache
@@ -405,12 +405,10 @@ def minilm_tensors(folder: str | None = None) -> dict[str, np.ndarray]:
     Raises:
         MissingDataError: the encoders have not been prepared.
     """
-    import safetensors.numpy
-
     path = encoder_folder("minilm", root_of(folder)) / "model.safetensors"
     if not path.is_file():
         raise MissingDataError("the encoder minilm", path, "encoders")
-    return safetensors.numpy.load_file(path)
+    return read_tensors(path)
 
 
 def minilm_below(

@@ -1,7 +1,6 @@
 """Animated emoji as a TFDS dataset: short clips with name, category and sentiment."""
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from meta_opt.data.missing import MissingDataError
 from meta_opt.data.preprocessing.images import decode_frames, fit_square
 from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of
+from meta_opt.text_files import read_json_value
 
 FRAMES = 8
 SIDE = 32
@@ -119,7 +119,7 @@ def read_clips(root: Path) -> list[Clip]:
         raise MissingDataError(f"{NAMES.name}@{NAMES.version}", names, root.name)
     sentiments = read_sentiments(root / SENTIMENTS.folder / SENTIMENT_FILE)
     clips = []
-    for emoji in json.loads(names.read_text("utf-8")):
+    for emoji in read_json_value(names):
         codepoint = join_key(emoji["unified"])
         if codepoint in files and emoji["category"] in CATEGORIES:
             clips.append(

@@ -1,7 +1,6 @@
 """Emoji of four artists as a TFDS dataset (1,852 emoji, 7,408 pictures)."""
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from meta_opt.data.preprocessing.images import (
 )
 from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of
+from meta_opt.text_files import read_json_value
 
 SIDE = 64
 """Side of the stored pictures in pixels."""
@@ -144,7 +144,7 @@ def _read_json(root: Path, artist: Artist) -> list[dict[str, Any]]:
     path = root / artist.folder / artist.metadata[0]
     if not path.is_file():
         raise MissingDataError(f"{artist.package}@{artist.version}", path, "emoji")
-    return json.loads(path.read_text("utf-8"))
+    return read_json_value(path)
 
 
 def read_entries(root: Path) -> list[EmojiEntry]:

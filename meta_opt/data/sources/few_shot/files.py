@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from meta_opt.data.preprocessing.images import encode_png
 from meta_opt.data.preprocessing.near_duplicates import MAX_BITS, MAX_COLOUR
+from meta_opt.data.preprocessing.prompts import fill_template
 from meta_opt.data.sources.few_shot.items import Item
 from meta_opt.data.sources.few_shot.protocol import (
     Choice,
@@ -98,7 +99,7 @@ def _description(choice: Choice, config: FewShotConfig, source: str) -> dict[str
     return {
         "source": source,
         "classes": names,
-        "prompt": config.prompt.format(categories=", ".join(names)),
+        "prompt": fill_template(config.prompt, categories=", ".join(names)),
         "counts": {
             split: sum(one.split == split for one in every)
             for split in ("train", "validation", "test")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from meta_opt.data.preprocessing.near_duplicates import fingerprint, groups
 from meta_opt.data.preprocessing.pictures import Unreadable
-from meta_opt.data.preprocessing.prompts import TEMPLATES
+from meta_opt.data.preprocessing.prompts import TEMPLATES, fill_template
 from meta_opt.data.sources.few_shot.items import Item
 from meta_opt.data.splits import unit_hash
 
@@ -84,12 +84,9 @@ class FewShotConfig:
                 f"max_unreadable={self.max_unreadable} must not be below 0"
             )
         try:
-            asked = self.prompt.format(categories="a, b")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"prompt={self.prompt!r}: {error!r}; {{categories}} is filled in, and "
-                "braces that are to stay are doubled"
-            ) from None
+            asked = fill_template(self.prompt, categories="a, b")
+        except ValueError as error:
+            raise ValueError(f"prompt={self.prompt!r}: {error}") from None
         if "a, b" not in asked:
             raise ValueError(f"prompt={self.prompt!r} has no {{categories}}")
 

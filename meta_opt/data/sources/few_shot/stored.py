@@ -3,10 +3,15 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from meta_opt.data.preprocessing.prompts import fill_template
 from meta_opt.data.sources.few_shot.files import DESCRIPTION
+from meta_opt.data.sources.few_shot.protocol import FewShotConfig
 from meta_opt.text_files import read_json
+from meta_opt.types import from_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class StoredFewShot:
     @property
     def prompt(self) -> str:
         """What is asked about every picture."""
-        return self.template.format(categories=", ".join(self.classes))
+        return fill_template(self.template, categories=", ".join(self.classes))
 
     def train(self, phase: int, cumulative: bool = False) -> Path:
         """The training data of a phase.
@@ -92,25 +97,31 @@ def open_few_shot(
         raise _missing(path, folder, variant)
     about = read_json(path)
     try:
-        widths = tuple(about["settings"]["widths"])
-        width = width or min(widths)
-        found = StoredFewShot(
-            folder,
-            width,
-            tuple(about["classes"]),
-            about["settings"]["phases"],
-            variant,
-            widths,
-            about["settings"]["prompt"],
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: it lacks {error}") from None
+        classes, settings = _checked(about)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    widths = settings.widths
+    width = width or min(widths)
+    found = StoredFewShot(
+        folder, width, classes, settings.phases, variant, widths, settings.prompt
+    )
     if width not in widths:
         raise ValueError(
             f"width={width}: {folder} has {', '.join(map(str, widths))} pixels; take "
             f"one of these, or write others with --config.protocol.widths"
         )
     return found
+
+
+def _checked(about: Mapping[str, Any]) -> tuple[tuple[str, ...], FewShotConfig]:
+    """The classes and the settings of a description."""
+    for key in ("classes", "settings"):
+        if key not in about:
+            raise ValueError(f"it lacks {key!r}")
+    classes = about["classes"]
+    if not (isinstance(classes, list) and all(isinstance(x, str) for x in classes)):
+        raise ValueError(f"classes={classes!r} must be a list of texts")
+    return tuple(classes), from_config(FewShotConfig, about["settings"], "settings")
 
 
 def _missing(path: Path, folder: Path, variant: str) -> FileNotFoundError:

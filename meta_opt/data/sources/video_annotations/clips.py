@@ -17,8 +17,6 @@ import math
 import os
 import re
 import shlex
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,11 +40,8 @@ NAMED = 5
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _ANIMATIONS = (".gif", ".webp", ".apng")
 _VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
-_UNDECODABLE = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error),
-    *(zlib.error, Image.DecompressionBombError),
-)
-"""What Pillow raises for damaged files."""
+_UNDECODABLE = (OSError, ValueError)
+"""What is raised for files that are damaged or too large."""
 _BETWEEN = 1e-6
 """Of a frame: times as near to a frame as this are that frame's."""
 

@@ -1,0 +1,43 @@
+"""Tries every reader of files from outside on damaged ones (see ``SECURITY.md``).
+
+    python -m experiments.hostile --mutations 20000 --formats png,webdataset_tar
+    python -m experiments.hostile --formats tiff --start 1234 --mutations 1
+
+A reader returns a value or raises an error that is documented and names the file. It
+never raises another one, crashes, takes 10 seconds or 2 GB, or writes outside of its
+folder. Mutation 1234 of a format is the same whenever it is made, so that one that
+failed can be repeated. The command ends with 1 if any reader broke the contract.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+# Wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+
+MUTATIONS = flags.DEFINE_integer("mutations", 1000, "Of each format.", lower_bound=1)
+FORMATS = flags.DEFINE_list("formats", [], "Names of formats; all if none is named.")
+START = flags.DEFINE_integer("start", 0, "Number of the first one.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Of the mutations.")
+
+
+def main() -> None:
+    """Tries, prints a table and what went wrong."""
+    from experiments.hostile_files import formats, trial
+    from meta_opt.types import check_name
+
+    names = FORMATS.value or list(formats.FORMATS)
+    for name in names:
+        check_name("--formats", name, formats.FORMATS)
+    found = trial.try_formats(names, MUTATIONS.value, SEED.value, START.value)
+    print(trial.report(found))
+    if any(one.problems for one in found.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""What `experiments.hostile` damages and how: formats, mutations, a worker process."""

@@ -1,0 +1,76 @@
+"""Members of a tar file that lies on disk, none of which is unpacked."""
+
+import io
+import os
+import tarfile
+from collections.abc import Generator
+from pathlib import Path
+
+MAX_MEMBERS = 10_000_000
+"""Files with more are refused: what is kept of each is some hundred bytes."""
+_BLOCK = 512
+
+
+class _Bounded(io.BufferedReader):
+    """Reads at most what is there: a header that says gigabytes allocates none."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.path.getsize(path)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self._size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def read_members(path: Path) -> Generator[tarfile.TarInfo, None, None]:
+    """The members of a tar file, in its order.
+
+    Args:
+        path: of the file, not compressed.
+
+    Raises:
+        ValueError: no tar file, or one that is damaged, cut short, two in one, or has
+            more than `MAX_MEMBERS`; it is named.
+    """
+    end = -1
+    try:
+        with _Bounded(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for count, member in enumerate(tar, start=1):
+                if count > MAX_MEMBERS:
+                    raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
+                # A size below 0 would lead back to where it was read.
+                if member.size < 0 or member.offset_data <= end:
+                    raise tarfile.ReadError(f"the size of {member.name!r} is below 0")
+                end = member.offset_data
+                # `tarfile` would keep a kilobyte of each.
+                tar.members.clear()  # type: ignore[attr-defined]
+                yield member
+            offset = tar.offset
+    # Headers that lead to headers are read by recursion, and numbers are not checked.
+    except (tarfile.TarError, RecursionError, OverflowError, ValueError) as error:
+        problem = str(error) or type(error).__name__
+        raise ValueError(f"{path} is no tar file or is cut short ({problem})") from None
+    _check_end(path, offset)
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Raises ValueError where the mark that ends a tar file is not at the offset.
+
+    Where a member's header is damaged or missing, `tarfile` ends without a word.
+    """
+    size = os.path.getsize(path)
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        end = stream.read(_BLOCK)
+        if len(end) < _BLOCK:
+            raise ValueError(
+                f"{path} is cut short: it ends after {size:,} bytes without the mark "
+                "that ends a tar file; copy or write it again"
+            )
+        rest = iter(lambda: stream.read(1 << 20), b"")
+        if any(end) or any(any(part) for part in rest):
+            raise ValueError(
+                f"{path} is damaged, or several tar files in one: what comes after "
+                f"byte {offset:,} cannot be read"
+            )
