@@ -61,6 +61,7 @@ napoleon_use_ivar = True
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "meta_opt/data/bundled/README.md": "cards/clipart.md",
     "meta_opt/models/weights/nano.md": "cards/nano.md",
     "meta_opt/optimizers/weights/lstm-v3.md": "cards/lstm-v3.md",

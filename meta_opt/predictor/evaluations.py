@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from meta_opt.predictor.snapshots import Snapshot, Snapshots
+from meta_opt.tensor_files import parse_tensors
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import PyTree, write_atomic
 
@@ -125,7 +126,7 @@ class Evaluations:
         if hashlib.sha256(data).hexdigest() != expected:
             raise ValueError(f"{file} is damaged; start again in another workdir")
         leaves = {}
-        for name, x in safetensors.numpy.load(data).items():
+        for name, x in parse_tensors(data, file).items():
             number, _, half = name.partition(_HALF)
             leaves[int(number)] = x.view(ml_dtypes.bfloat16) if half else x
         return jax.tree.unflatten(self._structure, [leaves[i] for i in sorted(leaves)])
