@@ -6,7 +6,7 @@ Any modality may be missing, from a batch or from some of its samples.
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -169,7 +169,7 @@ class Multimodal(nnx.Module):
             tokens: of `encode`, all or some of the modalities.
             batch: ``<modality>_present`` is read of it.
         """
-        return self._head("classes", self._fuse_tokens(tokens, batch))
+        return self._summarised("classes", lambda: self._fuse_tokens(tokens, batch))
 
     def score(self, batch: Batch) -> jax.Array:
         """Float32 numbers [B, scores]."""
@@ -209,12 +209,13 @@ class Multimodal(nnx.Module):
         return self.captioner
 
     def _predict(self, head: str, batch: Batch) -> jax.Array:
-        return self._head(head, self.fuse(batch))
+        return self._summarised(head, lambda: self.fuse(batch))
 
-    def _head(self, head: str, fused: Fused) -> jax.Array:
+    def _summarised(self, head: str, fuse: Callable[[], Fused]) -> jax.Array:
+        # Before the inputs are looked at: what lacks a head is the wrong model.
         if head not in self.heads:
             raise ValueError(
                 f"the model has no head for {head}; it has "
                 f"{', '.join(self.heads) or 'none'} (HeadsConfig)"
             )
-        return self.heads[head](fused.summary).astype(jnp.float32)
+        return self.heads[head](fuse().summary).astype(jnp.float32)
