@@ -1,8 +1,7 @@
 """Runs of one task with and without balancing of its modalities."""
 
 import dataclasses
-import hashlib
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.runs import RunConfig, run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.optimizers.registry import make_optimizer
-from meta_opt.text_files import read_json, write_json
+from meta_opt.studies.finished_runs import FinishedRuns
 from meta_opt.workloads.multimodal_inputs import Inputs, read_inputs
 from meta_opt.workloads.workload import Workload
 
@@ -76,19 +75,16 @@ def measure(
         ValueError: a workload whose modalities cannot be compared.
     """
     inputs = read_inputs(base.workload.inputs)
-    known = read_json(finished) if finished.is_file() else {}
+    finished_runs = FinishedRuns(finished, announce)
     rows = []
     for name, (balancing, rate) in variants(config).items():
         workload = dataclasses.replace(base.workload, modality_dropout=rate)
         varied = dataclasses.replace(base, workload=workload, balancing=balancing)
-        one, runs = _Variant(varied, inputs), []
-        for seed in config.seeds:
-            key = f"{name}, seed {seed}, {_digest(varied)}"
-            if key not in known:
-                announce(f"{name}: seed {seed}")
-                known[key] = one(seed)
-                write_json(finished, known)
-            runs.append(known[key])
+        one, settings = _Variant(varied, inputs), varied.settings()
+        runs = [
+            finished_runs.outcome(name, seed, settings, functools.partial(one, seed))
+            for seed in config.seeds
+        ]
         rows.append({"name": name, "runs": runs})
     return rows
 
@@ -136,8 +132,3 @@ class _Variant:
             "alone": {modality: float(share) for modality, share in shares},
             "step_ms": 1e3 * result.train_seconds / config.loop.num_steps,
         }
-
-
-def _digest(run: RunConfig) -> str:
-    text = json.dumps(run.settings(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,6 +1,7 @@
 """Video-text runs that read fewer visual tokens: metrics, operations, seconds."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from meta_opt.finetuning.planning import product_flops
 from meta_opt.finetuning.runs import RunConfig
 from meta_opt.finetuning.trial import Trial
 from meta_opt.models.token_pruning import PruningConfig
-from meta_opt.run_log import settings_digest
-from meta_opt.text_files import read_json, write_json
+from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.studies.finished_runs import FinishedRuns
 from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
 
@@ -92,20 +93,21 @@ def measure(
         )
     announce("time")
     times = medians(steppers, config.rounds)
-    known = read_json(finished) if finished.is_file() else {}
+    finished_runs = FinishedRuns(finished, announce)
     for row in rows:
-        row["step_ms"] = times[row["name"]]
+        name = row["name"]
+        trial, row["step_ms"] = trials[name], times[name]
+        settings = trial.base.settings()
         row["test"] = []
         for seed in config.seeds:
-            trial = trials[row["name"]]
-            digest = settings_digest(trial.base.settings())[:8]
-            key = f"{row['name']}, seed {seed}, {digest}"
-            if key not in known:
-                announce(f"{row['name']}: seed {seed}")
-                known[key] = trial(run.optimizer, seed).test
-                write_json(finished, known)
-            row["test"].append({m: known[key][m] for m in config.metrics})
+            one = functools.partial(_test, trial, run.optimizer, seed)
+            test = finished_runs.outcome(name, seed, settings, one)
+            row["test"].append({m: test[m] for m in config.metrics})
     return rows
+
+
+def _test(trial: Trial, optimizer: OptimizerConfig, seed: int) -> Mapping[str, float]:
+    return trial(optimizer, seed).test
 
 
 def _flops(workload: Workload, batch_size: int) -> float:

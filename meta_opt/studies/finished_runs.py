@@ -1,0 +1,43 @@
+"""Outcomes of a study's runs in one file, so that none is run twice."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from meta_opt.run_log import settings_digest
+from meta_opt.text_files import read_json, write_json
+
+
+class FinishedRuns:
+    """Outcomes by name, seed and settings.
+
+    Args:
+        path: JSON file; written after each run.
+        announce: called with the name of each run before it.
+    """
+
+    def __init__(self, path: Path, announce: Callable[[str], None]) -> None:
+        self._path, self._announce = path, announce
+        self._known = read_json(path) if path.is_file() else {}
+
+    def outcome(
+        self,
+        name: str,
+        seed: int,
+        settings: Mapping[str, Any],
+        run: Callable[[], Mapping[str, Any]],
+    ) -> Mapping[str, Any]:
+        """What a run gave, or gives now.
+
+        Args:
+            name: of the variant.
+            seed: of the run.
+            settings: all else that the outcome depends on.
+            run: its outcome as JSON values.
+        """
+        key = f"{name}, seed {seed}, {settings_digest(settings)[:8]}"
+        if key not in self._known:
+            self._announce(f"{name}: seed {seed}")
+            self._known[key] = run()
+            write_json(self._path, self._known)
+        return self._known[key]
