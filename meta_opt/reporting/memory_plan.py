@@ -9,6 +9,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    fact_list,
     to_markdown,
     to_text,
     write_report,
@@ -47,7 +48,7 @@ def write_memory_plan(folder: str | Path, rows: Sequence[Values], facts: Values)
         "# Memory of a fine-tuning step",
         to_markdown(_table(rows)),
         "\n".join(f"- {note}" for note in _NOTES),
-        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        fact_list(facts),
     ]
     content = {"facts": dict(facts), "rows": list(rows)}
     write_report(folder, "memory_plan", parts, content)

@@ -241,6 +241,16 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
+def fact_list(facts: Mapping[str, Any]) -> str:
+    """How something was measured, as a list in Markdown.
+
+    >>> print(fact_list({"seeds": 3, "steps": 200}))
+    - seeds: 3
+    - steps: 200
+    """
+    return "\n".join(f"- {key}: {value}" for key, value in facts.items())
+
+
 def write_report(
     folder: str | Path, name: str, parts: Sequence[str], values: Any
 ) -> None:

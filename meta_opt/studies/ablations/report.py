@@ -11,6 +11,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    fact_list,
     to_markdown,
     to_text,
     write_report,
@@ -42,7 +43,7 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
         "# Ablations on meta-validation",
         to_markdown(table),
         "\n".join(f"- {note}" for note in _NOTES),
-        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        fact_list(facts),
     ]
     write_report(folder, "ablations", parts, {"facts": dict(facts), "rows": list(rows)})
     return to_text(table)

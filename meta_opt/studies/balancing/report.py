@@ -11,6 +11,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    fact_list,
     to_markdown,
     to_text,
     write_report,
@@ -37,7 +38,7 @@ def write_balancing(
         "Means over seeds on the test split, and the spread (largest minus smallest). "
         "Of a modality alone: the mean probability of the right class with all others "
         "masked.",
-        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        fact_list(facts),
     ]
     content = {"facts": dict(facts), "rows": list(rows)}
     write_report(folder, "balancing", parts, content)

@@ -11,6 +11,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    fact_list,
     numbers_row,
     to_markdown,
     to_text,
@@ -110,7 +111,7 @@ def write_meta_test(
     if summaries:
         parts += ["## All optimizers at the full budget", to_markdown(_finals(finals))]
     parts += ["## How to read this", "\n".join(f"- {note}" for note in _NOTES)]
-    parts += ["\n".join(f"- {key}: {value}" for key, value in facts.items())]
+    parts += [fact_list(facts)]
     everything = {
         "facts": facts,
         "summaries": summaries,

@@ -10,6 +10,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    fact_list,
     to_markdown,
     to_text,
     write_report,
@@ -57,7 +58,7 @@ def write_robustness_report(
         to_markdown(_grid(by_task)),
         "## How to read this",
         "\n".join(f"- {note}" for note in _NOTES),
-        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        fact_list(facts),
     ]
     everything = {
         "facts": dict(facts),

@@ -11,6 +11,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    fact_list,
     to_markdown,
     to_text,
     write_report,
@@ -105,7 +106,7 @@ def write_stress_report(
         to_markdown(models_table(summary)) * bool(summary.models),
         "## How to read this",
         "\n".join(f"- {note}" for note in _NOTES),
-        "\n".join(f"- {key}: {value}" for key, value in (facts or {}).items()),
+        fact_list(facts or {}),
     ]
     values = {"facts": dict(facts or {}), **_plain(summary)}
     write_report(folder, NAME, parts, values)

@@ -11,6 +11,7 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    fact_list,
     to_markdown,
     to_text,
     write_report,
@@ -35,7 +36,7 @@ def write_token_pruning(
         "# Token pruning",
         to_markdown(table),
         "Means over seeds of the test split, and the spread (largest minus smallest).",
-        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        fact_list(facts),
     ]
     content = {"facts": dict(facts), "rows": list(rows)}
     write_report(folder, "token_pruning", parts, content)
