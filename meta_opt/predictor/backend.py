@@ -34,7 +34,7 @@ from meta_opt.workloads.multimodal_export import (
     read_settings,
     write_multimodal,
 )
-from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, InputsConfig
+from meta_opt.workloads.multimodal_inputs import InputReader, InputsConfig
 from meta_opt.workloads.multimodal_model import MultimodalModelConfig
 
 MODEL = "model"
@@ -186,18 +186,7 @@ class MultimodalBackend:
             inputs = dataclasses.replace(inputs, data_dir=data_dir)
         names = tuple(settings["class_names"])
         reader = InputReader(inputs, columns.kind, columns.modalities)
-        bare = Inputs(
-            kind=reader.kind,
-            modalities=reader.modalities,
-            splits={},
-            encoders=reader.encoders,
-            class_names=names,
-            captions={},
-            tokenizer=reader.tokenizer,
-            missing={},
-            skipped={},
-        )
-        model = read_multimodal(path, bare)
+        model = read_multimodal(path, reader.without_samples(names))
         return cls(model, columns, inputs, config, names, reader)
 
     def _load(

@@ -15,7 +15,7 @@ from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitting
 from meta_opt.predictor.multimodal_fit import fit_multimodal
-from meta_opt.predictor.plan import ENCODERS
+from meta_opt.predictor.plan import encoders_of
 from meta_opt.predictor.predictor import FILE, Predictor
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.record import Record
@@ -24,7 +24,7 @@ from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.predictor.training import Clock
 from meta_opt.predictor.vision_text_fit import fit_vision_text
-from meta_opt.types import check_keys, from_config
+from meta_opt.types import from_config
 
 _RUN = "run"
 
@@ -95,9 +95,7 @@ def fit(
         0.93
     """
     clock = Clock(time_limit)
-    check_keys("encoders", encoders or {}, ENCODERS)
-    if model is not None and encoders:
-        raise ValueError(f"model={str(model)!r} has its own encoders; leave them out")
+    names = encoders_of(encoders, model)
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit={time_limit} must be above 0 seconds")
     chosen = find_preset(preset)
@@ -118,7 +116,6 @@ def fit(
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
     if model is None:
-        names = {**ENCODERS, **(encoders or {})}
         fitted = fit_multimodal(fitting, names, os.fspath(data_dir))
     else:
         fitted = fit_vision_text(fitting, os.fspath(model))

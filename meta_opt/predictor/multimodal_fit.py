@@ -17,6 +17,7 @@ from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitted import Fitted, Fitting
 from meta_opt.predictor.plan import Plan, make_plan
+from meta_opt.predictor.rows import class_names_of
 from meta_opt.predictor.training import train
 from meta_opt.types import from_config
 from meta_opt.workloads.multimodal import multimodal_workload
@@ -140,8 +141,7 @@ def _load(
 ) -> tuple[dict[str, LoadedSamples], tuple[str, ...], list[Decision]]:
     """Reads all files, and says how many cannot be read."""
     parts, columns, name = fitting.parts, fitting.columns, fitting.name
-    labels = {s.fields.label for s in parts["train"]}
-    names = tuple(sorted(str(x) for x in labels if x is not None))
+    names = class_names_of(parts["train"])
     total = sum(map(len, parts.values()))
     unreadable = Unreadable(int(_MAX_UNREADABLE * total))
     try:

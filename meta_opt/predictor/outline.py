@@ -21,12 +21,13 @@ from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fit import prepare
 from meta_opt.predictor.fitted import Fitting
 from meta_opt.predictor.multimodal_fit import plan_multimodal
-from meta_opt.predictor.plan import ENCODERS
+from meta_opt.predictor.plan import encoders_of
 from meta_opt.predictor.presets import Preset, find_preset
+from meta_opt.predictor.rows import class_names_of
 from meta_opt.predictor.table import Data
 from meta_opt.predictor.training import Clock, fit_optimizer
 from meta_opt.predictor.vision_text_fit import plan_vision_text
-from meta_opt.types import PyTree, check_keys
+from meta_opt.types import PyTree
 from meta_opt.workloads.image_text import image_text_loss
 from meta_opt.workloads.image_text_model import (
     CONTRASTIVE,
@@ -36,7 +37,7 @@ from meta_opt.workloads.image_text_model import (
     trainable_filter,
 )
 from meta_opt.workloads.multimodal import multimodal_loss_fn
-from meta_opt.workloads.multimodal_inputs import InputReader, Inputs
+from meta_opt.workloads.multimodal_inputs import InputReader
 from meta_opt.workloads.multimodal_model import model_factory, split_multimodal
 from meta_opt.workloads.workload import LossFn, SplitModule, split_module
 
@@ -132,13 +133,12 @@ def plan(
         >>> import meta_opt
         >>> print(meta_opt.plan("samples.jsonl"))  # doctest: +SKIP
     """
-    check_keys("encoders", encoders or {}, ENCODERS)
+    names = encoders_of(encoders, model)
     chosen = find_preset(preset)
     given = {"data": data, "validation": validation, "test": test}
     arguments = {"target": target, "seed": seed}
     fitting, decisions = prepare(given, arguments, chosen, Clock(None))
     if model is None:
-        names = {**ENCODERS, **(encoders or {})}
         subject, found = _multimodal(fitting, names, os.fspath(data_dir))
     else:
         subject, found = _vision_text(fitting, os.fspath(model))
@@ -170,7 +170,7 @@ def _multimodal(
 ) -> tuple[_Subject, list[Decision]]:
     made, decisions = plan_multimodal(fitting, encoders, data_dir)
     columns, parts = fitting.columns, fitting.parts
-    names = tuple(sorted({str(x.fields.label) for x in parts["train"]}))
+    names = class_names_of(parts["train"])
     reader = InputReader(made.inputs, columns.kind, columns.modalities)
     tried = _some(parts["train"], columns.modalities)
     loaded = load_samples(
@@ -184,17 +184,7 @@ def _multimodal(
     if not loaded.kept:
         raise ValueError(f"{fitting.name}: none of {len(tried)} samples can be read")
     shapes = reader.shapes(loaded.arrays)
-    inputs = Inputs(
-        kind=reader.kind,
-        modalities=reader.modalities,
-        splits={},
-        encoders=reader.encoders,
-        class_names=names,
-        captions={},
-        tokenizer=reader.tokenizer,
-        missing={},
-        skipped={},
-    )
+    inputs = reader.without_samples(names)
     create = model_factory(made.model, inputs)
     model = nnx.eval_shape(lambda: create(jax.random.key(0)))
     module = split_multimodal(model, made.model.trainable)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.presets import Preset
+from meta_opt.types import check_keys
 from meta_opt.workloads.multimodal_inputs import InputsConfig
 from meta_opt.workloads.multimodal_model import ADAPTED, MultimodalModelConfig
 
@@ -69,6 +71,27 @@ class Plan:
     loop: LoopConfig
     metric: str
     mode: str
+
+
+def encoders_of(
+    given: Mapping[str, str] | None, model: str | os.PathLike | None
+) -> dict[str, str]:
+    """Names of encoders by modality: those that are given, and ours for the others.
+
+    Args:
+        given: `meta_opt.fit`'s ``encoders``.
+        model: that is trained in their place, if any.
+
+    Raises:
+        ValueError: no such modality, or encoders beside a model that has its own.
+
+    >>> encoders_of({"text": "mine"}, None)["text"]
+    'mine'
+    """
+    check_keys("encoders", given or {}, ENCODERS)
+    if model is not None and given:
+        raise ValueError(f"model={str(model)!r} has its own encoders; leave them out")
+    return {**ENCODERS, **(given or {})}
 
 
 def make_plan(

@@ -92,6 +92,16 @@ def class_name(value: Any) -> str:
     return str(value).strip()
 
 
+def class_names_of(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Names of the classes that samples have, sorted; none of other tasks.
+
+    Args:
+        samples: of training.
+    """
+    labels = {sample.fields.label for sample in samples}
+    return tuple(sorted(str(label) for label in labels if label is not None))
+
+
 def class_value(name: str, labels: str) -> Any:
     """The value that a class stands for; the reverse of `class_name`.
 

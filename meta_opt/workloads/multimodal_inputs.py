@@ -140,14 +140,9 @@ def inputs_of(reader: "InputReader", samples: Mapping[str, Samples]) -> Inputs:
         reader: of the task.
         samples: by split.
     """
-    return Inputs(
-        kind=reader.kind,
-        modalities=reader.modalities,
+    return reader.without_samples(samples["train"].class_names)._replace(
         splits={split: reader(x, split) for split, x in samples.items()},
-        encoders=reader.encoders,
-        class_names=samples["train"].class_names,
         captions={split: tuple(x.caption) for split, x in samples.items()},
-        tokenizer=reader.tokenizer,
         missing={
             split: {m: int(np.sum(~there)) for m, there in x.present().items()}
             for split, x in samples.items()
@@ -218,6 +213,24 @@ class InputReader:
             pool = self._pool(modality)
             found[modality] = cache(split, found[modality], lower, pool)
         return found
+
+    def without_samples(self, class_names: tuple[str, ...]) -> Inputs:
+        """What a model is made for, without anything to read.
+
+        Args:
+            class_names: of a classification.
+        """
+        return Inputs(
+            kind=self.kind,
+            modalities=self.modalities,
+            splits={},
+            encoders=self.encoders,
+            class_names=class_names,
+            captions={},
+            tokenizer=self.tokenizer,
+            missing={},
+            skipped={},
+        )
 
     def shapes(self, samples: Samples) -> dict[str, PyTree]:
         """The arrays that a call would return, abstract; no layer is run.

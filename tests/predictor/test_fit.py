@@ -109,6 +109,12 @@ def test_a_saved_predictor_answers_the_same(predictor, samples, root, tmp_path):
         fit(samples, root, workdir=workdir, seed=1)
 
 
+def test_a_model_has_encoders_of_its_own(samples, root):
+    for call in (meta_opt.fit, meta_opt.plan):
+        with pytest.raises(ValueError, match="model='m' has its own encoders; leave"):
+            call(samples, model="m", encoders=NAMES, data_dir=root)
+
+
 def test_the_plan_is_what_is_done(predictor, samples, root):
     found, workdir = predictor
     outline = meta_opt.plan(samples, preset=SMALL, encoders=NAMES, data_dir=root)
