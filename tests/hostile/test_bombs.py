@@ -178,6 +178,22 @@ def test_an_svg_that_would_take_forever_is_refused(document, message):
     assert time.process_time() - began < 2
 
 
+@pytest.mark.parametrize("octaves", ["0.225", "3.7", "-1", "", "many", " 20 "])
+def test_noise_of_few_or_unreadable_octaves_is_drawn(octaves):
+    document = SVG.format(
+        f'<filter id="a"><feTurbulence numOctaves="{octaves}"/></filter>'
+        '<rect width="5" height="5"/>'
+    )
+    assert render_svg(document, 10).size == (10, 10)
+
+
+@pytest.mark.parametrize("octaves", ["1e9", "20.5", "+999"])
+def test_noise_of_many_octaves_is_refused_in_any_notation(octaves):
+    document = SVG.format(f'<filter><feTurbulence numOctaves="{octaves}"/></filter>')
+    with pytest.raises(ValueError, match="noise of numOctaves="):
+        render_svg(document, 10)
+
+
 def test_an_svg_that_uses_itself_ends():
     document = SVG.format('<g id="a"><use href="#a"/><rect width="9" height="9"/></g>')
     assert render_svg(document, 10).size == (10, 10)

@@ -20,6 +20,7 @@ _MAX_OCTAVES = 20
 _HREFS = ("href", "{http://www.w3.org/1999/xlink}href")
 _PICTURES = ("image", "feImage")
 _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")\s]+)")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _DATA = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,", re.IGNORECASE)
 
 
@@ -50,7 +51,10 @@ def checked_svg(svg: str, check_picture: Callable[[bytes], None]) -> str:
                 parent.remove(child)
                 removed = True
         octaves = parent.get("numOctaves", "1").strip()
-        if not octaves.isdecimal() or len(octaves) > 4 or int(octaves) > _MAX_OCTAVES:
+        # Drawings in use have fractions here, which the renderer cuts off, and words,
+        # which it takes for the default.
+        number = _NUMBER.match(octaves)
+        if number is not None and float(number[0]) > _MAX_OCTAVES:
             raise ValueError(f"noise of numOctaves={octaves[:20]}, over {_MAX_OCTAVES}")
     _check_elements(root)
     if not removed:
