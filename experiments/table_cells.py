@@ -98,11 +98,16 @@ def _deciding(run: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings those that its outcome depends on.
 
     Where files lie, and how many may be broken, decides nothing, every optimizer has
-    its own settings, and None and 0 at the root are what is switched off.
+    its own settings, and None and 0 at the root are what is switched off. So is a
+    readout, which models did not have when the first cells were measured.
     """
     idle = ("data_dir", "feature_cache_dir", "max_unreadable")
     kept = {
-        name: {k: v for k, v in part.items() if k not in idle}
+        name: {
+            k: v
+            for k, v in part.items()
+            if k not in idle and (k, v) != ("readout", False)
+        }
         if isinstance(part, Mapping)
         else part
         for name, part in run.items()

@@ -107,7 +107,8 @@ def multimodal_outputs(
 
     Args:
         model: with the head that ``kind`` asks for.
-        kind: one of `meta_opt.data.samples.KINDS`; ``summary`` for fused features.
+        kind: one of `meta_opt.data.samples.KINDS`; ``summary`` for fused features,
+            ``means`` for what a readout reads.
         modalities: that are read.
         arrays: [B, ...], see `meta_opt.workloads.multimodal_inputs.InputReader`.
         batch_size: samples at a time.
@@ -124,6 +125,7 @@ def multimodal_outputs(
         "retrieve": _embed,
         "caption": _Write(max_tokens),
         "summary": _summary,
+        "means": _means,
     }
     found = in_batches(model, applied[kind], _inputs(modalities, arrays), batch_size)
     return found[:, 0] if kind == "score" else found
@@ -136,6 +138,10 @@ def _inputs(modalities: Sequence[str], arrays: dict[str, PyTree]) -> dict[str, P
 
 def _summary(model: Multimodal, batch: PyTree) -> jax.Array:
     return model.fuse(batch).summary
+
+
+def _means(model: Multimodal, batch: PyTree) -> jax.Array:
+    return model.means(model.encode(batch), batch)
 
 
 def _classify(model: Multimodal, batch: PyTree) -> jax.Array:

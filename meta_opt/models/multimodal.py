@@ -6,8 +6,8 @@ Any modality may be missing, from a batch or from some of its samples.
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,21 @@ from meta_opt.types import Batch, PyTree
 MODALITIES = ("image", "text", "audio", "video")
 _LINEAR = ("classes", "scores", "embed_dim")
 """Heads that are one linear layer."""
+_READ_OUT = ("classes", "scores")
+"""Heads that a readout can stand beside."""
+
+
+class Encoded(NamedTuple):
+    """One modality of a batch.
+
+    Attributes:
+        tokens: its features at the common width.
+        mean: float32 [B, W], the mean of the encoder's own features, normalised to mean
+            0 and variance 1 in each sample; None without a readout.
+    """
+
+    tokens: Tokens
+    mean: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +53,18 @@ class HeadsConfig:
         classes: K of a classification; 0 for none.
         scores: numbers of a regression; 0 for none.
         embed_dim: width of the unit vectors of retrieval; 0 for none.
+        readout: whether classes and scores are also read linearly from the mean
+            features of each encoder, beside the fusion. The heads on the fusion then
+            begin at zero, so that a readout that is fitted first is where training
+            starts (linear probing, then fine-tuning: Kumar et al. 2022,
+            arXiv:2202.10054).
         captioner: the decoder that writes captions; without a vocabulary there is none.
     """
 
     classes: int = 0
     scores: int = 0
     embed_dim: int = 0
+    readout: bool = False
     captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
@@ -97,6 +118,8 @@ class Multimodal(nnx.Module):
         self._encoder_of = tuple(used.items())
         self.encoders = nnx.Dict({e: encoders[e] for e in dict.fromkeys(used.values())})
         widths = {m: encoders[e].config.width for m, e in used.items()}
+        # Of the encoders' own features.
+        self._widths = tuple(widths.values())
         if "video" in used:
             self.video_temporal = TemporalTransformer(
                 config, widths["video"], rngs=rngs
@@ -110,13 +133,20 @@ class Multimodal(nnx.Module):
         self.heads = nnx.Dict(
             {k: config.linear(config.width, n, rngs) for k, n in sizes.items() if n}
         )
+        read_out = [k for k in _READ_OUT if sizes[k]] if heads.readout else []
+        self.readouts = nnx.Dict(
+            {k: config.linear(sum(self._widths), sizes[k], rngs) for k in read_out}
+        )
+        for name in read_out:
+            for layer in (self.heads[name], self.readouts[name]):
+                layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
         if heads.embed_dim:
             self.logit_scale = nnx.Param(jnp.float32(math.log(10.0)))
         if heads.captioner.vocab_size:
             self.captioner = Captioner(heads.captioner, config, rngs=rngs)
 
-    def encode(self, batch: Batch) -> dict[str, Tokens]:
-        """Features of the modalities that the batch has, at the common width.
+    def encode(self, batch: Batch) -> dict[str, Encoded]:
+        """Features of the modalities that the batch has.
 
         Raises:
             ValueError: a batch without any of them.
@@ -129,36 +159,72 @@ class Multimodal(nnx.Module):
             )
         return {m: self._features(m, batch[m]) for m in there}
 
-    def _features(self, modality: str, inputs: PyTree) -> Tokens:
+    def _features(self, modality: str, inputs: PyTree) -> Encoded:
         inputs = jax.tree.map(jnp.asarray, inputs)
         encoder: Encoder = self.encoders[dict(self._encoder_of)[modality]]
         if modality != "video":
             x, real = encoder.tokens(inputs)
-            return Tokens(self.projections[modality](x), real)
+            tokens = Tokens(self.projections[modality](x), real)
+            return Encoded(tokens, self._mean(x, real))
         batch, frames = jax.tree.leaves(inputs)[0].shape[:2]
         each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
         x, _ = encoder.tokens(each)
-        seen = self.video_temporal(jnp.mean(x, axis=1).reshape(batch, frames, -1))
-        return Tokens(self.projections["video"](seen), jnp.ones((batch, frames), bool))
+        x = jnp.mean(x, axis=1).reshape(batch, frames, -1)
+        real = jnp.ones((batch, frames), bool)
+        tokens = Tokens(self.projections["video"](self.video_temporal(x)), real)
+        return Encoded(tokens, self._mean(x, real))
+
+    def _mean(self, x: jax.Array, real: jax.Array) -> jax.Array | None:
+        """Normalised mean [B, W] of features [B, S, W] where they are ``real``."""
+        if not self.readouts:
+            return None
+        weight = real[..., None].astype(jnp.float32)
+        total = jnp.sum(x.astype(jnp.float32) * weight, axis=1)
+        mean = total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+        return jax.nn.standardize(mean, axis=-1, epsilon=1e-6)
 
     def fuse(self, batch: Batch) -> Fused:
         """Fuses the modalities that the batch has."""
-        return self._fuse_tokens(self.encode(batch), batch)
+        return self._fuse(self.encode(batch), batch)
 
-    def _fuse_tokens(self, tokens: Mapping[str, Tokens], batch: Batch) -> Fused:
+    def _fuse(self, encoded: Mapping[str, Encoded], batch: Batch) -> Fused:
         """Fuses some modalities, of which ``batch`` says where they are present."""
-        present = {
-            m: jnp.asarray(batch[f"{m}_present"])
-            for m in tokens
-            if f"{m}_present" in batch
-        }
-        return self.fusion(tokens, present)
+        tokens = {m: found.tokens for m, found in encoded.items()}
+        return self.fusion(tokens, _presence(encoded, batch))
+
+    def means(self, encoded: Mapping[str, Encoded], batch: Batch) -> jax.Array:
+        """What a readout reads, float32 [B, sum of W]; 0 where a modality is missing.
+
+        Args:
+            encoded: of `encode`, all or some of the modalities.
+            batch: ``<modality>_present`` is read of it.
+
+        Raises:
+            ValueError: a model without a readout (`HeadsConfig.readout`).
+        """
+        present = _presence(encoded, batch)
+        size = len(next(iter(encoded.values())).tokens.x)
+        parts = []
+        for modality in self.modalities:
+            if modality not in encoded:
+                width = self._widths[self.modalities.index(modality)]
+                parts.append(jnp.zeros((size, width)))
+                continue
+            mean = encoded[modality].mean
+            if mean is None:
+                raise ValueError("the model has no readout (HeadsConfig.readout)")
+            if modality in present:
+                mean = jnp.where(present[modality][:, None], mean, 0.0)
+            parts.append(mean)
+        return jnp.concatenate(parts, axis=1)
 
     def classify(self, batch: Batch) -> jax.Array:
         """Float32 logits [B, K]."""
         return self._predict("classes", batch)
 
-    def classify_tokens(self, tokens: Mapping[str, Tokens], batch: Batch) -> jax.Array:
+    def classify_encoded(
+        self, encoded: Mapping[str, Encoded], batch: Batch
+    ) -> jax.Array:
         """Float32 logits [B, K] of features that were encoded before.
 
         With the features of some modalities alone these are the logits of the batch
@@ -166,10 +232,10 @@ class Multimodal(nnx.Module):
         fusion has no positions. Leaving them out is exact, and costs less.
 
         Args:
-            tokens: of `encode`, all or some of the modalities.
+            encoded: of `encode`, all or some of the modalities.
             batch: ``<modality>_present`` is read of it.
         """
-        return self._summarised("classes", lambda: self._fuse_tokens(tokens, batch))
+        return self._predict("classes", batch, encoded)
 
     def score(self, batch: Batch) -> jax.Array:
         """Float32 numbers [B, scores]."""
@@ -208,14 +274,26 @@ class Multimodal(nnx.Module):
             raise ValueError("the model has no captioner (HeadsConfig.captioner)")
         return self.captioner
 
-    def _predict(self, head: str, batch: Batch) -> jax.Array:
-        return self._summarised(head, lambda: self.fuse(batch))
-
-    def _summarised(self, head: str, fuse: Callable[[], Fused]) -> jax.Array:
+    def _predict(
+        self, head: str, batch: Batch, encoded: Mapping[str, Encoded] | None = None
+    ) -> jax.Array:
         # Before the inputs are looked at: what lacks a head is the wrong model.
         if head not in self.heads:
             raise ValueError(
                 f"the model has no head for {head}; it has "
                 f"{', '.join(self.heads) or 'none'} (HeadsConfig)"
             )
-        return self.heads[head](fuse().summary).astype(jnp.float32)
+        encoded = self.encode(batch) if encoded is None else encoded
+        found = self.heads[head](self._fuse(encoded, batch).summary)
+        found = found.astype(jnp.float32)
+        if head not in self.readouts:
+            return found
+        read = self.readouts[head](self.means(encoded, batch))
+        return found + read.astype(jnp.float32)
+
+
+def _presence(names: Collection[str], batch: Batch) -> dict[str, jax.Array]:
+    """Of some modalities, bool [B] where the batch says who has them."""
+    return {
+        m: jnp.asarray(batch[f"{m}_present"]) for m in names if f"{m}_present" in batch
+    }

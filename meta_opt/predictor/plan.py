@@ -43,7 +43,8 @@ _LOOKED_AT = 64
 """Files and texts from which sizes are found."""
 _LONG_ENOUGH = 0.95
 """Share of texts and sounds that are not truncated."""
-_LEAST_SIDE, _SIDE_STEP = 96, 32
+_LEAST_SIDE, _SIDE_STEP = 160, 32
+"""Smaller pictures are enlarged: encoders were trained on sides of 224 pixels."""
 _PICTURE_BYTES = 2e9
 """Memory that decoded pictures may take."""
 _HEAD_ONLY = 60
@@ -150,7 +151,14 @@ def make_plan(
         ),
         trainable=trainable,
         lora=LoRAConfig(ADAPTED, alpha=8.0),
+        readout=kind in ("classify", "score"),
     )
+    if model.readout:
+        choose(
+            "start",
+            "linear readout",
+            "a regression on the encoders' mean features, which training goes on from",
+        )
     return Plan(inputs, model, loop, metric, mode), decisions
 
 

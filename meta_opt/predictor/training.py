@@ -152,8 +152,7 @@ def train(
         if not at:
             # What came before, compilation too, is in no interval.
             last_call = time.perf_counter()
-        else:
-            evaluations.show(at, params, metrics)
+        evaluations.show(at, params, metrics)
         return metrics
 
     def stop() -> bool:

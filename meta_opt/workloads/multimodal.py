@@ -24,7 +24,7 @@ from meta_opt.workloads.multimodal_model import (
     MultimodalModelConfig,
     model_factory,
     multimodal_loss,
-    split_multimodal,
+    start_multimodal,
 )
 from meta_opt.workloads.unimodal import unimodal_of
 from meta_opt.workloads.workload import (
@@ -84,8 +84,7 @@ class MultimodalConfig:
         create = nnx.jit(model_factory(self.model, inputs))
 
         def with_seed(seed: int) -> Workload:
-            model = create(jax.random.key(seed))
-            module = split_multimodal(model, self.model.trainable)
+            module = start_multimodal(create, self.model, inputs, seed)
 
             def write(params: PyTree, frozen: PyTree) -> None:
                 trained = module.merge(params, frozen)

@@ -18,6 +18,7 @@ from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.multimodal import HeadsConfig, Multimodal
 from meta_opt.types import check_name
 from meta_opt.workloads.multimodal_inputs import Inputs
+from meta_opt.workloads.readout import fit_readout
 from meta_opt.workloads.workload import SplitModule, split_module
 
 _ENCODERS = re.compile(r"^encoders/")
@@ -37,8 +38,11 @@ class MultimodalModelConfig:
         embed_dim: width of the vectors of retrieval.
         captioner: of captions; its vocabulary is that of the tokenizer that ships here.
         trainable: of the encoders ``all``, adapters (``lora``), or nothing (``head``);
-            all of the projections, fusion and heads.
+            all of the projections, fusion, heads and readout.
         lora: the adapters, where ``trainable`` is ``lora``.
+        readout: whether classes or scores are also read linearly from the encoders'
+            mean features, by regression before training
+            (`meta_opt.workloads.readout`).
     """
 
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
@@ -46,6 +50,7 @@ class MultimodalModelConfig:
     captioner: CaptionerConfig = dataclasses.field(default_factory=CaptionerConfig)
     trainable: str = "all"
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    readout: bool = False
 
     def __post_init__(self) -> None:
         """Checks the name."""
@@ -63,11 +68,33 @@ def build_multimodal(
         seed: of the initialisation of fusion, heads and adapters.
 
     Raises:
-        ValueError: adapters that match no kernel.
+        ValueError: adapters that match no kernel, or a readout for what is not read
+            out.
     """
-    create = model_factory(config, inputs)
     # In one program: operation by operation it would take far longer.
-    return split_multimodal(nnx.jit(create)(jax.random.key(seed)), config.trainable)
+    return start_multimodal(
+        nnx.jit(model_factory(config, inputs)), config, inputs, seed
+    )
+
+
+def start_multimodal(
+    create: Callable[[jax.Array], Multimodal],
+    config: MultimodalModelConfig,
+    inputs: Inputs,
+    seed: int,
+) -> SplitModule:
+    """The model as training begins: initialised, its readout fitted, split.
+
+    Args:
+        create: `model_factory` of the config, compiled.
+        config: of the model.
+        inputs: with the training examples.
+        seed: of the initialisation.
+    """
+    model = create(jax.random.key(seed))
+    if config.readout:
+        fit_readout(model, inputs)
+    return split_multimodal(model, config.trainable)
 
 
 def model_factory(
@@ -79,6 +106,7 @@ def model_factory(
         classes=len(inputs.class_names) if kind == "classify" else 0,
         scores=1 if kind == "score" else 0,
         embed_dim=config.embed_dim if kind == "retrieve" else 0,
+        readout=config.readout,
         captioner=dataclasses.replace(
             config.captioner,
             vocab_size=inputs.tokenizer.vocab_size if kind == "caption" else 0,

@@ -21,7 +21,7 @@ def unimodal_of(
     """What each modality alone says, of a classification from several; else None.
 
     A modality alone is the fusion of its own features, which equals masking all others
-    (`Multimodal.classify_tokens`). The encoders run once, for the loss: what this adds
+    (`Multimodal.classify_encoded`). The encoders run once, for the loss: what this adds
     to a step is M forward passes through the fusion, each of one modality's features.
 
     Args:
@@ -38,12 +38,12 @@ def unimodal_of(
         params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
         model: Multimodal = module.merge(params, frozen)
-        tokens = model.encode(batch)
+        encoded = model.encode(batch)
         seen = drop_modalities(batch, names, dropout, rng) if dropout else batch
         labels = batch["label"]
-        loss, error = classification_loss(model.classify_tokens(tokens, seen), labels)
-        fixed = jax.lax.stop_gradient(tokens)
-        alone = [model.classify_tokens({m: fixed[m]}, batch) for m in names]
+        loss, error = classification_loss(model.classify_encoded(encoded, seen), labels)
+        fixed = jax.lax.stop_gradient(encoded)
+        alone = [model.classify_encoded({m: fixed[m]}, batch) for m in names]
         everywhere = jnp.ones(len(labels), bool)
         present = [jnp.asarray(batch.get(f"{m}_present", everywhere)) for m in names]
         strengths = modality_strengths(alone, labels, present)

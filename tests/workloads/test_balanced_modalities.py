@@ -128,7 +128,7 @@ def test_alone_is_with_all_others_masked(inputs, module, modality):
     @nnx.jit
     def both(model, batch, masked):
         tokens = {modality: model.encode(batch)[modality]}
-        return model.classify_tokens(tokens, batch), model.classify(masked)
+        return model.classify_encoded(tokens, batch), model.classify(masked)
 
     alone, expected = both(module.merge(module.params, module.frozen), batch, masked)
     np.testing.assert_allclose(alone, expected, atol=1e-5)
