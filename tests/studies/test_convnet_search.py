@@ -77,6 +77,7 @@ def searched(base, trial, storage, **changes):
     return search_settings(trial, base, storage=storage, name="toy", **settings)
 
 
+@pytest.mark.slow
 def test_trials_are_judged_by_the_epoch_that_they_keep(base, trial, tmp_path):
     storage = tmp_path / "s.sqlite3"
     study = searched(base, trial, storage)

@@ -36,7 +36,6 @@ from meta_opt.tasks.task import count_of, rows_of
 QUICK = {
     "style_wine_mlp",
     "style_photos_denoise",
-    "style_glyphs_head",
     "style_cldr_bag",
 }
 

@@ -406,7 +406,8 @@ REACH = {
 PARTS = {"cross_encoder": "cross"}
 
 
-@pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[:1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("family, task", WIDEST)
 def test_gradients_reach_the_parts_that_a_loss_reads(built, family, task):
     workload = built(family, task)
     batch = first_batch(workload)
@@ -468,7 +469,7 @@ def test_what_trains(root):
 # Metrics
 
 
-@pytest.mark.parametrize("family, task", quick(CAN, WIDEST))
+@pytest.mark.parametrize("family, task", quick(CAN, WIDEST[:2]))
 def test_loss_of_training_is_that_of_the_evaluation(built, root, family, task):
     workload = built(family, task)
     metrics = workload.evaluate(workload.params, workload.frozen, "validation")
