@@ -312,6 +312,7 @@ def test_a_loss_that_is_nan_is_left_out_and_counted(combiner):
     assert int(result.state.nonfinite) == 0
 
 
+@pytest.mark.slow
 def test_a_meta_step_that_is_not_finite_changes_nothing():
     def broken(params, frozen, batch, rng):
         losses, metrics = losses_fn(params, frozen, batch, rng)

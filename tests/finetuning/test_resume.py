@@ -100,8 +100,11 @@ def unbroken_here(tmp_path_factory):
 @pytest.mark.parametrize(
     "at",
     [
-        *(1, 6, CONFIG.num_steps),
-        *(pytest.param(at, marks=pytest.mark.slow) for at in (7, 8)),
+        6,
+        *(
+            pytest.param(at, marks=pytest.mark.slow)
+            for at in (1, 7, 8, CONFIG.num_steps)
+        ),
     ],
 )
 def test_sigint_in_process(tmp_path, unbroken_here, at):

@@ -123,6 +123,7 @@ def test_what_no_trial_could_use_is_an_error_before_the_first(base, trial, tmp_p
     assert not storage.exists()
 
 
+@pytest.mark.slow
 def test_settings_are_tested_over_seeds_and_the_learned_optimizer_too(base):
     learned = untuned(base)
     assert learned.optimizer.name == "learned" and not learned.loop.feedback

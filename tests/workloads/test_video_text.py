@@ -362,7 +362,7 @@ def test_losses_are_those_of_the_outputs():
         np.testing.assert_allclose(found, value, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[:1]))
+@pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[1:2]))
 def test_masked_losses_differ_from_step_to_step(built, computed, family, task):
     losses, batch = computed(family, task), first_batch(built(family, task))
     names = built(family, task).losses.names
