@@ -280,6 +280,7 @@ def test_the_page_on_finetuning_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "mine" / "checkpoints").is_dir()
 
 
+@pytest.mark.slow
 def test_the_page_on_losses_runs(capsys):
     page = ROOT / "docs" / "losses.md"
     (body,) = python_of(page.read_text())

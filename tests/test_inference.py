@@ -69,7 +69,9 @@ def check_unit_rows(*embeddings):
         assert np.std(z, axis=0).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["siglip", "clip"])
+@pytest.mark.parametrize(
+    "kind", ["clip", pytest.param("siglip", marks=pytest.mark.slow)]
+)
 def test_embeddings_are_those_of_the_runs_evaluation(kind, folders, files):
     folder = folders[kind]
     expected = evaluated(huggingface.load(folder), folder, files)
@@ -100,7 +102,9 @@ def test_one_program_whatever_the_number(folder, files):
     assert encoding._apply._cache_size() == compiled
 
 
-@pytest.mark.parametrize("form", ["adapters", "peft"])
+@pytest.mark.parametrize(
+    "form", ["peft", pytest.param("adapters", marks=pytest.mark.slow)]
+)
 def test_adapters_on_a_folder(form, folder, files, tmp_path):
     model, config = (
         huggingface.load(folder),

@@ -8,9 +8,8 @@ from absl.testing import flagsaver
 from meta_training_toy import line_task
 
 
-@pytest.mark.parametrize(
-    "estimator", ["es", pytest.param("bptt", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["es", "bptt"])
 def test_meta_training_is_compared_with_plain_training(monkeypatch, estimator):
     benchmark = importlib.import_module("experiments.benchmarks.meta")
     monkeypatch.setattr(benchmark, "make_task", lambda name: line_task(name))

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from commands import run_command
 from models_small import SMALL, small_model
 from paths import ROOT
 
@@ -46,14 +47,7 @@ def command(folder, *more):
 
 
 def run_demo(folder, *more):
-    return subprocess.run(
-        command(folder, *more),
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_command("demo", *command(folder, *more)[3:])
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +67,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_it_trains_reports_and_reuses_what_is_finished(folder):
+def test_it_trains_and_reports(folder):
     finished = run_demo(folder)
     assert finished.returncode == 0, finished.stderr
     table = (folder / "report" / "table.txt").read_text("utf-8")
@@ -89,6 +83,13 @@ def test_it_trains_reports_and_reuses_what_is_finished(folder):
     page = (folder / "report" / "index.html").read_text("utf-8")
     assert "learning rate 0.0123" in page and "Retrieved examples" in page
 
+
+@pytest.mark.slow
+def test_what_is_finished_is_reused(folder):
+    first = run_demo(folder)
+    assert first.returncode == 0, first.stderr
+    table = (folder / "report" / "table.txt").read_text("utf-8")
+    (tuned,) = (folder / "runs").glob("adamw_tuned-*")
     written = (tuned / "metrics.jsonl").stat().st_mtime_ns
     again = run_demo(folder)
     assert again.returncode == 0, again.stderr

@@ -223,7 +223,7 @@ def train(workload, balancing, workdir=None, **changes):
     "balancing",
     [
         OGM_GE,
-        BalancingConfig("gradnorm"),
+        pytest.param(BalancingConfig("gradnorm"), marks=pytest.mark.slow),
         pytest.param(BalancingConfig("uncertainty"), marks=pytest.mark.slow),
     ],
     ids=lambda b: b.method,

@@ -295,7 +295,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("tasks_on_node", [1, 2])
+@pytest.mark.parametrize("tasks_on_node", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_tasks_of_a_slurm_step_find_each_other(tasks_on_node):
     # JAX picks a port by the job's number.
     job = str(free_port() % 4096)

@@ -216,6 +216,7 @@ def test_the_primary_loss_falls_under_a_trained_combiner():
     assert np.mean(rows[-5:]) < 0.8 * np.mean(rows[:3])
 
 
+@pytest.mark.slow
 def test_one_batch_for_both_is_the_meta_step_on_it_twice():
     workload, tx = make_workload(), optax.sgd(0.1)
     twice = dataclasses.replace(MELTR, gamma=0.1, direct_term=True)
@@ -232,6 +233,7 @@ def test_one_batch_for_both_is_the_meta_step_on_it_twice():
     assert expected[1]["grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_draws_one_batch_a_meta_step():
     """And one more to compile for."""
     drawn = []
@@ -310,6 +312,7 @@ def test_a_loss_that_is_nan_is_left_out_and_counted(combiner):
     assert int(result.state.nonfinite) == 0
 
 
+@pytest.mark.slow
 def test_a_meta_step_that_is_not_finite_changes_nothing():
     def broken(params, frozen, batch, rng):
         losses, metrics = losses_fn(params, frozen, batch, rng)

@@ -58,7 +58,7 @@ def plan(tx, size=16, mesh=MESH, model=SMALL, **changes):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("adamw", marks=pytest.mark.slow), "learned"]
+    "name", ["adamw", pytest.param("learned", marks=pytest.mark.slow)]
 )
 def test_bytes_are_those_of_the_arrays_on_a_device(name):
     tx = optax.adamw(1e-3) if name == "adamw" else learned_optimizer(10)
@@ -101,6 +101,7 @@ def test_collectives_of_the_learned_optimizer_do_not_grow_with_depth(shape):
     assert extra[0] == extra[1]
 
 
+@pytest.mark.slow
 def test_flops_grow_with_the_batch_and_loops_are_counted():
     small, large = plan(optax.sgd(0.1)), plan(optax.sgd(0.1), size=32)
     assert small.flops > 0

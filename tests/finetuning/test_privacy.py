@@ -215,6 +215,7 @@ def test_a_run_states_what_it_gives_away(accounting):
     assert "privacy" not in plain.figures()
 
 
+@pytest.mark.slow
 def test_the_learned_optimizer_resumes_in_the_same_bits(accounting, tmp_path):
     def train(workdir, workload):
         tx = learned_optimizer(LOOP.num_steps)

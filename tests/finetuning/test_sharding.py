@@ -173,9 +173,8 @@ def test_learned_sharded_is_learned_unsharded(layout, trainable):
     assert_all_below(params, expected[1], 2e-5 if trainable == "lora" else 1e-2)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("adamw", marks=pytest.mark.slow), "learned"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "learned"])
 def test_no_device_holds_a_large_array_whole(name):
     # Matrices that the learned optimizer does not count as small.
     tower = dataclasses.replace(TOWER, width=192, mlp_width=320, depth=3)

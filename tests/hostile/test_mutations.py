@@ -15,7 +15,7 @@ from experiments.hostile_files.formats import FORMATS
 from experiments.hostile_files.mutations import KINDS, mutate
 from experiments.hostile_files.trial import BROKEN, report, try_formats
 
-MUTATIONS = int(os.environ.get("META_OPT_MUTATIONS", "40"))
+MUTATIONS = int(os.environ.get("META_OPT_MUTATIONS", "15"))
 CHEAP = [name for name, found in FORMATS.items() if not found.costly]
 COSTLY = [name for name, found in FORMATS.items() if found.costly]
 

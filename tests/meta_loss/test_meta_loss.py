@@ -381,7 +381,13 @@ def problem(net, num_losses, seed=0):
 
 
 @pytest.mark.parametrize("num_losses", [2, pytest.param(8, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(x, marks=pytest.mark.slow) if x == "convolution" else x
+        for x in NETS
+    ],
+)
 def test_forward_mode_equals_double_backward(net, num_losses):
     losses_fn, combiner, phi, w, v = problem(net, num_losses)
     found = {
@@ -548,7 +554,7 @@ def test_sama_is_the_preconditioned_direction():
     [
         pytest.param(optax.adam(0.05), marks=pytest.mark.slow),
         optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.05)),
-        optax.sgd(0.3, momentum=0.9),
+        pytest.param(optax.sgd(0.3, momentum=0.9), marks=pytest.mark.slow),
     ],
     ids=["adam", "clipped_adamw", "momentum"],
 )

@@ -122,6 +122,7 @@ def test_unknown_direct_weight_is_named(tmp_path):
         search(settings(direct=(("constnt>step", 0.0, 1.0),)), tmp_path)
 
 
+@pytest.mark.slow
 def test_candidates_one_after_the_other_score_as_side_by_side(tmp_path):
     config = settings(generations=1)
     search(config, tmp_path / "one")
@@ -154,6 +155,7 @@ def test_workers_give_the_scores_of_one_process(tmp_path):
     assert list(measured[0]) and set(measured[0]) == set(measured[1])
 
 
+@pytest.mark.slow
 def test_generations_on_some_families_resume_to_the_bit(tmp_path):
     config = settings(families=("line", "steep"), families_per_generation=1, seed=1)
     whole = search(config, tmp_path / "whole")

@@ -183,6 +183,7 @@ def test_differentiable_unroll_has_the_value_and_gradient_of_a_plain_loop():
     assert float(optax.tree.norm(slope)) > 1e-2
 
 
+@pytest.mark.slow
 def test_meta_gradient_is_finite_where_a_tensor_has_no_gradient():
     task = line_task()
     silent = dataclasses.replace(
@@ -360,6 +361,7 @@ def test_validation_scores_against_the_reference_and_keeps_the_best(tmp_path):
     assert same(result.theta, kept[1]) and not same(result.theta, kept[2])
 
 
+@pytest.mark.slow
 def test_direct_weights_are_the_only_ones_that_move(tmp_path):
     names = ("constant>step", "loss_level>weight_decay")
     start = moved_theta()
@@ -494,14 +496,8 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "nres" else pytest.mark.slow)
-        for name in ESTIMATORS
-        if name not in ("es", "bptt")
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"es", "bptt"}))
 def test_windows_of_runs_under_way_are_kept_over_an_interruption(
     tmp_path, monkeypatch, name
 ):

@@ -160,7 +160,12 @@ def test_grouped_heads_share_their_keys_in_order():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"remat": "none"}, {"remat": "dots"}, {"scan_layers": False}]
+    "changes",
+    [
+        {"remat": "none"},
+        pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
+        pytest.param({"scan_layers": False}, marks=pytest.mark.slow),
+    ],
 )
 def test_rematerialisation_does_not_change_gradients(changes):
     expected = loss_and_grads(small_model(), small_batch())

@@ -207,6 +207,7 @@ def test_gradients_reach_all_that_trains_and_groups_are_known(model):
     assert {i.group for i in infos if i.path.startswith("video_temporal")} == {"video"}
 
 
+@pytest.mark.slow
 def test_adapters_and_bfloat16():
     config = dataclasses.replace(SMALL, dtype="bfloat16")
     model = small_model(("text", "audio"), config)

@@ -208,9 +208,8 @@ LOOPS = {
 }
 
 
-# Every library and every wrapper at once, the other pairs in slow tests.
-QUICK = {("nnx", "multi_steps"), ("equinox", "apply_if_finite")}
-QUICK |= {(loop, "plain") for loop in LOOPS}
+# Every wrapper at once, the other pairs in slow tests.
+QUICK = {("nnx", "plain"), ("nnx", "multi_steps"), ("equinox", "apply_if_finite")}
 
 
 @pytest.mark.parametrize(

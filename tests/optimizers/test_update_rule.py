@@ -394,7 +394,13 @@ def test_orthogonalise_batches_shapes_without_mixing():
 
 
 @pytest.mark.parametrize(
-    ("at_once", "mesh_shape"), [(1, ()), (6, ()), (1, (8,)), (1, (2, 4))]
+    ("at_once", "mesh_shape"),
+    [
+        (6, ()),
+        (1, (2, 4)),
+        pytest.param(1, (), marks=pytest.mark.slow),
+        pytest.param(1, (8,), marks=pytest.mark.slow),
+    ],
 )
 def test_large_matrices_in_rounds_and_over_devices(monkeypatch, at_once, mesh_shape):
     """In bfloat16, so close to the oracle in direction; each unit has RMS one."""
@@ -498,7 +504,11 @@ def of_many_shapes():
 
 
 @pytest.mark.parametrize(
-    ("rule", "mesh_shape"), [("learned", ()), ("hand-designed", (8,))]
+    ("rule", "mesh_shape"),
+    [
+        pytest.param("learned", (), marks=pytest.mark.slow),
+        ("hand-designed", (8,)),
+    ],
 )
 def test_padding_changes_nothing(monkeypatch, rule, mesh_shape):
     params, grads = of_many_shapes()

@@ -111,6 +111,7 @@ def test_a_plan_that_fits_is_not_made_longer(clock):
     assert clock.now < 30 and int(trained.result.state.step) == 40
 
 
+@pytest.mark.slow
 def test_a_machine_that_becomes_slower_is_noticed(clock):
     trained = run(workload(clock, slower_from=100), 2000, 100.0)
     assert clock.now <= 110

@@ -118,6 +118,7 @@ def test_an_unknown_part_is_an_error():
         ablated(THETA, CONFIG, "all")
 
 
+@pytest.mark.slow
 def test_measures_all_parts_and_reports(tmp_path):
     save_theta(tmp_path / "noisy", THETA, CONFIG)
     path = str(tmp_path / "noisy.safetensors")

@@ -77,6 +77,7 @@ def searched(base, trial, storage, **changes):
     return search_settings(trial, base, storage=storage, name="toy", **settings)
 
 
+@pytest.mark.slow
 def test_trials_are_judged_by_the_epoch_that_they_keep(base, trial, tmp_path):
     storage = tmp_path / "s.sqlite3"
     study = searched(base, trial, storage)
@@ -122,6 +123,7 @@ def test_what_no_trial_could_use_is_an_error_before_the_first(base, trial, tmp_p
     assert not storage.exists()
 
 
+@pytest.mark.slow
 def test_settings_are_tested_over_seeds_and_the_learned_optimizer_too(base):
     learned = untuned(base)
     assert learned.optimizer.name == "learned" and not learned.loop.feedback

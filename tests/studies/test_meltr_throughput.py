@@ -32,6 +32,7 @@ def traced():
     return case, measure(case, never)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_algorithm(traced):
     """Of a product, gradients take two, and so does its tangent.
 

@@ -527,6 +527,7 @@ def digits():
     return Task("digits", "digits", init, loss, splits, horizons=(50, 150))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTRA_BASELINES)
 def test_extra_baselines_train_digits(digits, name):
     run = InnerRun(digits, lambda n, settings: baseline(name, n, **settings))

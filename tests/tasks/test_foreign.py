@@ -19,7 +19,7 @@ LIBRARIES = {"equinox": "equinox", "haiku": "dm-haiku"}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 # One of each kind of source and library; the others are compiled in the slow tests.
-QUICK = {"validation_iris_mlp", "validation_terrain_siren", "validation_titles_gru"}
+QUICK = {"validation_iris_mlp", "validation_terrain_siren"}
 QUICK |= {"foreign_cars_regression"}
 RATES = {"validation_iris_mlp": 1e-2, "foreign_cars_regression": 3e-3}
 

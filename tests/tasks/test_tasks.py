@@ -174,6 +174,7 @@ def _leaves(tree):
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
+@pytest.mark.slow
 def test_conv_classifier_learns_digits():
     arrays = sources.digits()
     model = classifier("vision", conv_tower("image", 1, (8, 16)), 10)

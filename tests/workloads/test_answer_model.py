@@ -254,6 +254,7 @@ class Counted:
         return {"image": image, "text": str(index), "label": 0}
 
 
+@pytest.mark.slow
 def test_each_picture_is_encoded_once(kept, processor):
     weights = kept[0].export.path
     config = model_config(processor, weights=weights, trainable="layers")

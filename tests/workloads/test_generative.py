@@ -109,6 +109,7 @@ def run(configured, tmp_path_factory):
     return config, folder, finetune(config, folder)
 
 
+@pytest.mark.slow
 def test_it_learns_to_answer(run):
     _, folder, (result, test, _) = run
     losses = [r["train/loss"] for r in result.history if "train/loss" in r]

@@ -196,7 +196,14 @@ def test_an_interrupted_run_ends_in_the_same_bits(run, tmp_path, monkeypatch):
     assert len(read_records(metrics[0])) == STEPS + 4
 
 
-@pytest.mark.parametrize("form", ["model", "huggingface", "adapters", "peft"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("model", "peft"),
+        pytest.param("huggingface", marks=pytest.mark.slow),
+        pytest.param("adapters", marks=pytest.mark.slow),
+    ],
+)
 def test_exports_are_read_again(run, tmp_path, form):
     config = run[0]
     where = ExportConfig(str(tmp_path / "out"), form)

@@ -53,6 +53,7 @@ def read(model, arrays, count=6):
     return part, tokens
 
 
+@pytest.mark.slow
 def test_fewer_tokens_reach_cross_encoder_and_decoder(model_of):
     make, arrays = model_of
     for share, count in ((1.0, 16), (0.5, 8), (0.2, 3)):

@@ -77,7 +77,10 @@ def unsharded():
 
 @pytest.mark.parametrize(
     "mesh",
-    [MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, tensor=2)],
+    [
+        pytest.param(MeshConfig(data=2, fsdp=4), marks=pytest.mark.slow),
+        MeshConfig(data=2, fsdp=2, tensor=2),
+    ],
     ids=["fsdp", "data-fsdp-tensor"],
 )
 def test_sharded_training_equals_unsharded(unsharded, mesh):
