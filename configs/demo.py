@@ -1,13 +1,23 @@
-"""``make demo``: four optimizers on one budget. ``nano`` and, for tests, ``smoke``."""
+"""``make demo``: optimizers on one budget. ``nano`` and, for tests, ``smoke``."""
 
 import ml_collections
 
 from configs import common
+from configs.meta_evaluate import RIVALS
 
 
 def nano() -> ml_collections.ConfigDict:
-    """Nano on bundled clip art; about a minute a run on two cores."""
+    """Bundled data alone: titles from scratch, then nano on pictures and titles."""
     config = ml_collections.ConfigDict()
+    config.untuned = dict(
+        tasks=("demo_titles_writer",),
+        num_steps={"demo_titles_writer": 250},
+        untuned=("learned", "hand_designed", *RIVALS),
+        weights=(common.WEIGHTS,),
+        budgets=(1.0,),
+        seeds=(1, 2, 3),
+        seeds_at_once=3,
+    )
     config.base = common.image_text_config(num_steps=120, batch_size=64)
     config.base.loop.eval_every = 10
     config.base.loop.checkpoint_every = 40
@@ -27,22 +37,9 @@ def nano() -> ml_collections.ConfigDict:
             optimizer=dict(name="adamw"),
             tuned="results/tuned/nano_clipart_adamw.json",
         ),
-        adamw_default=dict(
-            label="AdamW, default",
-            # The defaults of optax.adamw at a learning rate of 1e-3.
-            optimizer=dict(
-                name="adamw", learning_rate=1e-3, weight_decay=1e-4, momentum=0.9
-            ),
-            tuned="",
-        ),
-        sgd=dict(
-            label="SGD, default",
-            optimizer=dict(name="sgd", learning_rate=1e-2, momentum=0.9),
-            tuned="",
-        ),
     )
     # A ConfigDict sorts its keys; the first is the subject of the comparison.
-    config.order = ("learned", "adamw_tuned", "adamw_default", "sgd")
+    config.order = ("learned", "adamw_tuned")
     config.reference = "adamw_tuned"
     config.num_queries = 6
     config.top = 5
@@ -52,6 +49,9 @@ def nano() -> ml_collections.ConfigDict:
 def smoke() -> ml_collections.ConfigDict:
     """A few steps of each."""
     config = nano()
+    config.untuned.tasks = ("digits_mlp",)
+    config.untuned.num_steps = {"digits_mlp": 20}
+    config.untuned.untuned = ("adamw_calibrated", "dog_default")
     config.base.num_steps = 4
     config.base.batch_size = 16
     config.base.loop.eval_every = 2

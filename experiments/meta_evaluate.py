@@ -9,9 +9,7 @@ report. Run again, it goes on where it was and measures only what is not there.
 
 import dataclasses
 import sys
-import zlib
 from pathlib import Path
-from typing import Any
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,78 +20,18 @@ from meta_opt.studies.meta_test import comparison as meta_test
 from meta_opt.studies.meta_test import records
 from meta_opt.studies.meta_test.contenders import (
     HAND_DESIGNED,
-    Contender,
     MetaTestConfig,
     contenders,
 )
+from meta_opt.studies.meta_test.measuring import measured
 from meta_opt.studies.meta_test.report import write_meta_test
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import task_fingerprint
-from meta_opt.tasks.inner_run import InnerRun
-from meta_opt.tasks.task import Task
-from meta_opt.tuning.on_task import Tuned, tune_on_task
 from meta_opt.tuning.search import SearchConfig
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/meta_test", "Folder for the studies.")
-
-
-def measured(
-    task: Task,
-    fingerprint: dict[str, Any],
-    contender: Contender,
-    config: MetaTestConfig,
-    search: SearchConfig,
-    results: Path,
-    workdir: Path,
-) -> records.Record:
-    """Returns a contender's result on a task: what is there, or measured now."""
-    num_steps, path = config.steps(task), results / task.name / f"{contender.file}.json"
-    setup = {"num_steps": num_steps, "seeds": list(config.seeds), **contender.setup}
-    if contender.tuned:
-        # Its own random trials: luck with them should not be the same everywhere.
-        own = zlib.crc32(f"{task.name}/{contender.name}".encode())
-        search = dataclasses.replace(
-            search, num_trials=setup.pop("trials"), seed=(search.seed + own) % 4096
-        )
-        setup["tuning_seeds"] = list(config.tuning_seeds)
-        setup["search"] = dataclasses.asdict(search)
-        del setup["search"]["progress"]
-    else:
-        setup["budgets"] = list(config.budgets)
-    if record := records.fresh_record(path, fingerprint, setup):
-        return record
-    # Fingerprint and name are those of the task as it is.
-    given = (
-        dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
-    )
-    run = InnerRun(given, contender.make(task), config.seeds_at_once)
-    tuned, settings, budgets = Tuned({}, [], 0.0), contender.settings, config.budgets
-    if contender.tuned:
-        tuned = tune_on_task(
-            run,
-            contender.name,
-            num_steps,
-            search,
-            seeds=config.tuning_seeds,
-            storage=workdir / task.name / f"{contender.file}.sqlite3",
-            setup={"task": task.name, "fingerprint": fingerprint},
-        )
-        settings, budgets = tuned.settings, (1.0,)
-    record = records.Record(
-        task=task.name,
-        optimizer=contender.name,
-        fingerprint=fingerprint,
-        setup=setup,
-        settings=tuned.settings,
-        trials=tuple(tuned.trials),
-        runs=meta_test.measure(run, num_steps, config.seeds, settings, budgets),
-        tuning_seconds=tuned.seconds,
-        compile_seconds=run.compile_seconds,
-    )
-    records.write_record(path, record)
-    return record
 
 
 def measure_all(

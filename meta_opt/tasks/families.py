@@ -12,7 +12,7 @@ from collections.abc import Callable
 from meta_opt.tasks import sources
 from meta_opt.tasks.adaptation import finetuning, frozen_features, head, lora, pretrain
 from meta_opt.tasks.encoder_families import ENCODER_FAMILIES
-from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION
+from meta_opt.tasks.foreign import DEMO, FOREIGN, STYLE_VALIDATION
 from meta_opt.tasks.models import (
     Model,
     bag_tower,
@@ -66,6 +66,7 @@ SPLIT_OF_DATASET = {
     **dict.fromkeys(("minilm", "whisper", "efficientnet"), "train"),
     "validation": "style_validation",
     "foreign": "foreign",
+    **dict.fromkeys(("titles", "demo"), "demo"),
 }
 """Which part of the meta-data a data set belongs to: no task crosses it.
 
@@ -540,4 +541,5 @@ FAMILIES: dict[str, Builder] = {
     **STYLE_FAMILIES,
     **STYLE_VALIDATION,
     **FOREIGN,
+    **DEMO,
 }

@@ -80,6 +80,8 @@ def test_it_trains_and_reports(folder):
     assert "8.00" in row
     config = json.loads((tuned / "config.json").read_text())
     assert config["optimizer"]["learning_rate"] == 0.0123
+    untuned = (folder / "report" / "untuned.md").read_text("utf-8")
+    assert untuned in finished.stdout and "dog, default" in untuned
     page = (folder / "report" / "index.html").read_text("utf-8")
     assert "learning rate 0.0123" in page and "Retrieved examples" in page
 
@@ -153,8 +155,8 @@ def test_configs_build_and_share_one_budget(configs):
     base = read_run_config(
         ImageTextConfig, configs("demo").get_config("nano").base.to_dict()
     )
-    for name in ("adamw_default", "sgd"):
-        run = with_optimizer(base, demo["runs"][name]["optimizer"])
+    for entry in demo["runs"].values():
+        run = with_optimizer(base, entry["optimizer"])
         assert run.optimizer.num_steps == base.loop.num_steps
     with pytest.raises(ValueError, match="did you mean 'momentum'"):
         with_optimizer(base, {"name": "sgd", "momentun": 0.5})

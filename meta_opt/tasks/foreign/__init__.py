@@ -60,3 +60,9 @@ FOREIGN: dict[str, Callable[[str | None], Task]] = {
     "foreign_sayings_head": _lazy("sayings_head", "sayings_head"),
 }
 """From a folder of data to tasks that nothing is chosen by."""
+
+DEMO: dict[str, Callable[[str | None], Task]] = {
+    "demo_titles_writer": _lazy("demo_titles", "titles_writer"),
+}
+"""What ``make demo`` compares optimizers on; nothing is chosen by it. Needs no prepared
+data."""

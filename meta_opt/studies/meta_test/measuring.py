@@ -1,0 +1,83 @@
+"""What one contender reaches on one task: from its record, or measured now."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any
+
+from meta_opt.studies.meta_test import comparison
+from meta_opt.studies.meta_test.contenders import Contender, MetaTestConfig
+from meta_opt.studies.meta_test.records import Record, fresh_record, write_record
+from meta_opt.tasks.inner_run import InnerRun
+from meta_opt.tasks.task import Task
+from meta_opt.tuning.on_task import Tuned, tune_on_task
+from meta_opt.tuning.search import SearchConfig
+
+
+def measured(
+    task: Task,
+    fingerprint: dict[str, Any],
+    contender: Contender,
+    config: MetaTestConfig,
+    search: SearchConfig,
+    results: Path,
+    workdir: Path,
+) -> Record:
+    """Returns a contender's result on a task.
+
+    Args:
+        task: the task.
+        fingerprint: `task_fingerprint` of it.
+        contender: an optimizer, to be tuned first if it asks for that.
+        config: seeds and budgets.
+        search: of the settings of what is tuned; the number of trials is the
+            contender's.
+        results: the record is kept in its folder of the task's name. A record of the
+            same fingerprint and setup is returned as it is.
+        workdir: for the studies of searches, which are resumed.
+    """
+    num_steps, path = config.steps(task), results / task.name / f"{contender.file}.json"
+    setup = {"num_steps": num_steps, "seeds": list(config.seeds), **contender.setup}
+    if contender.tuned:
+        # Its own random trials: luck with them should not be the same everywhere.
+        own = zlib.crc32(f"{task.name}/{contender.name}".encode())
+        search = dataclasses.replace(
+            search, num_trials=setup.pop("trials"), seed=(search.seed + own) % 4096
+        )
+        setup["tuning_seeds"] = list(config.tuning_seeds)
+        setup["search"] = dataclasses.asdict(search)
+        del setup["search"]["progress"]
+    else:
+        setup["budgets"] = list(config.budgets)
+    if record := fresh_record(path, fingerprint, setup):
+        return record
+    # Fingerprint and name are those of the task as it is.
+    given = (
+        dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
+    )
+    run = InnerRun(given, contender.make(task), config.seeds_at_once)
+    tuned, settings, budgets = Tuned({}, [], 0.0), contender.settings, config.budgets
+    if contender.tuned:
+        tuned = tune_on_task(
+            run,
+            contender.name,
+            num_steps,
+            search,
+            seeds=config.tuning_seeds,
+            storage=workdir / task.name / f"{contender.file}.sqlite3",
+            setup={"task": task.name, "fingerprint": fingerprint},
+        )
+        settings, budgets = tuned.settings, (1.0,)
+    record = Record(
+        task=task.name,
+        optimizer=contender.name,
+        fingerprint=fingerprint,
+        setup=setup,
+        settings=tuned.settings,
+        trials=tuple(tuned.trials),
+        runs=comparison.measure(run, num_steps, config.seeds, settings, budgets),
+        tuning_seconds=tuned.seconds,
+        compile_seconds=run.compile_seconds,
+    )
+    write_record(path, record)
+    return record
