@@ -34,6 +34,7 @@ from meta_opt.optimizers.untuned import (
     learning_rate_free,
 )
 from meta_opt.studies.meta_test import contenders as contenders_module
+from meta_opt.studies.meta_test import side_by_side
 from meta_opt.studies.meta_test.comparison import (
     BUDGETS,
     MISS,
@@ -648,3 +649,25 @@ def test_learned_results_are_keyed_by_the_weights(tmp_path):
         *(jax.random.key(0)[None], jnp.int32(5), a.settings),
     )
     assert outcome.test_loss.shape == (1,)
+
+
+def test_untuned_optimizers_side_by_side(tmp_path):
+    errors = [0.5, 0.25]
+    records = {
+        r.optimizer: r
+        for r in (
+            record_of("dog_default", [2.0, 2.2], errors),
+            record_of("lstm-v3", [1.0, 1.1], errors, seconds=3.0),
+            record_of("hand_designed", [math.nan, 1.0], errors),
+        )
+    }
+    order = [r.optimizer for r in side_by_side.ranked(records)]
+    assert order == ["lstm-v3", "dog_default", "hand_designed"]
+    # Variances of two seeds are half of the squared differences.
+    spread = math.sqrt((0.2**2 / 2 + 0.1**2 / 2) / 2)
+    assert side_by_side.noise(records) == pytest.approx(spread)
+    lines = side_by_side.table_of(records).splitlines()[2:]
+    assert lines[0] == "| learned, lstm-v3 | 1.050 ± 0.635 | 62.5% | 3.0 |"
+    assert lines[2].startswith("| hand-designed rule | failed |")
+    side_by_side.plot(tmp_path / "a.png", records, "title")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

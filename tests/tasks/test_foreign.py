@@ -11,7 +11,7 @@ from meta_opt.data.catalog.raw_packages import RAW_PACKAGES, prepare_raw, raw_fo
 from meta_opt.data.missing import MissingDataError
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.tasks.families import FAMILIES, SPLIT_OF_DATASET, make_task
-from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION, data
+from meta_opt.tasks.foreign import DEMO, FOREIGN, STYLE_VALIDATION, data
 from meta_opt.tasks.inner_run import InnerRun
 
 LIBRARIES = {"equinox": "equinox", "haiku": "dm-haiku"}
@@ -25,7 +25,7 @@ RATES = {"validation_iris_mlp": 1e-2, "foreign_cars_regression": 3e-3}
 
 
 def built(family):
-    (library,) = (STYLE_VALIDATION | FOREIGN)[family].args[2:3]
+    (library,) = (STYLE_VALIDATION | FOREIGN | DEMO)[family].args[2:3]
     if library and importlib.util.find_spec(library) is None:
         pytest.skip(f"{family} needs {LIBRARIES[library]}, which is not installed")
     try:
@@ -46,7 +46,7 @@ def test_there_are_enough_of_both_sets():
     "family",
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in (*STYLE_VALIDATION, *FOREIGN)
+        for name in (*STYLE_VALIDATION, *FOREIGN, *DEMO)
     ],
 )
 def test_adamw_trains_it_and_the_parts_are_disjoint(family):
@@ -54,7 +54,7 @@ def test_adamw_trains_it_and_the_parts_are_disjoint(family):
     expected = (
         {"style_validation", "validation"}
         if family in STYLE_VALIDATION
-        else {"foreign"}
+        else {"demo" if family in DEMO else "foreign"}
     )
     assert task.name == family and SPLIT_OF_DATASET[task.dataset] in expected
     with jax.numpy_rank_promotion("allow"):

@@ -14,7 +14,7 @@ from meta_opt.tasks.families import (
     STYLE_TRAIN,
     make_task,
 )
-from meta_opt.tasks.foreign import FOREIGN, STYLE_VALIDATION
+from meta_opt.tasks.foreign import DEMO, FOREIGN, STYLE_VALIDATION
 from meta_opt.tasks.models import (
     classifier,
     conv_tower,
@@ -46,7 +46,9 @@ QUICK = {"cancer_mlp", "cldr_writer", "tuxpaint_head"}
     "family",
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in sorted(set(FAMILIES) - {*STYLE_TRAIN, *STYLE_VALIDATION, *FOREIGN})
+        for name in sorted(
+            set(FAMILIES) - {*STYLE_TRAIN, *STYLE_VALIDATION, *FOREIGN, *DEMO}
+        )
     ],
 )
 def test_family_is_sound(family):
