@@ -203,7 +203,7 @@ def test_the_report_answers_from_the_numbers(tmp_path):
     assert "**13 of 20 cells are measured.**" in text
     first, last = (1 + c.point(10).overhead for c in read_cells(RECORDS)[6:9:2])
     assert "losses of base a step with equal weights grows to 2.40 times" in text
-    assert "With meta-batches of half a batch it is" in text
+    assert "With meta-batches of half a batch it is " in text
     assert "meta-step over base step, meta-batches of half a batch" in text
     assert f"at K=10 goes from {first:.2f} to {last:.2f}." in text
     assert "## Devices" in text and "nano, T=8, 4 devices: meta-step" in text
