@@ -202,10 +202,11 @@ def test_the_report_answers_from_the_numbers(tmp_path):
     text = write(RECORDS, total=20)
     assert "**13 of 20 cells are measured.**" in text
     first, last = (1 + c.point(10).overhead for c in read_cells(RECORDS)[6:9:2])
-    assert "losses of base a step with equal weights grows to 2.40 times" in text
+    growth = f"{first:.2f} to {last:.2f}"
+    assert f"base, 1 to 8 losses: 2.40 times, {growth}" in text
+    assert "a meta-step of small, T=8, costs" in text and "same_batch" in text
     assert "With meta-batches of half a batch it is " in text
     assert "meta-step over base step, meta-batches of half a batch" in text
-    assert f"at K=10 goes from {first:.2f} to {last:.2f}." in text
     assert "## Devices" in text and "nano, T=8, 4 devices: meta-step" in text
     assert "nano, T=8, K=3 | 2.000" in text
     assert {p.name for p in tmp_path.iterdir()} == {

@@ -9,7 +9,7 @@ import numpy as np
 from meta_opt.reporting.tables import Table, to_markdown, write_report
 from meta_opt.studies.meltr_throughput.cost_model import HeldOut, Point
 from meta_opt.studies.meltr_throughput.figure import plot
-from meta_opt.studies.meltr_throughput.measure import META
+from meta_opt.studies.meltr_throughput.measure import META, METHODS
 from meta_opt.studies.meltr_throughput.summary import (
     OPERATIONS,
     TIME,
@@ -135,24 +135,7 @@ def answer(cells: Sequence[Measured], found: Fit | None) -> str:
             f"With a meta-step every {interval} steps that is {costs[0]} to {costs[1]} "
             "times equal weights."
         )
-    for model in dict.fromkeys(c.case.model for c in every):
-        of_model = sorted(
-            (c for c in every if c.case.model == model),
-            key=lambda c: c.case.num_losses,
-        )
-        first, last = of_model[0], of_model[-1]
-        if first is last:
-            continue
-        ends = [
-            (c.point(10).equal / c.point(10).primary, 1 + c.point(10).overhead)
-            for c in (first, last)
-        ]
-        text.append(
-            f"From {first.case.num_losses} to {last.case.num_losses} losses of {model} "
-            "a step with equal weights grows to "
-            f"{ends[1][0] / ends[0][0]:.2f} times, and MELTR's cost over it at K=10 "
-            f"goes from {ends[0][1]:.2f} to {ends[1][1]:.2f}."
-        )
+    text.append(_growth(every))
     for method, cheaper in CHEAPER.items():
         of_method = [c for c in cells if c.case.method == method]
         if of_method:
@@ -161,6 +144,7 @@ def answer(cells: Sequence[Measured], found: Fit | None) -> str:
                 for k in sorted(BARS)
             ]
             text.append(f"With {cheaper} it is {' and '.join(each)}.")
+    text.append(_hypergradients(cells))
     timed = plain(cells, TIME)
     if timed:
         costs = _range([1 + c.point(10, TIME).overhead for c in timed])
@@ -168,7 +152,7 @@ def answer(cells: Sequence[Measured], found: Fit | None) -> str:
             f"In measured time the cost at K=10 is {' to '.join(dict.fromkeys(costs))} "
             f"times equal weights (cells: {len(timed)})."
         )
-    divided = divided_cells(cells)
+    divided = [c for c in divided_cells(cells) if not c.case.topology]
     if len(divided) > 1:
         most = divided[-1]
         programs = most.record["programs"]
@@ -183,7 +167,50 @@ def answer(cells: Sequence[Measured], found: Fit | None) -> str:
             "A formula of the model's own cost, T and K predicts the cost of a step in "
             f"cases that it was not fitted to within {100 * worst:.1f}%."
         )
-    return " ".join(text)
+    return " ".join(filter(None, text))
+
+
+def _growth(cells: Sequence[Measured]) -> str:
+    """What more losses change, of each model from its fewest to its most."""
+    found = []
+    for model in dict.fromkeys(c.case.model for c in cells):
+        of_model = sorted(
+            (c for c in cells if c.case.model == model),
+            key=lambda c: c.case.num_losses,
+        )
+        first, last = (c.point(10) for c in (of_model[0], of_model[-1]))
+        if first is not last and first.num_losses < last.num_losses:
+            growth = last.equal / last.primary * first.primary / first.equal
+            found.append(
+                f"{model}, {first.num_losses} to {last.num_losses} losses: "
+                f"{growth:.2f} times, {1 + first.overhead:.2f} to "
+                f"{1 + last.overhead:.2f}"
+            )
+    if not found:
+        return ""
+    return (
+        "With more losses a step with equal weights grows, and MELTR's cost over it at "
+        f"K=10 changes little ({'; '.join(found)})."
+    )
+
+
+def _hypergradients(cells: Sequence[Measured]) -> str:
+    """Meta-steps by method on full batches, of the model that has the most methods."""
+    alone = [c for c in cells if c.case.devices == 1 and c.case.trainable == "all"]
+    by_model: dict[tuple[str, int], dict[str, float]] = {}
+    for cell in alone:
+        case = cell.case
+        if not case.topology and METHODS[case.method].batch_divisor == 1:
+            costs = by_model.setdefault((case.model, case.num_losses), {})
+            costs[case.method] = cell.meta_ratio()
+    (model, count), costs = max(by_model.items(), key=lambda x: len(x[1]))
+    if len(costs) < 2:
+        return ""
+    ordered = sorted(costs, key=lambda name: costs[name])
+    each = ", ".join(f"{name} {costs[name]:.2f}" for name in ordered)
+    return (
+        f"By hypergradient a meta-step of {model}, T={count}, costs {each} base steps."
+    )
 
 
 def _overheads(cells: Sequence[Measured], interval: int) -> tuple[str, str]:
