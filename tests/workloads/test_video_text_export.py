@@ -55,7 +55,7 @@ def exported(root, tmp_path_factory):
     return export
 
 
-def loaded(folder, root, batch_size=32):
+def loaded(folder, root, batch_size=128):
     return meta_opt.load_exported(folder, data_dir=root, batch_size=batch_size)
 
 

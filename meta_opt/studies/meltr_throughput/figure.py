@@ -49,7 +49,7 @@ def plot(
                 line = {**look, "marker": "none"}
                 by_interval.plot(intervals, predicted, **line)
         by_losses.axhline(BARS[10], color="#777777", lw=0.9, zorder=0)
-        by_losses.set_xlabel("number of losses T")
+        by_losses.set_xlabel("number of losses T; grey: the bar")
         by_losses.set_ylabel("operations of a step / equal weights, K=10")
         by_interval.set_xlabel("interval of meta-steps K; lines: the cost model")
         by_interval.set_ylabel("operations of a step / equal weights")
