@@ -7,6 +7,8 @@ from configs import common
 _METHODS = (
     *("jvp", "same_batch", "double_backward", "neumann", "finite_differences", "sama"),
 )
+_SMALLER = ("half_batch", "same_half_batch", "quarter_batch")
+"""Meta-steps on fewer examples than a training step."""
 
 
 def full() -> ml_collections.ConfigDict:
@@ -26,9 +28,13 @@ def full() -> ml_collections.ConfigDict:
             cases[f"losses_{model}_{num_losses}"] = dict(
                 model=model, num_losses=num_losses, level="traced"
             )
-    for method in _METHODS:
+    for method in (*_METHODS, *_SMALLER):
         cases[f"method_small_{method}"] = dict(
             model="small", num_losses=8, level="traced", method=method
+        )
+    for method in _SMALLER:
+        cases[f"method_nano_{method}"] = dict(
+            model="nano", num_losses=1, level="traced", method=method
         )
     for model in ("small", "base"):
         cases[f"lora_{model}"] = dict(
@@ -39,9 +45,10 @@ def full() -> ml_collections.ConfigDict:
             cases[f"losses_{model.split('/')[0]}_{num_losses}"] = dict(
                 model=model, num_losses=num_losses, batch_size=32, level="traced"
             )
+    # Few losses: compilation takes longest, and messages are those of the gradients.
     for devices in (1, 2, 4, 8):
         cases[f"devices_nano_{devices}"] = dict(
-            model="nano", num_losses=8, devices=devices
+            model="nano", num_losses=2, devices=devices
         )
     cases["memory_small_lora"] = dict(model="small", num_losses=8, trainable="lora")
     for method in _METHODS:

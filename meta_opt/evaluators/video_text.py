@@ -1,6 +1,5 @@
 """How a video-text model does on a split of its task."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -9,18 +8,26 @@ import numpy as np
 import optax
 
 from meta_opt.data.sources.clip_questions import COUNTED, Questions
-from meta_opt.evaluators.answers import token_sums
-from meta_opt.evaluators.encoding import in_batches
 from meta_opt.evaluators.retrieval import caption_groups
-from meta_opt.losses.contrastive import clip_loss
-from meta_opt.losses.matching import matching_loss, rolled_negatives
+from meta_opt.evaluators.video_text_outputs import (
+    answer_logits,
+    caption_sums,
+    clip_text_scores,
+    sentiment_scores,
+    written_captions,
+)
+from meta_opt.losses.contrastive import softmax_pair_loss
+from meta_opt.losses.matching import (
+    matching_loss,
+    negative_pairs,
+    rolled_negatives,
+)
 from meta_opt.losses.max_margin import max_margin_loss
 from meta_opt.metrics.answers import plain
 from meta_opt.metrics.captions import caption_metrics
 from meta_opt.metrics.question_answering import count_metrics, multiple_choice_accuracy
 from meta_opt.metrics.regression import sentiment_metrics
 from meta_opt.metrics.retrieval import retrieval_metrics
-from meta_opt.models.fusion import Tokens
 from meta_opt.models.video_text import VideoText
 from meta_opt.types import PyTree
 
@@ -29,7 +36,12 @@ Evaluation = Callable[[VideoText], dict[str, float]]
 
 
 def retrieval_evaluation(
-    arrays: Mapping[str, PyTree], primary: str, margin: float, batch_size: int = 128
+    arrays: Mapping[str, PyTree],
+    primary: str,
+    margin: float,
+    batch_size: int = 128,
+    *,
+    false_negatives: bool = False,
 ) -> Evaluation:
     """Evaluation of finding the clip of a text and the text of a clip.
 
@@ -42,6 +54,8 @@ def retrieval_evaluation(
         primary: the loss ``align``, ``matching`` or ``contrastive``.
         margin: of ``align``.
         batch_size: clips at a time.
+        false_negatives: whether clips of equal name are negatives of ``align`` and
+            ``contrastive``, as in training.
 
     Returns:
         An evaluation that gives ``loss``, of all pairs of the split (``matching``: one
@@ -49,59 +63,39 @@ def retrieval_evaluation(
         clips for texts, ``v2t_*`` of texts for clips.
     """
     clips = {k: arrays[k] for k in ("frames", "present")}
-    texts = {"text_features": arrays["text_features"]}
     groups = caption_groups(arrays["text"])
 
     def evaluate(model: VideoText) -> dict[str, float]:
-        video = in_batches(model, _video, clips, batch_size)
-        text = in_batches(model, _text, texts, batch_size)
-        if primary == "contrastive":
-            video = in_batches(model, _Embed("video"), {"x": video}, batch_size)
-            text = in_batches(model, _Embed("text"), {"x": text}, batch_size)
-            scores = video @ text.T
-            loss = clip_loss(jnp.asarray(video), jnp.asarray(text), model.scale)
+        contrastive = primary == "contrastive"
+        scores = clip_text_scores(
+            *(model, clips, arrays["text_features"], batch_size),
+            from_embeddings=contrastive,
+        )
+        differ = negative_pairs(jnp.asarray(groups))
+        negatives = None if false_negatives else differ
+        logits = jnp.asarray(scores)
+        if contrastive:
+            loss = softmax_pair_loss(model.scale * logits, negatives)
+        elif primary == "align":
+            loss = max_margin_loss(logits, margin, negatives)
         else:
-            scores = pair_scores(model, video, text, batch_size)
-            loss = _loss_of_scores(jnp.asarray(scores), primary, margin)
+            loss = _matching_of_scores(logits, differ)
         metrics = retrieval_metrics(scores, groups)
         return {"loss": float(loss), **_ways(metrics)}
 
     return evaluate
 
 
-def pair_scores(
-    model: VideoText, video: np.ndarray, text: np.ndarray, batch_size: int
-) -> np.ndarray:
-    """Logits of every clip with every text, float32 [N, N], a text at a time.
-
-    Args:
-        model: with a head for matches.
-        video: packed tokens of N clips, see `pack`.
-        text: of N texts.
-        batch_size: clips at a time.
-    """
-    columns = [
-        in_batches(
-            model,
-            _match,
-            {
-                "video": video,
-                "text": np.broadcast_to(one[None], (len(video), *one.shape)),
-            },
-            batch_size,
-        )
-        for one in text
-    ]
-    return np.stack(columns, axis=1)
-
-
-def _loss_of_scores(scores: jax.Array, primary: str, margin: float) -> jax.Array:
-    if primary == "align":
-        return max_margin_loss(scores, margin)
+def _matching_of_scores(scores: jax.Array, differ: jax.Array) -> jax.Array:
+    """The loss ``matching``, each clip with its own text and with the next one's."""
     size = len(scores)
-    wrong = scores[jnp.arange(size), rolled_negatives(size)]
-    matches = jnp.arange(2 * size) < size
-    return matching_loss(jnp.concatenate([jnp.diagonal(scores), wrong]), matches)
+    next_one = (jnp.arange(size), rolled_negatives(size))
+    ones = jnp.ones(size, bool)
+    return matching_loss(
+        jnp.concatenate([jnp.diagonal(scores), scores[next_one]]),
+        jnp.concatenate([ones, ~ones]),
+        jnp.concatenate([ones, differ[next_one]]),
+    )
 
 
 def _ways(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -134,9 +128,8 @@ def captioning_evaluation(
 
     def evaluate(model: VideoText) -> dict[str, float]:
         data = clips | {"caption": arrays["caption"]}
-        sums = in_batches(model, _caption_sums, data, batch_size)
-        nats, tokens, hits = sums.sum(axis=0)
-        written = decode(in_batches(model, _Write(length), clips, batch_size))
+        nats, tokens, hits = caption_sums(model, data, batch_size).sum(axis=0)
+        written = decode(written_captions(model, clips, length, batch_size))
         same = [
             plain(text) in map(plain, several)
             for text, several in zip(written, captions, strict=True)
@@ -179,7 +172,7 @@ def question_evaluation(
     counted = np.isin(kinds, COUNTED)
 
     def evaluate(model: VideoText) -> dict[str, float]:
-        both = in_batches(model, _answers, data, batch_size)
+        both = answer_logits(model, data, batch_size)
         logits, offered = both[:, : len(answers)], both[:, len(answers) :]
         found = {"loss": 0.0}
         if right is not None:
@@ -212,7 +205,7 @@ def sentiment_evaluation(
     scores = arrays["score"]
 
     def evaluate(model: VideoText) -> dict[str, float]:
-        found = in_batches(model, _score, data, batch_size)
+        found = sentiment_scores(model, data, batch_size)
         loss = float(np.mean((found - scores) ** 2))
         return {"loss": loss, **sentiment_metrics(scores, found)}
 
@@ -225,72 +218,3 @@ def _mean_nats(logits: np.ndarray, labels: np.ndarray) -> float:
         return 0.0
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return float(jnp.mean(nats))
-
-
-def pack(tokens: Tokens) -> jax.Array:
-    """Tokens as one array [B, S, D + 1]; the last feature says which are real."""
-    return jnp.concatenate(
-        [tokens.x, tokens.real[..., None].astype(tokens.x.dtype)], axis=-1
-    )
-
-
-def unpack(packed: jax.Array) -> Tokens:
-    """What `pack` packed."""
-    return Tokens(packed[..., :-1], packed[..., -1] > 0)
-
-
-def _tokens(model: VideoText, batch: PyTree) -> Tokens:
-    return model.video(model.frame_features(batch["frames"]), batch["present"])
-
-
-def _video(model: VideoText, batch: PyTree) -> jax.Array:
-    return pack(_tokens(model, batch))
-
-
-def _text(model: VideoText, batch: PyTree) -> jax.Array:
-    return pack(model.text(batch["text_features"]))
-
-
-def _match(model: VideoText, batch: PyTree) -> jax.Array:
-    return model.match(model.cross(unpack(batch["video"]), unpack(batch["text"])))
-
-
-def _caption_sums(model: VideoText, batch: PyTree) -> jax.Array:
-    states, _, text, _ = model.caption_states(
-        model.cross(_tokens(model, batch)), batch["caption"]
-    )
-    logits = model.captioner.decoder.logits(states)
-    return token_sums(logits, text, model.captioner.config.pad_id)
-
-
-def _answers(model: VideoText, batch: PyTree) -> jax.Array:
-    """[B, K + C]: of the answers, and of those that are offered."""
-    video = _tokens(model, batch)
-    found = []
-    if "question" in batch:
-        fused = model.cross(video, model.text(batch["question"]))
-        found.append(model.answer_logits(fused))
-    if "choices" in batch:
-        found.append(model.choice_logits(video, batch["choices"]))
-    return jnp.concatenate(found, axis=1)
-
-
-def _score(model: VideoText, batch: PyTree) -> jax.Array:
-    fused = model.cross(_tokens(model, batch), model.text(batch["text_features"]))
-    return model.score(fused)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Embed:
-    modality: str
-
-    def __call__(self, model: VideoText, batch: PyTree) -> jax.Array:
-        return model.embed(self.modality, unpack(batch["x"]))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Write:
-    max_tokens: int
-
-    def __call__(self, model: VideoText, batch: PyTree) -> jax.Array:
-        return model.write(model.cross(_tokens(model, batch)), self.max_tokens)

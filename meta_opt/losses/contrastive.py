@@ -3,7 +3,9 @@
 Both take row i of ``image_z`` and row i of ``text_z`` as the only matching pair. Where
 two rows of a batch have the same caption (icons titled "star"), the other one's image
 counts as a negative although it is not: the loss then has a floor above zero, and more
-so in larger batches. Metrics avoid it with ``groups`` (`meta_opt.metrics.retrieval`).
+so in larger batches. `softmax_pair_loss` leaves such pairs out if given ``negatives``
+(`meta_opt.losses.matching.negative_pairs`), metrics with ``groups``
+(`meta_opt.metrics.retrieval`).
 """
 
 import jax
@@ -50,10 +52,42 @@ def clip_loss(
         ValueError: if the shapes differ.
     """
     del bias
-    logits = similarity_logits(image_z, text_z, scale)
+    return softmax_pair_loss(similarity_logits(image_z, text_z, scale))
+
+
+def softmax_pair_loss(
+    logits: jax.Array, negatives: jax.Array | None = None
+) -> jax.Array:
+    """The loss of `clip_loss`, of logits.
+
+    Args:
+        logits: [B, B]; pair i is row i and column i.
+        negatives: bool [B, B], false for pairs off the diagonal that match as well,
+            such as another caption of the same clip; they are left out of both sums.
+            None: every pair off the diagonal is a negative.
+
+    Returns:
+        float32 scalar, nats.
+
+    Raises:
+        ValueError: if the shapes are not [B, B].
+
+    >>> same = jnp.zeros((2, 2), bool)  # Two captions of one clip.
+    >>> [round(float(softmax_pair_loss(jnp.zeros((2, 2)), x)), 4) for x in (None, same)]
+    [0.6931, 0.0]
+    """
+    logits = logits.astype(jnp.float32)
+    own = jnp.diagonal(logits)
+    size = len(logits)
+    if negatives is not None:
+        if not logits.shape == negatives.shape == (size, size):
+            raise ValueError(
+                f"logits {logits.shape} and negatives {negatives.shape} must be [B, B]"
+            )
+        logits = jnp.where(negatives | jnp.eye(size, dtype=bool), logits, -jnp.inf)
     by_image = jax.nn.logsumexp(logits, axis=1)
     by_text = jax.nn.logsumexp(logits, axis=0)
-    return jnp.mean(0.5 * (by_image + by_text) - jnp.diagonal(logits))
+    return jnp.mean(0.5 * (by_image + by_text) - own)
 
 
 def siglip_loss(

@@ -76,6 +76,7 @@ def masked_frame_nce(
     mask: jax.Array,
     valid: jax.Array,
     scale: jax.Array | float = 1.0,
+    negatives: jax.Array | None = None,
 ) -> jax.Array:
     r"""Noise-contrastive estimation of masked frames among the frames of the batch.
 
@@ -93,6 +94,10 @@ def masked_frame_nce(
         mask: m, bool [B, T], true at masked frames; padding never counts.
         valid: v, bool [B, T], true at the frames to tell apart, false at padding.
         scale: s, an inverse temperature.
+        negatives: bool [B, B], false for rows that show the same clip: the frames of
+            one are no negatives for those of the other, since they are the same
+            pictures. The frames of a row are always told apart. None: all rows show
+            different clips.
 
     Returns:
         float32 scalar, nats a frame; 0 if nothing is masked.
@@ -114,6 +119,9 @@ def masked_frame_nce(
             f"predicted {predicted.shape}, frames {frames.shape}, mask {mask.shape} "
             f"and valid {valid.shape} must be [B, T, D], [B, T, D], [B, T] and [B, T]"
         )
+    size, length = mask.shape
+    if negatives is not None and negatives.shape != (size, size):
+        raise ValueError(f"negatives {negatives.shape} must be [{size}, {size}]")
     mask = mask & valid
     width = frames.shape[-1]
     predicted = jnp.where(mask[..., None], predicted, 0).reshape(-1, width)
@@ -122,6 +130,10 @@ def masked_frame_nce(
     logits = jnp.asarray(scale, jnp.float32) * logits
     own = jnp.diagonal(logits)
     logits = jnp.where(valid.reshape(1, -1), logits, -jnp.inf)
+    if negatives is not None:
+        rows = jnp.arange(size * length) // length
+        apart = (negatives | jnp.eye(size, dtype=bool))[rows[:, None], rows[None, :]]
+        logits = jnp.where(apart, logits, -jnp.inf)
     nats = jax.nn.logsumexp(logits, axis=1) - own
     return masked_mean(nats, mask.reshape(-1))
 

@@ -43,6 +43,29 @@ def matching_loss(
     return masked_mean(nats, mask)
 
 
+def negative_pairs(*ids: jax.Array) -> jax.Array:
+    """Which rows of a batch may be paired to make a negative.
+
+    Args:
+        ids: arrays [B] or [B, S], such as which clip a row shows and the tokens of its
+            text; at least one.
+
+    Returns:
+        bool [B, B], true where two rows differ in every one of them: false between two
+        captions of one clip, between equal captions of two clips, and on the diagonal.
+
+    >>> clip, text = jnp.array([0, 0, 1]), jnp.array([[5, 6], [5, 7], [5, 6]])
+    >>> negative_pairs(clip, text).astype(int).tolist()
+    [[0, 0, 0], [0, 0, 1], [0, 1, 0]]
+    """
+    size = len(ids[0])
+    found = jnp.ones((size, size), bool)
+    for x in ids:
+        x = jnp.reshape(x, (size, -1))
+        found &= jnp.any(x[:, None] != x[None, :], axis=-1)
+    return found
+
+
 def rolled_negatives(batch_size: int, shift: int = 1) -> jax.Array:
     """The text that each video of a batch is paired with to make a negative.
 

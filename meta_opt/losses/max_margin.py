@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def max_margin_loss(similarity: jax.Array, margin: float = 0.1) -> jax.Array:
+def max_margin_loss(
+    similarity: jax.Array, margin: float = 0.1, negatives: jax.Array | None = None
+) -> jax.Array:
     r"""Symmetric max-margin ranking loss over all negatives of a batch.
 
     .. math::
@@ -20,12 +22,15 @@ def max_margin_loss(similarity: jax.Array, margin: float = 0.1) -> jax.Array:
     Args:
         similarity: s, [B, B]; pair i is row i and column i.
         margin: mu.
+        negatives: bool [B, B], false for pairs off the diagonal that match as well,
+            such as another caption of the same clip; they add 0, and the sum is still
+            divided by B squared. None: every pair off the diagonal is a negative.
 
     Returns:
         float32 scalar; 0 for a batch of one.
 
     Raises:
-        ValueError: if ``similarity`` is not square.
+        ValueError: if ``similarity`` is not square, or ``negatives`` has another shape.
 
     >>> round(float(max_margin_loss(jnp.array([[1.0, 0.95], [0.0, 1.0]]))), 4)
     0.025
@@ -33,8 +38,16 @@ def max_margin_loss(similarity: jax.Array, margin: float = 0.1) -> jax.Array:
     size = len(similarity)
     if similarity.shape != (size, size):
         raise ValueError(f"similarity {similarity.shape} must be [B, B]")
+    counted = ~jnp.eye(size, dtype=bool)
+    if negatives is not None:
+        if negatives.shape != similarity.shape:
+            raise ValueError(
+                f"negatives {negatives.shape} must have the shape of similarity "
+                f"{similarity.shape}"
+            )
+        counted &= negatives
     scores = similarity.astype(jnp.float32)
     own = jnp.diagonal(scores)
     excess = jax.nn.relu(margin + scores - own[:, None])
     excess += jax.nn.relu(margin + scores - own[None, :])
-    return jnp.sum(jnp.where(jnp.eye(size, dtype=bool), 0, excess)) / size**2
+    return jnp.sum(jnp.where(counted, excess, 0)) / size**2

@@ -22,7 +22,7 @@ from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.data.sources.sample_task import load_samples
 from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_outputs
 from meta_opt.evaluators.retrieval import evaluate_retrieval
-from meta_opt.inference import GenerativeModel, PictureClassifier, load_exported
+from meta_opt.inference import ContrastiveModel, GenerativeModel, load_exported
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.metrics.regression import sentiment_metrics
 from meta_opt.models.multimodal import Multimodal
@@ -224,9 +224,10 @@ class VisionTextBackend:
         if temporary is not None:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         model = load_exported(path)
-        if isinstance(model, PictureClassifier):
+        if not isinstance(model, ContrastiveModel | GenerativeModel):
             raise ValueError(
-                f"{path} is a picture classifier, which `meta_opt.load_exported` opens"
+                f"{path} is a {type(model).__name__}, which `meta_opt.load_exported` "
+                "opens, and no model of images and texts"
             )
         self._model = model
 

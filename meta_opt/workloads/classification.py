@@ -34,11 +34,10 @@ from meta_opt.models.encoders import Divisible, EfficientNet, load_encoder
 from meta_opt.models.parameters import by_path
 from meta_opt.types import PyTree, check_name
 from meta_opt.workloads.classification_export import (
-    check_export,
     with_trained_top,
     write_classifier,
 )
-from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.export import ExportConfig, check_model_format
 from meta_opt.workloads.lower_features import Views, view_features
 from meta_opt.workloads.workload import (
     Batches,
@@ -173,7 +172,7 @@ class ClassificationConfig:
             ValueError: settings, pictures or weights that do not fit together.
             MissingDataError: a dataset or encoder that is not prepared.
         """
-        check_export(export)
+        check_model_format(export, "picture classifier")
         config = self.pictures
         root = config.data_dir or default_data_dir()
         samples = read_pictures(config)

@@ -6,14 +6,11 @@ fit of pictures, and the SHA-256 of the arrays.
 """
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from meta_opt.data.preprocessing.image_fit import ImageFit
@@ -26,13 +23,11 @@ from meta_opt.models.convnets import (
 from meta_opt.models.convnets.base import MAX_BLOCKS
 from meta_opt.models.encoders import EfficientNet, EfficientNetConfig
 from meta_opt.models.encoders.efficientnet import Stage
-from meta_opt.models.encoders.registry import filled
-from meta_opt.models.parameters import by_path, parameter_count
+from meta_opt.models.parameters import parameter_count
 from meta_opt.models.settings import is_count
-from meta_opt.tensor_files import parse_tensors
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import check_name, from_config, write_atomic
-from meta_opt.workloads.export import ExportConfig
+from meta_opt.types import check_name, from_config
+from meta_opt.workloads.exported_arrays import read_arrays, write_arrays
 
 SETTINGS, ARRAYS = "classifier.json", "model.safetensors"
 _FORMAT = 1
@@ -58,19 +53,6 @@ class ClassifierSettings:
     class_names: tuple[str, ...]
     fit: ImageFit
     sha256: str = ""
-
-
-def check_export(export: ExportConfig) -> None:
-    """Checks, before training, that the export can be written.
-
-    Raises:
-        ValueError: a format other than ``model``.
-    """
-    if export.path and export.format != "model":
-        raise ValueError(
-            f"export.format={export.format!r} is for vision-text models; a picture "
-            "classifier is written as 'model'"
-        )
 
 
 def is_classifier(path: str | os.PathLike) -> bool:
@@ -114,8 +96,7 @@ def write_classifier(
         raise ValueError(f"{len(class_names)} class names are not for {classes} logits")
     folder = Path(folder)
     config: Any = model.trunk.config  # type: ignore[attr-defined]
-    variables = by_path(model, nnx.Variable)
-    data = safetensors.numpy.save({k: np.asarray(x[...]) for k, x in variables.items()})
+    digest = write_arrays(folder / ARRAYS, model)
     network = next(k for k, of in _ARCHITECTURES.items() if isinstance(config, of))
     about = {
         "format": _FORMAT,
@@ -124,10 +105,8 @@ def write_classifier(
         "class_names": class_names,
         "image": dataclasses.asdict(fit),
         "parameters": parameter_count(model),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": digest,
     }
-    with write_atomic(folder / ARRAYS) as file:
-        file.write_bytes(data)
     # The last of the two: what it names is there.
     write_json(folder / SETTINGS, about)
 
@@ -202,16 +181,6 @@ def read_classifier(
         ValueError: missing or damaged files, or arrays of another architecture.
     """
     settings = read_settings(folder)
-    file = Path(folder) / ARRAYS
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
-    if (found := hashlib.sha256(data).hexdigest()) != settings.sha256:
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 is {found}, {SETTINGS} has "
-            f"{settings.sha256}; export it again"
-        )
     architecture = dataclasses.replace(settings.architecture, dtype=dtype)
 
     def create() -> Classifier:
@@ -224,7 +193,6 @@ def read_classifier(
         # Dropout is for training.
         return Classifier(trunk, len(settings.class_names), 0.0, rngs=rngs)
 
-    try:
-        return filled(create, parse_tensors(data, file)), settings
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    folder = Path(folder)
+    arrays, about = folder / ARRAYS, folder / SETTINGS
+    return read_arrays(arrays, create, settings.sha256, about), settings

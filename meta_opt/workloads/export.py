@@ -12,8 +12,8 @@ class ExportConfig:
     """Where the final weights are written to, and as what.
 
     Attributes:
-        path: "" for nowhere; of ``model`` without suffix, but of a picture classifier
-            and in other formats a folder.
+        path: "" for nowhere; of ``model`` without suffix, but of a picture classifier,
+            of a video-text model and in other formats a folder.
         format: ``model``, adapters merged into it, in this package's own format;
             ``huggingface``, adapters merged too, a folder that Transformers reads and
             ``model.weights`` takes; ``adapters`` alone, as
@@ -29,3 +29,25 @@ class ExportConfig:
         check_name("export.format", self.format, FORMATS)
         if self.format != "model" and not self.path:
             raise ValueError(f"export.format={self.format!r} needs an export.path")
+
+
+def check_model_format(export: ExportConfig, kind: str) -> None:
+    """Checks, before training, that a model can be written as one of this package.
+
+    Args:
+        export: where to, and as what.
+        kind: of the model, for the error.
+
+    Raises:
+        ValueError: a format other than ``model``.
+
+    >>> check_model_format(ExportConfig("tuned", "peft"), "picture classifier")
+    ... # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: export.format='peft' is for vision-text models; a picture classifier ...
+    """
+    if export.path and export.format != "model":
+        raise ValueError(
+            f"export.format={export.format!r} is for vision-text models; a {kind} is "
+            "written as 'model'"
+        )

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from meta_opt.data.array_batches import array_batches
 from meta_opt.evaluators.multimodal import multimodal_evaluation
 from meta_opt.types import PyTree
-from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.export import ExportConfig, check_model_format
 from meta_opt.workloads.modality_dropout import drop_modalities
 from meta_opt.workloads.modality_groups import modality_groups
-from meta_opt.workloads.multimodal_export import check_export, write_multimodal
+from meta_opt.workloads.multimodal_export import write_multimodal
 from meta_opt.workloads.multimodal_inputs import Inputs, InputsConfig, read_inputs
 from meta_opt.workloads.multimodal_model import (
     MultimodalModelConfig,
@@ -74,10 +74,11 @@ class MultimodalConfig:
 
         Raises:
             ValueError: modality dropout of a task that has no use for it; see also
-                `read_inputs`, `model_factory` and `check_export`.
+                `read_inputs`, `model_factory` and
+                `check_model_format`.
             MissingDataError: a dataset or encoder that is not prepared.
         """
-        check_export(export, self.model)
+        check_model_format(export, "multimodal model")
         inputs = read_inputs(self.inputs)
         self._check_dropout(inputs)
         # In one program, compiled once for all seeds.

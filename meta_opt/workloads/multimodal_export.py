@@ -5,41 +5,22 @@ folded in; ``PATH.json`` the settings of inputs and model, the classes, and the 
 """
 
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import safetensors.numpy
-from flax import nnx
 
-from meta_opt.models.encoders.registry import filled
 from meta_opt.models.lora import merge_lora
 from meta_opt.models.multimodal import Multimodal
-from meta_opt.models.parameters import by_path
-from meta_opt.tensor_files import parse_tensors
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import from_config, write_atomic
+from meta_opt.types import from_config
 from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.exported_arrays import read_arrays, write_arrays
 from meta_opt.workloads.multimodal_inputs import Inputs, InputsConfig
 from meta_opt.workloads.multimodal_model import MultimodalModelConfig, model_factory
 
 _FORMAT = 1
-
-
-def check_export(export: ExportConfig, model: MultimodalModelConfig) -> None:
-    """Checks, before training, that the export can be written.
-
-    Raises:
-        ValueError: a format other than ``model``.
-    """
-    if export.path and export.format != "model":
-        raise ValueError(
-            f"export.format={export.format!r} is for vision-text models; a multimodal "
-            f"one (model.trainable={model.trainable!r}) is written as 'model'"
-        )
 
 
 def write_multimodal(
@@ -60,18 +41,14 @@ def write_multimodal(
     """
     if config.trainable == "lora":
         merge_lora(model)
-    variables = by_path(model, nnx.Variable)
-    arrays = {name: np.asarray(x[...]) for name, x in variables.items()}
-    data = safetensors.numpy.save(arrays)
+    digest = write_arrays(_arrays(export.path), model)
     about = {
         "format": _FORMAT,
         "inputs": dataclasses.asdict(inputs),
         "model": dataclasses.asdict(config),
         "class_names": class_names,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": digest,
     }
-    with write_atomic(f"{export.path}.safetensors") as file:
-        file.write_bytes(data)
     write_json(f"{export.path}.json", about)
 
 
@@ -110,18 +87,14 @@ def read_multimodal(path: str | os.PathLike, inputs: Inputs) -> Multimodal:
         ValueError: missing or damaged files, or arrays of another model.
     """
     _, config, about = read_settings(path)
-    file = Path(f"{path}.safetensors")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
-    if (found := hashlib.sha256(data).hexdigest()) != about.get("sha256"):
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 is {found}, {path}.json has "
-            f"{about.get('sha256')}"
-        )
     create = model_factory(config, inputs)
-    try:
-        return filled(lambda: create(jax.random.key(0)), parse_tensors(data, file))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    return read_arrays(
+        _arrays(path),
+        lambda: create(jax.random.key(0)),
+        about.get("sha256"),
+        Path(f"{path}.json"),
+    )
+
+
+def _arrays(path: str | os.PathLike) -> Path:
+    return Path(f"{path}.safetensors")

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.array_batches import array_batches
 from meta_opt.evaluators.video_text import (
     Evaluation,
@@ -22,7 +23,8 @@ from meta_opt.evaluators.video_text import (
     retrieval_evaluation,
     sentiment_evaluation,
 )
-from meta_opt.workloads.export import ExportConfig
+from meta_opt.types import PyTree
+from meta_opt.workloads.export import ExportConfig, check_model_format
 from meta_opt.workloads.modality_groups import modality_groups
 from meta_opt.workloads.video_text_data import (
     META_VALIDATION,
@@ -31,15 +33,22 @@ from meta_opt.workloads.video_text_data import (
     patches_of,
     read_clip_inputs,
 )
+from meta_opt.workloads.video_text_export import (
+    VideoTextSettings,
+    encoder_digests,
+    write_video_text,
+)
 from meta_opt.workloads.video_text_losses import PER_EXAMPLE, losses_of
 from meta_opt.workloads.video_text_model import (
     VideoTextModelConfig,
     masking_of,
     model_factory,
     primary_loss_fn,
+    sizes_of,
     split_video_text,
     video_text_losses_fn,
 )
+from meta_opt.workloads.video_text_outputs import MaskingConfig
 from meta_opt.workloads.workload import Losses, Workload, evaluate_splits
 
 
@@ -83,23 +92,18 @@ class VideoTextConfig:
         Args:
             seed: of what is initialised.
             mesh: ignored; the encoders are small.
-            export: must have no path; these models cannot be exported.
+            export: where the trained model is to be written.
 
         Raises:
-            ValueError: an export, and see `read_clip_inputs`.
+            ValueError: an export in another format than ``model``, and see
+                `read_clip_inputs`.
             MissingDataError: a dataset or encoder that is not prepared.
         """
-        if export.path:
-            raise ValueError(
-                f"export.path={export.path!r}: video-text models cannot be exported; "
-                "the checkpoints of the run hold their arrays"
-            )
+        check_model_format(export, "video-text model")
         names, primary = losses_of(self.family, self.task)
         inputs = read_clip_inputs(self.clips, self.task, "masked_visual" in names)
         evaluations = {
-            split: evaluation_on(
-                inputs, split, primary, margin=self.model.masking.margin
-            )
+            split: evaluation_on(inputs, split, primary, self.model.masking)
             for split in ("validation", "test")
         }
         masking = masking_of(self.model, inputs)
@@ -135,6 +139,11 @@ class VideoTextConfig:
             module = split_video_text(
                 create(jax.random.key(seed)), self.model.trainable
             )
+
+            def write(params: PyTree, frozen: PyTree) -> None:
+                trained: Any = module.merge(params, frozen)
+                write_video_text(export.path, trained, self._settings(inputs))
+
             return Workload(
                 params=module.params,
                 frozen=module.frozen,
@@ -146,6 +155,7 @@ class VideoTextConfig:
                 meta_batches=batches[META_VALIDATION],
                 groups=modality_groups(module.params),
                 evaluate=evaluate_splits(module, evaluations),
+                write=write if export.path else None,
                 describe=describe,
                 name=f"video_text, family={self.family!r}, task={self.task!r},",
                 per_example=primary in PER_EXAMPLE,
@@ -154,13 +164,28 @@ class VideoTextConfig:
 
         return with_seed(seed)
 
+    def _settings(self, inputs: ClipInputs) -> VideoTextSettings:
+        """What is exported beside the arrays."""
+        reader = inputs.reader.config
+        root = self.clips.data_dir or default_data_dir()
+        return VideoTextSettings(
+            family=self.family,
+            task=self.task,
+            reader=reader,
+            model=self.model,
+            sizes=sizes_of(inputs),
+            vocabulary=tuple(map(int, inputs.vocabulary)),
+            answers=inputs.answers,
+            encoders=encoder_digests(reader, root),
+        )
+
 
 def evaluation_on(
     inputs: ClipInputs,
     split: str,
     primary: str,
+    masking: MaskingConfig,
     batch_size: int = 128,
-    margin: float = 0.1,
 ) -> Evaluation:
     """``model -> metrics`` on a split, of the task that has this primary loss.
 
@@ -168,8 +193,8 @@ def evaluation_on(
         inputs: with the split.
         split: such as ``test``.
         primary: name of the loss.
+        masking: what the ranking losses compare.
         batch_size: samples at a time.
-        margin: of the loss ``align``.
     """
     arrays = inputs.splits[split]
     if primary == "decoder":
@@ -180,4 +205,7 @@ def evaluation_on(
         return question_evaluation(arrays, questions, inputs.answers, batch_size)
     if primary == "sentiment":
         return sentiment_evaluation(arrays, batch_size)
-    return retrieval_evaluation(arrays, primary, margin, batch_size)
+    return retrieval_evaluation(
+        *(arrays, primary, masking.margin, batch_size),
+        false_negatives=masking.false_negatives,
+    )

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from meta_opt.data import data_dir as default_data_dir
-from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
 from meta_opt.data.records import SPLITS
 from meta_opt.data.shared_rows import share_rows
@@ -35,19 +32,11 @@ from meta_opt.data.sources.clips import (
     hold_out,
 )
 from meta_opt.data.sources.video_annotations.clips import NAMED
-from meta_opt.models.encoders.precomputed import Precomputed, PrecomputedConfig
 from meta_opt.types import PyTree, check_keys, check_name
-from meta_opt.workloads.lower_features import (
-    EncoderParts,
-    FeatureCache,
-    divide_encoder,
-    features_of,
-)
+from meta_opt.workloads.clip_reader import PRECOMPUTED, ClipReader, ClipReaderConfig
+from meta_opt.workloads.frame_targets import centre_targets, make_codebook
 
 META_VALIDATION = "meta_validation"
-PRECOMPUTED = "precomputed"
-"""As the encoder of images: clips have features of frames, which it takes as they are.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +116,15 @@ class ClipInputs(NamedTuple):
     Attributes:
         splits: ``train``, ``meta_validation``, ``validation`` and ``test``, dicts of
             arrays [N, ...]: ``frames`` and ``text_features``, what the encoders read,
-            ``present`` bool [N, T], ``targets`` [N, T, F] of masked frames, ``text``
-            int [N, S], ``words``, the same by `vocabulary`, ``score``. Where questions
-            have answers in words ``question`` and ``answer`` (-1: not in `answers`),
-            where they have options ``choices`` [N, C, ...] and ``choice``. A sample is
-            a clip with a caption, the first alone in validation and test, or with a
-            question.
+            ``present`` bool [N, T], ``targets`` [N, T, F] of masked frames, ``clip``
+            int [N], the row in `clips`, ``text`` int [N, S], ``words``, the same by
+            `vocabulary`, ``score``. Where questions have answers in words ``question``
+            and ``answer`` (-1: not in `answers`), where they have options ``choices``
+            [N, C, ...] and ``choice``. A sample is a clip with a caption, the first
+            alone in validation and test, or with a question.
         clips: by split.
         questions: by split; of other tasks none.
-        encoders: what trains of them and what not.
-        tokenizer: of the text's encoder.
+        reader: with the encoders and the tokenizer of texts.
         vocabulary: int [K], its ids of the tokens that training texts have; the first
             is the padding's, and stands for all others too.
         answers: of training questions.
@@ -149,8 +137,7 @@ class ClipInputs(NamedTuple):
     splits: dict[str, dict[str, PyTree]]
     clips: dict[str, Clips]
     questions: dict[str, Questions]
-    encoders: dict[str, EncoderParts]
-    tokenizer: FolderTokenizer
+    reader: ClipReader
     vocabulary: np.ndarray
     answers: tuple[str, ...]
     codebook: np.ndarray | None
@@ -160,11 +147,12 @@ class ClipInputs(NamedTuple):
     @property
     def end_id(self) -> int:
         """Of the token that ends a text, by `vocabulary`."""
-        return int(np.flatnonzero(self.vocabulary == self.tokenizer.special_ids[-1])[0])
+        end = self.reader.tokenizer.special_ids[-1]
+        return int(np.flatnonzero(self.vocabulary == end)[0])
 
     def decode(self, words: np.ndarray) -> list[str]:
         """The texts of rows [N, S] by `vocabulary`."""
-        return self.tokenizer.decode(self.vocabulary[words])
+        return self.reader.tokenizer.decode(self.vocabulary[words])
 
 
 def read_clip_inputs(
@@ -181,29 +169,19 @@ def read_clip_inputs(
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
         FileNotFoundError: an annotation file that is missing.
-        ValueError: a source that cannot do the task; see also `ClipSource.read`,
-            `hold_out`, `divide_encoder` and `ClipSource.questions`; a tokenizer that
-            has no mask; clips that are features where pictures are encoded, or the
-            other way round.
+        ValueError: a source that cannot do the task; clips that are features where
+            pictures are encoded, or the other way round; see also `ClipSource.read`,
+            `hold_out`, `ClipReader` and `ClipSource.questions`.
     """
     root = config.data_dir or default_data_dir()
     config.check_task(task)
     source = clip_source(config, root)
     clips = _split_clips(config, task, source)
-    encoders = _encoders(config, clips, root)
-    tokenizer = FolderTokenizer(encoder_folder(config.encoders["text"], root), 0)
-    lower = encoders["text"].lower
-    if lower is not None and not isinstance(lower, nnx.Module):
-        raise ValueError(
-            f"masked texts go through all layers of the encoder "
-            f"{config.encoders['text']!r}, and its lower ones are no module; train all "
-            "of it (clips.trainable_layers.text=0)"
-        )
-    if tokenizer.mask_id is None or len(tokenizer.special_ids) != 2:
-        raise ValueError(
-            f"the tokenizer of the encoder {config.encoders['text']!r} must have a "
-            "mask, and tokens that begin and end a text"
-        )
+    reader = ClipReader(
+        *(_reader_config(config, clips), root),
+        config.feature_cache_dir,
+        config.source,
+    )
     about = dict(source.describe())
     fitted = {}
     for split, x in clips.items():
@@ -211,9 +189,8 @@ def read_clip_inputs(
         if empty:
             without = about.setdefault("clips_without_frames", {})
             without[split] = {"count": len(empty), "named": empty[:NAMED]}
-    reader = _Reader(config, encoders, tokenizer, root)
-    by_clip = {s: reader.clip_arrays(s, *x) for s, x in fitted.items()}
-    _centre_targets(by_clip)
+    by_clip = {s: _clip_arrays(reader, s, *x) for s, x in fitted.items()}
+    centre_targets(by_clip)
     codebook = None
     if visual_tokens:
         train = by_clip["train"]
@@ -231,21 +208,20 @@ def read_clip_inputs(
         if split in questions:
             asked = questions[split]
             splits[split] = {
-                **reader.text_arrays(split, by_clip[split], asked.clip, asked.text),
-                **reader.question_arrays(split, by_clip[split], asked, answers),
+                **_text_arrays(reader, split, by_clip[split], asked.clip, asked.text),
+                **_question_arrays(reader, split, by_clip[split], asked, answers),
             }
         else:
             training = split in ("train", META_VALIDATION)
             rows, texts = _pairs(x, first_only=not training or task == "sentiment")
-            splits[split] = reader.text_arrays(split, by_clip[split], rows, texts)
-        splits[split]["score"] = x.sentiment[splits[split].pop("clip")]
-    vocabulary = _add_words(splits, tokenizer)
+            splits[split] = _text_arrays(reader, split, by_clip[split], rows, texts)
+        splits[split]["score"] = x.sentiment[splits[split]["clip"]]
+    vocabulary = _add_words(splits, reader.tokenizer)
     return ClipInputs(
         splits=splits,
         clips=clips,
         questions=questions,
-        encoders=encoders,
-        tokenizer=tokenizer,
+        reader=reader,
         vocabulary=vocabulary,
         answers=answers,
         codebook=codebook,
@@ -272,7 +248,7 @@ def patches_of(inputs: ClipInputs) -> int:
     """P, patches that the image encoder makes of a frame."""
     frames = inputs.splits["train"]["frames"]
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x[0].shape, x.dtype), frames)
-    upper: Any = inputs.encoders["image"].upper
+    upper: Any = inputs.reader.encoders["image"].upper
     return jax.eval_shape(lambda x: upper.tokens(x)[0], one).shape[1]
 
 
@@ -308,10 +284,8 @@ def _fit(
     return clips.at(np.flatnonzero(there)), (video[there], present[there]), empty
 
 
-def _encoders(
-    config: ClipsConfig, clips: Mapping[str, Clips], root: str | os.PathLike
-) -> dict[str, EncoderParts]:
-    """The encoders of images and texts, divided; images' may be `PRECOMPUTED`."""
+def _reader_config(config: ClipsConfig, clips: Mapping[str, Clips]) -> ClipReaderConfig:
+    """How clips are read; their frames must fit the encoder of images."""
     shapes = {split: x.video[0].shape[1:] for split, x in clips.items()}
     features = len(shapes["train"]) == 1
     image = config.encoders["image"]
@@ -329,15 +303,15 @@ def _encoders(
                 f"{config.source}: frames of shape {list(shape)} in {split} and of "
                 f"{list(shapes['train'])} in train; all clips need the same"
             )
-    parts = {
-        modality: divide_encoder(name, config.trainable_layers.get(modality, 0), root)
-        for modality, name in config.encoders.items()
-        if name != PRECOMPUTED
-    }
-    if features:
-        (width,) = shapes["train"]
-        parts["image"] = EncoderParts(None, Precomputed(PrecomputedConfig(width)))
-    return {modality: parts[modality] for modality in config.encoders}
+    return ClipReaderConfig(
+        frames=config.frames,
+        image_size=config.image_size,
+        text_length=config.text_length,
+        question_length=config.question_length,
+        encoders=config.encoders,
+        trainable_layers=config.trainable_layers,
+        feature_width=shapes["train"][0] if features else 0,
+    )
 
 
 def _pairs(clips: Clips, first_only: bool) -> tuple[np.ndarray, list[str]]:
@@ -347,116 +321,65 @@ def _pairs(clips: Clips, first_only: bool) -> tuple[np.ndarray, list[str]]:
     return rows, [text for each in texts for text in each]
 
 
-class _Reader:
-    """Takes frames and texts through the layers that do not train."""
+def _clip_arrays(
+    reader: ClipReader, split: str, frames: np.ndarray, present: np.ndarray
+) -> dict[str, PyTree]:
+    """Of clips without texts; ``targets`` are not centred yet."""
+    read = reader.frames(frames, split)
+    targets = reader.frame_targets(read)
+    return {"frames": read, "present": present, "targets": targets}
 
-    def __init__(
-        self,
-        config: ClipsConfig,
-        encoders: Mapping[str, EncoderParts],
-        tokenizer: FolderTokenizer,
-        root: str | os.PathLike,
-    ) -> None:
-        self._config, self._encoders, self._tokenizer = config, encoders, tokenizer
-        self._caches = {
-            m: FeatureCache(
-                config.feature_cache_dir,
-                f"{config.source}-{m}",
-                name,
-                root,
-                {"trained": config.trainable_layers},
-            )
-            for m, name in config.encoders.items()
-            if encoders[m].lower is not None
-        }
 
-    def _read(self, split: str, modality: str, inputs: np.ndarray) -> PyTree:
-        lower = self._encoders[modality].lower
-        if lower is None:
-            return inputs
-        return self._caches[modality](split, inputs, lower)
+def _text_arrays(
+    reader: ClipReader,
+    split: str,
+    arrays: Mapping[str, PyTree],
+    rows: np.ndarray,
+    texts: Sequence[str],
+) -> dict[str, PyTree]:
+    """Of clips with texts; ``clip`` are the rows."""
+    tokens = reader.tokenizer.encode(texts, reader.config.text_length)
+    return {
+        **share_rows(dict(arrays), rows),
+        "clip": np.asarray(rows, np.int32),
+        "text": tokens,
+        "text_features": reader.tokens(tokens, split),
+    }
 
-    def _read_texts(self, split: str, tokens: np.ndarray) -> PyTree:
-        """Of token ids [N, S]; equal texts are read once."""
-        different, places = np.unique(tokens, axis=0, return_inverse=True)
-        read = self._read(split, "text", different)
-        return jax.tree.map(lambda x: x[places.reshape(-1)], read)
 
-    def clip_arrays(
-        self, split: str, frames: np.ndarray, present: np.ndarray
-    ) -> dict[str, PyTree]:
-        """Of clips without texts; ``targets`` are not centred yet."""
-        read = self._read(split, "image", frames)
-        upper: Any = self._encoders["image"].upper
-        targets = features_of(
-            read, lambda x: jnp.mean(upper.tokens(x)[0], axis=1), clips=True
+def _question_arrays(
+    reader: ClipReader,
+    split: str,
+    arrays: Mapping[str, PyTree],
+    questions: Questions,
+    answers: Sequence[str],
+) -> dict[str, PyTree]:
+    """Of questions, from those of their clips."""
+    length = reader.config.question_length
+    found: dict[str, PyTree] = {}
+    if answers:
+        found["question"] = reader.texts(questions.question, length, split)
+        found["answer"] = answer_ids(questions, answers)
+    offered = [text for texts in questions.offered for text in texts]
+    if offered:
+        choices = reader.texts(offered, length, split)
+        by_question = (len(questions.offered), -1)
+        found["choices"] = jax.tree.map(
+            lambda x: x.reshape(*by_question, *x.shape[1:]), choices
         )
-        return {
-            "frames": read,
-            "present": present,
-            "targets": targets.astype(np.float32),
-        }
-
-    def text_arrays(
-        self,
-        split: str,
-        arrays: Mapping[str, PyTree],
-        rows: np.ndarray,
-        texts: Sequence[str],
-    ) -> dict[str, PyTree]:
-        """Of clips with texts; ``clip`` are the rows."""
-        tokens = self._tokenizer.encode(texts, self._config.text_length)
-        return {
-            **share_rows(dict(arrays), rows),
-            "clip": rows,
-            "text": tokens,
-            "text_features": self._read_texts(split, tokens),
-        }
-
-    def question_arrays(
-        self,
-        split: str,
-        arrays: Mapping[str, PyTree],
-        questions: Questions,
-        answers: Sequence[str],
-    ) -> dict[str, PyTree]:
-        """Of questions, from those of their clips."""
-        length = self._config.question_length
-        found: dict[str, PyTree] = {}
-        if answers:
-            asked = self._tokenizer.encode(questions.question, length)
-            found["question"] = self._read_texts(split, asked)
-            found["answer"] = answer_ids(questions, answers)
-        offered = [text for texts in questions.offered for text in texts]
-        if offered:
-            choices = self._read_texts(split, self._tokenizer.encode(offered, length))
-            by_question = (len(questions.offered), -1)
-            found["choices"] = jax.tree.map(
-                lambda x: x.reshape(*by_question, *x.shape[1:]), choices
+        found["choice"] = questions.choice
+    shown, rows = questions.frames, questions.clip
+    there = shown >= 0
+    in_order = np.where(there, np.arange(shown.shape[1])[None], -1)
+    if not np.array_equal(shown, in_order):
+        at = np.arange(len(shown))[:, None]
+        for name in ("frames", "targets"):
+            # Of what is not shown anything will do: it is not present.
+            found[name] = jax.tree.map(
+                lambda x: x[rows][at, np.maximum(shown, 0)], arrays[name]
             )
-            found["choice"] = questions.choice
-        shown, rows = questions.frames, questions.clip
-        there = shown >= 0
-        in_order = np.where(there, np.arange(shown.shape[1])[None], -1)
-        if not np.array_equal(shown, in_order):
-            at = np.arange(len(shown))[:, None]
-            for name in ("frames", "targets"):
-                # Of what is not shown anything will do: it is not present.
-                found[name] = jax.tree.map(
-                    lambda x: x[rows][at, np.maximum(shown, 0)], arrays[name]
-                )
-            found["present"] = there
-        return found
-
-
-def _centre_targets(splits: dict[str, dict[str, PyTree]]) -> None:
-    """Frames' targets as unit vectors from the mean of the training ones."""
-    train = splits["train"]
-    mean = train["targets"][train["present"]].mean(axis=0)
-    for arrays in splits.values():
-        x = arrays["targets"] - mean[None, None]
-        norm = np.linalg.norm(x, axis=-1, keepdims=True)
-        arrays["targets"] = x / np.maximum(norm, 1e-6)
+        found["present"] = there
+    return found
 
 
 def _add_words(
@@ -472,32 +395,3 @@ def _add_words(
         # Without the token that begins a text; that which ends it is written.
         arrays["caption"] = arrays["words"][:, 1:]
     return vocabulary
-
-
-def make_codebook(targets: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Visual tokens: centres of frames' features by k-means, scikit-learn's.
-
-    Args:
-        targets: float32 [N, F], of training frames.
-        size: K.
-        seed: of the first centres.
-
-    Returns:
-        float32 [K, F].
-
-    Raises:
-        ValueError: fewer different frames than centres.
-    """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    different = len(np.unique(targets, axis=0))
-    if different < size:
-        raise ValueError(
-            f"clips.codebook_size={size} is more than the {different} different frames "
-            "to train on"
-        )
-    # Sums of several threads differ in their last bits from run to run.
-    with threadpool_limits(1):
-        found = KMeans(size, n_init=1, random_state=seed).fit(targets)
-    return found.cluster_centers_.astype(np.float32)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_opt.losses.captioning import captioning_loss
-from meta_opt.losses.contrastive import clip_loss
+from meta_opt.losses.contrastive import softmax_pair_loss
 from meta_opt.losses.masked import masked_cross_entropy, masked_frame_nce
 from meta_opt.losses.matching import matching_loss
 from meta_opt.losses.max_margin import max_margin_loss
@@ -85,19 +85,19 @@ Loss = Callable[[Any, Mapping[str, Any], MaskingConfig], jax.Array]
 
 
 def _joint(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    return max_margin_loss(outputs.similarity, config.margin)
+    return max_margin_loss(outputs.similarity, config.margin, outputs.negatives)
 
 
 def _align(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    return max_margin_loss(outputs.alignment, config.margin)
+    return max_margin_loss(outputs.alignment, config.margin, outputs.negatives)
 
 
 def _masked_joint(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    return max_margin_loss(outputs.masked_similarity, config.margin)
+    return max_margin_loss(outputs.masked_similarity, config.margin, outputs.negatives)
 
 
 def _masked_align(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    return max_margin_loss(outputs.masked_alignment, config.margin)
+    return max_margin_loss(outputs.masked_alignment, config.margin, outputs.negatives)
 
 
 def _masked_language(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
@@ -113,6 +113,7 @@ def _masked_frame(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Ar
         outputs.masks.frames,
         outputs.present,
         config.frame_scale,
+        outputs.other_clips,
     )
 
 
@@ -138,7 +139,7 @@ def _matching(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
 
 
 def _contrastive(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    return clip_loss(outputs.video_z, outputs.text_z, outputs.scale)
+    return softmax_pair_loss(outputs.scale * outputs.similarity, outputs.negatives)
 
 
 def _answer(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from meta_opt.models.captioner import CaptionerConfig
@@ -14,6 +15,7 @@ from meta_opt.models.lora import LoRAConfig, add_lora
 from meta_opt.models.token_pruning import PruningConfig
 from meta_opt.models.video_text import VideoText, VideoTextHeads
 from meta_opt.types import PyTree, check_name
+from meta_opt.workloads.lower_features import EncoderParts
 from meta_opt.workloads.multimodal_model import ADAPTED, split_multimodal
 from meta_opt.workloads.video_text_data import ClipInputs
 from meta_opt.workloads.video_text_losses import LOSSES
@@ -106,7 +108,13 @@ def model_factory(
         config: of the model.
         inputs: with the encoders and the codebook.
     """
-    sizes = TargetSizes(
+    encoders = inputs.reader.encoders
+    return factory_of(losses, config, sizes_of(inputs), encoders, inputs.codebook)
+
+
+def sizes_of(inputs: ClipInputs) -> TargetSizes:
+    """How much there is to predict of what a run reads."""
+    return TargetSizes(
         words=len(inputs.vocabulary),
         codes=0 if inputs.codebook is None else len(inputs.codebook),
         frame=inputs.splits["train"]["targets"].shape[-1],
@@ -114,9 +122,27 @@ def model_factory(
         end_id=inputs.end_id,
         choices=int("choices" in inputs.splits["train"]),
     )
+
+
+def factory_of(
+    losses: Sequence[str],
+    config: VideoTextModelConfig,
+    sizes: TargetSizes,
+    encoders: Mapping[str, EncoderParts],
+    codebook: np.ndarray | None,
+) -> Callable[[jax.Array], VideoText]:
+    """`model_factory` without anything to train on.
+
+    Args:
+        losses: names of `LOSSES`.
+        config: of the model.
+        sizes: how much it predicts.
+        encoders: ``image`` and ``text``, divided by what trains.
+        codebook: centres of visual tokens [K, F]; None where no loss reads them.
+    """
     heads = heads_for(losses, config, sizes)
-    whole: dict[str, Any] = {m: parts.upper for m, parts in inputs.encoders.items()}
-    if (lower := inputs.encoders["text"].lower) is not None:
+    whole: dict[str, Any] = {m: parts.upper for m, parts in encoders.items()}
+    if (lower := encoders["text"].lower) is not None:
         whole["text_lower"] = lower
     split: Any = nnx.split(nnx.Dict(whole))
     graph, arrays = split
@@ -130,7 +156,7 @@ def model_factory(
             parts,
             heads,
             text_lower=parts.get("text_lower"),
-            codebook=inputs.codebook if heads.visual else None,
+            codebook=codebook if heads.visual else None,
             pruning=config.pruning,
             rngs=nnx.Rngs(params=first),
         )
@@ -148,7 +174,7 @@ def split_video_text(model: VideoText, trainable: str) -> SplitModule:
 
 def masking_of(config: VideoTextModelConfig, inputs: ClipInputs) -> Masking:
     """What draws the masks of a model's batches."""
-    tokenizer = inputs.tokenizer
+    tokenizer = inputs.reader.tokenizer
     assert tokenizer.mask_id is not None
     return Masking(
         config.masking,
@@ -173,7 +199,8 @@ def video_text_losses_fn(
         params: PyTree, frozen: PyTree, batch: Mapping[str, Any], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         masks = masking.draw(rng, batch)
-        outputs = Outputs(module.merge(params, frozen), batch, masks)
+        model = module.merge(params, frozen)
+        outputs = Outputs(model, batch, masks, masking.config.false_negatives)
         each = [LOSSES[name](outputs, batch, masking.config) for name in losses]
         return jnp.stack(each), {}
 

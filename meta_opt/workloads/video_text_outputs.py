@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from meta_opt.losses.contrastive import similarity_logits
 from meta_opt.losses.masked import draw_mask, mask_tokens
-from meta_opt.losses.matching import rolled_negatives
+from meta_opt.losses.matching import negative_pairs, rolled_negatives
 from meta_opt.models.fusion import Fused, Tokens
 from meta_opt.models.video_text import VideoText
 from meta_opt.types import PyTree
@@ -18,19 +18,24 @@ from meta_opt.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """How much is hidden, and how hard the ranking losses are.
+    """How much is hidden, and what the ranking losses compare.
 
     Attributes:
         text_rate: probability of a token.
         frame_rate: probability of a frame.
         frame_scale: inverse temperature of masked frames.
         margin: of the max-margin losses.
+        false_negatives: whether two captions of one clip, equal captions of two clips,
+            and frames of one clip that is twice in a batch count as negatives. They
+            do in the published losses, which take each row for another clip. In
+            ``matching`` equal captions never count.
     """
 
     text_rate: float = 0.15
     frame_rate: float = 0.15
     frame_scale: float = 10.0
     margin: float = 0.1
+    false_negatives: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -92,16 +97,39 @@ class Outputs:
         model: with the heads that are asked for.
         batch: arrays [B, ...] of `meta_opt.workloads.video_text_data.ClipInputs`.
         masks: of it.
+        false_negatives: see `MaskingConfig`.
     """
 
     def __init__(
-        self, model: VideoText, batch: Mapping[str, PyTree], masks: Masks
+        self,
+        model: VideoText,
+        batch: Mapping[str, PyTree],
+        masks: Masks,
+        false_negatives: bool = False,
     ) -> None:
         self.model, self.batch, self.masks = model, batch, masks
+        self._false_negatives = false_negatives
         self.present = jnp.asarray(batch["present"])
         # A masked token that no training text has cannot be predicted.
         self.words = jnp.asarray(batch["words"])
         self.masked_words = masks.words & (self.words > 0)
+
+    @functools.cached_property
+    def other_clips(self) -> jax.Array | None:
+        """Which rows show different clips, bool [B, B]; None: all count as such."""
+        if self._false_negatives:
+            return None
+        return negative_pairs(jnp.asarray(self.batch["clip"]))
+
+    @functools.cached_property
+    def negatives(self) -> jax.Array | None:
+        """Which clips and texts do not match, bool [B, B]; None: all of two rows.
+
+        One does not match another clip's text, unless the texts are equal.
+        """
+        if self.other_clips is None:
+            return None
+        return self.other_clips & negative_pairs(jnp.asarray(self.batch["text"]))
 
     @functools.cached_property
     def _features(self) -> jax.Array:
@@ -179,20 +207,21 @@ class Outputs:
     def pairs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logits [2 B] of matches and of clips with another's text, which, and mask.
 
-        Texts that are equal by chance are no negatives.
+        Equal texts are no negatives, and neither are texts of one clip.
         """
         size = len(self.present)
         other = rolled_negatives(size)
+        negatives = self.negatives
+        if negatives is None:
+            negatives = negative_pairs(jnp.asarray(self.batch["text"]))
         wrong = jax.tree.map(lambda x: x[other], self.text)
         right = self.model.match(self.fused)
         logits = self.model.match(self.model.cross(self.video, wrong))
-        tokens = jnp.asarray(self.batch["text"])
-        differ = jnp.any(tokens != tokens[other], axis=1)
         ones = jnp.ones(size, bool)
         return (
             jnp.concatenate([right, logits]),
             jnp.concatenate([ones, ~ones]),
-            jnp.concatenate([ones, differ]),
+            jnp.concatenate([ones, negatives[jnp.arange(size), other]]),
         )
 
     @functools.cached_property

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from meta_opt.losses.captioning import captioning_loss
+from meta_opt.losses.contrastive import clip_loss, softmax_pair_loss
 from meta_opt.losses.masked import (
     draw_mask,
     mask_tokens,
@@ -17,7 +18,12 @@ from meta_opt.losses.masked import (
     masked_frame_nce,
     masked_mean,
 )
-from meta_opt.losses.matching import hard_negatives, matching_loss, rolled_negatives
+from meta_opt.losses.matching import (
+    hard_negatives,
+    matching_loss,
+    negative_pairs,
+    rolled_negatives,
+)
 from meta_opt.losses.max_margin import max_margin_loss
 from meta_opt.losses.mil_nce import mil_nce_loss
 
@@ -113,6 +119,68 @@ def test_max_margin_has_univls_gradient_and_its_value_but_for_a_constant():
     )
     np.testing.assert_allclose(theirs[0] - ours[0], 2 * margin / 5, rtol=1e-5)
     np.testing.assert_allclose(theirs[1], ours[1], atol=1e-7)
+
+
+# Rows 0 and 2 are captions of one clip.
+CLIPS = jnp.array([3, 1, 3, 7])
+
+
+def test_pairs_of_one_clip_or_of_equal_texts_are_no_negatives():
+    text = jnp.array([[5, 6], [5, 7], [8, 9], [5, 6]])
+    expected = np.array(
+        # The texts of rows 0 and 3 are equal, rows 0 and 2 are of one clip.
+        [[0, 1, 0, 0], [1, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0]]
+    )
+    np.testing.assert_array_equal(negative_pairs(CLIPS, text), expected)
+    np.testing.assert_array_equal(negative_pairs(jnp.arange(3)), ~np.eye(3, dtype=bool))
+
+
+def test_losses_leave_out_what_is_no_negative():
+    """Sums over the negatives alone, by hand."""
+    s, negatives = normal(10, 4, 4), np.asarray(negative_pairs(CLIPS))
+    margin, pairs = 0.5, list(zip(*np.nonzero(negatives), strict=True))
+    assert len(pairs) == 10
+    total = sum(
+        max(0, margin + s[i, j] - s[i, i]) + max(0, margin + s[i, j] - s[j, j])
+        for i, j in pairs
+    )
+    found = max_margin_loss(s, margin, negatives)
+    np.testing.assert_allclose(found, total / 16, rtol=1e-6)
+
+    kept = np.exp(s.astype(np.float64)) * (negatives | np.eye(4, dtype=bool))
+    rows, columns = np.log(kept.sum(axis=1)), np.log(kept.sum(axis=0))
+    total = np.mean((rows + columns) / 2 - np.diagonal(s))
+    value, grad = jax.value_and_grad(softmax_pair_loss)(jnp.asarray(s), negatives)
+    np.testing.assert_allclose(value, total, rtol=1e-6)
+    # Nothing pulls the two captions' clips apart, and nothing is NaN.
+    assert grad[0, 2] == grad[2, 0] == 0 and np.isfinite(grad).all()
+
+    predicted, frames = normal(11, 4, 3, 5), normal(12, 4, 3, 5)
+    frames[2] = frames[0]
+    mask = valid = np.ones((4, 3), bool)
+    logits = predicted.reshape(12, 5) @ frames.reshape(12, 5).T
+    other = np.repeat(np.repeat(negatives | np.eye(4, dtype=bool), 3, 0), 3, 1)
+    total = np.log((np.exp(logits) * other).sum(axis=1)) - np.diagonal(logits)
+    found = masked_frame_nce(predicted, frames, mask, valid, 1.0, negatives)
+    np.testing.assert_allclose(found, total.mean(), rtol=1e-5)
+
+
+def test_without_negatives_given_every_other_pair_is_one():
+    s, everywhere = normal(13, 4, 4), ~np.eye(4, dtype=bool)
+    frames, mask = normal(14, 4, 3, 5), np.ones((4, 3), bool)
+    for loss, arrays in (
+        (lambda *x: max_margin_loss(x[0], 0.1, *x[1:]), (s,)),
+        (softmax_pair_loss, (s,)),
+        (
+            lambda x, *rest: masked_frame_nce(x, x[::-1], mask, mask, 1.0, *rest),
+            (frames,),
+        ),
+    ):
+        np.testing.assert_array_equal(loss(*arrays), loss(*arrays, everywhere))
+    image, text = normal(15, 4, 6), normal(16, 4, 6)
+    np.testing.assert_allclose(
+        clip_loss(image, text, 2.0), softmax_pair_loss(2 * image @ text.T), rtol=1e-5
+    )
 
 
 def test_max_margin_is_zero_where_all_pairs_stand_out():
@@ -427,6 +495,22 @@ def test_rolled_negatives_are_a_permutation_without_fixed_points(shift):
     ("call", "message"),
     [
         (lambda: max_margin_loss(jnp.ones((2, 3))), r"\(2, 3\) must be \[B, B\]"),
+        (
+            lambda: max_margin_loss(jnp.ones((2, 2)), 0.1, jnp.ones((3, 3), bool)),
+            r"negatives \(3, 3\) must have the shape of similarity \(2, 2\)",
+        ),
+        (
+            lambda: softmax_pair_loss(jnp.ones((2, 2)), jnp.ones((3, 3), bool)),
+            r"negatives \(3, 3\) must be \[B, B\]",
+        ),
+        (
+            lambda: masked_frame_nce(
+                *(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4))),
+                *(jnp.ones((2, 3), bool), jnp.ones((2, 3), bool)),
+                negatives=jnp.ones((3, 3), bool),
+            ),
+            r"negatives \(3, 3\) must be \[2, 2\]",
+        ),
         (lambda: mil_nce_loss(jnp.ones((2, 3, 1))), r"must be \[B, B, N\]"),
         (lambda: mil_nce_loss(jnp.ones((2, 2))), r"must be \[B, B, N\]"),
         (

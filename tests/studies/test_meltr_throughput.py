@@ -167,6 +167,7 @@ RECORDS = [
     *(record(m, t) for m in ("nano", "small", "base") for t in (1, 4, 8)),
     record("nano", 8, level="timed", intervals=(3,)),
     record("small", 8, "same_batch"),
+    record("small", 8, "half_batch"),
     record("nano", 8, level="compiled", devices=4),
 ]
 
@@ -200,10 +201,13 @@ def test_the_report_answers_from_the_numbers(tmp_path):
         command="python -m x",
     )
     text = write(RECORDS, total=20)
-    assert "**12 of 20 cells are measured.**" in text
+    assert "**13 of 20 cells are measured.**" in text
     first, last = (1 + c.point(10).overhead for c in read_cells(RECORDS)[6:9:2])
-    assert "losses of base a step with equal weights grows to 2.40 times" in text
-    assert f"at K=10 goes from {first:.2f} to {last:.2f}." in text
+    growth = f"{first:.2f} to {last:.2f}"
+    assert f"base, 1 to 8 losses: 2.40 times, {growth}" in text
+    assert "a meta-step of small, T=8, costs" in text and "same_batch" in text
+    assert "With meta-batches of half a batch it is " in text
+    assert "meta-step over base step, meta-batches of half a batch" in text
     assert "## Devices" in text and "nano, T=8, 4 devices: meta-step" in text
     assert "nano, T=8, K=3 | 2.000" in text
     assert {p.name for p in tmp_path.iterdir()} == {
@@ -219,6 +223,10 @@ def test_the_report_answers_from_the_numbers(tmp_path):
         ({"model": "nanno"}, "model='nanno' is none of"),
         ({"method": "exact"}, "method='exact' is none of jvp_shared"),
         ({"devices": 0}, "devices=0 must be at least 1"),
+        (
+            {"method": "quarter_batch", "batch_size": 6},
+            "batch_size=6 must be a multiple of 4 for method='quarter_batch'",
+        ),
         ({"topology": "v5e:2x2", "level": "timed"}, "is compiled for and not there"),
         ({"intervals": (3,)}, r"intervals=\(3,\) must be at least 1, and need level"),
     ],
@@ -231,8 +239,10 @@ def test_cases_that_cannot_be(changes, message):
 def test_every_method_is_a_meta_loss():
     for method in METHODS:
         config = Case("nano", 2, method=method).meta_loss("meltr")
-        assert config.same_batch == (method == "same_batch")
+        assert config.same_batch == method.startswith("same_")
         assert config.network.num_losses == 2
+        size = 4 if "half" in method else 2 if "quarter" in method else 8
+        assert config.batch_size == size
 
 
 @pytest.mark.parametrize("variant", ["full", "smoke"])

@@ -130,7 +130,7 @@ def test_msrvtt(read):
             texts = [text_of(i) for i in numbers]
         else:
             texts = [text_of(i - 7010, 2) for i in numbers]
-        tokens = inputs.tokenizer.encode(texts, 6)
+        tokens = inputs.reader.tokenizer.encode(texts, 6)
         np.testing.assert_array_equal(arrays["text"], tokens)
 
 
@@ -180,7 +180,7 @@ def test_youcook2(read):
         numbers = [int(key.removeprefix("cook")[:-2]) for key in clips.key]
         segments = [int(key[-1]) for key in clips.key]
         assert clips.name == list(map(text_of, numbers, segments))
-    assert inputs.encoders["image"].lower is None
+    assert inputs.reader.encoders["image"].lower is None
     targets = inputs.splits["train"]["targets"]
     np.testing.assert_allclose(np.linalg.norm(targets, axis=-1), 1, atol=1e-5)
 
@@ -189,7 +189,9 @@ def test_tgif_action(read, root):
     inputs = read("tgif_qa_action")
     assert_disjoint(videos_of(inputs))
     assert inputs.answers == ()
-    tokens = inputs.tokenizer.encode([f"what red {o}" for o in (*SIZES, "red")], 12)
+    tokens = inputs.reader.tokenizer.encode(
+        [f"what red {o}" for o in (*SIZES, "red")], 12
+    )
     for split, questions in inputs.questions.items():
         arrays = inputs.splits[split]
         assert len(questions.clip) == 2 * len(inputs.clips[split])
@@ -200,11 +202,11 @@ def test_tgif_action(read, root):
             assert arrays["choice"][n] == (number + asked) % 5
             assert questions.choices[n] == (*SIZES, "red")
         first = questions.question.index("what red")
-        offered = inputs.tokenizer.encode(questions.offered[first], 12)
+        offered = inputs.reader.tokenizer.encode(questions.offered[first], 12)
         np.testing.assert_array_equal(offered, tokens)
         assert arrays["choices"][0].shape[:3] == (len(questions.clip), 5, 12)
         # The question is the text of the losses on texts.
-        text = inputs.tokenizer.encode([questions.question[0]], 6)
+        text = inputs.reader.tokenizer.encode([questions.question[0]], 6)
         np.testing.assert_array_equal(arrays["text"][:1], text)
 
 

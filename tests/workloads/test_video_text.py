@@ -44,8 +44,9 @@ from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.settings import PUBLISHED
 from meta_opt.models.fusion import Tokens
 from meta_opt.workloads.export import ExportConfig
+from meta_opt.workloads.frame_targets import make_codebook
 from meta_opt.workloads.video_text import VideoTextConfig
-from meta_opt.workloads.video_text_data import make_codebook, read_clip_inputs
+from meta_opt.workloads.video_text_data import read_clip_inputs
 from meta_opt.workloads.video_text_losses import (
     FAMILIES,
     LOSSES,
@@ -56,7 +57,7 @@ from meta_opt.workloads.video_text_model import (
     model_factory,
     split_video_text,
 )
-from meta_opt.workloads.video_text_outputs import MaskingConfig
+from meta_opt.workloads.video_text_outputs import MaskingConfig, Masks, Outputs
 
 MASKED = {"masked_language", "masked_frame", "masked_joint", "masked_align"}
 MASKED |= {"masked_decoder", "masked_text", "masked_visual"}
@@ -193,8 +194,8 @@ def test_errors_of_clips(root, monkeypatch):
     monkeypatch.setitem(clip_sources.CLIPS, "without", without)
     with pytest.raises(ValueError, match=r"test: the clip 'test-.*' has no frames"):
         read_clips("without", "test", None, 8)
-    with pytest.raises(ValueError, match="cannot be exported"):
-        workload_config(root).build(export=ExportConfig(path="model"))
+    with pytest.raises(ValueError, match="a video-text model is written as 'model'"):
+        workload_config(root).build(export=ExportConfig("out", "peft"))
 
 
 # Questions
@@ -329,6 +330,8 @@ def test_losses_are_those_of_the_outputs():
         video_z=jnp.eye(2),
         text_z=jnp.eye(2),
         scale=0.0,
+        negatives=~jnp.eye(2, dtype=bool),
+        other_clips=~jnp.eye(2, dtype=bool),
         answer_logits=jnp.zeros((2, 5)),
         choice_logits=jnp.zeros((2, 4)),
         score=jnp.array([0.5, -1.0]),
@@ -360,6 +363,33 @@ def test_losses_are_those_of_the_outputs():
     for name, value in expected.items():
         found = LOSSES[name](outputs, batch, MaskingConfig(margin=0.1))
         np.testing.assert_allclose(found, value, atol=1e-6, err_msg=name)
+    # Two captions of one clip: no loss takes one for the other's negative.
+    outputs.negatives = outputs.other_clips = jnp.zeros((2, 2), bool)
+    for name in ("joint", "masked_joint", "align", "masked_align", "contrastive"):
+        found = LOSSES[name](outputs, batch, MaskingConfig(margin=0.1))
+        np.testing.assert_allclose(found, 0, atol=1e-6, err_msg=name)
+    found = LOSSES["masked_frame"](outputs, batch, MaskingConfig())
+    np.testing.assert_allclose(found, np.log(2), atol=1e-6)
+
+
+def test_captions_of_one_clip_are_no_negatives(root):
+    """Of a batch with two of a clip; as an option they are, as published."""
+    inputs = read_clip_inputs(clips_config(root), "retrieval")
+    batch = {k: x[:4] for k, x in inputs.splits["train"].items() if k != "frames"}
+    assert batch["clip"].tolist() == [0, 1, 2, 3]
+    batch["clip"] = np.array([0, 1, 0, 3], np.int32)
+    # Another clip has the name of the second.
+    batch["text"] = batch["text"].copy()
+    batch["text"][3] = batch["text"][1]
+    words = jnp.zeros(batch["text"].shape, bool)
+    masks = Masks(jnp.asarray(batch["text"]), words, jnp.asarray(batch["present"]))
+    outputs = Outputs(None, batch, masks)
+    clips = [[0, 1, 0, 1], [1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 0]]
+    np.testing.assert_array_equal(outputs.other_clips, clips)
+    pairs = [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+    np.testing.assert_array_equal(outputs.negatives, pairs)
+    published = Outputs(None, batch, masks, false_negatives=True)
+    assert published.negatives is None and published.other_clips is None
 
 
 @pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[1:2]))

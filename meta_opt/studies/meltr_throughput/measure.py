@@ -54,19 +54,37 @@ STEPS = ("primary", "equal", "meltr")
 META = ("meta_primary", "meta_finish")
 """Programs of a meta-step; where one batch serves for both there is only the second."""
 
-METHODS: Mapping[str, tuple[HypergradientConfig, bool]] = MappingProxyType(
+
+class Method(NamedTuple):
+    """How a meta-step is taken.
+
+    Attributes:
+        hypergradient: see `meta_opt.meta_loss.hypergradients`.
+        same_batch: whether one batch serves for both of a meta-step's.
+        batch_divisor: examples of a training batch over those of a meta-step's.
+    """
+
+    hypergradient: HypergradientConfig
+    same_batch: bool = False
+    batch_divisor: int = 1
+
+
+_JVP = HypergradientConfig("jvp")
+METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "jvp_shared": (HypergradientConfig("jvp"), False),
-        "jvp": (HypergradientConfig("jvp", share_forward=False), False),
-        "same_batch": (HypergradientConfig("jvp"), True),
-        "double_backward": (HypergradientConfig("double_backward"), False),
-        "neumann": (HypergradientConfig("neumann", terms=3), False),
-        "finite_differences": (HypergradientConfig("finite_differences"), False),
-        "sama": (HypergradientConfig("sama"), False),
+        "jvp_shared": Method(_JVP),
+        "jvp": Method(HypergradientConfig("jvp", share_forward=False)),
+        "same_batch": Method(_JVP, same_batch=True),
+        "half_batch": Method(_JVP, batch_divisor=2),
+        "same_half_batch": Method(_JVP, same_batch=True, batch_divisor=2),
+        "quarter_batch": Method(_JVP, batch_divisor=4),
+        "double_backward": Method(HypergradientConfig("double_backward")),
+        "neumann": Method(HypergradientConfig("neumann", terms=3)),
+        "finite_differences": Method(HypergradientConfig("finite_differences")),
+        "sama": Method(HypergradientConfig("sama")),
     }
 )
-"""Hypergradients by name, and whether one batch serves for both of a meta-step's;
-``jvp_shared`` is the default of a run."""
+"""Ways to take a meta-step by name; ``jvp_shared`` is the default of a run."""
 
 Timer: TypeAlias = Callable[[dict[str, Callable[[], Any]], int], Mapping[str, float]]
 """``(functions by name, rounds) -> median milliseconds``, the functions taking turns;
@@ -111,6 +129,12 @@ class Case:
         for name in ("devices", "batch_size", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        divisor = METHODS[self.method].batch_divisor
+        if self.batch_size % divisor:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of {divisor} for "
+                f"method={self.method!r}"
+            )
         if self.topology and (self.level == "timed" or self.devices > 1):
             raise ValueError(
                 f"topology={self.topology!r} is compiled for and not there: set "
@@ -121,14 +145,20 @@ class Case:
                 f"intervals={self.intervals} must be at least 1, and need level='timed'"
             )
 
+    @property
+    def meta_batch_size(self) -> int:
+        """Examples of each batch of a meta-step."""
+        return self.batch_size // METHODS[self.method].batch_divisor
+
     def meta_loss(self, combiner: str) -> MetaLossConfig:
         """UniVL's published settings for T losses, with this case's method."""
-        hypergradient, same_batch = METHODS[self.method]
+        method = METHODS[self.method]
         return dataclasses.replace(
             published("univl", self.num_losses),
             combiner=combiner,
-            hypergradient=hypergradient,
-            same_batch=same_batch,
+            hypergradient=method.hypergradient,
+            same_batch=method.same_batch,
+            batch_size=self.meta_batch_size,
         )
 
 
@@ -194,7 +224,8 @@ def measure(
     axis = "fsdp" if case.topology else "data"
     count = len(devices) if case.topology else case.devices
     mesh = make_mesh(MeshConfig(**{axis: count}), devices)
-    check_batch_size(mesh, case.batch_size)
+    for size in (case.batch_size, case.meta_batch_size):
+        check_batch_size(mesh, size)
     subject = make_subject(case.model, case.num_losses, case.trainable)
     workload = subject.workload(concrete=False, examples=case.batch_size)
     programs = _compile(case, workload, tx, mesh, announce)
@@ -230,7 +261,10 @@ def _compile(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
 
-    batch = abstract(next(workload.train_batches(case.batch_size)), divided)
+    batch, meta_batch = (
+        abstract(next(workload.train_batches(size)), divided)
+        for size in (case.batch_size, case.meta_batch_size)
+    )
     programs = _Programs({}, {}, {})
     # What is not run: as it would be, but for the quality of its machine code.
     quick = {}
@@ -269,7 +303,7 @@ def _compile(
     if meta.primary is not None:
         layout = (shardings.params, whole)
         found = add(
-            *("meta_primary", meta.primary, of_step, batch), out_shardings=layout
+            *("meta_primary", meta.primary, of_step, meta_batch), out_shardings=layout
         )
         of_primary = tuple(
             jax.tree.map(
@@ -278,7 +312,8 @@ def _compile(
                 layout,
             )
         )
-    add(*("meta_finish", meta.finish, of_step, *of_primary, batch), out_shardings=whole)
+    args = (of_step, *of_primary, meta_batch)
+    add("meta_finish", meta.finish, *args, out_shardings=whole)
     return programs
 
 
@@ -313,8 +348,13 @@ def _times(
     timer: Timer,
 ) -> dict[str, Any]:
     rows = local_rows(mesh, case.batch_size)
-    host = next(workload.train_batches(case.batch_size, 0, rows))
-    batch = place(host, batch_sharding(mesh))
+    batch, meta_batch = (
+        place(
+            next(workload.train_batches(size, 0, local_rows(mesh, size))),
+            batch_sharding(mesh),
+        )
+        for size in (case.batch_size, case.meta_batch_size)
+    )
     states: dict[str, TrainState] = {
         name: init_state(
             *(workload.params, workload.frozen, tx, mesh, workload.rules),
@@ -334,12 +374,12 @@ def _times(
     if "meta_primary" in programs.compiled:
 
         def primary() -> Any:
-            return programs.compiled["meta_primary"](states["meltr"], batch)
+            return programs.compiled["meta_primary"](states["meltr"], meta_batch)
 
         runs["meta_primary"], of_primary = primary, primary()
 
     def finish() -> Any:
-        args = (states["meltr"], *of_primary, batch)
+        args = (states["meltr"], *of_primary, meta_batch)
         return programs.compiled["meta_finish"](*args)
 
     runs["meta_finish"] = finish
@@ -388,14 +428,15 @@ def _loop(
     """The meta-steps of a run."""
     config = dataclasses.replace(case.meta_loss("meltr"), interval=interval)
     objective = make_objective(workload, config)
-    rows = local_rows(mesh, case.batch_size)
+    size = case.meta_batch_size
+    rows = local_rows(mesh, size)
     assert workload.meta_batches is not None
     found = MetaSteps(
         make_meta_step(workload, objective, config, tx),
         interval,
-        functools.partial(workload.meta_batches, case.batch_size, 0, rows),
+        functools.partial(workload.meta_batches, size, 0, rows),
         len(rows),
-        case.batch_size,
+        size,
         mesh,
     )
     found.compile(states["meltr"])

@@ -315,6 +315,7 @@ def _clips(size: ClipModelSize, names: tuple[str, ...], trainable: str) -> Subje
         return {
             "frames": rng.integers(0, 256, (*frames, side, side, 3), np.uint8),
             "present": np.ones(frames, bool),
+            "clip": np.arange(count, dtype=np.int32),
             "targets": targets / np.linalg.norm(targets, axis=-1, keepdims=True),
             "text": text,
             "text_features": text,

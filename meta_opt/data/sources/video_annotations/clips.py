@@ -38,7 +38,7 @@ NAMED = 5
 """How many ids a message names."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_ANIMATIONS = (".gif", ".webp", ".apng")
+ANIMATIONS = (".gif", ".webp", ".apng")
 _VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
 _UNDECODABLE = (OSError, ValueError)
 """What is raised for files that are damaged or too large."""
@@ -354,7 +354,7 @@ def _clips_named(folder: Path, name: str) -> Iterator[Clip]:
         yield Clip(name, Path(path), "frames")
     if os.path.isfile(f"{path}.npy"):
         yield Clip(name, Path(f"{path}.npy"), "features")
-    for ending in _ANIMATIONS:
+    for ending in ANIMATIONS:
         if os.path.isfile(path + ending):
             yield Clip(name, Path(path + ending), "animation")
 
@@ -398,7 +398,7 @@ def _none_there(folder: Path, wanted: Mapping[tuple[str, ...], VideoTextSample])
     return (
         f"{folder} has no clip of {len(ids)} videos ({', '.join(ids[:NAMED])}"
         f"{', ...' if len(ids) > NAMED else ''}): for NAME {tried}, neither a folder "
-        f"NAME of frames nor NAME.npy, {', '.join(f'NAME{e}' for e in _ANIMATIONS)}"
+        f"NAME of frames nor NAME.npy, {', '.join(f'NAME{e}' for e in ANIMATIONS)}"
     )
 
 

@@ -1,0 +1,220 @@
+"""Models of images and texts: one that embeds and classifies, one that writes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
+import jax
+import numpy as np
+
+from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.evaluators.answers import write_answers
+from meta_opt.evaluators.category_likelihood import answer_scores
+from meta_opt.evaluators.encoding import encode_images, encode_texts
+from meta_opt.inference.pictures import Picture, batches, listed, opened
+from meta_opt.models.decoding import DecodingConfig
+from meta_opt.models.generative import Generative
+from meta_opt.models.vision_text import VisionText
+from meta_opt.workloads.image_text_model import Preprocessing
+
+
+class ContrastiveModel:
+    """Image and text encoders with all that they need of preprocessing.
+
+    Args:
+        model: CLIP, SigLIP or one of ours, with adapters or without.
+        preprocessing: as it was trained with.
+        batch_size: pictures or texts at a time; the last batch is filled up, so that
+            one program is compiled for pictures and one for texts.
+
+    Attributes:
+        model: as given.
+    """
+
+    def __init__(
+        self, model: VisionText, preprocessing: Preprocessing, batch_size: int = 32
+    ) -> None:
+        self.model = model
+        self._preprocessing = preprocessing
+        self._batch_size = batch_size
+
+    @overload
+    def embed(self, images: Sequence[Picture], texts: None = None) -> np.ndarray: ...
+
+    @overload
+    def embed(self, images: None = None, *, texts: Sequence[str]) -> np.ndarray: ...
+
+    @overload
+    def embed(
+        self, images: Sequence[Picture], texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def embed(
+        self,
+        images: Sequence[Picture] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Embeds pictures, texts, or both.
+
+        Args:
+            images: B pictures: open images, files, or uint8 [H, W, 3] of any size.
+            texts: any number of texts.
+
+        Returns:
+            float32 [B, D] whose rows have length 1, so that the product of two is their
+            cosine; of pictures and texts a pair of such arrays.
+
+        Raises:
+            ValueError: a picture that cannot be read, which is named; or neither
+                pictures nor texts.
+            TypeError: one picture or text where a list is due, or another kind of
+                thing.
+        """
+        if images is None and texts is None:
+            raise ValueError("embed needs images, texts or both")
+        found = []
+        if images is not None:
+            found.append(self._embed(listed("images", images), self._encode_images))
+        if texts is not None:
+            found.append(self._embed(listed("texts", texts), self._encode_texts))
+        return found[0] if len(found) == 1 else (found[0], found[1])
+
+    def classify(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
+        """Probability of each text for each picture: zero-shot classification.
+
+        The softmax over the texts of the cosines times the logit scale (Radford et al.
+        2021); a bias, as SigLIP has one, makes no difference to it.
+
+        Args:
+            images: B pictures, as `embed` takes them.
+            texts: K texts, such as ``"a photo of a cat"``.
+
+        Returns:
+            float32 [B, K] whose rows sum to 1.
+
+        Raises:
+            ValueError, TypeError: as `embed`.
+        """
+        image_z, text_z = self.embed(images, texts)
+        scale = np.asarray(self.model.scale(), np.float32)
+        return np.asarray(jax.nn.softmax(scale * image_z @ text_z.T, axis=1))
+
+    def _embed(
+        self, given: Sequence[Picture] | Sequence[str], encode: Callable
+    ) -> np.ndarray:
+        width = self.model.config.embed_dim
+        parts = [encode(part) for part in batches(given, self._batch_size)]
+        return np.concatenate([np.zeros((0, width), np.float32), *parts])
+
+    def _encode_images(self, images: Sequence[Picture]) -> np.ndarray:
+        pixels = _fitted(images, self._preprocessing)
+        return encode_images(self.model, pixels, self._batch_size)
+
+    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"texts has {wrong[0]!r}, which is no text")
+        tokenizer = self._preprocessing.tokenizer
+        tokens = tokenizer.encode(texts, self._preprocessing.text_length)
+        return encode_texts(self.model, tokens, self._batch_size)
+
+
+class GenerativeModel:
+    """A model that writes about pictures, with all that it needs of preprocessing.
+
+    Args:
+        model: PaliGemma or one of ours, with adapters or without.
+        preprocessing: as it was trained with.
+        batch_size: pictures at a time; the last batch is filled up, so that one program
+            is compiled.
+
+    Attributes:
+        model: as given.
+    """
+
+    def __init__(
+        self, model: Generative, preprocessing: Preprocessing, batch_size: int = 8
+    ) -> None:
+        self.model = model
+        self._preprocessing = preprocessing
+        self._batch_size = batch_size
+
+    def answer(
+        self, images: Sequence[Picture], prompts: str | Sequence[str] = ""
+    ) -> list[str]:
+        """The likeliest answers to prompts about pictures.
+
+        Args:
+            images: B pictures, as `ContrastiveModel.embed` takes them.
+            prompts: one for each of them, or one for all, such as ``"caption en"``.
+
+        Returns:
+            B answers.
+
+        Raises:
+            ValueError: a picture that cannot be read, which is named; or as many
+                prompts as there are no pictures.
+            TypeError: one picture where a list is due, or another kind of thing.
+        """
+        config = DecodingConfig(max_tokens=self._preprocessing.text_length)
+        answers: list[str] = []
+        for data in self._asked(images, prompts):
+            answers += write_answers(
+                self.model, data, self._tokenizer, config, self._batch_size
+            )
+        return answers
+
+    def classify(
+        self,
+        images: Sequence[Picture],
+        answers: Sequence[str],
+        prompts: str | Sequence[str] = "",
+    ) -> np.ndarray:
+        """Probability of each of a list of answers, given that one of them is right.
+
+        The softmax of their log-likelihoods
+        (`meta_opt.models.answer_likelihood.answer_log_likelihoods`): decoding that is
+        constrained to the list, so that nothing needs parsing.
+
+        Args:
+            images: B pictures, as `ContrastiveModel.embed` takes them.
+            answers: K texts as the model was trained to write them, such as
+                ``'{"category": "fruit"}'``.
+            prompts: one for each picture, or one for all.
+
+        Returns:
+            float32 [B, K] whose rows sum to 1.
+
+        Raises:
+            ValueError: as `answer`; no answers, or two that are the same tokens.
+            TypeError: as `answer`.
+        """
+        parts = [
+            answer_scores(self.model, data, answers, self._tokenizer, self._batch_size)
+            for data in self._asked(images, prompts)
+        ]
+        scores = np.concatenate([np.zeros((0, len(answers)), np.float32), *parts])
+        return np.asarray(jax.nn.softmax(scores, axis=1))
+
+    @property
+    def _tokenizer(self) -> AnswerTokenizer:
+        tokenizer = self._preprocessing.tokenizer
+        assert isinstance(tokenizer, AnswerTokenizer)
+        return tokenizer
+
+    def _asked(
+        self, images: Sequence[Picture], prompts: str | Sequence[str]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of pictures and prompts, as the model takes them."""
+        images = listed("images", images)
+        asked = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        if len(asked) != len(images):
+            raise ValueError(f"{len(asked)} prompts are not for {len(images)} images")
+        for part in batches(list(zip(images, asked, strict=True)), self._batch_size):
+            yield {
+                "image": _fitted([image for image, _ in part], self._preprocessing),
+                "prompt": self._tokenizer.encode_prompts([text for _, text in part]),
+            }
+
+
+def _fitted(images: Sequence[Picture], preprocessing: Preprocessing) -> np.ndarray:
+    """Pictures of any size as the model takes them, uint8 [B, h, w, 3]."""
+    return np.stack([preprocessing.fit(opened(image)) for image in images])

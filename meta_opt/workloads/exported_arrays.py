@@ -1,0 +1,63 @@
+"""The arrays of an exported model: a safetensors file whose hash is written beside."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from meta_opt.models.encoders.registry import filled
+from meta_opt.models.parameters import by_path
+from meta_opt.tensor_files import parse_tensors
+from meta_opt.types import write_atomic
+
+_Module = TypeVar("_Module", bound=nnx.Module)
+
+
+def write_arrays(file: Path, model: nnx.Module) -> str:
+    """Writes every array of a model by its '/'-joined path, bit for bit.
+
+    Args:
+        file: to write; whole or not at all.
+        model: concrete.
+
+    Returns:
+        The SHA-256 of the file, for the settings beside it.
+    """
+    variables = by_path(model, nnx.Variable)
+    data = safetensors.numpy.save({k: np.asarray(x[...]) for k, x in variables.items()})
+    with write_atomic(file) as temporary:
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_arrays(
+    file: Path, create: Callable[[], _Module], sha256: Any, settings: Path
+) -> _Module:
+    """Reads a model that `write_arrays` wrote.
+
+    Args:
+        file: of the arrays.
+        create: makes a model of its architecture; it is only traced.
+        sha256: that the settings name.
+        settings: their file, for errors.
+
+    Raises:
+        ValueError: a missing or damaged file, or arrays of another architecture.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is {found}, {settings.name} has "
+            f"{sha256}; export it again"
+        )
+    try:
+        return filled(create, parse_tensors(data, file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

@@ -1,0 +1,200 @@
+"""Trained video-text models as folders: arrays, vocabularies, and how clips are read.
+
+``model.safetensors`` has every array of the model by its '/'-joined path, adapters
+folded in; ``video_text.json`` the settings of clips and model, the words and answers,
+and SHA-256s. The encoders' layers that do not train are not written, nor is the
+tokenizer: they are read from the prepared encoders, which are checked to be the same.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from meta_opt.data import data_dir as default_data_dir
+from meta_opt.data.catalog.encoder_weights import ABOUT, encoder_folder
+from meta_opt.models.lora import merge_lora
+from meta_opt.models.video_text import VideoText
+from meta_opt.text_files import read_json, write_json
+from meta_opt.types import from_config
+from meta_opt.workloads.clip_reader import PRECOMPUTED, ClipReader, ClipReaderConfig
+from meta_opt.workloads.exported_arrays import read_arrays, write_arrays
+from meta_opt.workloads.video_text_losses import losses_of
+from meta_opt.workloads.video_text_model import (
+    TargetSizes,
+    VideoTextModelConfig,
+    factory_of,
+)
+
+SETTINGS, ARRAYS = "video_text.json", "model.safetensors"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTextSettings:
+    """What is known of an exported video-text model without its arrays.
+
+    Attributes:
+        family: whose losses it was trained with, one of
+            `meta_opt.workloads.video_text_losses.FAMILIES`.
+        task: one of `meta_opt.workloads.video_text_losses.TASKS`.
+        reader: how its clips and texts are read.
+        model: its settings, as of a model without adapters.
+        sizes: how much it predicts.
+        vocabulary: K ids of the tokenizer that captions are made of.
+        answers: the vocabulary of answers to questions.
+        encoders: the SHA-256 of the prepared encoders that it was trained on, by
+            modality.
+        sha256: of the file of arrays.
+    """
+
+    family: str
+    task: str
+    reader: ClipReaderConfig
+    model: VideoTextModelConfig
+    sizes: TargetSizes
+    vocabulary: tuple[int, ...]
+    answers: tuple[str, ...]
+    encoders: dict[str, str]
+    sha256: str = ""
+
+    @property
+    def primary(self) -> str:
+        """Name of the loss of its task."""
+        return losses_of(self.family, self.task)[1]
+
+
+class ExportedVideoText(NamedTuple):
+    """A model that was read, with all that it needs of its inputs.
+
+    Attributes:
+        model: concrete.
+        settings: of the export.
+        reader: from frames and texts to what the model reads.
+    """
+
+    model: VideoText
+    settings: VideoTextSettings
+    reader: ClipReader
+
+    def decode(self, words: np.ndarray) -> list[str]:
+        """The texts of rows int [N, S] that the decoder wrote."""
+        vocabulary = np.asarray(self.settings.vocabulary)
+        return self.reader.tokenizer.decode(vocabulary[words])
+
+
+def is_video_text(path: str | os.PathLike) -> bool:
+    """Whether a path is a folder that `write_video_text` wrote."""
+    return (Path(path) / SETTINGS).is_file()
+
+
+def encoder_digests(
+    config: ClipReaderConfig, root: str | os.PathLike
+) -> dict[str, str]:
+    """The SHA-256 of each prepared encoder of a reader, by modality.
+
+    Args:
+        config: which encoders.
+        root: the folder of encoders.
+    """
+    return {
+        modality: read_json(encoder_folder(name, root) / ABOUT)["sha256"]
+        for modality, name in config.encoders.items()
+        if name != PRECOMPUTED
+    }
+
+
+def write_video_text(
+    folder: str | os.PathLike, model: VideoText, settings: VideoTextSettings
+) -> None:
+    """Writes a trained model; a folder that has one gets the new one.
+
+    Args:
+        folder: created if needed.
+        model: it may be changed: adapters are merged.
+        settings: of it; the SHA-256 of the arrays is filled in.
+    """
+    if settings.model.trainable == "lora":
+        merge_lora(model)
+    folder = Path(folder)
+    digest = write_arrays(folder / ARRAYS, model)
+    about = dataclasses.asdict(
+        dataclasses.replace(
+            settings,
+            model=dataclasses.replace(settings.model, trainable="all"),
+            sha256=digest,
+        )
+    )
+    about["sizes"] = settings.sizes._asdict()
+    # The last of the two: what it names is there.
+    write_json(folder / SETTINGS, {"format": _FORMAT, **about})
+
+
+def read_settings(folder: str | os.PathLike) -> VideoTextSettings:
+    """The settings of an exported model.
+
+    Raises:
+        ValueError: no such file, or one that is damaged or of another format.
+    """
+    path = Path(folder) / SETTINGS
+    try:
+        about: dict[str, Any] = dict(read_json(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if (version := about.pop("format", None)) != _FORMAT:
+        raise ValueError(f"{path} has format {version!r}; this code reads {_FORMAT}")
+    try:
+        sizes = about.get("sizes")
+        if not isinstance(sizes, dict) or sizes.keys() != set(TargetSizes._fields):
+            raise ValueError(
+                f"sizes={sizes!r} must have {', '.join(TargetSizes._fields)}"
+            )
+        about["sizes"] = TargetSizes(**sizes)
+        settings = from_config(VideoTextSettings, about, "settings")
+        losses_of(settings.family, settings.task)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return settings
+
+
+def read_video_text(
+    folder: str | os.PathLike, data_dir: str | os.PathLike = ""
+) -> ExportedVideoText:
+    """Reads a model that `write_video_text` wrote.
+
+    Args:
+        folder: of the two files.
+        data_dir: the folder of prepared encoders; "" for $META_OPT_DATA_DIR, else
+            ``data``.
+
+    Raises:
+        ValueError: missing or damaged files, arrays of another model, or encoders other
+            than those that it was trained on.
+        MissingDataError: an encoder that is not prepared.
+    """
+    settings = read_settings(folder)
+    root = os.fspath(data_dir) or default_data_dir()
+    for modality, digest in encoder_digests(settings.reader, root).items():
+        if digest != settings.encoders.get(modality):
+            name = settings.reader.encoders[modality]
+            raise ValueError(
+                f"{folder} was trained on another encoder {name!r} than "
+                f"{encoder_folder(name, root)}, whose SHA-256 is {digest}, not "
+                f"{settings.encoders.get(modality)}: give the data_dir of that one"
+            )
+    reader = ClipReader(settings.reader, root)
+    names, _ = losses_of(settings.family, settings.task)
+    sizes = settings.sizes
+    codebook = np.zeros((sizes.codes, sizes.frame), np.float32) if sizes.codes else None
+    create = factory_of(names, settings.model, sizes, reader.encoders, codebook)
+    path = Path(folder)
+    model = read_arrays(
+        path / ARRAYS,
+        lambda: create(jax.random.key(0)),
+        settings.sha256,
+        path / SETTINGS,
+    )
+    return ExportedVideoText(model, settings, reader)
