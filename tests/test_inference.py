@@ -254,7 +254,8 @@ def test_the_scripts_of_the_docs(
     monkeypatch.chdir(tmp_path)
     scripts = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     printed = []
-    for script in scripts:
+    # The third is of a video-text model: tests/workloads/test_video_text_export.py.
+    for script in scripts[:2]:
         exec(compile(script, str(DOCS), "exec"), {})
         printed.append(capsys.readouterr().out.splitlines())
     embeds, answers = printed

@@ -72,6 +72,7 @@ def assert_found(model, metrics, rtol=1e-5):
     return scores
 
 
+@pytest.mark.slow
 def test_search(root, exported, tmp_path):
     folder, metrics = exported("univl", "retrieval")
     model = loaded(folder, root)
