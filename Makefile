@@ -20,7 +20,7 @@ $(DOCS_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[docs]'
 	touch $@
 
-demo: $(STAMP)  ## fine-tune nano with four optimizers; table, curves and report
+demo: $(STAMP)  ## a dozen optimizers on a small task, then nano fine-tuned; report
 	$(BIN)/python -m experiments.demo
 
 test: $(STAMP)  ## tests, without the slow ones
