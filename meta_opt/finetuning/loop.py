@@ -150,7 +150,10 @@ class Trainer:
                     resolved_config,
                     resuming=bool(self.checkpoints.steps()),
                     # A checkpoint fits any layout.
-                    may_change=("mesh",),
+                    may_change=(
+                        "mesh",
+                        *(f"loop.{name}" for name in self.config.idle_settings),
+                    ),
                 )
             resume_step = self._restore(self.checkpoints)
             if jax.process_index() == 0:

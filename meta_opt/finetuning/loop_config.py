@@ -58,6 +58,21 @@ class LoopConfig:
                 )
 
     @property
+    def idle_settings(self) -> tuple[str, ...]:
+        """Names of the settings that do not alter the result, so may change on resume.
+
+        With recovery, the loss is judged at each record, and the state to roll back to
+        is that of the last checkpoint, so that the intervals do alter it.
+
+        >>> "log_every" in LoopConfig().idle_settings
+        True
+        >>> "log_every" in LoopConfig(recovery=RecoveryConfig(True)).idle_settings
+        False
+        """
+        intervals = () if self.recovery.enabled else ("log_every", "checkpoint_every")
+        return "progress", "keep_latest", "keep_best", *intervals
+
+    @property
     def evaluates_first(self) -> bool:
         """Whether there is an evaluation before the first step.
 

@@ -159,12 +159,13 @@ class RunMonitor:
         return []
 
     def metric(self, value: float) -> list[Action]:
-        """Takes the metric of an evaluation."""
+        """Takes the metric of an evaluation; NaN and infinities are never the best."""
         patience = self._config.patience
         if not self._config.enabled or self.stopped or not patience:
             return []
-        better = self._best is None or (
-            value < self._best if self._mode == "min" else value > self._best
+        better = math.isfinite(value) and (
+            self._best is None
+            or (value < self._best if self._mode == "min" else value > self._best)
         )
         if better:
             self._best, self._since_best = value, 0
@@ -173,12 +174,12 @@ class RunMonitor:
         if self._since_best < patience:
             return []
         self.stopped = True
-        return [
-            Action(
-                "stop",
-                f"{patience} evaluations without a metric better than {self._best:.4g}",
-            )
-        ]
+        wanted = (
+            "a finite metric"
+            if self._best is None
+            else f"a metric better than {self._best:.4g}"
+        )
+        return [Action("stop", f"{patience} evaluations without {wanted}")]
 
     def _trouble(self, reason: str, at_once: bool = False) -> list[Action]:
         config = self._config

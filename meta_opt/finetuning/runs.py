@@ -85,7 +85,8 @@ def run(
         mesh: default one device.
         workdir: for logs and checkpoints; None for neither.
         resolved_config: nested mapping that is written to ``config.json``; a resumed
-            run must have the same, but for ``mesh``.
+            run must have the same, but for ``mesh`` and those of ``loop`` that do not
+            alter the result (`LoopConfig.idle_settings`).
         label: text before the progress bar.
         take_over: whether the workload's arrays are given up, see `init_state`.
         compile_with: compiles the step, or finds one that is compiled already.

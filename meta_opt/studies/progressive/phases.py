@@ -58,8 +58,6 @@ ZERO_SHOT = "zero_shot"
 RECORD = "phase.json"
 STOPPED = "stopped.json"
 _WEIGHTS = "weights.safetensors"
-_IDLE = ("progress", "log_every", "checkpoint_every", "keep_latest", "keep_best")
-"""Settings of the loop that change no weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +351,7 @@ class Phases:
         del workload["pipeline"]["num_threads"]
         for name in ("start", "start_sha256", "export", "mesh"):
             settings.pop(name, None)
-        for name in _IDLE:
+        for name in run.loop.idle_settings:
             del settings["loop"][name]
         files = {"train": train} if train else {}
         setup = {
