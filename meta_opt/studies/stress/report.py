@@ -23,7 +23,7 @@ from meta_opt.studies.stress.summary import ConditionRow, Difference, Summary
 from meta_opt.studies.stress.wrong_answers import picture_reader, write_wrong_answers
 
 NAME = "stress"
-_NONE = "-"
+_NONE, _AT_CHANCE = "-", "n/a (chance)"
 _NOTES = (
     "Brackets are 95% intervals. Accuracy of one seed has Wilson's; all others are of "
     "the bootstrap over examples and, with several seeds, over seeds. With few seeds "
@@ -40,7 +40,10 @@ _NOTES = (
     "right labels.",
     "Mean error is over the corruptions with all five severities. mCE is relative to "
     "the baseline's error by corruption, relative mCE to what corruptions add to it "
-    "(Hendrycks and Dietterich 2019, arXiv:1903.12261, where AlexNet is the baseline).",
+    "(Hendrycks and Dietterich 2019, arXiv:1903.12261, where AlexNet is the baseline). "
+    "Relative mCE does not apply (n/a) where the accuracy of the model or of the "
+    "baseline on clean pictures is not above chance, the share of the most frequent "
+    "category: there is nothing to lose, and the ratio would read as robustness.",
 )
 _METRICS = (
     ("accuracy", "accuracy (%)"),
@@ -161,7 +164,7 @@ def corruptions_table(summary: Summary) -> Table:
                 Cell(str(len(row.corruptions))),
                 Cell(_percent(row.error)),
                 Cell(_percent(row.mce)),
-                Cell(_percent(row.relative_mce)),
+                Cell(_AT_CHANCE if row.at_chance else _percent(row.relative_mce)),
             ),
         )
         for row in summary.corruptions

@@ -93,7 +93,12 @@ class CorruptionRow:
         mce: mean corruption error over the baseline's; None where the baseline does not
             have these corruptions or has no error under one.
         relative_mce: what corruptions add to the error, over what they add to the
-            baseline's; None as before, and without a test on clean pictures.
+            baseline's; None as before, without a test on clean pictures, and if
+            ``at_chance``.
+        at_chance: whether the accuracy of the model or of the baseline on clean
+            pictures is not above chance: its interval includes the share of the most
+            frequent category. Corruptions can then add no error, so that the ratio
+            would be about 0, as for a robust model, or arbitrary.
     """
 
     model: str
@@ -103,6 +108,7 @@ class CorruptionRow:
     error: Interval
     mce: Interval | None
     relative_mce: Interval | None
+    at_chance: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +314,7 @@ def _corruption_rows(
             float(mean_error(ours.points)), mean_error(ours.samples)
         )
         mce = relative = None
+        at_chance = ours.at_chance
         if baseline:
             theirs = _errors(found, baseline, condition, draw).only(ours.points)
             if set(theirs.points) == set(ours.points):
@@ -317,7 +324,9 @@ def _corruption_rows(
                         f"under corruptions of condition {condition.name!r}"
                     )
                 mce = _over(ours, theirs, clean=False)
-                if ours.clean is not None and theirs.clean is not None:
+                at_chance = at_chance or theirs.at_chance
+                tested = ours.clean is not None and theirs.clean is not None
+                if tested and not at_chance:
                     relative = _over(ours, theirs, clean=True)
         rows.append(
             CorruptionRow(
@@ -328,6 +337,7 @@ def _corruption_rows(
                 error=error,
                 mce=mce,
                 relative_mce=relative,
+                at_chance=at_chance,
             )
         )
     return rows
@@ -342,12 +352,14 @@ class _Errors:
         points: float [5], of each severity.
         samples: float [5, R], of the bootstrap.
         clean: without a corruption, and [R] of the bootstrap; None if not tested.
+        at_chance: whether accuracy without a corruption is not above chance.
     """
 
     examples: tuple[str, ...]
     points: dict[str, np.ndarray]
     samples: dict[str, np.ndarray]
     clean: tuple[float, np.ndarray] | None
+    at_chance: bool
 
     def only(self, names: Iterable[str]) -> "_Errors":
         """Those of some corruptions."""
@@ -395,7 +407,18 @@ def _errors(
         points=points,
         samples=sampled,
         clean=None if clean is None else error(clean),
+        at_chance=clean is not None and _at_chance(clean, error(clean)),
     )
+
+
+def _at_chance(cell: Cell, error: tuple[float, np.ndarray]) -> bool:
+    """Whether answering the most frequent category may be as accurate."""
+    chance = np.bincount(cell.labels).max() / len(cell.labels)
+    if len(cell.seeds) == 1:
+        accuracy = wilson(int(cell.correct.sum()), len(cell.examples))
+    else:
+        accuracy = percentile_interval(1 - error[0], 1 - error[1])
+    return accuracy.low is None or bool(accuracy.low <= chance)
 
 
 def _over(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
