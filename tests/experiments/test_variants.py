@@ -35,7 +35,7 @@ def test_settings_reach_the_study_and_the_report(tmp_path, capsys):
         {"name": "none"}
     ]
     facts = given["facts"]
-    assert list(facts)[0] == "command" and facts["alpha"] == 0.5
+    assert next(iter(facts)) == "command" and facts["alpha"] == 0.5
     assert (facts["steps"], facts["seeds"]) == (2, "0")
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["none: seed 0", "the table"]
