@@ -29,6 +29,20 @@ class Decision:
         return f"{self.name} = {self.value}: {self.reason}"
 
 
+class Decisions(list[Decision]):
+    """Decisions in the order in which they were made.
+
+    >>> decisions = Decisions()
+    >>> decisions.choose("batch_size", 16, "200 examples")
+    >>> decisions[0].value
+    16
+    """
+
+    def choose(self, name: str, value: Any, reason: str) -> None:
+        """Adds a decision."""
+        self.append(Decision(name, value, reason))
+
+
 def write_decisions(path: str | os.PathLike, decisions: Sequence[Decision]) -> None:
     """Writes decisions as JSON, whole or not at all."""
     write_json(path, {"decisions": as_json(decisions)})

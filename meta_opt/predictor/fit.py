@@ -13,7 +13,7 @@ from meta_opt.predictor.call_record import FILE as CALL
 from meta_opt.predictor.call_record import CallRecord, fingerprint
 from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.fitted import Fitting
+from meta_opt.predictor.fitting import Clock, FitCall, Fitting
 from meta_opt.predictor.multimodal_fit import fit_multimodal
 from meta_opt.predictor.plan import encoders_of
 from meta_opt.predictor.predictor import FILE, Predictor
@@ -22,7 +22,6 @@ from meta_opt.predictor.record import Record
 from meta_opt.predictor.rows import to_samples
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
 from meta_opt.predictor.table import Data, Table, read_table
-from meta_opt.predictor.training import Clock
 from meta_opt.predictor.vision_text_fit import fit_vision_text
 from meta_opt.types import from_config
 
@@ -111,7 +110,9 @@ def fit(
         "seed": seed,
     }
     given = {"data": data, "validation": validation, "test": test}
-    fitting, decisions = prepare(given, arguments, chosen, clock, folder, progress)
+    run_folder = None if folder is None else folder / _RUN
+    call = FitCall(chosen, clock, run_folder, progress)
+    fitting, decisions = prepare(given, arguments, call, folder)
     if folder is not None and (folder / FILE).is_file():
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
@@ -149,20 +150,16 @@ def fit(
 def prepare(
     given: Mapping[str, Data | None],
     arguments: Mapping[str, Any],
-    preset: Preset,
-    clock: Clock,
+    call: FitCall,
     folder: Path | None = None,
-    progress: bool = True,
 ) -> tuple[Fitting, list[Decision]]:
     """Reads the tables, finds the columns and divides the samples.
 
     Args:
         given: ``data`` and, if they are given, ``validation`` and ``test``.
         arguments: those of `fit` that the result depends on.
-        preset: the effort.
-        clock: the remaining time.
+        call: limits of the call; its record is made here.
         folder: of the call; None for none.
-        progress: whether to show bars.
 
     Returns:
         The input of a fit, and the decisions.
@@ -189,17 +186,8 @@ def prepare(
         functools.partial(from_config, Columns),
     )
     parts, found = _divided(tables, columns, record)
-    fitting = Fitting(
-        parts,
-        columns,
-        table.name,
-        preset,
-        clock,
-        arguments["seed"],
-        None if folder is None else folder / _RUN,
-        progress,
-        record,
-    )
+    call = dataclasses.replace(call, record=record)
+    fitting = Fitting(parts, columns, table.name, arguments["seed"], call)
     return fitting, [*decisions, *found]
 
 

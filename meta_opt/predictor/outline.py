@@ -19,13 +19,13 @@ from meta_opt.finetuning.memory_estimate import MemoryEstimate, estimate_memory
 from meta_opt.models.lora import add_lora
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fit import prepare
-from meta_opt.predictor.fitted import Fitting
+from meta_opt.predictor.fitting import FitCall, Fitting
 from meta_opt.predictor.multimodal_fit import plan_multimodal
 from meta_opt.predictor.plan import encoders_of
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.rows import class_names_of
 from meta_opt.predictor.table import Data
-from meta_opt.predictor.training import Clock, fit_optimizer
+from meta_opt.predictor.training import fit_optimizer
 from meta_opt.predictor.vision_text_fit import plan_vision_text
 from meta_opt.types import PyTree
 from meta_opt.workloads.image_text import image_text_loss
@@ -137,7 +137,7 @@ def plan(
     chosen = find_preset(preset)
     given = {"data": data, "validation": validation, "test": test}
     arguments = {"target": target, "seed": seed}
-    fitting, decisions = prepare(given, arguments, chosen, Clock(None))
+    fitting, decisions = prepare(given, arguments, FitCall(chosen))
     if model is None:
         subject, found = _multimodal(fitting, names, os.fspath(data_dir))
     else:
