@@ -1,4 +1,4 @@
-"""How a video-text model does on a split of its task."""
+"""Evaluations of a video-text model on a split of its task."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +31,10 @@ Evaluation = Callable[[VideoText], dict[str, float]]
 def retrieval_evaluation(
     arrays: Mapping[str, PyTree], primary: str, margin: float, batch_size: int = 128
 ) -> Evaluation:
-    """Evaluation of finding the clip of a text and the text of a clip.
+    """Evaluation of retrieval, of clips for texts and of texts for clips.
 
-    Ranks are by the cross encoder, which reads every clip with every text, and of the
-    loss ``contrastive`` by the unit vectors of each alone. Clips of equal name are all
+    Ranks are by the cross encoder, which reads every clip with every text; for the loss
+    ``contrastive`` by the unit vectors of clips and texts. Clips of equal name are all
     correct.
 
     Args:
@@ -44,9 +44,9 @@ def retrieval_evaluation(
         batch_size: clips at a time.
 
     Returns:
-        An evaluation that gives ``loss``, of all pairs of the split (``matching``: one
-        negative for each), and ``t2v_r1``, ``t2v_r5``, ``t2v_r10``, ``t2v_medr`` of
-        clips for texts, ``v2t_*`` of texts for clips.
+        An evaluation with ``loss`` over all pairs of the split (``matching``: one
+        negative for each), ``t2v_r1``, ``t2v_r5``, ``t2v_r10``, ``t2v_medr`` of clips
+        for texts, and ``v2t_*`` of texts for clips.
     """
     clips = {k: arrays[k] for k in ("frames", "present")}
     texts = {"text_features": arrays["text_features"]}
@@ -75,7 +75,7 @@ def pair_scores(
     """Logits of every clip with every text, float32 [N, N], a text at a time.
 
     Args:
-        model: with a head for matches.
+        model: with a head for matching.
         video: packed tokens of N clips, see `pack`.
         text: of N texts.
         batch_size: clips at a time.
@@ -115,18 +115,18 @@ def captioning_evaluation(
     decode: Callable[[np.ndarray], list[str]],
     batch_size: int = 128,
 ) -> Evaluation:
-    """Evaluation of writing the captions of clips.
+    """Evaluation of captioning.
 
     Args:
         arrays: of the split, a row for each clip.
-        captions: all of each clip, of which the first is that of ``arrays``.
-        decode: rows of the decoder's tokens to texts.
+        captions: all captions of each clip; ``arrays`` has the first.
+        decode: from rows of the decoder's tokens to texts.
         batch_size: clips at a time.
 
     Returns:
-        An evaluation that gives ``loss`` and ``accuracy``, of a caption's tokens given
-        those before as far as training captions have them, ``exact_match`` with any of
-        a clip's captions in percent, and those of `caption_metrics` of the likeliest
+        An evaluation with ``loss`` and ``accuracy`` of a caption's tokens given the
+        preceding ones (only tokens that are in training captions), ``exact_match`` with
+        any of a clip's captions in percent, and `caption_metrics` of generated
         captions.
     """
     clips = {k: arrays[k] for k in ("frames", "present")}
@@ -157,19 +157,19 @@ def question_evaluation(
     answers: Sequence[str],
     batch_size: int = 128,
 ) -> Evaluation:
-    """Evaluation of answers out of a vocabulary, of choices and of counts.
+    """Evaluation of answers from a vocabulary, of choices and of counts.
 
     Args:
         arrays: of the split.
-        questions: of it.
+        questions: of the split.
         answers: the vocabulary.
         batch_size: questions at a time.
 
     Returns:
-        An evaluation that gives ``loss``; where there is a vocabulary ``accuracy`` of
-        all answers, where one that is not in it is wrong, and of each kind of question
-        (``accuracy_category``, ...), and of counts ``count_mse``, from the likeliest
-        number; where there are choices ``choice_accuracy``.
+        An evaluation with ``loss``; with a vocabulary also ``accuracy`` over all
+        questions (answers outside of it count as wrong) and for each kind of question
+        (``accuracy_category``, ...), and ``count_mse`` of the most likely counts; with
+        choices also ``choice_accuracy``.
     """
     names = ("frames", "present", "question", "choices")
     data = {k: arrays[k] for k in names if k in arrays}
@@ -220,7 +220,7 @@ def sentiment_evaluation(
 
 
 def _mean_nats(logits: np.ndarray, labels: np.ndarray) -> float:
-    """0 of none."""
+    """Mean cross-entropy; 0 without labels."""
     if not len(labels):
         return 0.0
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -228,14 +228,14 @@ def _mean_nats(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pack(tokens: Tokens) -> jax.Array:
-    """Tokens as one array [B, S, D + 1]; the last feature says which are real."""
+    """Tokens and mask as one array [B, S, D + 1]; the last feature is the mask."""
     return jnp.concatenate(
         [tokens.x, tokens.real[..., None].astype(tokens.x.dtype)], axis=-1
     )
 
 
 def unpack(packed: jax.Array) -> Tokens:
-    """What `pack` packed."""
+    """The inverse of `pack`."""
     return Tokens(packed[..., :-1], packed[..., -1] > 0)
 
 
@@ -264,7 +264,7 @@ def _caption_sums(model: VideoText, batch: PyTree) -> jax.Array:
 
 
 def _answers(model: VideoText, batch: PyTree) -> jax.Array:
-    """[B, K + C]: of the answers, and of those that are offered."""
+    """Logits of the vocabulary's answers and of the options, [B, K + C]."""
     video = _tokens(model, batch)
     found = []
     if "question" in batch:

@@ -73,8 +73,8 @@ def fit(
         time_limit: seconds for the whole call; None for no limit.
         workdir: folder for logs, checkpoints and the predictor; None for none. If a
             call in it was interrupted, the same call resumes it and returns the same
-            predictor as without the interruption; ``time_limit`` counts anew. If the
-            call was finished, its predictor is loaded.
+            predictor as without the interruption; ``time_limit`` starts over. If the
+            call had finished, its predictor is loaded.
         seed: of initialisation and order.
         data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
@@ -153,7 +153,7 @@ def prepare(
     call: FitCall,
     folder: Path | None = None,
 ) -> tuple[Fitting, list[Decision]]:
-    """Reads the tables, finds the columns and divides the samples.
+    """Reads the tables, finds the columns and splits the samples.
 
     Args:
         given: ``data`` and, if they are given, ``validation`` and ``test``.
@@ -192,7 +192,7 @@ def prepare(
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises ValueError for a folder of something that cannot be resumed."""
+    """Raises ValueError for a folder that cannot be resumed."""
     if (folder / CALL).is_file():
         return
     if any((folder / name).exists() for name in (_RUN, FILE)):
@@ -205,7 +205,7 @@ def _check_folder(folder: Path) -> None:
 def _divided(
     tables: Mapping[str, Table], columns: Columns, record: CallRecord
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
-    """Samples by split, and what was decided about them."""
+    """Samples by split, and the decisions about them."""
     table = tables["data"]
     converted = to_samples(table, columns)
     given = {}

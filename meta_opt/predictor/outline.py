@@ -1,4 +1,4 @@
-"""Says what `fit` would do with data, without training."""
+"""Outlines what `fit` would do, without training."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ from meta_opt.workloads.multimodal_model import model_factory, split_multimodal
 from meta_opt.workloads.workload import LossFn, SplitModule, split_module
 
 _TRIED = 8
-"""Samples of each modality that are opened to see the shapes of their arrays."""
+"""Number of samples of each modality that are opened to find the shapes of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +108,10 @@ def plan(
     seed: int = 0,
     data_dir: str | os.PathLike = "",
 ) -> Outline:
-    """Says what `meta_opt.fit` would do with the same arguments.
+    """Outlines what `meta_opt.fit` would do with the same arguments.
 
-    Nothing is compiled and nothing trained: the tables are read, some of the files are
-    opened, and the step is traced for its memory.
+    Nothing is compiled or trained: the tables are read, some of the files are opened,
+    and the step is traced to estimate its memory.
 
     Args:
         data: see `meta_opt.fit`, as for all arguments.

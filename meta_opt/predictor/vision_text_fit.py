@@ -1,4 +1,4 @@
-"""Fits a vision-text model of the user's: CLIP, SigLIP, PaliGemma, or one of ours."""
+"""Fits a vision-text model that the user names: CLIP, SigLIP, PaliGemma or our own."""
 
 import dataclasses
 import functools
@@ -146,7 +146,7 @@ def _fit_in(
             eval_batch_size=min(64, total),
             prompt=DEFAULT_PROMPT if kind == "caption" else "",
         ),
-        # Texts as long as the model reads them.
+        # The model's own text length.
         PipelineConfig(text_length=None),
     )
     export = ExportConfig(

@@ -1,4 +1,4 @@
-"""From clips and texts to the arrays that a video-text model reads."""
+"""Converts clips and texts to the input arrays of a video-text model."""
 
 import dataclasses
 import os
@@ -46,13 +46,12 @@ from meta_opt.workloads.lower_features import (
 
 META_VALIDATION = "meta_validation"
 PRECOMPUTED = "precomputed"
-"""As the encoder of images: clips have features of frames, which it takes as they are.
-"""
+"""Name of the image encoder for clips that are given as features of frames."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipsConfig:
-    """Which clips, and how they become arrays.
+    """The clips, and how they become arrays.
 
     Attributes:
         source: one of `meta_opt.data.sources.clips.CLIPS`, or an official data set, one
@@ -60,20 +59,19 @@ class ClipsConfig:
         official: the files and the splits of an official data set.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
-        max_examples: clips of a split at most; 0: all of them.
-        frames: T, of a clip; longer ones are thinned, shorter ones filled up.
-        image_size: of the frames in pixels.
+        max_examples: most clips of a split; 0: all of them.
+        frames: T, frames of a clip; longer clips are subsampled, shorter ones padded.
+        image_size: side of the frames in pixels.
         text_length: S, tokens of a clip's name or caption.
-        question_length: S, tokens of a question or of an answer that is offered.
-        meta_validation: share of the training clips that is held out of training, for
-            what is learned of the losses.
-        codebook_size: K, visual tokens.
-        encoders: of ``image`` and ``text``, names of `meta_opt.models.encoders`; of
-            ``image`` also ``precomputed``, where clips are features of frames.
-        trainable_layers: by modality, how many of the last layers train; 0: all. Of
-            ``precomputed`` there are none.
-        feature_cache_dir: folder for the features of the layers that do not train; ""
-            computes them for each run.
+        question_length: S, tokens of a question or of an answer option.
+        meta_validation: share of the training clips that is held out for meta-steps.
+        codebook_size: K, number of visual tokens.
+        encoders: names of `meta_opt.models.encoders` for ``image`` and ``text``;
+            ``image`` may be ``precomputed`` for clips that are features of frames.
+        trainable_layers: by modality, number of last layers that train; 0: all.
+            ``precomputed`` has no layers.
+        feature_cache_dir: folder for the outputs of frozen layers; "" computes them for
+            each run.
         seed: of questions and codebook.
     """
 
@@ -97,7 +95,7 @@ class ClipsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks names and ranges, and that an official data set has its paths."""
+        """Checks names and ranges, and the paths of an official data set."""
         check_name("clips.source", self.source, (*CLIPS, *SETS))
         if self.source in SETS:
             self.official.check(self.source)
@@ -116,34 +114,34 @@ class ClipsConfig:
                 raise ValueError(f"clips.{name}={getattr(self, name)} must be positive")
 
     def check_task(self, task: str) -> None:
-        """Raises ValueError if the source has not what a task needs."""
+        """Raises ValueError if the source does not support a task."""
         if self.source in SETS:
             check_task(self.source, task)
 
 
 class ClipInputs(NamedTuple):
-    """What a run reads.
+    """The inputs of a run.
 
     Attributes:
         splits: ``train``, ``meta_validation``, ``validation`` and ``test``, dicts of
-            arrays [N, ...]: ``frames`` and ``text_features``, what the encoders read,
-            ``present`` bool [N, T], ``targets`` [N, T, F] of masked frames, ``text``
-            int [N, S], ``words``, the same by `vocabulary`, ``score``. Where questions
-            have answers in words ``question`` and ``answer`` (-1: not in `answers`),
-            where they have options ``choices`` [N, C, ...] and ``choice``. A sample is
-            a clip with a caption, the first alone in validation and test, or with a
-            question.
+            arrays [N, ...]: ``frames`` and ``text_features``, the inputs of the
+            encoders, ``present`` bool [N, T], ``targets`` [N, T, F] of masked frames,
+            ``text`` int [N, S], ``words``, the same in ids of `vocabulary`, ``score``.
+            Questions with answers in words have ``question`` and ``answer`` (-1: not in
+            `answers`); questions with options have ``choices`` [N, C, ...] and
+            ``choice``. A sample is a clip with a caption (in validation and test only
+            the first one) or with a question.
         clips: by split.
-        questions: by split; of other tasks none.
-        encoders: what trains of them and what not.
-        tokenizer: of the text's encoder.
-        vocabulary: int [K], its ids of the tokens that training texts have; the first
-            is the padding's, and stands for all others too.
-        answers: of training questions.
-        codebook: float32 [K, F], centres of the targets of training frames; None where
-            no loss reads visual tokens.
-        short: by split, how many clips have fewer than T frames.
-        about: JSON values on what the source has and what was left out of it.
+        questions: by split; empty for other tasks.
+        encoders: frozen and trained layers of the encoders.
+        tokenizer: of the text encoder.
+        vocabulary: int [K], ids of the tokens in training texts; the first is padding,
+            which replaces all other tokens too.
+        answers: distinct answers to training questions.
+        codebook: float32 [K, F], centres of the targets of training frames; None if no
+            loss uses visual tokens.
+        short: by split, number of clips with fewer than T frames.
+        about: JSON values about the contents of the source and what was left out.
     """
 
     splits: dict[str, dict[str, PyTree]]
@@ -159,32 +157,32 @@ class ClipInputs(NamedTuple):
 
     @property
     def end_id(self) -> int:
-        """Of the token that ends a text, by `vocabulary`."""
+        """Id of the end token in `vocabulary`."""
         return int(np.flatnonzero(self.vocabulary == self.tokenizer.special_ids[-1])[0])
 
     def decode(self, words: np.ndarray) -> list[str]:
-        """The texts of rows [N, S] by `vocabulary`."""
+        """The texts of rows [N, S] of ids in `vocabulary`."""
         return self.tokenizer.decode(self.vocabulary[words])
 
 
 def read_clip_inputs(
     config: ClipsConfig, task: str, visual_tokens: bool = True
 ) -> ClipInputs:
-    """Reads the clips and takes them through what does not train.
+    """Reads the clips and runs the frozen layers on them.
 
     Args:
-        config: which clips.
-        task: ``question_answering`` has questions, ``sentiment`` only clips whose
-            sentiment is known.
-        visual_tokens: whether to make the codebook, which takes long on many clips.
+        config: the clips.
+        task: ``question_answering`` reads questions, ``sentiment`` only clips with a
+            known sentiment.
+        visual_tokens: whether to make the codebook, which takes long for many clips.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
-        FileNotFoundError: an annotation file that is missing.
-        ValueError: a source that cannot do the task; see also `ClipSource.read`,
-            `hold_out`, `divide_encoder` and `ClipSource.questions`; a tokenizer that
-            has no mask; clips that are features where pictures are encoded, or the
-            other way round.
+        FileNotFoundError: a missing annotation file.
+        ValueError: a source that does not support the task; a tokenizer without a mask
+            token; clips of features with an encoder of pictures, or clips of pictures
+            with ``precomputed``; and as `ClipSource.read`, `hold_out`,
+            `divide_encoder` and `ClipSource.questions`.
     """
     root = config.data_dir or default_data_dir()
     config.check_task(task)
@@ -255,10 +253,10 @@ def read_clip_inputs(
 
 
 def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
-    """Where a run's clips come from.
+    """The source of a run's clips.
 
     Args:
-        config: which ones.
+        config: the clips.
         root: the folder of datasets.
     """
     if config.source in SETS:
@@ -269,7 +267,7 @@ def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
 
 
 def patches_of(inputs: ClipInputs) -> int:
-    """P, patches that the image encoder makes of a frame."""
+    """P, number of patches of a frame in the image encoder."""
     frames = inputs.splits["train"]["frames"]
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x[0].shape, x.dtype), frames)
     upper: Any = inputs.encoders["image"].upper
@@ -292,10 +290,10 @@ def _split_clips(
 def _fit(
     split: str, clips: Clips, frames: int
 ) -> tuple[Clips, tuple[np.ndarray, ...], list[str]]:
-    """The clips that have a frame, what `fit_frames` gives for them, other clips' keys.
+    """The clips with frames, their fitted frames, and the keys of clips without any.
 
     Raises:
-        ValueError: if no clip has a frame.
+        ValueError: no clip has a frame.
     """
     video, present = fit_frames(clips.video, frames)
     there = present.any(axis=1)
@@ -311,7 +309,7 @@ def _fit(
 def _encoders(
     config: ClipsConfig, clips: Mapping[str, Clips], root: str | os.PathLike
 ) -> dict[str, EncoderParts]:
-    """The encoders of images and texts, divided; images' may be `PRECOMPUTED`."""
+    """The split encoders of images and texts; images may be `PRECOMPUTED`."""
     shapes = {split: x.video[0].shape[1:] for split, x in clips.items()}
     features = len(shapes["train"]) == 1
     image = config.encoders["image"]
@@ -348,7 +346,7 @@ def _pairs(clips: Clips, first_only: bool) -> tuple[np.ndarray, list[str]]:
 
 
 class _Reader:
-    """Takes frames and texts through the layers that do not train."""
+    """Runs the frozen layers on frames and texts."""
 
     def __init__(
         self,
@@ -377,7 +375,7 @@ class _Reader:
         return self._caches[modality](split, inputs, lower)
 
     def _read_texts(self, split: str, tokens: np.ndarray) -> PyTree:
-        """Of token ids [N, S]; equal texts are read once."""
+        """Features of token ids [N, S]; equal texts are encoded once."""
         different, places = np.unique(tokens, axis=0, return_inverse=True)
         read = self._read(split, "text", different)
         return jax.tree.map(lambda x: x[places.reshape(-1)], read)
@@ -385,7 +383,7 @@ class _Reader:
     def clip_arrays(
         self, split: str, frames: np.ndarray, present: np.ndarray
     ) -> dict[str, PyTree]:
-        """Of clips without texts; ``targets`` are not centred yet."""
+        """Arrays of clips without texts; ``targets`` are not centred yet."""
         read = self._read(split, "image", frames)
         upper: Any = self._encoders["image"].upper
         targets = features_of(
@@ -404,7 +402,7 @@ class _Reader:
         rows: np.ndarray,
         texts: Sequence[str],
     ) -> dict[str, PyTree]:
-        """Of clips with texts; ``clip`` are the rows."""
+        """Arrays of clips with texts; ``clip`` has the rows of the clips."""
         tokens = self._tokenizer.encode(texts, self._config.text_length)
         return {
             **share_rows(dict(arrays), rows),
@@ -420,7 +418,7 @@ class _Reader:
         questions: Questions,
         answers: Sequence[str],
     ) -> dict[str, PyTree]:
-        """Of questions, from those of their clips."""
+        """Arrays of questions, from the arrays of their clips."""
         length = self._config.question_length
         found: dict[str, PyTree] = {}
         if answers:
@@ -441,7 +439,7 @@ class _Reader:
         if not np.array_equal(shown, in_order):
             at = np.arange(len(shown))[:, None]
             for name in ("frames", "targets"):
-                # Of what is not shown anything will do: it is not present.
+                # Absent frames may have any value.
                 found[name] = jax.tree.map(
                     lambda x: x[rows][at, np.maximum(shown, 0)], arrays[name]
                 )
@@ -450,7 +448,7 @@ class _Reader:
 
 
 def _centre_targets(splits: dict[str, dict[str, PyTree]]) -> None:
-    """Frames' targets as unit vectors from the mean of the training ones."""
+    """Targets of frames as unit vectors around the mean of the training targets."""
     train = splits["train"]
     mean = train["targets"][train["present"]].mean(axis=0)
     for arrays in splits.values():
@@ -469,24 +467,24 @@ def _add_words(
     place[vocabulary] = np.arange(len(vocabulary))
     for arrays in splits.values():
         arrays["words"] = place[arrays["text"]]
-        # Without the token that begins a text; that which ends it is written.
+        # Without the start token, but with the end token, which is generated.
         arrays["caption"] = arrays["words"][:, 1:]
     return vocabulary
 
 
 def make_codebook(targets: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Visual tokens: centres of frames' features by k-means, scikit-learn's.
+    """Visual tokens: k-means centres of the features of frames, by scikit-learn.
 
     Args:
         targets: float32 [N, F], of training frames.
         size: K.
-        seed: of the first centres.
+        seed: of the initial centres.
 
     Returns:
         float32 [K, F].
 
     Raises:
-        ValueError: fewer different frames than centres.
+        ValueError: fewer distinct frames than centres.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -497,7 +495,7 @@ def make_codebook(targets: np.ndarray, size: int, seed: int) -> np.ndarray:
             f"clips.codebook_size={size} is more than the {different} different frames "
             "to train on"
         )
-    # Sums of several threads differ in their last bits from run to run.
+    # Sums over several threads differ in the last bits from run to run.
     with threadpool_limits(1):
         found = KMeans(size, n_init=1, random_state=seed).fit(targets)
     return found.cluster_centers_.astype(np.float32)

@@ -33,7 +33,7 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
 
 
 def _table(rows: Sequence[Values]) -> Table:
-    """A section a budget, a row for all weights, a column a task and their mean."""
+    """A section for each budget, a row for each weights, a column for each task."""
     found = {(r["budget"], r["name"], r["task"]): r["log_ratio"] for r in rows}
     budgets, names, tasks = (
         list(dict.fromkeys(row[key] for row in rows))

@@ -21,7 +21,7 @@ def write_balancing(
 
     Args:
         folder: created if needed.
-        rows: as of `meta_opt.studies.balancing.measure.measure`.
+        rows: from `meta_opt.studies.balancing.measure.measure`.
         facts: how they were measured.
 
     Returns:
@@ -34,7 +34,7 @@ def write_balancing(
 
 
 def balancing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a variant: accuracy, loss, what each modality says alone, milliseconds."""
+    """A row for each variant: accuracy, loss, each modality alone, milliseconds."""
     modalities = list(rows[0]["runs"][0]["alone"])
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:

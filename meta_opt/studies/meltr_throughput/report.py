@@ -1,4 +1,4 @@
-"""The report on MELTR's throughput: an answer made of the numbers, tables, a figure."""
+"""The report on MELTR's throughput: a summary with figures, tables and a plot."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ from meta_opt.studies.meltr_throughput.summary import (
 from meta_opt.types import write_atomic
 
 BARS = {10: 1.10, 3: 1.35}
-"""Highest cost of MELTR's step, meta-steps included, over equal weights' that is
-asked for, by K."""
+"""Targets by K: highest cost of MELTR's step, meta-steps included, over that of equal
+weights."""
 META_BAR, MEMORY_BAR, ERROR_BAR = 1.7, 1.15, 0.15
-"""Highest meta-step over a base step, peak memory over equal weights', and error of the
-cost model that are asked for."""
+"""Targets: highest cost of a meta-step over a base step, of peak memory over that of
+equal weights, and of the cost model's error."""
 
 _NOTES = """\
 - *Standard fine-tuning* is the primary loss alone, *equal weights* the mean of the T \
@@ -63,11 +63,11 @@ def write_throughput(
 
     Args:
         folder: of the results.
-        records: of the cells that are measured.
-        total: cells of the whole study.
+        records: of the measured cells.
+        total: number of cells of the whole study.
         intervals: K of the tables.
-        held_out: of the cost model's fit.
-        command: that makes it.
+        held_out: points held out of the cost model's fit.
+        command: the command that makes it.
 
     Returns:
         The Markdown.
@@ -115,10 +115,10 @@ def _section(title: str, body: Table | str | None) -> list[str]:
 
 
 def answer(cells: Sequence[Measured], found: Fit | None) -> str:
-    """One paragraph: what learned combination costs, as losses, model, devices grow.
+    """One paragraph: the cost of MELTR as losses, model and devices grow.
 
     Args:
-        cells: measured ones; without any of full training there is no answer.
+        cells: measured cells; without any of full training there is no summary.
         found: the cost model.
     """
     every = plain(cells)
@@ -185,7 +185,7 @@ def _range(values: Sequence[float], digits: int = 2) -> tuple[str, str]:
 
 
 def bars(cells: Sequence[Measured], found: Fit | None) -> Table | None:
-    """What was asked for, beside the worst that was measured."""
+    """The targets with the worst measured values."""
     lines: list[tuple[str, float, list[float]]] = []
     for unit in (OPERATIONS, TIME):
         every = plain(cells, unit)
@@ -298,7 +298,7 @@ def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | N
 
 
 def _noise(cells: Sequence[Measured]) -> str:
-    """What times are worth: under one loss two of the programs do the same."""
+    """The error of times: with one loss two of the programs do the same."""
     points = [c.point(1, TIME) for c in cells if c.case.num_losses == 1]
     if not points:
         return ""
@@ -327,7 +327,7 @@ def loops_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def methods_table(cells: Sequence[Measured]) -> Table | None:
-    """Costs of a meta-step by hypergradient, and of LoRA beside full training."""
+    """Costs of a meta-step by hypergradient, and of LoRA next to full training."""
     wanted = [
         c
         for c in cells
@@ -367,7 +367,7 @@ def _compiled(cells: Sequence[Measured]) -> list[Measured]:
 
 
 def memory_table(cells: Sequence[Measured]) -> Table | None:
-    """Peak and temporary memory of each program, of what is compiled."""
+    """Peak and temporary memory of each compiled program."""
     rows = []
     for cell in _compiled(cells):
         programs = cell.record["programs"]
@@ -389,7 +389,7 @@ def memory_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def _divided(cells: Sequence[Measured]) -> list[Measured]:
-    """Compiled cells over several devices, and those they compare with."""
+    """Compiled cells on several devices, and the cells that they compare with."""
     over = [c for c in _compiled(cells) if c.case.devices > 1 or c.case.topology]
     alike = {(c.case.model, c.case.num_losses) for c in over if not c.case.topology}
     single = [
@@ -404,7 +404,7 @@ def _messages(programs: Mapping[str, Any], names: Sequence[str]) -> float:
 
 
 def devices_table(cells: Sequence[Measured]) -> Table | None:
-    """Of each device: operations, messages, bytes."""
+    """Operations, collectives and bytes of each device."""
     divided = _divided(cells)
     if not divided:
         return None
@@ -464,7 +464,7 @@ def plot(
     found: Fit | None,
     intervals: Sequence[int],
 ) -> None:
-    """Draws the cost over equal weights by T at K=10, and by K at each model's most T.
+    """Plots the cost over equal weights by T at K=10, and by K at the largest T.
 
     Args:
         path: the PNG file, written whole or not at all.

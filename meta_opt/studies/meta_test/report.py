@@ -22,7 +22,7 @@ from meta_opt.types import write_atomic
 
 Values = Mapping[str, Any]
 NAME = "meta_test"
-"""Of the report's files, without suffix."""
+"""Name of the report's files, without suffix."""
 
 _NOTES = (
     "Budget to X: the least share of the steps, among those that were run, at which "
@@ -104,7 +104,7 @@ def write_meta_test(
         facts: how it was measured.
 
     Returns:
-        The summary, for a terminal; without subjects, what baselines reached.
+        The summary, for a terminal; without subjects, the results of the baselines.
     """
     folder, facts = Path(folder), dict(facts or {})
     summary = _summary(summaries) if summaries else _finals(finals)
@@ -189,7 +189,7 @@ def _by_task(rows: Sequence[Values]) -> str:
 
 
 def _finals(finals: Sequence[Values]) -> Table:
-    """Optimizers against tasks: loss and accuracy."""
+    """A table of loss and accuracy: optimizers by tasks."""
     tasks = list(dict.fromkeys(f["task"] for f in finals))
     optimizers = list(dict.fromkeys(f["optimizer"] for f in finals))
     found = {(f["task"], f["optimizer"]): f for f in finals}

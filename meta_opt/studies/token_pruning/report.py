@@ -18,7 +18,7 @@ def write_token_pruning(
 
     Args:
         folder: created if needed.
-        rows: as of `meta_opt.studies.token_pruning.measure.measure`.
+        rows: from `meta_opt.studies.token_pruning.measure.measure`.
         facts: how they were measured.
 
     Returns:
@@ -31,7 +31,7 @@ def write_token_pruning(
 
 
 def pruning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a variant: tokens, operations, milliseconds, metrics."""
+    """A row for each variant: tokens, operations, milliseconds, metrics."""
     metrics = list(rows[0]["test"][0]) if rows[0]["test"] else []
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
