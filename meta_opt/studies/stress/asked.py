@@ -65,7 +65,7 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
         longer = whole.with_distractors(tests.distractors, count, seed=0)
         name = f"{count} distractor{'s' * (count > 1)}"
         found.append(_as_data_ask(name, longer, template, classes))
-    # What is asked anyway is no other way to ask.
+    # Without the prompt of the data itself.
     found += [
         Asked(name, whole, whole.prompt(name), tuple(classes))
         for name in tests.templates

@@ -313,8 +313,7 @@ class StressTest:
             if px != described.image_size:
                 stem, px = name, described.image_size
         elif not px:
-            # What it was trained at is not written down: the width that its tower
-            # needs.
+            # The width in training is not recorded: use that of its image tower.
             enough = [x for x in self.data if x >= described.image_size]
             stem, px = name, min(enough, default=max(self.data))
         return Tested(stem, 0, px, described.prompted, lambda: described)
@@ -354,7 +353,7 @@ class StressTest:
         return read_training(self.data[px], self._plain.prompt)
 
     def _training(self, learner: Learner, seed: int, condition: Condition) -> Unit:
-        """A training run; on changed data with its test, after which the model is gone."""
+        """A training run; one on changed data includes its test and keeps no model."""
         kept = condition.reference is None
         px, slug = condition.train_px, _slug(condition)
         folder = self.workdir / "trained" / learner.name / f"seed_{seed}" / slug
