@@ -62,7 +62,7 @@ def cost_of_accuracy(
         raise ValueError("no phase can be named 'all', which is the sum of all")
     for name, value in {"start": start, **accuracies}.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"accuracy {value} of {name!r} is no fraction of 1")
+            raise ValueError(f"accuracy {value} of {name!r} must be in [0, 1]")
     rows, before = [], start
     together = Ledger(ledger.prices)
     for name, accuracy in accuracies.items():

@@ -65,14 +65,14 @@ def check_balancing(
     about = f"balancing.method={balancing.method!r}"
     if meta_loss is not None and meta_loss.combiner != "primary":
         raise ValueError(
-            f"{about} and meta_loss.combiner={meta_loss.combiner!r} both decide what a "
-            "step descends: set meta_loss.combiner='primary', or balancing.method="
-            "'none'"
+            f"{about} and meta_loss.combiner={meta_loss.combiner!r} both determine the "
+            "gradient of a step: set meta_loss.combiner='primary', or "
+            "balancing.method='none'"
         )
     if privacy is not None:
         raise ValueError(
-            f"{about} changes gradients by what it reads of a batch without noise, and "
-            "a private run must not: set balancing.method='none'"
+            f"{about} scales gradients by statistics of a batch without noise, which a "
+            "private run must not use: set balancing.method='none'"
         )
 
 
@@ -101,9 +101,8 @@ def balanced_objective(
     if balancing.method == "ogm_ge":
         if workload.unimodal is None:
             raise ValueError(
-                f"{about} weakens the modality that alone finds the right class more "
-                f"surely than others do: {name} is no multimodal classification of at "
-                "least two modalities; set balancing.method='none'"
+                f"{about} needs a classification from at least two modalities, which "
+                f"{name} is not: set balancing.method='none'"
             )
         return _ogm_ge(workload.unimodal, balancing)
     if workload.losses is None or len(workload.losses.names) < 2:

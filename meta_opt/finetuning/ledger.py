@@ -59,7 +59,7 @@ class Prices:
         """
         for name, price in self._given().items():
             if not (math.isfinite(price) and price >= 0):
-                raise ValueError(f"{name}={price} must be a number that is not below 0")
+                raise ValueError(f"{name}={price} must be a finite number of 0 or more")
             if not self.currency.strip():
                 raise ValueError(
                     f"currency is empty: {name}={price} of what? Name it, such as USD"
@@ -119,7 +119,7 @@ class Amounts:
         for name in AMOUNTS:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be a number that is not below 0")
+                raise ValueError(f"{name}={value} must be a finite number of 0 or more")
 
     def known(self) -> dict[str, float]:
         """The measured amounts by name."""

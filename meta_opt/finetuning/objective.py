@@ -109,7 +109,7 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
     if losses is None:
         raise ValueError(
             f"meta_loss.combiner={config.combiner!r}: this workload has a single loss, "
-            "and nothing is to be combined"
+            "so there is nothing to combine; leave meta_loss out"
         )
     if losses.primary not in losses.names:
         raise ValueError(
@@ -126,7 +126,7 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
     if combiner.training == "meta" and workload.meta_batches is None:
         raise ValueError(
             f"meta_loss.combiner={config.combiner!r} learns from meta-validation data, "
-            "and this workload holds none out"
+            "which this workload does not hold out"
         )
     return _combined(losses.fn, losses.names, combiner, config)
 

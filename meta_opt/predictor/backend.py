@@ -233,7 +233,7 @@ class VisionTextBackend:
         """See `Backend.outputs`; a generative model has no ``summary``."""
         if isinstance(self._model, GenerativeModel):
             if what:
-                raise ValueError("a model that writes texts gives no vectors")
+                raise ValueError("a generative model has no embeddings")
             return np.asarray(self._answers(samples), dtype=object)
         texts = [sample.fields.reads for sample in samples]
         pictures = [_opened(sample) for sample in samples]

@@ -109,8 +109,7 @@ def find_columns(
         if set(columns.modalities) != {"image", "text"}:
             raise ValueError(
                 f"{table.name}: no target: name its column, target=... (columns: "
-                f"{', '.join(names)}), or give pictures and texts that are to be found "
-                "by each other"
+                f"{', '.join(names)}), or give pictures with texts for retrieval"
             )
         decisions.insert(0, Decision("task", "retrieve", why))
     counts = {m: _count(table.rows, columns, m) for m in columns.modalities}
@@ -267,8 +266,8 @@ def _asked(
         return "caption", "text", f"{about}: a text to generate"
     if distinct == 1:
         raise ValueError(
-            f"{table.name}: all {len(values)} samples have the one class or value "
-            f"{values[0]!r} in {name!r}; there is nothing to tell apart"
+            f"{table.name}: all {len(values)} samples have the same class or value "
+            f"{values[0]!r} in {name!r}; there is nothing to learn"
         )
     named = name.casefold() in _CLASS_NAMES
     if kind == "truth":
@@ -285,7 +284,7 @@ def _asked(
         return "caption", "text", f"{about}: a text to generate"
     raise ValueError(
         f"{table.name}: the target {name!r} has {about}: too many for classes, and "
-        "texts are written about pictures, sounds or clips only"
+        "generating texts needs pictures, sounds or clips"
     )
 
 

@@ -76,8 +76,9 @@ def _make_plan(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, Decision
     kind = "caption" if loss == "captioning" else "retrieve"
     if columns.kind != kind or "image" not in columns.modalities:
         raise ValueError(
-            f"model={weights!r} is to {kind} pictures, and the samples ask to "
-            f"{columns.kind} {', '.join(columns.modalities)}: leave model out, or give "
+            f"model={weights!r} is for the task {kind!r} on pictures, and the task of "
+            f"the samples is {columns.kind!r} on {', '.join(columns.modalities)}: "
+            "leave model out, or give "
             + (
                 "a target of texts"
                 if kind == "caption"

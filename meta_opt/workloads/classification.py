@@ -260,8 +260,8 @@ def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
     task = find_task(config.task, config.max_unreadable)
     if task.kind != "classify" or "image" not in task.modalities:
         raise ValueError(
-            f"pictures.task={config.task!r} asks to {task.kind} "
-            f"{', '.join(task.modalities)}; it must be to classify, and have pictures"
+            f"pictures.task={config.task!r} is of kind {task.kind!r} with "
+            f"{', '.join(task.modalities)}; it must be a classification with pictures"
         )
     found = {}
     for split in SPLITS:

@@ -111,7 +111,9 @@ def write_classifier(
     """
     classes = model.head.linear.out_features
     if classes != len(class_names):
-        raise ValueError(f"{len(class_names)} class names are not for {classes} logits")
+        raise ValueError(
+            f"{len(class_names)} class names do not match {classes} logits"
+        )
     folder = Path(folder)
     config: Any = model.trunk.config  # type: ignore[attr-defined]
     variables = by_path(model, nnx.Variable)

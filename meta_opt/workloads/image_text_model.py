@@ -206,8 +206,8 @@ def _check_generative(config: ModelConfig, found: Architecture) -> None:
     ):
         if given:
             raise ValueError(
-                f"model.{name} is for models that write answers; "
-                f"{config.weights or config.size!r} is none"
+                f"model.{name} is for generative models; "
+                f"{config.weights or config.size!r} is not one"
             )
 
 

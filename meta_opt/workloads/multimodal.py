@@ -109,13 +109,13 @@ class MultimodalConfig:
         about = f"modality_dropout={self.modality_dropout}: task={self.inputs.task!r}"
         if inputs.kind == "retrieve":
             raise ValueError(
-                f"{about} embeds each modality alone, and without it nothing is left: "
-                "set it to 0"
+                f"{about} embeds each modality separately, so none can be dropped: set "
+                "it to 0"
             )
         if len(inputs.modalities) < 2:
             raise ValueError(
-                f"{about} has {inputs.modalities[0]} alone, and there is no other to "
-                "go by: set it to 0"
+                f"{about} has {inputs.modalities[0]} as its only modality, which "
+                "cannot be dropped: set it to 0"
             )
 
 

@@ -193,14 +193,14 @@ def read_clip_inputs(
     lower = encoders["text"].lower
     if lower is not None and not isinstance(lower, nnx.Module):
         raise ValueError(
-            f"masked texts go through all layers of the encoder "
-            f"{config.encoders['text']!r}, and its lower ones are no module; train all "
-            "of it (clips.trainable_layers.text=0)"
+            f"masked texts pass through all layers of the encoder "
+            f"{config.encoders['text']!r}, whose lower layers are not a module; train "
+            "all of it (clips.trainable_layers.text=0)"
         )
     if tokenizer.mask_id is None or len(tokenizer.special_ids) != 2:
         raise ValueError(
             f"the tokenizer of the encoder {config.encoders['text']!r} must have a "
-            "mask, and tokens that begin and end a text"
+            "mask, a start and an end token"
         )
     about = dict(source.describe())
     fitted = {}

@@ -143,7 +143,7 @@ def test_predictions_that_do_not_fit_together():
         cells([*some, relabelled])
     with pytest.raises(ValueError, match="seeds 0 and 1 do not have the same examples"):
         cells(some + made_up("m", CLEAN, [], seed=1)[:-1])
-    with pytest.raises(ValueError, match="have not the same examples; 1 are in one"):
+    with pytest.raises(ValueError, match="not have the same examples; 1 are in one"):
         summarise(some + made_up("m", Condition("grey", 1), [])[:-1], samples=10)
     with pytest.raises(ValueError, match="did you mean 'm1'"):
         summarise(made_up("m1", CLEAN, []), baseline="m2")

@@ -99,8 +99,8 @@ def test_errors_of_modality_dropout(root):
         with pytest.raises(ValueError, match=f"modality_dropout={rate} is a prob"):
             dataclasses.replace(config, modality_dropout=rate)
     for kind, message in (
-        ("retrieve", r"'toy_retrieve' embeds each modality alone"),
-        ("caption", r"'toy_caption' has image alone"),
+        ("retrieve", r"'toy_retrieve' embeds each modality separately"),
+        ("caption", r"'toy_caption' has image as its only"),
     ):
         wrong = MultimodalConfig(inputs_config(root, kind), MODEL, 0.2)
         with pytest.raises(ValueError, match=message):

@@ -58,7 +58,7 @@ def read_examples(
     """
     rows = ImageTextRows(path)
     if unknown := sorted(set(rows.class_names) - set(classes)):
-        raise ValueError(f"{path} has labels that are no class: {', '.join(unknown)}")
+        raise ValueError(f"{path} has labels of unknown classes: {', '.join(unknown)}")
     source = Pictures(rows, preprocessing.fit, Unreadable(0)).in_memory()
     arrays = as_arrays(
         source,

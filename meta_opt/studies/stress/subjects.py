@@ -104,8 +104,8 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
             )
         if not _is_generative(where):
             raise ValueError(
-                "it neither classifies nor answers; give the folder of a picture "
-                "classifier, or a generative model"
+                "it is neither a picture classifier nor a generative model; give the "
+                "folder of one"
             )
         made = architecture(_model_config(where, processor))
     except (ValueError, OSError) as error:
@@ -126,8 +126,8 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
     lacking = sorted(set(classes) - set(found.class_names))
     near = near_match(unknown[0], lacking) if unknown and lacking else ""
     raise ValueError(
-        f"{name}={found.path!r} and the data have not the same classes: "
-        f"the model alone has {', '.join(unknown) or 'none'}; the data alone have "
+        f"{name}={found.path!r} and the data do not have the same classes: "
+        f"only the model has {', '.join(unknown) or 'none'}; only the data have "
         f"{', '.join(lacking) or 'none'}{near}"
     )
 

@@ -251,8 +251,8 @@ def _check_same_examples(cell: Cell, other: Cell) -> None:
     different = sorted({*cell.examples} ^ {*other.examples})
     raise ValueError(
         f"model {cell.model!r}, condition {cell.condition.name!r} and model "
-        f"{other.model!r}, condition {other.condition.name!r} are compared and have "
-        f"not the same examples; {len(different)} are in one only, such as "
+        f"{other.model!r}, condition {other.condition.name!r} are compared but do not "
+        f"have the same examples; {len(different)} are in one only, such as "
         f"{different[0]!r}"
     )
 
@@ -320,8 +320,8 @@ def _corruption_rows(
             if set(theirs.points) == set(ours.points):
                 if theirs.examples != ours.examples:
                     raise ValueError(
-                        f"models {model!r} and {baseline!r} have not the same examples "
-                        f"under corruptions of condition {condition.name!r}"
+                        f"models {model!r} and {baseline!r} do not have the same "
+                        f"examples under corruptions of condition {condition.name!r}"
                     )
                 mce = _over(ours, theirs, clean=False)
                 at_chance = at_chance or theirs.at_chance
