@@ -3,6 +3,7 @@
 import dataclasses
 
 from meta_opt.finetuning.recovery import RecoveryConfig
+from meta_opt.types import check_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, least in (
-            *(("num_steps", 0), ("batch_size", 0)),
-            *(("eval_every", 1), ("log_every", 1), ("checkpoint_every", 1)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("", self, num_steps=0, batch_size=0)
+        check_least("", self, eval_every=1, log_every=1, checkpoint_every=1)
 
     @property
     def idle_settings(self) -> tuple[str, ...]:

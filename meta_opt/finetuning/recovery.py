@@ -12,6 +12,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from meta_opt.types import check_least
+
 _FULL = 0.95
 """Share of device memory in use above which there is a warning."""
 _FLOOR = 0.01
@@ -59,14 +61,8 @@ class RecoveryConfig:
             raise ValueError(f"recovery.slow={self.slow} must be 0 or above 1")
         if not 0 < self.shrink < 1:
             raise ValueError(f"recovery.shrink={self.shrink} must be between 0 and 1")
-        for name, least in (
-            *(("window", 1), ("sustained", 1), ("recover", 1)),
-            *(("max_rollbacks", 0), ("patience", 0), ("memory_limit", 0)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"recovery.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("recovery", self, window=1, sustained=1, recover=1)
+        check_least("recovery", self, max_rollbacks=0, patience=0, memory_limit=0)
 
 
 class Action(NamedTuple):

@@ -155,10 +155,7 @@ def run(
     result = trainer.result()
     if privacy is None:
         return result
-    taken = dataclasses.replace(config, num_steps=int(result.state.step))
-    noise = noise_for(privacy, exposure_of(workload, config))
-    figures = spent(privacy, exposure_of(workload, taken), noise)
-    return dataclasses.replace(result, privacy=figures)
+    return _with_privacy_loss(result, workload, config, privacy)
 
 
 def run_objective(
@@ -191,6 +188,16 @@ def exposure_of(workload: Workload, config: LoopConfig) -> Exposure:
             "{'examples': {'train': N}}"
         )
     return Exposure(examples, config.batch_size, config.num_steps)
+
+
+def _with_privacy_loss(
+    result: RunResult, workload: Workload, config: LoopConfig, privacy: PrivacyConfig
+) -> RunResult:
+    """Adds the privacy loss of the steps that were taken, with the run's noise."""
+    noise = noise_for(privacy, exposure_of(workload, config))
+    taken = dataclasses.replace(config, num_steps=int(result.state.step))
+    figures = spent(privacy, exposure_of(workload, taken), noise)
+    return dataclasses.replace(result, privacy=figures)
 
 
 def _meta_steps(
@@ -390,15 +397,8 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         ValueError: see `run` and the workload's ``build``.
         MissingDataError: data or weights that are not prepared.
     """
-    # Quick checks come first, because loading a large model takes minutes.
     mesh = mesh_lib.make_mesh(config.mesh)
-    if config.loop.batch_size:
-        mesh_lib.check_batch_size(
-            mesh, config.loop.batch_size, config.loop.accumulation_steps
-        )
-    make_optimizer(config.with_length(1, mesh).optimizer)
-    if config.privacy is not None:
-        load_accounting()
+    _check_quickly(config, mesh)
     workload = config.workload.build(config.loop.seed, mesh, config.export)
     facts = workload.describe()
     config = config.with_length(facts["examples"]["train"], mesh)
@@ -461,6 +461,17 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         if first:
             workload.write(*whole)
     return finished
+
+
+def _check_quickly(config: RunConfig, mesh: Mesh) -> None:
+    """Raises for what can be checked before a large model is loaded for minutes."""
+    if config.loop.batch_size:
+        mesh_lib.check_batch_size(
+            mesh, config.loop.batch_size, config.loop.accumulation_steps
+        )
+    make_optimizer(config.with_length(1, mesh).optimizer)
+    if config.privacy is not None:
+        load_accounting()
 
 
 def _write_result(path: Path, finished: FinishedRun) -> None:

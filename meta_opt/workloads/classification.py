@@ -32,7 +32,7 @@ from meta_opt.models.convnets import (
 )
 from meta_opt.models.encoders import Divisible, EfficientNet, load_encoder
 from meta_opt.models.parameters import by_path
-from meta_opt.types import PyTree, check_name
+from meta_opt.types import PyTree, check_least, check_name
 from meta_opt.workloads.classification_export import (
     check_export,
     with_trained_top,
@@ -90,14 +90,8 @@ class PicturesConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, least in (
-            *(("image_size", 32), ("max_examples", 0), ("max_unreadable", 0)),
-            *(("augmented_views", 0), ("views_seed", 0)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"pictures.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("pictures", self, image_size=32, max_examples=0, max_unreadable=0)
+        check_least("pictures", self, augmented_views=0, views_seed=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from meta_opt.data.sources.image_text_rows import ImageTextRows
 from meta_opt.data.sources.jsonl_samples import is_path
 from meta_opt.data.sources.tfds_captions import TfdsCaptions, tfds_splits
 from meta_opt.data.sources.tfds_sources import tfds_source
-from meta_opt.types import check_name
+from meta_opt.types import check_least, check_name
 from meta_opt.workloads.workload import Batches
 
 _log = logging.getLogger(__name__)
@@ -91,15 +91,7 @@ class DataConfig:
                 f"data.held_out={self.held_out} must be at least 0 and below 0.5: it "
                 "is taken twice, for validation and test"
             )
-        for name, least in (
-            ("max_evaluated", 1),
-            ("max_unreadable", 0),
-            ("eval_batch_size", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"data.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("data", self, max_evaluated=1, max_unreadable=0, eval_batch_size=1)
 
 
 class Splits:

@@ -42,7 +42,7 @@ from meta_opt.studies.progressive.predictions import (
     scores_of,
 )
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import check_name, from_config
+from meta_opt.types import check_least, check_name, from_config
 from meta_opt.workloads.continued import ContinuedConfig, save_params
 from meta_opt.workloads.export import FORMATS, ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
@@ -93,13 +93,7 @@ class PhasesConfig:
         check_name("study.mode", self.mode, MODES)
         if self.export:
             check_name("study.export", self.export, FORMATS)
-        for name, least in (
-            *(("width", 1), ("phases", 0), ("epochs", 1), ("answer_tokens", 0)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"study.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("study", self, width=1, phases=0, epochs=1, answer_tokens=0)
 
 
 @dataclasses.dataclass(frozen=True)

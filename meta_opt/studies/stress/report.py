@@ -1,9 +1,9 @@
 """The report of a stress test: tables, heat maps and wrong answers in one folder."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from meta_opt.metrics.intervals import Interval
 from meta_opt.reporting.tables import (
@@ -19,9 +19,15 @@ from meta_opt.reporting.tables import (
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.figures import plot_corruptions, plot_widths
 from meta_opt.studies.stress.predictions import Prediction
-from meta_opt.studies.stress.summary import ConditionRow, Difference, Summary
+from meta_opt.studies.stress.summary import (
+    ConditionRow,
+    Difference,
+    ModelRow,
+    Summary,
+)
 from meta_opt.studies.stress.wrong_answers import picture_reader, write_wrong_answers
 
+R = TypeVar("R", ConditionRow, ModelRow)
 NAME = "stress"
 _NONE, _AT_CHANCE = "-", "n/a (chance)"
 _NOTES = (
@@ -136,21 +142,7 @@ def conditions_table(summary: Summary) -> Table:
             *_difference(row.over_reference),
         )
 
-    models = dict.fromkeys(row.model for row in summary.conditions)
-    return Table(
-        columns,
-        tuple(
-            Section(
-                model,
-                tuple(
-                    Row(row.condition.name, "", cells(row))
-                    for row in summary.conditions
-                    if row.model == model
-                ),
-            )
-            for model in models
-        ),
-    )
+    return Table(columns, _by_model(summary.conditions, cells))
 
 
 def corruptions_table(summary: Summary) -> Table:
@@ -181,20 +173,24 @@ def corruptions_table(summary: Summary) -> Table:
 def models_table(summary: Summary) -> Table:
     """A section for each model, its accuracy over the baseline's by condition."""
     columns = (f"accuracy over {summary.baseline} (points)", "p", "q")
-    models = dict.fromkeys(row.model for row in summary.models)
-    return Table(
-        columns,
-        tuple(
-            Section(
-                model,
-                tuple(
-                    Row(row.condition.name, "", _difference(row.over_baseline))
-                    for row in summary.models
-                    if row.model == model
-                ),
-            )
-            for model in models
-        ),
+    sections = _by_model(summary.models, lambda row: _difference(row.over_baseline))
+    return Table(columns, sections)
+
+
+def _by_model(
+    rows: Sequence[R], cells: Callable[[R], tuple[Cell, ...]]
+) -> tuple[Section, ...]:
+    """A section for each model with a row for each of its conditions."""
+    return tuple(
+        Section(
+            model,
+            tuple(
+                Row(row.condition.name, "", cells(row))
+                for row in rows
+                if row.model == model
+            ),
+        )
+        for model in dict.fromkeys(row.model for row in rows)
     )
 
 

@@ -7,20 +7,11 @@ from typing import Any
 
 from meta_opt.data.preprocessing.corruptions import CORRUPTIONS
 from meta_opt.data.preprocessing.prompts import TEMPLATES
-from meta_opt.types import check_keys, check_name, from_config
+from meta_opt.types import check_keys, check_least, check_name, from_config
 
 ANSWERS = ("written", "likelihood")
 _PLAIN = "plain"
 _EMPTY: Mapping[str, str] = MappingProxyType({})
-
-
-def _check_ranges(section: str, config: Any, **least: int) -> None:
-    """Raises ValueError for a number, or a number in a tuple, that is too small."""
-    for name, bound in least.items():
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if any(one < bound for one in values):
-            raise ValueError(f"{section}.{name}={value} must be at least {bound}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +30,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        _check_ranges("data", self, per_class=0)
+        check_least("data", self, per_class=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +74,7 @@ class TestsConfig:
             check_name("tests.corruptions", name, CORRUPTIONS)
         for name in self.templates:
             check_name("tests.templates", name, TEMPLATES)
-        _check_ranges(
+        check_least(
             "tests", self, widths=1, shuffles=0, distractor_counts=1, batch_size=1
         )
         if max(self.distractor_counts, default=0) > len(self.distractors):
@@ -116,7 +107,7 @@ class ShiftConfig:
 
     def __post_init__(self) -> None:
         """Checks name and range."""
-        _check_ranges("shift", self, per_class=0)
+        check_least("shift", self, per_class=0)
         if not self.name:
             raise ValueError("shift.name='' must be a name")
 
@@ -150,7 +141,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_ranges(
+        check_least(
             "training",
             self,
             train_px=1,
