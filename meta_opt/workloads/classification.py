@@ -160,7 +160,7 @@ class ClassificationConfig:
         Args:
             seed: of the head.
             mesh: ignored; the networks are small.
-            export: where the trained classifier is to be written.
+            export: path and format of the exported classifier.
 
         Raises:
             ValueError: settings, pictures or weights that do not fit together.

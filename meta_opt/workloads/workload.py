@@ -108,7 +108,7 @@ class Workload:
         frozen: pytree of arrays, the part of the model that does not train.
         evaluate: see `Evaluate`; None for a run without evaluation.
         rules: layout of params and frozen on a mesh.
-        write: see `Write`; None if nothing is to be exported.
+        write: see `Write`; None for no export.
         losses: the separate losses of a model with several; ``loss_fn`` is then the
             primary one.
         meta_batches: as ``train_batches``, with data held out of training and of all

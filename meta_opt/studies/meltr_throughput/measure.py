@@ -292,7 +292,7 @@ def _flops(traced: Any) -> float:
 
 def _cost(traced: Any, compiled: Any, args: Sequence[Any]) -> ProgramCost:
     memory: Any = compiled.memory_analysis()
-    # An argument that a program does not read is none of its own, and still there.
+    # Arguments that a program does not use are resident all the same.
     unread = device_bytes(args) - memory.argument_size_in_bytes
     totals = program_totals(compiled.as_text())
     return ProgramCost(

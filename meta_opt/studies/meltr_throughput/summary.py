@@ -83,7 +83,7 @@ class Fit:
         model: the coefficients.
         fitted: points of the fit.
         held_out: points of other models, T or K.
-        timed: points in milliseconds, of what is timed.
+        timed: points in milliseconds, of timed cells.
     """
 
     model: CostModel

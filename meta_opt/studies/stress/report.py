@@ -202,7 +202,7 @@ def _incomplete(summary: Summary) -> str:
     ]
     if not left_out:
         return ""
-    return "Left out, for want of a severity: " + "; ".join(left_out) + "."
+    return "Left out, because a severity is missing: " + "; ".join(left_out) + "."
 
 
 def _percent(value: Interval | None) -> str:

@@ -98,9 +98,9 @@ def write_wrong_answers(
         path,
         TEMPLATE,
         title="Wrong answers",
-        summary=f"At most {most} of each model and condition, those that the model was "
-        "surest of, or, where it gives no confidence, chosen by a hash of the example. "
-        "Under each picture, as the model saw it: the right category, the answer and "
-        "its confidence, the example.",
+        summary=f"At most {most} for each model and condition: the most confident ones, "
+        "or, without confidences, some chosen by a hash of the example. Below each "
+        "picture, as the model saw it, are the correct category, the prediction with "
+        "its confidence, and the example.",
         models=models,
     )
