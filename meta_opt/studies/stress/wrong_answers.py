@@ -98,8 +98,8 @@ def write_wrong_answers(
         path,
         TEMPLATE,
         title="Wrong answers",
-        summary=f"At most {most} for each model and condition: the most confident ones, "
-        "or, without confidences, some chosen by a hash of the example. Below each "
+        summary=f"At most {most} for each model and condition: the most confident, or, "
+        "without confidences, some chosen by a hash of the example. Below each "
         "picture, as the model saw it, are the correct category, the prediction with "
         "its confidence, and the example.",
         models=models,
