@@ -3,7 +3,7 @@
     python -m experiments.ablations --config configs/ablations.py:shipped
 
 Writes ``ablations.md`` and ``ablations.json`` into ``--config.results``. Everything is
-measured anew each time; compiled programs are kept in ``--workdir``.
+measured anew each time.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.run_log import describe_environment
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.studies.ablations.measure import AblationConfig, measure
 from meta_opt.studies.ablations.report import write_ablations
 from meta_opt.studies.meta_test.records import baseline_losses
@@ -22,7 +22,6 @@ from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
-WORKDIR = cli.define_workdir("runs/ablations", "Folder for programs.")
 _KEYS = ("ablations", "baseline", "baseline_results", "data_dir", "results")
 
 
@@ -30,7 +29,7 @@ def main() -> None:
     """Parses, measures, reports."""
     from tqdm import tqdm
 
-    cli.keep_compiled(WORKDIR.value)
+    use_compilation_cache()
     settings = CONFIG.value.to_dict()
     check_keys("config", settings, _KEYS)
     config = from_config(AblationConfig, settings["ablations"])
@@ -44,13 +43,9 @@ def main() -> None:
     table = write_ablations(
         settings["results"],
         [dataclasses.asdict(row) for row in rows],
-        {
-            "command": cli.command_line(),
-            "weights": config.weights,
-            "baseline": settings["baseline"],
-            "seeds": ", ".join(map(str, config.seeds)),
-            "revision": describe_environment()["git"],
-        },
+        cli.report_facts(
+            config.seeds, weights=config.weights, baseline=settings["baseline"]
+        ),
     )
     print(table)
     print(f"written: {settings['results']}/ablations.md, ablations.json")

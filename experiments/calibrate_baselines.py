@@ -12,12 +12,11 @@ import json
 import sys
 from pathlib import Path
 
-from meta_opt.text_files import read_json
-
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.meta_training.calibration import (
     CalibrationConfig,
     best_settings,
@@ -26,7 +25,7 @@ from meta_opt.meta_training.calibration import (
 from meta_opt.run_log import describe_environment
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
-from meta_opt.text_files import write_json
+from meta_opt.text_files import read_json, write_json
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
@@ -71,13 +70,13 @@ def calibrate(
 
 def main() -> None:
     """Parses, measures, writes and prints."""
-    workdir = Path(WORKDIR.value)
-    cli.keep_compiled(workdir)
+    use_compilation_cache()
     settings = CONFIG.value.to_dict()
     check_keys("config", settings, ("calibration", "data_dir", "results"))
     config = from_config(CalibrationConfig, settings["calibration"])
     results = Path(settings["results"])
-    best = calibrate(config, settings["data_dir"] or None, results, workdir)
+    data_dir = settings["data_dir"] or None
+    best = calibrate(config, data_dir, results, Path(WORKDIR.value))
     for name, row in best.items():
         print(
             f'"{name}": Setting({row["learning_rate"]:g}, {row["weight_decay"]:g}),'

@@ -53,20 +53,6 @@ def define_workdir(default: str | None, text: str) -> Any:
     return holder
 
 
-def keep_compiled(workdir: str | Path, seconds: float = 1.0) -> None:
-    """Keeps compiled programs in ``workdir/compiled``: a resumed command finds them.
-
-    Args:
-        workdir: the command's folder.
-        seconds: programs that compile sooner are not kept.
-    """
-    import jax
-
-    cache = Path(workdir).absolute() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-
-
 def command_line() -> str:
     """The command that is running, as a reader of a report would give it again.
 
@@ -84,6 +70,18 @@ def command_line() -> str:
             continue
         kept.append(argument)
     return " ".join([f"python -m experiments.{module}", *kept])
+
+
+def report_facts(seeds: Sequence[int], **more: Any) -> dict[str, Any]:
+    """How a report was made: the command, ``more``, the seeds and the revision."""
+    from meta_opt.run_log import describe_environment
+
+    return {
+        "command": command_line(),
+        **more,
+        "seeds": ", ".join(map(str, seeds)),
+        "revision": describe_environment()["git"],
+    }
 
 
 def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:

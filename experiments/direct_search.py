@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from experiments.common import export_weights, meta_validation
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
 from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
@@ -36,7 +37,7 @@ def main() -> None:
     )
     if settings["cpu_devices"]:
         jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
-    cli.keep_compiled(WORKDIR.value)
+    use_compilation_cache()
     config = from_config(DirectSearchConfig, settings["search"])
     data_dir = settings["data_dir"] or None
     validation = meta_validation(settings["validation"], config.controller, data_dir)

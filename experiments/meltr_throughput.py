@@ -28,7 +28,6 @@ from experiments.worker import start_worker
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
-WORKDIR = cli.define_workdir("runs/meltr_throughput", "Folder for compiled programs.")
 ONLY = flags.DEFINE_list("cells", [], "Measure cells with one of these in their names.")
 MEASURE = flags.DEFINE_bool("measure", True, "Whether to measure what is not there.")
 
@@ -53,11 +52,11 @@ class Cell(StoredResult):
         return self.setup["devices"], self.setup["topology"]
 
 
-def _start(devices: int, topology: str, workdir: str) -> None:
+def _start(devices: int, topology: str) -> None:
     """Sets this process up before JAX looks for devices."""
     import jax
 
-    start_worker(None, workdir)
+    start_worker()
     if topology or devices > 1:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
@@ -84,7 +83,7 @@ def measure_all(missing: Sequence[Cell]) -> None:
         for place in places:
             mine = [cell for cell in missing if cell.place == place]
             with concurrent.futures.ProcessPoolExecutor(
-                1, context, _start, (*place, WORKDIR.value)
+                1, context, _start, place
             ) as pool:
                 try:
                     for cell in mine:

@@ -4,17 +4,21 @@
     python -m experiments.meta_evaluate --config configs/meta_evaluate.py:foreign
 
 The result of each optimizer on each task is kept in ``--config.results``, beside the
-report. Run again, it goes on where it was and measures only what is not there.
+report. Run again, it goes on where it was and measures only what is not there. If the
+report there has tasks that this run leaves out, it stays, and the new one is written
+into ``--workdir``.
 """
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.run_log import describe_environment
 from meta_opt.studies.meta_test import comparison as meta_test
 from meta_opt.studies.meta_test import records
@@ -24,7 +28,7 @@ from meta_opt.studies.meta_test.contenders import (
     contenders,
 )
 from meta_opt.studies.meta_test.measuring import measured
-from meta_opt.studies.meta_test.report import write_meta_test
+from meta_opt.studies.meta_test.report import reported_tasks, write_meta_test
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import task_fingerprint
 from meta_opt.tuning.search import SearchConfig
@@ -59,6 +63,24 @@ def measure_all(
                 )
                 bar.update()
     return found
+
+
+def report_folder(tasks: Sequence[str], results: Path, workdir: Path) -> Path:
+    """Where the report is written: never over one that has further tasks.
+
+    Args:
+        tasks: of the report.
+        results: where it belongs.
+        workdir: where it is written if the report in ``results`` has further tasks.
+    """
+    further = sorted(reported_tasks(results) - set(tasks))
+    if not further:
+        return results
+    print(
+        f"{results}/meta_test.md has {len(further)} further tasks "
+        f"({', '.join(further)}) and is kept; the report of this run goes to {workdir}"
+    )
+    return workdir
 
 
 def report(
@@ -99,15 +121,16 @@ def report(
 def main() -> None:
     """Parses, measures what is not there, reports."""
     workdir = Path(WORKDIR.value)
-    cli.keep_compiled(workdir)
+    use_compilation_cache()
     settings = CONFIG.value.to_dict()
     check_keys("config", settings, ("meta_test", "search", "data_dir", "results"))
     config = from_config(MetaTestConfig, settings["meta_test"])
     search = from_config(SearchConfig, settings["search"])
     results, data_dir = Path(settings["results"]), settings["data_dir"] or None
     found = measure_all(config, search, data_dir, results, workdir)
-    print(report(config, found, results))
-    print(f"written: {results}/meta_test.md, meta_test.json, meta_test.csv")
+    folder = report_folder(config.tasks, results, workdir)
+    print(report(config, found, folder))
+    print(f"written: {folder}/meta_test.md, meta_test.json, meta_test.csv")
 
 
 if __name__ == "__main__":

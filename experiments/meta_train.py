@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from experiments.common import export_weights, meta_validation
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.outer_loop import meta_train
 from meta_opt.optimizers.weights import load_theta
@@ -56,7 +57,7 @@ def prepare() -> None:
 def main(first: bool) -> None:
     """Builds, runs, exports."""
     settings = CONFIG.value.to_dict()
-    cli.keep_compiled(WORKDIR.value)
+    use_compilation_cache()
     config = from_config(MetaTrainConfig, settings["meta"])
     data_dir = settings["data_dir"] or None
     tasks = {name: make_task(name, data_dir) for name in config.families}

@@ -175,11 +175,12 @@ def main() -> None:
     """Compiles and reports."""
     import jax
 
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.reporting.memory_plan import memory_table, write_memory_plan
 
     settings = CONFIG.value.to_dict()
     if not settings["topology"]:  # What is compiled for others cannot be read here.
-        cli.keep_compiled(WORKDIR.value)
+        use_compilation_cache()
     rows = plans(settings, Path(WORKDIR.value) / "plans.json")
     facts = {
         "command": cli.command_line(),

@@ -30,6 +30,7 @@ def main() -> None:
     """Runs what is not finished, reports."""
     from tqdm import tqdm
 
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.studies.progressive.phases import Phases, read_study
     from meta_opt.studies.progressive.report import write_progressive
     from meta_opt.studies.progressive.summary import read_arms
@@ -56,7 +57,7 @@ def main() -> None:
         )
 
     if RUN.value:
-        cli.keep_compiled(WORKDIR.value)
+        use_compilation_cache()
         total = 1 + len(names) * phases.count
         with tqdm(total=total, desc="phases", unit="phase") as bar:
 

@@ -52,7 +52,7 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
         for worker in range(workers):
             cores.put(available[worker % len(available)])
     with concurrent.futures.ProcessPoolExecutor(
-        workers, context, start_worker, (cores, WORKDIR.value)
+        workers, context, start_worker, (cores,)
     ) as pool:
         waiting = [
             pool.submit(

@@ -3,7 +3,7 @@
     python -m experiments.safeguard --config configs/safeguard.py:robustness
 
 Writes ``safeguard.md`` and ``safeguard.json`` into ``--config.results``. Everything is
-measured anew each time; compiled programs are kept in ``--workdir``.
+measured anew each time.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.run_log import describe_environment
+from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.studies.robustness.measure import (
     CONTENDERS,
     RobustnessConfig,
@@ -26,7 +26,6 @@ from meta_opt.tasks.families import make_task
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
-WORKDIR = cli.define_workdir("runs/safeguard", "Folder for programs.")
 
 
 def measure_and_report(
@@ -50,18 +49,13 @@ def measure_and_report(
         rows=[dataclasses.asdict(row) for row in rows],
         by_task=[dataclasses.asdict(row) for row in by_task],
         outcomes=[dataclasses.asdict(outcome) for outcome in outcomes],
-        facts={
-            "command": cli.command_line(),
-            "weights": config.weights,
-            "seeds": ", ".join(map(str, config.seeds)),
-            "revision": describe_environment()["git"],
-        },
+        facts=cli.report_facts(config.seeds, weights=config.weights),
     )
 
 
 def main() -> None:
     """Parses, measures, reports."""
-    cli.keep_compiled(WORKDIR.value)
+    use_compilation_cache()
     settings = CONFIG.value.to_dict()
     check_keys("config", settings, ("robustness", "data_dir", "results"))
     config = from_config(RobustnessConfig, settings["robustness"])

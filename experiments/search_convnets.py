@@ -87,13 +87,14 @@ def _workers(config: Mapping[str, Any], workdir: Path, count: int) -> Iterator[N
 def _work(config: Mapping[str, Any], workdir: Path) -> None:
     from meta_opt.finetuning.interruption import Interrupted
 
-    start_worker(None, str(workdir))
+    start_worker()
     with contextlib.suppress(Interrupted):
         _search(config, workdir, progress=False)
 
 
 def main() -> None:
     """Searches, tests, writes."""
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.studies.convnet_search import (
         EpochsConfig,
         EpochTrial,
@@ -110,7 +111,7 @@ def main() -> None:
             f"config.jobs={config['jobs']} must be at least 1, and config.seeds="
             f"{config['seeds']} must name a seed"
         )
-    cli.keep_compiled(workdir)
+    use_compilation_cache()
     study = _search(config, workdir, progress=True)
     base = read_run(config["base"], "config.base")
     epochs = from_config(EpochsConfig, config["epochs"], "config.epochs")

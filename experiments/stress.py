@@ -30,6 +30,7 @@ def main() -> None:
     """Runs what is not finished, reports."""
     from tqdm import tqdm
 
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.finetuning.interruption import Interrupted
     from meta_opt.studies.stress.facts import facts_of
     from meta_opt.studies.stress.report import write_stress_report
@@ -52,7 +53,7 @@ def main() -> None:
         return write_stress_report(WORKDIR.value, summary, predictions, folder, facts)
 
     if RUN.value:
-        cli.keep_compiled(WORKDIR.value)
+        use_compilation_cache()
         with tqdm(total=test.remaining(), unit="picture", unit_scale=True) as bar:
             running = 0
 

@@ -22,6 +22,7 @@ WORKDIR = cli.define_workdir("runs/tune", "Folder for the studies.")
 
 def main() -> None:
     """Builds, searches, writes."""
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.finetuning.interruption import Interrupted
     from meta_opt.finetuning.state import fingerprint
     from meta_opt.finetuning.trial import Report, Trial
@@ -34,7 +35,7 @@ def main() -> None:
     config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
     check_keys("config", config, ("base", "search", "space", "name", "results"))
     # Trials differ in values only: the step is compiled once for each warm-up length.
-    cli.keep_compiled(workdir)
+    use_compilation_cache()
     base = read_run(config["base"], "config.base")
     settings = from_config(SearchConfig, config["search"], "config.search")
     space = {

@@ -6,10 +6,8 @@ import threading
 import time
 from typing import Any
 
-from experiments import cli
 
-
-def start_worker(cores: Any, workdir: str) -> None:
+def start_worker(cores: Any = None) -> None:
     """Pins this process to one core, before JAX counts the cores.
 
     It ends with the process that started it, however that ends; that one alone answers
@@ -17,13 +15,15 @@ def start_worker(cores: Any, workdir: str) -> None:
 
     Args:
         cores: a queue of numbers of cores; None pins to none.
-        workdir: of the command, where compiled programs are kept.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
-    cli.keep_compiled(workdir, seconds=0.1)
+    # JAX, which it imports, counts the cores.
+    from meta_opt.compilation_cache import use_compilation_cache
+
+    use_compilation_cache()
 
 
 def _end_with(parent: int) -> None:

@@ -197,17 +197,19 @@ def changed_settings(
     Args:
         before: nested mapping of JSON values.
         now: another.
-        may_change: sections that are not compared.
+        may_change: settings, or sections of them, that are not compared.
 
     >>> changed_settings({"loop": {"seed": 0}}, {"loop": {"seed": 1}, "mesh": 2})
     ['loop.seed: 0 -> 1', 'mesh: (absent) -> 2']
+    >>> changed_settings({"loop": {"seed": 0}, "mesh": 1}, {}, ("loop.seed", "mesh"))
+    []
     """
     old, new, nothing = _flatten(before), _flatten(now), object()
     return [
         f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, nothing) != new.get(key, nothing)
-        and key.split(".")[0] not in may_change
+        and not any(key == one or key.startswith(f"{one}.") for one in may_change)
     ]
 
 
@@ -226,7 +228,8 @@ def write_config(
         workdir: the run's directory.
         config: nested mapping of JSON values.
         resuming: whether the directory holds a checkpoint that the run goes on from.
-        may_change: sections whose settings may be others on resume.
+        may_change: settings, such as ``loop.log_every``, and whole sections that may
+            differ on resume. The file keeps those that the run was started with.
 
     Raises:
         ValueError: if the run resumes under other settings than it was started with;

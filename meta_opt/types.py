@@ -54,6 +54,27 @@ def check_name(setting: str, value: Any, known: typing.Collection[str]) -> None:
         )
 
 
+def check_least(section: str, config: Any, **least: float) -> None:
+    """Raises ValueError for a field below its least value.
+
+    Args:
+        section: name of the config in messages; "" for none.
+        config: with numbers, or tuples of numbers, as fields.
+        **least: the least value of each field.
+
+    >>> import types
+    >>> check_least("loop", types.SimpleNamespace(num_steps=-1), num_steps=0)
+    Traceback (most recent call last):
+    ValueError: loop.num_steps=-1 must be at least 0
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if any(one < bound for one in values):
+            where = f"{section}.{name}" if section else name
+            raise ValueError(f"{where}={value} must be at least {bound}")
+
+
 def check_keys(
     name: str, mapping: Mapping[str, Any], known: typing.Collection[str]
 ) -> None:

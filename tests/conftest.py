@@ -31,6 +31,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import numpy as np
 import pytest
+from toy_roots import clips_root as clips_root
+from toy_roots import root as root
 
 # Inner parts of JAX, which other versions need not have: then tests only take longer.
 try:

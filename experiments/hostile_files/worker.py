@@ -27,7 +27,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from experiments.hostile_files.formats import FORMATS, Format
+from experiments.hostile_files.format import Format
+from experiments.hostile_files.formats import FORMATS
 from experiments.hostile_files.mutations import mutate
 
 _BACKSTOP = 6

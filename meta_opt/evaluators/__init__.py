@@ -1,1 +1,1 @@
-"""From a model and the arrays of a split to metrics."""
+"""Evaluators: metrics of a model on the arrays of a split."""

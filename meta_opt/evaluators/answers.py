@@ -1,4 +1,4 @@
-"""Metrics of a generative model on a split: its loss, and the answers it writes."""
+"""Metrics of a generative model on a split: loss and generated answers."""
 
 import dataclasses
 
@@ -23,19 +23,19 @@ def evaluate_answers(
     batch_size: int = 32,
     max_written: int = 200,
 ) -> dict[str, float]:
-    """Loss of the reference answers, and metrics of the likeliest ones.
+    """Loss of the reference answers, and metrics of greedily decoded answers.
 
     Args:
-        model: from `nnx.merge(graphdef, params)` where parameters are at hand.
+        model: for example from `nnx.merge(graphdef, params)`.
         data: a whole split: ``image`` [N, h, w, 3], ``prompt`` int [N, P], ``text`` int
-            [N, S]; an answer is written with at most S tokens.
-        references: of each example, all answers that are right.
-        tokenizer: reads what is written.
+            [N, S]; generated answers have at most S tokens.
+        references: all correct answers of each example.
+        tokenizer: decodes generated answers.
         batch_size: examples at a time.
-        max_written: that answers are written for, the first ones.
+        max_written: answers are generated for the first so many examples.
 
     Returns:
-        ``loss``, nats a token of the split, and those of `answer_metrics`.
+        ``loss``, in nats per token of the split, and the metrics of `answer_metrics`.
     """
     inputs = {k: data[k] for k in ("image", "prompt", "text")}
     nats = in_batches(model, _nats, inputs, batch_size)
@@ -57,13 +57,13 @@ def write_answers(
     config: DecodingConfig,
     batch_size: int = 32,
 ) -> list[str]:
-    """The likeliest answers to ``prompt`` int [N, P] about ``image`` [N, h, w, 3].
+    """Generated answers to ``prompt`` int [N, P] about ``image`` [N, h, w, 3].
 
     Args:
-        model: with adapters or without.
-        data: these two.
+        model: with or without adapters.
+        data: ``image`` and ``prompt``.
         tokenizer: of the answers.
-        config: how, at temperature 0.
+        config: of decoding, at temperature 0.
         batch_size: examples at a time.
     """
     tokens = in_batches(model, _Write(config), data, batch_size)
@@ -86,12 +86,12 @@ def _nats(model: Generative, batch: Batch) -> jax.Array:
 def token_sums(
     logits: jax.Array, text: jax.Array | np.ndarray, pad_id: int
 ) -> jax.Array:
-    """Negative log likelihood of each row's tokens, how many they are, and hits.
+    """Negative log-likelihood, number of tokens, and number of correct tokens by row.
 
     Args:
         logits: float32 [B, S, K].
         text: int [B, S].
-        pad_id: what does not count.
+        pad_id: id of padding, which does not count.
 
     Returns:
         float32 [B, 3].

@@ -24,17 +24,17 @@ def evaluate(
     """Loss, retrieval and, with prompts, zero-shot classification.
 
     Args:
-        model: from `nnx.merge(graphdef, params)` where parameters are at hand.
+        model: for example from `nnx.merge(graphdef, params)`.
         data: a whole split: ``image`` [N, h, w, 3], ``text`` int [N, S] and, for
             zero-shot classification, ``label`` int [N].
         prompts: int [K, M, S], M prompts of each class (`zero_shot.class_prompts`).
         loss: ``clip`` or ``siglip``.
         batch_size: pairs contrasted in the loss, and encoded at a time. The loss is
-            the mean over consecutive batches; a last one that is not full counts only
-            if it is the only one, since the loss grows with the batch.
+            the mean over consecutive batches; an incomplete last batch counts only if
+            it is the only one, since the loss grows with the batch.
 
     Returns:
-        ``loss``, those of `retrieval_metrics`, ``zero_shot_accuracy`` and
+        ``loss``, the metrics of `retrieval_metrics`, ``zero_shot_accuracy`` and
         ``zero_shot_macro_f1``.
     """
     image_z = encode_images(model, data["image"], batch_size)

@@ -1,7 +1,7 @@
 """Model outputs over whole splits, in batches of one shape.
 
-Where the model is laid out over a mesh the batches are divided over it as in training,
-and the results come back whole to every process.
+If the model is sharded over a mesh, batches are sharded as in training, and every
+process gets all results.
 """
 
 import functools
@@ -46,17 +46,17 @@ def _encode_text(model: VisionText, batch: Batch) -> jax.Array:
 def in_batches(
     model: nnx.Module, apply: Apply, data: PyTree, batch_size: int
 ) -> np.ndarray:
-    """Applies a function of a model to arrays, a batch at a time.
+    """Applies a function of a model to arrays in batches.
 
     Args:
-        model: laid out over a mesh or not.
-        apply: hashable, so that it is compiled once: a function of a module, or an
+        model: sharded over a mesh or not.
+        apply: hashable, so that it is compiled once: a module-level function, or an
             instance of a frozen dataclass.
-        data: pytree of arrays [N, ...]; the last batch is filled up with zeros.
-        batch_size: rows at a time, or a few more where a mesh divides them.
+        data: pytree of arrays [N, ...]; the last batch is padded with zeros.
+        batch_size: rows at a time; rounded up to a multiple of the mesh's shards.
 
     Returns:
-        What ``apply`` gives for all rows, [N, ...], on the host.
+        Results of ``apply`` for all rows, [N, ...], on the host.
     """
     graphdef, params = nnx.split(model)
     mesh = mesh_of(params)
@@ -78,7 +78,7 @@ def in_batches(
     return np.concatenate(outputs)
 
 
-# Graph definitions compare by value: evaluating later steps of a run compiles nothing.
+# Graph definitions compare by value, so later evaluations of a run compile nothing.
 @functools.partial(jax.jit, static_argnames=("graphdef", "apply"))
 def _apply(
     graphdef: nnx.GraphDef, params: nnx.State, batch: PyTree, apply: Apply

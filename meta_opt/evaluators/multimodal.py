@@ -32,20 +32,19 @@ def multimodal_evaluation(
 ) -> Callable[[Multimodal], dict[str, float]]:
     """Returns the evaluation on a split.
 
-    Every task gives ``loss``, that it trains on, and ``accuracy`` as a fraction of 1:
-    of classes; of the sign of scores (Acc-2); the mean of recall at 1 both ways, where
-    equal captions are all correct; of a caption's tokens given those before. With
-    classes and scores comes ``macro_f1``.
+    Every task has ``loss``, the training loss, and ``accuracy`` in [0, 1]: of classes;
+    of the signs of scores (Acc-2); the mean of recall at 1 in both directions, where
+    equal captions are all correct; of a caption's tokens given the preceding ones.
+    Classes and scores also have ``macro_f1``.
 
     Args:
-        kind: of the task, one of `meta_opt.data.samples.KINDS`.
-        modalities: that its samples have.
-        arrays: of the split, as `meta_opt.workloads.multimodal_inputs.Inputs` has
-            them.
-        captions: texts that are to be found or written.
-        tokenizer: of captions that are written.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        modalities: of the samples.
+        arrays: of the split, as in `meta_opt.workloads.multimodal_inputs.Inputs`.
+        captions: texts to retrieve or to generate.
+        tokenizer: of generated captions.
         batch_size: samples at a time.
-        write: whether to write captions too, and compare them by BLEU and chrF.
+        write: whether to generate captions too, and score them by BLEU and chrF.
     """
     inputs = _inputs(modalities, arrays)
 
@@ -103,7 +102,7 @@ def multimodal_outputs(
     batch_size: int = 128,
     max_tokens: int = 32,
 ) -> np.ndarray:
-    """What a model gives for samples, nothing of what is asked for being known.
+    """Outputs of a model for samples without targets.
 
     Args:
         model: with the head that ``kind`` asks for.
@@ -112,12 +111,12 @@ def multimodal_outputs(
         modalities: that are read.
         arrays: [B, ...], see `meta_opt.workloads.multimodal_inputs.InputReader`.
         batch_size: samples at a time.
-        max_tokens: S, of a caption that is written.
+        max_tokens: S, most tokens of a generated caption.
 
     Returns:
-        Logits float32 [B, K] of classes; scores float32 [B]; unit vectors float32
-        [B, 2, D] of pictures and texts that are to be found; tokens int32 [B, S] of
-        captions; features float [B, D].
+        Class logits float32 [B, K]; scores float32 [B]; for retrieval unit vectors of
+        pictures and texts float32 [B, 2, D]; caption tokens int32 [B, S]; features
+        float [B, D].
     """
     applied: dict[str, Apply] = {
         "classify": _classify,
@@ -153,7 +152,7 @@ def _score(model: Multimodal, batch: PyTree) -> jax.Array:
 
 
 def _embed(model: Multimodal, batch: PyTree) -> jax.Array:
-    """[B, 2, embed_dim]: of the picture and of the text."""
+    """Unit vectors of picture and text, [B, 2, embed_dim]."""
     return jnp.stack([model.embed(batch, (m,)) for m in ("image", "text")], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Probabilities that a picture classifier gives, and its metrics on a split."""
+"""Class probabilities of a picture classifier, and its metrics on a split."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def picture_evaluation(
     """Returns the evaluation on a split: `probability_metrics`, with ``loss`` in nats.
 
     Args:
-        inputs: what the classifier's trunk reads, [N, ...].
+        inputs: of the classifier's trunk, [N, ...].
         labels: int [N].
         batch_size: examples at a time.
     """
@@ -31,11 +31,11 @@ def picture_evaluation(
 def probabilities(
     model: Classifier, inputs: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
-    """Probabilities of the classes: float32 [N, K].
+    """Class probabilities, float32 [N, K].
 
     Args:
         model: the classifier.
-        inputs: what its trunk reads, [N, ...].
+        inputs: of its trunk, [N, ...].
         batch_size: examples at a time.
     """
     logits = in_batches(model, _logits, inputs, batch_size)

@@ -6,19 +6,19 @@ from meta_opt.metrics.retrieval import retrieval_metrics
 
 
 def caption_groups(tokens: np.ndarray) -> np.ndarray:
-    """Numbers captions so that equal ones have equal numbers, [N, S] to int [N]."""
+    """Maps equal captions to equal numbers, [N, S] to int [N]."""
     return np.unique(tokens, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def evaluate_retrieval(
     image_z: np.ndarray, text_z: np.ndarray, tokens: np.ndarray
 ) -> dict[str, float]:
-    """Recall and median rank both ways, where items of equal caption are all correct.
+    """Recall and median rank in both directions; equal captions are all correct.
 
     Args:
         image_z: [N, D].
         text_z: [N, D].
-        tokens: the captions, int [N, S], or as texts [N, 1].
+        tokens: the captions as int [N, S], or as texts [N, 1].
 
     Returns:
         As `retrieval_metrics`.

@@ -1,4 +1,4 @@
-"""How a video-text model does on a split of its task."""
+"""Evaluations of a video-text model on a split of its task."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -43,10 +43,10 @@ def retrieval_evaluation(
     *,
     false_negatives: bool = False,
 ) -> Evaluation:
-    """Evaluation of finding the clip of a text and the text of a clip.
+    """Evaluation of retrieval, of clips for texts and of texts for clips.
 
-    Ranks are by the cross encoder, which reads every clip with every text, and of the
-    loss ``contrastive`` by the unit vectors of each alone. Clips of equal name are all
+    Ranks are by the cross encoder, which reads every clip with every text; for the loss
+    ``contrastive`` by the unit vectors of clips and texts. Clips of equal name are all
     correct.
 
     Args:
@@ -58,9 +58,9 @@ def retrieval_evaluation(
             ``contrastive``, as in training.
 
     Returns:
-        An evaluation that gives ``loss``, of all pairs of the split (``matching``: one
-        negative for each), and ``t2v_r1``, ``t2v_r5``, ``t2v_r10``, ``t2v_medr`` of
-        clips for texts, ``v2t_*`` of texts for clips.
+        An evaluation with ``loss`` over all pairs of the split (``matching``: one
+        negative for each), ``t2v_r1``, ``t2v_r5``, ``t2v_r10``, ``t2v_medr`` of clips
+        for texts, and ``v2t_*`` of texts for clips.
     """
     clips = {k: arrays[k] for k in ("frames", "present")}
     groups = caption_groups(arrays["text"])
@@ -109,18 +109,18 @@ def captioning_evaluation(
     decode: Callable[[np.ndarray], list[str]],
     batch_size: int = 128,
 ) -> Evaluation:
-    """Evaluation of writing the captions of clips.
+    """Evaluation of captioning.
 
     Args:
         arrays: of the split, a row for each clip.
-        captions: all of each clip, of which the first is that of ``arrays``.
-        decode: rows of the decoder's tokens to texts.
+        captions: all captions of each clip; ``arrays`` has the first.
+        decode: from rows of the decoder's tokens to texts.
         batch_size: clips at a time.
 
     Returns:
-        An evaluation that gives ``loss`` and ``accuracy``, of a caption's tokens given
-        those before as far as training captions have them, ``exact_match`` with any of
-        a clip's captions in percent, and those of `caption_metrics` of the likeliest
+        An evaluation with ``loss`` and ``accuracy`` of a caption's tokens given the
+        preceding ones (only tokens that are in training captions), ``exact_match`` with
+        any of a clip's captions in percent, and `caption_metrics` of generated
         captions.
     """
     clips = {k: arrays[k] for k in ("frames", "present")}
@@ -150,19 +150,19 @@ def question_evaluation(
     answers: Sequence[str],
     batch_size: int = 128,
 ) -> Evaluation:
-    """Evaluation of answers out of a vocabulary, of choices and of counts.
+    """Evaluation of answers from a vocabulary, of choices and of counts.
 
     Args:
         arrays: of the split.
-        questions: of it.
+        questions: of the split.
         answers: the vocabulary.
         batch_size: questions at a time.
 
     Returns:
-        An evaluation that gives ``loss``; where there is a vocabulary ``accuracy`` of
-        all answers, where one that is not in it is wrong, and of each kind of question
-        (``accuracy_category``, ...), and of counts ``count_mse``, from the likeliest
-        number; where there are choices ``choice_accuracy``.
+        An evaluation with ``loss``; with a vocabulary also ``accuracy`` over all
+        questions (answers outside of it count as wrong) and for each kind of question
+        (``accuracy_category``, ...), and ``count_mse`` of the most likely counts; with
+        choices also ``choice_accuracy``.
     """
     names = ("frames", "present", "question", "choices")
     data = {k: arrays[k] for k in names if k in arrays}
@@ -213,7 +213,7 @@ def sentiment_evaluation(
 
 
 def _mean_nats(logits: np.ndarray, labels: np.ndarray) -> float:
-    """0 of none."""
+    """Mean cross-entropy; 0 without labels."""
     if not len(labels):
         return 0.0
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -9,7 +9,7 @@ from meta_opt.metrics.classification import classification_metrics
 from meta_opt.models.vision_text import VisionText
 
 TEMPLATES = ("{}", "a picture of {}", "clip art of {}", "an icon of {}")
-"""Prompts, to be filled with a class name."""
+"""Prompt templates with a placeholder for the class name."""
 
 
 def class_prompts(

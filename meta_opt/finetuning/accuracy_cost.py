@@ -1,4 +1,4 @@
-"""What a point of accuracy cost: from phase to phase of training, in each unit."""
+"""The cost of a point of accuracy, in each unit, by phase of training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ _UNITS = ("money", "device_seconds", "flops", "joules")
 
 @dataclasses.dataclass(frozen=True)
 class PointCost:
-    """A phase of training, what it cost and what it gained.
+    """A phase of training with its cost and its gain in accuracy.
 
     Attributes:
         name: of the phase.
-        accuracy: after it, a fraction of 1.
-        points: gained by it, in hundredths; negative where accuracy fell.
-        cost: of it, by unit: money, device_seconds, flops, joules; None if unknown.
-        cost_per_point: by unit; None if unknown, or if nothing was gained.
+        accuracy: after the phase, in [0, 1].
+        points: gain of the phase in percentage points; negative if accuracy fell.
+        cost: by unit: money, device_seconds, flops, joules; None if unknown.
+        cost_per_point: by unit; None if unknown, or without a gain.
     """
 
     name: str
@@ -30,23 +30,23 @@ class PointCost:
 def cost_of_accuracy(
     ledger: Ledger, accuracies: Mapping[str, float], start: float
 ) -> list[PointCost]:
-    """Cost of each phase, of all together, and of a point that they gained.
+    """Cost of each phase, of all phases, and per point of accuracy.
 
-    Gains within the noise of a small test set are costs of noise: give the interval of
-    the accuracies with them.
+    Differences within the noise of a small test set mean nothing: report intervals of
+    the accuracies too.
 
     Args:
         ledger: its entries have the names of the phases; those of kind ``training`` and
             ``validation`` count, predictions on the test set do not.
-        accuracies: after each phase, a fraction of 1, in order.
+        accuracies: after each phase, in [0, 1], in order.
         start: before the first phase, zero-shot.
 
     Returns:
-        A row for each phase, and one, ``all``, from ``start`` to the last.
+        A row for each phase, and a row ``all`` from ``start`` to the last phase.
 
     Raises:
-        ValueError: a phase without entries, an accuracy that is no fraction, no phase,
-            or one with the name ``all``.
+        ValueError: a phase without entries, an accuracy outside [0, 1], no phases, or
+            one with the name ``all``.
 
     Example:
         >>> from meta_opt.finetuning.ledger import Amounts, Prices
@@ -62,7 +62,7 @@ def cost_of_accuracy(
         raise ValueError("no phase can be named 'all', which is the sum of all")
     for name, value in {"start": start, **accuracies}.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"accuracy {value} of {name!r} is no fraction of 1")
+            raise ValueError(f"accuracy {value} of {name!r} must be in [0, 1]")
     rows, before = [], start
     together = Ledger(ledger.prices)
     for name, accuracy in accuracies.items():
@@ -103,10 +103,10 @@ def _number(value: float) -> str:
 
 
 def markdown(rows: list[PointCost], currency: str = "") -> str:
-    """The rows as a table in Markdown; ``-`` for what is not known or not gained.
+    """The rows as a Markdown table; ``-`` for unknown costs.
 
     Args:
-        rows: of `cost_of_accuracy`.
+        rows: as `cost_of_accuracy` returns them.
         currency: of the prices.
     """
     titles = {

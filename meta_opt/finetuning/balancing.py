@@ -33,9 +33,9 @@ class BalancingConfig:
         method: one of `METHODS`.
         alpha: of ``ogm_ge``, how strongly a stronger modality's gradient is weakened;
             0.1 to 0.8 in the paper.
-        noise: of ``ogm_ge``, whether noise makes up for what the weakening takes away
+        noise: of ``ogm_ge``, whether to add noise that restores that of the gradients
             (generalisation enhancement); False is OGM.
-        learning_rate: of Adam on what ``gradnorm`` and ``uncertainty`` learn.
+        learning_rate: of Adam on the parameters of ``gradnorm`` and ``uncertainty``.
     """
 
     method: str = "none"
@@ -59,20 +59,20 @@ def check_balancing(
     meta_loss: MetaLossConfig | None,
     privacy: PrivacyConfig | None,
 ) -> None:
-    """Raises ValueError where other settings decide the gradient too."""
+    """Raises ValueError if other settings determine the gradient too."""
     if balancing is None or balancing.method == "none":
         return
     about = f"balancing.method={balancing.method!r}"
     if meta_loss is not None and meta_loss.combiner != "primary":
         raise ValueError(
-            f"{about} and meta_loss.combiner={meta_loss.combiner!r} both decide what a "
-            "step descends: set meta_loss.combiner='primary', or balancing.method="
-            "'none'"
+            f"{about} and meta_loss.combiner={meta_loss.combiner!r} both determine the "
+            "gradient of a step: set meta_loss.combiner='primary', or "
+            "balancing.method='none'"
         )
     if privacy is not None:
         raise ValueError(
-            f"{about} changes gradients by what it reads of a batch without noise, and "
-            "a private run must not: set balancing.method='none'"
+            f"{about} scales gradients by statistics of a batch without noise, which a "
+            "private run must not use: set balancing.method='none'"
         )
 
 
@@ -85,13 +85,13 @@ def balanced_objective(
 
     Args:
         workload: whose modalities or losses are balanced.
-        meta_loss: how its losses are combined where they are not balanced; None for
-            its own loss.
+        meta_loss: how losses are combined without balancing; None for the workload's
+            own loss.
         balancing: the method; None for none.
 
     Raises:
-        ValueError: a method that the workload gives nothing to do, a combination beside
-            it, and as `make_objective`.
+        ValueError: a method that does not apply to the workload, a second way of
+            combining losses, and as `make_objective`.
     """
     check_balancing(balancing, meta_loss, None)
     if balancing is None or balancing.method == "none":
@@ -101,9 +101,8 @@ def balanced_objective(
     if balancing.method == "ogm_ge":
         if workload.unimodal is None:
             raise ValueError(
-                f"{about} weakens the modality that alone finds the right class more "
-                f"surely than others do: {name} is no multimodal classification of at "
-                "least two modalities; set balancing.method='none'"
+                f"{about} needs a classification from at least two modalities, which "
+                f"{name} is not: set balancing.method='none'"
             )
         return _ogm_ge(workload.unimodal, balancing)
     if workload.losses is None or len(workload.losses.names) < 2:
@@ -119,11 +118,11 @@ def balanced_objective(
 
 
 def _ogm_ge(unimodal: Unimodal, config: BalancingConfig) -> Objective:
-    """The workload's own loss, and gradients of encoders by their factors.
+    """The workload's own loss, with the gradients of encoders scaled by OGM's factors.
 
-    Strengths are means over the examples that have a modality: of a batch in which all
-    have all, their ratios are those of the paper's sums. They are of the whole batch,
-    not of a micro-batch, and there is no state.
+    A modality's strength is a mean over the examples that have it; if all examples have
+    all modalities, the ratios equal those of the paper's sums. Strengths are means over
+    the whole batch, not a micro-batch. The objective has no state.
     """
     grad_fn = jax.value_and_grad(unimodal.fn, has_aux=True)
 

@@ -1,4 +1,4 @@
-"""Runs that differ in their optimizer: same model, same batches, same budget."""
+"""Runs that differ only in their optimizer: same model, batches and budget."""
 
 import dataclasses
 import shutil
@@ -22,11 +22,11 @@ EXPORT = "final"
 
 
 def with_optimizer(base: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """Returns ``base`` under another optimizer.
+    """Returns ``base`` with another optimizer.
 
     Args:
-        base: of its optimizer, the length, the pattern of stacked parameters and the
-            groups are kept; all other settings are the defaults.
+        base: the run. Its optimizer's length, pattern of stacked parameters and groups
+            are kept; all other settings of the optimizer become defaults.
         settings: fields of `OptimizerConfig`.
 
     Raises:
@@ -48,25 +48,25 @@ def run_all(
     fresh: bool = False,
     announce: Callable[[str, bool], None] = lambda name, finished: None,
 ) -> dict[str, Path]:
-    """Trains one after another; resumes what was interrupted, reuses what is finished.
+    """Trains one run after another; resumes interrupted and reuses finished ones.
 
-    A run's directory is named after it and all that its outcome depends on: the
-    configuration, the contents of the weights that it starts from and of the learned
-    optimizer, the code's revision, versions and device. Each leaves its weights there,
-    under `EXPORT`.
+    The name of a run's directory has a hash of everything that the outcome depends on:
+    configuration, contents of the initial weights and of the learned optimizer,
+    revision of the code, versions and device. The trained weights are written there as
+    `EXPORT`.
 
     Args:
         configs: runs by name.
-        workdir: the runs' directories are in it.
-        fresh: whether to discard what is there of these runs.
-        announce: called with the name before each run, and whether it is finished.
+        workdir: parent of the runs' directories.
+        fresh: whether to discard earlier results of these runs.
+        announce: called before each run with its name and whether it is finished.
 
     Returns:
         The directory of each run.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, with all saved.
-        ValueError: if weights are missing or damaged, and as `finetune`.
+        Interrupted: on SIGINT or SIGTERM, after saving.
+        ValueError: missing or damaged weights, and as `finetune`.
     """
     environment = describe_environment()
     folders = {
@@ -89,7 +89,7 @@ def run_all(
 
 
 def _digest(config: RunConfig, environment: Any) -> str:
-    """Of all that decides the outcome."""
+    """Hash of everything that the outcome depends on."""
     weights: dict[str, int] = {}
     workload = config.workload
     if workload.model.weights:

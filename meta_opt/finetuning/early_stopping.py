@@ -1,4 +1,4 @@
-"""When a run ends before its last step, by a metric of its evaluations."""
+"""Early stopping by a metric of the evaluations."""
 
 import dataclasses
 import math
@@ -9,12 +9,12 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Which metric, and how long a run may go on without a better one.
+    """Which metric is followed, and how long a run continues without improvement.
 
     Attributes:
-        metric: of the evaluation, on validation data.
-        mode: whether a better one is ``min`` or ``max``.
-        patience: evaluations in a row without a better one after which a run stops.
+        metric: of the evaluation on validation data.
+        mode: ``min`` or ``max``, whichever is better.
+        patience: consecutive evaluations without improvement after which a run stops.
 
     Example:
         >>> stopping = EarlyStopping("loss", "min", patience=2)
@@ -36,10 +36,10 @@ class EarlyStopping:
             )
 
     def best(self, values: Sequence[float]) -> int:
-        """The index of the first of the best values; one that is not finite is worst.
+        """The index of the first of the best values; NaN and infinities rank last.
 
         Args:
-            values: of the metric, in order, at least one.
+            values: of the metric, in order; at least one.
         """
         sign = 1.0 if self.mode == "min" else -1.0
         costs = [sign * x if math.isfinite(x) else math.inf for x in values]

@@ -1,9 +1,9 @@
-"""Joules that a machine says it spent, where it says so.
+"""Energy that a machine's own counters report, in joules.
 
-Processors: the counters of RAPL that Linux shows below ``/sys/class/powercap``, a
-package each (its cores and, on most, not its memory). Since 2020 only root may read
-them. GPUs: NVIDIA's counters by NVML, if the package ``nvidia-ml-py`` is there. Of a
-machine with neither the energy is None: nothing is estimated.
+Processors: the RAPL counters that Linux has below ``/sys/class/powercap``, one for each
+package (its cores and, on most machines, not its memory). Since 2020 only root may read
+them. GPUs: NVIDIA's counters through NVML, if the package ``nvidia-ml-py`` is
+installed. Without counters the energy is None: nothing is estimated.
 """
 
 import logging
@@ -16,16 +16,16 @@ from typing import NamedTuple
 _log = logging.getLogger(__name__)
 
 POWERCAP = Path("/sys/class/powercap")
-# A package; its parts, intel-rapl:0:0, are in its count.
+# A package; its count includes its parts, such as intel-rapl:0:0.
 _PACKAGE = re.compile(r"intel-rapl:\d+")
 
 
 class Counter(NamedTuple):
-    """A count of energy that only rises, but for wrapping round.
+    """A counter of energy that only rises until it wraps around.
 
     Attributes:
-        read: gives joules; raises OSError where it cannot.
-        range: joules at which it begins anew; None if it does not.
+        read: returns joules; raises OSError if the counter cannot be read.
+        range: joules at which it wraps around; None if it does not.
     """
 
     read: Callable[[], float]
@@ -33,16 +33,16 @@ class Counter(NamedTuple):
 
 
 class EnergyMeter:
-    """Joules since it was made.
+    """Measures joules since its creation.
 
-    Counters of RAPL wrap round within minutes to hours under load; one wrap is
-    corrected, so read it more often than that.
+    Under load RAPL counters wrap around within minutes to hours. One wrap between two
+    readings is corrected, so read more often than that.
 
     Args:
-        counters: by name; None for those that `find_counters` finds.
+        counters: by name; None uses those of `find_counters`.
 
     Attributes:
-        sources: names of what is counted, sorted.
+        sources: sorted names of the counters.
 
     Example:
         >>> joules = iter((5.0, 9.0, 2.0))
@@ -58,7 +58,7 @@ class EnergyMeter:
         self.sources = tuple(sorted(self._counters))
 
     def joules(self) -> float | None:
-        """All sources together; None if there is none, or one can no longer be read."""
+        """Total over all sources; None without sources, or if one cannot be read."""
         if not self._counters:
             return None
         for name, counter in self._counters.items():
@@ -77,7 +77,7 @@ class EnergyMeter:
 
 
 def find_counters(powercap: Path = POWERCAP) -> dict[str, Counter]:
-    """The counters of this machine that can be read, by name.
+    """The readable counters of this machine by name.
 
     Args:
         powercap: folder of RAPL's counters.

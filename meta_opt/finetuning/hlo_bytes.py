@@ -1,8 +1,8 @@
 """Bytes that a compiled program reads and writes, counted in its HLO text.
 
-An optimizer's elementwise part is as fast as memory: what counts is how often a
-parameter's bytes are read and written, which fusion decides. A compiler's own count
-holds copies to fast memory twice and both sides of a branch.
+The elementwise part of an optimizer is bound by memory bandwidth, so its time depends
+on how often a parameter's bytes are read and written, which fusion decides. The
+compiler's own count has copies to fast memory twice, and both sides of a branch.
 """
 
 import math
@@ -22,21 +22,21 @@ _SHAPE = re.compile(rf"({'|'.join(_BYTES)})\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _MOVING = ("fusion", "reduce", "dot", "convolution", "transpose")
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|[^"]*triton[^"]*)"')
-"""Operations that read and write memory: these, and calls of Pallas kernels. What is
-left moves data to where it is used (copies and slices ahead of a fusion), renames it,
-or holds other programs (branches, loops)."""
+"""Operations that read and write memory, beside calls of Pallas kernels. All others
+move data to where it is used (copies and slices ahead of a fusion), rename it, or
+contain other programs (branches, loops)."""
 
 
 def bytes_moved(hlo: str) -> int:
-    r"""Bytes read and written by the operations of a program's entry.
+    r"""Bytes read and written by the operations of a program's entry computation.
 
-    Branches and loops inside it are left out, copies too.
+    Its branches, loops and copies are not counted.
 
     Args:
         hlo: text of the compiled program, ``compiled.as_text()``.
 
     Raises:
-        ValueError: a text without entry.
+        ValueError: a text without an entry computation.
 
     >>> line = "  %b = f32[8] fusion(%a), kind=kLoop"
     >>> bytes_moved("ENTRY %main {\n  %a = f32[8] parameter(0)\n" + line + "\n}")
@@ -63,7 +63,7 @@ def bytes_moved(hlo: str) -> int:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of all arrays in the text of a shape, tuples too."""
+    """Bytes of all arrays in the text of a shape or tuple of shapes."""
     return sum(
         _BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
         for kind, sizes in _SHAPE.findall(shape)

@@ -1,8 +1,8 @@
-"""Totals over a compiled program, a loop counted as often as it runs.
+"""Totals over a compiled program, with every iteration of its loops counted.
 
-A compiler's own count takes the body of a loop once, and a model whose layers are
-scanned is loops. `program_totals` walks the program's text: every computation counts as
-often as it is called.
+The compiler's own analysis counts the body of a loop once, which is most of a model
+with scanned layers. `program_totals` walks the program's text and counts every
+computation as often as it is called.
 """
 
 import math
@@ -30,14 +30,14 @@ _COLLECTIVES = (
 
 
 class ProgramTotals(NamedTuple):
-    """What one device does in one call of a program.
+    """Work of one device in one call of a program.
 
     Attributes:
         dot_flops: floating-point operations of the ``dot`` instructions: all matrix
-            products on CPU. A TPU's compiler writes others instead, and it is 0 there.
-        collectives: operations that devices exchange data in.
-        collective_bytes: bytes that these give this device; of one that is written as a
-            start and a done, the larger of the two.
+            products on CPU. The TPU compiler has other instructions, so it is 0 there.
+        collectives: number of collective operations.
+        collective_bytes: bytes that these return to the device; of a pair of start and
+            done, the larger of the two.
     """
 
     dot_flops: float
@@ -48,15 +48,15 @@ class ProgramTotals(NamedTuple):
 def program_totals(hlo: str) -> ProgramTotals:
     r"""Counts, from the text of a compiled program.
 
-    How often a loop runs is the compiler's note where there is one, else the largest
-    integer that the loop's condition compares with: what loops of `jax.lax.scan` have.
+    The trip count of a loop is the compiler's annotation if there is one, else the
+    largest integer in the loop's condition, which holds for loops of `jax.lax.scan`.
     All branches of a conditional count.
 
     Args:
         hlo: ``compiled.as_text()``.
 
     Raises:
-        ValueError: a text without entry.
+        ValueError: a text without an entry computation.
 
     >>> dot = "  %d = f32[2,4] dot(%a, %b), lhs_contracting_dims={1}, rhs_..."
     >>> x, y = "  %a = f32[2,8] parameter(0)", "  %b = f32[8,4] parameter(1)"
@@ -72,7 +72,7 @@ def program_totals(hlo: str) -> ProgramTotals:
     calls = defaultdict(int, {entry: 1})
     flops = 0.0
     messages: dict[str, tuple[int, int]] = {}
-    # A computation stands before those that call it.
+    # A computation precedes its callers in the text.
     for name in reversed(bodies):
         times = calls[name]
         if not times:

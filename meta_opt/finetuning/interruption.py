@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in a long run: finish the step, save, and say so."""
+"""SIGINT and SIGTERM in a long run: finish the step, save, and raise `Interrupted`."""
 
 import contextlib
 import logging
@@ -11,12 +11,12 @@ _log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """A signal stopped the run; all is saved, and the same call resumes it.
+    """A signal stopped the run after it was saved; the same call resumes it.
 
     Attributes:
-        signum: the signal.
+        signum: number of the signal.
         step: the last step that was finished and saved.
-        exit_code: what the process should exit with, 128 + signum.
+        exit_code: exit code for the process, 128 + signum.
     """
 
     def __init__(self, signum: int, step: int) -> None:
@@ -27,7 +27,7 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
     def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, int]]:
-        """As a process hands it to another."""
+        """Arguments to pickle it with, to pass it between processes."""
         return type(self), (self.signum, self.step)
 
 
@@ -44,14 +44,14 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Takes the signals over; does nothing outside the main thread."""
+        """Installs handlers; does nothing outside the main thread."""
         # Python delivers signals to the main thread only.
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._handle)
 
     def restore(self) -> None:
-        """Gives the signals back to their former handlers."""
+        """Restores the former handlers."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
@@ -70,7 +70,7 @@ class Signals:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Takes SIGINT and SIGTERM over for the length of a ``with`` block."""
+    """Handles SIGINT and SIGTERM for the length of a ``with`` block."""
     signals = Signals()
     signals.install()
     try:

@@ -1,7 +1,7 @@
-"""What phases, trials and predictions cost: time, operations, bytes, tokens, energy.
+"""Costs of phases, trials and predictions: time, operations, bytes, tokens, energy.
 
-An amount that nobody measured is None and makes the sums that it is part of None. A
-ledger never changes: adding to one gives another.
+An amount that was not measured is None, and so is every sum that includes it. A ledger
+is immutable: adding an entry returns a new one.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from meta_opt.text_files import read_json, write_json
 from meta_opt.types import check_name, from_config
 
 LEDGER = "ledger.json"
-"""Of a run's directory, beside ``result.json``."""
+"""Name of the file in a run's directory, beside ``result.json``."""
 KINDS = ("training", "validation", "prediction", "other")
 AMOUNTS = (
     "seconds",
@@ -29,19 +29,19 @@ AMOUNTS = (
     "tokens_out",
     "joules",
 )
-"""What an entry may count."""
+"""Kinds of entries."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """What is paid for, in one currency.
+    """Prices in one currency.
 
     Attributes:
-        currency: such as ``USD``; needed where there is a price.
-        device_hour: of one device; None if it is not paid for.
-        thousand_tokens_in: that a model reads; None if they are not paid for.
-        thousand_tokens_out: that it writes; None if they are not paid for.
-        kilowatt_hour: of energy; None if it is not paid for.
+        currency: such as ``USD``; needed if there is a price.
+        device_hour: price of an hour of one device; None if it costs nothing.
+        thousand_tokens_in: price of 1,000 input tokens; None if they cost nothing.
+        thousand_tokens_out: price of 1,000 output tokens; None if they cost nothing.
+        kilowatt_hour: price of energy; None if it costs nothing.
     """
 
     currency: str = ""
@@ -51,7 +51,7 @@ class Prices:
     kilowatt_hour: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for prices without a unit, and those below 0.
+        """Raises ValueError for prices without a currency and for negative ones.
 
         >>> Prices(device_hour=2.5)
         Traceback (most recent call last):
@@ -59,7 +59,7 @@ class Prices:
         """
         for name, price in self._given().items():
             if not (math.isfinite(price) and price >= 0):
-                raise ValueError(f"{name}={price} must be a number that is not below 0")
+                raise ValueError(f"{name}={price} must be a finite number of 0 or more")
             if not self.currency.strip():
                 raise ValueError(
                     f"currency is empty: {name}={price} of what? Name it, such as USD"
@@ -71,7 +71,7 @@ class Prices:
         return {name: price for name, price in values.items() if price is not None}
 
     def money(self, amounts: "Amounts") -> float | None:
-        """What amounts cost; None without prices, or if what has one is not known.
+        """The cost of amounts; None without prices, or if a priced amount is unknown.
 
         >>> prices = Prices("USD", device_hour=3.6, thousand_tokens_in=0.5)
         >>> prices.money(Amounts(device_seconds=1000.0, tokens_in=2000))
@@ -94,16 +94,16 @@ class Prices:
 
 @dataclasses.dataclass(frozen=True)
 class Amounts:
-    """What something took; None for what was not measured.
+    """Amounts of time, work and energy; None if not measured.
 
     Attributes:
-        seconds: of wall-clock time.
-        device_seconds: those, times the devices that were held.
-        flops: floating-point operations, of all devices.
-        bytes_read: of data, from files.
-        tokens_in: that a model read, prompts and answers in training.
-        tokens_out: that it wrote.
-        joules: of energy, as far as the machine counts it.
+        seconds: wall-clock time.
+        device_seconds: seconds times the number of allocated devices.
+        flops: floating-point operations of all devices.
+        bytes_read: bytes of data read from files.
+        tokens_in: input tokens, in training prompts and answers.
+        tokens_out: generated tokens.
+        joules: energy, as far as the machine counts it.
     """
 
     seconds: float | None = None
@@ -119,10 +119,10 @@ class Amounts:
         for name in AMOUNTS:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be a number that is not below 0")
+                raise ValueError(f"{name}={value} must be a finite number of 0 or more")
 
     def known(self) -> dict[str, float]:
-        """Those that were measured, by name."""
+        """The measured amounts by name."""
         values = {name: getattr(self, name) for name in AMOUNTS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -132,10 +132,10 @@ class Entry:
     """One line of a ledger.
 
     Attributes:
-        name: of the phase, trial or run that it is part of.
+        name: of the phase, trial or run.
         kind: one of `KINDS`.
-        amounts: what it took.
-        count: how many things of its kind it was: predictions, say.
+        amounts: time, work and energy.
+        count: number of items, such as predictions.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Entry:
     count: int = 1
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an unknown kind, no name, and a count below 1."""
+        """Raises ValueError for an unknown kind, an empty name, or a count below 1."""
         check_name("kind", self.kind, KINDS)
         if not self.name.strip():
             raise ValueError("an entry of a ledger needs a name")
@@ -154,12 +154,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """Entries and the prices of what they count.
+    """Entries with their prices.
 
     Attributes:
-        prices: of all entries.
+        prices: for all entries.
         entries: in the order in which they were added.
-        energy_sources: of the joules, see `EnergyMeter`.
+        energy_sources: counters of the joules, see `EnergyMeter`.
 
     Example:
         >>> ledger = Ledger(Prices("USD", device_hour=3.6))
@@ -176,15 +176,15 @@ class Ledger:
     energy_sources: tuple[str, ...] = ()
 
     def add(self, name: str, kind: str, amounts: Amounts, count: int = 1) -> "Ledger":
-        """A ledger with one more entry; see `Entry`."""
+        """Returns a ledger with one more entry; see `Entry`."""
         entry = Entry(name, kind, amounts, count)
         return dataclasses.replace(self, entries=(*self.entries, entry))
 
     def select(self, name: str | None = None, kind: str | None = None) -> "Ledger":
-        """A ledger of the entries of this name and kind; None for any.
+        """A ledger of the entries with this name and kind; None matches any.
 
         Raises:
-            ValueError: if there is none of that name, or no such kind.
+            ValueError: no entry has that name, or an unknown kind.
         """
         if name is not None:
             check_name("name", name, self.names())
@@ -198,13 +198,13 @@ class Ledger:
         return dataclasses.replace(self, entries=chosen)
 
     def names(self) -> tuple[str, ...]:
-        """Names of the entries, each once, in order."""
+        """Distinct names of the entries, in order."""
         return tuple(dict.fromkeys(entry.name for entry in self.entries))
 
     def total(self, name: str | None = None, kind: str | None = None) -> Amounts:
-        """Sums over the entries of this name and kind.
+        """Sums over the entries with this name and kind.
 
-        An amount that one of them lacks is None. Of no entries all are 0.
+        An amount that is None in one of them is None; without entries all are 0.
         """
         chosen = self.select(name, kind).entries
 
@@ -215,14 +215,14 @@ class Ledger:
         return Amounts(**{amount: add_up(amount) for amount in AMOUNTS})
 
     def money(self, name: str | None = None, kind: str | None = None) -> float | None:
-        """What the entries cost; see `Prices.money`."""
+        """The cost of the entries; see `Prices.money`."""
         return self.prices.money(self.total(name, kind))
 
     def each(self, kind: str, name: str | None = None) -> Amounts:
-        """Amounts for one thing of a kind, such as a prediction.
+        """Amounts per item of a kind, such as a prediction.
 
         Raises:
-            ValueError: if there is no entry of that kind.
+            ValueError: no entry of that kind.
         """
         chosen = self.select(name, kind).entries
         if not chosen:
@@ -232,7 +232,7 @@ class Ledger:
         return Amounts(**{amount: value / count for amount, value in known.items()})
 
     def record(self) -> dict[str, Any]:
-        """As JSON values: prices, entries, and sums by kind and of all."""
+        """Prices, entries, and sums by kind and in total, as JSON values."""
 
         def sums(kind: str | None) -> dict[str, Any]:
             return {**self.total(kind=kind).known(), "money": self.money(kind=kind)}
@@ -261,11 +261,11 @@ class Ledger:
 
 
 def read_ledger(workdir: str | os.PathLike) -> Ledger:
-    """Reads the ledger of a run's directory; sums are computed anew.
+    """Reads the ledger of a run's directory; sums are recomputed.
 
     Raises:
-        ValueError: a damaged file, or entries that are none; the file is named.
-        FileNotFoundError: if there is none.
+        ValueError: a damaged file or invalid entries; the message names the file.
+        FileNotFoundError: no such file.
     """
     path = Path(workdir) / LEDGER
     record = read_json(path)
@@ -285,13 +285,13 @@ def read_ledger(workdir: str | os.PathLike) -> Ledger:
 
 
 class Measured:
-    """What a block of `measure` took, when it has ended: ``amounts``."""
+    """The ``amounts`` of a block of `measure`, available at its end."""
 
     def __init__(self) -> None:
         self.amounts = Amounts()
 
     def with_counts(self, **counts: float) -> Amounts:
-        """The amounts with others that are known: flops, bytes, tokens."""
+        """The amounts with others filled in: flops, bytes, tokens."""
         return dataclasses.replace(self.amounts, **counts)
 
 
@@ -301,17 +301,17 @@ def measure(
     meter: EnergyMeter | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Measured]:
-    """Measures seconds, device seconds and joules of a block, if it raises too.
+    """Measures seconds, device seconds and joules of a block, also if it raises.
 
-    What runs on a device must have ended in it: see `jax.block_until_ready`.
+    Work on devices must be finished within the block: see `jax.block_until_ready`.
 
     Args:
-        devices: that are held meanwhile.
+        devices: number of allocated devices.
         meter: of energy; None for none.
-        clock: gives seconds.
+        clock: returns seconds.
 
     Raises:
-        ValueError: if ``devices`` is below 1.
+        ValueError: ``devices`` below 1.
 
     Example:
         >>> times = iter((10.0, 14.0))
@@ -340,21 +340,21 @@ def add_to_file(
     entries: Sequence[Entry],
     energy_sources: Sequence[str] = (),
 ) -> Ledger:
-    """Adds to the ledger of a run's directory, or begins it.
+    """Adds entries to the ledger of a run's directory, or creates it.
 
     Each start of an interrupted run adds its own part.
 
     Args:
         workdir: the run's directory.
-        prices: of all entries, also of those that are there.
-        entries: that are added.
-        energy_sources: of their joules.
+        prices: for all entries, also those already in the file.
+        entries: to add.
+        energy_sources: counters of their joules.
 
     Returns:
-        The ledger that was written.
+        The written ledger.
 
     Raises:
-        ValueError: if the file that is there is damaged.
+        ValueError: the existing file is damaged.
     """
     before = Ledger()
     if (Path(workdir) / LEDGER).is_file():

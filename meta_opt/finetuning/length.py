@@ -14,13 +14,13 @@ _STEPS = (100, 2000)
 def with_length(config: LoopConfig, examples: int, unit: int = 1) -> LoopConfig:
     """Fills in ``num_steps`` and ``batch_size`` where they are 0.
 
-    The batch is 32, or smaller where an epoch would have fewer than 8 steps; the run is
-    20 epochs, at least 100 steps and at most 2,000.
+    The batch size is 32, or less if an epoch would have fewer than 8 steps; the run has
+    20 epochs, but at least 100 and at most 2,000 steps.
 
     Args:
         config: its other settings are kept.
-        examples: to train on.
-        unit: what the batch size must be a multiple of, see
+        examples: number of training examples.
+        unit: the batch size is a multiple of it, see
             `meta_opt.parallel.mesh.check_batch_size`.
 
     >>> config = LoopConfig(num_steps=0, batch_size=0)

@@ -33,23 +33,23 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What a finished run gives.
+    """The result of a finished run.
 
     Attributes:
         state: the final state, on the mesh.
-        history: the records of metrics, ``{"step": ..., "train/loss": ...}`` or
+        history: records of metrics, ``{"step": ..., "train/loss": ...}`` or
             ``{"step": ..., "validation/...": ...}``.
-        actions: what was done about trouble, ``{"step": ..., "action": ..., "reason":
-            ...}``.
-        train_seconds: in steps, input included; without compilation, evaluation and
-            saving; all parts of an interrupted run together.
-        input_seconds: those of ``train_seconds`` that were spent waiting for batches.
-        compile_seconds: tracing and compiling the step, in this process.
-        optimizer_bytes: bytes of optimizer state, of all devices' shards once.
+        actions: actions of automatic recovery, ``{"step": ..., "action": ...,
+            "reason": ...}``.
+        train_seconds: time of the steps with their input, without compilation,
+            evaluation and saving; summed over all parts of an interrupted run.
+        input_seconds: part of ``train_seconds`` that was spent waiting for batches.
+        compile_seconds: time of tracing and compiling the step in this process.
+        optimizer_bytes: bytes of optimizer state; each shard counts once.
         trainable: number of trainable parameters.
-        steps_taken: in this process; 0 of a run that was finished before.
+        steps_taken: number of steps in this process; 0 if the run had finished before.
         batch_size: B of a step.
-        privacy: of a private run, what it gives away
+        privacy: privacy loss of a private run
             (`meta_opt.finetuning.privacy_accounting.spent`).
     """
 
@@ -67,12 +67,12 @@ class RunResult:
 
     @property
     def last_evaluation(self) -> dict[str, Any] | None:
-        """The last record with metrics of the evaluation."""
+        """The last record of an evaluation."""
         records = (r for r in reversed(self.history) if "validation/loss" in r)
         return next(records, None)
 
     def figures(self) -> dict[str, Any]:
-        """What was measured, as JSON values."""
+        """Measured times, sizes and counts, as JSON values."""
         names = ("train_seconds", "input_seconds", "compile_seconds")
         return {
             **{name: getattr(self, name) for name in names},
@@ -84,7 +84,7 @@ class RunResult:
 
 
 class Trainer:
-    """The run's parts, in the order in which they come up: open, train, close."""
+    """Executes a run: open, train, close."""
 
     def __init__(
         self,
@@ -130,11 +130,11 @@ class Trainer:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run ends before its last step."""
+        """Whether the run stops before its last step."""
         return self._stopped or self.monitor.stopped
 
     def open(self, resolved_config: Mapping[str, Any] | None) -> None:
-        """Restores the newest checkpoint, if any, and opens the log behind it."""
+        """Restores the newest checkpoint, if any, and opens the log after its step."""
         resume_step = None
         if self.workdir is not None:
             check_shared(self.workdir)
@@ -150,7 +150,10 @@ class Trainer:
                     resolved_config,
                     resuming=bool(self.checkpoints.steps()),
                     # A checkpoint fits any layout.
-                    may_change=("mesh",),
+                    may_change=(
+                        "mesh",
+                        *(f"loop.{name}" for name in self.config.idle_settings),
+                    ),
                 )
             resume_step = self._restore(self.checkpoints)
             if jax.process_index() == 0:
@@ -186,7 +189,7 @@ class Trainer:
         return self.step
 
     def train(self, signals: Signals, label: str) -> None:
-        """Runs the steps that are left."""
+        """Runs the remaining steps."""
         config = self.config
         if self.step == 0 and config.evaluates_first:
             self._evaluate()
@@ -223,7 +226,7 @@ class Trainer:
                 batch = self._next_batch()
 
     def _after_step(self, bar: Any) -> None:
-        """Logs, evaluates and saves, each in its turn."""
+        """Logs, evaluates and saves at their intervals."""
         config, last = self.config, self.step == self.config.num_steps
         self.best = None
         if self.step % config.log_every == 0 or last:
@@ -238,7 +241,7 @@ class Trainer:
             self._keep()
 
     def _log_progress(self, loss: float) -> None:
-        """A line where there is no terminal for a bar."""
+        """Logs progress in a line, for output without a progress bar."""
         total = self.config.num_steps
         seconds = self.train_seconds / self.step * (total - self.step)
         left = datetime.timedelta(seconds=round(seconds))
@@ -256,7 +259,7 @@ class Trainer:
         return compiled
 
     def _next_batch(self) -> PyTree:
-        """Takes a batch and divides it over the devices."""
+        """Takes a batch and shards it over the devices."""
         asked = time.perf_counter()
         try:
             batch = next(self.batches)
@@ -282,7 +285,7 @@ class Trainer:
             self._resumed_at = None
 
     def _fetch_pending(self) -> None:
-        """Brings the metrics since the last record to the host, as floats."""
+        """Fetches the metrics since the last record to the host, as floats."""
         self.pending = [
             {key: float(value) for key, value in metrics.items()}
             for metrics in jax.device_get(self.pending)
@@ -311,13 +314,13 @@ class Trainer:
         return means["train/loss"]
 
     def _log_resources(self, steps: int) -> None:
-        """Writes times and memory, and warns of what is unusual."""
+        """Writes times and memory, and warns about unusual values."""
         names = ("train_seconds", "input_seconds", "compile_seconds")
         timing: dict[str, float] = {name: getattr(self, name) for name in names}
         timing["step_seconds"] = (self.train_seconds - self._logged_seconds) / steps
         self._logged_seconds = self.train_seconds
         device = self.mesh.local_devices[0]
-        # None where the device does not count, as a CPU.
+        # None if the device does not count them, such as a CPU.
         in_use = (device.memory_stats() or {}).get("bytes_in_use")
         if in_use is not None:
             timing["bytes_in_use"] = in_use
@@ -342,7 +345,7 @@ class Trainer:
             self._stopped = self.stop_when()
 
     def _act(self, actions: Sequence[Action]) -> None:
-        """Does what the feedback asks for, and says so."""
+        """Carries out the actions of automatic recovery, and logs them."""
         for action in actions:
             _log.warning("step %d, %s: %s", self.step, action.kind, action.reason)
             self.log.write_action(self.step, action.kind, action.reason)
@@ -355,7 +358,7 @@ class Trainer:
             self.state = dataclasses.replace(self.state, scale=scale)
 
     def _keep(self) -> None:
-        """Keeps the state to roll back to, if all is well with it."""
+        """Keeps the state for rollback, if it is healthy."""
         if self.config.recovery.enabled and self.monitor.good:
             self.snapshot.keep(self.state)
 
@@ -389,7 +392,7 @@ class Trainer:
                 stack.callback(self.checkpoints.close)
 
     def result(self) -> RunResult:
-        """Sums the run up."""
+        """Summarises the run."""
         return RunResult(
             state=self.state,
             history=self.log.history,

@@ -3,31 +3,33 @@
 import dataclasses
 
 from meta_opt.finetuning.recovery import RecoveryConfig
+from meta_opt.types import check_least
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long to train, and when to look.
+    """Length of a run, and when it evaluates, logs and saves.
 
     Attributes:
         num_steps: optimizer updates; 0: `meta_opt.finetuning.runs.finetune` chooses by
             the number of examples.
-        batch_size: B, over all devices and micro-batches of one update; 0: as above.
+        batch_size: B, over all devices and micro-batches of one update; 0: chosen by
+            the number of examples.
         accumulation_steps: micro-batches of one update.
-        seed: of the steps' randomness (dropout and the like).
+        seed: of the randomness in steps, such as dropout.
         eval_every: steps between evaluations; the last step is always evaluated.
         evaluate_at_start: whether to evaluate before the first step too.
         log_every: steps between records; each has the means since the last.
         checkpoint_every: steps between checkpoints; the last step always has one.
-        keep_latest: how many of the newest checkpoints to keep.
-        keep_best: how many of the best to keep beside them.
-        best_metric: which metric of the evaluation says what is best.
-        best_mode: "min" or "max".
+        keep_latest: number of newest checkpoints to keep.
+        keep_best: number of best checkpoints to keep in addition.
+        best_metric: the metric of the evaluation that ranks checkpoints.
+        best_mode: ``min`` or ``max``, whichever is better.
         feedback: whether ``best_metric`` is given to the optimizer after each
             evaluation. Validation data then takes part in training.
         progress: whether to show a progress bar on a terminal.
-        recovery: what is done about spikes, losses that are not finite, a metric that
-            no longer improves, too little memory.
+        recovery: automatic recovery from spikes, losses that are not finite, a metric
+            that no longer improves, and too little memory.
     """
 
     num_steps: int = 0
@@ -48,19 +50,28 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, least in (
-            *(("num_steps", 0), ("batch_size", 0)),
-            *(("eval_every", 1), ("log_every", 1), ("checkpoint_every", 1)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("", self, num_steps=0, batch_size=0)
+        check_least("", self, eval_every=1, log_every=1, checkpoint_every=1)
+
+    @property
+    def idle_settings(self) -> tuple[str, ...]:
+        """Names of the settings that do not alter the result, so may change on resume.
+
+        With recovery, the loss is judged at each record, and the state to roll back to
+        is that of the last checkpoint, so that the intervals do alter it.
+
+        >>> "log_every" in LoopConfig().idle_settings
+        True
+        >>> "log_every" in LoopConfig(recovery=RecoveryConfig(True)).idle_settings
+        False
+        """
+        intervals = () if self.recovery.enabled else ("log_every", "checkpoint_every")
+        return "progress", "keep_latest", "keep_best", *intervals
 
     @property
     def evaluates_first(self) -> bool:
         """Whether there is an evaluation before the first step.
 
-        A misspelt metric is found there, and not after many steps.
+        A misspelt metric is thus found at the start and not after many steps.
         """
         return self.evaluate_at_start or self.best_metric != LoopConfig.best_metric

@@ -1,6 +1,6 @@
-"""What a training step will need of memory, from its trace: nothing is compiled.
+"""Estimates the memory of a training step from its trace, without compiling it.
 
-`meta_opt.finetuning.planning` compiles the step and knows better.
+`meta_opt.finetuning.planning` compiles the step and is more exact.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ class MemoryEstimate:
     """Bytes of a training step on one device.
 
     Attributes:
-        parameters: of the trained part.
-        frozen: of the other parameters.
-        gradients: of the trained part.
-        optimizer: of its state.
-        activations: of all else at the peak of loss and gradients, an estimate.
+        parameters: of trained parameters.
+        frozen: of frozen parameters.
+        gradients: of the gradients.
+        optimizer: of the optimizer's state.
+        activations: of everything else at the peak of loss and gradients, an estimate.
     """
 
     parameters: int
@@ -40,7 +40,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return sum(dataclasses.astuple(self))
 
 
@@ -78,7 +78,7 @@ def estimate_memory(
 
     traced = jax.make_jaxpr(gradients)(params, frozen, batch, rng)
     weights = _bytes(params)
-    # The gradients are among what is alive at the end.
+    # The gradients are alive at the end.
     live = max(peak_live_bytes(traced.jaxpr) - weights, 0)
     return MemoryEstimate(
         parameters=weights,
@@ -90,10 +90,10 @@ def estimate_memory(
 
 
 def peak_live_bytes(jaxpr: Any) -> int:
-    """The most bytes of results alive at once, in the order of the trace.
+    """Peak bytes of live results, in the order of the trace.
 
-    Arguments are not counted. Compilers fuse operations and reorder them, so that a
-    program needs less or, where its parts overlap, more.
+    Arguments are not counted. Compilers fuse and reorder operations, so that a program
+    may need less or, if parts of it overlap, more.
 
     Args:
         jaxpr: of a function, see `jax.make_jaxpr`.

@@ -1,7 +1,7 @@
-"""Training of what combines the losses: further programs, every few steps.
+"""Meta-steps: train the combiner of losses every few steps, in programs of their own.
 
-Apart from the step's, so that the memory of them does not add up. Their batches are
-held out of training and of all evaluation.
+The programs are separate from the training step, so that their temporary memory does
+not add up. Their batches are held out of training and of all evaluation.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from meta_opt.workloads.workload import Batches, Workload
 
 
 class MetaPrograms(NamedTuple):
-    """A meta-step, as two functions to be compiled apart, or as one.
+    """A meta-step as two functions that are compiled separately, or as one.
 
     Attributes:
         primary: ``(state, first batch) -> (gradient of the primary loss, loss)``; None
-            where one batch serves for both.
+            if one batch serves both.
         finish: ``(state, gradient, loss, second batch) -> (objective's state,
-            metrics)``; ``(state, batch)`` where one batch serves for both.
+            metrics)``; ``(state, batch)`` if one batch serves both.
     """
 
     primary: Callable[..., tuple[PyTree, jax.Array]] | None
@@ -53,18 +53,18 @@ def make_meta_step(
     """Builds the meta-step (Ko et al. 2023, arXiv:2303.13009, algorithm 1).
 
     Args:
-        workload: its losses, of which ``loss_fn`` is the primary one.
-        objective: whose combiner is trained.
-        config: how.
-        tx: the optimizer of the model, whose adaptation ``sama`` reads.
+        workload: with several losses; ``loss_fn`` is the primary one.
+        objective: with the combiner to train.
+        config: method, optimizer and interval of meta-steps.
+        tx: the optimizer of the model; ``sama`` reads its preconditioner.
 
     Returns:
         Pure functions. Metrics of the second: ``primary`` (the primary loss on the
-        first batch), ``grad_norm`` of the hypergradient, ``masked`` losses, ``skipped``
-        (1 where something was not finite and nothing was changed), and for each loss
-        ``weight/`` (its weight in the model's gradient) and ``alignment/`` (the
-        derivative of the loss along the direction that the primary one falls in;
-        positive: it helps).
+        first batch), ``grad_norm`` of the hypergradient, the number of ``masked``
+        losses, ``skipped`` (1 if something was not finite, so that nothing changed),
+        and for each loss ``weight/`` (its weight in the model's gradient) and
+        ``alignment/`` (its derivative along the gradient of the primary loss; a
+        positive one means that the loss helps).
     """
     combiner, losses = objective.combiner, workload.losses
     assert combiner is not None and losses is not None
@@ -156,18 +156,18 @@ def make_meta_step(
 
 
 class MetaSteps:
-    """The meta-steps of a run: when, on which batches, and how they went.
+    """Runs the meta-steps of a run at their interval, and collects their metrics.
 
     Args:
         programs: see `make_meta_step`.
-        interval: steps of training between two.
-        open_batches: opens the meta-validation data at their beginning.
-        rows: how many of each batch this process makes.
-        batch_size: B of a batch, of all processes together.
+        interval: training steps between two meta-steps.
+        open_batches: opens the meta-validation data at the start.
+        rows: number of rows of each batch that this process reads.
+        batch_size: B of a batch over all processes.
         mesh: of the run.
 
     Attributes:
-        pending: metrics that are in no record yet.
+        pending: metrics that are not in a record yet.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class MetaSteps:
         self._finish: Any = None
 
     def compile(self, state: TrainState) -> None:
-        """Compiles for states such as this one, and takes no batch from the data."""
+        """Compiles for the shapes of ``state``; takes no batch from the data."""
         batches = self._open_batches()
         whole = replicated(self._mesh)
         finish = jax.jit(self._programs.finish, out_shardings=whole)
@@ -232,7 +232,7 @@ class MetaSteps:
         }
 
     def fetched(self) -> list[dict[str, float]]:
-        """Brings pending metrics to the host, as floats, and returns them."""
+        """Fetches pending metrics to the host, as floats, and returns them."""
         self.pending = [
             {key: float(value) for key, value in metrics.items()}
             for metrics in jax.device_get(self.pending)
@@ -244,7 +244,7 @@ class MetaSteps:
         return {"batches": self._batches.get_state(), "pending": self.fetched()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where ``get_state`` gave ``state``."""
+        """Restores a state that ``get_state`` returned."""
         self._batches.set_state(state["batches"])
         self.pending = state["pending"]
 

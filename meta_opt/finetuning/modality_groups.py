@@ -1,4 +1,4 @@
-"""Optimizers that know which parameters of a workload are of which modality."""
+"""Adds a workload's modality groups to the settings of an optimizer."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ from meta_opt.workloads.workload import Workload
 
 
 def with_groups(optimizer: OptimizerConfig, workload: Workload) -> OptimizerConfig:
-    """The optimizer's settings, with the workload's modality groups behind their own.
+    """The optimizer's settings with the workload's modality groups after its own.
 
-    The learned optimizer and the hand-designed rule log their decisions by group;
-    others have no use for them.
+    Only the learned optimizer and the hand-designed rule, which log decisions by group,
+    use them.
     """
     groups = (*optimizer.groups, *workload.groups)
     return dataclasses.replace(optimizer, groups=groups)

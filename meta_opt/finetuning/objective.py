@@ -1,8 +1,8 @@
-"""What a step differentiates: one loss, or several that are made one.
+"""The objective of a training step: one loss, or a combination of several.
 
-All ways of combining losses have the same three functions, so that there is one step:
-the primary loss alone, fixed weights, learned ones (MELTR, uncertainty, GradNorm), and
-gradients that are combined rather than losses (PCGrad).
+All combinations have the same functions, so that there is only one training step: the
+primary loss alone, fixed weights, learned weights (MELTR, uncertainty, GradNorm), and
+combined gradients (PCGrad).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ from meta_opt.workloads.workload import LossesFn, LossFn, Workload
 
 
 class Gradients(NamedTuple):
-    """What a batch gives.
+    """Loss, metrics and gradient of a batch.
 
     Attributes:
-        loss: [], what the gradient is of.
-        metrics: scalars, for the log.
-        signals: pytree of what `Objective.update` and `Objective.modulate` read; a mean
+        loss: [], the differentiated loss.
+        metrics: scalars for the log.
+        signals: pytree that `Objective.update` and `Objective.modulate` read; averaged
             over micro-batches.
         grads: pytree like the parameters.
     """
@@ -55,13 +55,13 @@ class GradientFn(Protocol):
 
 
 class Objective(NamedTuple):
-    """A loss, or several that are made one.
+    """A loss, or a combination of several.
 
     Attributes:
-        init: key to state, a pytree of arrays that is kept beside the model's.
+        init: from a key to the objective's state, a pytree of arrays.
         gradient: see `GradientFn`.
         update: ``(state, signals) -> state``, after each step.
-        combiner: of learned combinations; its parameters are ``state["phi"]``.
+        combiner: of a learned combination; its parameters are ``state["phi"]``.
         privatise: ``(gradient, key, B) -> gradient``, once a step, on the mean over
             micro-batches; the optimizer then gets no loss, which has no noise.
         modulate: ``(gradient, signals, key) -> (gradient, metrics)``, once a step, on
@@ -96,12 +96,12 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
     """The objective of a run.
 
     Args:
-        workload: its ``losses`` are combined.
-        config: how; None for the workload's own loss.
+        workload: with the ``losses`` to combine.
+        config: the combination; None for the workload's own loss.
 
     Raises:
-        ValueError: a workload without several losses or without meta-validation data
-            where they are needed; weights that do not fit.
+        ValueError: several losses or meta-validation data are needed and the workload
+            has none, or weights do not match the losses.
     """
     if config is None:
         return single_loss(workload.loss_fn)
@@ -109,7 +109,7 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
     if losses is None:
         raise ValueError(
             f"meta_loss.combiner={config.combiner!r}: this workload has a single loss, "
-            "and nothing is to be combined"
+            "so there is nothing to combine; leave meta_loss out"
         )
     if losses.primary not in losses.names:
         raise ValueError(
@@ -126,20 +126,20 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
     if combiner.training == "meta" and workload.meta_batches is None:
         raise ValueError(
             f"meta_loss.combiner={config.combiner!r} learns from meta-validation data, "
-            "and this workload holds none out"
+            "which this workload does not hold out"
         )
     return _combined(losses.fn, losses.names, combiner, config)
 
 
 def loss_metrics(names: Sequence[str], losses: jax.Array) -> dict[str, jax.Array]:
-    """Each loss by name, and how many were left out since they were not finite."""
+    """Each loss by name, and the number of losses left out as not finite."""
     masked = jnp.sum(~present_losses(losses)).astype(jnp.float32)
     each = {f"loss/{name}": losses[i] for i, name in enumerate(names)}
     return {**each, "masked_losses": masked}
 
 
 def _primary(loss_fn: LossFn, name: str) -> Objective:
-    """The workload's own loss: picked out of all of them it would cost them all."""
+    """The workload's own loss, without computing the other losses."""
 
     def named(
         params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
@@ -287,9 +287,9 @@ def _each_gradient(
 
 
 def _without_masked(grads: PyTree, losses: jax.Array) -> PyTree:
-    """Zeros where a loss that was left out made the gradient not finite.
+    """Sets gradients to zero that a masked loss has made not finite.
 
-    The combiner gives such a loss no weight, and 0 times its NaN is NaN.
+    The combiner gives such a loss weight 0, and 0 times NaN is NaN.
     """
     left_out = ~jnp.all(present_losses(losses))
     return jax.tree.map(

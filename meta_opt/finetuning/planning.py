@@ -1,7 +1,7 @@
-"""What a training step will need of each device, before there is one.
+"""Plans the memory of a training step on each device by compiling it ahead of time.
 
-The real step is compiled with abstract arrays, for the devices here or for a TPU
-topology that is only described (the libtpu wheel compiles without a TPU).
+The step is compiled with abstract arrays, for the local devices or for a described TPU
+topology (the libtpu wheel compiles without a TPU).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ HBM_BYTES = {
 """Memory of a device by its kind."""
 
 _SIZE = r"([\d.]+)([KMGT]?)"
-# How a TPU compiler refuses: the peak or its temporary part, and what there is.
+# The TPU compiler's error: the peak or its temporary part, and the available memory.
 _PEAK = re.compile(rf"Used {_SIZE} of {_SIZE} hbm", re.IGNORECASE)
 _TEMPORARY = re.compile(
     rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)", re.IGNORECASE
@@ -54,21 +54,21 @@ class StepPlan:
     """Bytes and operations of one step, on each device.
 
     Attributes:
-        batch_size: of all devices.
-        accumulation_steps: micro-batches that it is cut into.
+        batch_size: over all devices.
+        accumulation_steps: number of micro-batches.
         parameters: bytes of trained parameters.
-        frozen: bytes of the others.
+        frozen: bytes of frozen parameters.
         gradients: bytes of the gradients.
         optimizer: bytes of the optimizer's state.
-        temporary: all else that the compiled step holds at its peak: activations,
-            updates, buffers. None if it was not compiled.
-        total: the peak; a lower bound if it was not compiled.
-        limit: bytes that the device has; None if unknown.
-        flops: floating-point operations of the step's matrix products, over the
-            devices; recomputation is counted.
-        collectives: operations of the compiled step that devices exchange data in; one
-            in a loop counts once. None if it was not compiled, or cannot be read.
-        compile_seconds: spent on it; 0 if it was not compiled.
+        temporary: everything else at the peak: activations, updates, buffers. None if
+            the step was not compiled.
+        total: the peak; a lower bound if the step was not compiled.
+        limit: memory of the device; None if unknown.
+        flops: floating-point operations of the step's matrix products divided by the
+            number of devices; recomputation is counted.
+        collectives: number of collective operations in the compiled step; one in a loop
+            counts once. None if it was not compiled, or its text cannot be read.
+        compile_seconds: compilation time; 0 if the step was not compiled.
     """
 
     batch_size: int
@@ -86,7 +86,7 @@ class StepPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the peak is within the limit; None if that is not known."""
+        """Whether the peak is within the limit; None if unknown."""
         if self.limit is None:
             return None
         if self.total > self.limit:
@@ -95,10 +95,10 @@ class StepPlan:
 
 
 def topology_devices(topology: str) -> Sequence[Any]:
-    """The devices of ``v5e:2x2``, ``v4:2x2x2``, ...; those here for ``""``.
+    """The devices of ``v5e:2x2``, ``v4:2x2x2``, ...; the local devices for ``""``.
 
     Raises:
-        ValueError: an unknown topology, or no libtpu to compile for it.
+        ValueError: an unknown topology, or libtpu is not installed.
     """
     if not topology:
         return jax.devices()
@@ -124,9 +124,9 @@ def plan_step(
     rules: Sequence[Rule],
     accumulation_steps: int = 1,
 ) -> StepPlan:
-    """Compiles a step and says what it needs of each device.
+    """Compiles a step and returns its memory and operations on each device.
 
-    Where parameters, state and gradients alone are more than a device has, it is not
+    If parameters, state and gradients alone exceed the device's memory, the step is not
     compiled.
 
     Args:
@@ -140,7 +140,7 @@ def plan_step(
         accumulation_steps: micro-batches.
 
     Raises:
-        ValueError: a rule that matches nothing, a batch that does not divide.
+        ValueError: a rule that matches nothing, or a batch that cannot be sharded.
     """
     state, shardings = abstract_state(params, frozen, tx, mesh, rules)
     step = make_train_step(single_loss(loss_fn), tx, accumulation_steps)
@@ -173,7 +173,7 @@ def plan_step(
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = traced.lower()
-    # What the compiled step holds from its beginning: all but gradients.
+    # Arguments of the compiled step: everything but gradients.
     held = least - known["gradients"]
     try:
         compiled = lowered.compile()
@@ -198,7 +198,7 @@ def plan_step(
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a compiled program needs of each device, its arguments included."""
+    """Peak bytes of a compiled program on each device, its arguments included."""
     memory: Any = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -210,14 +210,14 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def refused(message: str, held: int) -> tuple[int, int]:
-    """Bytes at the peak, and those there are, of a step that a compiler refuses.
+    """Peak and available bytes of a step that does not compile for lack of memory.
 
     Args:
-        message: the compiler's.
+        message: the compiler's error.
         held: bytes of the step's arguments.
 
     Raises:
-        RuntimeError: the message is of something else.
+        RuntimeError: another error.
 
     >>> refused("Used 17.5G of 15.75G hbm. Exceeded", held=0)[0] / 2**30
     17.5
@@ -235,7 +235,7 @@ def refused(message: str, held: int) -> tuple[int, int]:
 def count_collectives(hlo: str) -> int:
     """Number of collectives in the text of a compiled program.
 
-    A TPU's compiler writes an asynchronous one in several places, under one channel.
+    The TPU compiler writes an asynchronous one in several places with one channel id.
 
     >>> count_collectives("%x = f32[4] all-reduce-start(%y), channel_id=3, ...")
     1
@@ -255,7 +255,7 @@ def abstract_state(
     mesh: Mesh,
     rules: Sequence[Rule],
 ) -> tuple[TrainState, PyTree]:
-    """The state of step 0 without arrays, and its shardings."""
+    """The abstract state of step 0, and its shardings."""
 
     def placed(tree: PyTree, shardings: PyTree) -> PyTree:
         return jax.tree.map(
@@ -288,20 +288,20 @@ def largest_batch(
     most: int = 1024,
     grain: int = 8,
 ) -> StepPlan | None:
-    """The plan of the largest batch that fits.
+    """Finds the plan with the largest batch that fits.
 
-    Every plan is compiled, which takes its time: the peak is taken for a straight line
-    through the last two, and the next is where that meets the limit.
+    Compiling a plan takes long, so the peak is extrapolated linearly from the last two
+    plans, and the next batch size is where it meets the limit.
 
     Args:
         plan: from a batch size to its plan.
-        known: one of them.
-        mesh: whose data and fsdp axes divide the batch.
-        most: examples a shard to try at most, a multiple of ``grain``.
-        grain: examples a shard that sizes are multiples of.
+        known: a plan to start from.
+        mesh: its data and fsdp axes shard the batch.
+        most: most examples per shard to try, a multiple of ``grain``.
+        grain: batch sizes per shard are multiples of it.
 
     Returns:
-        That plan; None if no batch of a multiple fits.
+        The plan; None if no such batch fits.
     """
     unit = grain * batch_shards(mesh)
     plans = [known]
@@ -319,9 +319,10 @@ def largest_batch(
 
 
 def _next(plans: Sequence[StepPlan]) -> int:
-    """Batch size to try: where the line through the last two plans meets the limit.
+    """The batch size at which a line through the last two plans meets the limit.
 
-    Of one plan: if all its temporary bytes grew with the batch, which is too few.
+    With one plan all temporary bytes are taken as proportional to the batch, which
+    gives too small a size.
     """
     last = plans[-1]
     if len(plans) == 1:
@@ -337,8 +338,8 @@ def _next(plans: Sequence[StepPlan]) -> int:
 def product_flops(function: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of all matrix products of a function.
 
-    Two for each multiplication and addition; loops count as often as they run, where
-    that is known when they are traced (scans), and once where it is not.
+    Two for each multiply-add. Loops with a trip count that is known at trace time
+    (scans) are multiplied by it; others count once.
 
     Args:
         function: of (abstract) arrays.
@@ -352,7 +353,7 @@ def product_flops(function: Callable[..., Any], *args: Any) -> float:
 
 
 def count_flops(jaxpr: Any) -> float:
-    """`product_flops` of what is traced already, a jaxpr."""
+    """As `product_flops`, for a jaxpr."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -383,7 +384,7 @@ def device_bytes(tree: PyTree) -> int:
 
 
 def device_limit(device: Any) -> int | None:
-    """Bytes that a device has, None if that is not known."""
+    """Memory of a device in bytes; None if unknown."""
     kind = getattr(device, "device_kind", "")
     if kind in HBM_BYTES:
         return HBM_BYTES[kind]

@@ -1,9 +1,9 @@
-"""Differentially private fine-tuning: clipped gradients of single examples, and noise.
+"""Differentially private fine-tuning: clipped per-example gradients, and noise.
 
-DP-SGD (Abadi et al. 2016, arXiv:1607.00133), which needs few changes to fine-tune large
-models where adapters alone train (Yu et al. 2021, arXiv:2110.06500). What a trained
-model gives away of any one training example is then bounded; by how much is counted in
-`meta_opt.finetuning.privacy_accounting`.
+DP-SGD (Abadi et al. 2016, arXiv:1607.00133), which suits large models that are
+fine-tuned by adapters (Yu et al. 2021, arXiv:2110.06500). It bounds what a trained
+model reveals about any single training example;
+`meta_opt.finetuning.privacy_accounting` computes the bound.
 """
 
 import dataclasses
@@ -20,24 +20,24 @@ from meta_opt.types import PyTree, check_name
 from meta_opt.workloads.workload import LossFn, Workload
 
 SAMPLING = ("shuffled", "poisson")
-"""What the noise for a target epsilon assumes of batches."""
+"""Assumptions about batches under which the noise for a target epsilon is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PrivacyConfig:
-    """How much a run may give away of any one training example.
+    """How much a run may reveal about any single training example.
 
     Attributes:
-        clip_norm: global L2 norm, over all parameters that train, that an example's
-            gradient is clipped to.
+        clip_norm: each example's gradient is clipped to this global L2 norm over all
+            trained parameters.
         noise_multiplier: standard deviation of the noise on the sum of a batch's
-            clipped gradients, over ``clip_norm``; None: by ``epsilon``.
-        epsilon: that the run is to have with ``delta``; the least noise that does is
-            found. None: by ``noise_multiplier``.
-        delta: of (epsilon, delta)-differential privacy; below 1 over the number of
-            training examples.
-        sampling: what the noise for ``epsilon`` assumes: ``shuffled``, what runs do, or
-            ``poisson``, what publications mostly count.
+            clipped gradients, divided by ``clip_norm``; None: chosen by ``epsilon``.
+        epsilon: target for the whole run with ``delta``; the least noise that reaches
+            it is used. None: follows from ``noise_multiplier``.
+        delta: of (epsilon, delta)-differential privacy; below 1 divided by the number
+            of training examples.
+        sampling: assumption for the noise of a target ``epsilon``: ``shuffled``, as
+            runs draw batches, or ``poisson``, as most publications count.
     """
 
     clip_norm: float
@@ -73,8 +73,8 @@ def check_private(
 
     Args:
         workload: its loss must be a sum over examples.
-        meta_loss: learned combinations see data without noise.
-        loop: automatic recovery decides by losses without noise.
+        meta_loss: learned combinations use data without noise.
+        loop: automatic recovery and feedback use losses without noise.
     """
     if not workload.per_example:
         raise ValueError(
@@ -104,9 +104,9 @@ def private_loss(
       \frac1B \Big(\sum_b g_b \min(1, C / \|g_b\|) + \sigma C\, \xi\Big),
       \qquad \xi \sim N(0, I)
 
-    with ``g_b`` the gradient of example b alone, 0 where it is not finite. These are
-    the two halves of ``optax.contrib.differentially_private_aggregate``: as one, it
-    would add its noise once for every micro-batch.
+    with ``g_b`` the gradient of example b, 0 if it is not finite. It has the two parts
+    of ``optax.contrib.differentially_private_aggregate`` separately, since that
+    function would add noise to every micro-batch.
 
     Args:
         loss_fn: see `LossFn`; called with one example at a time.
@@ -121,9 +121,9 @@ def private_loss(
         def of_example(example: PyTree, key: jax.Array) -> Any:
             alone = jax.tree.map(lambda x: jnp.asarray(x)[None], example)
             found, grads = grad_fn(params, frozen, alone, key)
-            # Norms and sums in float32, whatever the parameters are.
+            # Norms and sums in float32 for parameters of any type.
             grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-            # One that is not finite would show through any noise.
+            # A gradient that is not finite would show through any noise.
             finite = jnp.isfinite(optax.tree.norm(grads))
             return found, jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
 

@@ -1,16 +1,17 @@
-"""What a private run gives away: epsilon of its steps, and the noise for an epsilon.
+"""Privacy accounting: epsilon of a run's steps, and the noise for a target epsilon.
 
-By privacy loss distributions of Google's ``dp-accounting``. Two numbers for each run:
+Uses the privacy loss distributions of Google's ``dp-accounting``. Each run has two
+numbers:
 
-- ``shuffled``: what holds for the batches that runs take. Of an epoch's batches an
-  example is in one at most, so that what is known of it by E epochs is what E Gaussian
-  mechanisms give, without amplification by sampling.
-- ``poisson``: what would hold if each step took each example independently with
-  probability B / N. It is smaller, and what most publications state for shuffled
-  batches; it is no bound for those (Chua et al. 2024, arXiv:2403.17673).
+- ``shuffled``: the bound for batches as runs draw them. Each epoch has an example in at
+  most one batch, so that E epochs are E Gaussian mechanisms without amplification by
+  sampling.
+- ``poisson``: the bound if each step sampled each example independently with
+  probability B / N. It is smaller, and most publications state it for shuffled batches,
+  for which it is not a bound (Chua et al. 2024, arXiv:2403.17673).
 
-Neighbouring data sets differ in one example, which the other replaces by one without a
-gradient.
+Neighbouring data sets differ in one example, which one of them replaces by an example
+without a gradient.
 """
 
 import dataclasses
@@ -21,17 +22,17 @@ from typing import Any
 from meta_opt.finetuning.privacy import SAMPLING, PrivacyConfig
 
 _LEAST, _MOST = 1e-2, 1e4
-"""Noise multipliers that are searched for an epsilon."""
+"""Range of the search for a noise multiplier."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Exposure:
-    """How often a run looks at its examples.
+    """How often a run uses its examples.
 
     Attributes:
-        examples: N, of training.
+        examples: N, number of training examples.
         batch_size: B.
-        steps: of the run.
+        steps: number of steps.
     """
 
     examples: int
@@ -48,7 +49,7 @@ class Exposure:
 
     @property
     def epochs(self) -> int:
-        """How often an example is seen at most; epochs leave their remainder out."""
+        """Most uses of an example; an epoch leaves out an incomplete batch."""
         return math.ceil(self.steps / (self.examples // self.batch_size))
 
 
@@ -56,7 +57,7 @@ def load_accounting() -> Any:
     """The module ``dp_accounting``.
 
     Raises:
-        ValueError: it is not installed; says how it is.
+        ValueError: it is not installed; the message has the command.
     """
     try:
         import dp_accounting
@@ -76,7 +77,7 @@ def epsilon_of(
 
     Args:
         exposure: of the run.
-        noise_multiplier: over the clipping norm.
+        noise_multiplier: relative to the clipping norm.
         delta: of (epsilon, delta)-differential privacy.
         sampling: one of `SAMPLING`.
 
@@ -99,11 +100,11 @@ def epsilon_of(
 
 @functools.cache
 def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
-    """The noise multiplier of a run: its own, or the least for its epsilon.
+    """The noise multiplier of a run: as given, or the least for its epsilon.
 
     Raises:
         ValueError: a delta that is too large for the number of examples, an epsilon
-            that no noise gives, or no ``dp-accounting``.
+            that no noise in the range reaches, or ``dp-accounting`` is not installed.
     """
     load_accounting()
     if config.delta >= 1 / exposure.examples:
@@ -129,7 +130,7 @@ def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
                 f"noise multiplier above {_MOST:g}: allow a larger epsilon, or take "
                 "fewer steps"
             )
-    # To three digits, from above.
+    # Rounded up to three digits.
     while high - low > 1e-3 * high and high > _LEAST:
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
@@ -139,7 +140,7 @@ def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
 def spent(
     config: PrivacyConfig, exposure: Exposure, noise_multiplier: float
 ) -> dict[str, Any]:
-    """What a run's result says of privacy, JSON values by name."""
+    """The privacy section of a run's result, JSON values by name."""
     by_sampling = {
         f"epsilon_{sampling}": epsilon_of(
             exposure, noise_multiplier, config.delta, sampling

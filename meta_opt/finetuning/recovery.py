@@ -1,9 +1,9 @@
-"""Automatic recovery: monitors a run, and decides what to do about trouble.
+"""Automatic recovery: monitors a run, and decides on actions against instability.
 
-The feedback module of the Meta Optimizer framework (Muhajab et al.): training loss and
-validation metric come in, and actions with their reasons go out: shrink the step, roll
-back to the last good state, stop early. The loop carries them out and logs them. That a
-batch is cut to what memory holds is part of it, in `meta_opt.finetuning.step_program`.
+The feedback module of the Meta Optimizer framework (Muhajab et al.): from training loss
+and validation metric it decides on actions with reasons: shrink the step, roll back to
+the last good state, stop early. The loop carries them out and logs them.
+`meta_opt.finetuning.step_program` adds the choice of micro-batches by memory.
 """
 
 import dataclasses
@@ -12,32 +12,34 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from meta_opt.types import check_least
+
 _FULL = 0.95
-"""Share of a device's memory in use above which to warn."""
+"""Share of device memory in use above which there is a warning."""
 _FLOOR = 0.01
-"""Share of the first loss below which a rise means nothing."""
+"""Share of the first loss below which a rise is ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RecoveryConfig:
-    """What counts as trouble, and how much of it is tolerated.
+    """What counts as instability, and how much of it is tolerated.
 
     Attributes:
-        enabled: whether to monitor at all.
-        spike: a record's mean loss is bad above this many times the median of the good
-            ones before it.
-        window: good records that the median is of.
+        enabled: whether recovery is on.
+        spike: a record is bad if its mean loss is above this many times the median of
+            the preceding good records.
+        window: number of good records in the median.
         sustained: consecutive bad records after which the run rolls back; a loss that
-            is not finite at a record's end rolls back at once.
-        shrink: factor on the step after trouble.
+            is not finite at the end of a record rolls back immediately.
+        shrink: factor on the step after a bad record.
         recover: consecutive good records after which a shrunk step grows again.
-        max_rollbacks: after which trouble stops the run.
+        max_rollbacks: number of rollbacks after which the run stops instead.
         patience: evaluations without a better metric after which the run stops; 0:
             never.
-        memory_limit: bytes of a device that the compiled step may need; 0: what the
-            device has, where that is known.
-        slow: warn of a step time above this many times the median of those before it;
-            0: never.
+        memory_limit: most bytes of a device for the compiled step; 0: the device's
+            memory, if known.
+        slow: warn if a step takes more than this many times the median of preceding
+            step times; 0: never.
     """
 
     enabled: bool = False
@@ -59,22 +61,16 @@ class RecoveryConfig:
             raise ValueError(f"recovery.slow={self.slow} must be 0 or above 1")
         if not 0 < self.shrink < 1:
             raise ValueError(f"recovery.shrink={self.shrink} must be between 0 and 1")
-        for name, least in (
-            *(("window", 1), ("sustained", 1), ("recover", 1)),
-            *(("max_rollbacks", 0), ("patience", 0), ("memory_limit", 0)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"recovery.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("recovery", self, window=1, sustained=1, recover=1)
+        check_least("recovery", self, max_rollbacks=0, patience=0, memory_limit=0)
 
 
 class Action(NamedTuple):
-    """What is to be done, and why.
+    """An action with its reason.
 
     Attributes:
         kind: ``shrink``, ``grow``, ``roll back``, ``stop`` or ``micro-batch``.
-        reason: for people.
+        reason: in words, for the log.
     """
 
     kind: str
@@ -85,12 +81,12 @@ class RunMonitor:
     """Follows the losses and metrics of one run.
 
     Args:
-        config: what counts as trouble.
-        mode: whether a better metric is ``min`` or ``max``.
+        config: thresholds.
+        mode: ``min`` or ``max``, whichever metric is better.
 
     Attributes:
         scale: factor on the optimizer's updates.
-        stopped: whether the run is to end.
+        stopped: whether the run is to stop.
 
     Example:
         >>> monitor = RunMonitor(RecoveryConfig(enabled=True), "min")
@@ -112,7 +108,7 @@ class RunMonitor:
 
     @property
     def good(self) -> bool:
-        """Whether the last record was, so that its state may be kept."""
+        """Whether the last record was good, so that the state may be kept."""
         return self._consecutive_bad == 0
 
     def record(self, losses: Sequence[float]) -> list[Action]:
@@ -122,7 +118,7 @@ class RunMonitor:
             losses: in the order of the steps.
 
         Returns:
-            What is to be done, in this order.
+            Actions, in the order in which they are to be carried out.
         """
         if not self._config.enabled or self.stopped or not losses:
             return []
@@ -159,12 +155,13 @@ class RunMonitor:
         return []
 
     def metric(self, value: float) -> list[Action]:
-        """Takes the metric of an evaluation."""
+        """Takes the metric of an evaluation; NaN and infinities are never the best."""
         patience = self._config.patience
         if not self._config.enabled or self.stopped or not patience:
             return []
-        better = self._best is None or (
-            value < self._best if self._mode == "min" else value > self._best
+        better = math.isfinite(value) and (
+            self._best is None
+            or (value < self._best if self._mode == "min" else value > self._best)
         )
         if better:
             self._best, self._since_best = value, 0
@@ -173,12 +170,12 @@ class RunMonitor:
         if self._since_best < patience:
             return []
         self.stopped = True
-        return [
-            Action(
-                "stop",
-                f"{patience} evaluations without a metric better than {self._best:.4g}",
-            )
-        ]
+        wanted = (
+            "a finite metric"
+            if self._best is None
+            else f"a metric better than {self._best:.4g}"
+        )
+        return [Action("stop", f"{patience} evaluations without {wanted}")]
 
     def _trouble(self, reason: str, at_once: bool = False) -> list[Action]:
         config = self._config
@@ -205,20 +202,20 @@ class RunMonitor:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where ``get_state`` gave ``state``."""
+        """Restores a state that ``get_state`` returned."""
         for key, value in state.items():
             setattr(self, key, value)
 
 
 class ResourceMonitor:
-    """Follows the time of a step and the memory in use.
+    """Follows step times and memory in use.
 
-    A run can do nothing about either, and both differ between machines: what is unusual
-    is logged as a warning, and is not part of a run's state.
+    A run cannot change either, and both differ between machines: unusual values are
+    logged as warnings and are not part of a run's state.
 
     Args:
-        config: what counts as unusual.
-        limit: bytes that the device has; None if that is not known.
+        config: thresholds.
+        limit: memory of the device in bytes; None if unknown.
 
     Example:
         >>> resources = ResourceMonitor(RecoveryConfig(enabled=True), limit=1000)
@@ -233,7 +230,7 @@ class ResourceMonitor:
         self._step_seconds: list[float] = []
 
     def record(self, step_seconds: float, bytes_in_use: int | None) -> list[str]:
-        """Takes what was measured since the last record; returns what is unusual."""
+        """Takes measurements since the last record; returns warnings."""
         if not self._config.enabled:
             return []
         unusual = []

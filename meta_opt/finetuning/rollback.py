@@ -10,24 +10,24 @@ from meta_opt.types import PyTree
 
 
 class RollbackSnapshot:
-    """Keeps what is trained and its optimizers' states; data and randomness go on.
+    """Keeps parameters and optimizer states; data and randomness are not rolled back.
 
-    The copy lies in the host's memory where devices have another, laid out as the state
-    is, so that several processes each keep their part.
+    The copy is in host memory if devices have their own, sharded as the state is, so
+    that each process keeps its own part.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, PyTree] | None = None
 
     def keep(self, state: TrainState) -> None:
-        """Copies what rolling back brings back."""
+        """Copies the parts of the state that a rollback restores."""
         self._kept = jax.tree.map(_to_host_memory, _changing(state))
 
     def restored(self, state: TrainState) -> TrainState:
-        """``state`` with what was kept; as it is if nothing was."""
+        """``state`` with the kept parts restored; unchanged if nothing was kept."""
         if self._kept is None:
             return state
-        # Copies, since a step donates its state.
+        # Copies, because a step donates its state.
         back = jax.tree.map(
             lambda kept, x: jax.device_put(kept, x.sharding).copy(),
             self._kept,

@@ -1,4 +1,4 @@
-"""One run: of a workload in memory, or of a configuration from data to result."""
+"""Runs: `run` trains a workload, `finetune` a configuration from data to result."""
 
 import contextlib
 import dataclasses
@@ -67,40 +67,41 @@ def run(
 ) -> RunResult:
     """Trains a workload, resuming from ``workdir`` if it holds a checkpoint.
 
-    On the same topology an interrupted and resumed run ends in the same bits, in
-    parameters and in ``metrics.jsonl``, as one that was never interrupted. SIGINT and
-    SIGTERM let the step finish, save, and raise
-    :class:`meta_opt.finetuning.interruption.Interrupted`; a second one ends the process
-    at once. Of several processes, which all call this with the same arguments, it is
-    enough that one gets the signal: all stop after the same step.
+    On the same topology an interrupted and resumed run has the same parameters and
+    ``metrics.jsonl``, bit for bit, as an uninterrupted one. On SIGINT or SIGTERM the
+    run finishes its step, saves, and raises
+    :class:`meta_opt.finetuning.interruption.Interrupted`; a second signal ends the
+    process immediately. Several processes all call this with the same arguments; if one
+    of them gets a signal, all stop after the same step.
 
     Args:
         workload: model, loss, data and evaluation.
         tx: the optimizer. It gets ``value=loss`` if it takes keyword arguments.
         config: the loop's settings: steps, batch size, seed, when to evaluate and save.
-        meta_loss: how the workload's ``losses`` are made one; None for its own loss.
+        meta_loss: how the workload's ``losses`` are combined; None for its own loss.
         balancing: how its modalities or ``losses`` are balanced; None: not at all.
-        privacy: clips and noises gradients; the workload's ``describe`` must then give
-            its number of training examples. None for neither.
-        mesh: default one device.
+        privacy: differentially private training; the workload's ``describe`` must then
+            have the number of training examples. None for none.
+        mesh: devices; default one device.
         workdir: for logs and checkpoints; None for neither.
         resolved_config: nested mapping that is written to ``config.json``; a resumed
-            run must have the same, but for ``mesh``.
+            run must have the same, but for ``mesh`` and those of ``loop`` that do not
+            alter the result (`LoopConfig.idle_settings`).
         label: text before the progress bar.
-        take_over: whether the workload's arrays are given up, see `init_state`.
-        compile_with: compiles the step, or finds one that is compiled already.
-        stop_when: asked after every evaluation but that before the first step; True
-            ends the run there. What it remembers is not in a checkpoint.
+        take_over: whether the run may donate the workload's arrays, see `init_state`.
+        compile_with: compiles the step, or returns an already compiled one.
+        stop_when: called after every evaluation except the one before the first step;
+            True stops the run. Its own state is not in checkpoints.
 
     Returns:
-        The final state and what was measured.
+        The final state and measurements.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM.
-        ValueError: if sizes do not fit the mesh, the data gives other batches than
-            ``batch_size``, the run in ``workdir`` was of another configuration, model
-            or optimizer, the processes do not share ``workdir``, or a private run is
-            asked for what cannot be private.
+        ValueError: sizes do not fit the mesh; batches do not have ``batch_size`` rows;
+            ``workdir`` has a run of another configuration, model or optimizer; the
+            processes do not share ``workdir``; or settings that cannot be private in a
+            private run.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax
@@ -154,10 +155,7 @@ def run(
     result = trainer.result()
     if privacy is None:
         return result
-    taken = dataclasses.replace(config, num_steps=int(result.state.step))
-    noise = noise_for(privacy, exposure_of(workload, config))
-    figures = spent(privacy, exposure_of(workload, taken), noise)
-    return dataclasses.replace(result, privacy=figures)
+    return _with_privacy_loss(result, workload, config, privacy)
 
 
 def run_objective(
@@ -167,7 +165,7 @@ def run_objective(
     privacy: PrivacyConfig | None = None,
     balancing: BalancingConfig | None = None,
 ) -> Objective:
-    """What the steps of a run differentiate; see `run`."""
+    """The objective of a run's steps; see `run`."""
     if privacy is None:
         return balanced_objective(workload, meta_loss, balancing)
     check_balancing(balancing, meta_loss, privacy)
@@ -177,10 +175,10 @@ def run_objective(
 
 
 def exposure_of(workload: Workload, config: LoopConfig) -> Exposure:
-    """How often a run looks at its examples.
+    """How often a run uses its examples.
 
     Raises:
-        ValueError: a workload that does not say how many there are.
+        ValueError: a workload that does not state its number of training examples.
     """
     examples = workload.describe().get("examples", {}).get("train")
     if examples is None:
@@ -190,6 +188,16 @@ def exposure_of(workload: Workload, config: LoopConfig) -> Exposure:
             "{'examples': {'train': N}}"
         )
     return Exposure(examples, config.batch_size, config.num_steps)
+
+
+def _with_privacy_loss(
+    result: RunResult, workload: Workload, config: LoopConfig, privacy: PrivacyConfig
+) -> RunResult:
+    """Adds the privacy loss of the steps that were taken, with the run's noise."""
+    noise = noise_for(privacy, exposure_of(workload, config))
+    taken = dataclasses.replace(config, num_steps=int(result.state.step))
+    figures = spent(privacy, exposure_of(workload, taken), noise)
+    return dataclasses.replace(result, privacy=figures)
 
 
 def _meta_steps(
@@ -222,18 +230,18 @@ def _validate(evaluate: Any, params: Any, frozen: Any) -> Mapping[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run. See the parts.
+    """The configuration of a run; each section is documented at its class.
 
     Attributes:
         workload: model and data, a `WorkloadConfig` such as
             `meta_opt.workloads.image_text.ImageTextConfig`.
-        loop: length and what is logged, evaluated and saved when.
+        loop: length, and intervals of logging, evaluation and checkpoints.
         optimizer: the optimizer; its length is the loop's.
-        meta_loss: how several losses of the workload are made one; None for its own.
+        meta_loss: how the workload's losses are combined; None for its own loss.
         balancing: how its modalities or losses are balanced; None: not at all.
         privacy: differentially private training; None for none.
         mesh: devices.
-        export: where the final weights are written to, and as what.
+        export: path and format of the final weights.
         prices: of device hours, tokens and energy, for the ledger.
     """
 
@@ -248,7 +256,7 @@ class RunConfig:
     prices: Prices = dataclasses.field(default_factory=Prices)
 
     def __post_init__(self) -> None:
-        """Checks that run and optimizer have one length, and one metric."""
+        """Checks that loop and optimizer have the same length and metric."""
         check_balancing(self.balancing, self.meta_loss, self.privacy)
         schedule = self.optimizer.schedule
         if schedule.name == "plateau":
@@ -281,7 +289,7 @@ class RunConfig:
     def settings(self) -> dict[str, Any]:
         """All settings as one nested mapping, the workload's beside the run's."""
         nested = dataclasses.asdict(self)
-        # They change nothing in a run, and are in its ledger.
+        # Prices do not affect a run, and are in its ledger.
         del nested["prices"]
         return nested.pop("workload") | nested
 
@@ -292,14 +300,14 @@ def read_run_config(
     """Builds the configuration of a run from one nested mapping.
 
     Args:
-        workload: the dataclass of the workload, whose fields are keys beside those of
+        workload: the dataclass of the workload; its fields are keys next to those of
             `RunConfig`.
-        settings: such as a config file's: what differs from the dataclasses' defaults,
-            and ``num_steps``, ``batch_size`` and ``seed`` of the run at the root.
+        settings: such as a config file's: differences from the dataclasses' defaults,
+            with ``num_steps``, ``batch_size`` and ``seed`` at the root.
         name: of the mapping, for errors.
 
     Raises:
-        ValueError: a key that is neither's, named with the nearest one, and as
+        ValueError: an unknown key, named with the nearest known one, and as
             `from_config`.
 
     Example:
@@ -339,7 +347,7 @@ def read_run_config(
 
 
 _AT_THE_ROOT = ("num_steps", "batch_size", "seed")
-"""Settings of a run that several of its parts take."""
+"""Settings that several sections of a run share."""
 
 
 class FinishedRun(NamedTuple):
@@ -356,7 +364,7 @@ class FinishedRun(NamedTuple):
     data: dict[str, Any]
 
     def counts(self) -> dict[str, int]:
-        """The counts among the facts about the data, those that are not 0, by name.
+        """The counts among the facts about the data that are not 0, by name.
 
         >>> FinishedRun(None, {}, {"missing": {"audio": 2, "text": 0}}).counts()
         {'missing, audio': 2}
@@ -374,30 +382,23 @@ def _counts(value: Any, *path: str) -> dict[str, int]:
 def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRun:
     """Builds a workload, trains, evaluates on the test split and exports.
 
-    Resumes where ``workdir`` has a checkpoint; of a finished run it evaluates and
-    exports again without training. Several processes call this with the same
-    arguments; process 0 writes the results.
+    Resumes from a checkpoint in ``workdir``. A finished run is only evaluated and
+    exported again. Several processes call this with the same arguments; process 0
+    writes the results.
 
     Args:
-        config: the run; where number of steps or batch size are 0, they are chosen by
-            the number of examples.
-        workdir: for logs and checkpoints; gets ``result.json`` and ``ledger.json``
-            too. None for none of them.
+        config: the run; a number of steps or batch size of 0 is chosen by the number of
+            examples.
+        workdir: for logs, checkpoints, ``result.json`` and ``ledger.json``; None for
+            none of them.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, with all saved.
+        Interrupted: on SIGINT or SIGTERM, after saving.
         ValueError: see `run` and the workload's ``build``.
         MissingDataError: data or weights that are not prepared.
     """
-    # What is quickly found to be wrong comes first; a large model takes minutes.
     mesh = mesh_lib.make_mesh(config.mesh)
-    if config.loop.batch_size:
-        mesh_lib.check_batch_size(
-            mesh, config.loop.batch_size, config.loop.accumulation_steps
-        )
-    make_optimizer(config.with_length(1, mesh).optimizer)
-    if config.privacy is not None:
-        load_accounting()
+    _check_quickly(config, mesh)
     workload = config.workload.build(config.loop.seed, mesh, config.export)
     facts = workload.describe()
     config = config.with_length(facts["examples"]["train"], mesh)
@@ -411,7 +412,7 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         workdir or "memory only",
     )
     settings = config.settings()
-    # A finished run may be exported again, in another format.
+    # A finished run may be exported again in another format.
     del settings["export"]
     first = jax.process_index() == 0
     meter = EnergyMeter()
@@ -440,7 +441,7 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         enter("training", training.amounts)
         raise
     if result.steps_taken:
-        # Before the test, which may be interrupted and is not the end of training.
+        # Before the test, which may be interrupted too.
         enter("training", training.amounts)
     trained = result.state.params, result.state.frozen
     with measure(mesh.size, meter) as predicting:
@@ -451,15 +452,26 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         enter("prediction", predicting.amounts, count)
     if workdir is not None and first:
         path = Path(workdir) / "result.json"
-        # Of a run that was finished before, its times are there and not here.
+        # If the run had finished before, the file has its times.
         if result.steps_taken or not path.is_file():
             _write_result(path, finished)
     if workload.write is not None:
-        # A process alone sees all arrays; of several each has a part.
+        # A single process has whole arrays; several have a part each.
         whole = trained if jax.process_count() == 1 else to_host(trained)
         if first:
             workload.write(*whole)
     return finished
+
+
+def _check_quickly(config: RunConfig, mesh: Mesh) -> None:
+    """Raises for what can be checked before a large model is loaded for minutes."""
+    if config.loop.batch_size:
+        mesh_lib.check_batch_size(
+            mesh, config.loop.batch_size, config.loop.accumulation_steps
+        )
+    make_optimizer(config.with_length(1, mesh).optimizer)
+    if config.privacy is not None:
+        load_accounting()
 
 
 def _write_result(path: Path, finished: FinishedRun) -> None:

@@ -22,16 +22,16 @@ class TrainState:
     """Everything that a step reads and writes.
 
     Attributes:
-        step: int32 [], how many updates were made.
-        params: pytree of arrays, the trainable part; all that the optimizer sees.
+        step: int32 [], number of updates.
+        params: pytree of arrays, the trainable part; the optimizer sees only these.
         frozen: pytree of arrays that do not train; empty in full fine-tuning.
         opt_state: state of the optimizer.
         rng: typed PRNG key [], constant; each step folds its number in.
-        nonfinite: int32 [], how many steps had a loss that was not finite.
+        nonfinite: int32 [], number of steps with a loss that was not finite.
         scale: float32 [], factor on the optimizer's updates; 1 unless the run's
             feedback has shrunk it (`meta_opt.finetuning.recovery`).
-        objective: state of what makes one loss of several
-            (`meta_opt.finetuning.objective`); empty where there is one.
+        objective: state of the combination of losses
+            (`meta_opt.finetuning.objective`); empty with a single loss.
     """
 
     step: jax.Array
@@ -44,7 +44,7 @@ class TrainState:
     objective: PyTree = ()
 
     def saved(self) -> dict[str, PyTree]:
-        """Returns what a checkpoint holds: all but ``frozen``, which never changes."""
+        """Returns the content of a checkpoint: everything but ``frozen``."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del fields["frozen"]
         return fields
@@ -61,9 +61,9 @@ def init_state(
     take_over: bool = False,
     init_objective: Callable[[jax.Array], PyTree] = lambda key: (),
 ) -> TrainState:
-    """Makes the state of step 0 and lays it out over the mesh.
+    """Makes the state of step 0, sharded over the mesh.
 
-    The optimizer's state is laid out as its parameters are.
+    The optimizer's state is sharded as its parameters are.
 
     Args:
         params: pytree of arrays, the trainable part.
@@ -72,8 +72,8 @@ def init_state(
         mesh: see :func:`meta_opt.parallel.mesh.make_mesh`.
         rules: layout of params and frozen.
         seed: of the steps' randomness.
-        take_over: whether the caller gives ``params`` and ``frozen`` up. Those that lie
-            where they should are then not copied, and are gone once the state is
+        take_over: whether ``params`` and ``frozen`` may be donated. Arrays with the
+            right sharding are then not copied, and are deleted once the state is
             donated.
         init_objective: makes the objective's state from a key.
 
@@ -84,7 +84,7 @@ def init_state(
         ValueError: if a rule matches nothing.
     """
     shardings = parameter_shardings(rules, mesh, params, frozen)
-    # Copies where the caller keeps the arrays, since the step donates its state.
+    # Copies if the caller keeps the arrays, because the step donates its state.
     params, frozen = place((params, frozen), shardings, take_over)
     init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
     step, nonfinite, rng, scale = place(
@@ -99,11 +99,11 @@ def init_state(
 
 
 def fingerprint(tree: PyTree) -> int:
-    """Hashes the contents of arrays, wherever they live and however they are laid out.
+    """Hashes the contents of arrays independently of devices and sharding.
 
     Each element's bits are mixed with its position and summed modulo 2**32, which does
-    not depend on the order of summation, hence not on the sharding. It tells models
-    apart; it is not a cryptographic hash.
+    not depend on the order of summation, hence not on the sharding. It distinguishes
+    models; it is not a cryptographic hash.
 
     Args:
         tree: pytree of arrays.

@@ -1,4 +1,4 @@
-"""One training step, with the objective injected. There is no other."""
+"""The training step of all runs, for any objective."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -22,19 +22,20 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the training step.
 
-    With accumulation the batch is cut in micro-batches, and loss, metrics and gradient
-    are their means: the full batch's own for a loss that is a mean over examples. A
-    contrastive loss sees as negatives only the examples of its micro-batch.
+    With accumulation the batch is split into micro-batches, and loss, metrics and
+    gradient are averaged over them, which equals those of the full batch for a loss
+    that is a mean over examples. A contrastive loss has negatives from its micro-batch
+    only.
 
     Args:
-        objective: gives the gradient and scalar metrics, and may have a state.
-        tx: the optimizer. It is given ``value=loss``, unless the objective is private,
-            and ``feedback`` where there is one; optimizers that take neither work too.
+        objective: computes the gradient and scalar metrics, and may have a state.
+        tx: the optimizer. It gets ``value=loss``, unless the objective is private, and
+            ``feedback`` if there is one; optimizers that take neither work too.
         accumulation_steps: number of micro-batches; divides B.
 
     Returns:
         A pure function of (state, batch, feedback=None), to be compiled with the state
-        donated. ``feedback`` is a validation loss [], NaN in the steps that have none.
+        donated. ``feedback`` is a validation loss [], NaN in steps without one.
         Its metrics: ``loss``, ``grad_norm``, ``update_norm`` (global L2 norms),
         ``nonfinite`` (count so far), and the objective's.
 
@@ -64,7 +65,7 @@ def make_train_step(
         shapes = jax.eval_shape(
             of_part, jax.tree.map(lambda x: x[0], micro_batches), rng
         )
-        # Sums in float32 at least: bfloat16 would lose the later micro-batches.
+        # Sums in at least float32: bfloat16 would lose later micro-batches.
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
             shapes,
@@ -125,8 +126,8 @@ def _accumulate(total: jax.Array, x: jax.Array) -> jax.Array:
 def _split(x: jax.Array, parts: int) -> jax.Array:
     """Cuts [B, ...] into [parts, B / parts, ...].
 
-    Micro-batch i takes rows i, i + parts, ...: with B divided over devices every
-    device then has its share of every micro-batch, and nothing is sent.
+    Micro-batch i has rows i, i + parts, ...: every device then has its share of every
+    micro-batch of a sharded batch, and no communication is needed.
     """
     if x.shape[0] % parts:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The compiled training step of a run, in as many micro-batches as memory asks for."""
+"""Compiles a run's training step, with as many micro-batches as memory requires."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -18,17 +18,17 @@ from meta_opt.parallel.mesh import batch_shards, replicated
 from meta_opt.types import PyTree
 
 CompileStep: TypeAlias = Callable[..., tuple[Callable[..., Any], Sequence[Action]]]
-"""`compile_step`, or what is called as it is."""
+"""`compile_step`, or a function with the same signature."""
 
 
 class CachedStep:
-    """`compile_step`, once: later calls get the program of the first.
+    """Calls `compile_step` once; later calls return the same program.
 
-    For runs whose steps are the same program, since all in which they differ are
-    values in their state (`meta_opt.tuning.injected`).
+    For runs whose steps differ only in values of their state
+    (`meta_opt.tuning.injected`).
 
     Attributes:
-        compiled: the program; None before.
+        compiled: the program; None before the first call.
     """
 
     def __init__(self) -> None:
@@ -50,25 +50,25 @@ def compile_step(
     batch: PyTree,
     mesh: Mesh,
 ) -> tuple[Callable[..., Any], Sequence[Action]]:
-    """Compiles the step ahead, so that its time is known and not in the steps'.
+    """Compiles the step ahead of time, so that step times exclude compilation.
 
-    With automatic recovery, where it needs more than a device has, its batch is cut in
-    twice as many micro-batches, until it fits.
+    With automatic recovery, the number of micro-batches is doubled until the step fits
+    into memory.
 
     Args:
         config: of the loop.
         objective: see `meta_opt.finetuning.objective`.
         tx: the optimizer.
-        state: laid out over the mesh, donated by each call.
-        batch: of the run's batches.
-        mesh: that the optimizer divides its work over.
+        state: sharded over the mesh; each call donates it.
+        batch: one of the run's batches.
+        mesh: the optimizer shards its work over it.
 
     Returns:
-        ``(state, batch) -> (state, metrics)``, with a third argument where
-        ``config.feedback``; and what was done about memory.
+        ``(state, batch) -> (state, metrics)``, with a third argument if
+        ``config.feedback``; and the actions that were taken for memory.
 
     Raises:
-        ValueError: a batch that cannot be cut as far as memory asks for.
+        ValueError: a batch that cannot be split as far as memory requires.
     """
     shardings = jax.tree.map(lambda x: x.sharding, state)
     feedback = (np.float32(np.nan),) if config.feedback else ()

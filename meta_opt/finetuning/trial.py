@@ -1,4 +1,4 @@
-"""Many runs of one workload, for searches and tables: what they share is kept."""
+"""Many runs of one workload, for searches and tables, that share data and programs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,12 +28,12 @@ MakeOptimizer = Callable[[OptimizerConfig], optax.GradientTransformation]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is known at an evaluation of a run.
+    """An evaluation of a run.
 
     Attributes:
         step: optimizer updates so far.
-        train_loss: mean over the steps since the evaluation before.
-        validation: metrics.
+        train_loss: mean over the steps since the previous evaluation.
+        validation: metrics on validation data.
     """
 
     step: int
@@ -43,19 +43,19 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class TrialRun:
-    """One run from beginning to end.
+    """The outcome of one run.
 
     Attributes:
         seed: of initialisation and batches.
-        num_steps: length.
-        evaluations: in order; the last is after the last step that was taken.
-        test: metrics of the final parameters; under early stopping, of those of the
-            best evaluation.
-        seconds: in steps; without compilation and evaluation.
+        num_steps: length of the run.
+        evaluations: in order; the last is after the final step.
+        test: metrics of the final parameters; with early stopping, of the parameters at
+            the best evaluation.
+        seconds: time of the steps, without compilation and evaluation.
         peak_bytes: of the compiled step, by the compiler's analysis.
-        optimizer_bytes: of its state.
-        trainable: number of parameters.
-        decisions: the controller's, by evaluation; see
+        optimizer_bytes: bytes of the optimizer's state.
+        trainable: number of trainable parameters.
+        decisions: the controller's decisions at each evaluation; see
             `meta_opt.optimizers.decisions.read_decisions`.
     """
 
@@ -71,20 +71,20 @@ class TrialRun:
 
 
 class Trial:
-    """A workload under any optimizer, seed and length.
+    """Runs a workload with any optimizer, seed and length.
 
     Args:
-        base: the run. Of its loop, ``eval_every`` is when a validation metric is
-            reported, and ``seed`` that of trials which name none.
-        make_tx: builds an optimizer. Where its settings live in its state
+        base: the run. A validation metric is reported every ``loop.eval_every`` steps;
+            ``loop.seed`` is the default seed of trials.
+        make_tx: builds an optimizer. If its settings are values of its state
             (`meta_opt.tuning.injected`), all trials share one compiled step.
-        test: whether the test split is evaluated.
-        metric: which validation metric is reported.
-        early_stopping: when a run ends before its length; None: never.
+        test: whether to evaluate the test split.
+        metric: the validation metric to report.
+        early_stopping: stops runs early; None: never.
 
     Attributes:
         base: the run.
-        workload: as it is built with the base's seed.
+        workload: built with the base's seed.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class Trial:
         self._steps: dict[Any, CachedStep] = {}
 
     def optimizer(self, settings: Mapping[str, Any]) -> OptimizerConfig:
-        """The base's optimizer with other settings.
+        """The base's optimizer with changed settings.
 
         Raises:
-            ValueError: if a setting is not the optimizer's.
+            ValueError: a setting that the optimizer does not have.
         """
         given = dataclasses.asdict(self.base.optimizer)
         return from_config(OptimizerConfig, {**given, **settings})
 
     def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
-        """A call that takes one step, always of the same batch, for timing."""
+        """A function that takes one step, always on the same batch, for timing."""
         base, workload = self.base, self._seeded(0)
         tx = self._make_tx(with_groups(optimizer, workload))
         loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
@@ -148,13 +148,13 @@ class Trial:
         """Runs.
 
         Args:
-            optimizer: its length is that of the run.
+            optimizer: its length is the length of the run.
             seed: of initialisation and batches; None for the base's.
-            report: called at every evaluation but that of the last step.
-            loop: in place of the base's, such as with another batch size.
+            report: called at every evaluation except that of the last step.
+            loop: replaces the base's loop, for example with another batch size.
 
         Raises:
-            ValueError: a metric that the evaluation does not give.
+            ValueError: a metric that the evaluation does not return.
         """
         base = self.base
         loop = base.loop if loop is None else loop
@@ -164,7 +164,7 @@ class Trial:
             num_steps=optimizer.num_steps,
             seed=seed,
             log_every=loop.eval_every,
-            # The last evaluation is the value and not a report.
+            # The last evaluation is the trial's value, not a report.
             evaluate_at_start=False,
             progress=False,
         )
@@ -194,8 +194,8 @@ class Trial:
                 report(step, _named(metrics, self._metric))
             return metrics
 
-        # A baseline's length is a constant of its program.
-        # So is the noise of a private run, which may be chosen by its length.
+        # A baseline's length is a constant in its program, and so is the noise of a
+        # private run, which may depend on the length.
         constant_length = optimizer.name != "learned" or base.privacy is not None
         key = (
             optimizer.name,
@@ -212,7 +212,7 @@ class Trial:
             balancing=base.balancing,
             privacy=base.privacy,
             mesh=base.mesh,
-            # Arrays of this run alone, if there can be others for the next.
+            # The run may donate these arrays if the next run can have new ones.
             take_over=workload.reseeded is not None,
             compile_with=compile_step if constant else shared,
             stop_when=(lambda: stopping.stops(followed)) if stopping else None,

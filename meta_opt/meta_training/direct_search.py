@@ -30,7 +30,7 @@ from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
 from meta_opt.tasks.task import Task
 from meta_opt.text_files import read_json_value, write_json
-from meta_opt.types import PyTree
+from meta_opt.types import PyTree, check_least
 
 _HISTORY = "history.json"
 _FLOOR = 5e-3
@@ -104,22 +104,9 @@ class DirectSearchConfig:
         for name in ("families", "direct", "budgets", "rates", "decays"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
-        for name, least in (
-            *(("generations", 0), ("seeds", 1)),
-            *(("reference_seeds", 1), ("validate_every", 1)),
-            *(
-                ("families_per_generation", 0),
-                ("workers", 0),
-                ("worst_weight", 0),
-                ("pull", 0),
-            ),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {least}"
-                )
-        if self.population < 4:
-            raise ValueError(f"population={self.population} must be at least 4")
+        check_least("", self, generations=0, population=4, seeds=1, reference_seeds=1)
+        check_least("", self, validate_every=1, families_per_generation=0, workers=0)
+        check_least("", self, worst_weight=0, pull=0)
         if not all(0 < b <= 1 for b in self.budgets):
             raise ValueError(f"budgets={self.budgets} must be in (0, 1]")
         if bad := [name for name, _, scale in self.direct if scale <= 0]:

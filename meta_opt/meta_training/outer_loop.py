@@ -174,7 +174,12 @@ def meta_train(
     restored = checkpoints.restore(state)
     limits = {"budget_seconds": None, "stop_after": None}
     settings = {**dataclasses.asdict(config), **limits}
-    write_config(workdir, resolved_config or settings, resuming=restored is not None)
+    write_config(
+        workdir,
+        resolved_config or settings,
+        resuming=restored is not None,
+        may_change=("checkpoint_every",),
+    )
     first = 0
     if restored is not None:
         first, state = restored.step, restored.state

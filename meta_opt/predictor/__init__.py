@@ -1,4 +1,4 @@
-"""A model from a file of samples: what is to be learned and how is found out.
+"""Trains a model on a table of samples, and chooses the task and all settings.
 
 >>> import meta_opt
 >>> predictor = meta_opt.fit("samples.jsonl")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""What a model answers to samples, beside what is right."""
+"""A model's answers to samples, with the correct ones."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ class Answer:
 
     Attributes:
         example: file and line, or the name of the file.
-        label: what is right.
-        prediction: what the model says.
-        correct: whether that is right; of scores, whether the sign is.
+        label: the correct answer.
+        prediction: the model's answer.
+        correct: whether the prediction is correct; False for scores.
         confidence: probability of the prediction, or None.
-        error: what wrong answers are ordered by, the largest first.
-        text: that was read with it.
-        media: by modality, its files.
+        error: orders wrong answers, the largest first.
+        text: text of the sample.
+        media: files of the sample by modality.
     """
 
     example: str
@@ -59,13 +59,13 @@ def answers_of(
     outputs: np.ndarray,
     class_names: Sequence[str],
 ) -> list[Answer]:
-    """What `meta_opt.predictor.backend.Backend.outputs` means.
+    """Converts the outputs of `meta_opt.predictor.backend.Backend.outputs`.
 
     Args:
-        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
-        samples: B, with what is right.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        samples: B samples with their targets.
         outputs: of the model, [B, ...].
-        class_names: K, of a classification.
+        class_names: K names of a classification.
     """
     labels: Sequence[str]
     confidences: list[float | None] = [None] * len(samples)

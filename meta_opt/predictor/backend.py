@@ -1,4 +1,4 @@
-"""Trained models behind one face: samples to answers."""
+"""One interface to trained models: from samples to outputs and metrics."""
 
 import dataclasses
 import os
@@ -38,15 +38,15 @@ from meta_opt.workloads.multimodal_inputs import InputReader, InputsConfig
 from meta_opt.workloads.multimodal_model import MultimodalModelConfig
 
 MODEL = "model"
-"""Name of the model's file or folder in that of a predictor."""
+"""Name of the model's file or folder in a predictor's folder."""
 
 
 class Evaluated(NamedTuple):
-    """Metrics of samples.
+    """Metrics on samples.
 
     Attributes:
         metrics: by name.
-        examples: samples that could be read, which they are of.
+        examples: number of evaluated samples: those that could be read.
     """
 
     metrics: dict[str, float]
@@ -57,26 +57,26 @@ class Backend(Protocol):
     """A trained model.
 
     Attributes:
-        name: of this kind of model, one of `BACKENDS`.
-        kind: what it gives, one of `meta_opt.data.samples.KINDS`.
+        name: of the backend, a key of `BACKENDS`.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
     """
 
     name: str
     kind: str
 
     def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
-        """What the model gives for samples whose targets are not read.
+        """Outputs of the model; the targets of the samples are not read.
 
         Args:
-            samples: B of them.
-            what: ``summary`` for vectors; "" for what is asked for.
+            samples: B samples.
+            what: ``summary`` for fused features; "" for the output of the task.
 
         Returns:
-            Logits [B, K] of classes, scores [B], unit vectors [B, 2, D] of pairs, or B
-            texts; vectors [B, D].
+            Class logits [B, K], scores [B], unit vectors of pairs [B, 2, D], or B
+            texts; for ``summary`` features [B, D].
 
         Raises:
-            ValueError: a file that cannot be read, which is named.
+            ValueError: a file that cannot be read; the message names it.
         """
 
     def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
@@ -87,15 +87,15 @@ class Backend(Protocol):
 
 
 class MultimodalBackend:
-    """Pretrained encoders and what is put on them.
+    """Pretrained encoders with fusion and a head.
 
     Args:
-        model: trained.
+        model: the trained model.
         columns: of the user's data.
         inputs: how samples become arrays.
         config: of the model.
-        class_names: K, of a classification.
-        reader: of the inputs; None to make one.
+        class_names: K names of a classification.
+        reader: of the inputs; None makes one.
     """
 
     name = "multimodal"
@@ -124,7 +124,7 @@ class MultimodalBackend:
         return self.outputs_of(self._reader(arrays, asked=False), what)
 
     def outputs_of(self, arrays: dict[str, PyTree], what: str = "") -> np.ndarray:
-        """`outputs`, of arrays as the reader makes them."""
+        """As `outputs`, for arrays that the reader has made."""
         kind = what or self.kind
         found = multimodal_outputs(
             self._model,
@@ -156,7 +156,7 @@ class MultimodalBackend:
         captions: tuple[str, ...] = (),
         write: bool = True,
     ) -> dict[str, float]:
-        """Metrics of arrays as the reader makes them, scores in their own unit."""
+        """Metrics on arrays that the reader has made; scores in the user's unit."""
         if self.kind == "score":
             scores, found = arrays["score"], self.outputs_of(arrays)
             squared = float(np.mean((scores - found) ** 2))
@@ -172,7 +172,7 @@ class MultimodalBackend:
 
     def save(self, folder: Path) -> None:
         """See `Backend.save`."""
-        # Writing folds adapters into the kernels.
+        # Writing merges adapters into the kernels.
         copy = nnx.clone(self._model)
         export = ExportConfig(os.fspath(folder / MODEL))
         write_multimodal(export, copy, self._inputs, self._config, self._names)
@@ -211,10 +211,9 @@ class VisionTextBackend:
     """A CLIP, SigLIP or PaliGemma model, or one of ours, as a run exported it.
 
     Args:
-        kind: ``retrieve`` of a contrastive model, ``caption`` of a generative one.
+        kind: ``retrieve`` for a contrastive model, ``caption`` for a generative one.
         path: of the export.
-        temporary: a folder that is removed when the model is no longer used; None for
-            none.
+        temporary: folder to remove when the model is no longer used, or None.
     """
 
     name = "vision_text"
@@ -232,10 +231,10 @@ class VisionTextBackend:
         self._model = model
 
     def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
-        """See `Backend.outputs`; what a generative model writes has no vectors."""
+        """See `Backend.outputs`; a generative model has no ``summary``."""
         if isinstance(self._model, GenerativeModel):
             if what:
-                raise ValueError("a model that writes texts gives no vectors")
+                raise ValueError("a generative model has no embeddings")
             return np.asarray(self._answers(samples), dtype=object)
         texts = [sample.fields.reads for sample in samples]
         pictures = [_opened(sample) for sample in samples]
@@ -256,7 +255,7 @@ class VisionTextBackend:
         return Evaluated({"accuracy": both, **metrics}, len(readable))
 
     def readable(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Those whose pictures can be read."""
+        """The samples whose pictures can be read."""
         found = []
         for sample in samples:
             try:
@@ -292,12 +291,12 @@ class VisionTextBackend:
 
 
 DEFAULT_PROMPT = "caption en"
-"""What a generative model is asked about a picture that comes without a text."""
+"""The prompt of a generative model for a picture without a text."""
 
 BACKENDS: Mapping[str, Any] = {
     one.name: one for one in (MultimodalBackend, VisionTextBackend)
 }
-"""By the name that a predictor's file has for them."""
+"""Backends by their names in a predictor's file."""
 
 
 def _opened(sample: Sample) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What a call of `fit` was given and has decided, kept for the call that resumes it."""
+"""Arguments and decisions of a call of `fit`, stored for the call that resumes it."""
 
 import hashlib
 import json
@@ -23,17 +23,17 @@ class CallRecord:
     """The decisions of a call, written to a folder as soon as they are made.
 
     A later call with the same folder, arguments and data gets the decisions of the
-    first, so that it trains the same model on the same samples, whatever a newer
-    version or another machine would choose.
+    first, so that it trains the same model on the same samples, even if a newer version
+    or another machine would choose otherwise.
 
     Args:
-        folder: of the call; None keeps nothing.
+        folder: of the call; None stores nothing.
         arguments: JSON values that the result depends on.
-        data: `fingerprint` of each table, by the argument that it was given as.
+        data: `fingerprint` of each table by the name of its argument.
 
     Raises:
-        ValueError: the folder is of a call with other arguments or data, which are
-            named, or of something else.
+        ValueError: the folder belongs to a call with other arguments or data, which the
+            message names, or to something else.
 
     Example:
         >>> record = CallRecord(None, {"seed": 0}, {})
@@ -52,7 +52,7 @@ class CallRecord:
         self._content = {
             "format": _FORMAT,
             "version": meta_opt.__version__,
-            # As they are read again.
+            # In the form in which they are read back.
             **json.loads(json.dumps(given)),
             "decided": {},
         }
@@ -70,13 +70,13 @@ class CallRecord:
         encode: Callable[[T], Any],
         decode: Callable[[Any], T],
     ) -> tuple[T, list[Decision]]:
-        """Chooses a value, or returns what was chosen before.
+        """Chooses a value, or returns the recorded one.
 
         Args:
-            name: of the value in the file.
-            choose: returns the value and the decisions behind it.
-            encode: the value as JSON.
-            decode: the reverse of ``encode``.
+            name: key of the value in the file.
+            choose: returns the value and its decisions.
+            encode: from the value to JSON.
+            decode: the inverse of ``encode``.
         """
         decided = self._content["decided"]
         if name in decided:
@@ -93,11 +93,11 @@ class CallRecord:
 
 
 def fingerprint(table: Table, files: Sequence[str]) -> dict[str, Any]:
-    """Number of rows, and a SHA-256 of each column with the files that it names.
+    """Number of rows, and a SHA-256 of each column and the files that it names.
 
     Args:
         table: the rows.
-        files: columns whose values name files, which are read.
+        files: columns of file names; the contents of these files are hashed.
     """
     columns = {}
     for name in table.columns():
@@ -121,7 +121,7 @@ def _media(value: Media | str, table: Table) -> Media:
 def _content(media: Media) -> str | None:
     try:
         return hashlib.sha256(media.read()).hexdigest()
-    except OSError:  # A sample without this file, which reading counts.
+    except OSError:  # Counted as unreadable when all samples are read.
         return None
 
 

@@ -15,31 +15,31 @@ from meta_opt.predictor.table import Row, Table
 from meta_opt.types import near_match
 
 TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", "y")
-"""Names of columns that are taken for the target, the first that there is."""
+"""Column names that indicate the target, in order of precedence."""
 _CLASS_NAMES = ("label", "class", "category")
 _MOST_CLASSES = 20
-"""Distinct integers that are taken for classes however few samples there are."""
+"""Most distinct integers that are taken for classes."""
 _LONG = 6
-"""Mean words above which repeated texts are no categories."""
+"""Mean number of words above which repeated texts are not categories."""
 _PATHS = 0.9
-"""Share of a column's values that must name files of one kind."""
+"""Share of a column's values that must name files of one modality."""
 _SOME = 20
-"""Values from which on a column of identifiers is known for one."""
+"""Fewest values for a column to be recognised as identifiers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The columns of a table by what they are for.
+    """The columns of a table by their use.
 
     Attributes:
-        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
-        media: by modality, the column of its files.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        media: the column of files of each modality.
         text: columns that are read as text, in order.
-        target: the column that is asked for; "" for pairs that are to be found.
-        labels: of classes, whether they are ``text``, ``integer`` or ``truth``.
-        split: the column that says ``train``, ``validation`` or ``test``; "" for none.
-        center: of scores, what is subtracted before training.
-        scale: of scores, what they are divided by then.
+        target: the column to predict; "" for retrieval.
+        labels: type of the classes: ``text``, ``integer`` or ``truth``.
+        split: the column of ``train``, ``validation`` or ``test``; "" for none.
+        center: subtracted from scores before training.
+        scale: divides the centered scores.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Columns:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """That are read, in the order of `meta_opt.data.samples.MODALITIES`."""
+        """Input modalities, in the order of `meta_opt.data.samples.MODALITIES`."""
         there = {*self.media, *(("text",) if self.text else ())}
         return tuple(m for m in ("image", "text", "audio", "video") if m in there)
 
@@ -61,20 +61,20 @@ class Columns:
 def find_columns(
     table: Table, target: str | None = None
 ) -> tuple[Columns, list[Decision]]:
-    """Finds out what is given and what is asked for.
+    """Finds the columns of inputs and target, and the task.
 
-    Files are known by their endings; a target by its name (`TARGETS`), or as the only
-    column of few repeated values. Its values say whether classes, a score or a text is
-    asked for. A picture and a text without a target are a pair that is to be found by
-    each other.
+    Columns of files are recognised by file extensions; the target by its name
+    (`TARGETS`), or as the only column with few distinct values. The target's values
+    decide whether the task is classification, regression or text generation. Images and
+    texts without a target are a retrieval task.
 
     Args:
         table: of training samples.
-        target: the target's column; None to find it.
+        target: the target's column; None finds it.
 
     Raises:
-        ValueError: no target, one that is no column, of two kinds of values or of one
-            class; nothing to read; files that are not there.
+        ValueError: no target; a target that is not a column, has values of two types,
+            or has a single class; no input; or missing files.
 
     >>> from meta_opt.predictor.table import read_table
     >>> rows = [{"review": f"it is {x}", "label": x} for x in ("good", "bad") * 8]
@@ -109,8 +109,7 @@ def find_columns(
         if set(columns.modalities) != {"image", "text"}:
             raise ValueError(
                 f"{table.name}: no target: name its column, target=... (columns: "
-                f"{', '.join(names)}), or give pictures and texts that are to be found "
-                "by each other"
+                f"{', '.join(names)}), or give pictures with texts for retrieval"
             )
         decisions.insert(0, Decision("task", "retrieve", why))
     counts = {m: _count(table.rows, columns, m) for m in columns.modalities}
@@ -136,7 +135,7 @@ def _media_columns(
     """Columns of files by modality.
 
     Raises:
-        ValueError: a column of paths of which none is there.
+        ValueError: a column of paths none of which exists.
     """
     found: dict[str, list[str]] = {}
     for name, given in values.items():
@@ -156,20 +155,20 @@ def _media_columns(
 
 
 def _media_kind(name: str, value: Any) -> str:
-    """The modality of a file that a value names; "" where it names none."""
+    """The modality of the file that a value names; "" if it names none."""
     if isinstance(value, Media):
         return name
     if not isinstance(value, str) or "\n" in value:
         return ""
     kind = MEDIA_ENDINGS.get(Path(value).suffix.lower(), "")
-    # The one ending that two kinds have.
+    # GIF and WebP files are images or videos.
     return "video" if kind == "image" and name == "video" else kind
 
 
 def _one_each(
     media: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, str], list[Decision]]:
-    """One column a modality: that of its name, or the one with most files."""
+    """One column for each modality: the one with its name, or with the most files."""
     chosen, decisions = {}, []
     for kind, names in media.items():
         best = max(names, key=lambda n: (n == kind, len(values[n]), -names.index(n)))
@@ -190,7 +189,7 @@ def _target_column(
     values: Mapping[str, Sequence[Any]],
     media: bool,
 ) -> tuple[str, str]:
-    """The target's column, "" for none, and why it is that."""
+    """The target's column, or "" for none, and the reason."""
     if target is not None:
         if target not in values:
             raise ValueError(
@@ -223,7 +222,7 @@ def _target_column(
 
 
 def _is_category(values: Sequence[Any]) -> bool:
-    """Whether few values are repeated, as names of classes are."""
+    """Whether the values are few and repeated, as class names are."""
     if any(isinstance(x, list | float | Media) for x in values):
         return False
     distinct = len(set(map(str, values)))
@@ -237,7 +236,7 @@ def _mean_words(values: Sequence[Any]) -> float:
 def _asked(
     table: Table, name: str, values: Sequence[Any], media: bool
 ) -> tuple[str, str, str]:
-    """What a target asks for, of which type classes are, and why."""
+    """The task of a target, the type of its classes, and the reason."""
     groups: dict[str, list[Any]] = {}
     for value in values:
         groups.setdefault(_type_of(value), []).append(value)
@@ -267,8 +266,8 @@ def _asked(
         return "caption", "text", f"{about}: a text to generate"
     if distinct == 1:
         raise ValueError(
-            f"{table.name}: all {len(values)} samples have the one class or value "
-            f"{values[0]!r} in {name!r}; there is nothing to tell apart"
+            f"{table.name}: all {len(values)} samples have the same class or value "
+            f"{values[0]!r} in {name!r}; there is nothing to learn"
         )
     named = name.casefold() in _CLASS_NAMES
     if kind == "truth":
@@ -285,7 +284,7 @@ def _asked(
         return "caption", "text", f"{about}: a text to generate"
     raise ValueError(
         f"{table.name}: the target {name!r} has {about}: too many for classes, and "
-        "texts are written about pictures, sounds or clips only"
+        "generating texts needs pictures, sounds or clips"
     )
 
 
@@ -302,7 +301,7 @@ def _type_of(value: Any) -> str:
 def _text_columns(
     names: Sequence[str], values: Mapping[str, Sequence[Any]]
 ) -> tuple[tuple[str, ...], list[Decision]]:
-    """Columns that are read as text, without identifiers and files of other kinds."""
+    """Columns that are read as text; identifiers are left out."""
     kept, decisions = [], []
     for name in names:
         given = values[name]
@@ -328,5 +327,5 @@ def _is_identifier(values: Sequence[Any]) -> bool:
         return steps == {1}
     alone = all(len(str(x).split()) == 1 for x in values)
     digits = sum(any(c.isdigit() for c in str(x)) for x in values)
-    # Single words, such as names of emoji, are texts.
+    # Without digits, single words such as names of emoji are texts.
     return alone and len(set(values)) == len(values) and digits > 0.5 * len(values)

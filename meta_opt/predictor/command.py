@@ -19,10 +19,10 @@ from meta_opt.predictor.presets import PRESETS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; a user's mistake ends it with one line.
+    """Runs the command; a user's mistake is reported in one line.
 
     Args:
-        arguments: of the command line; None for those of the process.
+        arguments: of the command line; None for ``sys.argv``.
 
     Returns:
         The exit code.
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_choices(command: argparse.ArgumentParser) -> None:
-    """Adds data, and what may be chosen by hand."""
+    """Adds the arguments for data and for settings chosen by hand."""
     command.add_argument(
         "data",
         help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
@@ -152,7 +152,7 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
 def _fit(options: argparse.Namespace) -> None:
     from meta_opt.predictor.fit import fit
 
-    # What cannot be written is better known before training.
+    # Find out before training whether the folder can be written.
     Path(options.out).mkdir(parents=True, exist_ok=True)
     predictor = fit(
         options.data,
@@ -176,7 +176,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
-    """Of the options, what `_add_choices` added beside the data."""
+    """The options that `_add_choices` added, without the data."""
     names = ("target", "validation", "test", "model", "preset", "seed", "data_dir")
     return {name: getattr(options, name) for name in names}
 

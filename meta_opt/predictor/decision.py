@@ -1,4 +1,4 @@
-"""What was chosen for the user, and why."""
+"""Settings that were chosen for the user, with reasons."""
 
 import dataclasses
 import os
@@ -10,12 +10,12 @@ from meta_opt.text_files import read_json, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """One choice.
+    """One chosen setting.
 
     Attributes:
-        name: what was chosen, such as ``image_size``.
-        value: what it is now, a JSON value.
-        reason: why, with the numbers that it follows from.
+        name: of the setting, such as ``image_size``.
+        value: the chosen value, a JSON value.
+        reason: why, with the numbers that led to it.
 
     >>> print(Decision("batch_size", 16, "200 examples"))
     batch_size = 16: 200 examples
@@ -29,6 +29,20 @@ class Decision:
         return f"{self.name} = {self.value}: {self.reason}"
 
 
+class Decisions(list[Decision]):
+    """Decisions in the order in which they were made.
+
+    >>> decisions = Decisions()
+    >>> decisions.choose("batch_size", 16, "200 examples")
+    >>> decisions[0].value
+    16
+    """
+
+    def choose(self, name: str, value: Any, reason: str) -> None:
+        """Adds a decision."""
+        self.append(Decision(name, value, reason))
+
+
 def write_decisions(path: str | os.PathLike, decisions: Sequence[Decision]) -> None:
     """Writes decisions as JSON, whole or not at all."""
     write_json(path, {"decisions": as_json(decisions)})
@@ -38,7 +52,7 @@ def read_decisions(path: str | os.PathLike) -> tuple[Decision, ...]:
     """Reads what `write_decisions` wrote.
 
     Raises:
-        ValueError: a file that has none.
+        ValueError: a file without decisions.
         OSError: a file that cannot be read.
     """
     found = read_json(path).get("decisions")
@@ -53,5 +67,5 @@ def as_json(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
 
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Decision, ...]:
-    """The reverse of `as_json`."""
+    """The inverse of `as_json`."""
     return tuple(Decision(x["name"], x["value"], x["reason"]) for x in values)

@@ -1,4 +1,4 @@
-"""The evaluations of a run: metrics, and the best parameters, for a resumed run too."""
+"""Metrics and best parameters of a run, stored so that the run can be resumed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,32 +17,32 @@ from meta_opt.types import PyTree, write_atomic
 
 _FILE = "evaluations.json"
 _BEST = "best-"
-"""Begins the name of the best parameters' file."""
+"""Prefix of the file of the best parameters."""
 _HALF = ":"
-"""Between a tensor's number and its type, where that is bfloat16."""
+"""Separates a tensor's number from its type, which is written for bfloat16 only."""
 
 
 class Evaluations:
-    """Metrics by step, and the snapshots that are worth keeping.
+    """Metrics by step, and snapshots of the best parameters.
 
-    With a folder, each evaluation is in its files before the run goes on. They may be
-    ahead of the run's last checkpoint; a resumed run repeats these steps, ends in the
-    same bits, and finds the evaluations recorded.
+    With a folder, each evaluation is written before the run continues. The files may be
+    ahead of the run's last checkpoint; a resumed run repeats those steps, bit for bit,
+    and finds their evaluations recorded.
 
     Args:
-        keep: snapshots that are averaged at most; 1 for none.
-        metric: that chooses.
-        mode: whether a better one is ``min`` or ``max``.
-        like: pytree of parameters, whose structure is used.
-        folder: of the files; None keeps all in memory.
+        keep: most snapshots to average; 1 for none.
+        metric: the metric that selects snapshots.
+        mode: ``min`` or ``max``, whichever is better.
+        like: pytree of parameters with the structure to restore.
+        folder: of the files; None keeps everything in memory.
 
     Attributes:
-        metrics: of validation, by step.
+        metrics: validation metrics by step.
         snapshots: the best parameters.
-        ended: step and reason of an early end; None before.
+        ended: step and reason if the run stopped early, else None.
 
     Raises:
-        ValueError: files that are damaged.
+        ValueError: damaged files.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Evaluations:
             self._read(folder)
 
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
-        """Records an evaluation; one that is recorded already is left as it is."""
+        """Records an evaluation; a step that is recorded already is not changed."""
         if step in self.metrics:
             return
         self.metrics[step] = dict(metrics)
@@ -65,12 +65,12 @@ class Evaluations:
         self._write()
 
     def end(self, step: int, reason: str) -> None:
-        """Records that the run ends early."""
+        """Records that the run stops early."""
         self.ended = step, reason
         self._write()
 
     def values(self, until: int) -> list[float]:
-        """The metric that chooses, of the evaluations up to a step."""
+        """The selecting metric at each evaluation up to a step."""
         return [m[self._metric] for step, m in self.metrics.items() if step <= until]
 
     def _stored(self) -> dict[str, Snapshot]:
@@ -79,9 +79,9 @@ class Evaluations:
         return kept if best is None else {f"{_BEST}{best.step}": best, **kept}
 
     def _write(self) -> None:
-        """Files of parameters, then the list of them, then those are left that it has.
+        """Writes new parameter files, then their list, then deletes unlisted files.
 
-        A process that is killed in between leaves a list whose files are all there.
+        If the process is killed in between, all files on the list still exist.
         """
         folder = self._folder
         if folder is None:
@@ -133,7 +133,7 @@ class Evaluations:
 
 
 def _named(number: int, x: Any) -> tuple[str, np.ndarray]:
-    """A leaf as safetensors can give it back to NumPy, which has no bfloat16."""
+    """A leaf in a form that safetensors reads into NumPy, which has no bfloat16."""
     x = np.ascontiguousarray(x)
     if x.dtype == ml_dtypes.bfloat16:
         return f"{number}{_HALF}bfloat16", x.view(np.uint16)

@@ -13,7 +13,7 @@ from meta_opt.predictor.call_record import FILE as CALL
 from meta_opt.predictor.call_record import CallRecord, fingerprint
 from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.fitted import Fitting
+from meta_opt.predictor.fitting import Clock, FitCall, Fitting
 from meta_opt.predictor.multimodal_fit import fit_multimodal
 from meta_opt.predictor.plan import encoders_of
 from meta_opt.predictor.predictor import FILE, Predictor
@@ -22,7 +22,6 @@ from meta_opt.predictor.record import Record
 from meta_opt.predictor.rows import to_samples
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
 from meta_opt.predictor.table import Data, Table, read_table
-from meta_opt.predictor.training import Clock
 from meta_opt.predictor.vision_text_fit import fit_vision_text
 from meta_opt.types import from_config
 
@@ -74,8 +73,8 @@ def fit(
         time_limit: seconds for the whole call; None for no limit.
         workdir: folder for logs, checkpoints and the predictor; None for none. If a
             call in it was interrupted, the same call resumes it and returns the same
-            predictor as without the interruption; ``time_limit`` counts anew. If the
-            call was finished, its predictor is loaded.
+            predictor as without the interruption; ``time_limit`` starts over. If the
+            call had finished, its predictor is loaded.
         seed: of initialisation and order.
         data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
@@ -111,7 +110,9 @@ def fit(
         "seed": seed,
     }
     given = {"data": data, "validation": validation, "test": test}
-    fitting, decisions = prepare(given, arguments, chosen, clock, folder, progress)
+    run_folder = None if folder is None else folder / _RUN
+    call = FitCall(chosen, clock, run_folder, progress)
+    fitting, decisions = prepare(given, arguments, call, folder)
     if folder is not None and (folder / FILE).is_file():
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
@@ -149,20 +150,16 @@ def fit(
 def prepare(
     given: Mapping[str, Data | None],
     arguments: Mapping[str, Any],
-    preset: Preset,
-    clock: Clock,
+    call: FitCall,
     folder: Path | None = None,
-    progress: bool = True,
 ) -> tuple[Fitting, list[Decision]]:
-    """Reads the tables, finds the columns and divides the samples.
+    """Reads the tables, finds the columns and splits the samples.
 
     Args:
         given: ``data`` and, if they are given, ``validation`` and ``test``.
         arguments: those of `fit` that the result depends on.
-        preset: the effort.
-        clock: the remaining time.
+        call: limits of the call; its record is made here.
         folder: of the call; None for none.
-        progress: whether to show bars.
 
     Returns:
         The input of a fit, and the decisions.
@@ -189,22 +186,13 @@ def prepare(
         functools.partial(from_config, Columns),
     )
     parts, found = _divided(tables, columns, record)
-    fitting = Fitting(
-        parts,
-        columns,
-        table.name,
-        preset,
-        clock,
-        arguments["seed"],
-        None if folder is None else folder / _RUN,
-        progress,
-        record,
-    )
+    call = dataclasses.replace(call, record=record)
+    fitting = Fitting(parts, columns, table.name, arguments["seed"], call)
     return fitting, [*decisions, *found]
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises ValueError for a folder of something that cannot be resumed."""
+    """Raises ValueError for a folder that cannot be resumed."""
     if (folder / CALL).is_file():
         return
     if any((folder / name).exists() for name in (_RUN, FILE)):
@@ -217,7 +205,7 @@ def _check_folder(folder: Path) -> None:
 def _divided(
     tables: Mapping[str, Table], columns: Columns, record: CallRecord
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
-    """Samples by split, and what was decided about them."""
+    """Samples by split, and the decisions about them."""
     table = tables["data"]
     converted = to_samples(table, columns)
     given = {}

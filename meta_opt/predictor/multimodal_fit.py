@@ -1,4 +1,4 @@
-"""Fits a model of the pretrained encoders that are prepared here."""
+"""Fits a multimodal model on top of pretrained encoders."""
 
 import dataclasses
 import functools
@@ -15,8 +15,9 @@ from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import MultimodalBackend
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.fitted import Fitted, Fitting
-from meta_opt.predictor.plan import Plan, make_plan
+from meta_opt.predictor.fitted import Fitted
+from meta_opt.predictor.fitting import Fitting
+from meta_opt.predictor.plan import MultimodalPlan, make_plan
 from meta_opt.predictor.rows import class_names_of
 from meta_opt.predictor.training import train
 from meta_opt.types import from_config
@@ -36,7 +37,7 @@ def fit_multimodal(
     """Plans, reads, trains and tests.
 
     Args:
-        fitting: what from.
+        fitting: the input of the fit.
         encoders: by modality, names of `meta_opt.models.encoders`.
         data_dir: the folder of encoders, see `InputsConfig.data_dir`.
 
@@ -45,7 +46,7 @@ def fit_multimodal(
             short.
         MissingDataError: an encoder that is not prepared.
     """
-    columns, clock = fitting.columns, fitting.clock
+    columns, clock = fitting.columns, fitting.call.clock
     plan, decisions = plan_multimodal(fitting, encoders, data_dir)
     loaded, names, found = _load(fitting, plan.inputs.image_size)
     decisions += found
@@ -58,17 +59,8 @@ def fit_multimodal(
     seconds["encoding"] = clock.spent() - sum(seconds.values())
     _log.info("encoded in %.1f s", seconds["encoding"])
     module = build_multimodal(plan.model, training, fitting.seed)
-    trained = train(
-        multimodal_workload(module, training, fitting.name),
-        plan.loop,
-        plan.metric,
-        plan.mode,
-        fitting.preset,
-        clock,
-        fitting.run_folder,
-        fitting.progress,
-        fitting.record,
-    )
+    workload = multimodal_workload(module, training, fitting.name)
+    trained = train(workload, plan, fitting.call)
     seconds["training"] = clock.spent() - sum(seconds.values())
     model = module.merge(trained.params, trained.frozen)
     backend = MultimodalBackend(
@@ -91,47 +83,39 @@ def fit_multimodal(
     without = _without(backend, inputs, split)
     seconds["testing"] = clock.spent() - sum(seconds.values())
     return Fitted(
-        backend,
-        columns,
-        names,
-        [*decisions, *trained.decisions],
-        trained,
-        plan.metric,
-        metrics,
-        answers,
-        without,
-        seconds,
+        backend=backend,
+        columns=columns,
+        class_names=names,
+        decisions=[*decisions, *trained.decisions],
+        trained=trained,
+        metric=plan.metric,
+        metrics=metrics,
+        answers=answers,
+        without=without,
+        seconds=seconds,
     )
 
 
 def plan_multimodal(
     fitting: Fitting, encoders: Mapping[str, str], data_dir: str = ""
-) -> tuple[Plan, list[Decision]]:
-    """Chooses encoders, sizes and length, or returns what the call has chosen before.
+) -> tuple[MultimodalPlan, list[Decision]]:
+    """Makes a plan, or returns the one that an interrupted call has recorded.
 
     Args:
-        fitting: what from.
+        fitting: the input of the fit.
         encoders: by modality, names of `meta_opt.models.encoders`.
         data_dir: the folder of encoders, see `InputsConfig.data_dir`.
 
     Raises:
         MissingDataError: an encoder that is not prepared.
     """
-    plan, decisions = fitting.record.decide(
+    plan, decisions = fitting.call.record.decide(
         "plan",
-        lambda: make_plan(
-            fitting.parts,
-            fitting.columns.kind,
-            fitting.columns.modalities,
-            fitting.preset,
-            encoders,
-            data_dir,
-            fitting.seed,
-        ),
+        lambda: make_plan(fitting, encoders, data_dir),
         dataclasses.asdict,
-        functools.partial(from_config, Plan),
+        functools.partial(from_config, MultimodalPlan),
     )
-    # It may be in another place now.
+    # The folder of encoders may have moved since the interruption.
     inputs = dataclasses.replace(plan.inputs, data_dir=data_dir)
     return dataclasses.replace(plan, inputs=inputs), decisions
 
@@ -139,7 +123,7 @@ def plan_multimodal(
 def _load(
     fitting: Fitting, side: int
 ) -> tuple[dict[str, LoadedSamples], tuple[str, ...], list[Decision]]:
-    """Reads all files, and says how many cannot be read."""
+    """Reads all files; the decisions say how many cannot be read."""
     parts, columns, name = fitting.parts, fitting.columns, fitting.name
     names = class_names_of(parts["train"])
     total = sum(map(len, parts.values()))
@@ -169,8 +153,8 @@ def _load(
         if not part.kept:
             raise ValueError(f"{name}: no sample of {split} can be read")
     if columns.kind == "classify":
-        there = np.bincount(loaded["train"].arrays.label, minlength=len(names))
-        if lost := [n for n, c in zip(names, there, strict=True) if not c]:
+        counts = np.bincount(loaded["train"].arrays.label, minlength=len(names))
+        if lost := [n for n, c in zip(names, counts, strict=True) if not c]:
             raise ValueError(
                 f"{name}: no training sample can be read of the classes "
                 f"{', '.join(lost)}"
@@ -181,9 +165,9 @@ def _load(
 def _standardised(
     columns: Columns, inputs: Inputs
 ) -> tuple[Columns, Inputs, list[Decision]]:
-    """Scores as they are trained on: of unit size, and about 0.
+    """Centers the scores and divides them by their root mean square.
 
-    Where both signs occur, which may mean something, 0 stays 0.
+    If both signs occur, the sign may have a meaning, so that the center is 0.
     """
     if columns.kind != "score":
         return columns, inputs, []
@@ -212,7 +196,7 @@ def _standardised(
 def _without(
     backend: MultimodalBackend, inputs: Inputs, split: str
 ) -> dict[str, dict[str, float]]:
-    """Metrics where one modality is left out; of pairs, both are needed."""
+    """Metrics without each modality in turn; retrieval needs both of its own."""
     if len(inputs.modalities) < 2 or inputs.kind == "retrieve":
         return {}
     found = {}

@@ -1,4 +1,4 @@
-"""Says what `fit` would do with data, without training."""
+"""Outlines what `fit` would do, without training."""
 
 import dataclasses
 import math
@@ -19,13 +19,13 @@ from meta_opt.finetuning.memory_estimate import MemoryEstimate, estimate_memory
 from meta_opt.models.lora import add_lora
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fit import prepare
-from meta_opt.predictor.fitted import Fitting
+from meta_opt.predictor.fitting import FitCall, Fitting
 from meta_opt.predictor.multimodal_fit import plan_multimodal
 from meta_opt.predictor.plan import encoders_of
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.rows import class_names_of
 from meta_opt.predictor.table import Data
-from meta_opt.predictor.training import Clock, fit_optimizer
+from meta_opt.predictor.training import fit_optimizer
 from meta_opt.predictor.vision_text_fit import plan_vision_text
 from meta_opt.types import PyTree
 from meta_opt.workloads.image_text import image_text_loss
@@ -42,7 +42,7 @@ from meta_opt.workloads.multimodal_model import model_factory, split_multimodal
 from meta_opt.workloads.workload import LossFn, SplitModule, split_module
 
 _TRIED = 8
-"""Samples of each modality that are opened to see the shapes of their arrays."""
+"""Number of samples of each modality that are opened to find the shapes of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +108,10 @@ def plan(
     seed: int = 0,
     data_dir: str | os.PathLike = "",
 ) -> Outline:
-    """Says what `meta_opt.fit` would do with the same arguments.
+    """Outlines what `meta_opt.fit` would do with the same arguments.
 
-    Nothing is compiled and nothing trained: the tables are read, some of the files are
-    opened, and the step is traced for its memory.
+    Nothing is compiled or trained: the tables are read, some of the files are opened,
+    and the step is traced to estimate its memory.
 
     Args:
         data: see `meta_opt.fit`, as for all arguments.
@@ -137,7 +137,7 @@ def plan(
     chosen = find_preset(preset)
     given = {"data": data, "validation": validation, "test": test}
     arguments = {"target": target, "seed": seed}
-    fitting, decisions = prepare(given, arguments, chosen, Clock(None))
+    fitting, decisions = prepare(given, arguments, FitCall(chosen))
     if model is None:
         subject, found = _multimodal(fitting, names, os.fspath(data_dir))
     else:

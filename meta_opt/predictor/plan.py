@@ -4,9 +4,8 @@ import dataclasses
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,67 +23,78 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.recovery import RecoveryConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig
-from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.decision import Decisions
+from meta_opt.predictor.fitting import Fitting
 from meta_opt.predictor.presets import Preset
 from meta_opt.types import check_keys
 from meta_opt.workloads.multimodal_inputs import InputsConfig
 from meta_opt.workloads.multimodal_model import ADAPTED, MultimodalModelConfig
 
 ENCODERS = {"image": "efficientnet_lite0", "text": "minilm", "audio": "whisper_tiny"}
-"""By modality; clips are read by that of pictures."""
+"""Default encoders by modality; videos are read by that of images."""
 METRICS = {
     "classify": ("accuracy", "max"),
     "score": ("loss", "min"),
     "retrieve": ("accuracy", "max"),
     "caption": ("loss", "min"),
 }
-"""By task: the validation metric that selects the model, and which way is better."""
+"""By task, the validation metric that selects the parameters, and ``min`` or ``max``,
+whichever is better."""
 _LOOKED_AT = 64
-"""Files and texts from which sizes are found."""
+"""How many files and texts are opened to choose sizes."""
 _LONG_ENOUGH = 0.95
 """Share of texts and sounds that are not truncated."""
 _LEAST_SIDE, _SIDE_STEP = 160, 32
 """Smaller pictures are enlarged: encoders were trained on sides of 224 pixels."""
 _PICTURE_BYTES = 2e9
-"""Memory that decoded pictures may take."""
+"""Most bytes of all decoded pictures."""
 _HEAD_ONLY = 60
 """Training samples below which the encoders stay frozen."""
 _ADAPTERS = 2000
 _EVERYTHING = 50_000
-"""Training samples from which adapters, or all parameters, of the encoders are trained
-on an accelerator. On CPUs, running whole encoders in every step takes too long."""
+"""Fewest training samples for which adapters, or all parameters, of the encoders are
+trained on an accelerator. On CPUs, whole encoders in every step take too long."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a model is made.
+class TrainingPlan:
+    """How long to train, and which evaluation selects the parameters.
 
     Attributes:
-        inputs: how samples become arrays.
-        model: fusion and head on top of the encoders, and which parts are trained.
-        loop: length and batch size.
-        metric: validation metric that selects the model.
-        mode: whether a better one is ``min`` or ``max``.
+        loop: number of steps, batch size and intervals.
+        metric: the validation metric that selects the parameters.
+        mode: ``min`` or ``max``, whichever is better.
     """
 
-    inputs: InputsConfig
-    model: MultimodalModelConfig
     loop: LoopConfig
     metric: str
     mode: str
 
 
+@dataclasses.dataclass(frozen=True)
+class MultimodalPlan(TrainingPlan):
+    """The training plan with the preparation of samples and the model.
+
+    Attributes:
+        inputs: how samples become arrays.
+        model: fusion and head on top of the encoders, and which parts are trained.
+    """
+
+    inputs: InputsConfig
+    model: MultimodalModelConfig
+
+
 def encoders_of(
     given: Mapping[str, str] | None, model: str | os.PathLike | None
 ) -> dict[str, str]:
-    """Names of encoders by modality: those that are given, and ours for the others.
+    """Names of encoders by modality: the given ones, and defaults for the others.
 
     Args:
         given: `meta_opt.fit`'s ``encoders``.
-        model: that is trained in their place, if any.
+        model: the model that is trained in place of the encoders, if any.
 
     Raises:
-        ValueError: no such modality, or encoders beside a model that has its own.
+        ValueError: an unknown modality, or encoders beside a model that has its own.
 
     >>> encoders_of({"text": "mine"}, None)["text"]
     'mine'
@@ -96,44 +106,31 @@ def encoders_of(
 
 
 def make_plan(
-    samples: Mapping[str, Sequence[Sample]],
-    kind: str,
-    modalities: Sequence[str],
-    preset: Preset,
-    encoders: Mapping[str, str] = MappingProxyType(ENCODERS),
-    data_dir: str = "",
-    seed: int = 0,
-) -> tuple[Plan, list[Decision]]:
-    """Chooses how a model is made.
+    fitting: Fitting, encoders: Mapping[str, str], data_dir: str = ""
+) -> tuple[MultimodalPlan, Decisions]:
+    """Chooses the sizes of inputs, the trained layers, and the length of training.
 
     Args:
-        samples: by split.
-        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
-        modalities: that are read.
-        preset: how much is spent.
+        fitting: the input of the fit.
         encoders: by modality, names of `meta_opt.models.encoders`.
         data_dir: the folder of encoders, see `InputsConfig.data_dir`.
-        seed: of the run.
 
     Raises:
         MissingDataError: an encoder that is not prepared.
     """
-    train = samples["train"]
-    decisions: list[Decision] = []
-
-    def choose(name: str, value: object, reason: str) -> None:
-        decisions.append(Decision(name, value, reason))
-
+    kind, modalities = fitting.columns.kind, fitting.columns.modalities
+    examples, preset = len(fitting.parts["train"]), fitting.call.preset
+    decisions = Decisions()
     needed = {"image" if m == "video" else m for m in modalities}
     used = {m: name for m, name in encoders.items() if m in needed}
-    choose("encoders", used, f"for {', '.join(modalities)}")
+    decisions.choose("encoders", used, f"for {', '.join(modalities)}")
     root = data_dir or default_data_dir()
     texts = encoder_folder(used["text"], root) if "text" in used else None
-    sizes = _sizes(samples, kind, modalities, preset, texts, choose)
-    loop = choose_loop(len(train), preset, seed, choose)
-    trainable, layers = _trainable(len(train), jax.default_backend(), choose)
+    sizes = _sizes(fitting, texts, decisions)
+    loop = choose_loop(examples, preset, fitting.seed, decisions)
+    trainable, layers = _trainable(examples, jax.default_backend(), decisions)
     metric, mode = METRICS[kind]
-    choose("metric", metric, f"on validation data, for the task {kind!r}")
+    decisions.choose("metric", metric, f"on validation data, for the task {kind!r}")
     inputs = InputsConfig(
         task="samples.jsonl",
         data_dir=data_dir,
@@ -154,39 +151,39 @@ def make_plan(
         readout=kind in ("classify", "score"),
     )
     if model.readout:
-        choose(
+        decisions.choose(
             "start",
             "linear readout",
             "a regression on the encoders' mean features, which training goes on from",
         )
-    return Plan(inputs, model, loop, metric, mode), decisions
+    return MultimodalPlan(loop, metric, mode, inputs, model), decisions
 
 
 def choose_loop(
-    examples: int, preset: Preset, seed: int, choose: Callable[..., None]
+    examples: int, preset: Preset, seed: int, decisions: Decisions
 ) -> LoopConfig:
     """Chooses batch size and number of steps.
 
     Args:
-        examples: to train on.
-        preset: how many passes, and between how many steps.
+        examples: number of training samples.
+        preset: number of passes, fewest and most steps.
         seed: of the run.
-        choose: gets name, value and reason of each choice.
+        decisions: gets the choices.
     """
     batch_size = with_length(LoopConfig(), examples).batch_size
-    choose("batch_size", batch_size, f"{examples} training samples")
+    decisions.choose("batch_size", batch_size, f"{examples} training samples")
     least, most = preset.steps
     wanted = math.ceil(preset.epochs * examples / batch_size)
     num_steps = min(max(wanted, least), most)
     reason = f"{preset.epochs} passes over {examples} samples"
     if num_steps != wanted:
         reason += f" would be {wanted} steps; the preset allows {least} to {most}"
-    choose("num_steps", num_steps, reason)
+    decisions.choose("num_steps", num_steps, reason)
     return loop_of(num_steps, batch_size, preset, seed)
 
 
 def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopConfig:
-    """The loop's settings for a length."""
+    """The settings of a loop of so many steps, evaluated as the preset says."""
     every = max(1, math.ceil(num_steps / preset.evaluations))
     return LoopConfig(
         num_steps,
@@ -201,20 +198,18 @@ def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopC
     )
 
 
-def _trainable(
-    examples: int, backend: str, choose: Callable[..., None]
-) -> tuple[str, int]:
-    """What trains of the encoders, and how many last layers; 0: of all."""
+def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, int]:
+    """Which parameters train, and how many of the encoders' last layers; 0: all."""
     on = f"{examples} training samples on {backend}"
     if examples < _HEAD_ONLY:
-        choose(
+        decisions.choose(
             "trained",
             "head",
             f"{on}, fewer than {_HEAD_ONLY}: only projections, fusion and head",
         )
         return "head", 1
     if backend == "cpu" or examples < _ADAPTERS:
-        choose(
+        decisions.choose(
             "trained",
             "last layers",
             f"{on}: the last layer of each encoder, fusion and head; the output of the "
@@ -222,35 +217,33 @@ def _trainable(
         )
         return "all", 1
     if examples < _EVERYTHING:
-        choose("trained", "lora", f"{on}, at least {_ADAPTERS}: adapters on all layers")
+        reason = f"{on}, at least {_ADAPTERS}: adapters on all layers"
+        decisions.choose("trained", "lora", reason)
         return "lora", 0
-    choose("trained", "all", f"{on}, at least {_EVERYTHING}: all parameters")
+    decisions.choose("trained", "all", f"{on}, at least {_EVERYTHING}: all parameters")
     return "all", 0
 
 
 def _sizes(
-    samples: Mapping[str, Sequence[Sample]],
-    kind: str,
-    modalities: Sequence[str],
-    preset: Preset,
-    text_encoder: Path | None,
-    choose: Callable[..., None],
+    fitting: Fitting, text_encoder: Path | None, decisions: Decisions
 ) -> dict[str, Any]:
-    train = samples["train"]
+    """Sizes of pictures, texts and sounds, as fields of `InputsConfig`."""
+    train, preset = fitting.parts["train"], fitting.call.preset
+    modalities = fitting.columns.modalities
     found: dict[str, Any] = {}
     if {"image", "video"} & set(modalities):
         count = sum(
             len(x.media.keys() & {"image"}) + 8 * len(x.media.keys() & {"video"})
-            for part in samples.values()
+            for part in fitting.parts.values()
             for x in part
         )
-        found["image_size"] = _image_size(train, count, preset, choose)
+        found["image_size"] = _image_size(train, count, preset, decisions)
     if text_encoder is not None:
         texts = _spread([x.fields.reads for x in train if x.fields.reads])
         lengths = [len(ids) for ids in FolderTokenizer(text_encoder, 0).pieces(texts)]
-        # The tokens that begin and end a text.
+        # With the tokens at the start and the end of a text.
         found["text_length"] = _length(
-            "text_length", [n + 2 for n in lengths], preset.text_length, choose
+            "text_length", [n + 2 for n in lengths], preset.text_length, decisions
         )
     if "audio" in modalities:
         seconds = _seconds([x.media["audio"] for x in train if "audio" in x.media])
@@ -258,26 +251,24 @@ def _sizes(
         # Whole blocks of 80 ms, which are averaged.
         chosen = math.ceil(min(max(longest, 0.8), preset.audio_seconds) / 0.8) * 0.8
         found["audio_seconds"] = round(min(chosen, 29.6), 1)
-        choose(
+        decisions.choose(
             "audio_seconds",
             found["audio_seconds"],
             f"{_LONG_ENOUGH:.0%} of {len(seconds)} sounds are at most {longest:.1f} s "
             f"long; the limit of the preset is {preset.audio_seconds:g} s",
         )
-    if kind == "caption":
+    if fitting.columns.kind == "caption":
         tokenizer = load_tokenizer()
         targets = _spread([x.fields.target[0] for x in train])
         tokens = [int((row != 0).sum()) for row in tokenizer.encode(targets, 64)]
-        found["caption_length"] = _length("caption_length", tokens, 64, choose)
+        found["caption_length"] = _length("caption_length", tokens, 64, decisions)
     return found
 
 
-def _length(
-    name: str, lengths: Sequence[int], most: int, choose: Callable[..., None]
-) -> int:
+def _length(name: str, lengths: Sequence[int], most: int, decisions: Decisions) -> int:
     needed = math.ceil(_quantile(lengths)) if lengths else 8
     chosen = min(max(8, 8 * math.ceil(needed / 8)), most)
-    choose(
+    decisions.choose(
         name,
         chosen,
         f"{_LONG_ENOUGH:.0%} of {len(lengths)} texts have at most {needed} tokens; "
@@ -287,20 +278,20 @@ def _length(
 
 
 def _image_size(
-    train: Sequence[Sample], count: int, preset: Preset, choose: Callable[..., None]
+    train: Sequence[Sample], count: int, preset: Preset, decisions: Decisions
 ) -> int:
     media = [x.media[m] for x in train for m in ("image", "video") if m in x.media]
     sides = []
     for one in _spread(media):
         try:
             sides.append(max(size_of(one.read())))
-        except OSError:  # Reading counts it.
+        except OSError:  # Counted when all samples are read.
             continue
     median = statistics.median(sides) if sides else preset.image_size
     memory = math.floor(math.sqrt(_PICTURE_BYTES / (3 * max(count, 1))))
     wanted = min(max(median, _LEAST_SIDE), preset.image_size, memory)
     size = max(_SIDE_STEP, int(wanted) // _SIDE_STEP * _SIDE_STEP)
-    choose(
+    decisions.choose(
         "image_size",
         size,
         f"the longer sides of {len(sides)} pictures have a median of {median:.0f} "
@@ -315,13 +306,13 @@ def _seconds(media: Sequence[Media]) -> list[float]:
     for one in _spread(media):
         try:
             found.append(len(read_clip(one.read(), RATE, 30.0)) / RATE)
-        except OSError:  # Reading counts it.
+        except OSError:  # Counted when all samples are read.
             continue
     return found
 
 
 def _spread(items: Sequence) -> list:
-    """At most `_LOOKED_AT` of them, evenly from first to last."""
+    """At most `_LOOKED_AT` of the items, evenly spaced."""
     step = max(1, math.ceil(len(items) / _LOOKED_AT))
     return list(items[::step])
 

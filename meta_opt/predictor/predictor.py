@@ -1,4 +1,4 @@
-"""A trained model with all that it needs to answer to a user's samples."""
+"""A trained model with everything it needs to predict from a user's samples."""
 
 import dataclasses
 import os
@@ -19,18 +19,18 @@ from meta_opt.types import check_name, from_config
 
 _FORMAT = 1
 FILE = "predictor.json"
-"""Written last: a folder that has it holds a whole predictor."""
+"""Written last: a folder with this file has a complete predictor."""
 _DECISIONS = "decisions.json"
 
 
 class Predictor:
-    """Answers to samples; made by `meta_opt.fit` or `load`.
+    """Predicts from samples; made by `meta_opt.fit` or `load`.
 
     Args:
         backend: the trained model.
         columns: of the user's data.
-        class_names: K, of a classification.
-        decisions: what was chosen, and why.
+        class_names: K names of a classification.
+        decisions: chosen settings with reasons.
         record: of the fit.
 
     Attributes:
@@ -56,25 +56,23 @@ class Predictor:
 
     @property
     def classes(self) -> np.ndarray:
-        """The K classes as the data had them, in the order of `predict_proba`."""
+        """The K classes as values of the target, in the order of `predict_proba`."""
         values = [class_value(name, self.columns.labels) for name in self.class_names]
         return np.asarray(values)
 
     def predict(self, samples: Data) -> np.ndarray:
-        """The answer to each sample.
+        """The prediction for each sample.
 
         Args:
-            samples: as `meta_opt.fit` takes data, B rows; the target's column is not
-                read. Of a model that reads one column, a list of its values too.
+            samples: B rows in any form that `meta_opt.fit` takes; the target is not
+                read. For a model with a single input column, also a list of its values.
 
         Returns:
-            Array [B]: classes as the data had them, scores float32, or captions. Of
-            pairs that are to be found, int [B]: for each picture the row whose text is
-            nearest.
+            Array [B]: classes as values of the target, float32 scores, or captions. For
+            retrieval int [B]: for each picture, the row with the nearest text.
 
         Raises:
-            ValueError: a sample of which nothing is read, or a file that cannot be
-                read.
+            ValueError: a sample without any input, or a file that cannot be read.
         """
         outputs = self._outputs(samples)
         kind = self.columns.kind
@@ -94,24 +92,25 @@ class Predictor:
             float [B, K] whose rows sum to 1.
 
         Raises:
-            ValueError: a model that does not tell classes apart; as `predict`.
+            ValueError: a model that is not a classifier; see also `predict`.
         """
         if self.columns.kind != "classify":
             raise ValueError(
-                f"probabilities are of classes; this model is to {self.columns.kind}"
+                "only classifiers have probabilities; the task of this model is "
+                f"{self.columns.kind!r}"
             )
         return softmax(self._outputs(samples))
 
     def embed(self, samples: Data) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Vectors of samples.
+        """Embeds samples.
 
         Args:
             samples: as `predict` takes them.
 
         Returns:
-            float32 [B, D], what the model makes of a sample before it answers. Of pairs
-            that are to be found, unit vectors of the pictures and of the texts, which
-            are compared by their products.
+            float32 [B, D], the fused features of each sample. For retrieval, two arrays
+            of unit vectors, of the pictures and of the texts; their dot products are
+            similarities.
 
         Raises:
             ValueError: as `predict`.
@@ -125,16 +124,15 @@ class Predictor:
         """Metrics on samples with their targets.
 
         Args:
-            data: as `meta_opt.fit` takes it; samples without a target or of a class
-                that is not known are left out, and so are those with a file that cannot
-                be read.
+            data: in any form that `meta_opt.fit` takes. Samples without a target, of
+                an unknown class, or with a file that cannot be read are left out.
 
         Returns:
-            See `meta_opt.evaluators.multimodal.multimodal_evaluation`, ``examples``
-            that were evaluated, and ``left_out``.
+            The metrics of `meta_opt.evaluators.multimodal.multimodal_evaluation`, and
+            the numbers of evaluated ``examples`` and of those ``left_out``.
 
         Raises:
-            ValueError: no sample that can be evaluated.
+            ValueError: no sample can be evaluated.
         """
         table = read_table(data)
         self._check_columns(table, target=True)
@@ -159,10 +157,10 @@ class Predictor:
         }
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the model into a folder, for `load`; ``predictor.json`` comes last.
+        """Writes the predictor into a folder, for `load`.
 
-        The encoders' layers that did not train are not in it: they are read from the
-        folder of encoders again.
+        The frozen layers of the encoders are not written: `load` reads them from the
+        folder of encoders.
         """
         self._backend.save(Path(folder))
         write_decisions(Path(folder) / _DECISIONS, self.decisions)
@@ -187,16 +185,16 @@ class Predictor:
         """Reads what `save` wrote.
 
         Args:
-            folder: that it wrote into.
-            data_dir: the folder of encoders, where it is another one now.
+            folder: with a saved predictor.
+            data_dir: the folder of encoders, if it has moved.
 
         Raises:
-            ValueError: a folder of something else, or damaged files.
+            ValueError: no predictor in the folder, or damaged files.
             MissingDataError: encoders that are not prepared.
         """
         file = Path(folder) / FILE
         if not file.is_file():
-            raise ValueError(f"{folder} holds no predictor: there is no {file}")
+            raise ValueError(f"{folder} has no predictor: there is no {file}")
         about = read_json(file)
         if about.get("format") != _FORMAT:
             raise ValueError(f"{file} is not of a predictor of format {_FORMAT}")
@@ -232,7 +230,7 @@ class Predictor:
         return self._backend.outputs(converted.samples, what)
 
     def _with_names(self, data: Data) -> Data:
-        """Values of the one column that is read, as rows."""
+        """Values of the only input column, as rows."""
         if isinstance(data, str | os.PathLike) or not isinstance(data, Sequence):
             return data
         if not data or not all(isinstance(x, str | os.PathLike) for x in data):

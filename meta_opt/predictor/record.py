@@ -1,4 +1,4 @@
-"""What a predictor remembers of the fit that made it."""
+"""The record of the fit that made a predictor."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ from meta_opt.predictor.answers import Answer
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is remembered of a fit, as JSON values.
+    """The record of a fit, as JSON values.
 
     Attributes:
         source: name of the training data.
-        preset: that was asked for.
-        metric: of validation that chose.
-        metrics: by split, of the model.
+        preset: name of the preset.
+        metric: the validation metric that selected the parameters.
+        metrics: metrics of the model by split.
         history: the run's records of metrics.
-        actions: what automatic recovery did.
+        actions: actions of automatic recovery.
         seconds: by part of the fit.
         answers: to held-out samples.
-        answered: the split that they are of.
-        without: by modality, metrics of that split where it is left out.
+        answered: the split of these samples.
+        without: by modality, metrics of that split without the modality.
     """
 
     source: str

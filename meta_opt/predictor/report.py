@@ -31,12 +31,12 @@ from meta_opt.reporting.wrong_answers import (
 
 TEMPLATE = Path(__file__).parent / "report.html"
 _SHOWN = 24
-"""Answers on the page."""
+"""Most answers on the page."""
 _CLASSES = 25
-"""Rows and columns of the confusion matrix at most."""
+"""Most rows and columns of the confusion matrix."""
 _SOUND_RATE, _SOUND_SECONDS = 16_000, 10.0
 _LETTERS = 160
-"""Of a text on the page."""
+"""Most characters of a text on the page."""
 
 
 def write_predictor_report(
@@ -46,16 +46,16 @@ def write_predictor_report(
     class_names: Sequence[str],
     decisions: Sequence[Decision],
 ) -> None:
-    """Writes the page; pictures and sounds are inside it.
+    """Writes the page with pictures and sounds embedded.
 
-    A file of a wrong answer that is no longer there is shown as missing.
+    Files of wrong answers that no longer exist are shown as missing.
 
     Args:
         path: the HTML file, written whole or not at all.
         record: of the fit.
         columns: of the user's data.
-        class_names: K, of a classification.
-        decisions: what was chosen, and why.
+        class_names: K names of a classification.
+        decisions: chosen settings with reasons.
     """
     answered = list(record.answers)
     splits = list(record.metrics)
@@ -142,7 +142,7 @@ def _without(record: Record) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _confusion(answered: Sequence[Answer]) -> dict[str, Any]:
-    """Counts of the classes with most samples, rows by label."""
+    """Counts for the classes with the most samples; rows are labels."""
     labels = [one.label for one in answered]
     every = sorted({*labels, *(one.prediction for one in answered)})
     most = sorted(every, key=lambda name: (-labels.count(name), name))[:_CLASSES]
@@ -178,7 +178,7 @@ def _colour(share: float, right: bool) -> str:
 def _shown(
     kind: str, answered: Sequence[Answer], split: str
 ) -> tuple[str, str, list[Answer]]:
-    """Which answers are shown, below which heading."""
+    """Heading, explanation, and the answers to show."""
     if kind == "score":
         worst = sorted(answered, key=lambda one: -one.error)[:_SHOWN]
         return "Largest errors", f"Of {len(answered)} {split} samples.", worst
@@ -217,7 +217,7 @@ def _with_media(answer: Answer) -> ShownAnswer:
 def _read(
     media: Media | None, make: Callable[[bytes], np.ndarray | None]
 ) -> np.ndarray | None:
-    """What is made of a file; None where there is none any more."""
+    """``make`` of a file's contents; None if the file cannot be read."""
     if media is None:
         return None
     try:

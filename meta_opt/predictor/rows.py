@@ -10,7 +10,7 @@ from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.table import Row, Table
 
 _PLAIN = ("text", "prompt")
-"""Columns whose name is not written before their text."""
+"""Columns whose text is read without the column's name before it."""
 
 
 class Converted(NamedTuple):
@@ -18,9 +18,9 @@ class Converted(NamedTuple):
 
     Attributes:
         samples: in order.
-        rows: of each the index of its row.
-        without_target: rows that lack the target, where it was needed.
-        without_input: rows of which nothing is read.
+        rows: index of each sample's row.
+        without_target: number of rows without a target, if one is needed.
+        without_input: number of rows without any input.
     """
 
     samples: list[Sample]
@@ -35,8 +35,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
     Args:
         table: the rows.
         columns: which columns are read.
-        target: whether a row without the target is left out; else the target is not
-            read.
+        target: whether targets are read, and rows without one left out.
     """
     samples, kept, lacking, empty = [], [], 0, 0
     folder = table.folder.resolve()
@@ -67,7 +66,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
 
 
 def row_text(row: Row, names: Sequence[str]) -> str:
-    """What is read of a row as text: a line for each column."""
+    """The text of a row: a line for each text column."""
     lines = []
     for name in names:
         if name not in row.values:
@@ -80,7 +79,7 @@ def row_text(row: Row, names: Sequence[str]) -> str:
 
 
 def class_name(value: Any) -> str:
-    """The name of a class that a value stands for.
+    """The class name of a target's value.
 
     >>> class_name(True), class_name(3.0), class_name(" cat ")
     ('true', '3', 'cat')
@@ -93,7 +92,7 @@ def class_name(value: Any) -> str:
 
 
 def class_names_of(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Names of the classes that samples have, sorted; none of other tasks.
+    """Sorted names of the samples' classes; none for other tasks.
 
     Args:
         samples: of training.
@@ -103,7 +102,7 @@ def class_names_of(samples: Sequence[Sample]) -> tuple[str, ...]:
 
 
 def class_value(name: str, labels: str) -> Any:
-    """The value that a class stands for; the reverse of `class_name`.
+    """The target's value of a class; the inverse of `class_name`.
 
     >>> class_value("3", "integer"), class_value("true", "truth")
     (3, True)
@@ -127,7 +126,7 @@ def _media(value: Any, folder: Path) -> Media:
 
 
 def _key(media: dict[str, Media], folder: Path) -> str:
-    """What decides a sample's split: its first file, however it is spelt."""
+    """The key that decides a sample's split: the resolved path of its first file."""
     first = next(iter(media.values()), None)
     if first is None:
         return ""

@@ -1,4 +1,4 @@
-"""The best parameters of a run, in the host's memory, and their average."""
+"""Snapshots of the best parameters of a run, in host memory, and their average."""
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ class Snapshot(NamedTuple):
 
     Attributes:
         step: optimizer updates so far.
-        value: of the metric that chooses.
+        value: of the selecting metric.
         params: pytree of arrays on the host.
     """
 
@@ -26,17 +26,17 @@ class Snapshot(NamedTuple):
 
 
 class Snapshots:
-    """Keeps the best parameters that it is shown.
+    """Keeps the best parameters of those it is shown.
 
-    The best ones are kept as they are, and as many more as are averaged in bfloat16.
+    The best parameters are kept exactly; those to be averaged in bfloat16.
 
     Args:
-        keep: how many are averaged at most; 1 for none.
-        metric: that chooses; where two are equal, the lower ``loss`` is better.
-        mode: whether a better one is ``min`` or ``max``.
+        keep: most snapshots to average; 1 for none.
+        metric: the metric that selects; of equal ones the lower ``loss`` is better.
+        mode: ``min`` or ``max``, whichever is better.
 
     Attributes:
-        best: None before anything was shown.
+        best: the best snapshot; None before the first.
 
     >>> snapshots = Snapshots(2, "accuracy", "max")
     >>> for step, accuracy in enumerate([0.5, 0.9, 0.7]):
@@ -54,7 +54,7 @@ class Snapshots:
         self._kept: list[tuple[tuple[float, float], int, Snapshot]] = []
 
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
-        """Keeps the parameters, if they are among the best; they are copied."""
+        """Keeps a copy of the parameters if they are among the best."""
         rank = self.rank(metrics)
         value = metrics[self._metric]
         if self.best is None or rank > self._best_rank:
@@ -62,7 +62,7 @@ class Snapshots:
             self.best = Snapshot(step, value, jax.tree.map(np.array, params))
         if self._keep > 1 and (len(self._kept) < self._keep or rank > self._kept[0][0]):
             half = Snapshot(step, value, jax.tree.map(_half, params))
-            # Of equal ones the earlier stays.
+            # The earlier of equal ones is kept.
             heapq.heappush(self._kept, (rank, -step, half))
             if len(self._kept) > self._keep:
                 heapq.heappop(self._kept)
@@ -73,25 +73,25 @@ class Snapshots:
         averaged: Sequence[Snapshot],
         metrics: Mapping[int, Mapping[str, float]],
     ) -> None:
-        """Takes back snapshots of an earlier process.
+        """Restores the snapshots of an earlier process.
 
         Args:
-            best: what `best` was.
-            averaged: what `ranked` gave.
-            metrics: by step, of all of them.
+            best: its `best`.
+            averaged: its `ranked`.
+            metrics: validation metrics of these snapshots by step.
         """
         self.best, self._best_rank = best, self.rank(metrics[best.step])
         self._kept = [(self.rank(metrics[x.step]), -x.step, x) for x in averaged]
         heapq.heapify(self._kept)
 
     def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """What is larger for better metrics; those that are not finite are worst."""
+        """A sort key that is larger for better metrics; not finite ones are worst."""
         found = (self._sign * metrics[self._metric], -metrics["loss"])
         first, second = (x if np.isfinite(x) else -np.inf for x in found)
         return first, second
 
     def ranked(self) -> list[Snapshot]:
-        """Those that are averaged, the best first."""
+        """The snapshots to average, the best first."""
         return [one for _, _, one in sorted(self._kept, key=lambda x: x[:2])[::-1]]
 
 
@@ -100,8 +100,8 @@ class Soup(NamedTuple):
 
     Attributes:
         params: pytree of arrays on the host.
-        steps: of the snapshots in it.
-        metrics: of validation.
+        steps: of the averaged snapshots.
+        metrics: validation metrics of the average.
     """
 
     params: PyTree
@@ -114,18 +114,18 @@ def greedy_soup(
     evaluate: Callable[[PyTree], Mapping[str, float]],
     enough_time: Callable[[], bool] = lambda: True,
 ) -> Soup | None:
-    """Averages snapshots, the best first, each only if the average gets no worse.
+    """Averages snapshots, best first; each is added only if the average is no worse.
 
     Wortsman et al. 2022 (arXiv:2203.05482), recipe 1.
 
     Args:
         snapshots: of a run.
         evaluate: validation metrics of parameters.
-        enough_time: asked before each evaluation; False ends the search.
+        enough_time: called before each evaluation; False ends the search.
 
     Returns:
-        The average, or None where no average of several is better than the best
-        snapshot.
+        The average, or None if no average of several snapshots is better than the best
+        one.
     """
     ranked = snapshots.ranked()
     if len(ranked) < 2 or snapshots.best is None:

@@ -1,4 +1,4 @@
-"""Held-out samples: as the user gives them, else a share of each class by hash."""
+"""Held-out samples: the user's own, or a share of each class chosen by hash."""
 
 import collections
 import math
@@ -9,22 +9,22 @@ from meta_opt.data.splits import unit_hash
 from meta_opt.predictor.decision import Decision
 
 LEAST = 10
-"""Samples, below which nothing is learned."""
+"""Fewest samples to train on."""
 _FEW = 1000
-"""Samples below which larger shares are held out."""
+"""Number of samples below which larger shares are held out."""
 _SHARES = {True: 0.15, False: 0.1}
-"""By whether there are few."""
+"""Held-out share of each split; the key says whether there are few samples."""
 _MOST = 5000
-"""Samples of a split that is held out by hash."""
+"""Most samples of a split that is held out by hash."""
 
 
 def check_enough(samples: Sequence[Sample], kind: str, name: str) -> None:
-    """Raises ValueError for fewer samples than can be learned from.
+    """Raises ValueError if there are too few samples to train on.
 
     Args:
-        samples: all there are.
-        kind: what they ask for.
-        name: of their source.
+        samples: all samples.
+        kind: the task.
+        name: of the data, for the message.
     """
     if len(samples) < LEAST:
         raise ValueError(
@@ -49,17 +49,17 @@ def hold_out(
     kind: str,
     given: Mapping[str, Sequence[Sample]],
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
-    """Divides samples into ``train``, ``validation`` and ``test``.
+    """Splits samples into ``train``, ``validation`` and ``test``.
 
-    Samples with a split of their own keep it. Of the others each class gives a share to
-    each split that is wanting, those with the smallest hashes of their keys: the same
-    samples are held out whenever this is repeated. Samples of one key stay together. A
-    class of fewer than five samples gives none.
+    Samples that name a split keep it. For each missing split a share of each class is
+    held out: the samples with the smallest hashes of their keys, so that a repeated
+    call holds out the same ones. Samples with the same key stay together. Classes of
+    fewer than five samples are not held out.
 
     Args:
-        samples: all but those that are given apart.
-        kind: what they ask for; classes divide ``classify``.
-        given: ``validation`` and ``test`` samples of their own files.
+        samples: all samples but those of ``given``.
+        kind: the task; ``classify`` splits by class.
+        given: ``validation`` and ``test`` samples from separate files.
 
     Raises:
         ValueError: no sample left to train on.
@@ -85,7 +85,7 @@ def hold_out(
         split: f"{len(part)} samples, as given" for split, part in parts.items() if part
     }
     if wanting and not free:
-        # All have a split, and none is of validation: the model cannot be chosen.
+        # Every sample names a split, and none of them is for validation.
         free, parts["train"] = parts["train"], []
         wanting = [split for split in wanting if split == "validation"]
     share = _SHARES[len(free) < _FEW]
@@ -117,11 +117,11 @@ def hold_out(
 def _held(
     samples: Sequence[Sample], kind: str, splits: Sequence[str], share: float
 ) -> dict[str, str]:
-    """The split of each key that is held out."""
+    """The split of each held-out key."""
     classes: dict[str | None, dict[str, None]] = collections.defaultdict(dict)
     taken: set[str] = set()
     for sample in samples:
-        # A key of two classes counts for the first.
+        # A key with samples of two classes counts for the first.
         if sample.key not in taken:
             taken.add(sample.key)
             label = sample.fields.label if kind == "classify" else None
@@ -141,16 +141,16 @@ def _held(
 def without_unknown(
     parts: Mapping[str, Sequence[Sample]], kind: str, modalities: Sequence[str]
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
-    """Leaves out held-out samples that nothing can be said about.
+    """Leaves out held-out samples that the model cannot predict.
 
     Args:
-        parts: by split.
-        kind: what is asked for.
-        modalities: that training samples have.
+        parts: samples by split.
+        kind: the task.
+        modalities: of the training samples.
 
     Returns:
-        The parts without samples of classes that no training sample has, or of which
-        no modality is read; and what was left out.
+        The parts without samples of classes that are not in the training split or
+        without any of its modalities; and the decisions that say how many.
     """
     known = {sample.fields.label for sample in parts["train"]}
     found, decisions = {"train": list(parts["train"])}, []

@@ -1,8 +1,8 @@
-"""A user's data of any form as rows of named values.
+"""Reads a user's data, in any of several forms, as rows of named values.
 
-Forms: a JSONL file (an object a line), a CSV file with a header, a pandas DataFrame, a
-list of mappings, a folder with one sub-folder a class (below ``train``, ``validation``
-and ``test`` where there are these), and WebDataset tar files.
+Forms: a JSONL file (one object per line), a CSV file with a header, a pandas DataFrame,
+a list of mappings, a folder with one sub-folder per class (optionally below ``train``,
+``validation`` and ``test``), and WebDataset tar files.
 """
 
 import csv
@@ -30,17 +30,17 @@ SPLIT_FOLDERS = {
     "val": "validation",
     "test": "test",
 }
-"""Names of folders, and the splits that they are."""
+"""Names of folders and their splits."""
 _JSONL, _CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 class Row(NamedTuple):
-    """One sample as it was given.
+    """One sample as the user gave it.
 
     Attributes:
-        values: by column, without those that are empty. Files are texts, or `Media`
-            where they lie in a tar file.
+        values: by column, without empty ones. Files are paths, or `Media` if they are
+            in a tar file.
         where: file and line, for messages.
     """
 
@@ -49,11 +49,11 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows, and where they are from.
+    """Rows and their origin.
 
     Attributes:
         rows: at least one.
-        folder: that the paths in them are relative to.
+        folder: base of relative paths in the rows.
         name: for messages.
     """
 
@@ -62,19 +62,19 @@ class Table(NamedTuple):
     name: str
 
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns, in the order in which they come up."""
+        """Names of the columns in order of first appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row.values))
 
 
 def read_table(data: Data, name: str = "data") -> Table:
-    """Reads data of any form; media are not opened.
+    """Reads data in any of the forms; media files are not opened.
 
     Args:
         data: a path, a DataFrame or a sequence of mappings.
-        name: of data that are no file, for messages.
+        name: of data that are not a file, for messages.
 
     Raises:
-        ValueError: a form that is not known, a line that is no object, or no row.
+        ValueError: an unknown form, a line that is not an object, or no rows.
         FileNotFoundError: no such file.
 
     >>> table = read_table([{"text": "well done", "label": 1, "id": None}])
@@ -152,10 +152,7 @@ def _number(text: str) -> int | float:
 
 
 def _folder_rows(path: Path) -> Iterator[Row]:
-    """Files by the sub-folder that they are in, which is their class.
-
-    Without sub-folders they have none.
-    """
+    """Files with the name of their sub-folder as class; none without sub-folders."""
     subs = [p for p in sorted(path.iterdir()) if p.is_dir() and p.name[0] not in "._"]
     if not subs:
         for file, kind in _media_files(path):
@@ -175,7 +172,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
 
 
 def _media_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Pictures, sounds and clips below a folder, and which of these they are."""
+    """Image, audio and video files below a folder, with their modality."""
     for file in sorted(folder.rglob("*")):
         kind = MEDIA_ENDINGS.get(file.suffix.lower())
         if kind is not None and not file.name.startswith(".") and file.is_file():
@@ -200,20 +197,20 @@ def _from_mappings(data: Sequence[Mapping[str, Any]], name: str) -> Table:
 
 
 def _cleaned(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values, without those that are missing."""
+    """Plain Python values, without missing ones."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         elif hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-            value = value.item()  # Of numpy, as DataFrames have them.
+            value = value.item()  # A NumPy scalar, as in DataFrames.
         missing = value is None or (isinstance(value, float) and math.isnan(value))
         if missing or (isinstance(value, str) and not value.strip()):
             continue
         if isinstance(value, list) and not value:
             continue
         if not isinstance(value, str | bool | int | float | list | Media):
-            # Such as the missing values of pandas' own types.
+            # For example the missing values of pandas' extension types.
             if type(value).__name__ in ("NAType", "NaTType"):
                 continue
             value = str(value)

@@ -1,4 +1,4 @@
-"""One run of a plan, within its time, that ends with its best parameters."""
+"""Trains within a time limit, and returns the best parameters of the run."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.optimizers.registry import OptimizerConfig
-from meta_opt.predictor.call_record import CallRecord
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.evaluations import Evaluations
-from meta_opt.predictor.plan import loop_of
+from meta_opt.predictor.fitting import FitCall
+from meta_opt.predictor.plan import TrainingPlan, loop_of
 from meta_opt.predictor.presets import Preset
 from meta_opt.predictor.snapshots import Snapshots, greedy_soup
 from meta_opt.tuning.injected import injected_learned
@@ -29,44 +29,25 @@ from meta_opt.types import PyTree, from_config
 from meta_opt.workloads.workload import Workload
 
 STACKED = r"(^|/)layers/"
-"""Leaves with a leading layer axis, in the models of this repository."""
+"""Leaves with a leading layer axis in the models of this repository."""
 _TIMED_STEPS = 6
 _FEWEST_STEPS = 20
 _EVALUATING, _FEWEST_EVALUATIONS = 0.25, 4
-"""Share of the time left that evaluations may take, and how many there are at least."""
+"""Largest share of the remaining time for evaluations, and the fewest of them."""
 _RESERVE = 0.06
-"""Share of the time left that is kept for what varies from step to step."""
-
-
-class Clock:
-    """How much of a time limit is left.
-
-    Args:
-        limit: seconds from now; None for no limit.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        self._started, self.limit = time.perf_counter(), limit
-
-    def spent(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self._started
-
-    def left(self) -> float:
-        """Seconds that are left; infinite without a limit."""
-        return float("inf") if self.limit is None else self.limit - self.spent()
+"""Share of the remaining time that is kept because step times vary."""
 
 
 class Trained(NamedTuple):
-    """What a run gives.
+    """The outcome of a training run.
 
     Attributes:
         params: the best trainable parameters, on the host.
         frozen: parameters that do not train.
-        validation: metrics of these.
+        validation: metrics of these parameters on validation samples.
         result: of the run.
-        seconds: of a step, a mean.
-        decisions: made on the way.
+        seconds: mean time of a step.
+        decisions: made while training.
     """
 
     params: PyTree
@@ -77,50 +58,36 @@ class Trained(NamedTuple):
     decisions: list[Decision]
 
 
-def train(
-    workload: Workload,
-    loop: LoopConfig,
-    metric: str,
-    mode: str,
-    preset: Preset,
-    clock: Clock,
-    workdir: Path | None = None,
-    progress: bool = True,
-    record: CallRecord | None = None,
-) -> Trained:
-    """Runs `meta_opt.finetuning.run` under the learned optimizer.
+def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
+    """Runs `meta_opt.finetuning.run` with the learned optimizer.
 
-    With a time limit a few steps are run first for their time, and the length is what
-    fits. The run ends early where validation gets no better; its best parameters, or
-    the average of its best ones, are returned.
+    With a time limit, a few steps are timed first, and the run has as many steps as
+    fit. It stops early when validation no longer improves. The best parameters of the
+    run, or the average of the best ones, are returned.
 
-    A run in ``workdir`` that was cut off is resumed, and gives what it would have given
-    without the interruption.
+    An interrupted run in the call's folder is resumed; the outcome is that of a run
+    without interruption.
 
     Args:
-        workload: with validation.
-        loop: of the longest run.
-        metric: of the validation that chooses.
-        mode: whether a better one is ``min`` or ``max``.
-        preset: evaluations, patience and how many snapshots are averaged.
-        clock: the time that is left.
-        workdir: for logs, checkpoints and evaluations; None for none.
-        progress: whether to show a bar.
-        record: of the call, where the length is kept; None keeps it nowhere.
+        workload: must have an evaluation.
+        plan: the longest run, and the metric that selects the parameters.
+        call: limits and folder of the call.
 
     Raises:
         ValueError: a time limit that is too short for a run.
-        Interrupted: on SIGINT or SIGTERM, with all saved.
+        Interrupted: on SIGINT or SIGTERM, after saving.
     """
+    loop, metric, mode = plan.loop, plan.metric, plan.mode
+    preset, clock, workdir = call.preset, call.clock, call.run_folder
     decisions: list[Decision] = []
     evaluate = workload.evaluate
     assert evaluate is not None
     step = CachedStep()
     timing = _Timing()
     if clock.limit is not None:
-        loop, found = (record or CallRecord(None, {}, {})).decide(
+        loop, found = call.record.decide(
             "length",
-            lambda: _that_fits(workload, loop, preset, clock, step, timing),
+            lambda: _that_fits(workload, plan.loop, call, step, timing),
             dataclasses.asdict,
             functools.partial(from_config, LoopConfig),
         )
@@ -131,13 +98,13 @@ def train(
     stopping = EarlyStopping(metric, mode, preset.patience)
     resumed = 0
     if workdir is not None:
-        # A step is lost with its checkpoint, so there is one for each evaluation.
+        # Stopping is decided at evaluations, so each of them has a checkpoint.
         loop = dataclasses.replace(loop, checkpoint_every=loop.eval_every)
         resumed = _last_checkpoint(workdir)
     if evaluations.ended is not None and evaluations.ended[0] > resumed:
-        # Decided behind the checkpoint, so it is decided again.
+        # Decided after the last checkpoint, so it is decided again.
         evaluations.ended = None
-    # The last step of a run that had ended and only lacks what follows it.
+    # A run that had stopped before the interruption ends at the same step.
     num_steps = evaluations.ended[0] if evaluations.ended else loop.num_steps
     calls = resumed // loop.eval_every + 1 if resumed else 0
     at = resumed
@@ -150,7 +117,7 @@ def train(
         at = min(calls * loop.eval_every, loop.num_steps)
         calls += 1
         if not at:
-            # What came before, compilation too, is in no interval.
+            # The first interval excludes all earlier work, such as compilation.
             last_call = time.perf_counter()
         evaluations.show(at, params, metrics)
         return metrics
@@ -172,7 +139,7 @@ def train(
     result = run(
         dataclasses.replace(workload, evaluate=validate),
         fit_optimizer(loop.num_steps, workload.params),
-        dataclasses.replace(loop, num_steps=num_steps, progress=progress),
+        dataclasses.replace(loop, num_steps=num_steps, progress=call.progress),
         workdir=workdir,
         label="fit",
         compile_with=step,
@@ -216,7 +183,7 @@ def train(
 
 
 class _Timing:
-    """Seconds of evaluations; the first compiles."""
+    """Seconds of evaluations; those of the first include compilation."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -229,7 +196,7 @@ class _Timing:
         return float(np.mean(later)) if later else 0.0
 
     def tail(self, preset: Preset) -> float:
-        """Seconds that follow the run: averages, the tests, one for each mask."""
+        """Seconds for what follows the run: averaging, tests, ablated modalities."""
         return (6 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
 
 
@@ -247,13 +214,12 @@ class _Timed:
 def _that_fits(
     workload: Workload,
     loop: LoopConfig,
-    preset: Preset,
-    clock: Clock,
+    call: FitCall,
     step: CachedStep,
     timing: _Timing,
 ) -> tuple[LoopConfig, list[Decision]]:
-    """The loop of as many steps of the plan as fit in the time that is left."""
-    evaluate = workload.evaluate
+    """The loop with as many of its steps as fit in the remaining time."""
+    preset, clock, evaluate = call.preset, call.clock, workload.evaluate
     assert evaluate is not None
     examples = workload.describe()["examples"]["train"]
     if clock.left() <= 0:
@@ -282,7 +248,7 @@ def _that_fits(
         compile_with=step,
     )
     jax.block_until_ready(tried.state)
-    # The first batch is taken before the clock of the steps starts.
+    # The first batch is read before the timer of the steps starts.
     first = tried.input_seconds / (_TIMED_STEPS - 1)
     seconds = (tried.train_seconds + first) / _TIMED_STEPS
     left = clock.left()
@@ -318,7 +284,7 @@ def _that_fits(
 
 
 def _last_checkpoint(workdir: Path) -> int:
-    """The step that a run in a folder will be resumed from; 0 for its start."""
+    """The step that a run in a folder resumes from; 0 without a checkpoint."""
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         return 0
@@ -330,11 +296,11 @@ def _last_checkpoint(workdir: Path) -> int:
 
 
 def fit_optimizer(num_steps: int, params: PyTree) -> Any:
-    """The learned optimizer of a run of that length.
+    """The learned optimizer for a run of so many steps.
 
     Args:
-        num_steps: of the run.
-        params: pytree of the trained parameters; their names say whether layers are
+        num_steps: length of the run.
+        params: pytree of the trained parameters; their names show whether layers are
             stacked.
     """
     paths = (
@@ -342,8 +308,8 @@ def fit_optimizer(num_steps: int, params: PyTree) -> Any:
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     )
     stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
-    # The length is a value of its state: the steps that are timed and those of the run
-    # are one program.
+    # The length is a value in its state, so that the timed steps and the run share one
+    # compiled program.
     return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))
 
 

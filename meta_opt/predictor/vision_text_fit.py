@@ -1,4 +1,4 @@
-"""Fits a vision-text model of the user's: CLIP, SigLIP, PaliGemma, or one of ours."""
+"""Fits a vision-text model that the user names: CLIP, SigLIP, PaliGemma or our own."""
 
 import dataclasses
 import functools
@@ -12,7 +12,6 @@ import jax
 
 from meta_opt.data.pipeline import PipelineConfig
 from meta_opt.data.sources.sample_schema import Sample
-from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
@@ -22,9 +21,10 @@ from meta_opt.predictor.backend import (
     MODEL,
     VisionTextBackend,
 )
-from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.fitted import Fitted, Fitting
-from meta_opt.predictor.plan import choose_loop
+from meta_opt.predictor.decision import Decision, Decisions
+from meta_opt.predictor.fitted import Fitted
+from meta_opt.predictor.fitting import Fitting
+from meta_opt.predictor.plan import TrainingPlan, choose_loop
 from meta_opt.predictor.training import train
 from meta_opt.types import from_config, write_atomic
 from meta_opt.workloads.export import ExportConfig
@@ -38,57 +38,47 @@ _MAX_UNREADABLE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionTextPlan:
-    """How a vision-text model is trained.
+class VisionTextPlan(TrainingPlan):
+    """The training plan with the model and its task.
 
     Attributes:
-        kind: what it is for, ``retrieve`` or ``caption``.
-        model: the model, and what of it trains.
-        loop: how long.
-        metric: of the validation that chooses.
-        mode: whether a better one is ``min`` or ``max``.
+        kind: the task, ``retrieve`` or ``caption``.
+        model: the model, and which of its parameters train.
     """
 
     kind: str
     model: ModelConfig
-    loop: LoopConfig
-    metric: str
-    mode: str
 
 
 def plan_vision_text(
     fitting: Fitting, weights: str
 ) -> tuple[VisionTextPlan, list[Decision]]:
-    """Chooses how a model is trained, or returns what the call has chosen before.
+    """Makes a plan, or returns the one that an interrupted call has recorded.
 
     Args:
-        fitting: what from; pictures with texts, to be found or to be written.
+        fitting: the input of the fit: images with texts, to retrieve or to generate.
         weights: folder or name of the model.
 
     Raises:
-        ValueError: a model that is not for what is asked.
+        ValueError: a model for another task.
     """
-    return fitting.record.decide(
+    return fitting.call.record.decide(
         "plan",
-        lambda: _chosen(fitting, weights),
+        lambda: _make_plan(fitting, weights),
         dataclasses.asdict,
         functools.partial(from_config, VisionTextPlan),
     )
 
 
-def _chosen(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, list[Decision]]:
-    columns = fitting.columns
-    decisions: list[Decision] = []
-
-    def choose(name: str, value: object, reason: str) -> None:
-        decisions.append(Decision(name, value, reason))
-
+def _make_plan(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, Decisions]:
+    columns, decisions = fitting.columns, Decisions()
     loss = _loss_of(weights)
     kind = "caption" if loss == "captioning" else "retrieve"
     if columns.kind != kind or "image" not in columns.modalities:
         raise ValueError(
-            f"model={weights!r} is to {kind} pictures, and the samples ask to "
-            f"{columns.kind} {', '.join(columns.modalities)}: leave model out, or give "
+            f"model={weights!r} is for the task {kind!r} on pictures, and the task of "
+            f"the samples is {columns.kind!r} on {', '.join(columns.modalities)}: "
+            "leave model out, or give "
             + (
                 "a target of texts"
                 if kind == "caption"
@@ -96,18 +86,19 @@ def _chosen(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, list[Decisi
             )
         )
     if other := [m for m in columns.modalities if m not in ("image", "text")]:
-        choose("not_read", other, f"the model {weights} reads only pictures and texts")
+        reason = f"the model {weights} reads only pictures and texts"
+        decisions.choose("not_read", other, reason)
     examples = len(fitting.parts["train"])
-    choose("model", weights, f"as given; its loss is {loss}")
-    choose(
+    decisions.choose("model", weights, f"as given; its loss is {loss}")
+    decisions.choose(
         "trained",
         "lora",
         f"{examples} training samples are few for a model of this size: adapters of "
         "rank 8 on all attention and MLP kernels",
     )
-    loop = choose_loop(examples, fitting.preset, fitting.seed, choose)
+    loop = choose_loop(examples, fitting.call.preset, fitting.seed, decisions)
     metric, mode = ("i2t_r1", "max") if kind == "retrieve" else ("loss", "min")
-    choose("metric", metric, f"on validation data, for the task {kind!r}")
+    decisions.choose("metric", metric, f"on validation data, for the task {kind!r}")
     model = ModelConfig(
         weights=weights,
         trainable="lora",
@@ -115,26 +106,26 @@ def _chosen(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, list[Decisi
         loss=loss,
         dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
     )
-    return VisionTextPlan(kind, model, loop, metric, mode), decisions
+    return VisionTextPlan(loop, metric, mode, kind, model), decisions
 
 
 def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     """Trains adapters on a vision-text model.
 
     Args:
-        fitting: what from; pictures with texts, to be found or to be written.
+        fitting: the input of the fit: images with texts, to retrieve or to generate.
         weights: folder or name of the model.
 
     Raises:
-        ValueError: a model that is not for what is asked, samples whose pictures are
-            in tar files, or a time limit that is too short.
+        ValueError: a model for another task, samples whose pictures are in tar files,
+            or a time limit that is too short.
     """
     plan, decisions = plan_vision_text(fitting, weights)
     folder = Path(tempfile.mkdtemp(prefix="meta-opt-"))
     try:
         return _fit_in(folder, fitting, plan, decisions)
     except BaseException:
-        # Of a model that is returned, the folder goes with it.
+        # A model that is returned removes its folder itself.
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -143,7 +134,7 @@ def _fit_in(
     folder: Path, fitting: Fitting, plan: VisionTextPlan, decisions: list[Decision]
 ) -> Fitted:
     """`fit_vision_text`, with files in a folder that the model keeps."""
-    clock, kind = fitting.clock, plan.kind
+    clock, kind = fitting.call.clock, plan.kind
     file = folder / "samples.jsonl"
     _write_samples(file, fitting, kind)
     total = sum(map(len, fitting.parts.values()))
@@ -156,7 +147,7 @@ def _fit_in(
             eval_batch_size=min(64, total),
             prompt=DEFAULT_PROMPT if kind == "caption" else "",
         ),
-        # Texts as long as the model reads them.
+        # The model's own text length.
         PipelineConfig(text_length=None),
     )
     export = ExportConfig(
@@ -164,17 +155,7 @@ def _fit_in(
     )
     workload = config.build(fitting.seed, None, export)
     seconds = {"reading": clock.spent()}
-    trained = train(
-        workload,
-        plan.loop,
-        plan.metric,
-        plan.mode,
-        fitting.preset,
-        clock,
-        fitting.run_folder,
-        fitting.progress,
-        fitting.record,
-    )
+    trained = train(workload, plan, fitting.call)
     seconds["training"] = clock.spent() - sum(seconds.values())
     assert workload.write is not None
     workload.write(trained.params, trained.frozen)
@@ -187,21 +168,21 @@ def _fit_in(
         metrics["test"] = backend.evaluate(readable, split).metrics
     seconds["testing"] = clock.spent() - sum(seconds.values())
     return Fitted(
-        backend,
-        fitting.columns,
-        (),
-        [*decisions, *trained.decisions],
-        trained,
-        plan.metric,
-        metrics,
-        answers,
-        {},
-        seconds,
+        backend=backend,
+        columns=fitting.columns,
+        class_names=(),
+        decisions=[*decisions, *trained.decisions],
+        trained=trained,
+        metric=plan.metric,
+        metrics=metrics,
+        answers=answers,
+        without={},
+        seconds=seconds,
     )
 
 
 def _loss_of(weights: str) -> str:
-    """The loss that a model is trained with: ``captioning``, ``clip`` or ``siglip``.
+    """The loss of a model: ``captioning``, ``clip`` or ``siglip``.
 
     Raises:
         ValueError: no such model.
@@ -216,7 +197,7 @@ def _loss_of(weights: str) -> str:
 
 
 def _write_samples(file: Path, fitting: Fitting, kind: str) -> None:
-    """The samples in the form that a run reads."""
+    """Writes the samples as the JSONL file that a run reads."""
     lines = [
         json.dumps(_line(sample, split, kind))
         for split, part in fitting.parts.items()
@@ -231,7 +212,7 @@ def _line(sample: Sample, split: str, kind: str) -> dict[str, Any]:
     media = sample.media["image"]
     if media.member:
         raise ValueError(
-            f"{media.name} lies in a tar file, and model=... reads files: unpack it"
+            f"{media.name} is in a tar file, and model=... reads only files: unpack it"
         )
     line: dict[str, Any] = {"image": str(media.file.absolute()), "split": split}
     if kind == "retrieve":

@@ -4,16 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meta_opt.reporting.tables import (
-    Cell,
-    Row,
-    Section,
-    Table,
-    fact_list,
-    to_markdown,
-    to_text,
-    write_report,
-)
+from meta_opt.reporting.tables import Cell, Row, Section, Table, to_text, write_table
 
 Values = Mapping[str, Any]
 
@@ -25,11 +16,10 @@ _LABELS = {
     "total": "peak",
 }
 _GIB = 2**30
-_NOTES = (
-    "GiB of each device, of the compiled step; a step whose parameters, gradients and "
-    "state alone are too much is not compiled, and its peak is a lower bound.",
-    "Operations are those of the matrix products, recomputation included.",
-)
+_NOTES = """\
+- GiB of each device, of the compiled step; a step whose parameters, gradients and \
+state alone are too much is not compiled, and its peak is a lower bound.
+- Operations are those of the matrix products, recomputation included."""
 
 
 def write_memory_plan(folder: str | Path, rows: Sequence[Values], facts: Values) -> str:
@@ -44,15 +34,8 @@ def write_memory_plan(folder: str | Path, rows: Sequence[Values], facts: Values)
     Returns:
         The table, for a terminal.
     """
-    parts = [
-        "# Memory of a fine-tuning step",
-        to_markdown(_table(rows)),
-        "\n".join(f"- {note}" for note in _NOTES),
-        fact_list(facts),
-    ]
-    content = {"facts": dict(facts), "rows": list(rows)}
-    write_report(folder, "memory_plan", parts, content)
-    return memory_table(rows)
+    title = "Memory of a fine-tuning step"
+    return write_table(folder, "memory_plan", title, _table(rows), rows, facts, _NOTES)
 
 
 def memory_table(rows: Sequence[Values]) -> str:

@@ -269,6 +269,34 @@ def write_report(
             temporary.write_text(content + "\n", encoding="utf-8")
 
 
+def write_table(
+    folder: str | Path,
+    name: str,
+    title: str,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    notes: str = "",
+) -> str:
+    """Writes ``name.md`` and ``name.json``, a report of one table.
+
+    Args:
+        folder: created if needed.
+        name: of both, without suffix.
+        title: of the report.
+        table: as it is shown.
+        rows: JSON values behind it.
+        facts: how they were measured, name to value.
+        notes: Markdown below the table.
+
+    Returns:
+        The table, for a terminal.
+    """
+    parts = [f"# {title}", to_markdown(table), notes, fact_list(facts)]
+    write_report(folder, name, parts, {"facts": dict(facts), "rows": list(rows)})
+    return to_text(table)
+
+
 def _finite(value: Any) -> Any:
     """Replaces what JSON has no number for by None."""
     if isinstance(value, Mapping):

@@ -53,8 +53,8 @@ class ShownAnswer(TypedDict):
 def choose_wrong(answers: Iterable[J], most: int) -> list[J]:
     """Chooses wrong answers of one model under one condition.
 
-    Those that the model was surest of come first; without confidences a hash of the
-    example decides.
+    The most confident ones come first; without confidences a hash of the example
+    decides.
 
     Args:
         answers: of one model, seed and condition.

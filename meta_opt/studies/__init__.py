@@ -1,1 +1,1 @@
-"""Many runs compared: measuring and report of each study."""
+"""Studies that compare many runs, each with its measurement and report."""

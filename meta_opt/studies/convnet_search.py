@@ -1,9 +1,9 @@
-"""Hyperparameter search of picture classifiers whose runs are measured in epochs.
+"""Hyperparameter search for picture classifiers, with runs measured in epochs.
 
 The protocol of the convolutional baselines of progressive few-shot fine-tuning
-(Roumeliotis et al. 2025, IEEE Access): each trial trains for at most so many epochs,
-stops early, and is judged by weighted F1 on the validation split; its batch size is
-among the settings.
+(Roumeliotis et al. 2025, IEEE Access): each trial trains for at most a number of
+epochs, stops early, and is scored by weighted F1 on the validation split. The batch
+size is one of the searched settings.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ _BATCH_SIZE = "batch_size"
 
 @dataclasses.dataclass(frozen=True)
 class EpochsConfig:
-    """How a run is measured.
+    """Length and objective of a run.
 
     Attributes:
-        max_epochs: length of a run, and of its schedule. An epoch leaves out what does
-            not fill a batch.
-        metric: of validation, that is maximised; its value is that of the epoch which
-            is best by ``early_stopping.metric``.
-        early_stopping: its ``patience`` is in epochs.
+        max_epochs: length of a run, and of its schedule. An epoch leaves out an
+            incomplete last batch.
+        metric: validation metric to maximise, at the epoch that is best by
+            ``early_stopping.metric``.
+        early_stopping: with ``patience`` in epochs.
     """
 
     max_epochs: int = 50
@@ -52,7 +52,7 @@ class EpochsConfig:
             raise ValueError(f"max_epochs={self.max_epochs} must be at least 1")
 
     def best_epoch(self, evaluations: Sequence[Evaluation]) -> int:
-        """The epoch, from 1, whose parameters a run keeps."""
+        """The epoch (from 1) whose parameters a run keeps."""
         name = self.early_stopping.metric
         return 1 + self.early_stopping.best([e.validation[name] for e in evaluations])
 
@@ -67,15 +67,14 @@ class EpochTrial:
     Args:
         base: the run: its workload, optimizer, batch size and seed.
         config: how runs are measured.
-        test: whether the test split is evaluated, with the parameters of the best
-            epoch.
+        test: whether to evaluate the test split with the parameters of the best epoch.
 
     Attributes:
         examples: number of training examples.
         fingerprint: of the parameters before training.
 
     Raises:
-        ValueError: a metric that the workload does not give.
+        ValueError: a metric that the workload does not have.
     """
 
     def __init__(
@@ -92,7 +91,8 @@ class EpochTrial:
         workload = self._trial.workload
         self.examples = workload.describe()["examples"]["train"]
         self.fingerprint = fingerprint((workload.params, workload.frozen))
-        # Before the first trial: an error in a trial would be that trial's alone.
+        # Checked before the first trial, because an error in a trial fails only that
+        # one.
         assert workload.evaluate is not None
         given = workload.evaluate(workload.params, workload.frozen, "validation")
         check_name("config.metric", config.metric, given)
@@ -107,12 +107,12 @@ class EpochTrial:
         """Runs.
 
         Args:
-            settings: of the optimizer, in place of the base's, and ``batch_size``.
+            settings: of the optimizer, replacing the base's, and ``batch_size``.
             seed: of the head, the order of examples and dropout; None for the base's.
-            report: called with the epoch, from 1, and the metric.
+            report: called with the epoch (from 1) and the metric.
 
         Raises:
-            ValueError: settings that are not there, or a batch larger than an epoch.
+            ValueError: unknown settings, or a batch larger than an epoch.
         """
         settings = dict(settings)
         batch_size = settings.pop(_BATCH_SIZE, self._base.loop.batch_size)
@@ -141,11 +141,11 @@ def search_settings(
     storage: str | Path,
     name: str,
 ) -> "optuna.Study":
-    """Searches, going on with the study in ``storage``; processes may share it.
+    """Searches, continuing the study in ``storage``; several processes may share it.
 
     Args:
-        trial: of ``base`` and ``config``.
-        base: what the study depends on, beside the space.
+        trial: made from ``base`` and ``config``.
+        base: the run; the study depends on it and the space.
         config: how runs are measured; the pruner counts epochs.
         space: of the optimizer's settings and ``batch_size``.
         settings: of the search.
@@ -156,9 +156,9 @@ def search_settings(
         The study; see `meta_opt.tuning.search.search`.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM; called again, it goes on.
-        ValueError: a setting that no optimizer has, a batch size that is more than the
-            examples, or a study of another space, run or seed.
+        Interrupted: on SIGINT or SIGTERM; the same call continues.
+        ValueError: a setting that the optimizer does not have, a batch size above the
+            number of examples, or a study of another space, run or seed.
         RuntimeError: no trial completed.
     """
     fields = {field.name for field in dataclasses.fields(OptimizerConfig)}
@@ -195,13 +195,13 @@ def measure_setting(
     settings: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Runs a setting with several seeds, and tests what each run keeps.
+    """Runs a setting with several seeds, and tests the kept parameters of each run.
 
     Args:
-        trial: that evaluates the test split.
+        trial: one that evaluates the test split.
         config: of ``trial``.
         settings: see `EpochTrial`.
-        seeds: of the runs; other than the search's.
+        seeds: of the runs; they should differ from the search's.
 
     Returns:
         JSON values: ``settings``; ``runs``, each with its seed, epochs, best epoch,
@@ -232,7 +232,7 @@ def measure_setting(
 
 
 def untuned(base: RunConfig) -> RunConfig:
-    """The same run under the learned optimizer, which has no settings to be searched.
+    """The same run with the learned optimizer, which has no settings to search.
 
     It sets clipping and the step of each tensor itself, and gets no validation metric.
     """

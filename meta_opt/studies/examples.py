@@ -1,4 +1,4 @@
-"""What a model retrieves for a few queries, to be looked at."""
+"""Retrieved examples of models for a few queries, for inspection."""
 
 import base64
 import io
@@ -27,18 +27,18 @@ def retrieved(
     top: int = 5,
     batch_size: int = 256,
 ) -> dict[str, list[list[int]]]:
-    """Returns what is nearest to each query, captions and images each way.
+    """Returns the nearest images of captions and the nearest captions of images.
 
     Args:
         model: a vision-text model.
         data: a whole split: ``image`` [N, h, w, 3], ``text`` int [N, S].
         queries: rows of ``data``.
-        top: how many.
-        batch_size: encoded at a time.
+        top: number of rows for each query.
+        batch_size: rows encoded at a time.
 
     Returns:
         ``text_to_image`` and ``image_to_text``: for each query the nearest rows, best
-        first. Of rows with equal captions only the best is among the captions.
+        first. Only the best of rows with equal captions is among the captions.
     """
     similarity = encode_images(model, data["image"], batch_size) @ (
         encode_texts(model, data["text"], batch_size).T
@@ -71,17 +71,17 @@ def collect(
 
     Args:
         models: by label.
-        source: what is searched.
+        source: the searched split.
         text_length: S, tokens of a caption.
-        num_queries: records drawn as queries, by ``seed``; none is picked by hand.
-        top: how many are retrieved.
+        num_queries: number of records drawn at random as queries.
+        top: number of retrieved rows for each query.
         seed: of the queries.
-        batch_size: encoded at a time.
+        batch_size: rows encoded at a time.
 
     Returns:
-        ``queries`` (rows of the source), ``models`` (label to what `retrieved` gives),
-        and, of every row among them by its number as a string, ``titles`` and
-        ``images`` (PNG in base64).
+        ``queries`` (rows of the source), ``models`` (results of `retrieved` by label),
+        and ``titles`` and ``images`` (PNG in base64) of all these rows, by the row's
+        number as a string.
     """
     data = as_arrays(source, load_tokenizer(), text_length)
     rng = np.random.default_rng(seed)
@@ -110,15 +110,15 @@ def before_and_after(
     splits: Mapping[str, MemorySource],
     **collecting: Any,
 ) -> None:
-    """Scores a model before fine-tuning, and lets it and the trained one retrieve.
+    """Evaluates a model before fine-tuning, and retrieves with it and the trained one.
 
     Args:
         folder: gets ``result.json`` (``pairs`` of each split, ``validation`` and
-            ``test`` scores of ``before``, laid out as a run's) and ``examples.json``
-            (see `collect`, on test data).
-        workload: the model at the start, and how it is evaluated.
+            ``test`` metrics of the model before, in the form of a run's) and
+            ``examples.json`` (see `collect`, on test data).
+        workload: the initial model with its evaluation.
         after: the trained model.
-        after_label: names it.
+        after_label: its label.
         splits: ``train``, ``validation`` and ``test``.
         **collecting: further arguments of `collect`.
     """

@@ -1,4 +1,4 @@
-"""Outcomes of a study's runs in one file, so that none is run twice."""
+"""Stores the outcomes of a study's runs in one file, so that none is repeated."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ class FinishedRuns:
 
     Args:
         path: JSON file; written after each run.
-        announce: called with the name of each run before it.
+        announce: called with the name of each run before it starts.
     """
 
     def __init__(self, path: Path, announce: Callable[[str], None]) -> None:
@@ -27,13 +27,13 @@ class FinishedRuns:
         settings: Mapping[str, Any],
         run: Callable[[], Mapping[str, Any]],
     ) -> Mapping[str, Any]:
-        """What a run gave, or gives now.
+        """The stored outcome of a run; runs it if there is none.
 
         Args:
             name: of the variant.
             seed: of the run.
-            settings: all else that the outcome depends on.
-            run: its outcome as JSON values.
+            settings: everything else that the outcome depends on.
+            run: returns the outcome as JSON values.
         """
         key = f"{name}, seed {seed}, {settings_digest(settings)[:8]}"
         if key not in self._known:

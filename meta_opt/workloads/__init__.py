@@ -1,1 +1,1 @@
-"""What is trained: model, loss, data and evaluation, as one value for any run."""
+"""Workloads: model, loss, data and evaluation, in one object for any run."""

@@ -1,4 +1,4 @@
-"""Features of an image tower that does not train, computed once for each picture."""
+"""Features of a frozen image tower, computed once for each picture."""
 
 import hashlib
 import threading
@@ -19,10 +19,10 @@ Encode = Callable[[np.ndarray], np.ndarray]
 
 
 class FeatureSource:
-    """A source whose pictures are given as an image tower's features.
+    """A source with the features of an image tower in place of its pictures.
 
-    A picture is encoded when it is first asked for, and its features are kept in memory
-    as float16: 2 P D bytes, 125 kB of EfficientNet-Lite0 at 224 pixels.
+    A picture is encoded when it is first read, and its features are kept in memory as
+    float16: 2 P D bytes, 125 kB for EfficientNet-Lite0 at 224 pixels.
 
     Args:
         source: of records with ``image`` uint8 [h, w, 3].
@@ -41,7 +41,7 @@ class FeatureSource:
         """The record with ``image`` float16 [P, D]."""
         record = self._source[index]
         image = record["image"]
-        # By content: a picture may be in several rows, or stand for an unreadable one.
+        # By content: a picture may be in several rows, or replace an unreadable one.
         key = hashlib.blake2b(np.ascontiguousarray(image).tobytes()).digest()
         # One thread encodes; others would do the same work again.
         with self._lock:
@@ -53,13 +53,13 @@ class FeatureSource:
 
 
 def check_frozen(tower: Mapping[str, PyTree]) -> None:
-    """Checks that no part of an image tower trains but its projection.
+    """Checks that only the projection of an image tower trains.
 
     Args:
         tower: its trainable parameters, nested dict.
 
     Raises:
-        ValueError: parts that train.
+        ValueError: other trainable parameters.
     """
     if trained := sorted(str(name) for name in tower if name != "projection"):
         raise ValueError(
@@ -71,7 +71,7 @@ def check_frozen(tower: Mapping[str, PyTree]) -> None:
 
 
 def tower_features(module: SplitModule) -> Encode:
-    """The image tower of a model as it is now, compiled.
+    """The image tower of a model with its current arrays, compiled.
 
     Args:
         module: a generative model.
@@ -82,7 +82,7 @@ def tower_features(module: SplitModule) -> Encode:
     check_frozen(module.params.get("vision", {}))
     model: Generative = module.merge(module.params, module.frozen)
     graphdef, state = nnx.split(model.vision)
-    # A training step takes over the model's own arrays.
+    # A training step donates the model's own arrays.
     state = jax.tree.map(jnp.copy, state)
 
     @jax.jit

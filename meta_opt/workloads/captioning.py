@@ -1,4 +1,4 @@
-"""Captions and answers: a generative model under the cross-entropy of its tokens."""
+"""Captions and answers: loss and evaluation of a generative model."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def captioning_loss(module: SplitModule) -> LossFn:
     """The loss of a batch as a function of the model's arrays.
 
     Args:
-        module: its structure is used, its arrays are not.
+        module: only its structure is used.
     """
 
     def loss_fn(

@@ -32,7 +32,7 @@ from meta_opt.models.convnets import (
 )
 from meta_opt.models.encoders import Divisible, EfficientNet, load_encoder
 from meta_opt.models.parameters import by_path
-from meta_opt.types import PyTree, check_name
+from meta_opt.types import PyTree, check_least, check_name
 from meta_opt.workloads.classification_export import (
     with_trained_top,
     write_classifier,
@@ -54,28 +54,27 @@ NETWORKS = ("resnet50", "convnext_tiny", ENCODER)
 
 @dataclasses.dataclass(frozen=True)
 class PicturesConfig:
-    """Which labelled pictures, and their random views.
+    """Labelled pictures, and their random views.
 
     Attributes:
-        task: a task of `meta_opt.data.sources.multimodal.TASKS` that classifies and has
-            pictures, such as ``emoji_pictures`` and ``clipart_category``, or the path
-            of samples with ``image`` and ``label``; see
-            `meta_opt.data.sources.jsonl_samples`. Other modalities are not read.
+        task: a classification task with pictures in
+            `meta_opt.data.sources.multimodal.TASKS`, such as ``emoji_pictures`` or
+            ``clipart_category``, or the path of samples with ``image`` and ``label``;
+            see `meta_opt.data.sources.jsonl_samples`. Other modalities are not read.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
         image_size: side in pixels; pictures are fitted to a square on white.
-        max_examples: pictures of a split at most; 0: all of them.
-        max_unreadable: files of the user's that may be skipped as unreadable.
+        max_examples: most pictures of a split; 0: all of them.
+        max_unreadable: number of the user's files that may be skipped as unreadable.
         augment: random changes of training pictures.
-        augmented_views: V, views of each training picture that are drawn once and run
-            through the frozen stages once; each epoch then draws one of them. A picture
-            is seen in V views, however long the run, and not in a new one each epoch:
-            augmentation is weaker, the more so the smaller V is beside the number of
-            epochs, and a run overfits sooner. 0 draws new views each time and runs the
-            frozen stages in every step.
-        views_seed: of the views that are drawn once. Runs with other seeds share them.
-        feature_cache_dir: folder for what the frozen stages give; "" computes it for
-            each run and keeps it in memory.
+        augmented_views: V, number of views of each training picture that are drawn and
+            run through the frozen stages in advance; each epoch then uses one of them.
+            The fewer views there are for the number of epochs, the weaker is the
+            augmentation, and a run overfits sooner. 0 draws new views each time and
+            runs the frozen stages in every step.
+        views_seed: of the views drawn in advance. Runs with other seeds share them.
+        feature_cache_dir: folder for the outputs of the frozen stages; "" computes them
+            for each run and keeps them in memory.
     """
 
     task: str
@@ -90,34 +89,28 @@ class PicturesConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, least in (
-            *(("image_size", 32), ("max_examples", 0), ("max_unreadable", 0)),
-            *(("augmented_views", 0), ("views_seed", 0)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"pictures.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("pictures", self, image_size=32, max_examples=0, max_unreadable=0)
+        check_least("pictures", self, augmented_views=0, views_seed=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """The network, and which part of it trains.
 
-    Stages that do not train, and batch norms wherever they are, compute as in
-    inference: running statistics stay those of pre-training. (Of the last stage scale
-    and bias of the norms train; statistics of small batches would spoil it.)
+    Frozen stages and all batch norms compute as in inference: running statistics stay
+    those of pre-training. (In trained stages scale and bias of the norms train;
+    statistics of small batches would degrade the network.)
 
     Attributes:
         name: one of `NETWORKS`.
-        weights: of ``resnet50`` and ``convnext_tiny``: a folder as
-            `meta_opt.models.convnets.load_classifier` reads it; "" for random weights,
-            which are the same for every seed, as those of a file are.
-            ``efficientnet_lite0`` has those that are prepared.
-        trained_stages: how many of the last stages train beside the head.
-        dropout: of pooled features.
-        drop_path: of ``convnext_tiny``: stochastic depth of the last block, in the
-            stages that train.
+        weights: for ``resnet50`` and ``convnext_tiny`` a folder that
+            `meta_opt.models.convnets.load_classifier` reads, or "" for random weights,
+            which do not depend on the seed, as those of a file do not.
+            ``efficientnet_lite0`` has the prepared weights.
+        trained_stages: number of last stages that train, in addition to the head.
+        dropout: rate on pooled features.
+        drop_path: for ``convnext_tiny``, rate of stochastic depth in the last block; it
+            applies to trained stages.
         dtype: of the computation.
     """
 
@@ -129,7 +122,7 @@ class NetworkConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        """Checks the name, and that other settings are this network's."""
+        """Checks the name, and that all settings apply to this network."""
         check_name("network.name", self.name, NETWORKS)
         if self.weights and self.name == ENCODER:
             raise ValueError(
@@ -166,7 +159,7 @@ class ClassificationConfig:
         Args:
             seed: of the head.
             mesh: ignored; the networks are small.
-            export: where the trained classifier is to be written.
+            export: path and format of the exported classifier.
 
         Raises:
             ValueError: settings, pictures or weights that do not fit together.
@@ -260,8 +253,8 @@ def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
     task = find_task(config.task, config.max_unreadable)
     if task.kind != "classify" or "image" not in task.modalities:
         raise ValueError(
-            f"pictures.task={config.task!r} asks to {task.kind} "
-            f"{', '.join(task.modalities)}; it must be to classify, and have pictures"
+            f"pictures.task={config.task!r} is of kind {task.kind!r} with "
+            f"{', '.join(task.modalities)}; it must be a classification with pictures"
         )
     found = {}
     for split in SPLITS:
@@ -297,7 +290,7 @@ class NetworkParts(NamedTuple):
 def network_parts(
     config: NetworkConfig, classes: int, root: Any, seed: int = 0
 ) -> NetworkParts:
-    """Loads a network and divides it below the stages that train.
+    """Loads a network and splits it below the trained stages.
 
     Args:
         config: which.
@@ -306,7 +299,7 @@ def network_parts(
         seed: of the head.
 
     Raises:
-        ValueError: weights of another network, or more stages than there are.
+        ValueError: weights of another network, or more stages than it has.
         MissingDataError: an encoder that is not prepared.
     """
     trained = config.trained_stages
@@ -345,7 +338,7 @@ def network_parts(
             ARCHITECTURES[config.name], dtype=config.dtype, **own
         )
 
-        # In one program: operation by operation it would take far longer.
+        # As one program, which is far faster than one per operation.
         @nnx.jit
         def create(rngs: nnx.Rngs) -> Classifier:
             trunk = make_convnet(architecture, rngs=nnx.Rngs(0))
@@ -360,11 +353,11 @@ def network_parts(
 
 
 def split_network(parts: NetworkParts, cut: bool) -> SplitModule:
-    """The model that a run trains, in its trained and frozen arrays.
+    """The model that a run trains, split into trained and frozen arrays.
 
     Args:
         parts: the network.
-        cut: whether it reads what the frozen stages give; else pictures.
+        cut: whether its input is the output of the frozen stages; otherwise pictures.
     """
     if cut:
         return split_module(parts.upper)
@@ -386,10 +379,10 @@ def split_network(parts: NetworkParts, cut: bool) -> SplitModule:
 
 
 def picture_loss(module: SplitModule) -> LossFn:
-    """Cross-entropy with dropout and stochastic depth, and the share that is wrong.
+    """Cross-entropy with dropout and stochastic depth, and the error rate.
 
     Args:
-        module: its structure is used, its arrays are not.
+        module: only its structure is used.
     """
 
     def loss_fn(

@@ -1,8 +1,8 @@
-"""Trained picture classifiers as folders: arrays, classes, and how pictures are fitted.
+"""Exports of picture classifiers: folders with arrays, classes and preprocessing.
 
 ``model.safetensors`` has every array of the network by its '/'-joined path, bit for
-bit; ``classifier.json`` the architecture, the classes in the order of the logits, the
-fit of pictures, and the SHA-256 of the arrays.
+bit; ``classifier.json`` has the architecture, the classes in the order of the logits,
+the preprocessing of pictures, and the SHA-256 of the arrays.
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ _ARCHITECTURES: dict[str, type[Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSettings:
-    """What is known of an exported classifier without its arrays.
+    """The settings of an exported classifier, without its arrays.
 
     Attributes:
         architecture: of the trunk.
         class_names: K names, in the order of the logits.
-        fit: how pictures become what the network reads.
+        fit: how pictures are scaled to the network's input.
         sha256: of the file of arrays.
     """
 
@@ -61,12 +61,12 @@ def is_classifier(path: str | os.PathLike) -> bool:
 
 
 def with_trained_top(whole: Classifier, top: Classifier) -> Classifier:
-    """A network whose last stages and head are those of another.
+    """A network with the last stages and the head of another one.
 
     Args:
-        whole: from pictures to classes; it stays as it is.
-        top: from what the frozen stages give to classes, as
-            `meta_opt.workloads.classification.network_parts` cuts it.
+        whole: from pictures to classes; it is not changed.
+        top: from the output of the frozen stages to classes, as
+            `meta_opt.workloads.classification.network_parts` splits it.
     """
     assembled = nnx.clone(top)
     trunk: Any = whole.trunk
@@ -80,20 +80,22 @@ def write_classifier(
     class_names: tuple[str, ...],
     fit: ImageFit,
 ) -> None:
-    """Writes a classifier of pictures; a folder that has one gets the new one.
+    """Writes a picture classifier, replacing the one in the folder, if any.
 
     Args:
         folder: created if needed.
         model: the whole network.
         class_names: K names, in the order of its logits.
-        fit: how its pictures were fitted in training.
+        fit: how pictures were scaled in training.
 
     Raises:
-        ValueError: as many names as there are not logits.
+        ValueError: the numbers of names and logits differ.
     """
     classes = model.head.linear.out_features
     if classes != len(class_names):
-        raise ValueError(f"{len(class_names)} class names are not for {classes} logits")
+        raise ValueError(
+            f"{len(class_names)} class names do not match {classes} logits"
+        )
     folder = Path(folder)
     config: Any = model.trunk.config  # type: ignore[attr-defined]
     digest = write_arrays(folder / ARRAYS, model)
@@ -115,7 +117,7 @@ def read_settings(folder: str | os.PathLike) -> ClassifierSettings:
     """The settings of an exported classifier.
 
     Raises:
-        ValueError: no such file, or one that is damaged or of another format.
+        ValueError: a missing or damaged file, or one of another format.
     """
     path = Path(folder) / SETTINGS
     try:

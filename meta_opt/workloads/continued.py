@@ -1,4 +1,4 @@
-"""A workload that starts from the weights that another run ended with, bit for bit."""
+"""A workload that starts from the final weights of another run, bit for bit."""
 
 import dataclasses
 import hashlib
@@ -22,11 +22,12 @@ from meta_opt.workloads.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class ContinuedConfig:
-    """Images with texts, and the trained parameters that a run starts from.
+    """Images with texts, and the parameters that a run starts from.
 
     Attributes:
         workload: model and data.
-        start: a file of `save_params`, of the same model; "" for the model as it is.
+        start: a file that `save_params` wrote for the same model; "" for the model's
+            own parameters.
         start_sha256: of that file.
     """
 
@@ -49,19 +50,19 @@ class ContinuedConfig:
         if not self.start:
             return workload
         params = load_params(self.start, workload.params, self.start_sha256)
-        # From another seed it would be another model.
+        # Another seed would give another model.
         return dataclasses.replace(workload, params=params, reseeded=None)
 
 
 def save_params(path: str | os.PathLike, params: PyTree) -> str:
     """Writes arrays bit for bit as safetensors, whole or not at all.
 
-    Those in bfloat16, which safetensors does not read into NumPy, are written as the
-    integers of their bits.
+    bfloat16, which safetensors does not read into NumPy, is written as integers with
+    the same bits.
 
     Args:
         path: the file.
-        params: nested dict of arrays, laid out over a mesh or not.
+        params: nested dict of arrays, sharded or not.
 
     Returns:
         SHA-256 of the file.
@@ -78,12 +79,12 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
 
     Args:
         path: the file.
-        like: parameters of the model, whose structure and layout the result has.
+        like: parameters of the model; the result has the same structure and sharding.
         sha256: of the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file with other bytes, or of another model.
+        ValueError: a file with another hash, or of another model.
     """
     data = Path(path).read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != sha256:

@@ -1,4 +1,4 @@
-"""Image-text retrieval: a model of two towers under a contrastive loss."""
+"""Image-text retrieval: loss and evaluation of a model with two towers."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def contrastive_loss(module: SplitModule, loss: str = "clip") -> LossFn:
     """The loss of a batch as a function of the model's arrays.
 
     Args:
-        module: its structure is used, its arrays are not.
+        module: only its structure is used.
         loss: ``clip`` or ``siglip``.
     """
 
@@ -42,13 +42,13 @@ def contrastive_evaluation(
     """The evaluation on ``source``: loss, retrieval and zero-shot classification.
 
     Args:
-        source: a split; zero-shot classification is left out of one without classes.
+        source: a split; without classes there is no zero-shot classification.
         tokenizer: of the captions.
         text_length: S, tokens of a caption.
         loss: ``clip`` or ``siglip``.
-        batch_size: examples at a time, and pairs contrasted in the loss. A split no
-            larger than this is contrasted as a whole; splits that share it share their
-            compilation.
+        batch_size: examples at a time, and pairs contrasted in the loss. A split that
+            is not larger is contrasted as a whole. Splits with the same batch size
+            share compiled programs.
     """
     data = as_arrays(source, tokenizer, text_length)
     prompts = None

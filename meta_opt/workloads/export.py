@@ -1,4 +1,4 @@
-"""Where the trained model of a run is written to, and in which format."""
+"""Path and format of a run's exported model."""
 
 import dataclasses
 
@@ -9,16 +9,16 @@ FORMATS = ("model", "adapters", "peft", "huggingface")
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Where the final weights are written to, and as what.
+    """Path and format of the exported weights.
 
     Attributes:
-        path: "" for nowhere; of ``model`` without suffix, but of a picture classifier,
-            of a video-text model and in other formats a folder.
-        format: ``model``, adapters merged into it, in this package's own format;
-            ``huggingface``, adapters merged too, a folder that Transformers reads and
-            ``model.weights`` takes; ``adapters`` alone, as
-            `meta_opt.models.adapters.load_adapters` reads them; ``peft``, adapters as
-            ``peft.PeftModel.from_pretrained`` reads them.
+        path: "" for no export. For the format ``model`` a path without suffix, except
+            for picture classifiers and video-text models; otherwise a folder.
+        format: ``model``: this package's own format, with adapters merged;
+            ``huggingface``: a folder that Transformers reads and ``model.weights``
+            takes, with adapters merged; ``adapters``: only the adapters, for
+            `meta_opt.models.adapters.load_adapters`; ``peft``: only the adapters, for
+            ``peft.PeftModel.from_pretrained``.
     """
 
     path: str = ""

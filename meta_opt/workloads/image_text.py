@@ -1,7 +1,7 @@
-"""Vision-text models on images with captions or answers, from settings to a workload.
+"""Workloads of vision-text models on images with captions or answers.
 
-Pre-training, full fine-tuning and LoRA, of contrastive and of generative models, differ
-in their settings only.
+Pre-training, full fine-tuning and LoRA of contrastive and generative models differ only
+in settings.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class ImageTextConfig:
     pipeline: PipelineConfig = dataclasses.field(default_factory=PipelineConfig)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for features that are kept of pictures that change."""
+        """Raises ValueError for cached features of augmented pictures."""
         changed = self.pipeline.flip or self.pipeline.crop_pixels
         if self.model.cache_features and changed:
             raise ValueError(
@@ -79,16 +79,16 @@ class ImageTextConfig:
         """Opens the data, then loads or initialises the model.
 
         Args:
-            seed: of what is initialised.
-            mesh: that a folder's tensors are read straight onto, each device's part
-                alone; None for the default device.
-            export: where the trained model is to be written, and as what.
+            seed: of initialised parameters.
+            mesh: tensors of a folder are read directly into its shards; None for the
+                default device.
+            export: path and format of the exported model.
 
         Raises:
             ValueError: see `build_model`, `Splits` and
                 `meta_opt.workloads.image_text_export`.
         """
-        # What is quickly found to be wrong comes first; a large model takes minutes.
+        # Quick checks come first, because loading a large model takes minutes.
         image_text_export.check_settings(export, self.model)
         preprocessing = self.preprocessing()
         splits = Splits(self.data, preprocessing.fit)
@@ -170,8 +170,8 @@ def image_text_loss(module: SplitModule, loss: str = "clip") -> LossFn:
     """The loss of a batch as a function of the model's arrays.
 
     Args:
-        module: its structure is used, its arrays are not.
-        loss: ``clip`` or ``siglip``; of a generative model ``captioning``.
+        module: only its structure is used.
+        loss: ``clip`` or ``siglip``; ``captioning`` for a generative model.
     """
     if loss == "captioning":
         return captioning_loss(module)

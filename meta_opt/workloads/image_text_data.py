@@ -19,12 +19,12 @@ from meta_opt.data.sources.image_text_rows import ImageTextRows
 from meta_opt.data.sources.jsonl_samples import is_path
 from meta_opt.data.sources.tfds_captions import TfdsCaptions, tfds_splits
 from meta_opt.data.sources.tfds_sources import tfds_source
-from meta_opt.types import check_name
+from meta_opt.types import check_least, check_name
 from meta_opt.workloads.workload import Batches
 
 _log = logging.getLogger(__name__)
 DRAWINGS = ("clipart", "openclipart", "emoji")
-"""Sources of this package, which have classes and splits of their own."""
+"""Sources of this package, which have classes and splits."""
 
 _TFDS = "tfds:"
 _HELD_OUT = ("validation", "test")
@@ -32,12 +32,12 @@ _HELD_OUT = ("validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images and captions.
+    """Images and captions.
 
-    Validation and test data are, in this order: the files named; a TFDS dataset's
-    splits of that name; the samples with that ``split``, and of samples without one a
-    share chosen by a hash of each picture's path: always the same pictures, none of
-    which is trained on.
+    Validation and test data are, in order of precedence: the named files; a TFDS
+    dataset's splits of that name; the samples with that ``split``, and a share of the
+    samples without a split, chosen by a hash of each picture's path, so that it is
+    always the same pictures and none of them is trained on.
 
     Attributes:
         name: ``clipart`` (the bundled shard), ``openclipart`` or ``emoji`` (which
@@ -45,17 +45,17 @@ class DataConfig:
             WebDataset), or ``tfds:NAME`` of a dataset prepared in ``data_dir``.
         validation: path of validation data; "" for the dataset's own split or a hash.
         test: path of test data; "" for the dataset's own split or a hash.
-        held_out: share of the training data held out by hash, for validation and for
-            test each, where neither a path nor a split is given.
-        max_evaluated: pairs of the user's that are evaluated of a split at most; they
-            are held in memory, 3 bytes a pixel. Of more a hash chooses.
-        max_unreadable: pictures of the user's that may be skipped as unreadable.
+        held_out: share of the training data held out by hash, for each of validation
+            and test, if neither a path nor a split is given.
+        max_evaluated: most evaluated pairs of a split of the user's data, which are
+            kept in memory with 3 bytes per pixel. A hash chooses among more.
+        max_unreadable: number of the user's pictures that may be skipped as unreadable.
         eval_batch_size: pairs that are encoded at a time and contrasted in the loss.
-        artists: of ``emoji``: whose drawings; empty for all.
-        captions: of ``openclipart`` and ``emoji``: ``name``, or ``name_tags`` for more
-            captions a record.
-        prompt: what a generative model is asked about pictures without a ``prompt``.
-        data_dir: where prepared datasets are; "" for the default.
+        artists: for ``emoji``, artists of the drawings; empty for all.
+        captions: for ``openclipart`` and ``emoji``: ``name``, or ``name_tags`` for
+            several captions per record.
+        prompt: of a generative model for pictures without a ``prompt``.
+        data_dir: folder of prepared datasets; "" for the default.
     """
 
     name: str = "clipart"
@@ -91,32 +91,23 @@ class DataConfig:
                 f"data.held_out={self.held_out} must be at least 0 and below 0.5: it "
                 "is taken twice, for validation and test"
             )
-        for name, least in (
-            ("max_evaluated", 1),
-            ("max_unreadable", 0),
-            ("eval_batch_size", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"data.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("data", self, max_evaluated=1, max_unreadable=0, eval_batch_size=1)
 
 
 class Splits:
-    """Training, validation and test data, each opened when it is asked for.
+    """Training, validation and test data, each opened on first use.
 
     Args:
         config: which.
-        fit: scales pictures to what the model takes. (The drawings of this package are
+        fit: scales pictures to the model's input. (The drawings of this package are
             padded to its size.)
 
     Attributes:
-        unreadable: the pictures that had to be skipped so far.
+        unreadable: the pictures skipped so far.
 
     Raises:
-        ValueError: names that are unknown, files that are broken, splits that are
-            empty.
-        MissingDataError: if the dataset is missing; names the command that brings it.
+        ValueError: unknown names, damaged files, or empty splits.
+        MissingDataError: the dataset is not prepared; the message has the command.
     """
 
     def __init__(self, config: DataConfig, fit: ImageFit) -> None:
@@ -127,16 +118,16 @@ class Splits:
             self._parts = _parts(config)
 
     def train(self) -> Source:
-        """The training data, read picture by picture if they are the user's."""
+        """The training data; the user's pictures are read one by one."""
         if self._config.name in DRAWINGS:
             return self._drawings("train")
         rows, part = self._parts["train"]
         return Pictures(rows, self._fit, self.unreadable, part)
 
     def warn_of_repeated_captions(self) -> None:
-        """Logs how many of the user's training captions are not the only one of theirs.
+        """Logs how many of the user's training captions are repeated.
 
-        A contrastive loss takes pictures with the same caption for unlike ones.
+        A contrastive loss treats pictures with the same caption as negatives.
         """
         rows, part = self._parts.get("train", (None, []))
         if not isinstance(rows, ImageTextRows):
@@ -208,7 +199,7 @@ class CountedBatches:
 
     Args:
         batches: an iterator with ``get_state`` and ``set_state``.
-        unreadable: what the data's sources count in.
+        unreadable: the counter that the data's sources share.
         records: number of training records.
     """
 
@@ -227,10 +218,10 @@ class CountedBatches:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from there.
+        """Restores a state that ``get_state`` returned.
 
         Raises:
-            ValueError: if there were more or fewer records.
+            ValueError: the number of records has changed.
         """
         if state["records"] != self._records:
             raise ValueError(

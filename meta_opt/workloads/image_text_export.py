@@ -18,7 +18,7 @@ from meta_opt.workloads.image_text_model import (
 )
 
 _OF_ADAPTERS = ("adapters", "peft")
-# What a folder has beside the weights and what is written anew.
+# Files of a folder that are copied: neither weights nor newly written.
 _BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,8 +36,8 @@ def check_settings(export: ExportConfig, model: ModelConfig) -> None:
     """Checks, from settings alone, that the export can be written.
 
     Raises:
-        ValueError: if there will be no adapters to write, no tokenizer to write beside
-            the model, or what the run reads would be overwritten.
+        ValueError: the run has no adapters or no tokenizer to write, or the export
+            would overwrite files that the run reads.
     """
     if not export.path:
         return
@@ -64,7 +64,7 @@ def check_model(export: ExportConfig, model: Module) -> None:
     """Checks, before training, that this model can be written.
 
     Raises:
-        ValueError: an architecture or adapters that the format does not have.
+        ValueError: an architecture or adapters that the format does not support.
     """
     if not export.path:
         return
@@ -78,12 +78,12 @@ def check_model(export: ExportConfig, model: Module) -> None:
 
 
 def write(export: ExportConfig, model: Module, config: ModelConfig) -> None:
-    """Writes a trained model; adapters are merged where they do not stay.
+    """Writes a trained model; formats without adapters get them merged.
 
     Args:
-        export: where and as what; without a path nothing is written.
-        model: with adapters if they were trained. It may be changed.
-        config: that it was built from.
+        export: path and format; without a path nothing is written.
+        model: with adapters if they were trained. It may be modified.
+        config: the settings that it was built from.
     """
     if not export.path:
         return
@@ -107,13 +107,13 @@ def write(export: ExportConfig, model: Module, config: ModelConfig) -> None:
 
 
 def _write_tokenizer(path: str, source: str) -> None:
-    """Writes the tokenizer beside our own weights, where its licence is known.
+    """Writes the tokenizer next to weights in our own format, if its licence is known.
 
-    What ships here is not written, and of other folders nobody knows who may pass their
-    files on.
+    The tokenizer of this package is not written, nor are files without a known licence,
+    which may not permit redistribution.
     """
     folder = tokenizer_folder(path)
-    if folder.exists():  # Of an earlier export.
+    if folder.exists():  # From an earlier export.
         shutil.rmtree(folder)
     if not source or not license_of(source):
         return

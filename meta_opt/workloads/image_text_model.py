@@ -1,4 +1,4 @@
-"""From a configuration of the model to its parts, and to how its data are prepared."""
+"""Builds a vision-text model and its preprocessing from a configuration."""
 
 import dataclasses
 import logging
@@ -44,17 +44,17 @@ Module: TypeAlias = VisionText | Generative
 _TRAINABLE = ("all", "lora", "decoder", "layers")
 _TOKENS = ("decoder", "tokens")
 _ANSWER_LENGTH = 32
-"""Tokens of an answer, where nothing says how many."""
+"""Default number of tokens of an answer."""
 
 
 class Kind(NamedTuple):
-    """What models of one kind have in common.
+    """A kind of models: contrastive or generative.
 
     Attributes:
-        module: their class.
+        module: class of the models.
         sizes: architectures by name.
-        losses: that they are trained with.
-        rules: their layout on a mesh.
+        losses: names of the losses that they are trained with.
+        rules: sharding rules.
     """
 
     module: type[Any]
@@ -81,26 +81,25 @@ def kind_of(made: Architecture) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which model, and which part of it trains.
+    """The model, and which part of it trains.
 
     Attributes:
-        weights: a CLIP, SigLIP or PaliGemma folder of Hugging Face's form, shipped
-            weights by name, or a path of our own ones; "" initialises a model of
-            ``size``.
-        processor: folder whose ``tokenizer.json`` and ``preprocessor_config.json``
-            prepare the data; "" for that of ``weights``, for the tokenizer that was
-            exported with them (`tokenizer_folder`) or, without either, for the one that
-            ships here.
+        weights: a CLIP, SigLIP or PaliGemma folder in Hugging Face format, the name of
+            shipped weights, or the path of weights in our own format; "" initialises a
+            model of ``size``.
+        processor: folder with the ``tokenizer.json`` and ``preprocessor_config.json``
+            to use; "" for that of ``weights``, else the tokenizer that was exported
+            with them (`tokenizer_folder`), else the one of this package.
         size: name of an architecture, for a model without weights.
-        parts: what a generative model without weights begins as.
-        trainable: ``all``, ``lora``, or of a generative model ``decoder``, all but the
-            image tower, of which the projection trains, or ``layers``, all but these
-            and the token embeddings.
-        cache_features: whether the image tower, where it does not train, reads each
-            training picture once, and its features are kept in memory.
-        lora: the adapters, where ``trainable`` is ``lora``.
-        base: ``float``, or ``int8`` for kernels of one byte under adapters.
-        loss: ``clip`` or ``siglip``; of a generative model ``captioning``.
+        parts: pretrained parts of a generative model without weights.
+        trainable: ``all`` or ``lora``; for a generative model also ``decoder`` (all but
+            the image tower, whose projection trains) or ``layers`` (as ``decoder``,
+            without the token embeddings).
+        cache_features: whether a frozen image tower encodes each training picture only
+            once, with its features kept in memory.
+        lora: the adapters if ``trainable`` is ``lora``.
+        base: ``float``, or ``int8`` for kernels of one byte per weight under adapters.
+        loss: ``clip`` or ``siglip``; ``captioning`` for a generative model.
         dtype: of the computation, ``float32`` or ``bfloat16``.
         param_dtype: of the parameters, ``float32`` or ``bfloat16``; adapters are
             float32.
@@ -139,12 +138,12 @@ class ModelConfig:
             )
 
     def numerics(self) -> dict[str, Any]:
-        """The fields of an architecture that are set here."""
+        """The fields of an architecture that this configuration sets."""
         return {name: getattr(self, name) for name in ("dtype", "param_dtype", "remat")}
 
     @property
     def folder(self) -> str:
-        """The folder that data are prepared as, "" if there is none."""
+        """The folder of tokenizer and preprocessing; "" if there is none."""
         if self.processor:
             return self.processor
         if is_folder(self.weights):
@@ -154,7 +153,7 @@ class ModelConfig:
 
 
 def tokenizer_folder(weights: str) -> Path:
-    """Where an export of our own form keeps its tokenizer, if that is not ours.
+    """The folder of another tokenizer than this package's, in an export of our format.
 
     >>> tokenizer_folder("runs/mine").as_posix()
     'runs/mine.tokenizer'
@@ -163,17 +162,16 @@ def tokenizer_folder(weights: str) -> Path:
 
 
 def is_folder(weights: str) -> bool:
-    """Whether weights are those of a Hugging Face folder."""
+    """Whether weights are a Hugging Face folder."""
     shipped = weights in pretrained.names()
     return bool(weights) and not shipped and Path(weights).is_dir()
 
 
 def architecture(config: ModelConfig) -> Architecture:
-    """What is known of a model before its weights are read.
+    """The architecture of a model, without reading its weights.
 
     Raises:
-        ValueError: if there are no such weights, or they are not trained with such a
-            loss.
+        ValueError: no such weights, or a loss that does not apply to them.
     """
     found: Architecture
     if is_folder(config.weights):
@@ -198,7 +196,7 @@ def architecture(config: ModelConfig) -> Architecture:
 
 
 def _check_generative(config: ModelConfig, found: Architecture) -> None:
-    """Raises ValueError for settings that other models do not have."""
+    """Raises ValueError for settings that do not apply to the kind of model."""
     if isinstance(found, GenerativeConfig):
         return
     for name, given in (
@@ -208,19 +206,19 @@ def _check_generative(config: ModelConfig, found: Architecture) -> None:
     ):
         if given:
             raise ValueError(
-                f"model.{name} is for models that write answers; "
-                f"{config.weights or config.size!r} is none"
+                f"model.{name} is for generative models; "
+                f"{config.weights or config.size!r} is not one"
             )
 
 
 class Preprocessing(NamedTuple):
-    """How images and texts are prepared for a model.
+    """The preprocessing of images and texts for a model.
 
     Attributes:
-        tokenizer: of the captions, or of the answers.
-        text_length: S, tokens of one.
+        tokenizer: of captions or answers.
+        text_length: S, tokens of a caption or answer.
         fit: scales pictures.
-        prompts: encodes what the model is asked; None of a contrastive one.
+        prompts: encodes prompts; None for a contrastive model.
     """
 
     tokenizer: TextTokenizer
@@ -235,17 +233,17 @@ def read_preprocessing(
     prompt_length: int = 32,
     prompt: str = "",
 ) -> Preprocessing:
-    """Finds out how data are prepared for a model, without reading its weights.
+    """Reads the preprocessing of a model, without reading its weights.
 
     Args:
-        config: which model.
+        config: the model.
         text_length: S; None for the model's context, or for 32 tokens of an answer.
-        prompt_length: P, tokens of what a generative model is asked.
-        prompt: what it is asked about pictures that come without a question.
+        prompt_length: P, tokens of a generative model's prompt.
+        prompt: default prompt of a generative model.
 
     Raises:
-        ValueError: no tokenizer in the folder, one of another vocabulary than the
-            weights', or captions longer than they can be.
+        ValueError: no tokenizer in the folder, a tokenizer with another vocabulary than
+            the weights, or a text length above the model's.
     """
     made = architecture(config)
     tokenizer, fit = _tokenizer_and_fit(config, made)
@@ -266,7 +264,7 @@ def read_preprocessing(
 def _tokenizer_and_fit(
     config: ModelConfig, made: Architecture
 ) -> tuple[TextTokenizer, ImageFit]:
-    """The tokenizer and the fit of a folder, or those that ship here."""
+    """The tokenizer and image fit of a folder, or those of this package."""
     known = (
         made.decoder.vocab_size
         if isinstance(made, GenerativeConfig)
@@ -289,7 +287,7 @@ def _tokenizer_and_fit(
             f"of {config.folder} has {tokenizer.vocab_size}"
         )
     if isinstance(made, GenerativeConfig) and made.tower != "vit":
-        # The folder is a text encoder's and says nothing of pictures.
+        # A text encoder's folder has no preprocessing of pictures.
         return tokenizer, ImageFit(made.image_size)
     how = "crop" if made.class_token else "stretch"
     adapt = config.folder != config.weights
@@ -297,7 +295,7 @@ def _tokenizer_and_fit(
 
 
 def _end_id(config: ModelConfig, tokenizer: TextTokenizer) -> int:
-    """The token that ends answers of a model that is made for the tokenizer."""
+    """The end token of answers, for a new model with this tokenizer."""
     if not tokenizer.special_ids:
         raise ValueError(
             f"the tokenizer of {config.folder} adds no token that ends a text, and a "
@@ -350,10 +348,10 @@ def trainable_filter(trainable: str) -> Any:
 
 
 def in_tower(path: Sequence[Any]) -> bool:
-    """Whether a generative model's variable belongs to what gives image features.
+    """Whether a variable of a generative model is in the image tower.
 
     Args:
-        path: its keys.
+        path: keys of the variable.
 
     >>> in_tower(("vision", "patches", "kernel"))
     True
@@ -372,15 +370,15 @@ def load_weights(
     """Loads or initialises the model without adapters.
 
     Args:
-        config: which model.
-        preprocessing: as `read_preprocessing` found it; a model without weights is made
-            for its vocabulary and text length.
-        mesh: that a folder's tensors are read straight onto, each device's part alone;
-            None for the default device.
+        config: the model.
+        preprocessing: from `read_preprocessing`; a model without weights gets its
+            vocabulary and text length.
+        mesh: tensors of a folder are read directly into its shards; None for the
+            default device.
         seed: of a model without weights.
 
     Raises:
-        ValueError: if there are no such weights, or they are damaged.
+        ValueError: missing or damaged weights.
     """
     made = architecture(config)
     kind = kind_of(made)
@@ -404,7 +402,7 @@ def load_weights(
 
 
 def _made_for(made: Architecture, preprocessing: Preprocessing) -> Architecture:
-    """The architecture of a new model that reads what ``preprocessing`` prepares."""
+    """The architecture of a new model for this preprocessing."""
     tokenizer = preprocessing.tokenizer
     if isinstance(made, GenerativeConfig):
         return dataclasses.replace(
@@ -414,7 +412,7 @@ def _made_for(made: Architecture, preprocessing: Preprocessing) -> Architecture:
             end_id=tokenizer.special_ids[-1],
         )
     if made.text.pooling == "end":
-        # An empty text begins and ends.
+        # An empty text has a start and an end token.
         end = int(tokenizer.encode([""], preprocessing.text_length)[0, 1])
         made = dataclasses.replace(made, end_id=end)
     return dataclasses.replace(
@@ -431,16 +429,16 @@ def build_model(
     mesh: Mesh | None = None,
     seed: int = 0,
 ) -> SplitModule:
-    """Loads or initialises the model and puts adapters on it if they are what trains.
+    """Loads or initialises the model, and adds adapters if they train.
 
     Args:
-        config: which model.
-        preprocessing: as `read_preprocessing` found it.
+        config: the model.
+        preprocessing: from `read_preprocessing`.
         mesh: see `load_weights`.
-        seed: of what is initialised.
+        seed: of initialised parameters.
 
     Raises:
-        ValueError: if there are no such weights, or the LoRA pattern matches nothing.
+        ValueError: no such weights, or the LoRA pattern matches nothing.
     """
     model = load_weights(config, preprocessing, mesh, seed)
     count = parameter_count(model)
@@ -456,14 +454,14 @@ def build_model(
 
 
 def model_structure(config: ModelConfig, preprocessing: Preprocessing) -> SplitModule:
-    """What `build_model` gives, with shapes in place of arrays; no weights are read.
+    """As `build_model` with abstract arrays; no weights are read.
 
     Args:
-        config: which model.
-        preprocessing: as `read_preprocessing` found it.
+        config: the model.
+        preprocessing: from `read_preprocessing`.
 
     Raises:
-        ValueError: if there are no such weights, or the LoRA pattern matches nothing.
+        ValueError: no such weights, or the LoRA pattern matches nothing.
     """
     made = architecture(config)
     if not config.weights:

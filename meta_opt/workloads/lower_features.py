@@ -1,6 +1,6 @@
-"""What the layers of encoders that do not train give, computed once for each sample.
+"""Outputs of the frozen layers of encoders, computed once for each sample.
 
-It may be kept in files.
+They may be cached in files.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ from meta_opt.text_files import read_json
 from meta_opt.types import PyTree, write_atomic
 
 _ENCODED = 64
-"""Samples that go through the lower layers at once."""
+"""Number of samples in a batch of the lower layers."""
 _VIEWS_FORMAT = 1
-"""Of stored views; raised where augmentation or networks compute something else."""
+"""Version of stored views; raised when augmentation or networks change."""
 
 
 class EncoderParts(NamedTuple):
-    """An encoder, divided by what trains.
+    """An encoder, split into frozen and trained layers.
 
     Attributes:
-        lower: the layers that do not train; None if all do.
-        upper: those that train.
+        lower: the frozen layers; None if all layers train.
+        upper: the trained layers.
     """
 
     lower: Callable[[Any], PyTree] | None
@@ -40,16 +40,16 @@ class EncoderParts(NamedTuple):
 
 
 def divide_encoder(name: str, trained: int, root: str | os.PathLike) -> EncoderParts:
-    """Loads an encoder and divides it.
+    """Loads an encoder and splits it.
 
     Args:
-        name: of `meta_opt.models.encoders`.
-        trained: how many of its last layers train; 0: all.
+        name: of an encoder in `meta_opt.models.encoders`.
+        trained: number of last layers that train; 0: all.
         root: the folder of datasets and encoders.
 
     Raises:
-        ValueError: an encoder that cannot be divided so.
-        MissingDataError: one that is not prepared.
+        ValueError: an encoder that cannot be split there.
+        MissingDataError: an encoder that is not prepared.
     """
     encoder = load_encoder(name, encoder_folder(name, root))
     if not trained:
@@ -63,14 +63,15 @@ def divide_encoder(name: str, trained: int, root: str | os.PathLike) -> EncoderP
 
 
 class FeatureCache:
-    """What the lower layers give for a modality, computed or out of a file.
+    """Outputs of the lower layers for a modality, computed or read from a file.
 
     Args:
-        folder: of the files; "" computes each time.
-        name: begins the names of files.
-        encoder: whose layers they are.
+        folder: of the files; "" computes them each time.
+        name: prefix of the files' names.
+        encoder: name of the encoder.
         root: the folder of datasets and encoders.
-        settings: JSON values that the features depend on beside encoder and inputs.
+        settings: JSON values that the features depend on, apart from encoder and
+            inputs.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class FeatureCache:
         lower: Callable[[Any], PyTree],
         pool: int = 1,
     ) -> PyTree:
-        """See `features_of`; ``split`` is a part of the file's name."""
+        """See `features_of`; ``split`` is part of the file's name."""
         if self._folder is None:
             return features_of(inputs, lower, pool)
         digest = hashlib.sha256(self._key + np.ascontiguousarray(inputs).tobytes())
@@ -115,16 +116,16 @@ def features_of(
     pool: int = 1,
     clips: bool | None = None,
 ) -> PyTree:
-    """Applies a function to samples, some at a time; to the frames of clips one by one.
+    """Applies a function to samples in batches, to clips frame by frame.
 
     Args:
-        inputs: pytree of [N, ...], of clips [N, T, ...].
+        inputs: pytree of [N, ...]; for clips [N, T, ...].
         apply: from [B, ...] to a pytree of [B, ...].
-        pool: consecutive features that are averaged, see `pooled`.
+        pool: number of consecutive features to average, see `pooled`.
         clips: whether ``inputs`` are clips; None: if they are one array of rank 5.
 
     Returns:
-        What ``apply`` gives for all samples, [N, ...] or [N, T, ...], on the host.
+        Outputs for all samples, [N, ...] or [N, T, ...], on the host.
     """
     first = jax.tree.leaves(inputs)[0]
     frames = first.shape[:2] if (first.ndim == 5 if clips is None else clips) else None
@@ -145,12 +146,12 @@ def features_of(
 def feature_shapes(
     inputs: jax.ShapeDtypeStruct, apply: Callable[[Any], PyTree], pool: int = 1
 ) -> PyTree:
-    """Shapes of what `features_of` gives, without a computation.
+    """Shapes of the results of `features_of`, without computing them.
 
     Args:
-        inputs: of samples [N, ...], of clips [N, T, ...].
+        inputs: samples [N, ...] or clips [N, T, ...].
         apply: from [B, ...] to a pytree of [B, ...].
-        pool: consecutive features that are averaged.
+        pool: number of consecutive features to average.
     """
     frames = inputs.shape[:2] if len(inputs.shape) == 5 else None
     if frames:
@@ -169,22 +170,22 @@ def feature_shapes(
 def _applied(
     parts: Iterable[PyTree], apply: Callable[[Any], PyTree]
 ) -> Iterator[PyTree]:
-    """Applies a function to parts of at most `_ENCODED` samples, as one program."""
+    """Applies a function to batches of at most `_ENCODED` samples, as one program."""
     apply = jax.jit(apply)
     for part in parts:
         size = len(jax.tree.leaves(part)[0])
         found = jax.device_get(apply(jax.tree.map(_filled, part)))
-        # What filled the last part up is cut off.
+        # Without the padding of the last batch.
         yield jax.tree.map(lambda x, size=size: x[:size], found)
 
 
 class Views(NamedTuple):
-    """Random views of pictures, which are drawn once.
+    """Random views of pictures, drawn in advance.
 
     Attributes:
-        number: V, of each picture; 1 without augmentation for evaluation.
-        augment: what is drawn.
-        seed: of picture i's view v the generator's seed is (seed, i, v).
+        number: V, views of each picture; 1 without augmentation for evaluation.
+        augment: the random changes.
+        seed: view v of picture i is drawn with the seed (seed, i, v).
     """
 
     number: int = 1
@@ -192,7 +193,7 @@ class Views(NamedTuple):
     seed: int = 0
 
     def draw(self, images: np.ndarray, first: int, view: int) -> np.ndarray:
-        """View ``view`` of images uint8 [B, h, w, 3], whose first number is ``first``.
+        """View ``view`` of images uint8 [B, h, w, 3] with numbers from ``first`` on.
 
         >>> image = np.zeros((1, 2, 2, 3), np.uint8)
         >>> Views().draw(image, 0, 0).shape
@@ -218,23 +219,23 @@ def view_features(
     folder: str = "",
     name: str = "views",
 ) -> np.ndarray:
-    """What layers that do not train give for each view of each picture.
+    """Outputs of frozen layers for each view of each picture.
 
     They are stored in half precision. With a folder they are written to a ``.npy`` file
-    that is mapped into memory and not read whole, under a name that holds a hash of all
-    that they depend on: a later call with the same pictures, views and weights finds
-    them.
+    that is memory-mapped. Its name has a hash of everything that they depend on, so
+    that a later call with the same pictures, views and weights reuses it.
 
     Args:
         images: uint8 [N, h, w, 3].
-        views: which.
+        views: the views to compute.
         lower: from images [B, h, w, 3] to a grid [B, h', w', C].
         weights: the arrays that ``lower`` depends on, by path.
-        folder: of the file; "" computes each time and keeps the features in memory.
-        name: begins the file's name.
+        folder: of the file; "" computes the features each time and keeps them in
+            memory.
+        name: prefix of the file's name.
 
     Returns:
-        float16 [N, V, h', w', C]; with a folder, a read-only map of the file.
+        float16 [N, V, h', w', C]; with a folder, a read-only memory map of the file.
 
     Raises:
         ValueError: features that are not finite in half precision.
@@ -290,14 +291,14 @@ def _filled(x: np.ndarray) -> jax.Array:
 
 
 def pooled(features: PyTree, size: int) -> PyTree:
-    """Averages features in rows of ``size``, those that are real.
+    """Averages ``size`` consecutive features at a time, without padding.
 
     Args:
-        features: x [B, S, D] and real, bool [B, S].
+        features: x [B, S, D], and bool [B, S] that is False for padding.
         size: divides S.
 
     Raises:
-        ValueError: features of another form, or of another length.
+        ValueError: features of other shapes, or a length that ``size`` does not divide.
 
     >>> x, real = pooled((np.arange(4.0).reshape(1, 4, 1), np.ones((1, 4), bool)), 2)
     >>> x.ravel().tolist(), real.tolist()

@@ -1,7 +1,7 @@
-"""Modality dropout: examples that lose one of their modalities while they train.
+"""Modality dropout: training examples lose one of their modalities at random.
 
-A model that is trained so cannot rely on its strongest modality alone, and knows what
-to do without any one of them (ModDrop, Neverova et al. 2015, arXiv:1501.00102).
+The model can then not rely on its strongest modality alone, and learns to predict
+without any one of them (ModDrop, Neverova et al. 2015, arXiv:1501.00102).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ import jax.numpy as jnp
 def drop_modalities(
     batch: Mapping[str, Any], modalities: Sequence[str], rate: float, key: jax.Array
 ) -> dict[str, Any]:
-    """A batch of which a share of the examples lose one modality each.
+    """Drops one modality from a random share of the examples.
 
-    An example that has two modalities or more loses, with probability ``rate``, one of
-    them, all equally likely. Others lose none, so that nothing is left without any.
+    With probability ``rate`` an example with two or more modalities loses one of them,
+    all equally likely. Examples with a single modality keep it.
 
     Args:
-        batch: with ``<modality>_present`` bool [B] where examples lack a modality.
-        modalities: that its examples may have, M of them.
+        batch: with ``<modality>_present`` bool [B] if examples may lack a modality.
+        modalities: M modalities that examples may have.
         rate: probability, 0 to 1.
         key: of the draws.
 
     Returns:
-        The batch with other ``<modality>_present``, of each of ``modalities``.
+        The batch with new ``<modality>_present`` for each of ``modalities``.
 
     >>> batch = {"text": jnp.zeros((4, 2)), "image": jnp.zeros((4, 3))}
     >>> dropped = drop_modalities(batch, ("text", "image"), 1.0, jax.random.key(0))
@@ -41,7 +41,7 @@ def drop_modalities(
     whether, which = jax.random.split(key)
     loses = jax.random.bernoulli(whether, rate, (size,))
     loses &= jnp.sum(present, axis=1) > 1
-    # The largest of independent uniform draws is equally often any of them.
+    # Each of independent uniform draws is equally likely to be the largest.
     draws = jnp.where(present, jax.random.uniform(which, present.shape), -1.0)
     chosen = jax.nn.one_hot(jnp.argmax(draws, axis=1), len(modalities), dtype=bool)
     left = present & ~(chosen & loses[:, None])

@@ -21,10 +21,10 @@ GROUPS = (
 
 
 def modality_groups(params: PyTree) -> tuple[tuple[str, str], ...]:
-    """Those of `GROUPS` that find a parameter; optimizers refuse others.
+    """The `GROUPS` whose patterns match a parameter; optimizers reject others.
 
     Args:
-        params: pytree of the arrays that train.
+        params: pytree of the trained arrays.
 
     >>> modality_groups({"fusion": {"summary": 0.0}, "logit_scale": 0.0})
     (('^(fusion|cross_encoder)/', 'fusion'), ('^heads/|^logit_scale$', 'head'))

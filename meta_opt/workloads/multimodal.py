@@ -1,7 +1,7 @@
-"""Tasks on images, texts, sound and video: pretrained encoders, fusion and a head.
+"""Tasks on images, texts, audio and video: pretrained encoders, fusion and a head.
 
-The Meta Optimizer framework's workload (Muhajab et al.): input processing, fusion, and
-a modality group for each encoder that the optimizer logs.
+The workload of the Meta Optimizer framework (Muhajab et al.): input processing, fusion,
+and a modality group for each encoder, for the optimizer's log.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ class MultimodalConfig:
 
     Attributes:
         inputs: the task and its samples.
-        model: what is put on the encoders, and which part trains.
-        modality_dropout: probability that a training example loses one of its
-            modalities, never its last; 0: none do.
+        model: fusion and head on the encoders, and which part trains.
+        modality_dropout: probability that a training example with several modalities
+            loses one of them.
     """
 
     inputs: InputsConfig
@@ -65,23 +65,22 @@ class MultimodalConfig:
         mesh: Mesh | None = None,
         export: ExportConfig = ExportConfig(),  # noqa: B008
     ) -> Workload:
-        """Reads the samples, and initialises what is put on the encoders.
+        """Reads the samples, and initialises fusion and head.
 
         Args:
-            seed: of what is initialised.
+            seed: of initialised parameters.
             mesh: ignored; the encoders are small.
-            export: where the trained model is to be written, and as what.
+            export: path and format of the exported model.
 
         Raises:
-            ValueError: modality dropout of a task that has no use for it; see also
-                `read_inputs`, `model_factory` and
-                `check_model_format`.
+            ValueError: modality dropout for a task that it does not apply to; see also
+                `read_inputs`, `model_factory` and `check_model_format`.
             MissingDataError: a dataset or encoder that is not prepared.
         """
         check_model_format(export, "multimodal model")
         inputs = read_inputs(self.inputs)
         self._check_dropout(inputs)
-        # In one program, compiled once for all seeds.
+        # As one program, compiled once for all seeds.
         create = nnx.jit(model_factory(self.model, inputs))
 
         def with_seed(seed: int) -> Workload:
@@ -109,24 +108,24 @@ class MultimodalConfig:
         about = f"modality_dropout={self.modality_dropout}: task={self.inputs.task!r}"
         if inputs.kind == "retrieve":
             raise ValueError(
-                f"{about} embeds each modality alone, and without it nothing is left: "
-                "set it to 0"
+                f"{about} embeds each modality separately, so none can be dropped: set "
+                "it to 0"
             )
         if len(inputs.modalities) < 2:
             raise ValueError(
-                f"{about} has {inputs.modalities[0]} alone, and there is no other to "
-                "go by: set it to 0"
+                f"{about} has {inputs.modalities[0]} as its only modality, which "
+                "cannot be dropped: set it to 0"
             )
 
 
 def multimodal_workload(
     module: SplitModule, inputs: Inputs, name: str, dropout: float = 0.0
 ) -> Workload:
-    """The workload of a model on inputs that are read.
+    """The workload of a model with given inputs.
 
     Args:
         module: see `meta_opt.workloads.multimodal_model.build_multimodal`.
-        inputs: with the split ``train`` and those that are evaluated.
+        inputs: with the split ``train`` and the splits to evaluate.
         name: of the task, for errors.
         dropout: see `MultimodalConfig.modality_dropout`.
     """
@@ -156,7 +155,7 @@ def multimodal_loss_fn(
     """`multimodal_loss` as a function of the model's arrays.
 
     Args:
-        module: its structure is used, its arrays are not.
+        module: only its structure is used.
         inputs: kind and modalities of the task.
         dropout: see `MultimodalConfig.modality_dropout`.
     """
@@ -173,7 +172,7 @@ def multimodal_loss_fn(
 
 
 def evaluation_on(inputs: Inputs, split: str, batch_size: int = 128) -> Any:
-    """``model -> metrics`` on a split; captions of the test split are generated too."""
+    """``model -> metrics`` on a split; on the test split captions are generated too."""
     return multimodal_evaluation(
         inputs.kind,
         inputs.modalities,

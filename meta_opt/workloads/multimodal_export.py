@@ -1,7 +1,8 @@
-"""Trained multimodal models as files: arrays, and the settings that they belong to.
+"""Exports of multimodal models: files of arrays and of settings.
 
-``PATH.safetensors`` has every array of the model by its '/'-joined path, adapters
-folded in; ``PATH.json`` the settings of inputs and model, the classes, and the SHA-256.
+``PATH.safetensors`` has every array of the model by its '/'-joined path, with adapters
+merged; ``PATH.json`` has the settings of inputs and model, the classes, and the SHA-256
+of the arrays.
 """
 
 import dataclasses
@@ -33,11 +34,11 @@ def write_multimodal(
     """Writes a trained model; adapters are merged.
 
     Args:
-        export: where to.
-        model: it may be changed.
-        inputs: the settings that its inputs were read with.
-        config: that it was built from.
-        class_names: of a classification.
+        export: path of the files.
+        model: it may be modified.
+        inputs: the settings of its inputs.
+        config: the settings that it was built from.
+        class_names: K names of a classification.
     """
     if config.trainable == "lora":
         merge_lora(model)
@@ -55,7 +56,7 @@ def write_multimodal(
 def read_settings(
     path: str | os.PathLike,
 ) -> tuple[InputsConfig, MultimodalModelConfig, dict[str, Any]]:
-    """The settings of inputs and model beside exported arrays, and the whole JSON.
+    """The settings of inputs and model of an export, and its whole JSON object.
 
     Raises:
         ValueError: no such file, or one of another format.
@@ -72,7 +73,7 @@ def read_settings(
         inputs = from_config(InputsConfig, about.get("inputs"), "inputs")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    # Adapters were folded into the kernels.
+    # Adapters were merged into the kernels.
     return inputs, dataclasses.replace(model, trainable="all"), about
 
 
@@ -81,7 +82,7 @@ def read_multimodal(path: str | os.PathLike, inputs: Inputs) -> Multimodal:
 
     Args:
         path: without suffix.
-        inputs: `read_inputs` of the settings that `read_settings` gives.
+        inputs: `read_inputs` of the settings that `read_settings` returns.
 
     Raises:
         ValueError: missing or damaged files, or arrays of another model.

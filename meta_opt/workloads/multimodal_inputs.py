@@ -1,7 +1,7 @@
-"""From samples to arrays that a multimodal model reads.
+"""Converts samples to the input arrays of a multimodal model.
 
-The lower layers of the encoders do not change while only the upper ones train: what
-they give is computed once for each sample, and may be kept in a file.
+If only the upper layers of the encoders train, the outputs of the frozen lower layers
+are computed once for each sample, and may be cached in a file.
 """
 
 import dataclasses
@@ -30,31 +30,31 @@ from meta_opt.workloads.lower_features import (
 )
 
 _END, _PAD = 3, 0
-"""Of captions, in the vocabulary that ships here."""
+"""End token of captions in this package's vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InputsConfig:
-    """Which task, and how its samples become arrays.
+    """The task, and how its samples become arrays.
 
     Attributes:
         task: one of `meta_opt.data.sources.multimodal.TASKS`, or the path of a JSONL
             file or of tar files; see `meta_opt.data.sources.jsonl_samples`.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
-        max_examples: samples of a split at most; 0: all of them.
-        max_unreadable: files of the user's that may be skipped as unreadable.
-        image_size: of pictures and frames in pixels.
-        audio_seconds: of sound.
-        text_length: S, tokens that an encoder reads.
-        caption_length: S, tokens of a caption that is written.
-        encoders: by modality, names of `meta_opt.models.encoders`; video is seen by
+        max_examples: most samples of a split; 0: all of them.
+        max_unreadable: number of the user's files that may be skipped as unreadable.
+        image_size: side of pictures and frames in pixels.
+        audio_seconds: length of sounds.
+        text_length: S, input tokens of the text encoder.
+        caption_length: S, tokens of a generated caption.
+        encoders: by modality, names of `meta_opt.models.encoders`; video is encoded by
             that of images.
-        trainable_layers: by modality, how many of the last layers train; 0: all.
-        pool_size: by modality, consecutive features that are averaged before the layers
-            that train; 1: none. Only where some layers do not train.
-        feature_cache_dir: folder for the features of the layers that do not train; ""
-            computes them for each run.
+        trainable_layers: by modality, number of last layers that train; 0: all.
+        pool_size: by modality, number of consecutive features that are averaged before
+            the trained layers; 1: no pooling. It requires frozen layers.
+        feature_cache_dir: folder for the outputs of frozen layers; "" computes them for
+            each run.
     """
 
     task: str
@@ -89,19 +89,19 @@ class InputsConfig:
 
 
 class Inputs(NamedTuple):
-    """What a run reads.
+    """The inputs of a run.
 
     Attributes:
-        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
         modalities: of the samples.
-        splits: by name, pytrees of arrays [B, ...]: of each modality what its encoder
-            reads, ``<modality>_present``, and ``label``, ``score`` or ``caption``.
-        encoders: the parts of them that train, by modality.
-        class_names: of a classification.
-        captions: by split, the texts that are to be found or written.
-        tokenizer: of captions that are written.
-        missing: by split and modality, how many samples lack it.
-        skipped: by split, how many could not be read.
+        splits: by name, pytrees of arrays [B, ...]: the input of each modality's
+            encoder, ``<modality>_present``, and ``label``, ``score`` or ``caption``.
+        encoders: trained parts of the encoders by modality.
+        class_names: K names of a classification.
+        captions: by split, texts to retrieve or to generate.
+        tokenizer: of generated captions.
+        missing: by split and modality, number of samples without the modality.
+        skipped: by split, number of unreadable samples.
     """
 
     kind: str
@@ -152,18 +152,18 @@ def inputs_of(reader: "InputReader", samples: Mapping[str, Samples]) -> Inputs:
 
 
 class InputReader:
-    """Makes the arrays of samples that a model's upper encoders read.
+    """Converts samples to the input arrays of the encoders' trained layers.
 
     Args:
-        config: of the inputs; its task is a name only.
-        kind: what is asked for, one of `meta_opt.data.samples.KINDS`.
-        modalities: that the samples have.
+        config: of the inputs; its task is only a name.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        modalities: of the samples.
 
     Attributes:
         kind: as given.
         modalities: as given.
-        encoders: the parts of them that train, by modality.
-        tokenizer: of captions that are written.
+        encoders: trained parts of the encoders by modality.
+        tokenizer: of generated captions.
 
     Raises:
         MissingDataError: an encoder that is not prepared.
@@ -193,7 +193,7 @@ class InputReader:
         Args:
             samples: with all of the modalities.
             split: for the names of files in ``feature_cache_dir``.
-            asked: whether what is asked for is among them.
+            asked: whether the samples have targets.
         """
         found = self._arrays(samples)
         if asked:
@@ -215,10 +215,10 @@ class InputReader:
         return found
 
     def without_samples(self, class_names: tuple[str, ...]) -> Inputs:
-        """What a model is made for, without anything to read.
+        """`Inputs` without samples, to build a model from.
 
         Args:
-            class_names: of a classification.
+            class_names: K names of a classification.
         """
         return Inputs(
             kind=self.kind,
@@ -233,10 +233,10 @@ class InputReader:
         )
 
     def shapes(self, samples: Samples) -> dict[str, PyTree]:
-        """The arrays that a call would return, abstract; no layer is run.
+        """The abstract arrays that a call would return; no layer is run.
 
         Args:
-            samples: with all of the modalities, and what is asked for.
+            samples: with all of the modalities, and targets.
         """
         found = self._arrays(samples) | self._asked(samples)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)

@@ -26,7 +26,7 @@ ADAPTED = (
     r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
     r"|(expand|project|head)/conv)/kernel$"
 )
-"""Kernels that get adapters: linear layers, at a token or at a pixel."""
+"""Kernels that get adapters: linear layers and pointwise convolutions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class MultimodalModelConfig:
     """The model on top of the encoders, and which part of it trains.
 
     Attributes:
-        fusion: width and depth of what all modalities meet in.
-        embed_dim: width of the vectors of retrieval.
-        captioner: of captions; its vocabulary is that of the tokenizer that ships here.
-        trainable: of the encoders ``all``, adapters (``lora``), or nothing (``head``);
-            all of the projections, fusion, heads and readout.
-        lora: the adapters, where ``trainable`` is ``lora``.
+        fusion: width and depth of the fusion transformer.
+        embed_dim: width of the vectors for retrieval.
+        captioner: generates captions in the vocabulary of this package's tokenizer.
+        trainable: what trains of the encoders: ``all``, adapters (``lora``) or nothing
+            (``head``). Projections, fusion, heads and readout always train.
+        lora: the adapters if ``trainable`` is ``lora``.
         readout: whether classes or scores are also read linearly from the encoders'
             mean features, by regression before training
             (`meta_opt.workloads.readout`).
@@ -135,11 +135,11 @@ def model_factory(
 def split_multimodal(
     model: nnx.Module, trainable: str, frozen: str = ""
 ) -> SplitModule:
-    """Splits a model of encoders and what is put on them.
+    """Splits a model with encoders into trained and frozen parts.
 
     Args:
         model: its encoders are under ``encoders``.
-        trainable: of the encoders ``all``, the adapters alone (``lora``), or nothing
+        trainable: what trains of the encoders: ``all``, adapters (``lora``) or nothing
             (``head``).
         frozen: an attribute of the model that does not train; "" for none.
     """
@@ -156,16 +156,16 @@ def split_multimodal(
 def multimodal_loss(
     model: Multimodal, batch: dict[str, Any], kind: str
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss of a batch, and the share of it that is wrong.
+    """The loss of a batch, and its error rate.
 
     Cross-entropy of classes, squared error of scores, symmetric contrastive loss of
-    pairs, or cross-entropy of a caption's tokens. What is wrong: classes, signs,
-    nearest texts of pictures, tokens.
+    pairs, or cross-entropy of a caption's tokens. The error rate is that of classes, of
+    the signs of scores, of the nearest texts of pictures, or of tokens.
 
     Args:
-        model: with the head that the kind asks for.
-        batch: of arrays [B, ...].
-        kind: of the task, one of `meta_opt.data.samples.KINDS`.
+        model: with the head for the kind of task.
+        batch: arrays [B, ...].
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
 
     Returns:
         Both float32 [].
@@ -189,6 +189,6 @@ def multimodal_loss(
 def classification_loss(
     logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy of logits [B, K], and the share that is wrong, both []."""
+    """Mean cross-entropy of logits [B, K], and the error rate, both []."""
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(nats), jnp.mean(jnp.argmax(logits, axis=-1) != labels)

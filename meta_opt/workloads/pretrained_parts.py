@@ -1,4 +1,4 @@
-"""Parts of a new generative model that begin as those of models trained elsewhere."""
+"""Initialises parts of a new generative model from pretrained models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from meta_opt.models.parameters import STORED, by_path
 
 @dataclasses.dataclass(frozen=True)
 class PartsConfig:
-    """What the parts of a new model begin as.
+    """Pretrained parts of a new model.
 
     Attributes:
-        image: of the image tower: the encoder ``efficientnet_lite0`` that ``make data``
-            prepares, or a SigLIP folder of Hugging Face's form, which is the tower
-            then, whatever the size says; "" for random numbers.
-        text: of the decoder's token embeddings: the encoder ``minilm``, whose width
-            must be the decoder's; "" for random numbers. MiniLM's layers normalise
-            after their residuals, have biases and no gates, and do not fit.
+        image: the image tower: the encoder ``efficientnet_lite0`` that ``make data``
+            prepares, or a SigLIP folder in Hugging Face format, which then replaces the
+            tower of the size; "" initialises it at random.
+        text: the decoder's token embeddings: the encoder ``minilm``, with the same
+            width as the decoder; "" initialises them at random. MiniLM's layers are not
+            used: they normalise after their residuals, and have biases and no gates.
         data_dir: the folder of encoders; "" for the default.
     """
 
@@ -46,11 +46,11 @@ class PartsConfig:
         """The architecture with the tower of ``image``.
 
         Args:
-            made: of the size.
+            made: architecture of the size.
 
         Raises:
-            ValueError: a tower of another architecture than the size's, a folder that
-                is not SigLIP's.
+            ValueError: a tower of another architecture than the size's, or a folder of
+                another model than SigLIP.
             FileNotFoundError: no such folder.
         """
         if not self.image or self.image == made.tower:
@@ -74,10 +74,10 @@ class PartsConfig:
         return dataclasses.replace(made, tower="vit", vision=tower, **found)
 
     def build(self, made: GenerativeConfig, seed: int = 0) -> Generative:
-        """A new model with the pretrained arrays in their places.
+        """A new model with the pretrained arrays.
 
         Args:
-            made: of `architecture`.
+            made: from `architecture`.
             seed: of all other arrays.
 
         Raises:
@@ -96,7 +96,7 @@ class PartsConfig:
             path: _fitting(path, array, variables)
             for path, array in self._arrays().items()
         }
-        # Of what is not returned nothing is compiled: a convolutional tower takes long.
+        # Unused results are not compiled; a convolutional tower would take long.
         others = jax.jit(
             lambda: {
                 path: variable[...]
@@ -127,12 +127,12 @@ class PartsConfig:
 
 
 def _below(place: str, module: nnx.Module) -> dict[str, Any]:
-    """The arrays of a module by path, which begins with ``place``."""
+    """The arrays of a module by path; paths start with ``place``."""
     return {f"{place}/{k}": v[...] for k, v in by_path(module, STORED).items()}
 
 
 def _fitting(path: str, array: Any, variables: Mapping[str, Any]) -> jax.Array:
-    """An array as the model has it."""
+    """An array in the model's layout."""
     if path not in variables:
         raise ValueError(f"model.parts: the model has no {path}")
     wanted = variables[path]

@@ -1,4 +1,4 @@
-"""How well each modality of a multimodal classifier does alone, beside its loss."""
+"""The accuracy of each modality of a multimodal classifier alone, with its loss."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -18,17 +18,21 @@ from meta_opt.workloads.workload import SplitModule, Unimodal
 def unimodal_of(
     module: SplitModule, inputs: Inputs, dropout: float = 0.0
 ) -> Unimodal | None:
-    """What each modality alone says, of a classification from several; else None.
+    """Predictions from each modality alone, for a classification from several.
 
-    A modality alone is the fusion of its own features, which equals masking all others
-    (`Multimodal.classify_encoded`). The encoders run once, for the loss: what this adds
-    to a step is M forward passes through the fusion, each of one modality's features.
+    A single modality's prediction is the fusion of its own features, which equals
+    masking all others (`Multimodal.classify_encoded`). The encoders run once, for the
+    loss; this adds M forward passes through the fusion, each with one modality's
+    features.
 
     Args:
-        module: its structure is used, its arrays are not.
+        module: only its structure is used.
         inputs: kind and modalities of the task.
-        dropout: see `MultimodalConfig.modality_dropout`; strengths are those of all
-            that the examples have.
+        dropout: see `MultimodalConfig.modality_dropout`; strengths are computed without
+            dropout.
+
+    Returns:
+        None for other tasks and for a single modality.
     """
     names = inputs.modalities
     if inputs.kind != "classify" or len(names) < 2:
@@ -56,13 +60,13 @@ def unimodal_of(
 def own_parameters(
     modalities: Sequence[str], encoders: Collection[str]
 ) -> tuple[str, ...]:
-    """Of each modality, a pattern of the parameters that it alone passes through.
+    """A pattern of the parameters that only one modality passes through, for each.
 
-    An encoder of images that sees the frames of clips too is neither's own.
+    An image encoder that encodes video frames too belongs to neither modality.
 
     Args:
         modalities: of the model.
-        encoders: modalities that have one; clips without go by that of images.
+        encoders: modalities with an encoder; video without one uses that of images.
 
     >>> own_parameters(("image", "text"), ("image", "text"))[1]
     '^(projections/text/|encoders/text/)'

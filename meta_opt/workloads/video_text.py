@@ -1,8 +1,8 @@
-"""Tasks on clips with texts, and the auxiliary losses that are learned beside them.
+"""Tasks on clips with texts, with auxiliary losses.
 
 The setting of MELTR (Ko et al. 2023, arXiv:2303.13009): a video-text model of the
 family UniVL, VIOLET or All-in-one is fine-tuned for retrieval, captioning, question
-answering or sentiment, and the losses of its pre-training help.
+answering or sentiment, with the losses of its pre-training as auxiliary losses.
 """
 
 import dataclasses
@@ -54,14 +54,14 @@ from meta_opt.workloads.workload import Losses, Workload, evaluate_splits
 
 @dataclasses.dataclass(frozen=True)
 class VideoTextConfig:
-    """A family of models, a task, the clips and the model. See the parts.
+    """A family of models, a task, the clips and the model.
 
     Attributes:
-        family: whose losses are combined, one of
+        family: its losses are combined, one of
             `meta_opt.workloads.video_text_losses.FAMILIES`.
         task: one of `meta_opt.workloads.video_text_losses.TASKS`.
-        clips: which ones.
-        model: what is put on the encoders, and which part trains.
+        clips: the data.
+        model: fusion and heads on the encoders, and which part trains.
     """
 
     family: str = "univl"
@@ -72,7 +72,7 @@ class VideoTextConfig:
     )
 
     def __post_init__(self) -> None:
-        """Checks that family and clips can do the task."""
+        """Checks that family and clips support the task."""
         losses_of(self.family, self.task)
         self.clips.check_task(self.task)
         if self.clips.frames > self.model.fusion.frames:
@@ -87,10 +87,10 @@ class VideoTextConfig:
         mesh: Mesh | None = None,
         export: ExportConfig = ExportConfig(),  # noqa: B008
     ) -> Workload:
-        """Reads the clips, and initialises what is put on the encoders.
+        """Reads the clips, and initialises fusion and heads.
 
         Args:
-            seed: of what is initialised.
+            seed: of initialised parameters.
             mesh: ignored; the encoders are small.
             export: where the trained model is to be written.
 
@@ -107,7 +107,7 @@ class VideoTextConfig:
             for split in ("validation", "test")
         }
         masking = masking_of(self.model, inputs)
-        # In one program, compiled once for all seeds.
+        # As one program, compiled once for all seeds.
         create: Callable[[jax.Array], Any] = nnx.jit(
             model_factory(names, self.model, inputs)
         )
@@ -187,7 +187,7 @@ def evaluation_on(
     masking: MaskingConfig,
     batch_size: int = 128,
 ) -> Evaluation:
-    """``model -> metrics`` on a split, of the task that has this primary loss.
+    """``model -> metrics`` on a split, for the task of this primary loss.
 
     Args:
         inputs: with the split.

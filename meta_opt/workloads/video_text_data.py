@@ -1,4 +1,4 @@
-"""From clips and texts to the arrays that a video-text model reads."""
+"""Converts clips and texts to the input arrays of a video-text model."""
 
 import dataclasses
 import os
@@ -41,7 +41,7 @@ META_VALIDATION = "meta_validation"
 
 @dataclasses.dataclass(frozen=True)
 class ClipsConfig:
-    """Which clips, and how they become arrays.
+    """The clips, and how they become arrays.
 
     Attributes:
         source: one of `meta_opt.data.sources.clips.CLIPS`, or an official data set, one
@@ -49,20 +49,19 @@ class ClipsConfig:
         official: the files and the splits of an official data set.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
-        max_examples: clips of a split at most; 0: all of them.
-        frames: T, of a clip; longer ones are thinned, shorter ones filled up.
-        image_size: of the frames in pixels.
+        max_examples: most clips of a split; 0: all of them.
+        frames: T, frames of a clip; longer clips are subsampled, shorter ones padded.
+        image_size: side of the frames in pixels.
         text_length: S, tokens of a clip's name or caption.
-        question_length: S, tokens of a question or of an answer that is offered.
-        meta_validation: share of the training clips that is held out of training, for
-            what is learned of the losses.
-        codebook_size: K, visual tokens.
-        encoders: of ``image`` and ``text``, names of `meta_opt.models.encoders`; of
-            ``image`` also ``precomputed``, where clips are features of frames.
-        trainable_layers: by modality, how many of the last layers train; 0: all. Of
-            ``precomputed`` there are none.
-        feature_cache_dir: folder for the features of the layers that do not train; ""
-            computes them for each run.
+        question_length: S, tokens of a question or of an answer option.
+        meta_validation: share of the training clips that is held out for meta-steps.
+        codebook_size: K, number of visual tokens.
+        encoders: names of `meta_opt.models.encoders` for ``image`` and ``text``;
+            ``image`` may be ``precomputed`` for clips that are features of frames.
+        trainable_layers: by modality, number of last layers that train; 0: all.
+            ``precomputed`` has no layers.
+        feature_cache_dir: folder for the outputs of frozen layers; "" computes them for
+            each run.
         seed: of questions and codebook.
     """
 
@@ -86,7 +85,7 @@ class ClipsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks names and ranges, and that an official data set has its paths."""
+        """Checks names and ranges, and the paths of an official data set."""
         check_name("clips.source", self.source, (*CLIPS, *SETS))
         if self.source in SETS:
             self.official.check(self.source)
@@ -105,13 +104,13 @@ class ClipsConfig:
                 raise ValueError(f"clips.{name}={getattr(self, name)} must be positive")
 
     def check_task(self, task: str) -> None:
-        """Raises ValueError if the source has not what a task needs."""
+        """Raises ValueError if the source does not support a task."""
         if self.source in SETS:
             check_task(self.source, task)
 
 
 class ClipInputs(NamedTuple):
-    """What a run reads.
+    """The inputs of a run.
 
     Attributes:
         splits: ``train``, ``meta_validation``, ``validation`` and ``test``, dicts of
@@ -158,13 +157,13 @@ class ClipInputs(NamedTuple):
 def read_clip_inputs(
     config: ClipsConfig, task: str, visual_tokens: bool = True
 ) -> ClipInputs:
-    """Reads the clips and takes them through what does not train.
+    """Reads the clips and runs the frozen layers on them.
 
     Args:
-        config: which clips.
-        task: ``question_answering`` has questions, ``sentiment`` only clips whose
-            sentiment is known.
-        visual_tokens: whether to make the codebook, which takes long on many clips.
+        config: the clips.
+        task: ``question_answering`` reads questions, ``sentiment`` only clips with a
+            known sentiment.
+        visual_tokens: whether to make the codebook, which takes long for many clips.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
@@ -231,10 +230,10 @@ def read_clip_inputs(
 
 
 def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
-    """Where a run's clips come from.
+    """The source of a run's clips.
 
     Args:
-        config: which ones.
+        config: the clips.
         root: the folder of datasets.
     """
     if config.source in SETS:
@@ -245,7 +244,7 @@ def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
 
 
 def patches_of(inputs: ClipInputs) -> int:
-    """P, patches that the image encoder makes of a frame."""
+    """P, number of patches of a frame in the image encoder."""
     frames = inputs.splits["train"]["frames"]
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x[0].shape, x.dtype), frames)
     upper: Any = inputs.reader.encoders["image"].upper
@@ -268,10 +267,10 @@ def _split_clips(
 def _fit(
     split: str, clips: Clips, frames: int
 ) -> tuple[Clips, tuple[np.ndarray, ...], list[str]]:
-    """The clips that have a frame, what `fit_frames` gives for them, other clips' keys.
+    """The clips with frames, their fitted frames, and the keys of clips without any.
 
     Raises:
-        ValueError: if no clip has a frame.
+        ValueError: no clip has a frame.
     """
     video, present = fit_frames(clips.video, frames)
     there = present.any(axis=1)
@@ -392,6 +391,6 @@ def _add_words(
     place[vocabulary] = np.arange(len(vocabulary))
     for arrays in splits.values():
         arrays["words"] = place[arrays["text"]]
-        # Without the token that begins a text; that which ends it is written.
+        # Without the start token, but with the end token, which is generated.
         arrays["caption"] = arrays["words"][:, 1:]
     return vocabulary

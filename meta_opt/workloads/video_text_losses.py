@@ -1,4 +1,4 @@
-"""The losses of UniVL, VIOLET and All-in-one, each of the model's outputs and a batch.
+"""The losses of UniVL, VIOLET and All-in-one, functions of model outputs and batch.
 
 Luo et al. 2020 (arXiv:2002.06353), Fu et al. 2021 (arXiv:2111.12681), Wang et al. 2022
 (arXiv:2203.07303).
@@ -20,16 +20,16 @@ from meta_opt.types import check_name
 from meta_opt.workloads.video_text_outputs import MaskingConfig, Outputs
 
 TASKS = ("retrieval", "captioning", "question_answering", "sentiment")
-"""What a video-text model is fine-tuned for."""
+"""Tasks that a video-text model is fine-tuned for."""
 
 
 class Family(NamedTuple):
-    """How a published model is trained.
+    """The losses of a published model.
 
     Attributes:
-        losses: of every task.
-        primary: by task that it can do, the loss of that task; it is one more where it
-            is not among the losses.
+        losses: for every task.
+        primary: the primary loss of each supported task; it is added to the losses if
+            it is not among them.
     """
 
     losses: tuple[str, ...]
@@ -62,7 +62,7 @@ def losses_of(family: str, task: str) -> tuple[tuple[str, ...], str]:
     """Names of the losses, and the primary one.
 
     Raises:
-        ValueError: an unknown name, or a task that the family cannot do.
+        ValueError: an unknown name, or a task that the family does not support.
 
     >>> losses_of("violet", "question_answering")
     (('matching', 'masked_text', 'masked_visual', 'answer'), 'answer')
@@ -143,7 +143,7 @@ def _contrastive(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Arr
 
 
 def _answer(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    """Of what the questions of the data set have: answers in words, choices, both."""
+    """The loss of answers in words, of choices, or of both."""
     loss = jnp.float32(0)
     if "answer" in batch:
         answer = jnp.asarray(batch["answer"])
@@ -179,4 +179,4 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
 """Losses by name."""
 
 PER_EXAMPLE = ("decoder", "answer", "sentiment")
-"""Primary losses that compare no clip with another's text."""
+"""Primary losses without negatives: clips are compared with their own texts only."""

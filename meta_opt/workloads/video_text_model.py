@@ -1,4 +1,4 @@
-"""The video-text model of a family and a task, what of it trains, and its losses."""
+"""The video-text model of a family and a task, its trained parts, and its losses."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,18 +25,19 @@ from meta_opt.workloads.workload import LossesFn, LossFn, SplitModule
 
 @dataclasses.dataclass(frozen=True)
 class VideoTextModelConfig:
-    """What is put on the encoders, which part trains, and how it is masked.
+    """Fusion and heads on the encoders, which part trains, and masking.
 
     Attributes:
         fusion: width and depth of the temporal transformer and the cross encoder; its
             ``frames`` are those of the clips.
         embed_dim: width of the dual encoder's vectors.
         captioner: the decoder; its vocabulary is that of the training texts.
-        masking: how much the masked losses hide.
-        pruning: whether clips are read frame by frame or patch by patch, and how many
-            of the patches.
-        trainable: ``all``, or ``lora``: adapters on the encoders, and all that is new.
-        lora: the adapters, where ``trainable`` is ``lora``.
+        masking: rates of the masked losses.
+        pruning: whether a clip's tokens are frames or patches, and which patches are
+            kept.
+        trainable: ``all``, or ``lora``: adapters on the encoders, with fusion and
+            heads.
+        lora: the adapters if ``trainable`` is ``lora``.
     """
 
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
@@ -53,15 +54,15 @@ class VideoTextModelConfig:
 
 
 class TargetSizes(NamedTuple):
-    """How much there is to predict.
+    """Sizes of the model's predictions.
 
     Attributes:
-        words: K, of the vocabulary of the texts.
-        codes: K, of visual tokens.
+        words: K, size of the vocabulary of the texts.
+        codes: K, number of visual tokens.
         frame: F, width of the features of frames.
-        answers: K, of questions; 0 if they are choices.
-        end_id: of the token that ends a text, by the vocabulary.
-        choices: 1 if there are questions with answers to choose from.
+        answers: K, number of answers to questions; 0 if all questions have options.
+        end_id: id of the end token in the vocabulary.
+        choices: 1 if there are questions with options, else 0.
     """
 
     words: int
@@ -104,7 +105,7 @@ def model_factory(
     """Returns ``key -> model``; the key initialises all but the encoders.
 
     Args:
-        losses: that the model is trained with, of `LOSSES`.
+        losses: names in `LOSSES` that the model is trained with.
         config: of the model.
         inputs: with the encoders and the codebook.
     """
@@ -190,9 +191,9 @@ def video_text_losses_fn(
     """`LOSSES` as a function of the model's arrays.
 
     Args:
-        module: its structure is used, its arrays are not.
-        losses: names of T of them.
-        masking: draws the masks, others at each step.
+        module: only its structure is used.
+        losses: names of T losses.
+        masking: draws new masks at each step.
     """
 
     def losses_fn(

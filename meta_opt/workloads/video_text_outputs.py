@@ -1,4 +1,4 @@
-"""What a video-text model makes of a batch, some of it hidden: what its losses read."""
+"""Outputs of a video-text model on a batch, plain and masked, for its losses."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ from meta_opt.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """How much is hidden, and what the ranking losses compare.
+    """Masking rates, and margins of the ranking losses.
 
     Attributes:
-        text_rate: probability of a token.
-        frame_rate: probability of a frame.
-        frame_scale: inverse temperature of masked frames.
+        text_rate: probability that a token is masked.
+        frame_rate: probability that a frame is masked.
+        frame_scale: inverse temperature of the masked-frame loss.
         margin: of the max-margin losses.
         false_negatives: whether two captions of one clip, equal captions of two clips,
             and frames of one clip that is twice in a batch count as negatives. They
@@ -45,10 +45,10 @@ class MaskingConfig:
 
 
 class Masks(NamedTuple):
-    """What is hidden of a batch.
+    """The masks of a batch.
 
     Attributes:
-        text: int [B, S], the tokens that are read instead.
+        text: int [B, S], the masked tokens.
         words: bool [B, S], true at tokens to predict.
         frames: bool [B, T], true at frames to predict.
     """
@@ -91,10 +91,10 @@ class Masking:
 
 
 class Outputs:
-    """What a model makes of a batch, each part computed when first asked for.
+    """Outputs of a model on a batch, each computed on first use.
 
     Args:
-        model: with the heads that are asked for.
+        model: with the heads of the outputs that are used.
         batch: arrays [B, ...] of `meta_opt.workloads.video_text_data.ClipInputs`.
         masks: of it.
         false_negatives: see `MaskingConfig`.
@@ -137,22 +137,22 @@ class Outputs:
 
     @functools.cached_property
     def video(self) -> Tokens:
-        """Of the frames [B, T, D]."""
+        """Features of the frames [B, T, D]."""
         return self.model.video(self._features, self.present)
 
     @functools.cached_property
     def masked_video(self) -> Tokens:
-        """Of the frames where some are hidden."""
+        """Features of the masked frames [B, T, D]."""
         return self.model.video(self._features, self.present, self.masks.frames)
 
     @functools.cached_property
     def text(self) -> Tokens:
-        """Of the texts [B, S, D]."""
+        """Features of the texts [B, S, D]."""
         return self.model.text(self.batch["text_features"])
 
     @functools.cached_property
     def masked_text(self) -> Tokens:
-        """Of the texts where some tokens are hidden."""
+        """Features of the masked texts [B, S, D]."""
         return self.model.read(self.masks.text)
 
     @functools.cached_property
@@ -172,12 +172,12 @@ class Outputs:
 
     @functools.cached_property
     def similarity(self) -> jax.Array:
-        """Cosines of clips and texts [B, B], from each alone."""
+        """Cosine similarities of clips and texts [B, B] by the dual encoder."""
         return similarity_logits(self.video_z, self.text_z, 1.0)
 
     @functools.cached_property
     def masked_similarity(self) -> jax.Array:
-        """`similarity` where some of both is hidden."""
+        """`similarity` of masked clips and masked texts."""
         video, text = self.masked_video, self.masked_text
         return similarity_logits(
             self.model.embed("video", video), self.model.embed("text", text), 1.0
@@ -185,29 +185,29 @@ class Outputs:
 
     @functools.cached_property
     def alignment(self) -> jax.Array:
-        """How well clips and texts match [B, B], by the cross encoder."""
+        """Matching scores of clips and texts [B, B] by the cross encoder."""
         return self.model.pair_logits(self.video, self.text)
 
     @functools.cached_property
     def masked_alignment(self) -> jax.Array:
-        """`alignment` where some of both is hidden."""
+        """`alignment` of masked clips and masked texts."""
         return self.model.pair_logits(self.masked_video, self.masked_text, prune=False)
 
     @functools.cached_property
     def fused(self) -> Fused:
-        """Clips with their own texts."""
+        """Fused features of clips with their own texts."""
         return self.model.cross(self.video, self.text)
 
     @functools.cached_property
     def masked_fused(self) -> Fused:
-        """Clips with their own texts, some of both hidden."""
+        """Fused features of masked clips with their own masked texts."""
         return self.model.cross(self.masked_video, self.masked_text, prune=False)
 
     @functools.cached_property
     def pairs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Logits [2 B] of matches and of clips with another's text, which, and mask.
+        """Logits [2 B] of clips with their own and another's text, labels, and mask.
 
-        Equal texts are no negatives, and neither are texts of one clip.
+        The mask excludes negatives with an equal text or clip.
         """
         size = len(self.present)
         other = rolled_negatives(size)
@@ -226,45 +226,45 @@ class Outputs:
 
     @functools.cached_property
     def language_logits(self) -> jax.Array:
-        """Of the tokens behind masks [B, S, K]."""
+        """Logits of masked tokens [B, S, K]."""
         length = self.masks.words.shape[1]
         return self.model.language_logits(self.masked_fused, length)
 
     @functools.cached_property
     def frame_predictions(self) -> jax.Array:
-        """Of the frames behind masks, unit vectors [B, T, F]."""
+        """Predicted features of masked frames, unit vectors [B, T, F]."""
         return self.model.frames(self.masked_fused, self.present.shape[1])
 
     @functools.cached_property
     def visual_logits(self) -> jax.Array:
-        """Of the visual tokens behind masks [B, T, K]."""
+        """Logits of masked visual tokens [B, T, K]."""
         return self.model.visual_logits(self.masked_fused, self.present.shape[1])
 
     @functools.cached_property
     def visual_tokens(self) -> jax.Array:
-        """Those of the frames, int [B, T]."""
+        """Visual tokens of the frames, int [B, T]."""
         return self.model.visual_tokens(self.batch["targets"])
 
     @functools.cached_property
     def captioning(self) -> tuple[jax.Array, ...]:
-        """What `captioning_loss` takes: names written from the clips alone."""
+        """Arguments of `captioning_loss`: names generated from the clips alone."""
         fused = self.model.cross(self.video)
         return self.model.caption_states(fused, self.batch["caption"])
 
     @functools.cached_property
     def masked_captioning(self) -> tuple[jax.Array, ...]:
-        """Names written from what is not hidden of clips and names."""
+        """As for captioning: names generated from masked clips and masked names."""
         return self.model.caption_states(self.masked_fused, self.batch["caption"])
 
     @functools.cached_property
     def answer_logits(self) -> jax.Array:
-        """Of the questions' answers [B, K]."""
+        """Logits of the answers to questions [B, K]."""
         question = self.model.text(self.batch["question"])
         return self.model.answer_logits(self.model.cross(self.video, question))
 
     @functools.cached_property
     def choice_logits(self) -> jax.Array:
-        """Of the answers that are offered [B, C]."""
+        """Logits of the options of questions [B, C]."""
         return self.model.choice_logits(self.video, self.batch["choices"])
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""A workload: all that a run needs to know of a task and its model."""
+"""A workload: everything that a run needs of a task and its model."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Losses(NamedTuple):
 
     Attributes:
         names: of the T losses.
-        primary: which of them is the task's own.
+        primary: name of the task's own loss.
         fn: see `LossesFn`.
     """
 
@@ -40,18 +40,16 @@ class Losses(NamedTuple):
 
 
 class Unimodal(NamedTuple):
-    """What each modality of a model tells alone, for a run that balances them.
+    """Predictions of each modality alone, for a run that balances modalities.
 
     Attributes:
         names: of the M modalities.
-        encoders: of each, a regular expression that finds the '/'-joined paths of its
-            own parameters: those that its features pass through before the modalities
-            meet.
+        encoders: for each modality a regular expression of the '/'-joined paths of its
+            own parameters: those that its features pass through before fusion.
         fn: ``(params, frozen, batch, rng) -> (loss [], (strengths [M], examples [M],
-            metrics))``: the workload's own loss, of
-            `meta_opt.losses.balancing.modality_strengths` those of the batch, and
-            float32 how many examples of it have the modality. Nothing is
-            differentiated through strengths.
+            metrics))``: the workload's own loss,
+            `meta_opt.losses.balancing.modality_strengths` of the batch, and the number
+            of examples with each modality (float32). Strengths are not differentiated.
     """
 
     names: tuple[str, ...]
@@ -66,17 +64,17 @@ class Batches(Protocol):
     """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
 
     def __next__(self) -> PyTree:
-        """Returns the next batch; of several processes, each its ``local_rows``."""
+        """Returns the next batch; each process gets its ``local_rows``."""
 
     def get_state(self) -> Any:
         """Returns a JSON value."""
 
     def set_state(self, state: Any) -> None:
-        """Goes to where ``get_state`` gave ``state``."""
+        """Restores a state that ``get_state`` returned."""
 
 
 class MakeBatches(Protocol):
-    """Opens the training data at their beginning."""
+    """Opens the training data at the start."""
 
     def __call__(
         self, batch_size: int, seed: int = 0, rows: np.ndarray | None = None
@@ -84,9 +82,9 @@ class MakeBatches(Protocol):
         """Returns an iterator.
 
         Args:
-            batch_size: B, of all processes together.
+            batch_size: B, over all processes.
             seed: of the order and of augmentation.
-            rows: int, the rows of each batch that this process makes
+            rows: int, the rows of each batch that this process reads
                 (`meta_opt.parallel.mesh.local_rows`); None for all.
         """
 
@@ -95,7 +93,7 @@ Evaluate: TypeAlias = Callable[[PyTree, PyTree, str], Mapping[str, float]]
 """``(params, frozen, split) -> metrics``; the split is ``validation`` or ``test``."""
 
 Write: TypeAlias = Callable[[PyTree, PyTree], None]
-"""``(params, frozen) -> None``; writes the trained model where the run exports it."""
+"""``(params, frozen) -> None``; exports the trained model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,23 +108,22 @@ class Workload:
         frozen: pytree of arrays, the part of the model that does not train.
         evaluate: see `Evaluate`; None for a run without evaluation.
         rules: layout of params and frozen on a mesh.
-        write: see `Write`; None if nothing is to be exported.
-        losses: the model's losses one by one, if it has several; ``loss_fn`` is the
-            primary one then.
-        meta_batches: as ``train_batches``, of data that are held out of training and of
-            all evaluation, for what is learned of the losses
-            (`meta_opt.finetuning.meta_step`).
-        unimodal: see `Unimodal`; None where there are no classes, or one modality.
+        write: see `Write`; None for no export.
+        losses: the separate losses of a model with several; ``loss_fn`` is then the
+            primary one.
+        meta_batches: as ``train_batches``, with data held out of training and of all
+            evaluation, for meta-steps (`meta_opt.finetuning.meta_step`).
+        unimodal: see `Unimodal`; None without classes, or with a single modality.
         groups: (regular expression, modality group) pairs over the paths of ``params``,
-            for the optimizers that take them (`meta_opt.optimizers.learned`); each
-            finds a path.
+            for optimizers that take them (`meta_opt.optimizers.learned`); each must
+            match a path.
         describe: facts about the data for the run's result, JSON values by name.
         name: for errors.
         per_example: whether the loss of a batch is a mean of terms that each depend on
-            one example alone, which private runs need
+            a single example, which private runs require
             (`meta_opt.finetuning.privacy`).
-        reseeded: the same workload with a model that is initialised from another seed;
-            None where it has one initialisation.
+        reseeded: returns the workload with a model initialised from another seed; None
+            if the initialisation does not depend on a seed.
 
     Example:
         >>> import functools, jax.numpy as jnp
@@ -169,10 +166,10 @@ class WorkloadConfig(Protocol):
         """Builds the workload.
 
         Args:
-            seed: of what is initialised.
-            mesh: that large weights are read straight onto; None for the default
+            seed: of initialised parameters.
+            mesh: large weights are read directly into its shards; None for the default
                 device.
-            export: where the trained model is to be written, and as what.
+            export: path and format of the exported model.
 
         Raises:
             ValueError: settings, data or weights that do not fit together.
@@ -180,12 +177,12 @@ class WorkloadConfig(Protocol):
 
 
 class SplitModule(NamedTuple):
-    """A module in parts, the trainable ones as the optimizer sees them.
+    """A module split into structure, trained and frozen arrays.
 
     Attributes:
         graphdef: its structure.
-        params: nested dict of the arrays that train.
-        frozen: nested dict of the others.
+        params: nested dict of the trained arrays.
+        frozen: nested dict of all other arrays.
     """
 
     graphdef: nnx.GraphDef
@@ -200,10 +197,10 @@ class SplitModule(NamedTuple):
 def evaluate_splits(
     module: SplitModule, evaluations: Mapping[str, Callable[[Any], Mapping[str, float]]]
 ) -> Evaluate:
-    """A workload's evaluation, from one of the whole module for each split.
+    """A workload's evaluation, from an evaluation of the whole module for each split.
 
     Args:
-        module: its structure is used, its arrays are not.
+        module: only its structure is used.
         evaluations: ``model -> metrics`` by split.
     """
 
@@ -214,7 +211,7 @@ def evaluate_splits(
 
 
 def split_module(module: nnx.Module, trainable: Any = nnx.Param) -> SplitModule:
-    """Splits a module into what trains and what does not.
+    """Splits a module into trained and frozen arrays.
 
     Args:
         module: concrete or abstract (`nnx.eval_shape`).

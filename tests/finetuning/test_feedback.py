@@ -216,6 +216,20 @@ def test_patience_counts_from_the_best_whichever_way():
         assert [len(actions) for actions in found] == [0, 0, 0, 1] and monitor.stopped
 
 
+@pytest.mark.parametrize(("mode", "worse"), [("min", 2.5), ("max", 1.5)])
+def test_a_metric_that_is_not_finite_is_never_the_best(mode, worse):
+    monitor = RunMonitor(dataclasses.replace(ENABLED, patience=2), mode)
+    infinite = -np.inf if mode == "min" else np.inf
+    for value in (np.nan, 2.0, infinite):
+        assert monitor.metric(value) == []
+    (action,) = monitor.metric(worse)
+    assert action.reason == "2 evaluations without a metric better than 2"
+    # Without a single finite metric there is nothing to wait for either.
+    lost = RunMonitor(dataclasses.replace(ENABLED, patience=2), mode)
+    found = [lost.metric(np.nan) for _ in range(2)]
+    assert found[0] == [] and "without a finite metric" in found[1][0].reason
+
+
 def test_the_watchs_memory_is_json():
     import json
 

@@ -102,9 +102,9 @@ def test_entries_are_immutable():
     [
         (lambda: Prices(device_hour=1.0), "currency is empty: device_hour=1.0"),
         (lambda: Prices(" ", thousand_tokens_in=1.0), "currency is empty"),
-        (lambda: Prices("EUR", device_hour=-1.0), "device_hour=-1.0 must be a number"),
+        (lambda: Prices("EUR", device_hour=-1.0), "device_hour=-1.0 must be a fin"),
         (lambda: Prices("EUR", kilowatt_hour=float("nan")), "kilowatt_hour=nan"),
-        (lambda: Amounts(seconds=-1.0), "seconds=-1.0 must be a number"),
+        (lambda: Amounts(seconds=-1.0), "seconds=-1.0 must be a finite"),
         (lambda: Amounts(joules=float("inf")), "joules=inf"),
         (lambda: Entry("a", "trainig", Amounts()), "did you mean 'training'"),
         (lambda: Entry(" ", "training", Amounts()), "needs a name"),
@@ -196,7 +196,7 @@ def test_cost_of_a_point_of_accuracy():
     ("accuracies", "message"),
     [
         ({}, "no phase"),
-        ({"phase 1": 75.0}, "accuracy 75.0 of 'phase 1' is no fraction"),
+        ({"phase 1": 75.0}, "accuracy 75.0 of 'phase 1' must be in"),
         ({"all": 0.5}, "no phase can be named 'all'"),
         ({"phase 7": 0.5}, "phase 7"),
     ],

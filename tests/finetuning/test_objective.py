@@ -333,7 +333,7 @@ def test_a_meta_step_that_is_not_finite_changes_nothing():
     ("changes", "config", "message"),
     [
         ({"losses": None}, MELTR, "combiner='meltr': this workload has a single loss"),
-        ({"meta_batches": None}, MELTR, "learns from meta-validation data, and this"),
+        ({"meta_batches": None}, MELTR, "learns from meta-validation data, which"),
         (
             {"losses": Losses(NAMES, "depth", losses_fn)},
             MELTR,

@@ -1,5 +1,6 @@
 """A run that is killed or interrupted ends in the same bits as one that is not."""
 
+import dataclasses
 import logging
 import os
 import pickle
@@ -150,6 +151,26 @@ def test_resume_under_other_settings_is_an_error(tmp_path):
     toy_train(tmp_path, resolved_config={"optimizer": {"learning_rate": 1e-3}})
     with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.001 -> 0.1"):
         toy_train(tmp_path, resolved_config={"optimizer": {"learning_rate": 0.1}})
+
+
+def test_settings_that_do_not_alter_the_result_may_change(tmp_path, unbroken_here):
+    def settings(config):
+        return {"loop": dataclasses.asdict(config)}
+
+    batches = make_batches(make_data(), CONFIG.batch_size)
+    batches = SignallingBatches(batches, signal.SIGTERM, 15)
+    with pytest.raises(Interrupted):
+        toy_train(tmp_path, batches=batches, resolved_config=settings(CONFIG))
+    changed = dataclasses.replace(
+        CONFIG, log_every=6, checkpoint_every=10, keep_latest=1, keep_best=0
+    )
+    for other in ({"seed": 4}, {"eval_every": 6}):
+        config = dataclasses.replace(changed, **other)
+        name = next(iter(other))
+        with pytest.raises(ValueError, match=rf"other settings \(loop.{name}: [^;]*\)"):
+            toy_train(tmp_path, config, resolved_config=settings(config))
+    result = toy_train(tmp_path, changed, resolved_config=settings(changed))
+    assert digest(result.state.params) == unbroken_here[0]
 
 
 def test_resume_with_other_frozen_parameters_is_an_error(tmp_path):

@@ -94,7 +94,7 @@ MISTAKES = {
         None,
         r"two kinds: 23 of type text, .* 1 of type integer, such as 7 \(data, row 5\)",
     ),
-    "one class": (rows(text=str, label=lambda i: "a"), None, "the one class .*'a'"),
+    "one class": (rows(text=str, label=lambda i: "a"), None, "the same class .*'a'"),
     "no files": (
         rows(image=lambda i: f"nowhere/{i}.png", label=lambda i: i % 2),
         None,

@@ -16,7 +16,6 @@ from predictor_toy import (
     COLOURS,
     NAMES,
     SMALL,
-    make_toys,
     write_pictures,
     write_samples,
 )
@@ -25,14 +24,6 @@ import meta_opt
 from meta_opt.data.samples import Samples
 from meta_opt.predictor.command import main
 from meta_opt.workloads.multimodal_inputs import InputReader, InputsConfig
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +94,7 @@ def test_a_saved_predictor_answers_the_same(predictor, samples, root, tmp_path):
         )
         assert loaded.decisions == found.decisions
         assert loaded.record == found.record
-    with pytest.raises(ValueError, match="holds no predictor"):
+    with pytest.raises(ValueError, match="has no predictor"):
         meta_opt.Predictor.load(root)
     with pytest.raises(ValueError, match="seed was 0 and is 1"):
         fit(samples, root, workdir=workdir, seed=1)
@@ -244,7 +235,7 @@ def test_a_folder_of_the_users_learns_pairs(tmp_path):
     np.testing.assert_allclose(loaded.embed(pairs)[0], image, atol=1e-5)
     found.report(tmp_path / "page.html")
     with pytest.raises(
-        ValueError, match=r"is to retrieve pictures, and the samples ask"
+        ValueError, match=r"is for the task 'retrieve' on pictures, and the task of"
     ):
         meta_opt.fit(write_samples(tmp_path / "own"), model=siglip, preset=SMALL)
 

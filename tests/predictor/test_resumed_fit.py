@@ -14,16 +14,17 @@ import pytest
 from own_data import write_folder
 from own_data import write_pictures as write_captioned
 from paths import FIXTURES, ROOT
-from predictor_toy import NAMES, SMALL, make_toys, write_samples
+from predictor_toy import NAMES, SMALL, write_samples
 
 import meta_opt
 from meta_opt.data.array_batches import array_batches
 from meta_opt.predictor.call_record import CallRecord, fingerprint
 from meta_opt.predictor.evaluations import Evaluations
-from meta_opt.predictor.plan import loop_of
+from meta_opt.predictor.fitting import Clock, FitCall
+from meta_opt.predictor.plan import TrainingPlan, loop_of
 from meta_opt.predictor.presets import Preset
 from meta_opt.predictor.table import read_table
-from meta_opt.predictor.training import Clock, train
+from meta_opt.predictor.training import train
 from meta_opt.workloads.workload import Workload
 
 PRESET = Preset(1, (1, 100), 32, 8, 1.0, evaluations=6, patience=3, snapshots=3)
@@ -63,20 +64,10 @@ def workload(dies_at=None):
 
 def trained(workdir, dies_at=None, mode="min", clock=None):
     made, shown = workload(dies_at)
-    loop = loop_of(24, 8, PRESET, 0)
+    plan = TrainingPlan(loop_of(24, 8, PRESET, 0), "loss", mode)
     record = CallRecord(workdir, {}, {})
-    found = train(
-        made,
-        loop,
-        "loss",
-        mode,
-        PRESET,
-        clock or Clock(None),
-        workdir / "run",
-        progress=False,
-        record=record,
-    )
-    return found, shown
+    call = FitCall(PRESET, clock or Clock(), workdir / "run", False, record)
+    return train(made, plan, call), shown
 
 
 def same(one, other):
@@ -127,14 +118,6 @@ def test_damaged_snapshots_are_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=r"best-3.safetensors is damaged"):
         Evaluations(1, "loss", "min", {"w": 0}, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
 
 
 def fit(samples, root, workdir, **changes):

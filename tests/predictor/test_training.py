@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from meta_opt.data.array_batches import array_batches
-from meta_opt.predictor.plan import loop_of
+from meta_opt.predictor.fitting import Clock, FitCall
+from meta_opt.predictor.plan import TrainingPlan, loop_of
 from meta_opt.predictor.presets import Preset
-from meta_opt.predictor.training import Clock, train
+from meta_opt.predictor.training import train
 from meta_opt.workloads.workload import Workload
 
 PRESET = Preset(20, (20, 2000), 32, 8, 1.0, evaluations=20, patience=100)
@@ -79,8 +80,8 @@ def clock(monkeypatch):
 
 
 def run(made, steps, limit, preset=PRESET):
-    loop = loop_of(steps, 8, preset, 0)
-    return train(made, loop, "loss", "min", preset, Clock(limit), progress=False)
+    plan = TrainingPlan(loop_of(steps, 8, preset, 0), "loss", "min")
+    return train(made, plan, FitCall(preset, Clock(limit), progress=False))
 
 
 def history(trained, name):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from multimodal_toy import MODEL, inputs_config, make_toys
+from multimodal_toy import MODEL, inputs_config
 
 from configs import balancing as configs
 from meta_opt.finetuning.loop_config import LoopConfig
@@ -58,21 +58,19 @@ def test_configs(name):
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_not_run_again(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(tmp_path, patch)
-        base = RunConfig(
-            MultimodalConfig(inputs_config(tmp_path), MODEL),
-            LoopConfig(2, 12, eval_every=2, evaluate_at_start=False, progress=False),
-            OptimizerConfig("adamw", num_steps=2),
-        )
-        config, names = BalancingStudyConfig(seeds=(1, 2)), []
-        finished = tmp_path / "finished.json"
-        rows = measure(base, config, finished, names.append)
-        assert len(names) == 10 and len(rows) == 5
-        for row in rows:
-            one, two = row["runs"]
-            assert one["loss"] != two["loss"]
-            assert all(0 < share < 1 for share in one["alone"].values())
-        assert measure(base, config, finished, names.append) == rows
-        assert len(names) == 10
+def test_what_is_finished_is_not_run_again(root, tmp_path):
+    base = RunConfig(
+        MultimodalConfig(inputs_config(root), MODEL),
+        LoopConfig(2, 12, eval_every=2, evaluate_at_start=False, progress=False),
+        OptimizerConfig("adamw", num_steps=2),
+    )
+    config, names = BalancingStudyConfig(seeds=(1, 2)), []
+    finished = tmp_path / "finished.json"
+    rows = measure(base, config, finished, names.append)
+    assert len(names) == 10 and len(rows) == 5
+    for row in rows:
+        one, two = row["runs"]
+        assert one["loss"] != two["loss"]
+        assert all(0 < share < 1 for share in one["alone"].values())
+    assert measure(base, config, finished, names.append) == rows
+    assert len(names) == 10

@@ -259,6 +259,21 @@ def test_the_summary_and_its_files(tmp_path):
     assert "validation loss" in alone and "adamw" in alone
 
 
+def test_a_report_of_more_tasks_is_not_replaced(experiment, tmp_path, capsys):
+    results, workdir = tmp_path / "results", tmp_path / "work"
+    assert experiment.report_folder(["a"], results, workdir) == results
+    finals = [{"task": task, "optimizer": "adamw"} for task in "ab"]
+    write_meta_test(results, summaries=[], rows={}, finals=finals)
+    for tasks in (["a", "b"], ["a", "b", "c"]):
+        assert experiment.report_folder(tasks, results, workdir) == results
+    assert capsys.readouterr().out == ""
+    assert experiment.report_folder(["a", "c"], results, workdir) == workdir
+    assert "has 1 further tasks (b) and is kept" in capsys.readouterr().out
+    (results / "meta_test.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"meta_test.json is no report"):
+        experiment.report_folder(["a"], results, workdir)
+
+
 # Records
 
 

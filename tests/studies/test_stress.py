@@ -25,7 +25,7 @@ from meta_opt.studies.stress.predictions import (
     read_predictions,
     write_predictions,
 )
-from meta_opt.studies.stress.report import write_stress_report
+from meta_opt.studies.stress.report import corruptions_table, write_stress_report
 from meta_opt.studies.stress.summary import summarise
 from meta_opt.studies.stress.wrong_answers import picture_reader, write_wrong_answers
 
@@ -143,7 +143,7 @@ def test_predictions_that_do_not_fit_together():
         cells([*some, relabelled])
     with pytest.raises(ValueError, match="seeds 0 and 1 do not have the same examples"):
         cells(some + made_up("m", CLEAN, [], seed=1)[:-1])
-    with pytest.raises(ValueError, match="have not the same examples; 1 are in one"):
+    with pytest.raises(ValueError, match="not have the same examples; 1 are in one"):
         summarise(some + made_up("m", Condition("grey", 1), [])[:-1], samples=10)
     with pytest.raises(ValueError, match="did you mean 'm1'"):
         summarise(made_up("m1", CLEAN, []), baseline="m2")
@@ -248,6 +248,27 @@ def test_corruption_errors_by_hand():
     of_base = next(row for row in rows if row.model == "b")
     assert (of_base.mce.mean, of_base.mce.low, of_base.mce.high) == (1, 1, 1)
     assert all(r.mce is None for r in summarise(ours, samples=10).corruptions)
+
+
+def test_relative_mce_does_not_apply_to_a_model_at_chance():
+    """It loses nothing to corruption, and would look robust with a ratio of 0."""
+    four_categories = {"grey": (30,) * 5}
+    chance = with_severities("guess", four_categories, clean=range(30))
+    good = with_severities("m", {"grey": (10,) * 5}, clean=range(4))
+    base = with_severities("b", {"grey": (8,) * 5}, clean=range(4))
+    found = summarise(chance + good + base, "b", samples=100)
+    rows = {row.model: row for row in found.corruptions}
+    assert rows["guess"].at_chance and rows["guess"].relative_mce is None
+    assert rows["guess"].mce.mean == pytest.approx(30 / 8)
+    assert not rows["m"].at_chance
+    assert rows["m"].relative_mce.mean == pytest.approx(6 / 4)
+    (section,) = corruptions_table(found).sections
+    shown = {row.label: row.cells[-1].text for row in section.rows}
+    assert shown["guess, clean"] == "n/a (chance)"
+    assert shown["m, clean"].startswith("150.0")
+    # Over a baseline at chance the ratio means nothing for any model.
+    over_chance = summarise(chance + good, "guess", samples=100).corruptions
+    assert all(row.at_chance and row.relative_mce is None for row in over_chance)
 
 
 def test_mce_needs_the_corruptions_of_the_baseline_and_its_errors():

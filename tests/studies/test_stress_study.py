@@ -440,7 +440,7 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
     fails(r"models\.m='.*empty': .* is no folder of a model", models={
         "m": str(tmp_path / "empty")})  # fmt: skip
     fails(r"models\.m='nowhere': no weights 'nowhere'", models={"m": "nowhere"})
-    fails("models.m='nano': it neither classifies nor answers", models={"m": "nano"})
+    fails("models.m='nano': it is neither a picture", models={"m": "nano"})
     fails("python -m experiments.few_shot_data", data={"folder": str(tmp_path)})
     (tmp_path / "dataset.json").write_text('{"classes": ["a"]}')
     fails("is damaged: it lacks 'settings'", data={"folder": str(tmp_path)})
@@ -448,7 +448,7 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
         tmp_path / "other", small_classifier("resnet", CLASSES), ("hat", "shoes"),
         ImageFit(32),
     )  # fmt: skip
-    fails("the model alone has shoes; the data alone have shoe; did you mean 'shoe'",
+    fails("only the model has shoes; only the data have shoe; did you mean 'shoe'",
         models={"m": str(tmp_path / "other")})  # fmt: skip
     write_classifier(
         tmp_path / "wide", small_classifier("resnet", CLASSES), CLASSES, ImageFit(40)

@@ -285,7 +285,7 @@ def test_features_that_would_change_are_not_kept(processor):
             ImageTextConfig(model=frozen, pipeline=PipelineConfig(**changes))
     with pytest.raises(ValueError, match="of the image tower encoder would train"):
         check_frozen({"encoder": {}, "projection": {}})
-    with pytest.raises(ValueError, match="is for models that write answers"):
+    with pytest.raises(ValueError, match="is for generative models"):
         read_preprocessing(ModelConfig(trainable="layers"))
 
 

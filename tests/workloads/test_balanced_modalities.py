@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from multimodal_toy import MODEL, inputs_config, make_toys
+from multimodal_toy import MODEL, inputs_config
 
 from meta_opt.features.tensors import modality_group, path_name
 from meta_opt.finetuning.balancing import BalancingConfig
@@ -25,14 +25,6 @@ from meta_opt.workloads.workload import Workload
 
 NAMES = ("image", "text", "audio")
 STACKED = r"(^|/)layers/"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +99,8 @@ def test_errors_of_modality_dropout(root):
         with pytest.raises(ValueError, match=f"modality_dropout={rate} is a prob"):
             dataclasses.replace(config, modality_dropout=rate)
     for kind, message in (
-        ("retrieve", r"'toy_retrieve' embeds each modality alone"),
-        ("caption", r"'toy_caption' has image alone"),
+        ("retrieve", r"'toy_retrieve' embeds each modality separately"),
+        ("caption", r"'toy_caption' has image as its only"),
     ):
         wrong = MultimodalConfig(inputs_config(root, kind), MODEL, 0.2)
         with pytest.raises(ValueError, match=message):

@@ -222,7 +222,7 @@ def test_errors(task, tmp_path):
         network_parts(NetworkConfig("convnext_tiny", WEIGHTS), 3, "")
     with pytest.raises(ValueError, match=r"image_size=8 must be"):
         PicturesConfig(task, image_size=8)
-    with pytest.raises(ValueError, match="must be to classify, and have pictures"):
+    with pytest.raises(ValueError, match="must be a classification with pictures"):
         read_pictures(PicturesConfig("emoji_names"))
     file = tmp_path / "lacking.jsonl"
     lines = [

@@ -114,7 +114,7 @@ def test_faults_are_named(exported, tmp_path):
         model.probabilities(pictures(1), image_size=16)
     with pytest.raises(ValueError, match="picture classifier, which takes no adapter"):
         meta_opt.load_exported(exported, adapter="a")
-    with pytest.raises(ValueError, match="2 class names are not for 3 logits"):
+    with pytest.raises(ValueError, match="2 class names do not match 3 logits"):
         write_classifier(
             tmp_path, small_classifier("resnet", CLASSES), CLASSES[:2], ImageFit(SIDE)
         )

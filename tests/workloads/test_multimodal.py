@@ -14,7 +14,6 @@ from multimodal_toy import (
     MODEL,
     colour_samples,
     inputs_config,
-    make_toys,
 )
 
 import meta_opt
@@ -44,14 +43,6 @@ from meta_opt.workloads.multimodal_model import (
 )
 
 STACKED = r"(^|/)layers/"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
 
 
 def run_config(root, kind="classify", steps=24, name="adamw", **changes):

@@ -18,7 +18,7 @@ from official_clips import (
     tgif_action_set,
     youcook2_set,
 )
-from video_text_toy import clips_config, make_toys, workload_config
+from video_text_toy import clips_config, workload_config
 
 from configs import meltr
 from meta_opt.data.shared_rows import SharedRows
@@ -49,15 +49,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def settings(root, tmp_path_factory):
+def settings(clips_root, tmp_path_factory):
     """The settings of `clips_config` by source; the set is written once."""
 
     @functools.cache
@@ -75,20 +67,20 @@ def settings(root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def read(root, settings):
+def read(clips_root, settings):
     """What a run on a source reads."""
     return functools.cache(
         lambda source: read_clip_inputs(
-            clips_config(root, **settings(source)), CASES[source][0]
+            clips_config(clips_root, **settings(source)), CASES[source][0]
         )
     )
 
 
-def changed(root, settings, source, official=None, **changes):
+def changed(clips_root, settings, source, official=None, **changes):
     """The clips of a source with some settings changed."""
     found = settings(source)
     official = dataclasses.replace(found["official"], **(official or {}))
-    return clips_config(root, **{**found, "official": official, **changes})
+    return clips_config(clips_root, **{**found, "official": official, **changes})
 
 
 def videos_of(inputs):
@@ -185,7 +177,7 @@ def test_youcook2(read):
     np.testing.assert_allclose(np.linalg.norm(targets, axis=-1), 1, atol=1e-5)
 
 
-def test_tgif_action(read, root):
+def test_tgif_action(read, clips_root):
     inputs = read("tgif_qa_action")
     assert_disjoint(videos_of(inputs))
     assert inputs.answers == ()
@@ -292,9 +284,11 @@ def test_the_loss_of_answers_is_of_what_there_is():
         np.testing.assert_allclose(found, value, rtol=1e-6)
 
 
-def test_a_workload_is_built_with_the_heads_of_its_questions(root, settings):
+def test_a_workload_is_built_with_the_heads_of_its_questions(clips_root, settings):
     clips = settings("tgif_qa_action")
-    workload = workload_config(root, "violet", "question_answering", **clips).build()
+    workload = workload_config(
+        clips_root, "violet", "question_answering", **clips
+    ).build()
     heads = workload.params["heads"]
     assert "choice" in heads and "answers" not in heads
     described = workload.describe()
@@ -340,36 +334,36 @@ def test_sets_are_those_that_can_be_read():
         assert parts <= set(KINDS[name].splits)
 
 
-def test_mistakes(root, settings):
+def test_mistakes(clips_root, settings):
     paths = OfficialConfig("a", "b")
     with pytest.raises(ValueError, match="did you mean 'msvd_qa'"):
-        clips_config(root, source="msvdqa")
+        clips_config(clips_root, source="msvdqa")
     with pytest.raises(ValueError, match=r"clips\.official is for official data sets"):
-        clips_config(root, official=paths)
+        clips_config(clips_root, official=paths)
     with pytest.raises(ValueError, match=r"'msvd_qa' has no labels for task='retriev"):
-        workload_config(root, source="msvd_qa", official=paths)
+        workload_config(clips_root, source="msvd_qa", official=paths)
     with pytest.raises(ValueError, match="have the split 'validation' in common"):
-        changed(root, settings, "youcook2", {"validation": "validation"})
+        changed(clips_root, settings, "youcook2", {"validation": "validation"})
     with pytest.raises(ValueError, match="no split 'tests'; did you mean 'test'"):
-        config = changed(root, settings, "msrvtt_7k", {"test": "tests"})
+        config = changed(clips_root, settings, "msrvtt_7k", {"test": "tests"})
         read_clip_inputs(config, "retrieval")
     for wrong in ({"held_out_share": 1.0}, {"frames_per_second": -1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             OfficialConfig(**wrong)
     with pytest.raises(ValueError, match="no clip in validation of 23 samples"):
-        config = changed(root, settings, "msrvtt_7k", {"held_out_share": 1e-6})
+        config = changed(clips_root, settings, "msrvtt_7k", {"held_out_share": 1e-6})
         read_clip_inputs(config, "retrieval")
     pictures = {"image": "toy_video_image", "text": "toy_video_text"}
     with pytest.raises(ValueError, match=r"reads pictures: set it to 'precomputed'"):
-        config = changed(root, settings, "youcook2", encoders=pictures)
+        config = changed(clips_root, settings, "youcook2", encoders=pictures)
         read_clip_inputs(config, "captioning")
     features = {"image": "precomputed", "text": "toy_video_text"}
     with pytest.raises(ValueError, match=r"'precomputed' takes features of frames"):
-        config = changed(root, settings, "cmu_mosi", encoders=features)
+        config = changed(clips_root, settings, "cmu_mosi", encoders=features)
         read_clip_inputs(config, "sentiment")
 
 
-def test_no_clip_with_a_frame(root, settings, tmp_path):
+def test_no_clip_with_a_frame(clips_root, settings, tmp_path):
     """Segments that all begin after the end of their videos."""
     found = settings("youcook2")["official"]
     for path in (tmp_path / "media").parent.glob("*"):
@@ -379,15 +373,17 @@ def test_no_clip_with_a_frame(root, settings, tmp_path):
     for i in range(20):
         np.save(media / f"cook{i}.npy", np.ones((2, 3), np.float32))
     paths = {"annotations": found.annotations, "media": str(media)}
-    config = changed(root, settings, "youcook2", paths)
+    config = changed(clips_root, settings, "youcook2", paths)
     with pytest.raises(ValueError, match=r"none of \d+ clips in .* has a frame"):
         read_clip_inputs(config, "captioning")
 
 
 @pytest.mark.slow
-def test_a_run_on_questions_with_options(root, settings):
+def test_a_run_on_questions_with_options(clips_root, settings):
     clips = settings("tgif_qa_action")
-    workload = workload_config(root, "violet", "question_answering", **clips).build()
+    workload = workload_config(
+        clips_root, "violet", "question_answering", **clips
+    ).build()
     loop = LoopConfig(4, 4, eval_every=2, log_every=1, progress=False)
     meta = dataclasses.replace(PUBLISHED["violet_qa"], interval=2)
     result = run(workload, optax.adam(3e-3), loop, meta_loss=meta)

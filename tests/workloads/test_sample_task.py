@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
-from multimodal_toy import COLOURS, MODEL, inputs_config, make_toys
+from multimodal_toy import COLOURS, MODEL, inputs_config
 from PIL import Image
 
 from meta_opt.data.preprocessing.pictures import UnreadableFilesError
@@ -209,7 +209,7 @@ def test_errors_of_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_learns_from_own_samples(media, tmp_path):
+def test_a_run_learns_from_own_samples(media, root, tmp_path):
     lines = []
     for n in range(72):
         colour, split = COLOURS[n % 3], SPLITS[n // 3 % len(SPLITS)]
@@ -218,16 +218,14 @@ def test_a_run_learns_from_own_samples(media, tmp_path):
         lines.append({**shown, "label": colour, "split": split})
     lines.append({"image": "broken.png", "label": "red", "split": "train"})
     path = write(media, lines, "run.jsonl")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(tmp_path, patch)
-        finished = finetune(
-            RunConfig(
-                MultimodalConfig(inputs_config(tmp_path, task=str(path)), MODEL),
-                LoopConfig(32, 12, eval_every=16, progress=False),
-                OptimizerConfig("adamw", num_steps=32, learning_rate=3e-3),
-            ),
-            tmp_path / "run",
-        )
+    finished = finetune(
+        RunConfig(
+            MultimodalConfig(inputs_config(root, task=str(path)), MODEL),
+            LoopConfig(32, 12, eval_every=16, progress=False),
+            OptimizerConfig("adamw", num_steps=32, learning_rate=3e-3),
+        ),
+        tmp_path / "run",
+    )
     assert finished.data["skipped"] == {"train": 1, "validation": 0, "test": 0}
     assert finished.data["missing"]["train"] == {"image": 27, "audio": 27}
     assert finished.test["accuracy"] > 0.6

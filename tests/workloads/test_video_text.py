@@ -16,7 +16,6 @@ from flax import nnx
 from video_text_toy import (
     MODEL,
     clips_config,
-    make_toys,
     toy_clips,
     workload_config,
 )
@@ -77,18 +76,10 @@ def quick(pairs, at_once):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def built(root):
+def built(clips_root):
     """Workloads by family and task."""
     return functools.cache(
-        lambda family, task: workload_config(root, family, task).build()
+        lambda family, task: workload_config(clips_root, family, task).build()
     )
 
 
@@ -114,8 +105,8 @@ def first_batch(workload, size=24):
 # Clips
 
 
-def test_meta_validation_is_apart_from_all_other_splits(root):
-    inputs = read_clip_inputs(clips_config(root), "retrieval")
+def test_meta_validation_is_apart_from_all_other_splits(clips_root):
+    inputs = read_clip_inputs(clips_config(clips_root), "retrieval")
     keys = {split: set(clips.key) for split, clips in inputs.clips.items()}
     assert keys.keys() == {"train", "meta_validation", "validation", "test"}
     assert sum(map(len, keys.values())) == len(set.union(*keys.values())) == 96
@@ -127,20 +118,20 @@ def test_meta_validation_is_apart_from_all_other_splits(root):
     assert keys["meta_validation"] < set(more.key)
 
 
-def test_clips_are_thinned_or_filled_up(root):
+def test_clips_are_thinned_or_filled_up(clips_root):
     clips = [np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1) for n in (2, 4, 9)]
     fitted, present = fit_frames(clips, 4)
     assert fitted[:, :, 0, 0, 0].tolist() == [[0, 1, 0, 0], [0, 1, 2, 3], [0, 2, 4, 6]]
     assert present.sum(axis=1).tolist() == [2, 4, 4]
-    inputs = read_clip_inputs(clips_config(root), "retrieval")
+    inputs = read_clip_inputs(clips_config(clips_root), "retrieval")
     three = {s: sum(len(v) == 3 for v in x.video) for s, x in inputs.clips.items()}
     assert inputs.short == three and three["validation"] == 4
     for split, arrays in inputs.splits.items():
         assert np.sum(~arrays["present"]) == three[split]
 
 
-def test_the_vocabulary_is_that_of_training_texts(root):
-    inputs = read_clip_inputs(clips_config(root, max_examples=4), "captioning")
+def test_the_vocabulary_is_that_of_training_texts(clips_root):
+    inputs = read_clip_inputs(clips_config(clips_root, max_examples=4), "captioning")
     train = inputs.splits["train"]
     assert (inputs.vocabulary[train["words"]] == train["text"]).all()
     assert inputs.decode(train["caption"]) == list(inputs.clips["train"].name)
@@ -153,14 +144,14 @@ def test_the_vocabulary_is_that_of_training_texts(root):
         assert text.split() == [word for word in name.split() if word in known]
 
 
-def test_visual_tokens_are_of_training_frames(root):
-    inputs = read_clip_inputs(clips_config(root), "retrieval")
+def test_visual_tokens_are_of_training_frames(clips_root):
+    inputs = read_clip_inputs(clips_config(clips_root), "retrieval")
     targets = inputs.splits["train"]["targets"]
     np.testing.assert_allclose(np.linalg.norm(targets, axis=-1), 1, atol=1e-5)
     assert inputs.codebook.shape == (5, targets.shape[-1])
     again = make_codebook(targets[inputs.splits["train"]["present"]], 5, seed=0)
     np.testing.assert_array_equal(again, inputs.codebook)
-    config = workload_config(root, "violet", "retrieval")
+    config = workload_config(clips_root, "violet", "retrieval")
     module = split_video_text(
         nnx.jit(
             model_factory(losses_of("violet", "retrieval")[0], config.model, inputs)
@@ -173,19 +164,19 @@ def test_visual_tokens_are_of_training_frames(root):
     np.testing.assert_array_equal(found, away.argmin(-1))
 
 
-def test_errors_of_clips(root, monkeypatch):
+def test_errors_of_clips(clips_root, monkeypatch):
     with pytest.raises(ValueError, match="leaves no clip for meta-validation"):
-        read_clip_inputs(clips_config(root, meta_validation=0.0), "retrieval")
+        read_clip_inputs(clips_config(clips_root, meta_validation=0.0), "retrieval")
     with pytest.raises(ValueError, match="leaves no clip for training"):
-        read_clip_inputs(clips_config(root, meta_validation=1.0), "retrieval")
+        read_clip_inputs(clips_config(clips_root, meta_validation=1.0), "retrieval")
     with pytest.raises(ValueError, match="codebook_size=500 is more than the"):
-        read_clip_inputs(clips_config(root, codebook_size=500), "retrieval")
+        read_clip_inputs(clips_config(clips_root, codebook_size=500), "retrieval")
     with pytest.raises(ValueError, match="did you mean 'animated_emoji'"):
-        clips_config(root, source="animated_emojis")
+        clips_config(clips_root, source="animated_emojis")
     with pytest.raises(ValueError, match=r"clips\.encoders has no encoder of text"):
-        clips_config(root, encoders={"image": "toy_video_image"})
+        clips_config(clips_root, encoders={"image": "toy_video_image"})
     with pytest.raises(ValueError, match=r"clips\.frames=5 is more than model"):
-        workload_config(root, frames=5)
+        workload_config(clips_root, frames=5)
 
     def without(split, data_dir, side):
         clips = toy_clips(split, data_dir, side)
@@ -195,7 +186,7 @@ def test_errors_of_clips(root, monkeypatch):
     with pytest.raises(ValueError, match=r"test: the clip 'test-.*' has no frames"):
         read_clips("without", "test", None, 8)
     with pytest.raises(ValueError, match="a video-text model is written as 'model'"):
-        workload_config(root).build(export=ExportConfig("out", "peft"))
+        workload_config(clips_root).build(export=ExportConfig("out", "peft"))
 
 
 # Questions
@@ -258,8 +249,8 @@ def test_answers_that_training_does_not_have():
         )
 
 
-def test_what_is_shown_is_what_is_asked_of(root):
-    config = clips_config(root)
+def test_what_is_shown_is_what_is_asked_of(clips_root):
+    config = clips_config(clips_root)
     plain = read_clip_inputs(config, "retrieval").splits["train"]
     inputs = read_clip_inputs(config, "question_answering")
     arrays, questions = inputs.splits["train"], inputs.questions["train"]
@@ -466,11 +457,11 @@ def test_gradients_reach_the_parts_that_a_loss_reads(built, family, task):
 
 
 @pytest.mark.slow
-def test_what_trains(root):
-    whole = workload_config(root).build()
+def test_what_trains(clips_root):
+    whole = workload_config(clips_root).build()
     assert "text_lower" in whole.frozen and "text_lower" not in whole.params
     model = dataclasses.replace(MODEL, trainable="lora")
-    adapters = workload_config(root, model=model).build()
+    adapters = workload_config(clips_root, model=model).build()
     paths = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, _ in jax.tree.leaves_with_path(adapters.params)
@@ -486,7 +477,7 @@ def test_what_trains(root):
         for w in (whole, adapters)
     )
     np.testing.assert_allclose(one, two, rtol=1e-4)
-    all_layers = workload_config(root, trainable_layers={}).build()
+    all_layers = workload_config(clips_root, trainable_layers={}).build()
     assert "text_lower" not in all_layers.frozen
     batch = first_batch(all_layers)
     assert batch["frames"].shape[1:] == (4, 16, 16, 3)
@@ -500,10 +491,10 @@ def test_what_trains(root):
 
 
 @pytest.mark.parametrize("family, task", quick(CAN, WIDEST[:2]))
-def test_loss_of_training_is_that_of_the_evaluation(built, root, family, task):
+def test_loss_of_training_is_that_of_the_evaluation(built, clips_root, family, task):
     workload = built(family, task)
     metrics = workload.evaluate(workload.params, workload.frozen, "validation")
-    inputs = read_clip_inputs(clips_config(root), task)
+    inputs = read_clip_inputs(clips_config(clips_root), task)
     loss, _ = jax.jit(workload.loss_fn)(
         workload.params, workload.frozen, inputs.splits["validation"], jax.random.key(0)
     )
@@ -575,8 +566,8 @@ class Cheat(nnx.Module):
         return self._table("scores", fused)
 
 
-def test_metrics_of_a_model_that_cheats(root):
-    inputs = read_clip_inputs(clips_config(root), "question_answering")
+def test_metrics_of_a_model_that_cheats(clips_root):
+    inputs = read_clip_inputs(clips_config(clips_root), "question_answering")
     questions, arrays = inputs.questions["test"], inputs.splits["test"]
     count = len(questions.clip)
     ids = np.arange(count, dtype=np.float32)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from video_text_toy import MODEL, clips_config, make_toys, toy_clips, workload_config
+from video_text_toy import MODEL, clips_config, toy_clips, workload_config
 
 import meta_opt
 from meta_opt.data.missing import MissingDataError
@@ -26,22 +26,14 @@ TRAINED = 0.05
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def exported(root, tmp_path_factory):
+def exported(clips_root, tmp_path_factory):
     """Folder and metrics on the test split, by family, task and what trains."""
 
     @functools.cache
     def export(family, task, trainable="all"):
         folder = tmp_path_factory.mktemp("exported") / "tuned"
         model = dataclasses.replace(MODEL, trainable=trainable)
-        config = workload_config(root, family, task, model)
+        config = workload_config(clips_root, family, task, model)
         workload = config.build(export=ExportConfig(str(folder)))
         rng = np.random.default_rng(0)
         params = jax.tree.map(
@@ -55,8 +47,8 @@ def exported(root, tmp_path_factory):
     return export
 
 
-def loaded(folder, root, batch_size=128):
-    return meta_opt.load_exported(folder, data_dir=root, batch_size=batch_size)
+def loaded(folder, clips_root, batch_size=128):
+    return meta_opt.load_exported(folder, data_dir=clips_root, batch_size=batch_size)
 
 
 CLIPS = toy_clips("test", None, 16)
@@ -73,9 +65,9 @@ def assert_found(model, metrics, rtol=1e-5):
 
 
 @pytest.mark.slow
-def test_search(root, exported, tmp_path):
+def test_search(clips_root, exported, tmp_path):
     folder, metrics = exported("univl", "retrieval")
-    model = loaded(folder, root)
+    model = loaded(folder, clips_root)
     assert isinstance(model, VideoTextModel) and model.task == "retrieval"
     scores = assert_found(model, metrics)
     best = model.search(CLIPS.video, CLIPS.name[:3], count=4)
@@ -127,15 +119,15 @@ def assert_errors(model, tmp_path, video):
         model.scores([video], [3])
 
 
-def test_damaged_exports_are_refused(root, exported, tmp_path, monkeypatch):
+def test_damaged_exports_are_refused(clips_root, exported, tmp_path, monkeypatch):
     folder, _ = exported("univl", "retrieval")
     about = json.loads((folder / SETTINGS).read_text())
-    assert not any(str(root) in str(value) for value in about.values())
+    assert not any(str(clips_root) in str(value) for value in about.values())
 
     def broken(arrays=None, **changes):
         (tmp_path / SETTINGS).write_text(json.dumps({**about, **changes}))
         (tmp_path / ARRAYS).write_bytes(arrays or (folder / ARRAYS).read_bytes())
-        return meta_opt.load_exported(tmp_path, data_dir=root)
+        return meta_opt.load_exported(tmp_path, data_dir=clips_root)
 
     for changes, message in (
         ({"arrays": b"x"}, r"model\.safetensors is damaged: its SHA-256 is"),
@@ -149,24 +141,24 @@ def test_damaged_exports_are_refused(root, exported, tmp_path, monkeypatch):
             broken(**changes)
     for options in ({"dtype": "bfloat16"}, {"adapter": "a"}, {"processor": "p"}):
         with pytest.raises(ValueError, match="is a video-text model, which takes no"):
-            meta_opt.load_exported(folder, data_dir=root, **options)
+            meta_opt.load_exported(folder, data_dir=clips_root, **options)
     with pytest.raises(MissingDataError):
         meta_opt.load_exported(folder, data_dir=tmp_path)
 
 
 @pytest.mark.slow
-def test_search_by_embeddings_with_adapters_merged(root, exported):
+def test_search_by_embeddings_with_adapters_merged(clips_root, exported):
     folder, metrics = exported("all_in_one", "retrieval", "lora")
     settings = json.loads((folder / SETTINGS).read_text())
     assert settings["model"]["trainable"] == "all"
-    scores = assert_found(loaded(folder, root), metrics)
+    scores = assert_found(loaded(folder, clips_root), metrics)
     assert np.abs(scores).max() <= 1 + 1e-6
 
 
 @pytest.mark.slow
-def test_captions(root, exported):
+def test_captions(clips_root, exported):
     folder, metrics = exported("univl", "captioning")
-    model = loaded(folder, root)
+    model = loaded(folder, clips_root)
     written = model.caption(CLIPS.video)
     found = caption_metrics(written, CLIPS.captions)
     for name, value in found.items():
@@ -175,10 +167,10 @@ def test_captions(root, exported):
 
 
 @pytest.mark.slow
-def test_answers_and_choices(root, exported):
+def test_answers_and_choices(clips_root, exported):
     folder, metrics = exported("violet", "question_answering")
-    model = loaded(folder, root)
-    inputs = read_clip_inputs(clips_config(root), "question_answering")
+    model = loaded(folder, clips_root)
+    inputs = read_clip_inputs(clips_config(clips_root), "question_answering")
     questions = inputs.questions["test"]
     shown = [
         CLIPS.video[i][frames[frames >= 0]]
@@ -199,10 +191,10 @@ def test_answers_and_choices(root, exported):
 
 
 @pytest.mark.slow
-def test_sentiment(root, exported):
+def test_sentiment(clips_root, exported):
     folder, metrics = exported("univl", "sentiment")
     known = CLIPS.with_sentiment()
-    model = loaded(folder, root, batch_size=7)
+    model = loaded(folder, clips_root, batch_size=7)
     found = model.sentiment(list(known.video), known.name)
     for name, value in sentiment_metrics(known.sentiment, found).items():
         assert metrics[name] == pytest.approx(value, rel=1e-4)

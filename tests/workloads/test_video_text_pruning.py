@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from video_text_toy import MODEL, make_toys, workload_config
+from video_text_toy import MODEL, workload_config
 
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import read_run_config, run
@@ -20,24 +20,16 @@ FRAMES = 4
 """Of a toy clip, each of 2 x 2 patches."""
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        make_toys(folder, patch)
-        yield folder
-
-
-def config_of(root, family="univl", task="retrieval", **pruning):
+def config_of(clips_root, family="univl", task="retrieval", **pruning):
     model = dataclasses.replace(MODEL, pruning=PruningConfig(**pruning))
-    return workload_config(root, family, task, model)
+    return workload_config(clips_root, family, task, model)
 
 
 @pytest.fixture(scope="module")
-def model_of(root):
+def model_of(clips_root):
     """Models of one seed by how they prune, all with the same parameters."""
     names, _ = losses_of("univl", "retrieval")
-    first = config_of(root)
+    first = config_of(clips_root)
     inputs = read_clip_inputs(first.clips, first.task)
 
     def make(**pruning):
@@ -106,9 +98,9 @@ def test_frames_that_are_not_there_change_nothing(model_of):
 @pytest.mark.parametrize(
     "family, task", [("univl", "captioning"), ("all_in_one", "question_answering")]
 )
-def test_a_run_with_pruned_patches(root, family, task):
+def test_a_run_with_pruned_patches(clips_root, family, task):
     config = config_of(
-        root, family, task, tokens="patches", kept_share=0.5, relevant_share=0.5
+        clips_root, family, task, tokens="patches", kept_share=0.5, relevant_share=0.5
     )
     workload = config.build()
     losses, _ = jax.jit(workload.losses.fn)(

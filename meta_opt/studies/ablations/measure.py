@@ -1,8 +1,8 @@
 """Ablations of a learned optimizer: parts of its controller's weights set to zero.
 
-Nothing is trained again, so this says what trained weights make of a part, not what
-could be reached without it. Weights that were trained without something can be listed
-beside them, see `AblationConfig.others`.
+Nothing is trained again, so this shows what the trained weights lose without a part,
+not what could be reached by training without it. Weights that were trained without a
+part can be added, see `AblationConfig.others`.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ FEATURE_GROUPS = {
     "structure": ("structure", "structured"),
     "shape": ("matrix", "aspect", "thin", "width"),
 }
-"""All features but the constant, by what they are about."""
+"""All features except the constant, by group."""
 _UNSEEN = {f"without {name}": features for name, features in FEATURE_GROUPS.items()}
 _ELEMENTWISE = "without orthogonalised direction"
 _HAND = "everything (the hand-designed rule)"
@@ -55,7 +55,7 @@ ABLATIONS = (
     _ELEMENTWISE,
     _HAND,
 )
-"""What `ablated` knows."""
+"""Names of ablations, see `ablated`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class AblationConfig:
     Attributes:
         tasks: names of task families.
         weights: of the learned optimizer: a shipped name or a path.
-        others: other weights by the name that the table gives them.
+        others: other weights by their names in the table.
         budgets: shares of a task's larger horizon.
         seeds: of initialisation and batches.
     """
@@ -90,8 +90,8 @@ def ablated(
 ) -> tuple[PyTree, ControllerConfig]:
     """The controller with a part of its weights set to zero.
 
-    Without the orthogonalised direction the weights stay, and matrices have Adam's
-    direction instead: the config says so.
+    The orthogonalised direction is ablated in the config and not in the weights:
+    matrices then have Adam's direction.
 
     Args:
         theta: weights.
@@ -140,7 +140,7 @@ def _zeroed(x: jax.Array, rows: Iterable[int], columns: Iterable[int]) -> jax.Ar
 def _with_output(
     theta: PyTree, rows: Iterable[int] = (), columns: Iterable[int] = ()
 ) -> dict[str, PyTree]:
-    """Output weights with rows (what is read) and columns (outputs) set to zero."""
+    """Output weights with rows (inputs) and columns (outputs) set to zero."""
     columns = list(columns)
     output = {
         "kernel": _zeroed(theta["output"]["kernel"], rows, columns),
@@ -151,7 +151,7 @@ def _with_output(
 
 @dataclasses.dataclass(frozen=True)
 class AblationRow:
-    """Weights on one task at one budget.
+    """The result of weights on one task at one budget.
 
     Attributes:
         name: one of `ABLATIONS`, or the name of other weights.
@@ -183,7 +183,7 @@ def measure(
         config: tasks, seeds, budgets and weights.
 
     Raises:
-        ValueError: weights that are not there, damaged, or of another shape.
+        ValueError: weights that are missing, damaged, or of another shape.
     """
     theta, shape = load_theta(config.weights)
     rows = {name: ablated(theta, shape, name) for name in ABLATIONS}
@@ -191,7 +191,7 @@ def measure(
         rows[name] = load_theta(path)
         if rows[name][1] != shape:
             raise ValueError(f"{path} has another controller than {config.weights}")
-    # Side by side in one program, as far as they have one config.
+    # Weights with the same config are run side by side in one program.
     runs = []
     for own in dict.fromkeys(own for _, own in rows.values()):
         names = [name for name, (_, other) in rows.items() if other == own]

@@ -6,25 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.reporting.tables import (
-    Cell,
-    Row,
-    Section,
-    Table,
-    fact_list,
-    to_markdown,
-    to_text,
-    write_report,
-)
+from meta_opt.reporting.tables import Cell, Row, Section, Table, write_table
 
 Values = Mapping[str, Any]
 
-_NOTES = (
-    "A number is the log of the mean final loss, on validation and test examples, over "
-    "that of the tuned baseline at its full length: below 0 is better.",
-    "The parts named `without` and `only` were removed from the shipped weights, which "
-    "were not trained again; rows below them are of other weights.",
-)
+_NOTES = """\
+- A number is the log of the mean final loss, on validation and test examples, over \
+that of the tuned baseline at its full length: below 0 is better.
+- The parts named `without` and `only` were removed from the shipped weights, which \
+were not trained again; rows below them are of other weights."""
 
 
 def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -> str:
@@ -38,19 +28,12 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
     Returns:
         The table, for a terminal.
     """
-    table = _table(rows)
-    parts = [
-        "# Ablations on meta-validation",
-        to_markdown(table),
-        "\n".join(f"- {note}" for note in _NOTES),
-        fact_list(facts),
-    ]
-    write_report(folder, "ablations", parts, {"facts": dict(facts), "rows": list(rows)})
-    return to_text(table)
+    title = "Ablations on meta-validation"
+    return write_table(folder, "ablations", title, _table(rows), rows, facts, _NOTES)
 
 
 def _table(rows: Sequence[Values]) -> Table:
-    """A section a budget, a row for all weights, a column a task and their mean."""
+    """A section for each budget, a row for each weights, a column for each task."""
     found = {(r["budget"], r["name"], r["task"]): r["log_ratio"] for r in rows}
     budgets, names, tasks = (
         list(dict.fromkeys(row[key] for row in rows))

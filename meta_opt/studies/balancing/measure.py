@@ -1,4 +1,4 @@
-"""Runs of one task with and without balancing of its modalities."""
+"""Trains on one task with and without balancing of its modalities."""
 
 import dataclasses
 import functools
@@ -20,12 +20,12 @@ from meta_opt.workloads.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class BalancingStudyConfig:
-    """What is compared.
+    """The compared variants.
 
     Attributes:
-        seeds: of the runs: initialisation and batches.
+        seeds: of initialisation and batches.
         alpha: of OGM.
-        modality_dropout: its rate where there is any.
+        modality_dropout: rate in the variants with modality dropout.
     """
 
     seeds: tuple[int, ...] = (1, 2)
@@ -34,7 +34,7 @@ class BalancingStudyConfig:
 
 
 def variants(config: BalancingStudyConfig) -> dict[str, tuple[BalancingConfig, float]]:
-    """By name the balancing, and the rate of modality dropout.
+    """Balancing and rate of modality dropout by the name of the variant.
 
     >>> list(variants(BalancingStudyConfig()))[:3]
     ['none', 'OGM', 'OGM-GE']
@@ -60,16 +60,16 @@ def measure(
     """Trains each variant on each seed.
 
     Args:
-        base: of a multimodal classification with several modalities.
-        config: what is compared.
-        finished: JSON file of finished runs, which are not run again; it is written
-            after each.
-        announce: called with the name of each run before it.
+        base: a run of multimodal classification with several modalities.
+        config: the compared variants.
+        finished: JSON file of finished runs, which are not repeated; it is written
+            after each run.
+        announce: called with the name of each run before it starts.
 
     Returns:
-        By variant ``name``, and ``runs``: by seed ``accuracy`` and ``loss`` of the test
-        split, ``alone`` (by modality, the mean probability of the right class there by
-        this modality alone) and ``step_ms`` (mean of the run's steps).
+        For each variant ``name`` and ``runs``: for each seed ``accuracy`` and ``loss``
+        on the test split, ``alone`` (by modality, the mean probability of the correct
+        class from this modality alone) and ``step_ms`` (mean over the run's steps).
 
     Raises:
         ValueError: a workload whose modalities cannot be compared.
@@ -90,7 +90,7 @@ def measure(
 
 
 class _Variant:
-    """Runs of a configuration on any seed; what they share is built once."""
+    """Runs a configuration with any seed; shared parts are built once."""
 
     def __init__(self, config: RunConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -107,7 +107,7 @@ class _Variant:
                 raise ValueError(
                     f"{self.workload.name} is no classification of several modalities"
                 )
-            # Of the first model: its structure is that of all.
+            # The models of all seeds have the structure of the first.
             self.alone = jax.jit(unimodal.fn)
         assert self.workload.reseeded is not None
         workload = self.workload.reseeded(seed)

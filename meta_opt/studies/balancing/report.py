@@ -6,15 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.reporting.tables import (
-    Cell,
-    Row,
-    Section,
-    Table,
-    fact_list,
-    to_markdown,
-    to_text,
-    write_report,
+from meta_opt.reporting.tables import Cell, Row, Section, Table, write_table
+
+_NOTE = (
+    "Means over seeds on the test split, and the spread (largest minus smallest). Of a "
+    "modality alone: the mean probability of the right class with all others masked."
 )
 
 
@@ -25,28 +21,20 @@ def write_balancing(
 
     Args:
         folder: created if needed.
-        rows: as of `meta_opt.studies.balancing.measure.measure`.
+        rows: from `meta_opt.studies.balancing.measure.measure`.
         facts: how they were measured.
 
     Returns:
         The table, for a terminal.
     """
     table = balancing_table(rows)
-    parts = [
-        "# Balancing of modalities",
-        to_markdown(table),
-        "Means over seeds on the test split, and the spread (largest minus smallest). "
-        "Of a modality alone: the mean probability of the right class with all others "
-        "masked.",
-        fact_list(facts),
-    ]
-    content = {"facts": dict(facts), "rows": list(rows)}
-    write_report(folder, "balancing", parts, content)
-    return to_text(table)
+    return write_table(
+        folder, "balancing", "Balancing of modalities", table, rows, facts, _NOTE
+    )
 
 
 def balancing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a variant: accuracy, loss, what each modality says alone, milliseconds."""
+    """A row for each variant: accuracy, loss, each modality alone, milliseconds."""
     modalities = list(rows[0]["runs"][0]["alone"])
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:

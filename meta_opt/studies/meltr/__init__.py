@@ -1,1 +1,1 @@
-"""How losses are best combined: MELTR against its alternatives."""
+"""Compares MELTR with other ways of combining losses."""

@@ -1,4 +1,4 @@
-"""The tables of MELTR, beside the published figures (Ko et al., arXiv:2303.13009)."""
+"""The tables of MELTR with the published figures (Ko et al., arXiv:2303.13009)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -48,9 +48,9 @@ def write_meltr(
     Args:
         folder: of the results.
         rows: see `meta_opt.studies.meltr.summary.summarise`.
-        total: cells of the whole table.
-        count: cells that are measured.
-        command: that makes it.
+        total: number of cells of the whole table.
+        count: number of measured cells.
+        command: the command that makes it.
 
     Returns:
         The Markdown.
@@ -109,7 +109,7 @@ def _with_interval(
     factor: float,
     digits: int,
 ) -> list[Row]:
-    """The means, and under them half the width of the interval where there is one."""
+    """Means with half the width of the interval, if there is one."""
     means = [None if v is None else v.mean for v in values]
     halves = [None if v is None or v.high is None else v.high - v.mean for v in values]
     rows = [numbers_row(label, better, means, digits, factor)]

@@ -1,4 +1,4 @@
-"""Ways of combining losses compared, out of a table's cells.
+"""Compares ways of combining losses, from a table's cells.
 
 A variant of a task is a combiner (`meta_opt.meta_loss.settings.COMBINATIONS`); the
 inner optimizers are tuned AdamW and the learned one, which is not tuned.
@@ -11,10 +11,10 @@ from typing import Any
 from meta_opt.metrics.intervals import Interval, interval
 
 Record = Mapping[str, Any]
-"""Of a cell, as `experiments.table_cells` writes it."""
+"""Record of a cell, as `experiments.table_cells` writes it."""
 
 COMBINERS = ("primary", "equal", "uncertainty", "gradnorm", "pcgrad", "meltr")
-"""In the order of the table."""
+"""Names in the order of the table."""
 METRICS: Mapping[str, tuple[tuple[str, str, str, float, int], ...]] = {
     "retrieval": (
         ("t2v_r1", "R@1 (%)", "higher", 100, 1),
@@ -43,12 +43,12 @@ METRICS: Mapping[str, tuple[tuple[str, str, str, float, int], ...]] = {
         ("f1_non_negative", "F1 (%)", "higher", 100, 1),
     ),
 }
-"""By task: key of the test metrics, label, what is better, factor, digits."""
+"""By task: key of the test metric, label, ``higher`` or ``lower``, factor, digits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CombinerRow:
-    """One combiner under one optimizer on one task, over seeds.
+    """One combiner with one optimizer on one task, over seeds.
 
     Attributes:
         task: its name.
@@ -56,9 +56,9 @@ class CombinerRow:
         optimizer: of the model.
         combiner: its name.
         metrics: on test data, by key.
-        over_equal: gain of the main metric (`MAIN`) over equal weights, seed by seed;
-            of an error its decrease. None of equal weights themselves.
-        validation_loss: of the primary loss at the end.
+        over_equal: gain of the main metric (`MAIN`) over equal weights, paired by seed;
+            for an error its decrease. None for equal weights.
+        validation_loss: primary loss on validation data at the end.
         milliseconds: of a step without meta-steps; None without a timing.
         peak_bytes: of the compiled step.
     """
@@ -80,7 +80,7 @@ MAIN = {
     "question_answering": ("accuracy", 100.0),
     "sentiment": ("mae", -1.0),
 }
-"""By task: the metric that combiners are compared by, and the factor of a gain."""
+"""By task: the metric that combiners are compared by, and the factor of its gain."""
 
 
 def summarise(

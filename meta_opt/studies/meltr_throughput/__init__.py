@@ -1,1 +1,1 @@
-"""What learned combinations of losses cost in training throughput."""
+"""The cost of learned combinations of losses in training throughput."""

@@ -20,7 +20,7 @@ import numpy as np
 
 
 class Point(NamedTuple):
-    """Costs of one case at one interval, all in one unit: operations or milliseconds.
+    """Costs of one case at one interval, in one unit: operations or milliseconds.
 
     Attributes:
         model: its name.
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
     @property
     def overhead(self) -> float:
-        """What MELTR's step with its share of a meta-step costs over equal weights.
+        """The cost of MELTR's step and its share of a meta-step over equal weights.
 
         >>> Point("nano", 2, 4, 1.0, 2.0, 2.0, 4.0).overhead
         0.5
@@ -84,8 +84,8 @@ def fit(points: Sequence[Point]) -> CostModel:
     """Least squares of the cost of a step, relative to what it is.
 
     Raises:
-        ValueError: fewer than three cases (pairs of model and T), or a single interval:
-            the coefficients could not be told apart.
+        ValueError: fewer than three cases (pairs of model and T), or a single interval,
+            which do not determine the coefficients.
     """
     cases = {(p.model, p.num_losses) for p in points}
     if len(cases) < 3 or len({p.interval for p in points}) < 2:
@@ -114,7 +114,7 @@ def _terms(point: Point) -> tuple[float, float, float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Which points take no part in the fit: those with any of these.
+    """Which points are held out of the fit: those with any of these.
 
     Attributes:
         models: names.

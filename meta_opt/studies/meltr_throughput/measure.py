@@ -1,10 +1,10 @@
-"""What training with combined losses takes: operations, memory, messages, time.
+"""Operations, memory, communication and time of training with combined losses.
 
 Each case has five programs: a step of standard fine-tuning (the primary
 loss alone), of equal weights, and of MELTR, and the two programs of MELTR's meta-step
 (`meta_opt.finetuning.meta_step`). They are the programs of a run, with abstract arrays.
-A case is traced for its operations, compiled for its memory, or run for its times, the
-programs taking turns.
+A case is traced for its operations, compiled for its memory, or run for its times, with
+the programs in turns.
 """
 
 import dataclasses
@@ -48,11 +48,11 @@ from meta_opt.types import PyTree, check_name
 from meta_opt.workloads.workload import Workload
 
 LEVELS = ("traced", "compiled", "timed")
-"""How far a case goes; each includes those before it."""
+"""Levels of measurement; each includes those before it."""
 STEPS = ("primary", "equal", "meltr")
 """Base steps: the primary loss alone, the mean of all losses, MELTR's combination."""
 META = ("meta_primary", "meta_finish")
-"""Programs of a meta-step; where one batch serves for both there is only the second."""
+"""Programs of a meta-step; if one batch serves both there is only the second."""
 
 
 class Method(NamedTuple):
@@ -87,27 +87,28 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 """Ways to take a meta-step by name; ``jvp_shared`` is the default of a run."""
 
 Timer: TypeAlias = Callable[[dict[str, Callable[[], Any]], int], Mapping[str, float]]
-"""``(functions by name, rounds) -> median milliseconds``, the functions taking turns;
+"""``(functions by name, rounds) -> median milliseconds``, with the functions in turns;
 `experiments.benchmarks.timing.medians`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """A measured case.
 
     Attributes:
         model: one of `meta_opt.studies.meltr_throughput.subjects.MODELS`.
-        num_losses: T, the model's first ones.
-        batch_size: B, of all devices together.
+        num_losses: T; the model's first losses.
+        batch_size: B, over all devices.
         trainable: ``all`` or ``lora``.
         method: one of `METHODS`.
-        devices: how many of those here the work is divided over; 1 for a topology.
-        topology: a TPU topology to compile for, such as ``v5e:2x2``, all of its
-            devices; "" for the devices here.
+        devices: number of local devices that the work is sharded over; 1 for a
+            topology.
+        topology: a TPU topology to compile for with all of its devices, such as
+            ``v5e:2x2``; "" for local devices.
         level: one of `LEVELS`. Operations do not need compilation, which takes a
-            minute a program.
+            minute per program.
         rounds: of timing.
-        intervals: K of the loops of real steps and meta-steps that are timed.
+        intervals: K of timed loops of steps with meta-steps.
     """
 
     model: str
@@ -164,17 +165,17 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """What one call of a program takes; of one that is traced only its operations.
+    """Costs of one call of a program; only operations if it was only traced.
 
     Attributes:
-        flops: floating-point operations of its matrix products, all devices together;
+        flops: floating-point operations of its matrix products over all devices;
             recomputation is counted.
-        dot_flops: those of one device in the compiled program; 0 where the compiler
-            writes no ``dot``, as a TPU's.
-        peak_bytes: of a device at the peak, with all of the run's state resident.
-        temporary_bytes: of these, what is neither argument nor result.
-        collectives: operations that devices exchange data in.
-        collective_bytes: that these give each device.
+        dot_flops: those of one device in the compiled program; 0 if the compiler writes
+            no ``dot``, as for TPUs.
+        peak_bytes: peak memory of a device, with all of the run's state.
+        temporary_bytes: part of the peak that is neither argument nor result.
+        collectives: number of collective operations.
+        collective_bytes: bytes that these return to each device.
     """
 
     flops: float
@@ -186,7 +187,7 @@ class ProgramCost:
 
 
 class _Programs(NamedTuple):
-    """Compiled programs, and what they are run with.
+    """Compiled programs with their costs and objectives.
 
     Attributes:
         compiled: by name.
@@ -205,19 +206,19 @@ def measure(
     """Measures a case.
 
     Args:
-        case: what.
-        timer: takes the times.
+        case: the case.
+        timer: measures times.
         announce: called with each program's name before it is compiled.
 
     Returns:
         JSON values: ``losses``, names; ``trained`` and ``frozen``, numbers of
-        parameters; ``limit_bytes`` of a device, None if unknown; ``programs``, fields
-        of `ProgramCost` by name; of a timed case ``milliseconds`` by program and
-        ``loops``, milliseconds of a step by ``equal`` and by K.
+        parameters; ``limit_bytes``, memory of a device, None if unknown; ``programs``,
+        fields of `ProgramCost` by name; for a timed case ``milliseconds`` by program
+        and ``loops``, milliseconds of a step by ``equal`` and by K.
 
     Raises:
-        ValueError: more devices than there are, a batch that they do not divide, an
-            unknown topology.
+        ValueError: more devices than there are, a batch that cannot be sharded over
+            them, or an unknown topology.
     """
     tx = optax.adamw(1e-4)
     devices = topology_devices(case.topology)
@@ -266,7 +267,7 @@ def _compile(
         for size in (case.batch_size, case.meta_batch_size)
     )
     programs = _Programs({}, {}, {})
-    # What is not run: as it would be, but for the quality of its machine code.
+    # Programs that are not run are compiled with less optimisation of machine code.
     quick = {}
     if case.level == "compiled" and not case.topology:
         quick = {"xla_backend_optimization_level": 0}
@@ -326,7 +327,7 @@ def _flops(traced: Any) -> float:
 
 def _cost(traced: Any, compiled: Any, args: Sequence[Any]) -> ProgramCost:
     memory: Any = compiled.memory_analysis()
-    # An argument that a program does not read is none of its own, and still there.
+    # Arguments that a program does not use are resident all the same.
     unread = device_bytes(args) - memory.argument_size_in_bytes
     totals = program_totals(compiled.as_text())
     return ProgramCost(
@@ -409,7 +410,7 @@ def _times(
 
 
 def _common_length(intervals: Sequence[int]) -> int:
-    """Steps of a loop in which every interval ends: its meta-steps are whole.
+    """Number of steps in which every interval ends, so that no meta-step is cut off.
 
     >>> _common_length((3, 10))
     30

@@ -1,4 +1,4 @@
-"""The report on MELTR's throughput: an answer made of the numbers, tables, a figure."""
+"""The report on MELTR's throughput: a summary with figures, tables and a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,11 +61,11 @@ def write_throughput(
 
     Args:
         folder: of the results.
-        records: of the cells that are measured.
-        total: cells of the whole study.
+        records: of the measured cells.
+        total: number of cells of the whole study.
         intervals: K of the tables.
-        held_out: of the cost model's fit.
-        command: that makes it.
+        held_out: points held out of the cost model's fit.
+        command: the command that makes it.
 
     Returns:
         The Markdown.
@@ -113,10 +113,10 @@ def _section(title: str, body: Table | str | None) -> list[str]:
 
 
 def answer(cells: Sequence[Measured], found: Fit | None) -> str:
-    """One paragraph: what learned combination costs, as losses, model, devices grow.
+    """One paragraph: the cost of MELTR as losses, model and devices grow.
 
     Args:
-        cells: measured ones; without any of full training there is no answer.
+        cells: measured cells; without any of full training there is no summary.
         found: the cost model.
     """
     every = plain(cells)
@@ -227,7 +227,7 @@ def _losses(cells: Sequence[Measured]) -> str:
 
 
 def _noise(cells: Sequence[Measured]) -> str:
-    """What times are worth: under one loss two of the programs do the same."""
+    """The error of times: with one loss two of the programs do the same."""
     points = [c.point(1, TIME) for c in cells if c.case.num_losses == 1]
     if not points:
         return ""

@@ -1,8 +1,8 @@
-"""Models with several losses that throughput is measured of, with made-up data.
+"""Models with several losses for measuring throughput, with synthetic data.
 
 Clips with texts under UniVL's losses (Luo et al. 2020, arXiv:2002.06353) in three sizes
-that run on a CPU, and two large models of images and texts that are compiled only. No
-weights and no data are read: what a step costs depends on neither.
+that run on a CPU, and two large models of images and texts that are only compiled. No
+weights or data are read, because the cost of a step does not depend on them.
 """
 
 import dataclasses
@@ -58,24 +58,24 @@ from meta_opt.workloads.workload import (
 )
 
 _SPECIAL = (0, 1, 2)
-"""Token ids of padding, beginning and end; the next is the mask's."""
+"""Token ids of padding, start and end; the next one is the mask's."""
 _MASK = 3
 _FIRST_WORD = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipModelSize:
-    """A model of clips and texts, and its clips.
+    """A model of clips and texts, and the sizes of its clips.
 
     Attributes:
-        text: the encoder of texts.
+        text: the text encoder.
         frame: the encoder of single frames.
-        image_size: of a frame in pixels.
-        patch_size: of a patch in pixels.
+        image_size: side of a frame in pixels.
+        patch_size: side of a patch in pixels.
         fusion: the temporal transformer and the cross encoder; its ``frames`` are T.
         captioner: the decoder.
         text_length: S, tokens of a text.
-        words: K, of the vocabulary that masked words and captions are predicted from.
+        words: K, size of the vocabulary of masked words and captions.
     """
 
     text: MiniLMConfig
@@ -162,7 +162,7 @@ CLIP_SIZES: Mapping[str, ClipModelSize] = MappingProxyType(
 """Models of clips and texts by name."""
 
 LARGE = ("So400m/14", "3B/14")
-"""Models of images and texts that are compiled and not run: SigLIP's and PaliGemma's
+"""Models of images and texts that are only compiled: SigLIP's and PaliGemma's
 architectures (`meta_opt.models.vision_text`, `meta_opt.models.generative`)."""
 
 MODELS = (*CLIP_SIZES, *LARGE)
@@ -173,7 +173,7 @@ class Subject(NamedTuple):
     """A model with its losses.
 
     Attributes:
-        create: key to model; to be traced.
+        create: from a key to the model, for tracing.
         split: from a model, abstract or not, to its parts.
         names: of the T losses, the primary one first.
         losses_fn: from the parts to `LossesFn`.
@@ -194,8 +194,8 @@ class Subject(NamedTuple):
         """The model as a workload.
 
         Args:
-            concrete: whether its arrays are made; else they are abstract.
-            examples: N of its data, for training and for meta-steps.
+            concrete: whether its arrays are concrete; otherwise abstract.
+            examples: N, size of the data for training and of those for meta-steps.
         """
         create = self.create
         key = jax.random.key(0)
@@ -217,10 +217,10 @@ class Subject(NamedTuple):
 def loss_names(model: str) -> tuple[str, ...]:
     """All losses of a model, the primary one first.
 
-    Those of clips are UniVL's for retrieval. Those of ``So400m/14`` that read the same
-    two vectors come first; the last takes the text tower over the captions once more,
-    some of their tokens hidden. The second of ``3B/14`` takes the decoder over the
-    answers once more, some of their tokens hidden; the vision tower runs once.
+    Models of clips have UniVL's losses for retrieval. For ``So400m/14`` the losses on
+    the same two vectors come first; the last one runs the text tower again on captions
+    with masked tokens. The second loss of ``3B/14`` runs the decoder again on answers
+    with masked tokens; the vision tower runs once.
 
     Raises:
         ValueError: an unknown model.
@@ -238,13 +238,13 @@ def loss_names(model: str) -> tuple[str, ...]:
 
 
 def make_subject(model: str, num_losses: int, trainable: str = "all") -> Subject:
-    """A model under its first T losses.
+    """A model with its first T losses.
 
     Args:
         model: one of `MODELS`.
         num_losses: T.
-        trainable: ``all``, or ``lora``: adapters of rank 8 on the encoders' kernels, of
-            models of clips with all that is on the encoders.
+        trainable: ``all``, or ``lora``: adapters of rank 8 on the encoders' kernels; in
+            models of clips fusion and heads train too.
 
     Raises:
         ValueError: an unknown name, or more losses than the model has.
@@ -265,7 +265,7 @@ def make_subject(model: str, num_losses: int, trainable: str = "all") -> Subject
 
 
 class _FrameEncoder(nnx.Module):
-    """A vision tower as an encoder: features of patches."""
+    """A vision tower as an encoder of patch features."""
 
     def __init__(self, size: ClipModelSize, *, rngs: nnx.Rngs) -> None:
         self.config = size.frame
@@ -429,7 +429,7 @@ def _of_each(
     batch: Callable[[np.random.Generator, int], dict[str, np.ndarray]],
     rules: Sequence[Rule],
 ) -> Subject:
-    """A subject out of ``each(model, batch, key, names of losses) -> losses``."""
+    """A subject from ``each(model, batch, key, names of losses) -> losses``."""
 
     def losses_fn(module: SplitModule) -> LossesFn:
         def losses(

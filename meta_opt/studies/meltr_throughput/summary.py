@@ -9,7 +9,7 @@ from meta_opt.studies.meltr_throughput.measure import META, STEPS, Case
 from meta_opt.types import from_config
 
 OPERATIONS, TIME = "operations", "milliseconds"
-"""Units that the costs of a cell's programs are given in."""
+"""Units of the costs of a cell's programs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Measured:
     record: Mapping[str, Any]
 
     def costs(self, unit: str) -> dict[str, float]:
-        """By program; empty where the cell has none in this unit."""
+        """Costs by program; empty if the cell has none in this unit."""
         if unit == TIME:
             return dict(self.record.get("milliseconds", {}))
         return {k: v["flops"] for k, v in self.record["programs"].items()}
 
     def point(self, interval: int, unit: str = OPERATIONS) -> Point:
-        """The cell as a point of the cost model, of an interval K."""
+        """The cell as a point of the cost model at interval K."""
         costs = self.costs(unit)
         steps = {name: costs[name] for name in STEPS}
         meta = sum(costs.get(name, 0.0) for name in META)
@@ -41,30 +41,30 @@ class Measured:
         return Point(case.model, case.num_losses, interval, **steps, meta=meta)
 
     def meta_ratio(self, unit: str = OPERATIONS) -> float:
-        """A meta-step over a base step of MELTR."""
+        """Cost of a meta-step over that of a base step of MELTR."""
         point = self.point(1, unit)
         return point.meta / point.meltr
 
     def peak(self, *programs: str) -> int:
-        """Bytes of a device at the peak of these programs, one after another."""
+        """Peak memory of a device over these programs, run one after another."""
         found = self.record["programs"]
         return max(found[p]["peak_bytes"] for p in programs if p in found)
 
     @property
     def memory_ratio(self) -> float:
-        """Peak of MELTR, meta-steps included, over that of equal weights."""
+        """Peak memory of MELTR, meta-steps included, over that of equal weights."""
         return self.peak("meltr", *META) / self.peak("equal")
 
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """The cells of records as they are stored."""
+    """The cells of stored records."""
     return [
         Measured(r["name"], from_config(Case, r["case"], r["name"]), r) for r in records
     ]
 
 
 def plain(cells: Sequence[Measured], unit: str = OPERATIONS) -> list[Measured]:
-    """Cells of full training by the default method on one device, each case once."""
+    """Cells of full training with the default method on one device, each case once."""
     found: dict[tuple[str, int], Measured] = {}
     for cell in cells:
         case = cell.case
@@ -77,13 +77,13 @@ def plain(cells: Sequence[Measured], unit: str = OPERATIONS) -> list[Measured]:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The cost model, and how it does where it was not fitted.
+    """The cost model, and its error on points that it was not fitted to.
 
     Attributes:
         model: the coefficients.
         fitted: points of the fit.
         held_out: points of other models, T or K.
-        timed: points in milliseconds, of what is timed.
+        timed: points in milliseconds, of timed cells.
     """
 
     model: CostModel
@@ -93,14 +93,14 @@ class Fit:
 
     @property
     def unitless(self) -> CostModel:
-        """For costs in another unit: without the coefficients that have one."""
+        """The model for costs in another unit: without coefficients that have one."""
         return dataclasses.replace(self.model, combiner=0.0, constant=0.0)
 
 
 def fitted(
     cells: Sequence[Measured], intervals: Sequence[int], held_out: HeldOut
 ) -> Fit | None:
-    """Fits the cost model to operations; None where the cells are too few."""
+    """Fits the cost model to operations; None if there are too few cells."""
     points = [c.point(k) for c in plain(cells) for k in intervals]
     kept = [p for p in points if not held_out.holds(p)]
     if len({(p.model, p.num_losses) for p in kept}) < 3:

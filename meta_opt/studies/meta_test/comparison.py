@@ -19,11 +19,11 @@ from meta_opt.types import PyTree
 
 BUDGETS = (1.0, 0.75, 0.6, 0.5, 0.35, 0.25)
 MISS = 4.0
-"""What a target that no budget reaches counts as."""
+"""Budget that a target which is never reached counts as."""
 _REFERENCE = "adamw"
 _CLOSE = 0.05
 _EQUAL = 1e-4
-"""Percentage points below which accuracies are equal: rounding of float32."""
+"""Percentage points within which accuracies are equal: rounding of float32."""
 FAILS_BELOW = 0.9
 """A run whose test accuracy is below this share of tuned AdamW's mean has failed."""
 
@@ -54,7 +54,7 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """The subject against the baselines on one task.
+    """The subject compared with the baselines on one task.
 
     Losses are means over seeds, infinite where a seed failed. The best in loss is by
     mean validation loss, the best in accuracy by mean *test* accuracy, which favours
@@ -69,9 +69,9 @@ class TaskRow:
             core baseline that is best in loss; `MISS` if none.
         validation_loss: of the subject, at the full budget.
         adamw_validation_loss: of tuned AdamW.
-        best_of_five: which core baseline is best in loss.
+        best_of_five: name of the core baseline that is best in loss.
         best_of_five_validation_loss: its loss.
-        best_of_all: which of all baselines is best in loss.
+        best_of_all: name of the baseline that is best in loss.
         best_of_all_validation_loss: its loss.
         test_accuracy: of the subject, percent; a failed seed counts as 0.
         accuracy_over_adamw: percentage points, paired by seed.
@@ -80,10 +80,10 @@ class TaskRow:
         accuracy_over_best_of_all: percentage points over the baseline that is best in
             accuracy, paired by seed.
         as_accurate_as_best_of_five: whether the mean of `accuracy_over_best_of_five`
-            is not negative, but for rounding.
+            is not negative, up to rounding.
         close_to_best_of_all: whether its loss is within 5% of the best one's.
-        failures: runs of the subject that failed, over all budgets.
-        runs: how many there were.
+        failures: number of the subject's failed runs over all budgets.
+        runs: number of its runs.
         loss_over_hand_designed: the subject's validation loss over that of the
             hand-designed rule, at the full budget; infinite if a seed of the subject
             failed, None if the rule was not run or failed itself.
@@ -130,7 +130,7 @@ class Summary:
 
     Attributes:
         subject: name of the optimizer.
-        tasks: how many.
+        tasks: number of tasks.
         budget_to_adamw: geometric mean over tasks.
         budget_to_best_of_five: geometric mean over tasks.
         accuracy_over_adamw: percentage points, mean and interval over tasks.
@@ -138,9 +138,9 @@ class Summary:
         accuracy_over_best_of_all: percentage points, mean and interval over tasks.
         share_as_accurate_as_best_of_five: of the tasks, in [0, 1].
         share_close_to_best_of_all: of the tasks, in [0, 1].
-        misses: tasks on which AdamW's loss was not reached.
-        failures: runs that failed.
-        runs: how many there were.
+        misses: number of tasks on which AdamW's loss was not reached.
+        failures: number of failed runs.
+        runs: number of runs.
         worst_over_hand_designed: on the worst task, the loss over the hand-designed
             rule's; None if that was not run.
         worst_task: that task.
@@ -172,7 +172,7 @@ class Summary:
 def budget_to(runs: Sequence[Run], target: float) -> float:
     """Returns the least budget whose mean validation loss is at or below ``target``.
 
-    A run that failed reaches nothing; `MISS` if none reaches it.
+    A failed run reaches nothing. Returns `MISS` if no budget reaches the target.
     """
     losses = {run.budget: run.mean_validation_loss for run in runs}
     reached = [b for b, x in losses.items() if math.isfinite(x) and x <= target]
@@ -188,8 +188,8 @@ def compare(
 
     Args:
         subject: at the full budget and at parts of it.
-        baselines: by name, AdamW among them. The best of five is chosen among those
-            that are in `CORE_BASELINES`.
+        baselines: by name, with AdamW. The best of five is chosen among those in
+            `CORE_BASELINES`.
         hand_designed: the hand-designed rule, untuned.
 
     Raises:
@@ -301,7 +301,7 @@ class FinalRow:
 
 
 def final(record: Record) -> FinalRow:
-    """Returns what a record says of the full budget."""
+    """Returns the results of a record at the full budget."""
     run = record.full
     return FinalRow(
         task=record.task,
@@ -318,13 +318,13 @@ def final(record: Record) -> FinalRow:
 
 
 def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
-    """Sums up rows of one subject: geometric means, shares and counts over tasks.
+    """Summarises the rows of one subject: geometric means, shares and counts.
 
     Raises:
-        ValueError: if there is no row.
+        ValueError: no rows.
     """
     if not rows:
-        raise ValueError(f"there is no task to sum up for {subject!r}")
+        raise ValueError(f"there is no task to summarise for {subject!r}")
     ratios = {
         row.task: row.loss_over_hand_designed
         for row in rows
@@ -363,7 +363,7 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Exponential of the mean logarithm; 0 if a value is.
+    """Geometric mean; 0 if a value is 0.
 
     >>> geometric_mean([1.0, 4.0])
     2.0
@@ -378,6 +378,6 @@ def _known(values: Iterable[float | None]) -> float | None:
 
 
 def _machine(record: Record) -> tuple:
-    """What seconds depend on, as far as it was written down."""
+    """The recorded facts that seconds depend on."""
     found = record.environment
     return found.get("platform"), found.get("device"), found.get("device_count")

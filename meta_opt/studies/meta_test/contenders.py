@@ -1,4 +1,4 @@
-"""Who takes part in the meta-test: baselines to be tuned, and untuned optimizers."""
+"""The optimizers of the meta-test: baselines to tune, and untuned optimizers."""
 
 import dataclasses
 import hashlib
@@ -34,21 +34,21 @@ _UNTUNED = ("learned", HAND_DESIGNED, *RIVALS)
 
 @dataclasses.dataclass(frozen=True)
 class MetaTestConfig:
-    """What is measured.
+    """Tasks, optimizers, budgets and seeds of a meta-test.
 
     Attributes:
         tasks: names of task families.
-        num_steps: full budget by task; a task's larger horizon where it is left out.
-        core_baselines: to be tuned, among `CORE_BASELINES`; AdamW is one of them.
-        extra_baselines: to be tuned, among `EXTRA_BASELINES`.
+        num_steps: full budget by task; the default is a task's larger horizon.
+        core_baselines: baselines to tune, among `CORE_BASELINES`; AdamW must be one.
+        extra_baselines: baselines to tune, among `EXTRA_BASELINES`.
         untuned: ``learned``, ``hand_designed`` and names in `RIVALS`.
         weights: of the learned optimizer, shipped names or paths; each is a contender.
-        budgets: shares of the full budget for the untuned; 1 is among them.
+        budgets: shares of the full budget for untuned optimizers; 1 must be one.
         tuning_seeds: of every trial.
-        seeds: of the runs that are reported; disjoint from ``tuning_seeds``.
-        seeds_at_once: seeds side by side in one program.
-        trials_of_core: trials of each core baseline.
-        trials_of_extra: trials of each extra baseline.
+        seeds: of the reported runs; disjoint from ``tuning_seeds``.
+        seeds_at_once: number of seeds side by side in one program.
+        trials_of_core: number of trials for each core baseline.
+        trials_of_extra: number of trials for each extra baseline.
     """
 
     tasks: tuple[str, ...]
@@ -100,15 +100,15 @@ class MetaTestConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """An optimizer that takes part.
+    """An optimizer of the meta-test.
 
     Attributes:
         name: in reports.
         file: name of its results, without suffix.
-        make: task to ``(num_steps, settings) -> optimizer``.
+        make: from a task to ``(num_steps, settings) -> optimizer``.
         setup: JSON values that its results depend on.
-        settings: those it runs with; None if they are to be tuned.
-        needs_value: whether it gets the loss on every task, as MoMo must be.
+        settings: its settings; None if they are to be tuned.
+        needs_value: whether it must get the loss on every task, as MoMo does.
     """
 
     name: str
@@ -120,15 +120,15 @@ class Contender:
 
     @property
     def tuned(self) -> bool:
-        """Whether it is a baseline to be tuned."""
+        """Whether it is a baseline to tune."""
         return self.settings is None
 
 
 def contenders(config: MetaTestConfig) -> list[Contender]:
-    """Lists who takes part: the untuned, the core baselines, the extra ones.
+    """Lists the contenders: untuned ones, core baselines, extra baselines.
 
     Raises:
-        ValueError: weights that are not there or damaged.
+        ValueError: missing or damaged weights.
     """
     found = []
     for name in config.untuned:

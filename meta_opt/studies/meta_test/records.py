@@ -1,4 +1,4 @@
-"""What one optimizer reached on one task of the meta-test, as a JSON file."""
+"""Records of the meta-test: the results of one optimizer on one task, as JSON files."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The seeds' outcomes at one budget.
+    """The outcomes of all seeds at one budget.
 
     Attributes:
         budget: share of the task's steps.
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def failures(self) -> int:
-        """How many seeds failed."""
+        """Number of failed seeds."""
         return self.validation_loss.count(None)
 
     @property
@@ -76,18 +76,20 @@ def _accuracy(errors: tuple[float | None, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One optimizer on one task.
+    """The results of one optimizer on one task.
 
     Attributes:
         task: its name.
-        optimizer: name of the baseline or rule; ``learned:NAME`` with weights' name.
+        optimizer: name of the baseline or rule; ``learned:NAME`` with the weights'
+            name.
         fingerprint: of the task.
-        setup: what else the outcomes depend on; a result is stale under another.
-        settings: tuned ones; empty if there is nothing to tune.
+        setup: everything else that the outcomes depend on; with another setup the
+            record is stale.
+        settings: tuned settings; empty if there is nothing to tune.
         trials: of the search.
         runs: one for each budget, the full one first.
         tuning_seconds: of all trials, 0 if there are none.
-        compile_seconds: of the one program.
+        compile_seconds: of the program.
         environment: code, versions and device.
     """
 
@@ -111,7 +113,7 @@ class Record:
 
 
 def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) -> Run:
-    """Joins an outcome's seeds; of one that failed nothing is kept."""
+    """The outcome of several seeds; values of failed ones are None."""
     failed = outcome.failed()
     values = {
         name: tuple(
@@ -133,7 +135,7 @@ def read_record(path: str | Path) -> Record:
     """Reads what :func:`write_record` wrote.
 
     Raises:
-        ValueError: if it is not such a file; says what to do.
+        ValueError: another or a damaged file; the message says what to do.
     """
     try:
         values = read_json(path)
@@ -177,18 +179,18 @@ def baseline_losses(
 def fresh_record(
     path: str | Path, fingerprint: Mapping[str, Any], setup: Mapping[str, Any]
 ) -> Record | None:
-    """Reads a result if there is one, and checks that it may be used.
+    """Reads a record, if there is one, and checks that it is not stale.
 
     Args:
         path: the JSON file.
-        fingerprint: of the task as it is now.
-        setup: as it is now.
+        fingerprint: of the current task.
+        setup: the current setup.
 
     Returns:
         The record, or None if there is no file.
 
     Raises:
-        ValueError: if the result is of another task or setup; says what to do.
+        ValueError: a record of another task or setup; the message says what to do.
     """
     if not Path(path).is_file():
         return None

@@ -17,9 +17,12 @@ from meta_opt.reporting.tables import (
     to_text,
     write_report,
 )
+from meta_opt.text_files import read_json
 from meta_opt.types import write_atomic
 
 Values = Mapping[str, Any]
+NAME = "meta_test"
+"""Name of the report's files, without suffix."""
 
 _NOTES = (
     "Budget to X: the least share of the steps, among those that were run, at which "
@@ -101,7 +104,7 @@ def write_meta_test(
         facts: how it was measured.
 
     Returns:
-        The summary, for a terminal; without subjects, what baselines reached.
+        The summary, for a terminal; without subjects, the results of the baselines.
     """
     folder, facts = Path(folder), dict(facts or {})
     summary = _summary(summaries) if summaries else _finals(finals)
@@ -118,20 +121,37 @@ def write_meta_test(
         "rows": {subject: list(found) for subject, found in rows.items()},
         "finals": finals,
     }
-    write_report(folder, "meta_test", parts, everything)
+    write_report(folder, NAME, parts, everything)
     flat = [
         {"subject": subject, **_flat(row)}
         for subject, found in rows.items()
         for row in found
     ]
     with (
-        write_atomic(folder / "meta_test.csv") as temporary,
+        write_atomic(folder / f"{NAME}.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, fieldnames=list(flat[0]) if flat else [])
         writer.writeheader()
         writer.writerows(flat)
     return to_text(summary)
+
+
+def reported_tasks(folder: str | Path) -> set[str]:
+    """Names of the tasks in the report of a folder; none without a report.
+
+    Raises:
+        ValueError: a damaged report.
+    """
+    path = Path(folder) / f"{NAME}.json"
+    if not path.is_file():
+        return set()
+    finals = read_json(path).get("finals")
+    if not isinstance(finals, list) or not all(
+        isinstance(row, dict) and "task" in row for row in finals
+    ):
+        raise ValueError(f"{path} is no report of a meta-test; move it away")
+    return {row["task"] for row in finals}
 
 
 def _summary(summaries: Sequence[Values]) -> Table:
@@ -169,7 +189,7 @@ def _by_task(rows: Sequence[Values]) -> str:
 
 
 def _finals(finals: Sequence[Values]) -> Table:
-    """Optimizers against tasks: loss and accuracy."""
+    """A table of loss and accuracy: optimizers by tasks."""
     tasks = list(dict.fromkeys(f["task"] for f in finals))
     optimizers = list(dict.fromkeys(f["optimizer"] for f in finals))
     found = {(f["task"], f["optimizer"]): f for f in finals}

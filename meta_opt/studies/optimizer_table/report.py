@@ -1,4 +1,4 @@
-"""Table 1 and Figures 2 and 3 of the framework's paper, beside the published ones.
+"""Table 1 and Figures 2 and 3 of the framework's paper, with the published figures.
 
 Muhajab et al., "Meta Optimizer Algorithms for Automated Fine-Tuning of Massive
 Multimodal Models". The paper names no model, data set, seed or hardware.
@@ -82,8 +82,8 @@ def write_table1(
         cells: `meta_opt.studies.optimizer_table.summary.CellRow` as mappings.
         lines: `OptimizerRow` of the same module as mappings.
         claims: `Claims` of the same module as mappings.
-        total: cells of the whole table.
-        command: that makes it.
+        total: number of cells of the whole table.
+        command: the command that makes it.
 
     Returns:
         The Markdown.
@@ -154,7 +154,7 @@ def lines_table(lines: Sequence[Values]) -> Table:
 
 
 def claims_table(claims: Sequence[Values]) -> Table:
-    """The published gain of the meta-optimizer and ours, each a row."""
+    """Gains of the meta-optimizer, published and measured, a row each."""
     columns = ("published", *map(_scope, claims))
     rows = tuple(
         numbers_row(label, "", [published, *(c[name] for c in claims)], digits)
@@ -231,7 +231,7 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
                 runs = [r["epochs"] for r in record["runs"] if r["budget"] == 1.0]
                 losses = np.mean([[e["train_loss"] for e in run] for run in runs], 0)
                 name = record["optimizer"]
-                # The learned one first: it lies on top.
+                # Drawn in reverse, so that the learned optimizer is on top.
                 order = [*reversed(LABELS)].index(name)
                 (line,) = panel.plot(
                     [e["epoch"] for e in runs[0]], losses, **style(order)

@@ -1,8 +1,8 @@
-"""The table that compares optimizers on the suite, out of the cells' records.
+"""The table that compares optimizers on the suite, from the cells' records.
 
-Two readings of "convergence" stand side by side: the epoch from which a run's
-validation loss stays near its own best, which a bad run reaches soon, and the epochs
-that it takes to the final validation loss of tuned AdamW.
+It has two readings of "convergence": the epoch from which a run's validation loss stays
+near its own best, which a bad run reaches early, and the number of epochs to the final
+validation loss of tuned AdamW.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from meta_opt.optimizers.baselines import CORE_BASELINES
 from meta_opt.studies.meta_test.comparison import MISS, geometric_mean
 
 Record = Mapping[str, Any]
-"""Of a cell, as `experiments.table_cells` writes it."""
+"""Record of a cell, as `experiments.table_cells` writes it."""
 
 _REFERENCE = "adamw"
 
@@ -32,22 +32,23 @@ class CellRow:
         trainable: ``all`` or ``lora``.
         optimizer: its name.
         accuracy: on test data, percent, with its interval.
-        macro_f1: on test data, in [0, 1], with its interval; None of a task without
+        macro_f1: on test data, in [0, 1], with its interval; None for a task without
             classes.
         validation_loss: at the end.
-        epochs: of a run.
+        epochs: number of epochs of a run.
         convergence: see `convergence_epoch`.
-        epochs_to_adamw: until the mean validation loss of the seeds is at or below
-            tuned AdamW's final one; `MISS` times the run if it never is.
+        epochs_to_adamw: number of epochs until the mean validation loss of the seeds is
+            at or below tuned AdamW's final one; if never, `MISS` times the epochs of a
+            run.
         missed: whether it never is.
         budget_to_adamw: the least share of the full length at whose end the mean loss
-            is at or below AdamW's; `MISS` if none is.
-        milliseconds: of a step, by the timing; None without one.
-        seconds: steps times that, or as the run took without.
-        seconds_to_adamw: the same to AdamW's final loss, by ``epochs_to_adamw``.
+            is at or below AdamW's; `MISS` if there is none.
+        milliseconds: measured time of a step; None if not measured.
+        seconds: number of steps times that, or the measured time of the run.
+        seconds_to_adamw: seconds to AdamW's final loss, by ``epochs_to_adamw``.
         peak_bytes: of the compiled step.
-        optimizer_bytes: of its state.
-        trainable_parameters: how many.
+        optimizer_bytes: of the optimizer's state.
+        trainable_parameters: number of trainable parameters.
     """
 
     task: str
@@ -72,7 +73,7 @@ class CellRow:
 def cell_row(
     record: Record, adamw: Record, milliseconds: Mapping[str, float] | None = None
 ) -> CellRow:
-    """Sums a cell up.
+    """Summarises a cell.
 
     Args:
         record: of the cell.
@@ -121,13 +122,13 @@ class OptimizerRow:
     Attributes:
         trainable: ``all`` or ``lora``.
         optimizer: its name.
-        tasks: how many.
+        tasks: number of tasks.
         accuracy: mean over tasks, percent; the interval is over seeds.
         macro_f1: in [0, 1], mean over the tasks that have classes; the interval is over
             seeds.
         convergence: epochs, mean over tasks.
         epochs_to_adamw: epochs to AdamW's final loss, mean over tasks.
-        missed: tasks on which AdamW's loss is missed.
+        missed: number of tasks on which AdamW's loss is missed.
         seconds: of a run, mean over tasks.
         seconds_to_adamw: seconds to AdamW's final loss, mean over tasks.
         peak_bytes: of the training step, mean over tasks.
@@ -150,19 +151,19 @@ class OptimizerRow:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The learned optimizer against the tuned core baselines: what the paper claims.
+    """The paper's claims, for the learned optimizer against the tuned core baselines.
 
     Ratios are geometric means over tasks; a task without AdamW's loss counts as `MISS`.
 
     Attributes:
         trainable: ``all`` or ``lora``.
-        tasks: how many.
-        unseen: whether only of data sets that no choice of weights has seen.
+        tasks: number of tasks.
+        unseen: whether the tasks are only those on data that no choice of weights used.
         best: the most accurate core baseline over the tasks.
-        accuracy_over_best: points.
-        accuracy_over_adamw: points.
-        f1_over_best: of 1, over the best in F1.
-        f1_over_adamw: of 1, over AdamW's.
+        accuracy_over_best: gain in percentage points.
+        accuracy_over_adamw: gain in percentage points.
+        f1_over_best: gain in F1 over the baseline that is best in F1.
+        f1_over_adamw: gain in F1 over AdamW.
         budget_to_adamw: share of the full length at whose end AdamW's final loss is
             reached.
         epochs_over_adamw: epochs to AdamW's final loss, over AdamW's own.
@@ -188,11 +189,11 @@ class Claims:
 
 
 def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> OptimizerRow:
-    """Sums up one optimizer's cells, of one kind of training.
+    """Summarises one optimizer's cells of one kind of training.
 
     Args:
         records: of all tasks.
-        rows: of the same, in the same order.
+        rows: of the same cells, in the same order.
     """
     accuracy, macro_f1 = [], []
     for record in records:
@@ -229,9 +230,9 @@ def claims(
 
     Args:
         rows: of one kind of training, by optimizer.
-        cells: of one kind of training, by optimizer; of the same tasks in the same
+        cells: of one kind of training, by optimizer, with the same tasks in the same
             order.
-        unseen: what to say of the tasks.
+        unseen: the value of `Claims.unseen`.
 
     Raises:
         KeyError: without the learned optimizer, or without AdamW.
@@ -273,15 +274,16 @@ def summarise_table(
     milliseconds: Mapping[tuple[str, str], Mapping[str, float]] | None = None,
     unseen: Sequence[str] = (),
 ) -> tuple[list[CellRow], list[OptimizerRow], list[Claims]]:
-    """From all records to cells, lines of the table, and claims.
+    """Makes cells, lines of the table, and claims from all records.
 
-    Lines are of the tasks that all optimizers were measured on; what else is there is
-    in the cells only. Claims are of those tasks, and again of the unseen among them.
+    Lines are over the tasks that all optimizers were measured on; other tasks are in
+    the cells only. Claims are over those tasks, and again over the unseen ones among
+    them.
 
     Args:
-        records: of the cells that are there.
+        records: of the measured cells.
         milliseconds: of a step by (task, trainable) and optimizer.
-        unseen: tasks on data that no choice of weights has seen.
+        unseen: tasks on data that no choice of weights used.
     """
     by_kind: dict[str, dict[str, dict[str, Record]]] = {}
     for record in records:

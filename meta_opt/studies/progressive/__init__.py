@@ -1,1 +1,1 @@
-"""Fine-tuning on few examples, phase after phase, from zero-shot on."""
+"""Progressive few-shot fine-tuning: phase by phase, starting from zero-shot."""

@@ -1,10 +1,10 @@
 """Fine-tuning in phases on few examples (Roumeliotis et al. 2025, IEEE Access).
 
 A model is evaluated zero-shot and then fine-tuned on one phase of the data after
-another. Each phase is a run of `meta_opt.finetuning.runs.finetune` in a folder of its
-own, and what is finished is never run again. Layout of a study's folder::
+another. Each phase is a run of `meta_opt.finetuning.runs.finetune` in its own folder,
+and finished phases are never repeated. Layout of a study's folder::
 
-    zero_shot/                 the model as it is
+    zero_shot/                 the model before fine-tuning
     learned/phase_1/           of each track, each phase
         phase.json             settings and digests, metrics, costs; written last
         weights.safetensors    what is trained, exactly
@@ -42,7 +42,7 @@ from meta_opt.studies.progressive.predictions import (
     scores_of,
 )
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import check_name, from_config
+from meta_opt.types import check_least, check_name, from_config
 from meta_opt.workloads.continued import ContinuedConfig, save_params
 from meta_opt.workloads.export import FORMATS, ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
@@ -58,27 +58,25 @@ ZERO_SHOT = "zero_shot"
 RECORD = "phase.json"
 STOPPED = "stopped.json"
 _WEIGHTS = "weights.safetensors"
-_IDLE = ("progress", "log_every", "checkpoint_every", "keep_latest", "keep_best")
-"""Settings of the loop that change no weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PhasesConfig:
-    """Which data, in which phases.
+    """The data and the phases.
 
     Attributes:
-        folder: few-shot data, as ``experiments/few_shot_data.py`` writes them.
-        width: of the pictures in pixels, one of those in the folder.
+        folder: few-shot data written by ``experiments/few_shot_data.py``.
+        width: width of the pictures in pixels, one of those in the folder.
         variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
-        mode: ``continue``: each phase starts from the weights of the last one and sees
-            its own examples; ``cumulative``: each starts from the model as it is and
-            sees those of all phases so far.
-        phases: how many to run; 0 for all.
+        mode: ``continue``: each phase starts from the weights of the previous one and
+            trains on its own examples; ``cumulative``: each phase starts from the
+            initial model and trains on the examples of all phases so far.
+        phases: number of phases to run; 0 for all.
         epochs: passes over the examples of a phase.
-        answer_tokens: that an answer may have; 0 for those of the longest right one
-            and as many again.
-        export: format that each phase's model is written in too, to ``model`` in its
-            folder, see `meta_opt.workloads.export.ExportConfig`; "" for none.
+        answer_tokens: most tokens of an answer; 0 for twice those of the longest
+            correct answer.
+        export: format of each phase's exported model, ``model`` in its folder, see
+            `meta_opt.workloads.export.ExportConfig`; "" for none.
     """
 
     folder: str
@@ -95,25 +93,19 @@ class PhasesConfig:
         check_name("study.mode", self.mode, MODES)
         if self.export:
             check_name("study.export", self.export, FORMATS)
-        for name, least in (
-            *(("width", 1), ("phases", 0), ("epochs", 1), ("answer_tokens", 0)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"study.{name}={getattr(self, name)} must be at least {least}"
-                )
+        check_least("study", self, width=1, phases=0, epochs=1, answer_tokens=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is run.
+    """A study of several optimizers and policies.
 
     Attributes:
         config: data and phases.
-        run: of a phase; its length, data and optimizer are filled in for each.
-        optimizers: by name, which is the name of a folder too.
-        policies: that choose phases, by name; each is run with every optimizer, beside
-            the fixed phases.
+        run: settings of a phase's run; length, data and optimizer are filled in.
+        optimizers: by name, which is also the name of a folder.
+        policies: by name; each is run with every optimizer, in addition to the fixed
+            phases.
     """
 
     config: PhasesConfig
@@ -138,12 +130,12 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
     Args:
         settings: ``study``, fields of `PhasesConfig`; ``optimizers``, fields of
             `OptimizerConfig` by name; ``policies``, fields of `PhasePolicy` by name;
-            beside them what `read_run_config` takes of a run on images with texts.
+            and the settings of a run on images with texts, see `read_run_config`.
         name: of the mapping, for errors.
 
     Raises:
-        ValueError: unknown keys, values out of range, settings that the phases decide,
-            or a model that writes no answers.
+        ValueError: unknown keys, values out of range, settings that the phases
+            determine, or a model that is not generative.
 
     Example:
         >>> study = read_study({
@@ -188,7 +180,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         optimizers[label] = from_config(OptimizerConfig, given, where)
         # A misspelt name is found before the first phase.
         make_optimizer(dataclasses.replace(optimizers[label], num_steps=1))
-    # Optimizers that need no tuning, the subject, are the first in tables.
+    # Optimizers without tuning, which the study is about, come first in tables.
     order = sorted(optimizers, key=lambda label: optimizers[label].name != "learned")
     optimizers = {label: optimizers[label] for label in order}
     if not optimizers:
@@ -227,11 +219,11 @@ class Phases:
 
     Attributes:
         data: the examples' files.
-        count: phases to run of each track, at most.
+        count: most phases of each track.
 
     Raises:
-        FileNotFoundError: data that are not there; names the command that writes them.
-        ValueError: more phases than the data have, or a tokenizer that is not there.
+        FileNotFoundError: missing data; the message has the command that writes them.
+        ValueError: more phases than the data have, or a missing tokenizer.
     """
 
     def __init__(self, study: Study, workdir: str | Path) -> None:
@@ -248,7 +240,7 @@ class Phases:
             raise ValueError(
                 f"study.phases={self.count}: {config.folder} has {self.data.phases}"
             )
-        # All files, before hours of training.
+        # Check all files before hours of training.
         for phase in range(1, self.count + 1):
             for width in self._at_width:
                 self._train_file(phase, width)
@@ -273,7 +265,7 @@ class Phases:
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing:
-        """How the model's inputs are prepared; prompts and answers fit whole."""
+        """The preprocessing of inputs, without truncation of prompts and answers."""
         return self._workload.preprocessing()
 
     @functools.cached_property
@@ -284,20 +276,20 @@ class Phases:
         }
 
     def folder(self, track: str, phase: int) -> Path:
-        """Of a phase; phase 0 is zero-shot, which all tracks share."""
+        """The folder of a phase; phase 0 is zero-shot, which all tracks share."""
         if phase == 0:
             return self.workdir / ZERO_SHOT
         return self.workdir / track / f"phase_{phase}"
 
     def run(self, announce: Callable[[str], None] = lambda name: None) -> None:
-        """Runs what is not finished, phase by phase.
+        """Runs unfinished phases, one after another.
 
         Args:
-            announce: called with the name of each phase before it is run or found.
+            announce: called with the name of each phase, finished or not, in order.
 
         Raises:
-            Interrupted: on SIGINT or SIGTERM, with all saved.
-            ValueError: a phase that was run under other settings or on other data.
+            Interrupted: on SIGINT or SIGTERM, after saving.
+            ValueError: a finished phase with other settings or data.
         """
         announce(ZERO_SHOT.replace("_", "-"))
         self._zero_shot()
@@ -330,7 +322,7 @@ class Phases:
             record = read_json(folder / RECORD)
             money = None
             if (folder / LEDGER).is_file():
-                # Of the prices that are meant now, not of those when it was run.
+                # With the current prices, not those at the time of the run.
                 ledger = dataclasses.replace(
                     read_ledger(folder), prices=self.study.run.prices
                 )
@@ -344,16 +336,16 @@ class Phases:
         return self._at_width[width].train(phase, cumulative)
 
     def _setup(self, run: RunConfig, train: Path | None, start: str) -> dict[str, Any]:
-        """All that a phase's outcome depends on, as JSON values; no paths."""
+        """What a phase's outcome depends on, without paths, as JSON values."""
         settings = run.settings()
-        # Of the workload: what replaces paths, and what decides nothing.
+        # Remove paths, which digests replace, and settings without effect.
         workload = settings.pop("workload")
         for name in ("name", "validation", "test", "data_dir", "max_unreadable"):
             del workload["data"][name]
         del workload["pipeline"]["num_threads"]
         for name in ("start", "start_sha256", "export", "mesh"):
             settings.pop(name, None)
-        for name in _IDLE:
+        for name in run.loop.idle_settings:
             del settings["loop"][name]
         files = {"train": train} if train else {}
         setup = {
@@ -399,7 +391,7 @@ class Phases:
             raise ValueError(
                 f"batch_size={size}: phase {phase} has {examples} examples"
             )
-        # Batches are whole: what is left over in an epoch is left out.
+        # An epoch leaves out an incomplete last batch.
         per_epoch = examples // size
         steps = config.epochs * per_epoch
         data = dataclasses.replace(
@@ -426,7 +418,7 @@ class Phases:
     def _phase(
         self, track: str, phase: int, start: tuple[str, str], width: int, reason: str
     ) -> str:
-        """Runs a phase if it is not finished; returns the digest of its weights."""
+        """Runs a phase unless it is finished; returns the digest of its weights."""
         folder = self.folder(track, phase)
         train = self._train_file(phase, width)
         run = self._config(track, phase, start, train)
@@ -440,7 +432,7 @@ class Phases:
             found = self._predict(folder, model.merge(state.params, state.frozen))
             found |= {"width": width, "reason": reason}
             self._write(folder, setup, digest, {**_figures(finished), **found})
-        # Of the weights the exact file is left, and the rest only takes space.
+        # The exact weights are in their own file, so checkpoints only take space.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return digest
 
@@ -456,9 +448,9 @@ class Phases:
         self._write(folder, setup, "", self._predict(folder, model))
 
     def _predict(self, folder: Path, model: Any) -> dict[str, Any]:
-        """Writes predictions; returns metrics by split, and what writing answers took.
+        """Writes predictions; returns metrics by split, and the cost of answering.
 
-        The latter is of the test split: what is compiled was compiled before it.
+        The cost is that of the test split, for which everything is compiled already.
         """
         size = self._workload.data.eval_batch_size
         meter = EnergyMeter()
@@ -485,7 +477,7 @@ class Phases:
     ) -> None:
         counts = {split: len(x.labels) for split, x in self._examples.items()}
         record = {"setup": setup, "weights": digest, "examples": counts, **found}
-        # The last file of a phase: what has it is finished.
+        # Written last: a folder with this file has a finished phase.
         write_json(folder / RECORD, record)
 
 
@@ -494,7 +486,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _figures(finished: FinishedRun) -> dict[str, Any]:
-    """What was measured of a phase's run, as JSON values."""
+    """Measurements of a phase's run, as JSON values."""
     history = finished.result.history
 
     def curve(name: str) -> list[list[float]]:

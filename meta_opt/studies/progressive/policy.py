@@ -1,4 +1,4 @@
-"""Phases that are chosen: at which width the next one trains, and whether it pays."""
+"""A policy for phases: whether the next one is run, and at which width."""
 
 import dataclasses
 import itertools
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class PhasePolicy:
-    """Rules that decide on the next phase from those before it.
+    """Rules that decide on the next phase from the preceding ones.
 
-    Resolution first grows where it is needed (progressive resizing: train on small
-    pictures, and on larger ones once small ones teach no more). A phase is run as long
-    as what it is expected to gain is worth more than its examples and its computation.
+    The width grows when smaller pictures no longer improve the model (progressive
+    resizing). A phase is run as long as its expected gain is worth more than the cost
+    of its examples and computation.
 
     Attributes:
-        widths: of training pictures in pixels, ascending; the first phase takes the
-            first. Empty: the study's width in all phases. Validation and test pictures
-            always have the study's width.
-        widen_below: points of validation accuracy; after a phase that gained less, the
-            next one takes the next width.
-        point_value: what a point of accuracy is worth, in the currency of the prices;
-            0 runs all phases.
+        widths: widths of training pictures in pixels, ascending; the first phase has
+            the first. Empty: the study's width in all phases. Validation and test
+            pictures always have the study's width.
+        widen_below: after a phase that gained fewer points of validation accuracy, the
+            next phase has the next width.
+        point_value: value of a point of accuracy in the currency of the prices; 0 runs
+            all phases.
         example_price: of one labelled training example, in that currency.
-        decay: the gain that is expected of a phase, as a share of the mean gain of the
-            two before it.
+        decay: expected gain of a phase as a share of the mean gain of the two preceding
+            phases.
 
     Example:
         >>> policy = PhasePolicy(widths=(100, 200), widen_below=3.0)
@@ -64,15 +64,15 @@ class PhasePolicy:
     def decide(
         self, outcomes: Sequence["PhaseOutcome"], width: int, examples: int
     ) -> "PhaseDecision":
-        """Whether the next phase is run, and at which width.
+        """Decides whether the next phase is run, and at which width.
 
         Args:
-            outcomes: zero-shot and the phases so far, at least zero-shot.
-            width: the study's, where the policy has none.
-            examples: training examples that the next phase adds.
+            outcomes: of zero-shot and the phases so far; at least zero-shot.
+            width: of the study, used if the policy has no widths.
+            examples: number of training examples that the next phase adds.
 
         Raises:
-            ValueError: with ``point_value``, a phase whose cost is not known.
+            ValueError: ``point_value`` is set and the cost of a phase is unknown.
         """
         gains = [
             100 * (b.accuracy - a.accuracy) for a, b in itertools.pairwise(outcomes)
@@ -114,12 +114,12 @@ class PhasePolicy:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseOutcome:
-    """What a policy knows of zero-shot or of a finished phase.
+    """The outcome of zero-shot or of a finished phase.
 
     Attributes:
-        accuracy: on the validation split, a fraction of 1.
+        accuracy: on the validation split, in [0, 1].
         width: of its training pictures in pixels; None for zero-shot.
-        money: what its computation cost; None if it is not known.
+        money: cost of its computation; None if unknown.
     """
 
     accuracy: float
@@ -129,12 +129,12 @@ class PhaseOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseDecision:
-    """About the next phase.
+    """The decision about the next phase.
 
     Attributes:
-        run: whether there is one.
+        run: whether it is run.
         width: of its training pictures in pixels.
-        reason: with the numbers that decided.
+        reason: with the numbers that led to it.
     """
 
     run: bool

@@ -1,4 +1,4 @@
-"""What a model answers about every picture of a split, and how good that is."""
+"""A model's answers about every picture of a split, and their metrics."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ class Examples:
     """A split in memory.
 
     Attributes:
-        keys: of N pictures, their paths in the data.
+        keys: paths of the N pictures in the data.
         data: ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
         labels: int [N], indices of classes.
         classes: K names.
@@ -48,17 +48,17 @@ def read_examples(
 
     Args:
         path: its JSONL file.
-        classes: K names, in the order of the labels that are wanted.
-        preprocessing: how the model's inputs are prepared.
+        classes: K names, in the order of the labels.
+        preprocessing: of the model.
 
     Raises:
-        ValueError: a label that is none of the classes.
-        UnreadableFilesError: a picture cannot be read. It would be missing from the
-            metrics of some runs and not of others.
+        ValueError: a label that is not a class.
+        UnreadableFilesError: a picture cannot be read. Skipping it would make metrics
+            of different runs incomparable.
     """
     rows = ImageTextRows(path)
     if unknown := sorted(set(rows.class_names) - set(classes)):
-        raise ValueError(f"{path} has labels that are no class: {', '.join(unknown)}")
+        raise ValueError(f"{path} has labels of unknown classes: {', '.join(unknown)}")
     source = Pictures(rows, preprocessing.fit, Unreadable(0)).in_memory()
     arrays = as_arrays(
         source,
@@ -77,12 +77,12 @@ def read_examples(
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model said of N examples, in two ways.
+    """A model's predictions for N examples, in two ways.
 
     Attributes:
-        examples: what it was asked about.
-        written: N answers, as they were generated.
-        scores: float [N, K], log-likelihood of the right answer of each class, nats.
+        examples: the examples.
+        written: N generated answers.
+        scores: float [N, K], log-likelihood of each class's correct answer, in nats.
     """
 
     examples: Examples
@@ -90,7 +90,7 @@ class Predictions:
     scores: np.ndarray
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """By ``answers``, read leniently, and by ``likelihood`` over the classes.
+        """Metrics of ``answers``, parsed leniently, and of ``likelihood`` over classes.
 
         Each has ``accuracy`` and precision, recall and F1, ``weighted_`` and
         ``macro_``; answers also have the fractions of
@@ -139,7 +139,7 @@ def answers_to(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> tuple[str, ...]:
-    """The likeliest answers, of at most ``preprocessing.text_length`` tokens."""
+    """Generated answers of at most ``preprocessing.text_length`` tokens."""
     tokenizer = _answer_tokenizer(preprocessing)
     config = DecodingConfig(max_tokens=preprocessing.text_length)
     return tuple(write_answers(model, examples.data, tokenizer, config, batch_size))
@@ -151,7 +151,7 @@ def scores_of(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> np.ndarray:
-    """Log-likelihoods of the right answer of each class: float32 [N, K], nats."""
+    """Log-likelihoods of each class's correct answer, float32 [N, K], in nats."""
     answers = [answer_of(name) for name in examples.classes]
     tokenizer = _answer_tokenizer(preprocessing)
     return answer_scores(model, examples.data, answers, tokenizer, batch_size)
@@ -165,12 +165,12 @@ def _answer_tokenizer(preprocessing: Preprocessing) -> AnswerTokenizer:
 def needed_lengths(
     paths: Sequence[Path], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest right answer, whole.
+    """Number of tokens of the longest prompt and of the longest correct answer.
 
     Args:
         paths: JSONL files of the data.
         classes: K names.
-        preprocessing: whose tokenizer counts; its lengths do not matter.
+        preprocessing: its tokenizer is used; its lengths do not matter.
     """
     asked: set[str] = set()
     for path in paths:
@@ -182,16 +182,16 @@ def needed_lengths(
 def lengths_of(
     prompts: Sequence[str], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Tokens of the longest of some prompts and of the longest right answer, whole.
+    """Number of tokens of the longest prompt and of the longest correct answer.
 
     Args:
-        prompts: that are asked.
-        classes: names that may be answered.
-        preprocessing: whose tokenizer counts; its lengths do not matter.
+        prompts: all prompts.
+        classes: names of possible answers.
+        preprocessing: its tokenizer is used; its lengths do not matter.
     """
     tokenizer = _answer_tokenizer(preprocessing)
-    # Beside the text: a token that begins a prompt and one that separates it from the
-    # answer, which may be several; and the one that ends an answer.
+    # In addition to the text: the start token of a prompt, its separator from the
+    # answer, which may be several tokens, and the end token of an answer.
     (separator,) = tokenizer.pieces(["\n"])
     prompt = max(map(len, tokenizer.pieces(list(prompts))))
     answer = max(map(len, tokenizer.pieces([answer_of(name) for name in classes])))

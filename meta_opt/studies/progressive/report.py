@@ -1,4 +1,4 @@
-"""The report on a progressive study: tables beside published figures, two figures."""
+"""The report on a progressive study: tables with published figures, and two plots."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -38,11 +38,11 @@ def write_progressive(
 
     Args:
         folder: of the study.
-        arms: what is finished.
-        count: phases of each arm.
+        arms: with finished phases.
+        count: number of phases of each arm.
         settings: of the study: ``width``, ``mode``, ``epochs``, ``batch_size``,
             ``trainable``, ``model``.
-        command: that makes it.
+        command: the command that makes it.
 
     Returns:
         The Markdown.
@@ -98,7 +98,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _decimals(value: float) -> str:
-    """Three of them, as the published table has them.
+    """A fraction with three decimals, in the form of the published table.
 
     >>> _decimals(0.7), _decimals(1.0)
     ('.700', '1.000')
@@ -120,9 +120,9 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
     """Test accuracy and weighted F1 by phase, in the form of the published table.
 
     Args:
-        arms: what is finished.
-        count: phases of each.
-        width: in pixels, of which published figures are taken, if there are any.
+        arms: with finished phases.
+        count: number of phases of each.
+        width: in pixels; published figures for it are added, if there are any.
     """
     rows = []
     for way, arm in itertools.product(WAYS, arms):
@@ -172,7 +172,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
 
 
 def decisions_table(arms: Sequence[Arm]) -> str:
-    """Widths that policies chose, and why; "" without policies."""
+    """Widths that policies chose, with reasons; "" without policies."""
     rows = []
     for arm in arms:
         for o in arm.outcomes:
@@ -189,7 +189,7 @@ def _seconds(value: float | None) -> str:
 
 
 def answers_table(arms: Sequence[Arm]) -> str:
-    """What became of the answers to the test pictures, in percent."""
+    """How the answers to the test pictures were parsed, in percent."""
     names = ("accuracy", "knowledge_errors", "unlisted", "unparseable", "nearest")
     titles = ["right %", "another category %", "no category %", "unparseable %"]
     head = ["track, phase", *titles, "misspelt %", "well-formed JSON %"]
@@ -203,12 +203,12 @@ def answers_table(arms: Sequence[Arm]) -> str:
 
 
 def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
-    """Draws test accuracy over phases with intervals, a panel for each way.
+    """Plots test accuracy over phases with intervals, a panel for each way.
 
     Args:
         path: the PNG file, written whole or not at all.
         arms: one line each.
-        width: whose published curve is drawn too, if there is one.
+        width: the published curve for it is added, if there is one.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -220,7 +220,7 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
         last = max(len(arm.outcomes) for arm in arms)
         for axes, way in zip(panels, WAYS, strict=True):
             for index, arm in enumerate(arms):
-                # Beside each other, so that intervals can be told apart.
+                # Shifted, so that intervals do not overlap.
                 aside = 0.06 * (index - (len(arms) - 1) / 2)
                 x = [o.phase + aside for o in arm.outcomes]
                 y = [o.metric("accuracy", way) for o in arm.outcomes]
@@ -248,7 +248,7 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
             axes.set_title(_WAYS[way], fontsize=10)
             axes.set_xlabel("phase (0: zero-shot)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # Marks at the edges stay whole.
+            # Markers at the edges are not clipped.
             axes.set_ylim(-0.02, 1.02)
         for axes in panels:
             axes.set_xlim(-0.3, last - 0.7)
@@ -263,9 +263,9 @@ def _published(width: int) -> list[float]:
 
 
 def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
-    """Draws test accuracy over what training cost so far.
+    """Plots test accuracy over the cumulative cost of training.
 
-    Cost is money where the ledgers have prices, else device seconds.
+    The cost is money if the ledgers have prices, otherwise device seconds.
 
     Args:
         path: the PNG file, written whole or not at all.
@@ -300,7 +300,7 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
                         fontsize=8, color="#555555",
                     )  # fmt: skip
         axes.set_xlim(left=0)
-        # Marks at the bottom stay whole.
+        # Markers at the bottom are not clipped.
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
         units = {"money": currency, "device_seconds": "device seconds"}
         axes.set_xlabel(f"cost of training so far ({units[unit]}); marks are phases")

@@ -1,4 +1,4 @@
-"""A study's finished phases as numbers: accuracies with intervals, costs, published."""
+"""A study's finished phases: accuracies with intervals, costs, published figures."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from meta_opt.text_files import read_json
 from meta_opt.types import from_config
 
 WAYS = ("answers", "likelihood")
-"""How a class is found: read from what is written, or the likeliest of the list."""
+"""How a class is predicted: parsed from generated text, or the most likely one."""
 
 PUBLISHED: Mapping[int, Mapping[str, tuple[tuple[float, float] | None, ...]]] = (
     MappingProxyType(
@@ -49,7 +49,8 @@ PUBLISHED: Mapping[int, Mapping[str, tuple[tuple[float, float] | None, ...]]] = 
     )
 )
 """Accuracy and weighted F1 on 180 test pictures by width, from zero-shot to phase 4
-(Roumeliotis et al. 2025, IEEE Access); the networks saw all phases at once."""
+(Roumeliotis et al. 2025, IEEE Access); the networks were trained on all phases at
+once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Outcome:
 
     Attributes:
         phase: its number; 0 for zero-shot.
-        record: of ``phase.json``.
-        ledger: of its folder; without entries where there is none.
+        record: contents of ``phase.json``.
+        ledger: of its folder; empty if there is none.
     """
 
     phase: int
@@ -68,7 +69,7 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """As tables have it."""
+        """Name in tables."""
         return f"phase {self.phase}" if self.phase else "zero-shot"
 
     def metric(self, name: str, way: str = "answers", split: str = "test") -> float:
@@ -100,7 +101,7 @@ class Outcome:
         return points[-1][1]
 
     def prediction(self) -> Amounts:
-        """What writing one answer took; nothing known where it was not measured."""
+        """The cost of generating one answer; all None if it was not measured."""
         if "prediction" not in self.record:
             return Amounts()
         given = self.record["prediction"]
@@ -111,12 +112,12 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """The phases of one track, from zero-shot on.
+    """The phases of one track, including zero-shot.
 
     Attributes:
-        name: of the track: of the optimizer's settings and of the policy, if any.
-        outcomes: in the order of phases, without a gap.
-        stopped: why a policy ran no further phase; "" where it did not stop.
+        name: of the track: names of the optimizer and of the policy, if any.
+        outcomes: of consecutive phases.
+        stopped: why a policy stopped; "" if it did not.
     """
 
     name: str
@@ -124,7 +125,7 @@ class Arm:
     stopped: str = ""
 
     def ledger(self) -> Ledger:
-        """Of all phases, each under its own name."""
+        """The ledger of all phases, each under its own name."""
         entries = tuple(
             dataclasses.replace(entry, name=outcome.name)
             for outcome in self.outcomes
@@ -133,9 +134,9 @@ class Arm:
         return Ledger(_prices(self.outcomes), entries)
 
     def costs(self, way: str = "answers") -> list[PointCost]:
-        """Cost of each phase and of a point of test accuracy.
+        """Cost of each phase and per point of test accuracy.
 
-        Empty where the training of a phase was not measured, and without phases.
+        Empty without phases, or if the training of a phase was not measured.
         """
         start, *phases = self.outcomes
         ledger = self.ledger()
@@ -147,7 +148,7 @@ class Arm:
 
 
 def _prices(outcomes: Sequence[Outcome]) -> Prices:
-    """Those of the last start: the latest prices are meant for all phases."""
+    """Prices of the latest phase with a ledger, which apply to all phases."""
     found = [o.ledger.prices for o in outcomes if o.ledger.entries]
     return found[-1] if found else Prices()
 
@@ -158,14 +159,14 @@ def read_arms(workdir: str | Path, tracks: Sequence[str], count: int) -> list[Ar
     Args:
         workdir: of the study.
         tracks: names, in order.
-        count: phases of each, at most.
+        count: most phases of each.
 
     Returns:
-        An arm for each track, up to its first phase that is not finished; none
-        before zero-shot is.
+        An arm for each track, up to its first unfinished phase; none if zero-shot is
+        not finished.
 
     Raises:
-        ValueError: damaged files; they are named.
+        ValueError: damaged files; the message names them.
     """
     workdir = Path(workdir)
     start = _outcome(workdir / ZERO_SHOT, 0)

@@ -1,9 +1,9 @@
-"""How optimizers end under adverse conditions, with the safeguard and without it.
+"""Final losses of optimizers under adverse conditions, with and without the safeguard.
 
 Four contenders on each task under each condition: the learned optimizer and the
-hand-designed rule, both guarded and not. The guarded hand-designed rule, which the
-safeguard falls back to, is what the others are held against: under the same condition,
-from the same initial parameters, on the same batches.
+hand-designed rule, both with and without the safeguard. The reference is the guarded
+hand-designed rule, which the safeguard falls back to, under the same condition, with
+the same initial parameters and batches.
 """
 
 import dataclasses
@@ -26,21 +26,21 @@ FALLBACK = "hand-designed, guarded"
 CONTENDERS = (GUARDED, "learned", FALLBACK, "hand-designed")
 ORDINARY = "ordinary"
 TOLERANCE = 0.05
-"""Relative: how much worse a loss may be before it counts as worse."""
+"""Relative increase of a loss above which it counts as worse."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RobustnessConfig:
-    """What is measured.
+    """Tasks, conditions and seeds.
 
     Attributes:
         tasks: names of task families.
         weights: of the learned optimizer: a shipped name or a path.
-        conditions: names in `meta_opt.tasks.perturbations.CONDITIONS`, the ordinary
-            one among them; empty for all.
-        num_steps: steps of an ordinary run by task; where it is left out, the largest
-            horizon of its meta-training.
-        seeds: of initialisation, batches and disturbance.
+        conditions: names in `meta_opt.tasks.perturbations.CONDITIONS`, including the
+            ordinary one; empty for all.
+        num_steps: steps of an ordinary run by task; the default is the largest horizon
+            of its meta-training.
+        seeds: of initialisation, batches and perturbations.
     """
 
     tasks: tuple[str, ...]
@@ -76,7 +76,7 @@ class RobustnessConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """How the seeds of one contender ended under one condition.
+    """The final losses of one contender under one condition.
 
     Attributes:
         task: its name.
@@ -84,8 +84,8 @@ class RunOutcome:
         contender: one of `CONTENDERS`.
         num_steps: length of the runs.
         start: validation loss of each seed before the run.
-        loss: validation loss of each seed after it; infinite where a loss of it is not
-            finite.
+        loss: validation loss of each seed after the run; infinite if a loss of the run
+            is not finite.
     """
 
     task: str
@@ -97,13 +97,13 @@ class RunOutcome:
 
     @property
     def failures(self) -> int:
-        """Seeds that failed.
+        """Number of failed seeds.
 
         A run has failed if its final loss is not finite, or more than 5% above that at
         initialisation. The margin is for conditions under which nothing can be learned,
-        such as a constant loss: standing still is no failure, and neither is what
-        weight decay changes; running away is one. A run that overfits beyond its start
-        is one too, under whatever optimizer.
+        such as a constant loss: no progress is not a failure, nor is the effect of
+        weight decay, but divergence is. A run that overfits beyond its initial loss has
+        failed too, with any optimizer.
         """
         pairs = zip(self.loss, self.start, strict=True)
         return sum(not loss <= (1 + TOLERANCE) * start for loss, start in pairs)
@@ -115,14 +115,14 @@ class RunOutcome:
 
 
 def measure(task: Task, config: RobustnessConfig) -> Iterator[RunOutcome]:
-    """Yields how each contender ends under each condition, contender by contender.
+    """Yields the outcome of each contender under each condition, by contender.
 
     Args:
-        task: the task; its losses are without disturbance.
+        task: the task, without perturbations.
         config: weights, conditions, steps and seeds.
 
     Raises:
-        ValueError: weights that are not there or damaged.
+        ValueError: missing or damaged weights.
     """
     for contender in CONTENDERS:
         make, settings = _optimizer(contender, task, config.weights)
@@ -143,7 +143,7 @@ def measure(task: Task, config: RobustnessConfig) -> Iterator[RunOutcome]:
 
 
 def _optimizer(contender: str, task: Task, weights: str) -> tuple[MakeOptimizer, Any]:
-    """Builds a contender, and the settings that are arguments of its program."""
+    """Builds a contender with the settings that are arguments of its program."""
     guard = contender.endswith("guarded")
     if not contender.startswith("learned"):
         return (
@@ -155,15 +155,15 @@ def _optimizer(contender: str, task: Task, weights: str) -> tuple[MakeOptimizer,
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """The guarded learned optimizer against the fallback, one task and condition.
+    """The guarded learned optimizer against the fallback on one task and condition.
 
     Attributes:
         task: its name.
         condition: its name.
         ratio: mean final validation loss over that of the guarded hand-designed rule
-            under the same condition; infinite where a seed's is not finite.
-        over_ordinary: that ratio over the one of an ordinary run. What is above 1 was
-            done by the condition, and not by what the optimizer is like anyway.
+            under the same condition; infinite if a seed's is not finite.
+        over_ordinary: that ratio over the ratio of an ordinary run. A value above 1 is
+            an effect of the condition.
         worse: whether the ratio is above 1.05.
     """
 
@@ -180,13 +180,13 @@ class ConditionRow:
 
     Attributes:
         condition: its name.
-        runs: of each contender.
+        runs: number of runs of each contender.
         failures: failed runs by contender, see `RunOutcome.failures`.
         ratio: geometric mean over tasks of `TaskRow.ratio`.
-        worst_ratio: largest of them.
-        worst_task: where that is.
+        worst_ratio: largest ratio of a task.
+        worst_task: task with the largest ratio.
         over_ordinary: geometric mean over tasks of `TaskRow.over_ordinary`.
-        worse: tasks on which it ends more than 5% above the fallback.
+        worse: number of tasks with a final loss more than 5% above the fallback's.
     """
 
     condition: str

@@ -1,1 +1,1 @@
-"""Stress test of picture classifiers: conditions, predictions, summary and report."""
+"""Stress test of picture classifiers: conditions, predictions, summary, report."""

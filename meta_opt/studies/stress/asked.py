@@ -1,4 +1,4 @@
-"""Ways to ask a model that reads its categories from the prompt."""
+"""Prompts with lists of categories, for models that answer prompts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,13 +8,13 @@ from meta_opt.studies.stress.settings import TestsConfig
 
 
 class Asked(NamedTuple):
-    """A prompt, and what its categories stand for.
+    """A prompt with its list of categories.
 
     Attributes:
-        name: of the way to ask, as a condition has it.
-        shown: the categories as the prompt lists them.
+        name: `Condition.prompt` of this prompt.
+        shown: names of the categories in the prompt.
         prompt: the text.
-        classes: K names of the categories, as labels have them.
+        classes: K category names as labels have them.
     """
 
     name: str
@@ -23,17 +23,17 @@ class Asked(NamedTuple):
     classes: tuple[str, ...]
 
     def category(self, place: int) -> str:
-        """The category that a name of the list stands for; a distractor's own name.
+        """The category of a name in the list; a distractor's own name.
 
         Args:
-            place: in the list.
+            place: index in the list.
         """
         known = self.shown.classes[place]
         return self.shown.names[place] if known < 0 else self.classes[known]
 
 
 def plain(classes: Sequence[str], template: str) -> Asked:
-    """As the data ask.
+    """The prompt of the data.
 
     Args:
         classes: K names.
@@ -43,15 +43,15 @@ def plain(classes: Sequence[str], template: str) -> Asked:
 
 
 def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[Asked]:
-    """All other ways that are tested.
+    """All changed prompts that are tested.
 
     Args:
         classes: K names.
         template: of the data, with ``{categories}``.
-        tests: which changes.
+        tests: the changes.
 
     Raises:
-        ValueError: a synonym of what is no category, or a name that is there already.
+        ValueError: a synonym of an unknown category, or a name that exists already.
     """
     whole = CategoryList.of(classes)
     found = [
@@ -65,7 +65,7 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
         longer = whole.with_distractors(tests.distractors, count, seed=0)
         name = f"{count} distractor{'s' * (count > 1)}"
         found.append(_as_data_ask(name, longer, template, classes))
-    # What is asked anyway is no other way to ask.
+    # Without the prompt of the data itself.
     found += [
         Asked(name, whole, whole.prompt(name), tuple(classes))
         for name in tests.templates

@@ -1,4 +1,4 @@
-"""What a classifier is tested under: its training data, its pictures, its prompt."""
+"""Conditions of the stress test: changes of training data, pictures and prompt."""
 
 import dataclasses
 from typing import Any
@@ -14,13 +14,13 @@ class Condition:
     Attributes:
         corruption: one of `CORRUPTIONS`; "" for none.
         severity: of the corruption, 1 to 5; 0 without one.
-        train_px: width of the pictures in training, pixels; 0 where it is not varied.
-        test_px: width of the pictures in the test, pixels; 0 where it is not varied.
-        prompt: how the categories are asked for, such as ``shuffled``.
+        train_px: width of training pictures in pixels; 0 if not varied.
+        test_px: width of test pictures in pixels; 0 if not varied.
+        prompt: name of a changed prompt, such as ``shuffled``.
         label_noise: share of wrong labels in training.
-        shots: examples of each class in training; 0 for all.
-        batch_size: of training; 0 where it is not varied.
-        data: name of another data set that the test is of; "" for that of training.
+        shots: training examples of each class; 0 for all.
+        batch_size: of training; 0 if not varied.
+        data: name of another data set for the test; "" for that of training.
 
     Example:
         >>> Condition("contrast", 3, train_px=100, test_px=400).name
@@ -38,7 +38,7 @@ class Condition:
     data: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for values that no condition has."""
+        """Raises ValueError for invalid values."""
         if self.corruption:
             check_name("corruption", self.corruption, CORRUPTIONS)
         if (self.severity not in range(1, 6)) if self.corruption else self.severity:
@@ -63,7 +63,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in tables."""
         parts = []
         if self.corruption:
             parts.append(f"{self.corruption} {self.severity}")
@@ -86,12 +86,12 @@ class Condition:
 
     @property
     def uncorrupted(self) -> "Condition":
-        """The same without the corruption."""
+        """This condition without the corruption."""
         return dataclasses.replace(self, corruption="", severity=0)
 
     @property
     def reference(self) -> "Condition | None":
-        """The condition that this one is compared with; None of an ordinary test.
+        """The condition that this one is compared with; None for an ordinary test.
 
         A change of pictures or prompt is undone first, so that the same model is
         compared; otherwise the change of training. Another data set stays: its examples

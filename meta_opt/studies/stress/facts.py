@@ -1,4 +1,4 @@
-"""What the report of a stress test says of how it was measured."""
+"""Facts for the report of a stress test: how it was measured."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -16,14 +16,14 @@ _PER_ROW = 3
 
 
 def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Draws accuracy over widths of training and of test, a panel for each model.
+    """Plots accuracy over widths of training and of test, a panel for each model.
 
     Args:
         path: the PNG file, written whole or not at all.
-        rows: of all models; only tests that are ordinary but for widths are drawn.
+        rows: of all models; only tests without other changes are plotted.
 
     Returns:
-        Whether there was anything to draw: widths that are varied.
+        Whether there was anything to plot, that is, varied widths.
     """
     panels: dict[str, dict[tuple[int, int], ConditionRow]] = {}
     for row in rows:
@@ -49,15 +49,15 @@ def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
 
 
 def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Draws accuracy over corruptions and severities, a panel for each model.
+    """Plots accuracy over corruptions and severities, a panel for each model.
 
     Args:
         path: the PNG file, written whole or not at all.
-        rows: of all models; where corruptions were added to several conditions of a
-            model, each is a panel.
+        rows: of all models; if corruptions were added to several conditions of a model,
+            each has a panel.
 
     Returns:
-        Whether there was anything to draw: a corruption.
+        Whether there was anything to plot, that is, a corruption.
     """
     panels: dict[tuple[str, Condition], dict[tuple[str, int], ConditionRow]] = {}
     for row in rows:
@@ -96,7 +96,7 @@ def _plot(
     row_label: str,
     column_label: str,
 ) -> None:
-    """Panels with one scale of colours; cells have accuracy and half its interval."""
+    """Panels with a common colour scale; cells have accuracy and half its interval."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -113,7 +113,7 @@ def _plot(
     low, high = known.min(), max(known.max(), known.min() + 1)
     wide = min(_PER_ROW, len(panels))
     high_by = -(-len(panels) // wide)
-    # Room for numbers of five characters, and for the labels of rows.
+    # Space for numbers of five characters, and for row labels.
     width, height = 1.6 + 0.62 * len(columns), 1.1 + 0.45 * len(rows)
     with matplotlib.rc_context(RC), write_atomic(path) as temporary:
         figure = Figure(

@@ -1,4 +1,4 @@
-"""Test pictures out of few-shot data, and those of another data set."""
+"""Test pictures of few-shot data, and of another data set."""
 
 import dataclasses
 import os
@@ -17,11 +17,11 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class LabelledPictures:
-    """LabelledPictures with their categories, N of each.
+    """N pictures with their categories.
 
     Attributes:
         keys: of the examples, the same at every width.
-        labels: names of categories.
+        labels: names of the categories.
         files: of the pictures.
     """
 
@@ -36,7 +36,7 @@ class LabelledPictures:
         """The pictures, each uint8 [H, W, 3].
 
         Raises:
-            ValueError: one that cannot be read; it is named.
+            ValueError: a picture that cannot be read; the message names it.
         """
         found = []
         for file in self.files:
@@ -47,7 +47,7 @@ class LabelledPictures:
         return found
 
     def relative_to(self, folder: Path) -> list[str]:
-        """Paths of the pictures as seen from a folder."""
+        """Paths of the pictures relative to a folder."""
         start = folder.resolve()
         return [
             Path(os.path.relpath(f.resolve(), start)).as_posix() for f in self.files
@@ -61,20 +61,20 @@ def read_pictures(
     labels: Mapping[str, str] | None = None,
     prefix: str = "",
 ) -> LabelledPictures:
-    """Reads which pictures there are.
+    """Lists the pictures and labels of JSONL files, without opening the pictures.
 
     Args:
         paths: JSONL files of few-shot data at one width.
-        classes: names that labels may have.
-        per_class: pictures of each class at most, chosen by a hash of their keys; 0 for
+        classes: names of the classes.
+        per_class: most pictures of each class, chosen by a hash of their keys; 0 for
             all.
-        labels: category by label in the files; samples of other labels are left out.
-            None takes the labels as they are.
+        labels: category by label in the files; samples with other labels are left out.
+            None: the labels are categories.
         prefix: of keys.
 
     Raises:
-        ValueError: a sample without picture or label, a label that is no class, or no
-            picture at all.
+        ValueError: a sample without picture or label, a label that is not a class, or
+            no pictures.
         FileNotFoundError: no such file.
     """
     rows = []
@@ -106,15 +106,15 @@ def read_pictures(
 def shift_labels(
     ours: Sequence[str], theirs: Sequence[str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Category of ours by class of another data set.
+    """Maps the classes of another data set to categories.
 
     Args:
         ours: names of categories.
-        theirs: names of the other set's classes.
-        given: as `meta_opt.studies.stress.settings.ShiftConfig.labels`.
+        theirs: names of the other data set's classes.
+        given: see `meta_opt.studies.stress.settings.ShiftConfig.labels`.
 
     Raises:
-        ValueError: a name that is neither's, or no class in common.
+        ValueError: an unknown name, or no class in common.
 
     >>> shift_labels(["bird", "drink"], ["bird", "beverage", "flag"],
     ...              {"beverage": "drink"})
@@ -134,6 +134,6 @@ def shift_labels(
 
 
 def splits_of(stored: StoredFewShot) -> list[Path]:
-    """The JSONL files of all examples, of training too."""
+    """The JSONL files of all examples, including training examples."""
     held_out = [stored.held_out(split) for split in ("validation", "test")]
     return [stored.train(stored.phases, cumulative=True), *held_out]

@@ -1,8 +1,8 @@
-"""Runs of a stress test: a network or a model that answers, on changed training data.
+"""Training runs of a stress test: a classifier or generative model on changed data.
 
-A learner is the settings of a run of `meta_opt.workloads.classification` (with
-``pictures``) or of `meta_opt.workloads.image_text`; data, lengths, seed and export are
-the test's to decide.
+A learner has the settings of a run of `meta_opt.workloads.classification` (with
+``pictures``) or of `meta_opt.workloads.image_text`; the test sets data, length, seed
+and export.
 """
 
 import dataclasses
@@ -45,17 +45,15 @@ _PATHS = {
     "pictures": ("task", "data_dir", "feature_cache_dir"),
     "data": ("name", "validation", "test", "data_dir"),
 }
-_IDLE = ("progress", "log_every", "checkpoint_every", "keep_latest", "keep_best")
-"""Settings of the loop that change no weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """What is trained.
+    """The settings of training runs.
 
     Attributes:
         name: in tables.
-        run: its settings; length, data, seed and export are filled in for each run.
+        run: settings of a run; length, data, seed and export are filled in.
     """
 
     name: str
@@ -63,21 +61,21 @@ class Learner:
 
     @property
     def classifies(self) -> bool:
-        """Whether it is a network with a head, and reads no prompt."""
+        """Whether it is a network with a classification head and without prompts."""
         return isinstance(self.run.workload, ClassificationConfig)
 
     @property
     def batch_size(self) -> int:
-        """Of a run without a change."""
+        """Batch size of a run without a change."""
         return self.run.loop.batch_size
 
     @property
     def processor(self) -> str:
-        """Folder of the tokenizer that its exports need, "" for none."""
+        """Folder of the tokenizer that its exports need; "" for none."""
         return "" if self.classifies else self.run.workload.model.folder
 
     def check_width(self, px: int) -> None:
-        """Raises ValueError for pictures of a width that it cannot be trained with."""
+        """Raises ValueError for a width of pictures that it cannot be trained with."""
         if self.classifies:
             dataclasses.replace(self.run.workload.pictures, image_size=px)
 
@@ -91,8 +89,8 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
         where: name of the mapping, for errors.
 
     Raises:
-        ValueError: unknown keys, values out of range, settings that the test decides,
-            or a model that neither classifies nor answers.
+        ValueError: unknown keys, values out of range, settings that the test sets, or a
+            model that is neither a classifier nor generative.
     """
     for key, why in _DECIDED.items():
         if settings.get(key):
@@ -101,7 +99,7 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
     workload: Any = ImageTextConfig
     if "pictures" in settings:
         workload = ClassificationConfig
-        # It is filled in for each run.
+        # Filled in for each run.
         settings["pictures"] = {"task": "", **settings["pictures"]}
     for section, keys in _OF_DATA.items():
         for key in keys:
@@ -122,12 +120,12 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Training data of a run, and what is held out.
+    """The data of a run, by split.
 
     Attributes:
         rows: (key, file, label) of the examples of each split.
         classes: K names.
-        prompt: that is asked about each.
+        prompt: the prompt of each example.
     """
 
     rows: Mapping[str, Sequence[tuple[str, Path, str]]]
@@ -135,7 +133,7 @@ class Examples:
     prompt: str
 
     def changed(self, condition: Condition) -> "Examples":
-        """With the shots and the label noise of a condition.
+        """The examples with the shots and the label noise of a condition.
 
         Raises:
             ValueError: more shots than a class has examples.
@@ -155,7 +153,7 @@ class Examples:
         return dataclasses.replace(self, rows={**self.rows, "train": rows})
 
     def write(self, folder: Path) -> None:
-        """Writes ``pictures.jsonl`` for classifiers, and a file a split for others."""
+        """Writes ``pictures.jsonl`` for classifiers, or a file for each split."""
         folder.mkdir(parents=True, exist_ok=True)
         start = folder.resolve()
         every = []
@@ -175,8 +173,8 @@ def read_training(data: StoredFewShot, prompt: str) -> Examples:
     """The examples of all phases, at the data's width.
 
     Raises:
-        FileNotFoundError: files that are not there; names the command that writes them.
-        ValueError: samples without picture or label, or with a label that is no class.
+        FileNotFoundError: missing files; the message has the command that writes them.
+        ValueError: samples without picture or label, or a label that is not a class.
     """
     files = {split: data.held_out(split) for split in SPLITS[1:]}
     files = {"train": data.train(data.phases, cumulative=True), **files}
@@ -201,15 +199,15 @@ def run_of(
     """The settings of a run.
 
     Args:
-        learner: what is trained.
-        folder: of the run; `Examples.write` wrote ``data`` in it, and the trained model
-            is to be ``model`` in it.
-        examples: that were written.
+        learner: the learner.
+        folder: of the run, with ``data`` by `Examples.write`; the trained model is
+            exported to ``model``.
+        examples: the written examples.
         px: width of the pictures.
         seed: of the run.
         batch_size: B.
         steps: length.
-        features: folder for what frozen stages give; "" keeps none in files.
+        features: folder for outputs of frozen stages; "" keeps them in memory.
     """
     data, run = folder / "data", learner.run
     workload: Any
@@ -241,7 +239,7 @@ def run_of(
         num_steps=steps,
         batch_size=batch_size,
         seed=seed,
-        # Of a short run, the last step alone is of interest.
+        # Only the last step of a short run matters.
         eval_every=steps,
         checkpoint_every=max(1, steps // 4),
     )
@@ -255,14 +253,14 @@ def run_of(
 
 
 def setup_of(run: RunConfig) -> dict[str, Any]:
-    """All settings that a run's outcome depends on, as JSON values; no paths."""
+    """All settings that a run's outcome depends on, without paths, as JSON values."""
     settings = json.loads(json.dumps(run.settings()))
     for section, keys in _PATHS.items():
         for key in keys:
             settings.get(section, {}).pop(key, None)
     for key in ("export", "mesh"):
         settings.pop(key, None)
-    for key in _IDLE:
+    for key in run.loop.idle_settings:
         del settings["loop"][key]
     if run.optimizer.name == "learned":
         settings["learned"] = weights_digest(run.optimizer.weights)
@@ -270,12 +268,12 @@ def setup_of(run: RunConfig) -> dict[str, Any]:
 
 
 def train(run: RunConfig, folder: Path) -> None:
-    """Trains and exports, resuming what was interrupted.
+    """Trains and exports; resumes an interrupted run.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, with all saved.
+        Interrupted: on SIGINT or SIGTERM, after saving.
         ValueError: settings and data that do not fit together, or a folder with a run
-            of other settings.
+            with other settings.
     """
     finetune(run, folder / "run")
 

@@ -1,4 +1,4 @@
-"""Predictions of test pictures: as they are, corrupted, or of another data set."""
+"""Predicts test pictures: unchanged, corrupted, or from another data set."""
 
 import functools
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ from meta_opt.studies.stress.subjects import Described, Subject, open_subject
 
 
 class Predictor:
-    """Predicts test pictures; of models, one at a time is in memory.
+    """Predicts test pictures, with one model in memory at a time.
 
     Args:
         config: of the test.
         data: few-shot data at each width.
-        asked: all ways that models are asked.
+        asked: all prompts.
 
     Attributes:
         shift: the other data set; None without one.
         shift_labels: category by its class.
 
     Raises:
-        FileNotFoundError: data that are not there; names the command that writes them.
-        ValueError: another data set without a category of these.
+        FileNotFoundError: missing data; the message has the command that writes them.
+        ValueError: another data set without any of the categories.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class Predictor:
                 self._classes, self.shift.classes, config.shift.labels
             )
         self._read = functools.cache(self._pictures)
-        # Of few widths and data sets at a time.
+        # Keeps the pictures of a few widths and data sets.
         self._arrays = functools.lru_cache(maxsize=2)(
             lambda px, data: self._read(px, data).read()
         )
         self._opened: tuple[str, Subject] | None = None
 
     def pictures(self, condition: Condition) -> LabelledPictures:
-        """Which pictures the test is of."""
+        """The pictures of the test."""
         return self._read(condition.test_px, condition.data)
 
     def setup(self, condition: Condition) -> dict[str, Any]:
-        """All that pictures depend on, as JSON values; no paths."""
+        """Everything that the pictures depend on, without paths, as JSON values."""
         config = self._config
         data = self.shift if condition.data else self._data[condition.test_px]
         assert data is not None
@@ -93,9 +93,9 @@ class Predictor:
         Args:
             name: of the model in tables.
             seed: of its training.
-            described: where it is.
-            condition: what is changed.
-            asked: how a model that is prompted is asked.
+            described: the model's files.
+            condition: the condition.
+            asked: the prompt, for a model that takes one.
 
         Raises:
             ValueError: a picture or weights that cannot be read.

@@ -1,19 +1,19 @@
-"""Predictions of classifiers, one a line of JSON.
+"""Predictions of classifiers as JSON lines.
 
-The file is all that the summary and the report read::
+Summary and report read only this file::
 
     {"example": "ships/0007.png", "label": "ship", "prediction": "bird",
      "confidence": 0.71, "model": "resnet50", "seed": 0,
      "condition": {"corruption": "contrast", "severity": 3, "train_px": 100,
      "test_px": 100}, "image": "100/images/ships/0007.png"}
 
-(on one line). Needed are ``example``, ``label``, ``prediction`` and ``model``;
-``prediction`` is null where an answer could not be read, which is wrong. ``condition``
-has the settings of `meta_opt.studies.stress.conditions.Condition` that differ from its
-defaults. In place of ``confidence`` there may be ``probabilities``, an object with the
-probability of each category, of which the prediction's is the confidence. ``image`` is
-the picture before it was corrupted, at the width of the test, relative to the folder
-that the report is given.
+(on one line). Required are ``example``, ``label``, ``prediction`` and ``model``;
+``prediction`` is null if an answer could not be parsed, which counts as wrong.
+``condition`` has the settings of `meta_opt.studies.stress.conditions.Condition` that
+differ from its defaults. Instead of ``confidence`` there may be ``probabilities``, an
+object with the probability of each category. ``image`` is the path of the picture
+before corruption, at the width of the test, relative to the folder that the report
+gets.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ _SUM_TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What one model said of one example.
+    """The prediction of one model for one example.
 
     Attributes:
-        example: its key; corruptions are drawn from it.
-        label: the right category.
-        prediction: the category that was predicted; None where none was read.
+        example: its key, which seeds corruptions.
+        label: the correct category.
+        prediction: the predicted category; None if none was parsed.
         model: name of the model, the same for all its seeds.
         seed: of the model's training.
-        condition: what it was tested under.
-        confidence: probability of the prediction; None where the model gives none.
-        image: path of the picture, see the module; "" where it is not kept.
+        condition: of the test.
+        confidence: probability of the prediction; None if unknown.
+        image: path of the picture, see the module; "" if it is not stored.
     """
 
     example: str
@@ -58,7 +58,7 @@ class Prediction:
     image: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for empty names and a confidence that is none."""
+        """Raises ValueError for empty names and an invalid confidence."""
         for name in ("example", "label", "model"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty")
@@ -72,11 +72,11 @@ class Prediction:
 
 
 def parse_prediction(value: Any) -> Prediction:
-    """A prediction of a line's JSON value.
+    """The prediction in a line's JSON value.
 
     Raises:
-        ValueError: no object, a key that is unknown or missing, a value of another
-            type, or probabilities that are none of the prediction or do not sum to 1.
+        ValueError: not an object, an unknown or missing key, a value of another type,
+            or probabilities that lack the prediction or do not sum to 1.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is no JSON object")
@@ -115,7 +115,7 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
         paths: JSON-lines files.
 
     Raises:
-        ValueError: as `parse_prediction`, with file and line; no predictions.
+        ValueError: as `parse_prediction`, with file and line; or no predictions.
         FileNotFoundError: no such file.
     """
     paths, found = list(paths), list[Prediction]()
@@ -132,7 +132,7 @@ def write_predictions(
     """Writes a file that `read_predictions` reads, whole or not at all.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
         predictions: in order.
     """
     with write_atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -143,17 +143,17 @@ def write_predictions(
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One model under one condition, as arrays.
+    """Predictions of one model under one condition, as arrays.
 
     Attributes:
         model: its name.
-        condition: what it was tested under.
+        condition: of the test.
         examples: N keys, sorted.
         seeds: S seeds, ascending.
-        labels: int [N], numbers of categories.
-        predictions: int [S, N]; -1 where none was read.
-        confidences: float [S, N]; None unless each prediction that was read has one;
-            0 where none was read.
+        labels: int [N], indices of categories.
+        predictions: int [S, N]; -1 if none was parsed.
+        confidences: float [S, N], 0 without a prediction; None unless every prediction
+            has one.
     """
 
     model: str
@@ -166,20 +166,20 @@ class Cell:
 
     @property
     def correct(self) -> np.ndarray:
-        """Bool [S, N]."""
+        """Whether each prediction is correct, bool [S, N]."""
         return self.predictions == self.labels[None, :]
 
 
 def cells(
     predictions: Iterable[Prediction],
 ) -> dict[tuple[str, Condition], Cell]:
-    """Puts predictions in arrays, for each model and condition in their first order.
+    """Collects predictions in arrays by model and condition, in order of appearance.
 
     Args:
         predictions: of any models and conditions, in any order.
 
     Raises:
-        ValueError: an example twice, with two labels, or not under all seeds.
+        ValueError: an example that occurs twice, has two labels, or lacks a seed.
     """
     labels: dict[str, str] = {}
     found: dict[tuple[str, Condition], dict[int, dict[str, Prediction]]] = {}

@@ -1,9 +1,9 @@
 """The report of a stress test: tables, heat maps and wrong answers in one folder."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from meta_opt.metrics.intervals import Interval
 from meta_opt.reporting.tables import (
@@ -19,11 +19,17 @@ from meta_opt.reporting.tables import (
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.figures import plot_corruptions, plot_widths
 from meta_opt.studies.stress.predictions import Prediction
-from meta_opt.studies.stress.summary import ConditionRow, Difference, Summary
+from meta_opt.studies.stress.summary import (
+    ConditionRow,
+    Difference,
+    ModelRow,
+    Summary,
+)
 from meta_opt.studies.stress.wrong_answers import picture_reader, write_wrong_answers
 
+R = TypeVar("R", ConditionRow, ModelRow)
 NAME = "stress"
-_NONE = "-"
+_NONE, _AT_CHANCE = "-", "n/a (chance)"
 _NOTES = (
     "Brackets are 95% intervals. Accuracy of one seed has Wilson's; all others are of "
     "the bootstrap over examples and, with several seeds, over seeds. With few seeds "
@@ -40,7 +46,10 @@ _NOTES = (
     "right labels.",
     "Mean error is over the corruptions with all five severities. mCE is relative to "
     "the baseline's error by corruption, relative mCE to what corruptions add to it "
-    "(Hendrycks and Dietterich 2019, arXiv:1903.12261, where AlexNet is the baseline).",
+    "(Hendrycks and Dietterich 2019, arXiv:1903.12261, where AlexNet is the baseline). "
+    "Relative mCE does not apply (n/a) where the accuracy of the model or of the "
+    "baseline on clean pictures is not above chance, the share of the most frequent "
+    "category: there is nothing to lose, and the ratio would read as robustness.",
 )
 _METRICS = (
     ("accuracy", "accuracy (%)"),
@@ -133,21 +142,7 @@ def conditions_table(summary: Summary) -> Table:
             *_difference(row.over_reference),
         )
 
-    models = dict.fromkeys(row.model for row in summary.conditions)
-    return Table(
-        columns,
-        tuple(
-            Section(
-                model,
-                tuple(
-                    Row(row.condition.name, "", cells(row))
-                    for row in summary.conditions
-                    if row.model == model
-                ),
-            )
-            for model in models
-        ),
-    )
+    return Table(columns, _by_model(summary.conditions, cells))
 
 
 def corruptions_table(summary: Summary) -> Table:
@@ -161,7 +156,7 @@ def corruptions_table(summary: Summary) -> Table:
                 Cell(str(len(row.corruptions))),
                 Cell(_percent(row.error)),
                 Cell(_percent(row.mce)),
-                Cell(_percent(row.relative_mce)),
+                Cell(_AT_CHANCE if row.at_chance else _percent(row.relative_mce)),
             ),
         )
         for row in summary.corruptions
@@ -178,20 +173,24 @@ def corruptions_table(summary: Summary) -> Table:
 def models_table(summary: Summary) -> Table:
     """A section for each model, its accuracy over the baseline's by condition."""
     columns = (f"accuracy over {summary.baseline} (points)", "p", "q")
-    models = dict.fromkeys(row.model for row in summary.models)
-    return Table(
-        columns,
-        tuple(
-            Section(
-                model,
-                tuple(
-                    Row(row.condition.name, "", _difference(row.over_baseline))
-                    for row in summary.models
-                    if row.model == model
-                ),
-            )
-            for model in models
-        ),
+    sections = _by_model(summary.models, lambda row: _difference(row.over_baseline))
+    return Table(columns, sections)
+
+
+def _by_model(
+    rows: Sequence[R], cells: Callable[[R], tuple[Cell, ...]]
+) -> tuple[Section, ...]:
+    """A section for each model with a row for each of its conditions."""
+    return tuple(
+        Section(
+            model,
+            tuple(
+                Row(row.condition.name, "", cells(row))
+                for row in rows
+                if row.model == model
+            ),
+        )
+        for model in dict.fromkeys(row.model for row in rows)
     )
 
 
@@ -203,7 +202,7 @@ def _incomplete(summary: Summary) -> str:
     ]
     if not left_out:
         return ""
-    return "Left out, for want of a severity: " + "; ".join(left_out) + "."
+    return "Left out, because a severity is missing: " + "; ".join(left_out) + "."
 
 
 def _percent(value: Interval | None) -> str:

@@ -1,4 +1,4 @@
-"""Settings of a stress test: data, models, and what is changed in test and training."""
+"""Settings of a stress test: data, models, and changes in test and training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,30 +7,21 @@ from typing import Any
 
 from meta_opt.data.preprocessing.corruptions import CORRUPTIONS
 from meta_opt.data.preprocessing.prompts import TEMPLATES
-from meta_opt.types import check_keys, check_name, from_config
+from meta_opt.types import check_keys, check_least, check_name, from_config
 
 ANSWERS = ("written", "likelihood")
 _PLAIN = "plain"
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
-def _check_ranges(section: str, config: Any, **least: int) -> None:
-    """Raises ValueError for a number, or a number of a tuple, that is too small."""
-    for name, bound in least.items():
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if any(one < bound for one in values):
-            raise ValueError(f"{section}.{name}={value} must be at least {bound}")
-
-
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The pictures that models were trained on, and are tested with.
+    """The pictures for training and testing.
 
     Attributes:
-        folder: few-shot data, as ``experiments/few_shot_data.py`` writes them.
+        folder: few-shot data written by ``experiments/few_shot_data.py``.
         variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
-        per_class: test pictures of each class at most; 0 for all.
+        per_class: most test pictures of each class; 0 for all.
     """
 
     folder: str
@@ -39,31 +30,31 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        _check_ranges("data", self, per_class=0)
+        check_least("data", self, per_class=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class TestsConfig:
-    """What is changed in the test; no model is trained for it.
+    """Changes in the test, for which no model is trained.
 
     Attributes:
-        widths: of test pictures in pixels; none for all that the data have.
-        fitted: whether pictures of other widths are fitted to the width that a model
-            was trained at, as in use. False gives them to the network at their own
-            width, which convolutional networks take.
-        corruptions: by name (`meta_opt.data.preprocessing.corruptions`), each at all
-            severities.
-        shuffles: orders of the list of categories.
-        synonyms: another name by name of a category; none to rename none.
+        widths: widths of test pictures in pixels; empty for all widths of the data.
+        fitted: whether pictures are scaled to the width that a model was trained at, as
+            in normal use. False: the network gets them at their own width, which
+            convolutional networks support.
+        corruptions: names in `meta_opt.data.preprocessing.corruptions`, each tested at
+            all severities.
+        shuffles: number of shuffled orders of the list of categories.
+        synonyms: other names of categories; empty to rename none.
         distractors: names of categories that no picture shows.
-        distractor_counts: how many of them lengthen the list.
-        templates: other ways to ask, of `meta_opt.data.preprocessing.prompts`.
-        answers: ``written``: what a generative model writes, read leniently;
-            ``likelihood``: the likeliest answer of the list, with its probability.
+        distractor_counts: numbers of distractors that are added to the list.
+        templates: other prompts, of `meta_opt.data.preprocessing.prompts`.
+        answers: ``written``: text of a generative model, parsed leniently;
+            ``likelihood``: the most likely answer of the list, with its probability.
         batch_size: pictures at a time.
     """
 
-    __test__ = False  # It is no test case of pytest's.
+    __test__ = False  # Not a test case for pytest.
 
     widths: tuple[int, ...] = ()
     fitted: bool = True
@@ -83,7 +74,7 @@ class TestsConfig:
             check_name("tests.corruptions", name, CORRUPTIONS)
         for name in self.templates:
             check_name("tests.templates", name, TEMPLATES)
-        _check_ranges(
+        check_least(
             "tests", self, widths=1, shuffles=0, distractor_counts=1, batch_size=1
         )
         if max(self.distractor_counts, default=0) > len(self.distractors):
@@ -98,14 +89,14 @@ class ShiftConfig:
     """Another data set with pictures of the same categories: a shift of domain.
 
     Attributes:
-        folder: few-shot data of the same form; "" for no such test.
+        folder: few-shot data in the same format; "" for no such test.
         variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
-        name: that tables call it.
-        labels: category of the data that models were trained on, by the other set's
-            class; classes that are left out and have no category of their name are not
-            tested. None maps equal names.
-        per_class: pictures of each of its classes at most, of all its splits, since no
-            model was trained on them; 0 for all.
+        name: in tables.
+        labels: category of the training data by the other data set's class. Classes
+            that are neither listed nor named like a category are not tested. None maps
+            equal names.
+        per_class: most pictures of each class from all splits, since no model was
+            trained on them; 0 for all.
     """
 
     folder: str = ""
@@ -116,28 +107,27 @@ class ShiftConfig:
 
     def __post_init__(self) -> None:
         """Checks name and range."""
-        _check_ranges("shift", self, per_class=0)
+        check_least("shift", self, per_class=0)
         if not self.name:
             raise ValueError("shift.name='' must be a name")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """What is changed in training: each setting is a run of each learner and seed.
+    """Changes in training: each setting is a run of each learner and seed.
 
-    A run takes ``epochs`` passes over its examples, and of few examples as many more as
-    make ``min_steps``.
+    A run has ``epochs`` passes over its examples, or more up to ``min_steps``.
 
     Attributes:
-        train_px: widths of pictures. At each a learner is trained on all examples and
-            tested as the given models are; the runs below are at the first.
+        train_px: widths of pictures. At each width a learner is trained on all examples
+            and tested like the given models; all other changes are at the first width.
         seeds: of the head or the model, and of the order of examples.
-        shots: examples of each class; all of them is the run without a change.
+        shots: numbers of examples of each class; the run without a change has all.
         label_noise: shares of wrong labels.
-        batch_sizes: a learner's own is the run without a change.
+        batch_sizes: batch sizes; the run without a change has the learner's own.
         epochs: passes over the examples.
-        min_steps: of a run.
-        max_steps: of a run; 0 for no bound.
+        min_steps: fewest steps of a run.
+        max_steps: most steps of a run; 0 for no bound.
     """
 
     train_px: tuple[int, ...] = (100,)
@@ -151,7 +141,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_ranges(
+        check_least(
             "training",
             self,
             train_px=1,
@@ -175,7 +165,7 @@ class TrainingConfig:
             )
 
     def steps(self, examples: int, batch_size: int) -> int:
-        """Length of a run; batches are whole, what is left over in an epoch is not.
+        """Length of a run; an epoch leaves out an incomplete last batch.
 
         >>> TrainingConfig(epochs=3, min_steps=10).steps(840, 64)
         39
@@ -190,9 +180,9 @@ class StressConfig:
 
     Attributes:
         data: pictures.
-        tests: what is changed in the test.
+        tests: changes in the test.
         shift: another data set.
-        training: what is changed in training.
+        training: changes in training.
         models: folder (or path without suffix, as `meta_opt.load_exported` takes it) of
             each trained model by name. Models whose names differ in ``_100``, ``_200``,
             ... alone, widths that the data have, are one model trained at several.
@@ -209,7 +199,7 @@ class StressConfig:
     baseline: str = ""
 
     def __post_init__(self) -> None:
-        """Checks that there is a model, and that names serve as folders."""
+        """Checks that there is a model, and that names are valid folder names."""
         if not self.models and not self.learners:
             raise ValueError(
                 "no model to test: give models.NAME=FOLDER, or learners.NAME"
@@ -226,7 +216,7 @@ def read_stress(settings: Mapping[str, Any], name: str = "config") -> StressConf
     """Builds the settings of a stress test from one nested mapping.
 
     Args:
-        settings: sections as `StressConfig` has them.
+        settings: the sections of `StressConfig`.
         name: of the mapping, for errors.
 
     Raises:

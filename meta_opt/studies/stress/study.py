@@ -1,6 +1,6 @@
 """A stress test from trained models, and from short runs, to predictions.
 
-What is finished is never run again. Layout of a test's folder::
+Finished parts are never repeated. Layout of a test's folder::
 
     predictions/NAME/seed_0/clean_100_px.jsonl   of each model and condition
     predictions/NAME/seed_0/clean_100_px.json    settings and digests; written last
@@ -48,18 +48,18 @@ from meta_opt.studies.stress.subjects import (
 from meta_opt.text_files import read_json, write_json
 
 _TRAINING_COST = 3
-"""Of an example, forward and backward, beside a prediction."""
+"""Cost of a training example relative to a prediction."""
 
 
 class Unit(NamedTuple):
-    """A part of the test that is run whole.
+    """A part of the test that is run as a whole.
 
     Attributes:
         name: for a progress bar.
-        cost: in pictures that go through a model, roughly.
-        record: file that is written when it is finished.
-        setup: all that its outcome depends on, JSON values.
-        run: does it; returns what the record has beside the setup.
+        cost: approximate number of pictures that a model processes.
+        record: file that is written when the part is finished.
+        setup: everything that its outcome depends on, JSON values.
+        run: runs it; returns the record without the setup.
     """
 
     name: str
@@ -70,14 +70,14 @@ class Unit(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """A trained model that is tested.
+    """A trained model to test.
 
     Attributes:
         name: in tables.
         seed: of its training.
-        train_px: width of pictures that it was trained at.
-        prompted: whether it reads its categories from a prompt.
-        described: where it is; called when its training is finished.
+        train_px: width of its training pictures.
+        prompted: whether it takes a prompt with the categories.
+        described: returns its files; called when its training is finished.
     """
 
     name: str
@@ -88,23 +88,23 @@ class Tested(NamedTuple):
 
 
 class StressTest:
-    """All parts of a stress test, over its data and folder.
+    """Runs all parts of a stress test.
 
     Args:
-        config: what is tested.
+        config: settings of the test.
         workdir: the test's folder.
 
     Attributes:
         data: at each width.
         classes: K names of categories.
         shift_labels: category by class of another data set.
-        models: that were given.
-        learners: that are trained.
+        models: given models.
+        learners: learners to train.
 
     Raises:
-        FileNotFoundError: data that are not there; names the command that writes them.
-        ValueError: data of another form, a folder that has no model, classes that
-            differ between model and data, or a width that a network does not take.
+        FileNotFoundError: missing data; the message has the command that writes them.
+        ValueError: data in another format, a folder without a model, different classes
+            of model and data, or a width that a network does not support.
     """
 
     def __init__(self, config: StressConfig, workdir: str | Path) -> None:
@@ -113,7 +113,7 @@ class StressTest:
         first = open_few_shot(folder, 0, variant)
         self.classes = first.classes
         wanted = config.tests.widths or first.widths
-        # A width that was not written is an error here.
+        # Raises for a width that was not written.
         self.data: dict[int, StoredFewShot] = {
             px: open_few_shot(folder, px, variant)
             for px in sorted({*first.widths, *wanted})
@@ -134,13 +134,13 @@ class StressTest:
             for px in config.training.train_px:
                 open_few_shot(folder, px, variant)
                 learner.check_width(px)
-        # All files, before hours of predictions.
+        # Check all files before hours of predictions.
         for px in self._widths:
             self._predictor.pictures(Condition(train_px=px, test_px=px))
 
     @property
     def names(self) -> list[str]:
-        """Of all models, those that were given first."""
+        """Names of all models; given models come first."""
         every = (
             *(model.name for model in self.models),
             *(x.name for x in self.learners),
@@ -149,29 +149,29 @@ class StressTest:
 
     @property
     def test_pictures(self) -> int:
-        """How many there are."""
+        """Number of models."""
         px = self._widths[0]
         return len(self._predictor.pictures(Condition(train_px=px, test_px=px)))
 
     def remaining(self) -> int:
-        """Cost of what is not finished."""
+        """Cost of all unfinished parts."""
         return sum(unit.cost for unit in self._units() if not unit.record.is_file())
 
     def run(
         self, announce: Callable[[str, int], None] = lambda name, cost: None
     ) -> None:
-        """Runs what is not finished.
+        """Runs all unfinished parts.
 
         Args:
             announce: called before each part that is run, with its name and cost.
 
         Raises:
-            Interrupted: a run was stopped by SIGINT or SIGTERM, with all saved.
-            ValueError: a part that was run under other settings or on other data, or
-                whatever its run raises.
+            Interrupted: on SIGINT or SIGTERM during a run, after saving.
+            ValueError: a finished part with other settings or data, or an error of a
+                run.
         """
         units = list(self._units())
-        # Before hours of others.
+        # Check these before hours of other parts.
         for unit in units:
             if unit.record.is_file():
                 self._check_same(unit, unit.setup())
@@ -182,7 +182,7 @@ class StressTest:
                 write_json(unit.record, {"setup": setup, **unit.run()})
 
     def predictions(self) -> list[Prediction]:
-        """Of all that is finished, in the order of the test.
+        """Predictions of all finished parts, in the order of the test.
 
         Raises:
             ValueError: a damaged file.
@@ -209,7 +209,7 @@ class StressTest:
                 "take those again, or another --workdir"
             )
 
-    # What there is to run
+    # Parts of the test
 
     def _units(self) -> Iterator[Unit]:
         for model in self.models:
@@ -228,7 +228,7 @@ class StressTest:
                     yield self._training(learner, seed, condition)
 
     def _changes(self, learner: Learner) -> list[Condition]:
-        """Of training, each of one setting."""
+        """Conditions of training, each with one change."""
         training = self.config.training
         px = training.train_px[0]
         train_rows = self._training_data(px).rows["train"]
@@ -313,8 +313,7 @@ class StressTest:
             if px != described.image_size:
                 stem, px = name, described.image_size
         elif not px:
-            # What it was trained at is not written down: the width that its tower
-            # needs.
+            # The width in training is not recorded: use that of its image tower.
             enough = [x for x in self.data if x >= described.image_size]
             stem, px = name, min(enough, default=max(self.data))
         return Tested(stem, 0, px, described.prompted, lambda: described)
@@ -354,7 +353,7 @@ class StressTest:
         return read_training(self.data[px], self._plain.prompt)
 
     def _training(self, learner: Learner, seed: int, condition: Condition) -> Unit:
-        """A run; of changed data it is tested too, and its model is not kept."""
+        """A training run; one on changed data includes its test and keeps no model."""
         kept = condition.reference is None
         px, slug = condition.train_px, _slug(condition)
         folder = self.workdir / "trained" / learner.name / f"seed_{seed}" / slug
@@ -399,7 +398,7 @@ class StressTest:
                 )
                 write_predictions(record.with_suffix(".jsonl"), found)
                 _remove_model(folder)
-            # Of weights, those that are tested later are left.
+            # Only weights that are tested later are kept.
             shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
             return {"steps": steps, "examples": count}
 
@@ -415,7 +414,7 @@ def _remove_model(folder: Path) -> None:
 
 
 def _slug(condition: Condition) -> str:
-    """A name of a file.
+    """Converts a name to a file name.
 
     >>> _slug(Condition("grey", 2, train_px=100, test_px=200))
     'grey_2_100_px_to_200_px'

@@ -1,4 +1,4 @@
-"""Trained models as a stress test asks them: classifiers, and models that answer."""
+"""Trained models of a stress test: classifiers and generative models."""
 
 import dataclasses
 import hashlib
@@ -28,11 +28,11 @@ from meta_opt.workloads.image_text_model import (
 
 
 class Answer(NamedTuple):
-    """What a model said of a picture.
+    """A model's answer about a picture.
 
     Attributes:
-        category: name of a category, or of a distractor; None where none was read.
-        confidence: probability of it; None where the model gives none.
+        category: name of a category or of a distractor; None if none was parsed.
+        confidence: its probability; None if unknown.
     """
 
     category: str | None
@@ -53,22 +53,22 @@ class Subject(Protocol):
 
         Args:
             pictures: uint8 [H, W, 3] each.
-            asked: which categories there are, and how a model that reads is asked.
-            px: side in pixels that pictures are fitted to; 0 for the model's own.
+            asked: the categories, and the prompt for a generative model.
+            px: side in pixels that pictures are scaled to; 0 for the model's own.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What is known of a trained model before its weights are read.
+    """A trained model before its weights are read.
 
     Attributes:
-        path: as `meta_opt.load_exported` takes it.
-        prompted: whether it reads its categories from a prompt.
-        image_size: side in pixels that its network was made or trained for.
-        class_names: of a classifier; none of a model that is prompted.
+        path: for `meta_opt.load_exported`.
+        prompted: whether it takes a prompt with the categories.
+        image_size: side in pixels of its network's input.
+        class_names: of a classifier; empty for a generative model.
         digest: of its weights.
-        processor: folder of the tokenizer it was trained with, where that is another.
+        processor: folder of its tokenizer, if that is another one.
     """
 
     path: str
@@ -80,15 +80,16 @@ class Described:
 
 
 def describe(name: str, path: str | os.PathLike, processor: str = "") -> Described:
-    """Finds out what kind of model a folder has.
+    """Determines the kind of model in a folder.
 
     Args:
         name: of the setting, for errors.
-        path: as `meta_opt.load_exported` takes it.
-        processor: as `load_exported` takes it.
+        path: for `meta_opt.load_exported`.
+        processor: for `load_exported`.
 
     Raises:
-        ValueError: no model, a damaged one, or one that neither classifies nor answers.
+        ValueError: no model, a damaged one, or one that is neither a classifier nor
+            generative.
     """
     where = os.fspath(path)
     try:
@@ -103,8 +104,8 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
             )
         if not _is_generative(where):
             raise ValueError(
-                "it neither classifies nor answers; give the folder of a picture "
-                "classifier, or a generative model"
+                "it is neither a picture classifier nor a generative model; give the "
+                "folder of one"
             )
         made = architecture(_model_config(where, processor))
     except (ValueError, OSError) as error:
@@ -117,7 +118,7 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
     """Checks that a classifier has the classes of the data.
 
     Raises:
-        ValueError: others, which are named.
+        ValueError: other classes; the message names them.
     """
     if found.prompted or set(found.class_names) == set(classes):
         return
@@ -125,17 +126,17 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
     lacking = sorted(set(classes) - set(found.class_names))
     near = near_match(unknown[0], lacking) if unknown and lacking else ""
     raise ValueError(
-        f"{name}={found.path!r} and the data have not the same classes: "
-        f"the model alone has {', '.join(unknown) or 'none'}; the data alone have "
+        f"{name}={found.path!r} and the data do not have the same classes: "
+        f"only the model has {', '.join(unknown) or 'none'}; only the data have "
         f"{', '.join(lacking) or 'none'}{near}"
     )
 
 
 def check_width(name: str, found: Described, px: int) -> None:
-    """Checks that a network takes pictures of a width as they are.
+    """Checks that a network supports pictures of a width without scaling.
 
     Raises:
-        ValueError: a width that it does not take.
+        ValueError: an unsupported width.
     """
     if found.prompted and px != found.image_size:
         raise ValueError(
@@ -155,9 +156,9 @@ def open_subject(
     """Reads a model's weights.
 
     Args:
-        found: which model.
-        asked: all that it will be asked: prompts and answers are never cut.
-        answers: of a model that is prompted, ``written`` or ``likelihood``.
+        found: the model.
+        asked: all prompts of the test, so that prompts and answers are never truncated.
+        answers: for a generative model, ``written`` or ``likelihood``.
         batch_size: pictures at a time.
 
     Raises:
@@ -174,7 +175,7 @@ def open_subject(
         found.path,
         processor=found.processor,
         batch_size=batch_size,
-        # As many again for what is said around the answer.
+        # Twice the length, for text around the answer.
         max_tokens=2 * answer,
         prompt_length=prompt,
     )
@@ -232,9 +233,9 @@ def _model_config(path: str, processor: str) -> ModelConfig:
 
 
 def _digest(path: str) -> str:
-    """SHA-256 of weights: what is written beside them, else of the files' names, sizes.
+    """SHA-256 of weights: the recorded one, else that of the files' names and sizes.
 
-    Reading gigabytes only to compare them would take longer than a test.
+    Hashing gigabytes of weights could take longer than a test.
     """
     about = Path(f"{path}.json")
     if about.is_file():

@@ -1,8 +1,8 @@
-"""Metrics of each condition, corruption errors and paired tests, out of predictions.
+"""Metrics of each condition, corruption errors and paired tests from predictions.
 
-Intervals are of 95%. With one seed, accuracy has Wilson's; all other intervals are by
-the bootstrap over examples and, with several seeds, over seeds as well. The same
-samples serve all models and conditions of the same examples.
+All intervals are 95%. With one seed, accuracy has Wilson's interval; all others are by
+the bootstrap over examples and, with several seeds, also over seeds. All models and
+conditions with the same examples share bootstrap samples.
 """
 
 import dataclasses
@@ -34,19 +34,19 @@ SAMPLES = 2000
 _MAX_INFINITE = 0.02
 
 Draw = Callable[[int, int], Resamples]
-"""From numbers of examples and seeds to the bootstrap's samples."""
+"""From numbers of examples and seeds to bootstrap samples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Accuracy over that of another condition or model, on the same examples.
+    """Difference in accuracy to another condition or model on the same examples.
 
     Attributes:
-        accuracy: fraction of 1, with the paired bootstrap's interval.
-        p_value: McNemar's exact test, combined over seeds; None where the two have not
-            the same seeds.
+        accuracy: in [-1, 1], with the paired bootstrap's interval.
+        p_value: of McNemar's exact test, combined over seeds; None if the two do not
+            have the same seeds.
         q_value: the p value adjusted for all tests of its table (Benjamini and
-            Hochberg 1995); None without one.
+            Hochberg 1995); None without a p value.
     """
 
     accuracy: Interval
@@ -60,14 +60,14 @@ class ConditionRow:
 
     Attributes:
         model: its name.
-        condition: what it was tested under.
-        examples: how many.
-        seeds: how many.
-        unread: share of answers in which no category was read.
+        condition: of the test.
+        examples: number of examples.
+        seeds: number of seeds.
+        unread: share of answers from which no category was parsed.
         metrics: of `class_averages`, by name.
         calibration_error: expected calibration error; None without confidences.
-        over_reference: accuracy over that under `Condition.reference`; None where that
-            was not tested.
+        over_reference: difference to `Condition.reference`; None if that was not
+            tested.
     """
 
     model: str
@@ -88,12 +88,17 @@ class CorruptionRow:
         model: its name.
         condition: without the corruption.
         corruptions: their names.
-        incomplete: names of those that lack a severity and do not count.
-        error: mean over severities and corruptions, fraction of 1.
-        mce: mean corruption error over the baseline's; None where the baseline does not
-            have these corruptions or has no error under one.
+        incomplete: names of corruptions that lack a severity and do not count.
+        error: mean over severities and corruptions, in [0, 1].
+        mce: mean corruption error relative to the baseline's; None if the baseline
+            lacks one of these corruptions or has no error under one.
         relative_mce: what corruptions add to the error, over what they add to the
-            baseline's; None as before, and without a test on clean pictures.
+            baseline's; None as before, without a test on clean pictures, and if
+            ``at_chance``.
+        at_chance: whether the accuracy of the model or of the baseline on clean
+            pictures is not above chance: its interval includes the share of the most
+            frequent category. Corruptions can then add no error, so that the ratio
+            would be about 0, as for a robust model, or arbitrary.
     """
 
     model: str
@@ -103,6 +108,7 @@ class CorruptionRow:
     error: Interval
     mce: Interval | None
     relative_mce: Interval | None
+    at_chance: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +117,8 @@ class ModelRow:
 
     Attributes:
         model: its name.
-        condition: what both were tested under.
-        over_baseline: accuracy over the baseline's.
+        condition: of both tests.
+        over_baseline: difference to the baseline.
     """
 
     model: str
@@ -122,13 +128,13 @@ class ModelRow:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """All that the report shows.
+    """The contents of the report.
 
     Attributes:
         baseline: the model that others are compared with; "" for none.
         conditions: a row for each model and condition.
         corruptions: a row for each model and condition that corruptions were added to.
-        models: a row for each condition of each model that the baseline has too.
+        models: a row for each model and condition that the baseline has too.
     """
 
     baseline: str
@@ -143,17 +149,17 @@ def summarise(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Summary:
-    """Sums up predictions.
+    """Summarises predictions.
 
     Args:
         predictions: of all models and conditions.
-        baseline: the model that others are compared with, and that mCE is over.
-        samples: of the bootstrap.
+        baseline: the model that others are compared with, and that mCE is relative to.
+        samples: number of bootstrap samples.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no predictions of the baseline, conditions that are compared with
-            other examples, or as `cells`.
+        ValueError: no predictions of the baseline, compared conditions with different
+            examples, or as `cells`.
     """
     found = cells(predictions)
     models = list(dict.fromkeys(model for model, _ in found))
@@ -245,8 +251,8 @@ def _check_same_examples(cell: Cell, other: Cell) -> None:
     different = sorted({*cell.examples} ^ {*other.examples})
     raise ValueError(
         f"model {cell.model!r}, condition {cell.condition.name!r} and model "
-        f"{other.model!r}, condition {other.condition.name!r} are compared and have "
-        f"not the same examples; {len(different)} are in one only, such as "
+        f"{other.model!r}, condition {other.condition.name!r} are compared but do not "
+        f"have the same examples; {len(different)} are in one only, such as "
         f"{different[0]!r}"
     )
 
@@ -263,7 +269,7 @@ def _difference(
         pairs = zip(cell.correct, other.correct, strict=True)
         p_value = combine_p_values([mcnemar(a, b) for a, b in pairs])
     else:
-        # Other seeds are other runs: they are drawn apart.
+        # Different seeds are different runs, so they are sampled independently.
         apart = Resamples(samples.examples, other_runs(len(other.seeds)))
         sampled = samples.mean(ours) - apart.mean(theirs)
     estimate = float(ours.mean() - theirs.mean())
@@ -308,16 +314,19 @@ def _corruption_rows(
             float(mean_error(ours.points)), mean_error(ours.samples)
         )
         mce = relative = None
+        at_chance = ours.at_chance
         if baseline:
             theirs = _errors(found, baseline, condition, draw).only(ours.points)
             if set(theirs.points) == set(ours.points):
                 if theirs.examples != ours.examples:
                     raise ValueError(
-                        f"models {model!r} and {baseline!r} have not the same examples "
-                        f"under corruptions of condition {condition.name!r}"
+                        f"models {model!r} and {baseline!r} do not have the same "
+                        f"examples under corruptions of condition {condition.name!r}"
                     )
                 mce = _over(ours, theirs, clean=False)
-                if ours.clean is not None and theirs.clean is not None:
+                at_chance = at_chance or theirs.at_chance
+                tested = ours.clean is not None and theirs.clean is not None
+                if tested and not at_chance:
                     relative = _over(ours, theirs, clean=True)
         rows.append(
             CorruptionRow(
@@ -328,6 +337,7 @@ def _corruption_rows(
                 error=error,
                 mce=mce,
                 relative_mce=relative,
+                at_chance=at_chance,
             )
         )
     return rows
@@ -338,19 +348,21 @@ class _Errors:
     """Top-1 errors by corruption of one model.
 
     Attributes:
-        examples: keys that all are of.
-        points: float [5], of each severity.
-        samples: float [5, R], of the bootstrap.
-        clean: without a corruption, and [R] of the bootstrap; None if not tested.
+        examples: keys of the examples.
+        points: by corruption, float [5] over severities.
+        samples: by corruption, float [5, R] of R bootstrap samples.
+        clean: error without a corruption, and [R] samples; None if not tested.
+        at_chance: whether accuracy without a corruption is not above chance.
     """
 
     examples: tuple[str, ...]
     points: dict[str, np.ndarray]
     samples: dict[str, np.ndarray]
     clean: tuple[float, np.ndarray] | None
+    at_chance: bool
 
     def only(self, names: Iterable[str]) -> "_Errors":
-        """Those of some corruptions."""
+        """The errors of some corruptions."""
         kept = [name for name in names if name in self.points]
         return dataclasses.replace(
             self,
@@ -395,11 +407,22 @@ def _errors(
         points=points,
         samples=sampled,
         clean=None if clean is None else error(clean),
+        at_chance=clean is not None and _at_chance(clean, error(clean)),
     )
 
 
+def _at_chance(cell: Cell, error: tuple[float, np.ndarray]) -> bool:
+    """Whether answering the most frequent category may be as accurate."""
+    chance = np.bincount(cell.labels).max() / len(cell.labels)
+    if len(cell.seeds) == 1:
+        accuracy = wilson(int(cell.correct.sum()), len(cell.examples))
+    else:
+        accuracy = percentile_interval(1 - error[0], 1 - error[1])
+    return accuracy.low is None or bool(accuracy.low <= chance)
+
+
 def _over(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
-    """MCE, or relative mCE; None where the baseline's errors are none."""
+    """MCE, or relative mCE; None if the baseline has no errors."""
     (a, a_samples), (b, b_samples) = (
         x.clean if clean and x.clean is not None else (0.0, np.zeros(()))
         for x in (ours, theirs)
@@ -408,8 +431,8 @@ def _over(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
     sampled = mean_corruption_error(ours.samples, theirs.samples, a_samples, b_samples)
     if not math.isfinite(estimate):
         return None
-    # Samples in which the baseline has, or is added, no error have an infinite ratio:
-    # beyond the interval, if they are few.
+    # The ratio is infinite in samples in which the baseline has no (added) error. If
+    # they are few, they are outside of the interval.
     infinite = ~np.isfinite(sampled)
     if np.mean(infinite) > _MAX_INFINITE:
         return Interval(estimate, None, None)

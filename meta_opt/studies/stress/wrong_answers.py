@@ -20,10 +20,10 @@ ReadPicture = Callable[[Prediction], np.ndarray | None]
 
 
 def picture_reader(folder: str | Path) -> ReadPicture:
-    """Reads the pictures of predictions, and corrupts them as the condition says.
+    """Reads the pictures of predictions, with the corruption of their condition.
 
     Args:
-        folder: that the paths of `Prediction.image` are relative to.
+        folder: base of the paths in `Prediction.image`.
     """
     folder = Path(folder)
 
@@ -54,13 +54,13 @@ def write_wrong_answers(
     read_picture: ReadPicture,
     most: int = 6,
 ) -> None:
-    """Writes the page; pictures are inside it.
+    """Writes the page with embedded pictures.
 
     Args:
         path: the HTML file, written whole or not at all.
-        predictions: of all models and conditions; of each, the first seed is shown.
+        predictions: of all models and conditions; only the first seed is shown.
         read_picture: such as `picture_reader`.
-        most: wrong answers of each model and condition that are shown.
+        most: most wrong answers that are shown for each model and condition.
 
     Raises:
         ValueError: a picture that cannot be read.
@@ -98,9 +98,9 @@ def write_wrong_answers(
         path,
         TEMPLATE,
         title="Wrong answers",
-        summary=f"At most {most} of each model and condition, those that the model was "
-        "surest of, or, where it gives no confidence, chosen by a hash of the example. "
-        "Under each picture, as the model saw it: the right category, the answer and "
-        "its confidence, the example.",
+        summary=f"At most {most} for each model and condition: the most confident, or, "
+        "without confidences, some chosen by a hash of the example. Below each "
+        "picture, as the model saw it, are the correct category, the prediction with "
+        "its confidence, and the example.",
         models=models,
     )

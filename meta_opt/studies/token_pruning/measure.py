@@ -1,4 +1,4 @@
-"""Video-text runs that read fewer visual tokens: metrics, operations, seconds."""
+"""Video-text runs with fewer visual tokens: metrics, operations, step times."""
 
 import dataclasses
 import functools
@@ -20,15 +20,15 @@ from meta_opt.workloads.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class TokenPruningConfig:
-    """What is compared.
+    """The compared variants.
 
     Attributes:
-        kept_shares: of the patches; 1 prunes nothing.
-        relevant_share: beside them, each share below 1 with so many of its tokens kept
-            by text; 1: not measured.
+        kept_shares: shares of kept patches; 1 prunes nothing.
+        relevant_share: each share below 1 is also measured with this share of its
+            tokens kept by relevance to the text; 1: not measured.
         seeds: of the runs.
-        rounds: timed steps of each, taking turns.
-        metrics: of the test split.
+        rounds: timed steps of each variant, in turns.
+        metrics: names of test metrics.
     """
 
     kept_shares: tuple[float, ...] = (1.0, 0.5, 0.2)
@@ -63,16 +63,16 @@ def measure(
     """Trains and times each variant.
 
     Args:
-        run: of a video-text workload; its pruning has the thresholds.
-        config: what is compared.
-        medians: ``(calls by name, rounds) -> milliseconds``, of calls taking turns.
-        finished: JSON file of the test metrics of runs, which are not run again; it is
-            written after each.
-        announce: called with the name of each run before it.
+        run: a run of a video-text workload; its pruning has the thresholds.
+        config: the compared variants.
+        medians: ``(calls by name, rounds) -> milliseconds``, of calls in turns.
+        finished: JSON file of the test metrics of finished runs, which are not
+            repeated; it is written after each run.
+        announce: called with the name of each run before it starts.
 
     Returns:
-        By variant ``name``, ``tokens`` of a clip, ``test`` (by seed, metrics by name),
-        ``flops`` of the matrix products of a gradient, and ``step_ms``.
+        For each variant ``name``, ``tokens`` of a clip, ``test`` (metrics by name for
+        each seed), ``flops`` of the matrix products of a gradient, and ``step_ms``.
     """
     trials = {}
     for name, pruning in variants(config, run.workload.model.pruning).items():

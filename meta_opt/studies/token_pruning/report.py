@@ -6,16 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.reporting.tables import (
-    Cell,
-    Row,
-    Section,
-    Table,
-    fact_list,
-    to_markdown,
-    to_text,
-    write_report,
-)
+from meta_opt.reporting.tables import Cell, Row, Section, Table, write_table
+
+_NOTE = "Means over seeds of the test split, and the spread (largest minus smallest)."
 
 
 def write_token_pruning(
@@ -25,26 +18,20 @@ def write_token_pruning(
 
     Args:
         folder: created if needed.
-        rows: as of `meta_opt.studies.token_pruning.measure.measure`.
+        rows: from `meta_opt.studies.token_pruning.measure.measure`.
         facts: how they were measured.
 
     Returns:
         The table, for a terminal.
     """
     table = pruning_table(rows)
-    parts = [
-        "# Token pruning",
-        to_markdown(table),
-        "Means over seeds of the test split, and the spread (largest minus smallest).",
-        fact_list(facts),
-    ]
-    content = {"facts": dict(facts), "rows": list(rows)}
-    write_report(folder, "token_pruning", parts, content)
-    return to_text(table)
+    return write_table(
+        folder, "token_pruning", "Token pruning", table, rows, facts, _NOTE
+    )
 
 
 def pruning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a variant: tokens, operations, milliseconds, metrics."""
+    """A row for each variant: tokens, operations, milliseconds, metrics."""
     metrics = list(rows[0]["test"][0]) if rows[0]["test"] else []
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -32,7 +32,7 @@ from meta_opt.data.sources.answers.pictures import (
 )
 from meta_opt.data.sources.answers.questions import QuestionsConfig, ask
 from meta_opt.text_files import write_json
-from meta_opt.types import check_name
+from meta_opt.types import check_least, check_name
 
 DESCRIPTION = "dataset.json"
 
@@ -61,11 +61,7 @@ class AnswersDataConfig:
             check_name("data.names", name, SOURCES)
         if not self.names:
             raise ValueError(f"data.names is empty: name {', '.join(SOURCES)}")
-        for field, least in (("width", 1), ("every", 1), ("max_unreadable", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(
-                    f"data.{field}={getattr(self, field)} must be at least {least}"
-                )
+        check_least("data", self, width=1, every=1, max_unreadable=0)
 
 
 def build(

@@ -1,0 +1,55 @@
+"""What the commands share that compare variants of one fine-tuning run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
+
+
+def compare_variants(
+    name: str,
+    settings: Mapping[str, Any],
+    workdir: str | Path,
+    study: type,
+    measure: Callable[..., Sequence[Mapping[str, Any]]],
+    write: Callable[[str, Sequence[Mapping[str, Any]], Mapping[str, Any]], str],
+    facts: Callable[[Any, Any], Mapping[str, Any]],
+) -> None:
+    """Measures what is not finished, then writes and prints the report.
+
+    Args:
+        name: of the report's files.
+        settings: of the command: those of the run, ``study`` and ``results``.
+        workdir: gets the file of finished runs.
+        study: dataclass of ``settings["study"]``.
+        measure: takes run, study, ``finished`` and ``announce``, as
+            `meta_opt.studies.balancing.measure.measure` does; returns rows.
+        write: takes folder, rows and facts; returns the table for a terminal.
+        facts: takes run and study; what the report says about this run.
+
+    Raises:
+        ValueError: settings that are wrong.
+    """
+    from experiments.workloads import read_run
+    from meta_opt.compilation_cache import use_compilation_cache
+    from meta_opt.types import from_config
+
+    use_compilation_cache()
+    of_run = dict(settings)
+    results, of_study = of_run.pop("results"), of_run.pop("study")
+    config = from_config(study, of_study, "config.study")
+    run = read_run(of_run)
+    rows = measure(
+        run,
+        config,
+        finished=Path(workdir) / "finished.json",
+        announce=lambda line: print(line, flush=True),
+    )
+    about = {
+        **facts(run, config),
+        "steps": run.loop.num_steps,
+        "batch size": run.loop.batch_size,
+    }
+    print(write(results, rows, cli.report_facts(config.seeds, **about)))
+    print(f"written: {results}/{name}.md, {name}.json")
