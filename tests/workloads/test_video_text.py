@@ -363,9 +363,9 @@ def test_losses_are_those_of_the_outputs():
     np.testing.assert_allclose(found, np.log(2), atol=1e-6)
 
 
-def test_captions_of_one_clip_are_no_negatives(root):
+def test_captions_of_one_clip_are_no_negatives(clips_root):
     """Of a batch with two of a clip; as an option they are, as published."""
-    inputs = read_clip_inputs(clips_config(root), "retrieval")
+    inputs = read_clip_inputs(clips_config(clips_root), "retrieval")
     batch = {k: x[:4] for k, x in inputs.splits["train"].items() if k != "frames"}
     assert batch["clip"].tolist() == [0, 1, 2, 3]
     batch["clip"] = np.array([0, 1, 0, 3], np.int32)
