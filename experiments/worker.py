@@ -2,11 +2,10 @@
 
 import os
 import signal
-import threading
-import time
 from typing import Any
 
 from experiments import cli
+from meta_opt.parallel.processes import end_with_parent
 
 
 def start_worker(cores: Any, workdir: str) -> None:
@@ -20,13 +19,7 @@ def start_worker(cores: Any, workdir: str) -> None:
         workdir: of the command, where compiled programs are kept.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
     cli.keep_compiled(workdir, seconds=0.1)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)

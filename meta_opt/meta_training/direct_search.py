@@ -26,6 +26,8 @@ from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.optimizers.weights import load_theta
+from meta_opt.parallel.processes import end_with_parent
+from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
 from meta_opt.tasks.task import Task
@@ -169,11 +171,22 @@ def direct_search(
         The centre with the best meta-validation (the last one without), and the last.
 
     Raises:
-        ValueError: an unknown direct weight, or a family without task.
+        ValueError: an unknown direct weight, a family without task, or another run
+            uses ``workdir``.
     """
+    with hold_workdir(workdir):
+        return _search(config, make, Path(workdir), show_progress, validation)
+
+
+def _search(
+    config: DirectSearchConfig,
+    make: Callable[[str], Task],
+    workdir: Path,
+    show_progress: bool,
+    validation: Validation | None,
+) -> MetaResult:
     from cmaes import CMA
 
-    workdir = Path(workdir)
     began = time.monotonic()
     write_config(
         workdir, dataclasses.asdict(config), resuming=(workdir / _HISTORY).is_file()
@@ -226,10 +239,12 @@ def direct_search(
             best, best_score = after, entry["validation"]
         if replayed:
             continue
-        write_json(workdir / _HISTORY, history, indent=1)
         row |= {"score/centre": entry["scores"][-1], "score/best": min(entry["scores"])}
         row |= weights.named(optimizer.mean)
+        # The log first: of what the history lacks, resuming drops the lines; what it
+        # has is replayed and not logged again.
         log.write(generation + 1, row)
+        write_json(workdir / _HISTORY, history, indent=1)
         bar.set_postfix({"centre": f"{entry['scores'][-1]:+.3f}"})
         bar.update()
     bar.close()
@@ -446,6 +461,7 @@ _WORKER: list[_Worker] = []
 
 
 def _begin_worker(config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
+    end_with_parent()
     _WORKER.append(_Worker(config, make))
 
 
