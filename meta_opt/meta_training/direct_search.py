@@ -7,6 +7,7 @@ arXiv:1604.00772).
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
 import time
@@ -185,19 +186,38 @@ def _search(
     show_progress: bool,
     validation: Validation | None,
 ) -> MetaResult:
-    from cmaes import CMA
-
-    began = time.monotonic()
     write_config(
         workdir, dataclasses.asdict(config), resuming=(workdir / _HISTORY).is_file()
     )
+    began = time.monotonic()
     weights = _Weights(config)
-    # Without generations nothing is evaluated, so that AdamW need not be measured.
-    families = (
-        _Families(config, make, workdir, show_progress) if config.generations else None
-    )
-    history: list[dict[str, Any]] = _read(workdir / _HISTORY)
-    log = RunLog(workdir, resume_step=len(history) if history else None)
+    with contextlib.ExitStack() as stack:
+        # Without generations nothing is evaluated, so that AdamW need not be measured.
+        families = None
+        if config.generations:
+            families = _Families(config, make, workdir, show_progress)
+            stack.callback(families.close)
+        history: list[dict[str, Any]] = _read(workdir / _HISTORY)
+        log = RunLog(workdir, resume_step=len(history) if history else None)
+        stack.callback(log.close)
+        found = _generations(
+            config, weights, families, history, log, workdir, show_progress, validation
+        )
+    return found._replace(seconds=time.monotonic() - began)
+
+
+def _generations(
+    config: DirectSearchConfig,
+    weights: "_Weights",
+    families: "_Families | None",
+    history: list[dict[str, Any]],
+    log: RunLog,
+    workdir: Path,
+    show_progress: bool,
+    validation: Validation | None,
+) -> MetaResult:
+    from cmaes import CMA
+
     optimizer = CMA(
         mean=np.zeros(len(config.direct)),
         sigma=1.0,
@@ -248,15 +268,12 @@ def _search(
         bar.set_postfix({"centre": f"{entry['scores'][-1]:+.3f}"})
         bar.update()
     bar.close()
-    log.close()
-    if families is not None:
-        families.close()
     return MetaResult(
         best,
         weights.theta(optimizer.mean),
         best_score,
         config.generations,
-        time.monotonic() - began,
+        seconds=0.0,
         finished=True,
     )
 
@@ -423,9 +440,9 @@ class _Families:
         return [names[i] for i in picks]
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers; what they have not begun is left out."""
         for pool in (self._threads, *self._pools):
-            pool.shutdown()
+            pool.shutdown(cancel_futures=True)
 
 
 class _Worker:
