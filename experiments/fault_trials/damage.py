@@ -34,11 +34,15 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 """By name."""
 
 
-def damaged_checkpoints(place: Place) -> dict[str, Any]:
+def damaged_checkpoints(place: Place, only: str = "*") -> dict[str, Any]:
     """Damages each file of a small run's newest checkpoint, and restores.
 
     What is restored has to be a whole checkpoint, the newest or the one before, to the
     bit, and what is not the newest has to be said.
+
+    Args:
+        place: where.
+        only: pattern of the files that are damaged, as of `Path.match`.
 
     Returns:
         As JSON values: ``files``, ``tried``, how often each step was restored and
@@ -47,7 +51,7 @@ def damaged_checkpoints(place: Place) -> dict[str, Any]:
     folder = place.folder("damage")
     source = folder / "run" / "source"
     _write(source)
-    files = sorted(_files(source, 3))
+    files = sorted(file for file in _files(source, 3) if file.match(only))
     restored: collections.Counter[str] = collections.Counter()
     wrong = []
     for file in files:
