@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.fault_trials.commands import Command, Running, last_line
 from experiments.fault_trials.kills import Place, finish
+from experiments.fault_trials.kinds import KINDS
 from experiments.fault_trials.outcomes import differences, newest_step, outcome
 
 KIND = "finetune_full"
@@ -147,16 +148,8 @@ def _begin(place: Place, name: str, own_data: bool = False) -> tuple[Path, Comma
     folder = place.folder(name)
     if own_data:
         shutil.copytree(place.shared / "pictures", folder / "data" / "pictures")
-        place = Place(folder, place.starter)
-        return folder, place_command(folder)
+        return folder, KINDS[KIND].command(folder, folder / "data")
     return folder, place.command(KIND, folder)
-
-
-def place_command(folder: Path) -> Command:
-    """The command of a run on the pictures in its own folder."""
-    from experiments.fault_trials.kinds import KINDS
-
-    return KINDS[KIND].command(folder, folder / "data")
 
 
 def _until(running: Running, reached: Callable[[], bool]) -> None:
@@ -198,6 +191,7 @@ def _again(
     lines = [x for x in resumed.splitlines() if " from step " in x]
     found = _found(place, folder, word, code, printed)
     went_on = lines[-1].rpartition("] ")[2] if lines else "from the beginning"
+    went_on = went_on.replace(str(place.root), "")
     return {**found, "resumed": went_on} if code else found
 
 

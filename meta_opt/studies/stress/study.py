@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from meta_opt.data.preprocessing.corruptions import SEVERITIES
 from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
+from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import changed_settings
 from meta_opt.studies.stress.asked import Asked, changed, plain
 from meta_opt.studies.stress.conditions import Condition
@@ -167,9 +168,13 @@ class StressTest:
 
         Raises:
             Interrupted: a run was stopped by SIGINT or SIGTERM, with all saved.
-            ValueError: a part that was run under other settings or on other data, or
-                whatever its run raises.
+            ValueError: a part that was run under other settings or on other data,
+                another process runs the test, or whatever its run raises.
         """
+        with hold_workdir(self.workdir):
+            self._run(announce)
+
+    def _run(self, announce: Callable[[str, int], None]) -> None:
         units = list(self._units())
         # Before hours of others.
         for unit in units:
