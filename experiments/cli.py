@@ -127,6 +127,14 @@ def _raise_terminated(signum: int, frame: Any) -> None:
     raise _Terminated
 
 
+def without_orbax_tracebacks(record: logging.LogRecord) -> bool:
+    """Whether a record is to be shown: not what Orbax's threads log of a failed save.
+
+    The error comes up in the main thread, too, which says it in one line.
+    """
+    return not (record.exc_info and "/orbax/" in record.pathname)
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses, as absl does; a mistake ends the command with one line."""
     try:
@@ -194,6 +202,7 @@ def run(
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         # Orbax logs every file that it writes.
         absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.get_absl_handler().addFilter(without_orbax_tracebacks)
         logging.getLogger("meta_opt").setLevel(log_level)
         # Here, so that --help does not wait for JAX.
         from meta_opt.interruption import Interrupted

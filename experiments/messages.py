@@ -2,7 +2,7 @@
 
 import errno
 
-_GOES_ON = "what was saved is whole: then give the same command again, it goes on there"
+_GOES_ON = "then the same command goes on from what was saved"
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -36,7 +36,7 @@ def message_of(error: BaseException) -> str | None:
         return f"{error.strerror}{where}: {_REMEDIES[error.errno]}; {_GOES_ON}"
     if isinstance(error, OSError):
         # Of the network, or of a disk: no traceback into this code explains it.
-        return f"{error}; {_GOES_ON}"
+        return f"{error}; mend that, {_GOES_ON}"
     if isinstance(error, MemoryError) or _out_of_memory(error):
         asked = " ".join(str(error).split())[:200]
         return (

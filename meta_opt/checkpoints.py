@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -252,8 +253,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            # Orbax and TensorStore raise many types, some of many lines.
-            problem = " ".join(str(error).split())[:300] or type(error).__name__
+            # Orbax and TensorStore raise many types, some of many lines, and have the
+            # system's reason at their end.
+            text = " ".join(str(error).split())
+            code = re.search(r"os_error_code='(\d+)'", text)
+            system = os.strerror(int(code[1])) if code else ""
+            problem = system or text[:300] or type(error).__name__
             raise CheckpointWriteError(
                 f"the checkpoint of step {self._saving_step} could not be written to "
                 f"{self._directory} ({problem}); {_left(self._directory)}"

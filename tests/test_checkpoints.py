@@ -141,7 +141,8 @@ def test_a_failed_write_says_what_is_left_and_harms_nothing(open_checkpoints):
     try:
         with pytest.raises(
             CheckpointWriteError,
-            match=r"step 2 could not be written to .*; the newest other one is of st",
+            match=r"of step 2 could not be written to .* \(File too large\); the "
+            r"newest other one is of step 1, the steps after it are lost",
         ):
             checkpoints.save(2, {"x": jnp.asarray(noise, jnp.float32)}, None)
             checkpoints.wait()
