@@ -76,6 +76,7 @@ def _line(record: Mapping[str, Any]) -> str:
     said = record["said"].replace("|", "\\|") or "nothing"
     resumed = record.get("resumed")
     then = f"; then {resumed}" if resumed else ""
+    then = f", with tracebacks{then}" if record.get("traceback") else then
     return (
         f"| {name} | {record['outcome']}, exit code {record['code']}{then} | {said} | "
         f"{len(record['differing'])} |"
