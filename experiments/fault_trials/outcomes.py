@@ -14,7 +14,7 @@ from meta_opt.text_files import read_json_value
 _CHECKPOINTS = "checkpoints"
 _IGNORED = re.compile(
     # Seconds, compiled programs, pictures, locks; the studies' trials are in results.
-    r"(^|/)(tensorboard|compiled|damaged|manifests|.*\.locks|\.[^/]+)(/|$)"
+    r"^data/|(^|/)(tensorboard|compiled|damaged|manifests|.*\.locks|\.[^/]+)(/|$)"
     r"|(timing|environment|ledger|config)\.jsonl?$|\.(png|md|html|txt|csv|sqlite3)$"
 )
 _MEASURED = re.compile(
