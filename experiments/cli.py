@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from experiments.messages import message_of
 from meta_opt.types import near_match
 
 _ARGUMENTS = tuple(sys.argv[1:])
@@ -115,6 +117,22 @@ def _known(node: Any, name: str, key: str) -> Any:
     return node[name]
 
 
+class _Terminated(BaseException):
+    """SIGTERM where no run catches it, which has more to save."""
+
+
+def _raise_terminated(signum: int, frame: Any) -> None:
+    raise _Terminated
+
+
+def without_orbax_tracebacks(record: logging.LogRecord) -> bool:
+    """Whether a record is to be shown: not what Orbax's threads log of a failed save.
+
+    The error comes up in the main thread, too, which says it in one line.
+    """
+    return not (record.exc_info and "/orbax/" in record.pathname)
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses, as absl does; a mistake ends the command with one line."""
     try:
@@ -151,7 +169,10 @@ def run(
     arguments: bool = False,
     prepare: Callable[[], None] | None = None,
 ) -> None:
-    """Parses the flags and runs ``main``; a user's mistake ends it with one line.
+    """Parses the flags and runs ``main``; what is not its fault ends it with one line.
+
+    That is a user's mistake, a full disk, a folder that cannot be written to, or too
+    little memory.
 
     An interrupted run ends with the signal's exit code and says how to resume.
 
@@ -179,19 +200,22 @@ def run(
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         # Orbax logs every file that it writes.
         absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.get_absl_handler().addFilter(without_orbax_tracebacks)
         logging.getLogger("meta_opt").setLevel(log_level)
         # Here, so that --help does not wait for JAX.
-        from meta_opt.finetuning.interruption import Interrupted
+        from meta_opt.interruption import Interrupted
 
         name = Path(sys.argv[0]).stem
+        if not processes:
+            # Of several processes one may wait for another that has died, where
+            # Python handles no signal; there SIGTERM still ends it.
+            signal.signal(signal.SIGTERM, _raise_terminated)
         try:
             _set_none(absent)
             if prepare is not None:
                 prepare()
             with start() as first:
                 main(*((first,) if processes else ()), *argv[1:])
-        except (ValueError, FileNotFoundError) as error:
-            sys.exit(f"{name}: {error}")
         except Interrupted as interrupted:
             message = f"stopped by {interrupted}; the same command resumes it"
             print(message, file=sys.stderr)
@@ -199,5 +223,13 @@ def run(
         except KeyboardInterrupt:
             print("stopped; the same command resumes it", file=sys.stderr)
             sys.exit(130)
+        except _Terminated:
+            print("stopped by SIGTERM; the same command resumes it", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
+        except Exception as error:
+            message = message_of(error)
+            if message is None:
+                raise
+            sys.exit(f"{name}: {message}")
 
     app.run(body, flags_parser=_parse_flags)

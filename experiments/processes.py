@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from absl import flags
 from absl import logging as absl_logging
 
+from experiments.messages import message_of
+
 # They are in the --help of the commands that take them.
 flags.disclaim_key_flags()
 
@@ -39,7 +41,7 @@ def distributed() -> Iterator[bool]:
     """
     import jax
 
-    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.interruption import Interrupted
     from meta_opt.parallel.processes import start_processes
 
     try:
@@ -67,8 +69,8 @@ def distributed() -> Iterator[bool]:
     except Interrupted:  # All of them stop after the same step.
         raise
     except Exception as error:
-        if isinstance(error, ValueError | FileNotFoundError):
-            print(error, file=sys.stderr)
+        if (message := message_of(error)) is not None:
+            print(message, file=sys.stderr)
         else:
             traceback.print_exc()
         print(f"process {index} failed; the others cannot go on", file=sys.stderr)

@@ -85,7 +85,7 @@ def _workers(config: Mapping[str, Any], workdir: Path, count: int) -> Iterator[N
 
 
 def _work(config: Mapping[str, Any], workdir: Path) -> None:
-    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.interruption import Interrupted
 
     start_worker()
     with contextlib.suppress(Interrupted):

@@ -31,7 +31,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache
-    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.interruption import Interrupted
     from meta_opt.studies.stress.facts import facts_of
     from meta_opt.studies.stress.report import write_stress_report
     from meta_opt.studies.stress.settings import read_stress

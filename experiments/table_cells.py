@@ -202,7 +202,7 @@ def _tuned(
     cell: Cell, config: Any, trial: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The best settings by validation loss after the last step, and all trials."""
-    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.interruption import Interrupted
     from meta_opt.tuning.baseline_spaces import baseline_space
     from meta_opt.tuning.results import describe_trials
     from meta_opt.tuning.search import SearchConfig, search

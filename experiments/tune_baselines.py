@@ -23,9 +23,9 @@ WORKDIR = cli.define_workdir("runs/tune", "Folder for the studies.")
 def main() -> None:
     """Builds, searches, writes."""
     from meta_opt.compilation_cache import use_compilation_cache
-    from meta_opt.finetuning.interruption import Interrupted
     from meta_opt.finetuning.state import fingerprint
     from meta_opt.finetuning.trial import Report, Trial
+    from meta_opt.interruption import Interrupted
     from meta_opt.tuning.injected import injected
     from meta_opt.tuning.results import write_results
     from meta_opt.tuning.search import SearchConfig, search

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import threading
-import time
 from typing import Any
+
+from meta_opt.parallel.processes import end_with_parent
 
 
 def start_worker(cores: Any = None) -> None:
@@ -17,16 +17,10 @@ def start_worker(cores: Any = None) -> None:
         cores: a queue of numbers of cores; None pins to none.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
     # JAX, which it imports, counts the cores.
     from meta_opt.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)

@@ -6,12 +6,15 @@ the SHA-256 of every file, written before the checkpoint is committed: Orbax's f
 has no checksum on array data, and a resumed run must not start from a flipped bit.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +32,10 @@ _MANIFESTS, _DAMAGED = "manifests", "damaged"
 
 class CheckpointMismatchError(ValueError):
     """The checkpoint is intact but holds another model or another optimizer."""
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; names the newest that is whole."""
 
 
 class Restored(NamedTuple):
@@ -128,7 +135,7 @@ class Checkpoints:
             metric: what ``keep_best`` ranks by; None ranks last.
 
         Raises:
-            Exception: what the previous save failed with, if it did.
+            CheckpointWriteError: if this save or the previous one fails.
             TypeError: if ``host`` is not a JSON value.
         """
         self.wait()
@@ -140,14 +147,15 @@ class Checkpoints:
         # A copy: it is written later, when the caller's may have changed.
         host = json.loads(json.dumps(host))
         finite = metric is not None and math.isfinite(metric)
-        self._manager.save(
-            step,
-            args=self._ocp.args.Composite(
-                state=self._ocp.args.PyTreeSave(arrays),
-                host=self._ocp.args.JsonSave({"layout": layout, "host": host}),
-            ),
-            metrics={"best": [metric] if finite else []},
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=self._ocp.args.Composite(
+                    state=self._ocp.args.PyTreeSave(arrays),
+                    host=self._ocp.args.JsonSave({"layout": layout, "host": host}),
+                ),
+                metrics={"best": [metric] if finite else []},
+            )
 
     def restore(self, template: PyTree, step: int | None = None) -> Restored | None:
         """Restores a checkpoint.
@@ -222,12 +230,39 @@ class Checkpoints:
         return Restored(step, state, saved["host"])
 
     def wait(self) -> None:
-        """Blocks until the save in progress is committed."""
-        self._manager.wait_until_finished()
+        """Blocks until the save in progress is committed.
+
+        Raises:
+            CheckpointWriteError: if it fails.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save in progress and releases the threads."""
-        self._manager.close()
+        """Waits for the save in progress and releases the threads.
+
+        Raises:
+            CheckpointWriteError: if the save fails.
+        """
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names step and folder, and what is left, where a save fails."""
+        try:
+            yield
+        except Exception as error:
+            # Orbax and TensorStore raise many types, some of many lines, and have the
+            # system's reason at their end.
+            text = " ".join(str(error).split())
+            code = re.search(r"os_error_code='(\d+)'", text)
+            system = os.strerror(int(code[1])) if code else ""
+            problem = system or text[:300] or type(error).__name__
+            raise CheckpointWriteError(
+                f"the checkpoint of step {self._saving_step} could not be written to "
+                f"{self._directory} ({problem}); {_left(self._directory)}"
+            ) from error
 
     def _score(self, metrics: Any) -> float:
         values = (metrics or {}).get("best")
@@ -255,20 +290,23 @@ class Checkpoints:
 
     def _set_damaged_aside(self) -> None:
         """Verifies every committed checkpoint against its manifest."""
-        for folder in sorted(self._directory.iterdir()):
-            if not folder.name.isdigit():
-                continue
-            manifest = self._directory / _MANIFESTS / f"{folder.name}.json"
+        damaged = {}
+        for step in _steps(self._directory):
+            manifest = self._directory / _MANIFESTS / f"{step}.json"
             if not manifest.exists():
                 continue  # Orbax knows whether it was ever committed.
             try:
-                problem = _find_damage(folder, read_json(manifest))
+                problem = _find_damage(self._directory / str(step), read_json(manifest))
             except ValueError as error:
                 problem = str(error)
             if problem:
-                self._set_aside(int(folder.name), problem)
+                damaged[step] = problem
+        for step, problem in damaged.items():
+            self._set_aside(step, problem, damaged)
 
-    def _set_aside(self, step: int, problem: str) -> None:
+    def _set_aside(
+        self, step: int, problem: str, damaged: Collection[int] = ()
+    ) -> None:
         """Moves a damaged checkpoint out of the way and says so."""
         target = self._directory / _DAMAGED / str(step)
         shutil.rmtree(target, ignore_errors=True)
@@ -276,13 +314,24 @@ class Checkpoints:
         (self._directory / str(step)).rename(target)
         (self._directory / _MANIFESTS / f"{step}.json").unlink(missing_ok=True)
         _log.warning(
-            "checkpoint %d of %s is damaged (%s); moved to %s, going back to the last "
-            "good one",
-            step,
-            self._directory,
-            problem,
-            target,
+            "checkpoint %d of %s is damaged (%s) and moved to %s; %s",
+            *(step, self._directory, problem, target),
+            _left(self._directory, damaged),
         )
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints that are there, ascending."""
+    names = (folder.name for folder in directory.iterdir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _left(directory: Path, damaged: Collection[int] = ()) -> str:
+    """What a run can go on from, in words."""
+    steps = [step for step in _steps(directory) if step not in damaged]
+    if not steps:
+        return "there is no other one: the run begins anew"
+    return f"the newest other one is of step {steps[-1]}, the steps after it are lost"
 
 
 def _any_process(flag: bool) -> bool:

@@ -1,9 +1,12 @@
 """Batches out of arrays in memory, in an order that a seed fixes."""
 
+import functools
+
 import grain
 import jax
 import numpy as np
 
+from meta_opt.data.same_data import SameData, arrays_digest
 from meta_opt.types import PyTree
 
 
@@ -12,10 +15,11 @@ def array_batches(
     batch_size: int,
     seed: int = 0,
     rows: np.ndarray | None = None,
-) -> grain.DatasetIterator[PyTree]:
+) -> SameData:
     """An endless iterator of batches, with ``get_state`` and ``set_state``.
 
-    Each epoch has a new order and leaves its remainder out.
+    Each epoch has a new order and leaves its remainder out. A state of other arrays is
+    refused.
 
     Args:
         arrays: pytree of [N, ...].
@@ -43,4 +47,6 @@ def array_batches(
 
     dataset = grain.MapDataset.range(count).seed(seed).shuffle()
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
-    return iter(dataset.repeat(None).map(take).to_iter_dataset(grain.ReadOptions(0, 0)))
+    dataset = dataset.repeat(None).map(take)
+    batches = iter(dataset.to_iter_dataset(grain.ReadOptions(0, 0)))
+    return SameData(batches, functools.partial(arrays_digest, arrays))

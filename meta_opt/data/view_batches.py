@@ -1,12 +1,13 @@
 """Batches in which each example is one of its random views."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import grain
 import numpy as np
 
 from meta_opt.data.preprocessing.augment import AugmentConfig, augment
+from meta_opt.data.same_data import SameData, arrays_digest
 
 Take = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """From the index of an example, int [], to its inputs [...]."""
@@ -18,10 +19,11 @@ def view_batches(
     batch_size: int,
     seed: int = 0,
     rows: np.ndarray | None = None,
-) -> grain.DatasetIterator[Any]:
+) -> SameData:
     """An endless iterator of batches, with ``get_state`` and ``set_state``.
 
-    Each epoch has a new order and new views, and leaves its remainder out.
+    Each epoch has a new order and new views, and leaves its remainder out. A state of
+    other labels is refused.
 
     Args:
         take: see `stored_views` and `fresh_views`.
@@ -56,7 +58,8 @@ def view_batches(
     dataset = grain.MapDataset.range(len(labels)).seed(seed).shuffle()
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
     dataset = dataset.repeat(None).random_map(make)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(0, 0)))
+    batches = iter(dataset.to_iter_dataset(grain.ReadOptions(0, 0)))
+    return SameData(batches, functools.partial(arrays_digest, labels))
 
 
 def stored_views(views: np.ndarray) -> Take:

@@ -15,13 +15,13 @@ import numpy as np
 
 from meta_opt import run_log
 from meta_opt.checkpoints import Checkpoints
-from meta_opt.finetuning.interruption import Interrupted, Signals
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.meta_step import MetaSteps
 from meta_opt.finetuning.planning import device_limit
 from meta_opt.finetuning.recovery import Action, ResourceMonitor, RunMonitor
 from meta_opt.finetuning.rollback import RollbackSnapshot
 from meta_opt.finetuning.state import TrainState, fingerprint
+from meta_opt.interruption import Interrupted, Signals
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.processes import LaggedMax, check_shared

@@ -18,7 +18,6 @@ from meta_opt.finetuning.balancing import (
     check_balancing,
 )
 from meta_opt.finetuning.energy import EnergyMeter
-from meta_opt.finetuning.interruption import Interrupted, catch_signals
 from meta_opt.finetuning.ledger import Amounts, Entry, Prices, add_to_file, measure
 from meta_opt.finetuning.length import with_length
 from meta_opt.finetuning.loop import RunResult, Trainer
@@ -35,11 +34,13 @@ from meta_opt.finetuning.privacy_accounting import (
 )
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import CompileStep, compile_step
+from meta_opt.interruption import Interrupted, catch_signals
 from meta_opt.meta_loss.settings import MetaLossConfig, read_meta_loss
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.parallel.placement import to_host
+from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.text_files import write_json
 from meta_opt.types import check_keys, from_config
 from meta_opt.workloads.export import ExportConfig
@@ -70,7 +71,7 @@ def run(
     On the same topology an interrupted and resumed run has the same parameters and
     ``metrics.jsonl``, bit for bit, as an uninterrupted one. On SIGINT or SIGTERM the
     run finishes its step, saves, and raises
-    :class:`meta_opt.finetuning.interruption.Interrupted`; a second signal ends the
+    :class:`meta_opt.interruption.Interrupted`; a second signal ends the
     process immediately. Several processes all call this with the same arguments; if one
     of them gets a signal, all stop after the same step.
 
@@ -99,9 +100,9 @@ def run(
     Raises:
         Interrupted: on SIGINT or SIGTERM.
         ValueError: sizes do not fit the mesh; batches do not have ``batch_size`` rows;
-            ``workdir`` has a run of another configuration, model or optimizer; the
-            processes do not share ``workdir``; or settings that cannot be private in a
-            private run.
+            ``workdir`` has a run of another configuration, model or optimizer, or is in
+            use by another run; the processes do not share ``workdir``; or settings that
+            cannot be private in a private run.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax
@@ -148,6 +149,7 @@ def run(
         stop_when,
     )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(hold_workdir(workdir))
         signals = stack.enter_context(catch_signals())
         stack.callback(trainer.close)
         trainer.open(resolved_config)
@@ -397,6 +399,12 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
         ValueError: see `run` and the workload's ``build``.
         MissingDataError: data or weights that are not prepared.
     """
+    with hold_workdir(workdir):
+        return _finetune(config, workdir)
+
+
+def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
+    # What is quickly found to be wrong comes first; a large model takes minutes.
     mesh = mesh_lib.make_mesh(config.mesh)
     _check_quickly(config, mesh)
     workload = config.workload.build(config.loop.seed, mesh, config.export)

@@ -7,6 +7,7 @@ arXiv:1604.00772).
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
 import time
@@ -26,6 +27,8 @@ from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.optimizers.weights import load_theta
+from meta_opt.parallel.processes import end_with_parent
+from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.inner_run import Outcome, PopulationRun, learned_on
 from meta_opt.tasks.task import Task
@@ -156,22 +159,52 @@ def direct_search(
         The centre with the best meta-validation (the last one without), and the last.
 
     Raises:
-        ValueError: an unknown direct weight, or a family without task.
+        ValueError: an unknown direct weight, a family without task, or another run
+            uses ``workdir``.
     """
-    from cmaes import CMA
+    with hold_workdir(workdir):
+        return _search(config, make, Path(workdir), show_progress, validation)
 
-    workdir = Path(workdir)
-    began = time.monotonic()
+
+def _search(
+    config: DirectSearchConfig,
+    make: Callable[[str], Task],
+    workdir: Path,
+    show_progress: bool,
+    validation: Validation | None,
+) -> MetaResult:
     write_config(
         workdir, dataclasses.asdict(config), resuming=(workdir / _HISTORY).is_file()
     )
+    began = time.monotonic()
     weights = _Weights(config)
-    # Without generations nothing is evaluated, so that AdamW need not be measured.
-    families = (
-        _Families(config, make, workdir, show_progress) if config.generations else None
-    )
-    history: list[dict[str, Any]] = _read(workdir / _HISTORY)
-    log = RunLog(workdir, resume_step=len(history) if history else None)
+    with contextlib.ExitStack() as stack:
+        # Without generations nothing is evaluated, so that AdamW need not be measured.
+        families = None
+        if config.generations:
+            families = _Families(config, make, workdir, show_progress)
+            stack.callback(families.close)
+        history: list[dict[str, Any]] = _read(workdir / _HISTORY)
+        log = RunLog(workdir, resume_step=len(history) if history else None)
+        stack.callback(log.close)
+        found = _generations(
+            config, weights, families, history, log, workdir, show_progress, validation
+        )
+    return found._replace(seconds=time.monotonic() - began)
+
+
+def _generations(
+    config: DirectSearchConfig,
+    weights: "_Weights",
+    families: "_Families | None",
+    history: list[dict[str, Any]],
+    log: RunLog,
+    workdir: Path,
+    show_progress: bool,
+    validation: Validation | None,
+) -> MetaResult:
+    from cmaes import CMA
+
     optimizer = CMA(
         mean=np.zeros(len(config.direct)),
         sigma=1.0,
@@ -213,22 +246,21 @@ def direct_search(
             best, best_score = after, entry["validation"]
         if replayed:
             continue
-        write_json(workdir / _HISTORY, history, indent=1)
         row |= {"score/centre": entry["scores"][-1], "score/best": min(entry["scores"])}
         row |= weights.named(optimizer.mean)
+        # The log first: of what the history lacks, resuming drops the lines; what it
+        # has is replayed and not logged again.
         log.write(generation + 1, row)
+        write_json(workdir / _HISTORY, history, indent=1)
         bar.set_postfix({"centre": f"{entry['scores'][-1]:+.3f}"})
         bar.update()
     bar.close()
-    log.close()
-    if families is not None:
-        families.close()
     return MetaResult(
         best,
         weights.theta(optimizer.mean),
         best_score,
         config.generations,
-        time.monotonic() - began,
+        seconds=0.0,
         finished=True,
     )
 
@@ -395,9 +427,9 @@ class _Families:
         return [names[i] for i in picks]
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers; what they have not begun is left out."""
         for pool in (self._threads, *self._pools):
-            pool.shutdown()
+            pool.shutdown(cancel_futures=True)
 
 
 class _Worker:
@@ -433,6 +465,7 @@ _WORKER: list[_Worker] = []
 
 
 def _begin_worker(config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
+    end_with_parent()
     _WORKER.append(_Worker(config, make))
 
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from meta_opt.checkpoints import Checkpoints
+from meta_opt.interruption import Interrupted, Signals, catch_signals
 from meta_opt.meta_training.config import MetaTrainConfig
 from meta_opt.meta_training.estimation import make_estimator
 from meta_opt.meta_training.estimators.episode import Estimator
@@ -24,7 +25,8 @@ from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import init_theta
 from meta_opt.parallel.mesh import replicated
 from meta_opt.parallel.particles import PARTICLES, check_particles, particle_mesh
-from meta_opt.parallel.processes import check_shared, from_first
+from meta_opt.parallel.processes import check_shared, from_first, largest
+from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
@@ -139,16 +141,39 @@ def meta_train(
         The result; not ``finished`` if the budget of seconds ran out.
 
     Raises:
+        Interrupted: on SIGINT or SIGTERM, after the outer step, with all saved.
         ValueError: a family without task, no task left because every loss is not
-            finite at the start, particles that the devices cannot share evenly, or
+            finite at the start, particles that the devices cannot share evenly,
             several processes without ``parallel="particles"`` or without a common
-            ``workdir``.
+            ``workdir``, or another run uses ``workdir``.
         CheckpointMismatchError: ``workdir`` holds another controller's checkpoint.
     """
+    with hold_workdir(workdir), catch_signals() as signals:
+        return _meta_train(
+            config,
+            tasks,
+            Path(workdir),
+            resolved_config,
+            show_progress,
+            validation,
+            start,
+            signals,
+        )
+
+
+def _meta_train(
+    config: MetaTrainConfig,
+    tasks: Mapping[str, Task],
+    workdir: Path,
+    resolved_config: Mapping[str, Any] | None,
+    show_progress: bool,
+    validation: Validation | None,
+    start: PyTree | None,
+    signals: Signals,
+) -> MetaResult:
     families = [name for name in config.families if _is_sound(tasks[name])]
     if not families:
         raise ValueError("no family left: every task's loss is not finite at its start")
-    workdir = Path(workdir)
     mesh = _mesh(config)
     at_once = min(len(families), len(jax.local_devices()) if mesh is None else 1)
     # Committed like all that comes after, else jit compiles twice.
@@ -195,6 +220,8 @@ def meta_train(
         config.outer_steps, start=first, label="meta-train", show=show_progress
     )
     unbroken = False
+    # A step's state belongs with its line of the log: both or neither are kept.
+    whole = step, state
     try:
         while step < last:
             if config.budget_seconds and (
@@ -248,14 +275,18 @@ def meta_train(
                 shown["best"] = f"{float(state.best_score):+.3f}"
             bar.set_postfix(shown)
             bar.update()
+            whole = step, state
             if step % config.checkpoint_every == 0:
                 checkpoints.save(step, state, {"families": families})
+            if step < last and (signum := largest(signals.received or 0)):
+                unbroken = True
+                raise Interrupted(signum, step)
         unbroken = True
     finally:
-        # An interrupt keeps what is done: state and step always belong together. Of
-        # several processes one cannot save alone; the newest checkpoint has to do.
+        # An error keeps what is done. Of several processes one cannot save alone; the
+        # newest checkpoint has to do.
         if unbroken or jax.process_count() == 1:
-            checkpoints.save(step, state, {"families": families})
+            checkpoints.save(*whole, {"families": families})
             checkpoints.close()
         log.close()
         bar.close()

@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import signal
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -132,6 +134,19 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def largest(number: int) -> int:
+    """The largest of all processes' numbers; all of them must call this.
+
+    >>> largest(3)  # One process need not ask.
+    3
+    """
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.int64(number)).max())
+
+
 class LaggedMax:
     """The maximum of a number over all processes, known to all one call late.
 
@@ -188,3 +203,19 @@ def check_shared(folder: str | Path) -> None:
             f"the {jax.process_count()} processes do not see the same {folder}: take a "
             "--workdir on a disk that all hosts share"
         )
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it ends, however that ends.
+
+    A worker of a pool otherwise outlives a command that was killed, and holds its
+    memory and cores until someone looks.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.WARNING)
     # Here, so that --help does not wait for JAX.
     from meta_opt.compilation_cache import use_compilation_cache
-    from meta_opt.finetuning.interruption import Interrupted
+    from meta_opt.interruption import Interrupted
 
     use_compilation_cache()
     try:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meta_opt.finetuning.early_stopping import EarlyStopping
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.runs import RunConfig
 from meta_opt.finetuning.state import fingerprint
 from meta_opt.finetuning.trial import Evaluation, Report, Trial, TrialRun
+from meta_opt.interruption import Interrupted
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.studies.meta_test.comparison import interval
 from meta_opt.tuning.injected import injected

@@ -117,7 +117,9 @@ class ImageTextConfig:
                 rows,
                 preprocessing.prompts,
             )
-            return CountedBatches(iterator, splits.unreadable, len(source))
+            return CountedBatches(
+                iterator, splits.unreadable, len(source), splits.digest
+            )
 
         def with_seed(seed: int) -> Workload:
             module = build_model(self.model, preprocessing, mesh, seed)

@@ -2,7 +2,10 @@
 
 import collections
 import dataclasses
+import functools
 import logging
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 from meta_opt.data.preprocessing.image_fit import ImageFit
@@ -14,6 +17,7 @@ from meta_opt.data.preprocessing.pictures import (
     sample,
 )
 from meta_opt.data.records import MemorySource, Source
+from meta_opt.data.same_data import check_same_data
 from meta_opt.data.sources.clipart import bundled_clipart
 from meta_opt.data.sources.image_text_rows import ImageTextRows
 from meta_opt.data.sources.jsonl_samples import is_path
@@ -150,6 +154,12 @@ class Splits:
         chosen = sample(rows, part, self._config.max_evaluated)
         return Pictures(rows, self._fit, self.unreadable, chosen).in_memory()
 
+    def digest(self) -> int:
+        """A checksum of the user's samples and of the sizes of their files; else 0."""
+        every = {id(rows): rows for rows, _ in self._parts.values()}
+        found = [r.digest() for r in every.values() if isinstance(r, ImageTextRows)]
+        return zlib.crc32(repr(found).encode()) if found else 0
+
     def _drawings(self, split: str) -> MemorySource:
         config, size = self._config, self._fit.size
         if config.name == "clipart":
@@ -201,10 +211,18 @@ class CountedBatches:
         batches: an iterator with ``get_state`` and ``set_state``.
         unreadable: the counter that the data's sources share.
         records: number of training records.
+        digest: of the data; a state of other data is refused.
     """
 
-    def __init__(self, batches: Batches, unreadable: Unreadable, records: int) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        unreadable: Unreadable,
+        records: int,
+        digest: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._batches, self._unreadable, self._records = batches, unreadable, records
+        self._digest = functools.cache(digest)
 
     def __next__(self) -> Any:
         return next(self._batches)
@@ -215,13 +233,14 @@ class CountedBatches:
             "batches": self._batches.get_state(),
             "unreadable": dict(self._unreadable.reasons),
             "records": self._records,
+            "data": self._digest(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state that ``get_state`` returned.
 
         Raises:
-            ValueError: the number of records has changed.
+            ValueError: the records have changed.
         """
         if state["records"] != self._records:
             raise ValueError(
@@ -229,5 +248,7 @@ class CountedBatches:
                 f"there are {self._records}: restore the data, or take another "
                 "--workdir"
             )
+        # States of older versions do not name their data.
+        check_same_data(state.get("data", self._digest()), self._digest())
         self._unreadable.reasons.update(state["unreadable"])
         self._batches.set_state(state["batches"])

@@ -17,11 +17,11 @@ from meta_opt.finetuning.balancing import (
     BalancingConfig,
     balanced_objective,
 )
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.privacy import PrivacyConfig
 from meta_opt.finetuning.runs import RunConfig, read_run_config, run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
+from meta_opt.interruption import Interrupted
 from meta_opt.losses.balancing import modality_strengths
 from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh

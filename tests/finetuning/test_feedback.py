@@ -18,9 +18,9 @@ from finetuning_toy import (
 )
 
 from meta_opt.finetuning import step_program
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.planning import peak_bytes
 from meta_opt.finetuning.recovery import RecoveryConfig, ResourceMonitor, RunMonitor
+from meta_opt.interruption import Interrupted
 from meta_opt.run_log import read_records
 
 ENABLED = RecoveryConfig(enabled=True, window=3, sustained=2, recover=3)

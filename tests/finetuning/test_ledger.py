@@ -18,7 +18,6 @@ from finetuning_toy import (
 
 from meta_opt.finetuning.accuracy_cost import cost_of_accuracy, markdown
 from meta_opt.finetuning.energy import Counter, EnergyMeter, find_counters
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.ledger import (
     Amounts,
     Entry,
@@ -29,6 +28,7 @@ from meta_opt.finetuning.ledger import (
     read_ledger,
 )
 from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.interruption import Interrupted
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.workloads.workload import Workload
 

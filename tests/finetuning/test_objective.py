@@ -11,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.meta_step import make_meta_step
 from meta_opt.finetuning.objective import make_objective
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
+from meta_opt.interruption import Interrupted
 from meta_opt.losses.balancing import gradnorm_loss, gradnorm_weights, pcgrad
 from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.hypergradients import HypergradientConfig

@@ -14,7 +14,6 @@ import optax
 import pytest
 
 from meta_opt.data.array_batches import array_batches
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.privacy import PrivacyConfig, private_loss
 from meta_opt.finetuning.privacy_accounting import (
     Exposure,
@@ -26,6 +25,7 @@ from meta_opt.finetuning.recovery import RecoveryConfig
 from meta_opt.finetuning.runs import read_run_config, run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
+from meta_opt.interruption import Interrupted
 from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.optimizers.learned import learned_optimizer
 from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh

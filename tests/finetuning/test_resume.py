@@ -15,7 +15,7 @@ from finetuning_toy import CONFIG, SignallingBatches, digest, make_batches, make
 from finetuning_toy import train as toy_train
 from paths import FIXTURES
 
-from meta_opt.finetuning.interruption import Interrupted
+from meta_opt.interruption import Interrupted
 from meta_opt.run_log import read_records
 
 PROGRAM = FIXTURES / "finetuning_toy.py"

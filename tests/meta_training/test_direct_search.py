@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from meta_training_toy import SMALL, long_task
 
+from meta_opt.meta_training import direct_search as direct_search_module
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
 from meta_opt.meta_training.feature_range import with_feature_range
 from meta_opt.meta_training.scoring import meta_objective, over_tasks
@@ -18,6 +20,7 @@ from meta_opt.optimizers.controller import (
     output_index,
 )
 from meta_opt.optimizers.weights import save_theta
+from meta_opt.text_files import write_json
 
 
 def settings(**changes):
@@ -68,6 +71,26 @@ def test_search_takes_larger_steps_where_they_pay_and_resumes_to_the_bit(tmp_pat
     (folder / "history.json").write_text(json.dumps(history[:2]))
     assert same(search(settings(), folder).theta, whole.theta)
     assert json.loads((folder / "history.json").read_text()) == history
+
+
+def test_a_kill_between_log_and_history_loses_no_line(tmp_path, monkeypatch):
+    whole = search(settings(), tmp_path / "whole")
+    written = []
+
+    def write(path, value, indent=2):
+        if Path(path).name == "history.json":
+            written.append(path)
+            if len(written) == 3:
+                raise KeyboardInterrupt
+        write_json(path, value, indent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(direct_search_module, "write_json", write)
+        with pytest.raises(KeyboardInterrupt):
+            search(settings(), tmp_path / "broken")
+    assert same(search(settings(), tmp_path / "broken").theta, whole.theta)
+    logs = [(tmp_path / d / "metrics.jsonl").read_bytes() for d in ("whole", "broken")]
+    assert logs[0] == logs[1]
 
 
 def test_centre_with_the_best_validation_is_kept(tmp_path):

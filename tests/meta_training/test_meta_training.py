@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 from meta_training_toy import SMALL, config, line_task, parametrisation
 
 import meta_opt
+from meta_opt.interruption import Interrupted
 from meta_opt.meta_training import outer_loop
 from meta_opt.meta_training.config import ESTIMATORS
 from meta_opt.meta_training.estimation import make_estimator
@@ -472,22 +475,37 @@ def use_estimator(monkeypatch, estimator):
     )
 
 
+class BadLoss:
+    """A loss that cannot be fetched, when the state is that of the next step."""
+
+    def __float__(self):
+        raise OSError("the device is gone")
+
+
 @pytest.mark.usefixtures("use_estimator")
-def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator):
+@pytest.mark.parametrize("fault", ["error", "late error", "SIGTERM"])
+def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator, fault):
     tasks = {"line": line_task()}
     whole = meta_train(config(), tasks, tmp_path / "whole", show_progress=False)
     calls = []
 
     def breaking(theta, state, key):
         calls.append(key)
+        estimate, moved = estimator.estimate(theta, state, key)
         if len(calls) == 5:  # The first call compiles.
-            raise KeyboardInterrupt
-        return estimator.estimate(theta, state, key)
+            if fault == "error":
+                raise OSError("the device is gone")
+            if fault == "late error":
+                estimate = estimate._replace(loss=BadLoss())
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return estimate, moved
 
     broken = Estimator(estimator.init, breaking)
+    message = "SIGTERM at step 4" if fault == "SIGTERM" else "the device is gone"
     with monkeypatch.context() as patch:
         patch.setattr(outer_loop, "make_estimator", lambda *args, **settings: broken)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises((Interrupted, OSError), match=message):
             meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
     resumed = meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
     assert resumed.steps == whole.steps == 6 and resumed.finished

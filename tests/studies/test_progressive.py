@@ -18,8 +18,8 @@ from meta_opt.data.preprocessing.images import encode_png
 from meta_opt.data.sources.few_shot.files import write_dataset
 from meta_opt.data.sources.few_shot.items import by_class, read_items
 from meta_opt.data.sources.few_shot.protocol import FewShotConfig
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.ledger import Amounts, Ledger, Prices
+from meta_opt.interruption import Interrupted
 from meta_opt.models import pretrained
 from meta_opt.models.generative import Generative
 from meta_opt.studies.progressive import phases as phases_module

@@ -36,9 +36,9 @@ from meta_opt.evaluators.video_text import (
     retrieval_evaluation,
     sentiment_evaluation,
 )
-from meta_opt.finetuning.interruption import Interrupted
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import read_run_config, run
+from meta_opt.interruption import Interrupted
 from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.settings import PUBLISHED
 from meta_opt.models.fusion import Tokens

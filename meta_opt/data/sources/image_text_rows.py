@@ -1,7 +1,9 @@
 """A user's own pictures with captions, or with questions and answers."""
 
+import dataclasses
 import logging
 import os
+import zlib
 
 from meta_opt.data.preprocessing.pictures import Picture
 from meta_opt.data.sources.jsonl_samples import read_samples
@@ -80,6 +82,23 @@ class ImageTextRows:
     def name(self, index: int) -> str:
         """The picture's path, or that of the tar file with the member."""
         return self._samples[index].media["image"].name
+
+    def digest(self) -> int:
+        """A checksum of what the samples say and of the sizes of their pictures.
+
+        A picture that is not there counts as empty: reading it says what is wrong.
+        """
+        found = 0
+        for sample in self._samples:
+            image = sample.media["image"]
+            size = image.size
+            if size < 0:
+                size = image.file.stat().st_size if image.file.is_file() else 0
+            # Of the paths, which may be absolute, the key is what is left.
+            said = dataclasses.replace(sample.fields, files={})
+            about = (sample.key, size, dataclasses.astuple(said))
+            found = zlib.crc32(repr(about).encode(), found)
+        return found
 
     def split(self, index: int) -> str | None:
         """The sample's ``split``."""

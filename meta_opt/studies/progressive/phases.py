@@ -31,6 +31,7 @@ from meta_opt.finetuning.runs import FinishedRun, RunConfig, finetune, read_run_
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.parallel.mesh import make_mesh
+from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import changed_settings
 from meta_opt.studies.progressive.policy import PhaseOutcome, PhasePolicy
 from meta_opt.studies.progressive.predictions import (
@@ -289,8 +290,13 @@ class Phases:
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after saving.
-            ValueError: a finished phase with other settings or data.
+            ValueError: a finished phase with other settings or data, or a study that
+                another process runs.
         """
+        with hold_workdir(self.workdir):
+            self._run(announce)
+
+    def _run(self, announce: Callable[[str], None]) -> None:
         announce(ZERO_SHOT.replace("_", "-"))
         self._zero_shot()
         for name, (_, policy) in self.study.tracks().items():

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from meta_opt.data.preprocessing.corruptions import SEVERITIES
 from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
+from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import changed_settings
 from meta_opt.studies.stress.asked import Asked, changed, plain
 from meta_opt.studies.stress.conditions import Condition
@@ -167,9 +168,13 @@ class StressTest:
 
         Raises:
             Interrupted: on SIGINT or SIGTERM during a run, after saving.
-            ValueError: a finished part with other settings or data, or an error of a
-                run.
+            ValueError: a finished part with other settings or data, a test that
+                another process runs, or an error of a run.
         """
+        with hold_workdir(self.workdir):
+            self._run(announce)
+
+    def _run(self, announce: Callable[[str, int], None]) -> None:
         units = list(self._units())
         # Check these before hours of other parts.
         for unit in units:

@@ -1,0 +1,1 @@
+"""Runs that are killed, damaged or starved, and what they leave: see ``faults.py``."""

@@ -1,0 +1,93 @@
+"""The cells of the table of faults: what is tried, and where its result is."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.fault_trials.commands import Starter
+from experiments.fault_trials.damage import DAMAGES, damaged_checkpoints, damaged_run
+from experiments.fault_trials.kills import Place, killed_runs
+from experiments.fault_trials.kinds import KINDS
+from experiments.fault_trials.surroundings import FAULTS
+from experiments.stored_results import StoredResult
+from meta_opt.parallel.workdir import hold_workdir
+from meta_opt.types import check_keys, check_name
+
+EACH_FILE = "each_file"
+"""Among the damages: every file of a small checkpoint, without a run."""
+
+_SETTINGS = ("kinds", "trials", "kills", "damages", "faults", "results")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FaultCell(StoredResult):
+    """What is tried.
+
+    Attributes:
+        name: such as ``kills/meltr/3``.
+        measure: tries it.
+    """
+
+    name: str
+    measure: Callable[[Place], dict[str, Any]]
+
+
+def cells(config: Mapping[str, Any]) -> list[FaultCell]:
+    """All cells of a configuration, in the order in which they are measured.
+
+    Raises:
+        ValueError: a setting or a name that is not there.
+    """
+    check_keys("config", config, _SETTINGS)
+    found: dict[str, Callable[[Place], dict[str, Any]]] = {}
+    # The first trial of every kind comes before the second of any.
+    for number in range(config["trials"]):
+        for kind in config["kinds"]:
+            check_name("config.kinds", kind, KINDS)
+            found[f"kills/{kind}/{number}"] = functools.partial(
+                killed_runs, kind=kind, number=number, kills=config["kills"]
+            )
+        if number:
+            continue
+        for damage in config["damages"]:
+            check_name("config.damages", damage, (EACH_FILE, *DAMAGES))
+            found[f"damage/{damage}"] = (
+                damaged_checkpoints
+                if damage == EACH_FILE
+                else functools.partial(damaged_run, damage=damage)
+            )
+        for fault in config["faults"]:
+            check_name("config.faults", fault, FAULTS)
+            found[f"faults/{fault}"] = FAULTS[fault]
+    folder = Path(config["results"]) / "cells"
+    return [
+        FaultCell(
+            folder / f"{name.replace('/', '-')}.json",
+            {"cell": name, **({"kills": config["kills"]} if "kills/" in name else {})},
+            *(name, measure),
+        )
+        for name, measure in found.items()
+    ]
+
+
+@contextlib.contextmanager
+def open_place(workdir: str) -> Iterator[Place]:
+    """A folder for trials, which no other command uses, and a starter of commands."""
+    root = Path(workdir).absolute()
+    with hold_workdir(root):
+        starter = Starter(
+            {
+                "JAX_PLATFORMS": "cpu",
+                # Restarts are what is tried, and not the compiler.
+                "JAX_COMPILATION_CACHE_DIR": str(root / "shared" / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            }
+        )
+        try:
+            yield Place(root, starter)
+        finally:
+            starter.close()

@@ -1,0 +1,142 @@
+"""Commands in processes of their own, which can be killed at any moment."""
+
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of this repository.
+
+    Attributes:
+        module: such as ``experiments.finetune``.
+        arguments: of the command line.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+
+
+class Running:
+    """A command that was started.
+
+    Attributes:
+        pid: of its process.
+        started: seconds of the monotonic clock.
+    """
+
+    def __init__(self, pid: int, output: Path, poll: Callable[[], int | None]) -> None:
+        self.pid, self.started = pid, time.monotonic()
+        self._output, self._poll = output, poll
+        self._offset = output.stat().st_size if output.exists() else 0
+        self._ended: int | None = None
+        self._handle = os.pidfd_open(pid)
+
+    def wait(self, seconds: float) -> int | None:
+        """Waits at most so long; the exit code, negative for a signal, or None."""
+        if self._ended is None:
+            if select.select([self._handle], [], [], max(seconds, 0.0))[0]:
+                self._ended = self._poll()
+                os.close(self._handle)
+        return self._ended
+
+    def finish(self, seconds: float = 900.0) -> int:
+        """The exit code.
+
+        Raises:
+            TimeoutError: it takes longer; it is killed.
+        """
+        code = self.wait(seconds)
+        if code is None:
+            self.kill()
+            raise TimeoutError(f"process {self.pid} takes over {seconds:.0f} s")
+        return code
+
+    def send(self, signum: int) -> None:
+        """Sends a signal, if it still runs."""
+        if self._ended is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> int:
+        """Kills it at once; the exit code, which may be that of an end before."""
+        self.send(signal.SIGKILL)
+        code = self.wait(60.0)
+        assert code is not None
+        return code
+
+    def printed(self) -> str:
+        """What it has printed so far, to stdout and stderr."""
+        if not self._output.exists():
+            return ""
+        with self._output.open("rb") as file:
+            file.seek(self._offset)
+            return file.read().decode(errors="replace")
+
+
+class Starter:
+    """Starts commands, by forking a process that has imported their modules.
+
+    Args:
+        environment: variables of all commands.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.fault_trials.starter"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )
+        self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process that starts the commands has ended")
+        return json.loads(line)
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def start(self, command: Command, output: Path, **how: Any) -> Running:
+        """Starts a command.
+
+        Args:
+            command: what.
+            output: file that stdout and stderr are added to.
+            **how: ``limits`` of resources by name, ``environment``, ``clock``: seconds
+                that the wall clock goes back at each look.
+        """
+        output.parent.mkdir(parents=True, exist_ok=True)
+        request = {"module": command.module, "arguments": command.arguments, **how}
+        pid = self._ask({**request, "output": str(output)})["pid"]
+        return Running(pid, output, lambda: self._ask({"poll": pid})["code"])
+
+    def close(self) -> None:
+        """Ends the process that starts them."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def last_line(printed: str) -> str:
+    """The last line that is not blank."""
+    lines: Sequence[str] = [x for x in printed.splitlines() if x.strip()]
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,133 @@
+"""What a finished run left, and how it differs from what another one left."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meta_opt.run_log import read_records
+from meta_opt.text_files import read_json_value
+
+_CHECKPOINTS = "checkpoints"
+_IGNORED = re.compile(
+    # Seconds, compiled programs, pictures, locks; the studies' trials are in results.
+    r"^data/|(^|/)(tensorboard|compiled|damaged|manifests|.*\.locks|\.[^/]+)(/|$)"
+    r"|(timing|environment|ledger|config)\.jsonl?$|\.(png|md|html|txt|csv|sqlite3)$"
+)
+_MEASURED = re.compile(
+    r"second|millisecond|environment|started|amounts|energy|prices|command|git$|path$"
+)
+"""Keys of what differs between any two runs, such as times."""
+
+_TEMPORARY = re.compile(r"^\..+\.[a-z0-9_]{8}$|orbax-checkpoint-tmp")
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a run left that is the same for every run of its command.
+
+    Parameters and optimizer state of the newest checkpoint of each run in the folder,
+    lines of ``metrics.jsonl`` and other JSONL files, values of JSON files but those
+    that measure the machine, and the bytes of all other files, such as exported
+    weights.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        By path; a checkpoint's arrays by path and name.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.name == _CHECKPOINTS and path.is_dir():
+            found |= {f"{name}/{k}": v for k, v in _newest(path).items()}
+        if not path.is_file() or f"{_CHECKPOINTS}/" in name or _IGNORED.search(name):
+            continue
+        if path.suffix == ".json":
+            found[name] = _without_measures(read_json_value(path), str(folder))
+        elif path.name == "metrics.jsonl":
+            found[name] = read_records(path)
+        elif path.suffix != ".log":
+            found[name] = path.read_bytes()
+    return found
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Names of what one outcome has and the other has not, or has otherwise."""
+    names = [*expected, *(name for name in found if name not in expected)]
+    return [
+        name if name in found and name in expected else f"{name} (absent)"
+        for name in names
+        if name not in found
+        or name not in expected
+        or not _equal(found[name], expected[name])
+    ]
+
+
+def temporary_files(folder: Path) -> list[str]:
+    """Files that a kill left half-written, which no run reads."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if _TEMPORARY.search(path.name)
+    ]
+
+
+def newest_step(folder: Path) -> int:
+    """The largest step of a checkpoint in a folder; 0 without any."""
+    steps = [
+        int(path.name)
+        for path in folder.rglob(f"{_CHECKPOINTS}/*")
+        if path.name.isdigit()
+    ]
+    return max(steps, default=0)
+
+
+def _newest(checkpoints: Path) -> dict[str, Any]:
+    import jax
+    import orbax.checkpoint as ocp
+
+    step = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+    # From the file's own structure, onto whatever device is here.
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        state = checkpoints / str(step) / "state"
+        tree = checkpointer.metadata(state).item_metadata.tree
+        restore = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=device), tree)
+        arrays = checkpointer.restore(state, restore_args=restore)
+    flat = {"step": np.asarray(step)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        flat[jax.tree_util.keystr(path, simple=True)] = np.asarray(leaf)
+    return flat
+
+
+def _without_measures(value: Any, folder: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _without_measures(x, folder)
+            for key, x in value.items()
+            if not _MEASURED.search(key)
+        }
+    if isinstance(value, list):
+        return [_without_measures(x, folder) for x in value]
+    return value.replace(folder, "") if isinstance(value, str) else value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two are the same to the bit; NaN is NaN."""
+    if isinstance(one, np.ndarray):
+        return (
+            isinstance(other, np.ndarray)
+            and one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
+    if isinstance(one, dict | list):
+        return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    both = isinstance(one, float) and isinstance(other, float)
+    return one == other or (both and math.isnan(one) and math.isnan(other))

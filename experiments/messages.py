@@ -1,0 +1,54 @@
+"""What a command says of an error that is the user's, or the machine's, to mend."""
+
+import errno
+
+_GOES_ON = "then the same command goes on from what was saved"
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "make it writable, or take another --workdir",
+    errno.EACCES: "make it readable and writable, or take another folder",
+    errno.EPERM: "make it writable, or take another folder",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENOMEM: "give the command more memory",
+}
+
+
+def message_of(error: BaseException) -> str | None:
+    """One line that says what is wrong and what to do; None for a defect of the code.
+
+    Args:
+        error: that ended a command.
+
+    >>> message_of(ValueError("no such task"))
+    'no such task'
+    >>> message_of(OSError(errno.ENOSPC, "No space left on device")).split(":")[0]
+    'No space left on device'
+    >>> message_of(TypeError("x")) is None
+    True
+    """
+    if isinstance(error, ValueError | FileNotFoundError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}: {_REMEDIES[error.errno]}; {_GOES_ON}"
+    if isinstance(error, OSError):
+        # Of the network, or of a disk: no traceback into this code explains it.
+        return f"{error}; mend that, {_GOES_ON}"
+    if isinstance(error, MemoryError) or _out_of_memory(error):
+        asked = " ".join(str(error).split())[:200]
+        return (
+            f"out of memory{': ' * bool(asked)}{asked}; lower the batch size, or give "
+            f"the command more memory; {_GOES_ON}"
+        )
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether XLA could not allocate an array or a program."""
+    return (
+        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        and "RESOURCE_EXHAUSTED" in str(error)
+    ) or "bad_alloc" in str(error)

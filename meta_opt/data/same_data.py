@@ -1,0 +1,90 @@
+"""Batches that go on only over the data that they began with."""
+
+import functools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from meta_opt.types import PyTree
+
+_BATCHES, _DATA = "batches", "data"
+_PART_BYTES = 2**24
+
+
+class SameData:
+    """Batches whose state names the data, so that a resumed run has the same.
+
+    Order and position say nothing of what lies there: after a change of the data, a
+    resumed run would go on with numbers that no unbroken run gives.
+
+    Args:
+        batches: an iterator with ``get_state`` and ``set_state``.
+        digest: of the data; called once, when a state is first asked for or given.
+    """
+
+    def __init__(self, batches: Any, digest: Callable[[], int]) -> None:
+        self._batches = batches
+        self._digest = functools.cache(digest)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns a JSON value."""
+        return {_BATCHES: self._batches.get_state(), _DATA: self._digest()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from there. States of before 2027 do not name their data.
+
+        Raises:
+            ValueError: a state of other data.
+        """
+        if _DATA not in state:
+            self._batches.set_state(state)
+            return
+        check_same_data(state[_DATA], self._digest())
+        self._batches.set_state(state[_BATCHES])
+
+
+def check_same_data(before: int, now: int) -> None:
+    """Compares digests of data at the start of a run and when it is resumed.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if before != now:
+        raise ValueError(
+            "the training data are not those that the run began with (their checksum "
+            f"was {before:08x} and is {now:08x}): restore them, or take another "
+            "--workdir"
+        )
+
+
+def arrays_digest(arrays: PyTree) -> int:
+    """A checksum (CRC-32) of arrays' bytes, shapes and types.
+
+    >>> x = np.arange(4)
+    >>> arrays_digest({"x": x}) == arrays_digest({"x": x.copy()})
+    True
+    >>> arrays_digest({"x": x}) == arrays_digest({"x": x[::-1]})
+    False
+    """
+    found = 0
+    for array in map(np.asarray, jax.tree.leaves(arrays)):
+        found = zlib.crc32(repr((array.dtype, array.shape)).encode(), found)
+        rows = np.atleast_1d(array)
+        # Of an array on disk a part at a time is in memory.
+        count = max(1, _PART_BYTES // max(1, rows[:1].nbytes))
+        for start in range(0, len(rows), count):
+            part = rows[start : start + count]
+            # Bytes of objects are their addresses.
+            is_object = part.dtype == object
+            data = repr(part.tolist()).encode() if is_object else part.tobytes()
+            found = zlib.crc32(data, found)
+    return found

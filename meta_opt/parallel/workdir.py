@@ -1,0 +1,121 @@
+"""One run at a time in a run's directory."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from meta_opt.parallel.processes import any_process
+
+_log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+"""File in a run's directory that is locked while a run uses it."""
+
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+_held: dict[Path, int] = {}
+"""Directories that this process holds, and the thread that does."""
+
+
+class WorkdirInUseError(ValueError):
+    """Another run uses the directory; names its process and host."""
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: str | os.PathLike | None) -> Iterator[None]:
+    """Holds a run's directory for a ``with`` block; all processes must call this.
+
+    Two runs in one directory would overwrite each other's checkpoints and logs. The
+    lock is the operating system's and ends with the process, however that ends. What a
+    thread holds already it holds again. Of several processes the first one holds it.
+
+    Args:
+        workdir: created if needed; None holds nothing.
+
+    Raises:
+        WorkdirInUseError: another process, or thread, has it.
+        OSError: the directory cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with hold_workdir(folder), hold_workdir(folder):
+        ...     os.listdir(folder)
+        ['.lock']
+    """
+    if workdir is None:
+        yield
+        return
+    place = Path(workdir).absolute()
+    if _held.get(place) == threading.get_ident():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        problem: Exception | None = None
+        if place in _held:
+            owner = "another thread of this process"
+            problem = WorkdirInUseError(_in_use(place, owner))
+        elif jax.process_index() == 0:
+            try:
+                stack.enter_context(_locked(place))
+            except (WorkdirInUseError, OSError) as error:
+                problem = error
+        if any_process(problem is not None):
+            raise problem or WorkdirInUseError(
+                f"process 0 cannot use {workdir}; it says why"
+            )
+        _held[place] = threading.get_ident()
+        stack.callback(_held.pop, place)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise WorkdirInUseError(_in_use(place, _owner(file.read()))) from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            _log.warning(
+                "%s is on a file system without locks (%s): see to it that no other "
+                "run uses it",
+                *(place, error.strerror),
+            )
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+        file.write(json.dumps(owner) + "\n")
+        file.flush()
+        # The file stays: one that is removed could be held by two.
+        yield
+
+
+def _owner(text: str) -> str:
+    try:
+        found = json.loads(text)
+        return f"process {found['pid']} on {found['host']} since {found['started']}"
+    except (ValueError, KeyError, TypeError):
+        # It is just about to write who it is.
+        return "another process"
+
+
+def _in_use(place: Path, owner: str) -> str:
+    return (
+        f"{place} is in use by {owner}: wait until that run has ended, or take another "
+        "--workdir"
+    )
