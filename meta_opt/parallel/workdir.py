@@ -107,7 +107,7 @@ def _locked(place: Path) -> Iterator[None]:
 
 def _owner(text: str) -> str:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         return f"process {found['pid']} on {found['host']} since {found['started']}"
     except (ValueError, KeyError, TypeError):
         # It is just about to write who it is.
