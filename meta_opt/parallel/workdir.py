@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from meta_opt.parallel.processes import any_process
+from meta_opt.text_files import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def _locked(place: Path) -> Iterator[None]:
 
 def _owner(text: str) -> str:
     try:
-        found = parse_json(text)
+        found = parse_json(text.encode())
         return f"process {found['pid']} on {found['host']} since {found['started']}"
     except (ValueError, KeyError, TypeError):
         # It is just about to write who it is.
