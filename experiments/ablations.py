@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.run_log import describe_environment
 from meta_opt.studies.ablations.measure import AblationConfig, measure
 from meta_opt.studies.ablations.report import write_ablations
 from meta_opt.studies.meta_test.records import baseline_losses
@@ -45,11 +44,10 @@ def main() -> None:
         settings["results"],
         [dataclasses.asdict(row) for row in rows],
         {
-            "command": cli.command_line(),
+            **cli.origin(settings),
             "weights": config.weights,
             "baseline": settings["baseline"],
             "seeds": ", ".join(map(str, config.seeds)),
-            "revision": describe_environment()["git"],
         },
     )
     print(table)

@@ -22,7 +22,6 @@ WORKDIR = cli.define_workdir("runs/balancing", "Folder for programs.")
 def main() -> None:
     """Parses, measures, reports."""
     from experiments.workloads import read_run
-    from meta_opt.run_log import describe_environment
     from meta_opt.studies.balancing.measure import BalancingStudyConfig, measure
     from meta_opt.studies.balancing.report import write_balancing
     from meta_opt.types import from_config
@@ -39,14 +38,13 @@ def main() -> None:
         lambda name: print(name, flush=True),
     )
     facts = {
-        "command": cli.command_line(),
+        **cli.origin(CONFIG.value.to_dict()),
         "task": base.workload.inputs.task,
         "optimizer": base.optimizer.name,
         "steps": base.loop.num_steps,
         "batch size": base.loop.batch_size,
         "alpha": config.alpha,
         "seeds": ", ".join(map(str, config.seeds)),
-        "revision": describe_environment()["git"],
     }
     print(write_balancing(results, rows, facts))
     print(f"written: {results}/balancing.md, balancing.json")

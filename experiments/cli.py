@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,22 @@ def command_line() -> str:
             continue
         kept.append(argument)
     return " ".join([f"python -m experiments.{module}", *kept])
+
+
+def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a report: its command, its configuration's digest, the revision.
+
+    Args:
+        settings: of the command, JSON values.
+    """
+    from meta_opt.provenance import provenance
+
+    found = provenance(settings)
+    return {
+        "command": command_line(),
+        "config": found["digest"],
+        "revision": found["environment"]["git"],
+    }
 
 
 def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,7 +17,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.run_log import describe_environment
 from meta_opt.studies.meta_test import comparison as meta_test
 from meta_opt.studies.meta_test import records
 from meta_opt.studies.meta_test.contenders import (
@@ -37,6 +36,15 @@ from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/meta_test", "Folder for the studies.")
+
+
+def inner_run(task: Task, contender: Contender, config: MetaTestConfig) -> InnerRun:
+    """The program of a contender's runs on a task."""
+    # Fingerprint and name are those of the task as it is.
+    given = (
+        dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
+    )
+    return InnerRun(given, contender.make(task), config.seeds_at_once)
 
 
 def measured(
@@ -64,11 +72,7 @@ def measured(
         setup["budgets"] = list(config.budgets)
     if record := records.fresh_record(path, fingerprint, setup):
         return record
-    # Fingerprint and name are those of the task as it is.
-    given = (
-        dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
-    )
-    run = InnerRun(given, contender.make(task), config.seeds_at_once)
+    run = inner_run(task, contender, config)
     tuned, settings, budgets = Tuned({}, [], 0.0), contender.settings, config.budgets
     if contender.tuned:
         tuned = tune_on_task(
@@ -149,11 +153,10 @@ def report(
         rows={k: [dataclasses.asdict(row) for row in v] for k, v in rows.items()},
         finals=[dataclasses.asdict(row) for row in finals],
         facts={
-            "command": cli.command_line(),
+            **cli.origin(dataclasses.asdict(config)),
             "seeds": ", ".join(map(str, config.seeds)),
             "trials": f"{config.trials_of_core} of each core baseline, "
             f"{config.trials_of_extra} of each extra baseline",
-            "revision of the report": describe_environment()["git"],
         },
     )
 

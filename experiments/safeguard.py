@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.run_log import describe_environment
 from meta_opt.studies.robustness.measure import (
     CONTENDERS,
     RobustnessConfig,
@@ -51,10 +50,9 @@ def measure_and_report(
         by_task=[dataclasses.asdict(row) for row in by_task],
         outcomes=[dataclasses.asdict(outcome) for outcome in outcomes],
         facts={
-            "command": cli.command_line(),
+            **cli.origin(dataclasses.asdict(config)),
             "weights": config.weights,
             "seeds": ", ".join(map(str, config.seeds)),
-            "revision": describe_environment()["git"],
         },
     )
 

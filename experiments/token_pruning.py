@@ -23,7 +23,6 @@ def main() -> None:
     """Parses, measures, reports."""
     from experiments.benchmarks.timing import medians
     from experiments.workloads import read_run
-    from meta_opt.run_log import describe_environment
     from meta_opt.studies.token_pruning.measure import TokenPruningConfig, measure
     from meta_opt.studies.token_pruning.report import write_token_pruning
     from meta_opt.types import from_config
@@ -41,12 +40,11 @@ def main() -> None:
         lambda name: print(name, flush=True),
     )
     facts = {
-        "command": cli.command_line(),
+        **cli.origin(CONFIG.value.to_dict()),
         "task": f"{run.workload.family} {run.workload.task}",
         "steps": run.loop.num_steps,
         "batch size": run.loop.batch_size,
         "seeds": ", ".join(map(str, config.seeds)),
-        "revision": describe_environment()["git"],
     }
     print(write_token_pruning(results, rows, facts))
     print(f"written: {results}/token_pruning.md, token_pruning.json")

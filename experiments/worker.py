@@ -26,6 +26,24 @@ def start_worker(cores: Any, workdir: str) -> None:
     cli.keep_compiled(workdir, seconds=0.1)
 
 
+def start_on_devices(devices: int, topology: str, workdir: str) -> None:
+    """Sets this process up before JAX looks for devices.
+
+    Args:
+        devices: virtual CPU devices; 1 leaves the platform as it is.
+        topology: of a TPU that is compiled for; "" for none.
+        workdir: of the command, where compiled programs are kept.
+    """
+    import jax
+
+    start_worker(None, workdir)
+    if topology or devices > 1:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    if topology:  # What is compiled for others cannot be read here.
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
