@@ -89,20 +89,22 @@ def run_checks(checks: Mapping[str, Any], workdir: str) -> int:
     """Measures, prints the table and returns the exit status."""
     from tqdm import tqdm
 
-    rows, status = [], AGREES
+    rows: list[tuple[str, ...]] = []
+    status = AGREES
     bar = tqdm(checks.items(), desc="checks", unit="check", disable=None)
     for name, check in bar:
         bar.set_postfix_str(name)
         began = time.monotonic()
         found = measure_apart(check, workdir)
         if isinstance(found, str):
-            rows.append(failure_row(name, found))
-            status = max(status, NOT_RUN)
+            mine, own = [failure_row(name, found)], NOT_RUN
         else:
-            rows += comparison_rows(name, found)
-            if not all(x.agrees for x in found):
-                status = max(status, OUTSIDE)
-        bar.write(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+            mine = comparison_rows(name, found)
+            own = AGREES if all(x.agrees for x in found) else OUTSIDE
+        rows, status = rows + mine, max(status, own)
+        seconds = time.monotonic() - began
+        verdicts = ", ".join(dict.fromkeys(row[-1] for row in mine))
+        bar.write(f"{name}: {verdicts} ({seconds:.0f} s)", file=sys.stderr)
     print(comparison_table(rows))
     verdicts = [row[-1] for row in rows]
     counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}

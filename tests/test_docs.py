@@ -216,21 +216,6 @@ def test_messages_of_the_page_on_troubleshooting_exist():
     assert [part for part in parts if part not in source] == []
 
 
-@pytest.mark.parametrize("page", [README, DOCS / "results.md"], ids=lambda p: p.name)
-@pytest.mark.parametrize("suite", ["foreign", "meta_test"])
-def test_the_tables_have_the_stored_figures(page, suite):
-    stored = (ROOT / "results" / suite / "meta_test.md").read_text()
-    for row in ("budget to tuned AdamW ↓", "accuracy over AdamW (points) ↑"):
-        (found,) = re.findall(rf"^\| {re.escape(row)} (\|.*\|)$", stored, re.MULTILINE)
-        # Of all figures the better one is bold, with its interval or without it.
-        assert plain(found) in map(plain, page.read_text().splitlines()), row
-
-
-def plain(row):
-    """The last two cells of a row of a table, without emphasis."""
-    return tuple(x.strip() for x in row.replace("*", "").split("|")[-3:-1])
-
-
 def test_files_that_are_pages_of_the_site_exist():
     text = (DOCS / "conf.py").read_text()
     (table,) = re.findall(r"^PAGES = (\{.*?^\})", text, re.MULTILINE | re.DOTALL)
