@@ -17,6 +17,8 @@ from meta_opt.text_files import read_json
 from meta_opt.types import check_keys, check_name, from_config
 
 Settings = Mapping[str, Any]
+_HALF_A_DIGIT = 0.005 * 2**30
+"""Bytes: what the tables of memory plans round away."""
 
 
 def meta_test_cell(settings: Settings) -> list[Comparison]:
@@ -193,7 +195,8 @@ def meltr_operations(settings: Settings) -> list[Comparison]:
 def plan_bytes(settings: Settings) -> list[Comparison]:
     """Bytes of parameters and optimizer state on each device of a plan.
 
-    They follow from shapes and shardings, which are those of as many CPU devices.
+    They follow from shapes and shardings, which are those of as many CPU devices. The
+    table has GiB to two decimals: to half of the last one they must agree.
     """
     from experiments.plan_memory import abstract_training, subject
     from meta_opt.finetuning.planning import abstract_state, device_bytes
@@ -217,6 +220,7 @@ def plan_bytes(settings: Settings) -> list[Comparison]:
                     f"{what} of a device (bytes), {row['name']}",
                     row[what],
                     device_bytes(tree),
+                    absolute=_HALF_A_DIGIT,
                 )
             )
     return found
