@@ -263,7 +263,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Git revision (None outside a checkout), versions, processor and devices."""
+    """Git revision (None outside a checkout), versions, machine and XLA's flags."""
     import jax
 
     versions: dict[str, str | None] = {}
@@ -278,6 +278,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions,
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
