@@ -61,7 +61,7 @@ bench: $(STAMP)  ## update, step, compile and import time, state size, meta-trai
 	$(BIN)/python -m experiments.benchmark
 
 check-results: $(STAMP)  ## a cell of every published table again: is it in its interval?
-	$(BIN)/python -m experiments.check_results
+	$(BIN)/python -m experiments.check_results --config configs/check_results.py:published
 
 docs: $(DOCS_STAMP)  ## the site, docs/_build/html; runs its notebooks, warnings are errors
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html

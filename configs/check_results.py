@@ -11,7 +11,6 @@ from configs import (
     ablations,
     calibrate,
     common,
-    devices,
     meta_evaluate,
     plan_memory,
     safeguard,
@@ -115,13 +114,6 @@ def _checks() -> ml_collections.ConfigDict:
         optimizer="adamw",
         relative=0.02,
         absolute=3.0,
-    )
-    checks["devices/data_2"] = _check(
-        "device_counts",
-        devices=2,
-        study=devices.nano(),
-        case="data_2",
-        relative=0.01,
     )
     return ml_collections.ConfigDict(checks)
 

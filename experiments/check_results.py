@@ -1,9 +1,9 @@
 """Measures a cell of each published table again; ``make check-results``.
 
-    python -m experiments.check_results
-    python -m experiments.check_results --only foreign
-    python -m experiments.check_results --list
-    python -m experiments.check_results --records
+    python -m experiments.check_results --config configs/check_results.py:published
+
+``--only foreign`` measures some cells, ``--list`` names all of them and what is not
+measured again, ``--records`` counts what records lack of their origin.
 
 Ends with 1 if a number is outside of its interval, with 2 if one could not be measured,
 such as where `make data` has not been run. Each check runs in a process of its own.
@@ -34,7 +34,7 @@ from meta_opt.studies.reproduction.report import (
 )
 from meta_opt.types import check_keys, near_match
 
-CONFIG = cli.define_config("configs/check_results.py")
+CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/check_results", "Folder for compiled programs.")
 ONLY = flags.DEFINE_list("only", [], "Checks with one of these in their names.")
 LIST = flags.DEFINE_bool("list", False, "List the checks and what is not rerun.")

@@ -317,27 +317,6 @@ def table_cell(settings: Settings) -> list[Comparison]:
     ]
 
 
-def device_counts(settings: Settings) -> list[Comparison]:
-    """The last training loss of a run on several devices against the stored one."""
-    from experiments.devices import measure_run
-    from experiments.workloads import read_run
-
-    check_keys("check", settings, ("study", "case", "relative"))
-    study, case = settings["study"], settings["case"]
-    record = read_json(_stored(Path(study["results"]) / f"{case}.json"))
-    run = read_run({**study["run"], "mesh": study["cases"][case]["mesh"]})
-    found = measure_run(run)
-    return [
-        by_tolerance(
-            f"{what} after {run.loop.num_steps} steps",
-            record[what][-1],
-            found[what][-1],
-            relative=settings["relative"],
-        )
-        for what in ("train_loss", "validation_loss")
-    ]
-
-
 class _Enough(Exception):
     """Ends a run whose further steps are not compared."""
 
@@ -355,7 +334,7 @@ CHECKS: Mapping[str, Callable[[Settings], list[Comparison]]] = {
     for check in (
         *(meta_test_cell, card_value, safeguard_cell, ablation_row),
         *(calibration_setting, meltr_operations, plan_bytes, pruning_operations),
-        *(tuned_trial, table_cell, device_counts),
+        *(tuned_trial, table_cell),
     )
 }
 """By the name that a configuration gives as ``kind``."""
