@@ -8,7 +8,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 # the longest first.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint data tables bench docs clean
+.PHONY: demo test test-all test-oldest test-newest lint data tables bench check-results docs clean
 
 $(STAMP): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +29,23 @@ test: $(STAMP)  ## tests, without the slow ones
 test-all: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow or not slow"
 
+# Other versions than those of requirements.txt, each in an environment of its own. The
+# package is what is in this folder; its commands are tested in .venv.
+EXTRAS := train,data,pretrained,privacy,dev
+OTHER_TESTS ?= tests
+
+test-oldest:  ## tests under the least versions that pyproject.toml promises
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet packaging
+	.venv-oldest/bin/python .ci/lower_bounds.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[$(EXTRAS)]'
+	.venv-oldest/bin/python -m pytest $(IN_PARALLEL) $(OTHER_TESTS)
+
+test-newest:  ## tests under the newest versions that pyproject.toml allows
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS)]'
+	.venv-newest/bin/python -m pytest $(IN_PARALLEL) $(OTHER_TESTS)
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,8 +60,11 @@ tables: $(STAMP)  ## optimizers compared on the multimodal suite: Table 1, Figur
 bench: $(STAMP)  ## update, step, compile and import time, state size, meta-training
 	$(BIN)/python -m experiments.benchmark
 
+check-results: $(STAMP)  ## a cell of every published table again: is it in its interval?
+	$(BIN)/python -m experiments.check_results --config configs/check_results.py:published
+
 docs: $(DOCS_STAMP)  ## the site, docs/_build/html; runs its notebooks, warnings are errors
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 clean:  ## remove the environment, runs and compiled tests; data stay
-	rm -rf $(VENV) runs report .cache docs/_build
+	rm -rf $(VENV) .venv-oldest .venv-newest runs report .cache docs/_build

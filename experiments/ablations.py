@@ -44,7 +44,10 @@ def main() -> None:
         settings["results"],
         [dataclasses.asdict(row) for row in rows],
         cli.report_facts(
-            config.seeds, weights=config.weights, baseline=settings["baseline"]
+            settings,
+            weights=config.weights,
+            baseline=settings["baseline"],
+            seeds=config.seeds,
         ),
     )
     print(table)

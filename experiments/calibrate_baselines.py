@@ -22,7 +22,7 @@ from meta_opt.meta_training.calibration import (
     best_settings,
     task_objectives,
 )
-from meta_opt.run_log import describe_environment
+from meta_opt.provenance import provenance
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
 from meta_opt.text_files import read_json, write_json
@@ -61,7 +61,7 @@ def calibrate(
     best = best_settings(objectives)
     about = {
         "command": cli.command_line(),
-        "environment": describe_environment(),
+        **provenance({**setup, "families": list(config.families)}),
     }
     record = {**about, "setup": setup, "best": best, "objectives": objectives}
     write_json(results, record, indent=1)

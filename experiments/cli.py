@@ -5,7 +5,7 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +74,26 @@ def command_line() -> str:
     return " ".join([f"python -m experiments.{module}", *kept])
 
 
-def report_facts(seeds: Sequence[int], **more: Any) -> dict[str, Any]:
-    """How a report was made: the command, ``more``, the seeds and the revision."""
-    from meta_opt.run_log import describe_environment
+def report_facts(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """How a report was made.
 
+    Args:
+        settings: of the command, JSON values.
+        **more: further facts; ``seeds`` are listed.
+
+    Returns:
+        The command, ``more``, the configuration's digest and the revision.
+    """
+    from meta_opt.provenance import provenance
+
+    if "seeds" in more:
+        more["seeds"] = ", ".join(map(str, more["seeds"]))
+    found = provenance(settings)
     return {
         "command": command_line(),
         **more,
-        "seeds": ", ".join(map(str, seeds)),
-        "revision": describe_environment()["git"],
+        "config": found["digest"],
+        "revision": found["environment"]["git"],
     }
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from experiments.stored_results import StoredResult
-from experiments.worker import start_worker
+from experiments.worker import start_on_devices
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
@@ -52,18 +52,6 @@ class Cell(StoredResult):
         return self.setup["devices"], self.setup["topology"]
 
 
-def _start(devices: int, topology: str) -> None:
-    """Sets this process up before JAX looks for devices."""
-    import jax
-
-    start_worker()
-    if topology or devices > 1:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", devices)
-    if topology:  # What is compiled for others cannot be read here.
-        jax.config.update("jax_compilation_cache_dir", None)
-
-
 def _measure(cell: Cell) -> None:
     """Measures a cell and writes it."""
     from experiments.benchmarks.timing import medians
@@ -83,7 +71,7 @@ def measure_all(missing: Sequence[Cell]) -> None:
         for place in places:
             mine = [cell for cell in missing if cell.place == place]
             with concurrent.futures.ProcessPoolExecutor(
-                1, context, _start, place
+                1, context, start_on_devices, place
             ) as pool:
                 try:
                     for cell in mine:

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from meta_opt.compilation_cache import use_compilation_cache
-from meta_opt.run_log import describe_environment
 from meta_opt.studies.meta_test import comparison as meta_test
 from meta_opt.studies.meta_test import records
 from meta_opt.studies.meta_test.contenders import (
@@ -108,13 +107,12 @@ def report(
         ],
         rows={k: [dataclasses.asdict(row) for row in v] for k, v in rows.items()},
         finals=[dataclasses.asdict(row) for row in finals],
-        facts={
-            "command": cli.command_line(),
-            "seeds": ", ".join(map(str, config.seeds)),
-            "trials": f"{config.trials_of_core} of each core baseline, "
+        facts=cli.report_facts(
+            dataclasses.asdict(config),
+            seeds=config.seeds,
+            trials=f"{config.trials_of_core} of each core baseline, "
             f"{config.trials_of_extra} of each extra baseline",
-            "revision of the report": describe_environment()["git"],
-        },
+        ),
     )
 
 

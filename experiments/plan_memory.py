@@ -66,6 +66,40 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
     return functools.partial(kind.module, made), kind.rules, batch, settings["loss"]
 
 
+def abstract_training(
+    settings: dict[str, Any], trainable: str, optimizer: str
+) -> tuple[Any, Any, Any]:
+    """The model without arrays, split into its parts; the optimizer; the mesh."""
+    from flax import nnx
+
+    from meta_opt.finetuning.planning import topology_devices
+    from meta_opt.models.lora import LoRAConfig, add_lora
+    from meta_opt.models.vision_text import STACKED
+    from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+    from meta_opt.parallel.mesh import MeshConfig, make_mesh
+    from meta_opt.types import from_config
+    from meta_opt.workloads.image_text_model import trainable_filter
+    from meta_opt.workloads.workload import split_module
+
+    create, *_ = subject(settings)
+    devices = topology_devices(settings["topology"])
+    mesh = make_mesh(from_config(MeshConfig, settings["mesh"]), devices)
+
+    def build() -> nnx.Module:
+        model = create(rngs=nnx.Rngs(0))
+        if trainable == "lora":
+            lora = from_config(LoRAConfig, settings["lora"])
+            add_lora(model, lora, rngs=nnx.Rngs(0))
+        return model
+
+    model = split_module(nnx.eval_shape(build), trainable_filter(trainable))
+    own: dict[str, Any] = {"learning_rate": 1e-4}
+    if optimizer == "learned":
+        own = {"weights": settings["weights"], "stacked": STACKED}
+    tx = make_optimizer(OptimizerConfig(name=optimizer, num_steps=1000, **own))
+    return model, tx, mesh
+
+
 def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
     """A row for each way of training and optimizer.
 
@@ -111,34 +145,13 @@ def row(
         announce: called with every batch size before it is compiled.
     """
     import jax
-    from flax import nnx
 
-    from meta_opt.finetuning.planning import largest_batch, plan_step, topology_devices
-    from meta_opt.models.lora import LoRAConfig, add_lora
-    from meta_opt.models.vision_text import STACKED
-    from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
-    from meta_opt.parallel.mesh import MeshConfig, batch_shards, make_mesh
-    from meta_opt.types import from_config
+    from meta_opt.finetuning.planning import largest_batch, plan_step
+    from meta_opt.parallel.mesh import batch_shards
     from meta_opt.workloads.image_text import image_text_loss
-    from meta_opt.workloads.image_text_model import trainable_filter
-    from meta_opt.workloads.workload import split_module
 
-    create, rules, example, loss = subject(settings)
-    devices = topology_devices(settings["topology"])
-    mesh = make_mesh(from_config(MeshConfig, settings["mesh"]), devices)
-
-    def build() -> nnx.Module:
-        model = create(rngs=nnx.Rngs(0))
-        if trainable == "lora":
-            lora = from_config(LoRAConfig, settings["lora"])
-            add_lora(model, lora, rngs=nnx.Rngs(0))
-        return model
-
-    model = split_module(nnx.eval_shape(build), trainable_filter(trainable))
-    own: dict[str, Any] = {"learning_rate": 1e-4}
-    if optimizer == "learned":
-        own = {"weights": settings["weights"], "stacked": STACKED}
-    tx = make_optimizer(OptimizerConfig(name=optimizer, num_steps=1000, **own))
+    _, rules, example, loss = subject(settings)
+    model, tx, mesh = abstract_training(settings, trainable, optimizer)
 
     def plan(size: int) -> Any:
         announce(size)
@@ -183,7 +196,7 @@ def main() -> None:
         use_compilation_cache()
     rows = plans(settings, Path(WORKDIR.value) / "plans.json")
     facts = {
-        "command": cli.command_line(),
+        **cli.report_facts(settings),
         "model": settings["model"] or settings["size"],
         "topology": settings["topology"] or f"{len(jax.devices())} devices here",
         "mesh": ", ".join(f"{k}={v}" for k, v in settings["mesh"].items()),

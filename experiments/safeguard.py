@@ -49,7 +49,9 @@ def measure_and_report(
         rows=[dataclasses.asdict(row) for row in rows],
         by_task=[dataclasses.asdict(row) for row in by_task],
         outcomes=[dataclasses.asdict(outcome) for outcome in outcomes],
-        facts=cli.report_facts(config.seeds, weights=config.weights),
+        facts=cli.report_facts(
+            dataclasses.asdict(config), weights=config.weights, seeds=config.seeds
+        ),
     )
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from meta_opt.run_log import describe_environment, settings_digest
+from meta_opt.provenance import provenance
+from meta_opt.run_log import settings_digest
 from meta_opt.text_files import read_json, write_json
 
 
@@ -45,5 +46,4 @@ class StoredResult:
 
     def write(self, found: Mapping[str, Any]) -> None:
         """Stores a result with its digest and where it was measured."""
-        record = {"digest": self.digest, **found, "environment": describe_environment()}
-        write_json(self.path, record, indent=1)
+        write_json(self.path, {**provenance(self.setup), **found}, indent=1)

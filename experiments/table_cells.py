@@ -147,16 +147,11 @@ def measure(cell: Cell, base: dict[str, Any], changes: dict[str, Any]) -> str:
     else:
         settings, trials = _tuned(cell, config, trial)
         shares = [1.0]
-    runs = []
-    for share in shares:
-        num_steps = max(1, round(share * config.loop.num_steps))
-        optimizer = _optimizer(cell.optimizer, config, settings, num_steps)
-        for seed in cell.setup["seeds"]:
-            found = dataclasses.asdict(trial(optimizer, seed))
-            evaluations = found.pop("evaluations")
-            # The last epoch of a short run is not whole.
-            epochs = [{"epoch": e.pop("step") / per_epoch, **e} for e in evaluations]
-            runs.append({"budget": share, **found, "epochs": epochs})
+    runs = [
+        _run(cell, config, trial, settings, share, seed)
+        for share in shares
+        for seed in cell.setup["seeds"]
+    ]
     found = {
         "examples": trial.workload.describe()["examples"]["train"],
         "steps_per_epoch": per_epoch,
@@ -165,6 +160,43 @@ def measure(cell: Cell, base: dict[str, Any], changes: dict[str, Any]) -> str:
         "runs": runs,
     }
     return _write(cell, found)
+
+
+def rerun(
+    cell: Cell,
+    base: dict[str, Any],
+    changes: dict[str, Any],
+    settings: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """One run at full length under known settings, an entry of the record's ``runs``.
+
+    Args:
+        cell: what.
+        base: the task's run.
+        changes: of the variant.
+        settings: of the optimizer, such as the stored ones.
+        seed: of initialisation and batches.
+    """
+    config, trial = _trial(cell.task, json.dumps(base), json.dumps(changes))
+    return _run(cell, config, trial, settings, 1.0, seed)
+
+
+def _run(
+    cell: Cell,
+    config: Any,
+    trial: Any,
+    settings: Mapping[str, Any],
+    share: float,
+    seed: int,
+) -> dict[str, Any]:
+    num_steps = max(1, round(share * config.loop.num_steps))
+    optimizer = _optimizer(cell.optimizer, config, settings, num_steps)
+    found = dataclasses.asdict(trial(optimizer, seed))
+    evaluations, per_epoch = found.pop("evaluations"), config.loop.eval_every
+    # The last epoch of a short run is not whole.
+    epochs = [{"epoch": e.pop("step") / per_epoch, **e} for e in evaluations]
+    return {"budget": share, **found, "epochs": epochs}
 
 
 def _write(cell: Cell, found: Mapping[str, Any]) -> str:

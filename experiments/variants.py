@@ -51,5 +51,6 @@ def compare_variants(
         "steps": run.loop.num_steps,
         "batch size": run.loop.batch_size,
     }
-    print(write(results, rows, cli.report_facts(config.seeds, **about)))
+    about["seeds"] = config.seeds
+    print(write(results, rows, cli.report_facts(settings, **about)))
     print(f"written: {results}/{name}.md, {name}.json")

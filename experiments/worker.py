@@ -24,3 +24,20 @@ def start_worker(cores: Any = None) -> None:
     from meta_opt.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
+
+
+def start_on_devices(devices: int, topology: str) -> None:
+    """Sets this process up before JAX looks for devices.
+
+    Args:
+        devices: virtual CPU devices; 1 leaves the platform as it is.
+        topology: of a TPU that is compiled for; "" for none.
+    """
+    import jax
+
+    start_worker()
+    if topology or devices > 1:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    if topology:  # What is compiled for others cannot be read here.
+        jax.config.update("jax_compilation_cache_dir", None)

@@ -20,7 +20,9 @@ import hashlib
 import json
 import logging
 import math
+import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -264,7 +266,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns git revision (None outside a checkout), versions and devices."""
+    """Git revision (None outside a checkout), versions, machine and XLA's flags."""
     import jax
 
     versions: dict[str, str | None] = {}
@@ -277,12 +279,25 @@ def describe_environment() -> dict[str, Any]:
         "git": _git_revision(Path(__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions,
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
     }
+
+
+def _processor() -> str:
+    """The processor's model, as Linux names it; elsewhere what Python knows of it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def write_environment(workdir: str | Path, step: int) -> None:

@@ -15,8 +15,6 @@ import jax
 import pytest
 from paths import ROOT
 
-from meta_opt.text_files import read_json
-
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 CELL = "{code-cell} ipython3"
@@ -216,39 +214,6 @@ def test_messages_of_the_page_on_troubleshooting_exist():
     assert len(messages) > 30
     parts = [part.strip() for _, m in messages for part in m.split("…")]
     assert [part for part in parts if part not in source] == []
-
-
-@pytest.mark.parametrize("page", [README, DOCS / "results.md"], ids=lambda p: p.name)
-@pytest.mark.parametrize("suite", ["foreign", "meta_test"])
-def test_the_tables_have_the_stored_figures(page, suite):
-    stored = (ROOT / "results" / suite / "meta_test.md").read_text()
-    for row in ("budget to tuned AdamW ↓", "accuracy over AdamW (points) ↑"):
-        (found,) = re.findall(rf"^(\| {re.escape(row)} \|.*)$", stored, re.MULTILINE)
-        # Of all figures the better one is bold, with its interval or without it.
-        assert plain(found) in map(plain, page.read_text().splitlines()), row
-
-
-def plain(row):
-    """The first two figures of a row of a table, without emphasis."""
-    return tuple(x.strip() for x in row.replace("*", "").split("|")[2:4])
-
-
-def test_the_table_of_rivals_has_the_stored_figures():
-    stored = read_json(ROOT / "results" / "foreign" / "meta_test.json")
-    rows = {}
-    for line in (DOCS / "results.md").read_text().splitlines():
-        cells = [x.strip() for x in line.replace("*", "").split("|")[1:-1]]
-        rows[cells[0] if cells else ""] = cells[1:]
-    for one in stored["summaries"]:
-        rivals = one["subject"].endswith(("_calibrated", "_default"))
-        if rivals:
-            over = one["accuracy_over_adamw"]
-            assert rows[f"`{one['subject']}`"] == [
-                f"{one['budget_to_adamw']:.2f}",
-                f"{one['misses']}",
-                f"{over['mean']:+.1f} [{over['low']:+.1f}, {over['high']:+.1f}]",
-                f"{one['poor_runs']}",
-            ]
 
 
 def test_files_that_are_pages_of_the_site_exist():

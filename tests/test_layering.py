@@ -27,6 +27,7 @@ LAYERS = {
     "meta_opt.checkpoints": 2,
     "meta_opt.run_log": 2,
     "meta_opt.interruption": 2,
+    "meta_opt.provenance": 2.1,
     # Of layer 3 in this order: an evaluator is part of a workload, some tasks are small
     # workloads.
     "meta_opt.evaluators": 3.0,

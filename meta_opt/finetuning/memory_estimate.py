@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.extend.core import Literal, jaxprs_in_params
+from jax.extend.core import Literal
 
+from meta_opt.finetuning.jaxprs import inner_jaxprs
 from meta_opt.types import PyTree
 from meta_opt.workloads.workload import LossFn
 
@@ -111,7 +112,7 @@ def peak_live_bytes(jaxpr: Any) -> int:
     for place, equation in enumerate(jaxpr.eqns):
         stored = equation.primitive.name not in _FUSED
         made = {v: _size(v.aval) * stored for v in equation.outvars}
-        inside = max(map(peak_live_bytes, jaxprs_in_params(equation.params)), default=0)
+        inside = max(map(peak_live_bytes, inner_jaxprs(equation.params)), default=0)
         peak = max(peak, alive + max(inside, sum(made.values())))
         for variable, size in made.items():
             if variable in last:

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh
 
+from meta_opt.finetuning.jaxprs import inner_jaxprs
 from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import TrainState
 from meta_opt.finetuning.step import make_train_step
@@ -363,7 +363,7 @@ def count_flops(jaxpr: Any) -> float:
             depth = math.prod(shape[axis] for axis in contracted)
             total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
             continue
-        inside = [count_flops(inner) for inner in jaxprs_in_params(params)]
+        inside = [count_flops(inner) for inner in inner_jaxprs(params)]
         if name == "cond":
             total += max(inside, default=0.0)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from meta_opt.metrics.convergence import steps_to_target
 from meta_opt.reporting.runs import Run
+from meta_opt.run_log import describe_environment
 from meta_opt.types import write_atomic
 
 LOSS = "validation/loss"
@@ -252,7 +253,7 @@ def fact_list(facts: Mapping[str, Any]) -> str:
 
 
 def write_report(
-    folder: str | Path, name: str, parts: Sequence[str], values: Any
+    folder: str | Path, name: str, parts: Sequence[str], values: Mapping[str, Any]
 ) -> None:
     """Writes ``name.md`` and ``name.json``.
 
@@ -260,8 +261,10 @@ def write_report(
         folder: created if needed.
         name: of both, without suffix.
         parts: paragraphs of the Markdown; empty ones are left out.
-        values: for JSON; numbers that it does not have become null.
+        values: for JSON; numbers that it does not have become null. Where they were
+            written, ``environment``, is added.
     """
+    values = {**values, "environment": describe_environment()}
     text = json.dumps(_finite(values), indent=1, allow_nan=False)
     markdown = "\n\n".join(filter(None, parts))
     for suffix, content in (("md", markdown), ("json", text)):

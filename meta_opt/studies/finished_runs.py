@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from meta_opt.provenance import provenance
 from meta_opt.run_log import settings_digest
 from meta_opt.text_files import read_json, write_json
+
+_ORIGIN = "provenance"
 
 
 class FinishedRuns:
@@ -38,6 +41,7 @@ class FinishedRuns:
         key = f"{name}, seed {seed}, {settings_digest(settings)[:8]}"
         if key not in self._known:
             self._announce(f"{name}: seed {seed}")
-            self._known[key] = run()
+            self._known[key] = {**run(), _ORIGIN: provenance(settings)}
             write_json(self._path, self._known)
-        return self._known[key]
+        # Files of earlier versions have none.
+        return {k: v for k, v in self._known[key].items() if k != _ORIGIN}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meta_opt.run_log import describe_environment
+from meta_opt.provenance import provenance
 from meta_opt.text_files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ def write_results(
 
     Returns:
         What was written: ``about``, ``study``, ``setup`` (the space among it),
-        ``environment``, ``best`` (number, value, params) and ``trials`` (number, state,
-        value, params, intermediate values by step, seconds, error).
+        ``digest``, ``environment``, ``best`` (number, value, params) and ``trials``
+        (number, state, value, params, intermediate values by step, seconds, error).
     """
     best = study.best_trial
     record = {
         **about,
         "study": study.study_name,
         **study.user_attrs["setup"],
-        "environment": describe_environment(),
+        **provenance(study.user_attrs["setup"]),
         "best": {"number": best.number, "value": best.value, "params": best.params},
         "trials": describe_trials(study),
     }

@@ -14,6 +14,15 @@ from meta_opt.tuning.on_task import Tuned, tune_on_task
 from meta_opt.tuning.search import SearchConfig
 
 
+def inner_run(task: Task, contender: Contender, config: MetaTestConfig) -> InnerRun:
+    """The program of a contender's runs on a task."""
+    # Fingerprint and name are those of the task as it is.
+    given = (
+        dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
+    )
+    return InnerRun(given, contender.make(task), config.seeds_at_once)
+
+
 def measured(
     task: Task,
     fingerprint: dict[str, Any],
@@ -51,11 +60,7 @@ def measured(
         setup["budgets"] = list(config.budgets)
     if record := fresh_record(path, fingerprint, setup):
         return record
-    # Fingerprint and name are those of the task as it is.
-    given = (
-        dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
-    )
-    run = InnerRun(given, contender.make(task), config.seeds_at_once)
+    run = inner_run(task, contender, config)
     tuned, settings, budgets = Tuned({}, [], 0.0), contender.settings, config.budgets
     if contender.tuned:
         tuned = tune_on_task(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.run_log import describe_environment
+from meta_opt.run_log import describe_environment, settings_digest
 from meta_opt.tasks.fingerprint import same_task
 from meta_opt.tasks.inner_run import Outcome
 from meta_opt.text_files import read_json
@@ -126,7 +126,9 @@ def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) ->
 
 def write_record(path: str | Path, record: Record) -> None:
     """Writes a record, whole or not at all."""
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(record)}, indent=1)
+    config = {"task": record.task, "optimizer": record.optimizer, "setup": record.setup}
+    values = {"digest": settings_digest(config), **dataclasses.asdict(record)}
+    text = json.dumps({"format": FORMAT, **values}, indent=1)
     with write_atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -141,6 +143,7 @@ def read_record(path: str | Path) -> Record:
         values = read_json(path)
         if values.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
+        values.pop("digest", None)  # For readers; older records have none.
         runs = tuple(from_config(Run, run) for run in values.pop("runs"))
         record = from_config(Record, {**values, "runs": runs})
         if not any(run.budget == 1 for run in runs):

@@ -32,6 +32,7 @@ from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.parallel.mesh import make_mesh
 from meta_opt.parallel.workdir import hold_workdir
+from meta_opt.provenance import provenance
 from meta_opt.run_log import changed_settings
 from meta_opt.studies.progressive.policy import PhaseOutcome, PhasePolicy
 from meta_opt.studies.progressive.predictions import (
@@ -483,6 +484,7 @@ class Phases:
     ) -> None:
         counts = {split: len(x.labels) for split, x in self._examples.items()}
         record = {"setup": setup, "weights": digest, "examples": counts, **found}
+        record |= provenance(setup)
         # Written last: a folder with this file has a finished phase.
         write_json(folder / RECORD, record)
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from meta_opt.data.preprocessing.corruptions import SEVERITIES
 from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
 from meta_opt.parallel.workdir import hold_workdir
+from meta_opt.provenance import provenance
 from meta_opt.run_log import changed_settings
 from meta_opt.studies.stress.asked import Asked, changed, plain
 from meta_opt.studies.stress.conditions import Condition
@@ -184,7 +185,8 @@ class StressTest:
             if not unit.record.is_file():
                 announce(unit.name, unit.cost)
                 setup = unit.setup()
-                write_json(unit.record, {"setup": setup, **unit.run()})
+                record = {"setup": setup, **unit.run(), **provenance(setup)}
+                write_json(unit.record, record)
 
     def predictions(self) -> list[Prediction]:
         """Predictions of all finished parts, in the order of the test.

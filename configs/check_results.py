@@ -1,0 +1,194 @@
+"""One cell of each published table, to be measured again: ``published``; ``smoke``.
+
+Each check names the code that measures it (``experiments/result_checks.py``) and the
+tolerance of numbers that have no interval of seeds. ``not_rerun`` lists what is
+published and takes too long, or needs what is not here.
+"""
+
+import ml_collections
+
+from configs import (
+    ablations,
+    calibrate,
+    common,
+    meta_evaluate,
+    plan_memory,
+    safeguard,
+    tables,
+    token_pruning,
+    tune,
+)
+
+
+def published() -> ml_collections.ConfigDict:
+    """Seconds to a few minutes each."""
+    config = ml_collections.ConfigDict()
+    config.checks = _checks()
+    config.not_rerun = {
+        what: {"reason": reason, "command": command}
+        for what, reason, command in _NOT_RERUN
+    }
+    # Of stored results; --records says what each says of its origin.
+    config.results = "results"
+    return config
+
+
+def _checks() -> ml_collections.ConfigDict:
+    checks = {}
+    foreign, test = meta_evaluate.foreign(), meta_evaluate.test()
+    for optimizer in (common.WEIGHTS, "hand_designed", "adamw"):
+        checks[f"foreign/cars_regression/{optimizer}"] = _check(
+            "meta_test_cell",
+            suite=foreign,
+            task="foreign_cars_regression",
+            optimizer=optimizer,
+        )
+        checks[f"meta_test/tuxpaint_head/{optimizer}"] = _check(
+            "meta_test_cell", suite=test, task="tuxpaint_head", optimizer=optimizer
+        )
+    checks["meta_validation/clipart_head/adamw"] = _check(
+        "meta_test_cell",
+        suite=meta_evaluate.validation(),
+        task="clipart_head",
+        optimizer="adamw",
+    )
+    checks["card/lstm-v3/iris"] = _check(
+        "card_value",
+        suite=meta_evaluate.style_validation(),
+        task="validation_iris_mlp",
+        seeds=(1, 2),
+        stored=ml_collections.ConfigDict(
+            {common.WEIGHTS: 0.246, "hand_designed": 0.238}
+        ),
+        relative=0.02,
+    )
+    checks["ablations/clipart_head/hand-designed"] = _check(
+        "ablation_row",
+        study=ablations.shipped(),
+        task="clipart_head",
+        row="everything (the hand-designed rule)",
+        relative=0.02,
+    )
+    checks["calibrated_baselines/cancer_mlp/adamw"] = _check(
+        "calibration_setting",
+        study=calibrate.families(),
+        task="cancer_mlp",
+        rival="adamw",
+        learning_rate=3e-4,
+        weight_decay=0.01,
+        # Measured on a GPU.
+        absolute=0.02,
+    )
+    checks["safeguard/digits_mlp"] = _check(
+        "safeguard_cell",
+        study=safeguard.robustness(),
+        task="digits_mlp",
+        conditions=("ordinary", "NaN in 5% of steps"),
+    )
+    checks["meltr_throughput/losses_nano_1"] = _check(
+        "meltr_operations",
+        file="results/meltr_throughput/cells/losses_nano_1.json",
+        relative=1e-6,
+    )
+    checks["plans/so400m_v5e_2x2"] = _check(
+        "plan_bytes",
+        devices=4,
+        plan=plan_memory.so400m(),
+        file="results/plans/so400m_v5e_2x2/memory_plan.json",
+        trainable="all",
+    )
+    checks["token_pruning/univl"] = _check(
+        "pruning_operations",
+        study=token_pruning.univl(),
+        kept_shares=(0.5,),
+        relative=1e-6,
+    )
+    checks["tuned/nano_clipart_adamw"] = _check(
+        "tuned_trial", search=tune.nano_clipart_adamw(), relative=0.01
+    )
+    checks["table1/emoji_sentiment/lora/adamw"] = _check(
+        "table_cell",
+        table=tables.table1(),
+        task="emoji_sentiment",
+        variant="lora",
+        optimizer="adamw",
+        relative=0.02,
+        absolute=3.0,
+    )
+    return ml_collections.ConfigDict(checks)
+
+
+def _check(kind: str, devices: int = 1, **settings) -> dict:
+    """A check, in a process with so many devices."""
+    return {"kind": kind, "devices": devices, "settings": settings}
+
+
+_NOT_RERUN = (
+    (
+        "table1, learned optimizer (lstm-v2)",
+        "the weights are no longer shipped",
+        "make tables",
+    ),
+    (
+        "table1, seconds and memory; Figures 2 and 3",
+        "seconds are the machine's; the figures show the cells of table1",
+        "make tables",
+    ),
+    (
+        "meta_validation, learned optimizer (lstm-v1)",
+        "the weights are no longer shipped",
+        "python -m experiments.meta_evaluate "
+        "--config configs/meta_evaluate.py:validation",
+    ),
+    (
+        "ablations of lstm-v1",
+        "the weights are no longer shipped; the rule's row is checked",
+        "python -m experiments.ablations --config configs/ablations.py:shipped",
+    ),
+    (
+        "searches of tuned baselines",
+        "20 trials each, hours; runs under their stored settings are checked",
+        "python -m experiments.meta_evaluate --config configs/meta_evaluate.py:foreign",
+    ),
+    (
+        "plans, peak of the compiled step",
+        "needs libtpu (the extra `tpu`) and a minute a step",
+        "python -m experiments.plan_memory --config configs/plan_memory.py:so400m",
+    ),
+    (
+        "meltr_throughput, memory and milliseconds",
+        "a minute a program to compile; milliseconds are the machine's",
+        "python -m experiments.meltr_throughput "
+        "--config configs/meltr_throughput.py:full",
+    ),
+    (
+        "token_pruning, metrics and milliseconds",
+        "150 steps of a video-text model; milliseconds are the machine's",
+        "python -m experiments.token_pruning "
+        "--config configs/token_pruning.py:all_in_one",
+    ),
+    (
+        "quick start, table of the demo",
+        "four to seven minutes, and no record is stored",
+        "make demo",
+    ),
+    (
+        "speed of updates and steps",
+        "milliseconds are the machine's, and no record is stored",
+        "make bench",
+    ),
+)
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """Two checks that need neither prepared data nor training."""
+    config = published()
+    for name in list(config.checks):
+        if not name.startswith(("meltr_throughput", "plans")):
+            del config.checks[name]
+    return config
+
+
+def get_config(arg: str = "published") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    return common.choose(arg, {v.__name__: v for v in (published, smoke)})

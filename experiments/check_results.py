@@ -1,0 +1,164 @@
+"""Measures a cell of each published table again; ``make check-results``.
+
+    python -m experiments.check_results --config configs/check_results.py:published
+
+``--only foreign`` measures some cells, ``--list`` names all of them and what is not
+measured again, ``--records`` counts what records lack of their origin.
+
+Ends with 1 if a number is outside of its interval, with 2 if one could not be measured,
+such as where `make data` has not been run. Each check runs in a process of its own.
+"""
+
+import concurrent.futures
+import multiprocessing
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+from experiments.worker import start_on_devices
+from meta_opt.studies.reproduction.compare import Comparison
+from meta_opt.studies.reproduction.report import (
+    aligned,
+    comparison_rows,
+    comparison_table,
+    failure_row,
+)
+from meta_opt.types import check_keys, near_match
+
+CONFIG = cli.define_config()
+ONLY = flags.DEFINE_list("only", [], "Checks with one of these in their names.")
+LIST = flags.DEFINE_bool("list", False, "List the checks and what is not rerun.")
+RECORDS = flags.DEFINE_bool("records", False, "List what records say of their origin.")
+
+AGREES, OUTSIDE, NOT_RUN = 0, 1, 2
+
+
+def measure(kind: str, settings: Mapping[str, Any]) -> list[Comparison] | str:
+    """Runs a check; what keeps it from running comes back as one line."""
+    from experiments.result_checks import CHECKS
+    from meta_opt.types import check_name
+
+    try:
+        check_name("kind", kind, CHECKS)
+        return CHECKS[kind](settings)
+    except (ValueError, FileNotFoundError) as error:
+        return " ".join(str(error).split())
+
+
+def measure_apart(check: Mapping[str, Any]) -> list[Comparison] | str:
+    """Runs a check in a new process, which has the devices that it asks for."""
+    context = multiprocessing.get_context("spawn")
+    start = (check["devices"], "")
+    with concurrent.futures.ProcessPoolExecutor(
+        1, context, start_on_devices, start
+    ) as pool:
+        try:
+            return pool.submit(measure, check["kind"], check["settings"]).result()
+        except BrokenProcessPool:
+            return "its process ended early; memory may have been short"
+
+
+def chosen_checks(checks: Mapping[str, Any], only: list[str]) -> dict[str, Any]:
+    """The checks with one of some texts in their names; all without any text.
+
+    Raises:
+        ValueError: a text that is in no name.
+    """
+    for part in only:
+        if not any(part in name for name in checks):
+            near = near_match(part, checks)
+            raise ValueError(f"--only={part}: no check has this in its name{near}")
+    return {
+        name: check
+        for name, check in checks.items()
+        if not only or any(part in name for part in only)
+    }
+
+
+def run_checks(checks: Mapping[str, Any]) -> int:
+    """Measures, prints the table and returns the exit status."""
+    from tqdm import tqdm
+
+    rows: list[tuple[str, ...]] = []
+    status = AGREES
+    bar = tqdm(checks.items(), desc="checks", unit="check", disable=None)
+    for name, check in bar:
+        bar.set_postfix_str(name)
+        began = time.monotonic()
+        found = measure_apart(check)
+        if isinstance(found, str):
+            mine, own = [failure_row(name, found)], NOT_RUN
+        else:
+            mine = comparison_rows(name, found)
+            own = AGREES if all(x.agrees for x in found) else OUTSIDE
+        rows, status = rows + mine, max(status, own)
+        seconds = time.monotonic() - began
+        verdicts = ", ".join(dict.fromkeys(row[-1] for row in mine))
+        bar.write(f"{name}: {verdicts} ({seconds:.0f} s)", file=sys.stderr)
+    print(comparison_table(rows))
+    verdicts = [row[-1] for row in rows]
+    counts = {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}
+    print("\n" + ", ".join(f"{count} {v}" for v, count in counts.items()))
+    return status
+
+
+def list_checks(config: Mapping[str, Any]) -> str:
+    """The checks, and what is published and not rerun, with reason and command."""
+    rows = [(name, check["kind"]) for name, check in config["checks"].items()]
+    left = [
+        (what, x["reason"], x["command"]) for what, x in config["not_rerun"].items()
+    ]
+    return "\n\n".join(
+        [
+            "Measured again:\n" + aligned([("cell", "check"), *rows]),
+            "Not measured again:\n" + aligned([("what", "reason", "command"), *left]),
+        ]
+    )
+
+
+def list_records(folder: Path) -> str:
+    """By folder, how many records there are and how many lack each part of the origin.
+
+    Raises:
+        FileNotFoundError: a folder without records.
+    """
+    from meta_opt.provenance import FIELDS, NOT_RECORDED, describe_provenance
+    from meta_opt.text_files import read_json
+
+    counts: dict[str, list[int]] = {}
+    for path in sorted(folder.rglob("*.json")):
+        found = describe_provenance(read_json(path))
+        row = counts.setdefault(path.relative_to(folder).parts[0], [0] * 5)
+        row[0] += 1
+        for column, field in enumerate(FIELDS, start=1):
+            row[column] += found[field] == NOT_RECORDED
+    if not counts:
+        raise FileNotFoundError(f"there are no records in {folder}")
+    head = ("results", "records", *(f"{field} {NOT_RECORDED}" for field in FIELDS))
+    return aligned([head, *((k, *map(str, row)) for k, row in counts.items())])
+
+
+def main() -> None:
+    """Lists, or measures and ends with the status."""
+    config = CONFIG.value.to_dict()
+    check_keys("config", config, ("checks", "not_rerun", "results"))
+    if RECORDS.value:
+        print(list_records(Path(config["results"])))
+    elif LIST.value:
+        print(list_checks(config))
+    else:
+        checks = chosen_checks(config["checks"], ONLY.value)
+        sys.exit(run_checks(checks))
+
+
+if __name__ == "__main__":
+    cli.run(main)

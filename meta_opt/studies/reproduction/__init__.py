@@ -1,0 +1,1 @@
+"""Published numbers measured again."""
