@@ -146,6 +146,11 @@ _NOT_RERUN = (
         "python -m experiments.ablations --config configs/ablations.py:shipped",
     ),
     (
+        "faults",
+        "minutes a cell; most mount file systems in memory and need root",
+        "python -m experiments.faults --config configs/faults.py:full",
+    ),
+    (
         "searches of tuned baselines",
         "20 trials each, hours; runs under their stored settings are checked",
         "python -m experiments.meta_evaluate --config configs/meta_evaluate.py:foreign",

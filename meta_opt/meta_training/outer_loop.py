@@ -148,9 +148,11 @@ def meta_train(
             ``workdir``, or another run uses ``workdir``.
         CheckpointMismatchError: ``workdir`` holds another controller's checkpoint.
     """
+    mesh = _mesh(config)
     with hold_workdir(workdir), catch_signals() as signals:
         return _meta_train(
             config,
+            mesh,
             tasks,
             Path(workdir),
             resolved_config,
@@ -163,6 +165,7 @@ def meta_train(
 
 def _meta_train(
     config: MetaTrainConfig,
+    mesh: Mesh | None,
     tasks: Mapping[str, Task],
     workdir: Path,
     resolved_config: Mapping[str, Any] | None,
@@ -174,7 +177,6 @@ def _meta_train(
     families = [name for name in config.families if _is_sound(tasks[name])]
     if not families:
         raise ValueError("no family left: every task's loss is not finite at its start")
-    mesh = _mesh(config)
     at_once = min(len(families), len(jax.local_devices()) if mesh is None else 1)
     # Committed like all that comes after, else jit compiles twice.
     home = jax.local_devices()[0] if mesh is None else replicated(mesh)

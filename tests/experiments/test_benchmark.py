@@ -14,7 +14,7 @@ def test_meta_training_is_compared_with_plain_training(monkeypatch, estimator):
     benchmark = importlib.import_module("experiments.benchmarks.meta")
     monkeypatch.setattr(benchmark, "make_task", lambda name: line_task(name))
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["benchmark"])
+        flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(families=["line"], estimators=[estimator]):
         (found,) = benchmark.bench_meta()
     runs = {"es": 25 + 3 * 5, "bptt": 3}[estimator]

@@ -53,8 +53,8 @@ def test_the_table_names_what_is_outside():
     ],
 )
 def test_the_exit_status(monkeypatch, capsys, answer, status, word):
-    monkeypatch.setattr(check_results, "measure_apart", lambda check, workdir: answer)
-    assert check_results.run_checks({"a": {}}, "") == status
+    monkeypatch.setattr(check_results, "measure_apart", lambda check: answer)
+    assert check_results.run_checks({"a": {}}) == status
     assert word in capsys.readouterr().out
 
 

@@ -136,7 +136,7 @@ def test_the_command_answers_about_pictures(run, questions, capsys):
     command = importlib.import_module("experiments.answer")
     pictures = [str(questions.parent / f"{i:02}.png") for i in range(3)]
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["answer"], known_only=True)
+        flags.FLAGS.mark_as_parsed()
     settings = {"model": config.export.path, "length": 4, "dtype": "float32"}
     with flagsaver.flagsaver(**settings, prompt=QUESTIONS[0], batch_size=2):
         command.main(*pictures)
