@@ -176,6 +176,7 @@ def test_the_order_of_modalities_does_not_matter_and_which_does():
         fusion({})
 
 
+@pytest.mark.slow
 def test_gradients_reach_all_that_trains_and_groups_are_known(model):
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     batch = small_batch()

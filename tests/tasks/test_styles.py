@@ -58,7 +58,16 @@ def test_all_names_are_registered_for_meta_training():
     assert sum(how.low_rank is not None for how in adapted) >= 5
 
 
-@pytest.mark.parametrize("family", STYLE_TRAIN)
+@pytest.mark.parametrize(
+    "family",
+    [
+        # Pre-training and pictures of prepared data take seconds.
+        pytest.param(name, marks=pytest.mark.slow)
+        if name.startswith(("style_emoji", "style_klettres"))
+        else name
+        for name in STYLE_TRAIN
+    ],
+)
 def test_family_can_be_differentiated_and_its_optimizer_initialised(
     family, monkeypatch
 ):
@@ -129,7 +138,10 @@ def test_family_starts_as_expected_and_trains(family):
     assert losses[-5:].mean() < losses[:3].mean()
 
 
-@pytest.mark.parametrize("family", ["style_wine_mlp", "style_glyphs_head"])
+@pytest.mark.parametrize(
+    "family",
+    ["style_wine_mlp", pytest.param("style_glyphs_head", marks=pytest.mark.slow)],
+)
 def test_family_is_deterministic_and_its_parts_share_no_example(family):
     one, two = make_task(family), make_task(family)
     jax.tree.map(np.testing.assert_array_equal, one.splits, two.splits)

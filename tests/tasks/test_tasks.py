@@ -40,7 +40,7 @@ def test_there_are_enough_families_and_each_part_has_some():
 
 
 # One of each kind of model; the others are compiled in the slow tests.
-QUICK = {"cancer_mlp", "cldr_writer", "tuxpaint_head"}
+QUICK = {"cancer_mlp", "cldr_writer"}
 
 
 @pytest.mark.parametrize(

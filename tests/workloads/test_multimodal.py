@@ -197,13 +197,8 @@ def test_batches_have_an_order_that_resumes():
 # Whole runs
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "classify",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:]),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_task_is_learned(root, kind):
     config = run_config(root, kind, steps=32)
     finished = finetune(config)

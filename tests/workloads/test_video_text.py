@@ -394,7 +394,8 @@ def test_masked_losses_differ_from_step_to_step(built, computed, family, task):
         assert (one != other) == (name in MASKED), name
 
 
-@pytest.mark.parametrize("family, task", quick(WIDEST, WIDEST[:1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("family, task", WIDEST)
 def test_what_fills_up_short_clips_changes_nothing(built, computed, family, task):
     batch = first_batch(built(family, task))
     absent = ~batch["present"]
