@@ -49,7 +49,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
             run = _run_config(task, base, changes).settings()
             name = run["optimizer"]["weights"]
             weights = [name, weights_digest(name)]
-            run = _deciding(run)
+            run = deciding(run)
             for optimizer in config["optimizers"]:
                 setup: dict[str, Any] = {"run": run, "seeds": list(config["seeds"])}
                 if optimizer == "learned":
@@ -94,7 +94,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return both
 
 
-def _deciding(run: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(run: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings those that its outcome depends on.
 
     Where files lie, and how many may be broken, decides nothing, every optimizer has

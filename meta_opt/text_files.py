@@ -6,7 +6,7 @@ What is wrong is said with file and line.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,6 +160,30 @@ def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
             yield parsed
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSON object a line in UTF-8, whole or not at all.
+
+    Args:
+        path: the file; its folder is made.
+        rows: of what JSON has; read while the file is written.
+
+    Raises:
+        TypeError: a value that JSON does not have.
+        ValueError: NaN or an infinity, which JSON does not have.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "rows.jsonl"
+        >>> write_jsonl(file, [{"text": "é"}, {"text": None}])
+        >>> print(file.read_text(encoding="utf-8"), end="")
+        {"text": "é"}
+        {"text": null}
+    """
+    with write_atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _place(error: json.JSONDecodeError) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,7 +25,8 @@ from meta_opt.predictor.fitted import Fitted
 from meta_opt.predictor.fitting import Fitting
 from meta_opt.predictor.plan import TrainingPlan, choose_loop
 from meta_opt.predictor.training import train
-from meta_opt.types import from_config, write_atomic
+from meta_opt.text_files import write_jsonl
+from meta_opt.types import from_config
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_data import DataConfig
@@ -198,14 +198,15 @@ def _loss_of(weights: str) -> str:
 
 def _write_samples(file: Path, fitting: Fitting, kind: str) -> None:
     """Writes the samples as the JSONL file that a run reads."""
-    lines = [
-        json.dumps(_line(sample, split, kind))
-        for split, part in fitting.parts.items()
-        for sample in part
-        if "image" in sample.media
-    ]
-    with write_atomic(file) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_jsonl(
+        file,
+        (
+            _line(sample, split, kind)
+            for split, part in fitting.parts.items()
+            for sample in part
+            if "image" in sample.media
+        ),
+    )
 
 
 def _line(sample: Sample, split: str, kind: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A model's answers about every picture of a split, and their metrics."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from meta_opt.metrics.category_answers import CategoryParser, report_answers
 from meta_opt.metrics.classification import class_averages
 from meta_opt.models.decoding import DecodingConfig
 from meta_opt.models.generative import Generative
-from meta_opt.types import Batch, write_atomic
+from meta_opt.text_files import write_jsonl
+from meta_opt.types import Batch
 from meta_opt.workloads.image_text_model import Preprocessing
 
 
@@ -111,21 +111,24 @@ class Predictions:
         """Writes a JSON line for each example, whole or not at all."""
         classes = self.examples.classes
         parser = CategoryParser(classes)
-        with write_atomic(path) as file, file.open("w", encoding="utf-8") as lines:
-            for i, (key, text) in enumerate(
-                zip(self.examples.keys, self.written, strict=True)
-            ):
-                read = parser(text)
-                row: dict[str, Any] = {
-                    "image": key,
-                    "label": classes[self.examples.labels[i]],
-                    "answer": text,
-                    "category": classes[read.category] if read.category >= 0 else None,
-                    "status": read.status,
-                    "likeliest": classes[int(np.argmax(self.scores[i]))],
-                    "log_likelihoods": [round(float(x), 4) for x in self.scores[i]],
-                }
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        def row(i: int) -> dict[str, Any]:
+            text = self.written[i]
+            read = parser(text)
+            return {
+                "image": self.examples.keys[i],
+                "label": classes[self.examples.labels[i]],
+                "answer": text,
+                "category": classes[read.category] if read.category >= 0 else None,
+                "status": read.status,
+                "likeliest": classes[int(np.argmax(self.scores[i]))],
+                "log_likelihoods": [
+                    round(float(x), 4) if np.isfinite(x) else None
+                    for x in self.scores[i]
+                ],
+            }
+
+        write_jsonl(path, map(row, range(len(self.written))))
 
 
 def _averages(labels: np.ndarray, found: np.ndarray) -> dict[str, float]:

@@ -24,7 +24,7 @@ from meta_opt.optimizers.weights import weights_digest
 from meta_opt.studies.progressive.predictions import lengths_of
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.held_out import read_pictures
-from meta_opt.types import write_atomic
+from meta_opt.text_files import write_jsonl
 from meta_opt.workloads.classification import ClassificationConfig
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
@@ -165,8 +165,8 @@ class Examples:
                 every.append(known)
                 target = answer_of(label)
                 lines.append({**known, "prompt": self.prompt, "target": target})
-            _write_lines(folder / f"{split}.jsonl", lines)
-        _write_lines(folder / "pictures.jsonl", every)
+            write_jsonl(folder / f"{split}.jsonl", lines)
+        write_jsonl(folder / "pictures.jsonl", every)
 
 
 def read_training(data: StoredFewShot, prompt: str) -> Examples:
@@ -276,9 +276,3 @@ def train(run: RunConfig, folder: Path) -> None:
             with other settings.
     """
     finetune(run, folder / "run")
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with write_atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -17,7 +17,6 @@ gets.
 """
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -27,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from meta_opt.studies.stress.conditions import Condition
-from meta_opt.text_files import read_jsonl
-from meta_opt.types import from_config, write_atomic
+from meta_opt.text_files import read_jsonl, write_jsonl
+from meta_opt.types import from_config
 
 _SUM_TOLERANCE = 1e-3
 
@@ -135,10 +134,13 @@ def write_predictions(
         path: the file; its folder is created.
         predictions: in order.
     """
-    with write_atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for one in predictions:
-            line = dataclasses.asdict(one) | {"condition": one.condition.to_json()}
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+    write_jsonl(
+        path,
+        (
+            dataclasses.asdict(one) | {"condition": one.condition.to_json()}
+            for one in predictions
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

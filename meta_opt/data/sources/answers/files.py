@@ -13,10 +13,9 @@ reads.
 """
 
 import dataclasses
-import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from meta_opt.data.sources.answers.pictures import (
     read_pictures,
 )
 from meta_opt.data.sources.answers.questions import QuestionsConfig, ask
-from meta_opt.text_files import write_json
+from meta_opt.text_files import write_json, write_jsonl
 from meta_opt.types import check_least, check_name
 
 DESCRIPTION = "dataset.json"
@@ -118,7 +117,7 @@ def write_dataset(
         readable = _write_pictures(scratch, pictures, width, unreadable)
         asked = ask(readable, questions)
         for split, rows in asked.items():
-            _write_lines(
+            write_jsonl(
                 scratch / f"{split}.jsonl",
                 (
                     {
@@ -166,8 +165,3 @@ def _write_pictures(
         file.write_bytes(data)
         written.append(picture)
     return written
-
-
-def _write_lines(file: Path, rows: Iterable[dict[str, str]]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    file.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,52 @@
+"""The framework against plain fine-tuning on the suite: ``suite``, ``smoke``."""
+
+import ml_collections
+
+from configs import common, multimodal, tables
+
+
+def suite() -> ml_collections.ConfigDict:
+    """What best checkpoint, readout and `meta_opt.fit` add, three seeds each."""
+    config = ml_collections.ConfigDict()
+    config.tasks = tables.table1().tasks
+    # The first is what the others are compared with.
+    config.stages = (
+        dict(name="AdamW, tuned", optimizer="adamw"),
+        dict(name="AdamW, best checkpoint", optimizer="adamw", part="best checkpoint"),
+        dict(name="AdamW, readout", optimizer="adamw", part="readout"),
+        dict(name="learned, LoRA", trainable="lora"),
+        dict(name="learned"),
+        dict(name="learned, best checkpoint", part="best checkpoint"),
+        dict(name="learned, readout", part="readout"),
+        dict(name="framework", part="fit"),
+    )
+    config.seeds = (1, 2, 3)
+    # Of `meta_opt.fit`.
+    config.preset = "good"
+    # With the runs after the last step, and the tuned settings.
+    config.table1 = "results/table1"
+    config.results = "results/framework"
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """One seed of two stages on few samples of one task, whose Table 1 is there."""
+    config = suite()
+    task = multimodal.task("tuxpaint_trimodal")
+    task.inputs.max_examples = 40
+    task.num_steps = 4
+    task.batch_size = 8
+    task.loop.eval_every = task.loop.log_every = 2
+    config.tasks = ml_collections.ConfigDict({"tuxpaint_trimodal": task})
+    parts = ("AdamW, tuned", "learned, readout", "framework")
+    config.stages = tuple(x for x in config.stages if x["name"] in parts)
+    config.seeds = (1,)
+    config.preset = "fast"
+    config.results = "runs/framework_smoke"
+    return config
+
+
+def get_config(arg: str = "suite") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    variants = (suite, smoke)
+    return common.choose(arg, {variant.__name__: variant for variant in variants})

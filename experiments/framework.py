@@ -1,0 +1,84 @@
+"""Measures what each part of the framework adds to plain fine-tuning on the suite.
+
+    python -m experiments.framework --config configs/framework.py:suite
+    python -m experiments.framework --config configs/framework.py:suite --report
+
+What is measured already, under the same configuration, is not measured again, so that
+a stopped command goes on. The runs after the last step, and the tuned settings of
+AdamW, are those of Table 1 (``experiments.reproduce_tables``).
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+from experiments.framework_cells import (
+    FrameworkCell,
+    framework_cells,
+    measure,
+    table1_runs,
+)
+from meta_opt.types import check_keys
+
+CONFIG = cli.define_config(partial=True)
+ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
+REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+
+_SETTINGS = ("tasks", "stages", "seeds", "preset", "table1", "results")
+
+
+def measure_missing(
+    config: Mapping[str, Any], cells: Mapping[tuple[str, str], FrameworkCell]
+) -> None:
+    """Measures the wanted cells that are not there, with a bar."""
+    from tqdm import tqdm
+
+    from meta_opt.compilation_cache import use_compilation_cache
+
+    use_compilation_cache()
+    missing = {
+        cell.path: cell
+        for cell in cells.values()
+        if ONLY.value in cell.name and cell.stored() is None
+    }
+    with tqdm(missing.values(), desc="cells", unit="cell") as bar:
+        for cell in bar:
+            bar.set_postfix_str(cell.name)
+            measure(cell, config["tasks"][cell.task])
+
+
+def main() -> None:
+    """Measures what is not there, reports."""
+    from meta_opt.studies.framework.report import write_framework
+    from meta_opt.studies.framework.stages import PLAIN, read_stages
+    from meta_opt.studies.framework.summary import summarise_stages
+
+    config = CONFIG.value.to_dict()
+    check_keys("config", config, _SETTINGS)
+    stages = read_stages(config["stages"])
+    cells = framework_cells(config, stages)
+    if not REPORT.value:
+        measure_missing(config, cells)
+    results: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
+    for stage in stages:
+        of_stage = results[stage.name]
+        for task in config["tasks"]:
+            if stage.part == PLAIN:
+                of_stage[task] = table1_runs(config["table1"], task, stage)[1]
+            elif (runs := cells[stage.name, task].runs()) is not None:
+                of_stage[task] = runs
+    missing = len({c.path for c in cells.values() if c.stored() is None})
+    command, folder = cli.command_line(), config["results"]
+    print(write_framework(folder, summarise_stages(results), command, missing))
+    print(f"written: {folder}/framework.md, framework.json, framework.png")
+
+
+if __name__ == "__main__":
+    cli.run(main)

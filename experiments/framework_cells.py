@@ -1,0 +1,221 @@
+"""A cell of the framework's table: one stage on one task, several seeds."""
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.stored_results import StoredResult
+from experiments.table_cells import deciding
+from experiments.workloads import read_run
+from meta_opt.optimizers.weights import weights_digest
+from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
+from meta_opt.text_files import read_json
+
+_PICTURE_SIDE = 224
+"""Of the files that `fit` gets."""
+_WITH_READOUT = ("classify", "score")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrameworkCell(StoredResult):
+    """What is measured, and where its result is stored.
+
+    Attributes:
+        task: its name.
+        stage: how it is fine-tuned.
+    """
+
+    task: str
+    stage: Stage
+
+    @property
+    def name(self) -> str:
+        """For bars and messages."""
+        return f"{self.task}, {self.stage.name}"
+
+    def runs(self) -> Sequence[Mapping[str, Any]] | None:
+        """The measured runs, a seed each; None if they are not measured yet."""
+        record = self.stored()
+        return None if record is None else record["runs"]
+
+
+def table1_runs(
+    folder: str | Path, task: str, stage: Stage
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Settings and full-length runs of a cell of Table 1.
+
+    Args:
+        folder: with the records of Table 1.
+        task: its name.
+        stage: its optimizer and trained parameters.
+
+    Raises:
+        FileNotFoundError: a cell that is not measured.
+    """
+    path = Path(folder) / task / stage.trainable / f"{stage.optimizer}.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: measure it with python -m "
+            "experiments.reproduce_tables --config configs/tables.py:table1 "
+            f'--only "{task}, {stage.trainable}, {stage.optimizer}"'
+        )
+    record = read_json(path)
+    runs = [run for run in record["runs"] if run["budget"] == 1.0]
+    return record["settings"], runs
+
+
+def framework_cells(
+    config: Mapping[str, Any], stages: Sequence[Stage]
+) -> dict[tuple[str, str], FrameworkCell]:
+    """The cells to measure, by stage and task; those of Table 1 are not among them."""
+    found = {}
+    for given in stages:
+        if given.part == PLAIN:
+            continue
+        for task, base in config["tasks"].items():
+            stage = _of_task(given, _kind(base))
+            run = _run(stage, base)
+            setup: dict[str, Any] = {
+                "run": deciding(run.settings()),
+                "optimizer": stage.optimizer,
+                "part": stage.part,
+                "seeds": list(config["seeds"]),
+            }
+            if stage.optimizer == "learned":
+                weights = run.optimizer.weights
+                setup["weights"] = [weights, weights_digest(weights)]
+            else:
+                setup["settings"], _ = table1_runs(config["table1"], task, stage)
+            if stage.part == FIT:
+                setup["preset"] = config["preset"]
+            file = f"{stage.trainable}_{stage.optimizer}_{stage.part}.json"
+            path = Path(config["results"]) / task / file.replace(" ", "_")
+            found[given.name, task] = FrameworkCell(
+                path, json.loads(json.dumps(setup)), task, stage
+            )
+    return found
+
+
+def measure(cell: FrameworkCell, base: Mapping[str, Any]) -> None:
+    """Measures a cell and writes its result.
+
+    Args:
+        cell: what.
+        base: settings of the task's run.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM.
+    """
+    from meta_opt.predictor.plan import METRICS
+
+    run = _run(cell.stage, base)
+    if cell.stage.part == FIT:
+        setup = cell.setup
+        runs = _fitted(run.workload.inputs, setup["preset"], setup["seeds"])
+    else:
+        runs = _trained(cell, run, METRICS[_kind(base)])
+    cell.write({"runs": runs})
+
+
+def _kind(base: Mapping[str, Any]) -> str:
+    from meta_opt.data.sources.multimodal import find_task
+
+    return find_task(base["inputs"]["task"]).kind
+
+
+def _of_task(stage: Stage, kind: str) -> Stage:
+    """The stage; without the readout where a task has none."""
+    if stage.part == READOUT and kind not in _WITH_READOUT:
+        return dataclasses.replace(stage, part=BEST)
+    return stage
+
+
+def _run(stage: Stage, base: Mapping[str, Any]) -> Any:
+    readout = stage.part == READOUT
+    model = {**base["model"], "trainable": stage.trainable, "readout": readout}
+    return read_run({**base, "model": model})
+
+
+def _trained(
+    cell: FrameworkCell, run: Any, selection: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """Runs at the suite's settings, tested at the evaluation that is best."""
+    from meta_opt.finetuning.early_stopping import EarlyStopping
+    from meta_opt.finetuning.trial import Trial
+    from meta_opt.tuning.injected import injected
+
+    metric, mode = selection
+    # As long as without: what is compared is which parameters are tested.
+    stopping = EarlyStopping(metric, mode, patience=run.loop.num_steps)
+    trial = Trial(run, injected, early_stopping=stopping)
+    settings = cell.setup.get("settings", {})
+    optimizer = dataclasses.replace(
+        run.optimizer,
+        name=cell.stage.optimizer,
+        num_steps=run.loop.num_steps,
+        **settings,
+    )
+    found = []
+    for seed in cell.setup["seeds"]:
+        one = trial(optimizer, seed)
+        values = [e.validation[metric] for e in one.evaluations]
+        best = one.evaluations[stopping.best(values)]
+        found.append(
+            {
+                "seed": seed,
+                "test": one.test,
+                "validation": best.validation,
+                "step": best.step,
+                "num_steps": one.num_steps,
+                "seconds": one.seconds,
+            }
+        )
+    return found
+
+
+def _fitted(inputs: Any, preset: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Calls of `meta_opt.fit` on the task's samples as files."""
+    import meta_opt
+    from meta_opt.data.records import SPLITS
+    from meta_opt.data.sources.multimodal import find_task, read_split
+    from meta_opt.data.sources.sample_writer import write_samples
+
+    task = find_task(inputs.task)
+    root = inputs.data_dir or None
+    parts = {
+        split: read_split(task, inputs.task, split, root, _PICTURE_SIDE).at_most(
+            inputs.max_examples
+        )
+        for split in SPLITS
+    }
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_samples(parts, folder)
+        for seed in seeds:
+            started = time.perf_counter()
+            predictor = meta_opt.fit(
+                file, preset=preset, seed=seed, data_dir=inputs.data_dir, progress=False
+            )
+            record = predictor.record
+            chosen = {d.name: d.value for d in predictor.decisions}
+            found.append(
+                {
+                    "seed": seed,
+                    "test": record.metrics["test"],
+                    "validation": record.metrics["validation"],
+                    "step": chosen["best_step"],
+                    "num_steps": chosen["num_steps"],
+                    "seconds": record.seconds["training"] - record.seconds["compiling"],
+                    "seconds_in_all": time.perf_counter() - started,
+                    "decisions": {
+                        name: value
+                        for name, value in chosen.items()
+                        if isinstance(value, int | float | str)
+                    },
+                }
+            )
+    return found

@@ -1,0 +1,83 @@
+"""Means of each stage over tasks and seeds, and its gain over the first one."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from meta_opt.metrics.intervals import Interval, interval
+
+Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+"""By stage and task, a run for each seed with its ``test`` metrics and ``seconds``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRow:
+    """One stage over all tasks.
+
+    Attributes:
+        stage: its name.
+        tasks: number of tasks.
+        accuracy: on test data, percent: mean over tasks, interval over seeds.
+        gain: accuracy minus that of the first stage, percentage points, its interval
+            over tasks; None for the first stage.
+        macro_f1: in [0, 1], mean over the tasks that have classes.
+        seconds: of training, mean over tasks.
+        by_task: accuracy of each task, percent, mean over seeds.
+    """
+
+    stage: str
+    tasks: int
+    accuracy: Interval
+    gain: Interval | None
+    macro_f1: float
+    seconds: float
+    by_task: dict[str, float]
+
+
+def summarise_stages(results: Results) -> list[StageRow]:
+    """A row for each stage, over the tasks that all of them are measured on.
+
+    Args:
+        results: of at least one stage. Stages without any task are left out.
+
+    Returns:
+        Rows in the order of the stages; none if no task is measured in all of them.
+    """
+    measured = {stage: tasks for stage, tasks in results.items() if tasks}
+    if not measured:
+        return []
+    common = set.intersection(*(set(tasks) for tasks in measured.values()))
+    names = [task for task in next(iter(measured.values())) if task in common]
+    if not names:
+        return []
+    first = next(iter(measured))
+    rows = []
+    for stage, tasks in measured.items():
+        runs = [tasks[name] for name in names]
+        accuracy = [[100 * run["test"]["accuracy"] for run in of] for of in runs]
+        f1 = [
+            [run["test"]["macro_f1"] for run in of]
+            for of in runs
+            if "macro_f1" in of[0]["test"]
+        ]
+        base = [
+            np.mean([100 * run["test"]["accuracy"] for run in measured[first][name]])
+            for name in names
+        ]
+        means = [float(np.mean(x)) for x in accuracy]
+        # Seeds may differ in number: the fewest count.
+        seeds = min(map(len, accuracy))
+        rows.append(
+            StageRow(
+                stage=stage,
+                tasks=len(names),
+                accuracy=interval(np.mean([x[:seeds] for x in accuracy], axis=0)),
+                gain=None if stage == first else interval(np.subtract(means, base)),
+                macro_f1=float(np.mean([np.mean(x) for x in f1])) if f1 else np.nan,
+                seconds=float(np.mean([run["seconds"] for of in runs for run in of])),
+                by_task=dict(zip(names, means, strict=True)),
+            )
+        )
+    return rows
