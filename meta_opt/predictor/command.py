@@ -141,6 +141,12 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--preset", default="good", choices=list(PRESETS), help="training effort"
     )
+    command.add_argument(
+        "--devices",
+        type=int,
+        help="divide batches over at most so many devices; None: all accelerators, or "
+        "one CPU",
+    )
     command.add_argument("--seed", type=int, default=0, help="random seed")
     command.add_argument(
         "--data-dir",
@@ -177,7 +183,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
     """The options that `_add_choices` added, without the data."""
-    names = ("target", "validation", "test", "model", "preset", "seed", "data_dir")
+    names = (
+        *("target", "validation", "test", "model", "preset"),
+        *("devices", "seed", "data_dir"),
+    )
     return {name: getattr(options, name) for name in names}
 
 

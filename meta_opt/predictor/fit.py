@@ -38,6 +38,7 @@ def fit(
     preset: str | Preset = "good",
     encoders: Mapping[str, str] | None = None,
     time_limit: float | None = None,
+    devices: int | None = None,
     workdir: str | os.PathLike | None = None,
     seed: int = 0,
     data_dir: str | os.PathLike = "",
@@ -71,6 +72,8 @@ def fit(
         encoders: by modality, names of `meta_opt.models.encoders` to use instead of
             the default ones.
         time_limit: seconds for the whole call; None for no limit.
+        devices: at most so many, of this process; None for all its accelerators, or one
+            CPU. Batches are divided over them and, with ``model``, the parameters too.
         workdir: folder for logs, checkpoints and the predictor; None for none. If a
             call in it was interrupted, the same call resumes it and returns the same
             predictor as without the interruption; ``time_limit`` starts over. If the
@@ -111,7 +114,7 @@ def fit(
     }
     given = {"data": data, "validation": validation, "test": test}
     run_folder = None if folder is None else folder / _RUN
-    call = FitCall(chosen, clock, run_folder, progress)
+    call = FitCall(chosen, clock, run_folder, progress, devices)
     fitting, decisions = prepare(given, arguments, call, folder)
     if folder is not None and (folder / FILE).is_file():
         return Predictor.load(folder, data_dir=data_dir)

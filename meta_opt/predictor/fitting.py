@@ -39,6 +39,7 @@ class FitCall:
         clock: the remaining time.
         run_folder: for logs, checkpoints and evaluations of the run; None for none.
         progress: whether to show bars.
+        devices: at most so many; None for all accelerators of this process.
         record: keeps decisions, for the call that resumes this one.
     """
 
@@ -46,6 +47,7 @@ class FitCall:
     clock: Clock = dataclasses.field(default_factory=Clock)
     run_folder: Path | None = None
     progress: bool = True
+    devices: int | None = None
     record: CallRecord = dataclasses.field(
         default_factory=lambda: CallRecord(None, {}, {})
     )

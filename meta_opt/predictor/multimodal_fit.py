@@ -15,6 +15,7 @@ from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import MultimodalBackend
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.devices import choose_devices, mesh_of_copies
 from meta_opt.predictor.fitted import Fitted
 from meta_opt.predictor.fitting import Fitting
 from meta_opt.predictor.plan import MultimodalPlan, make_plan
@@ -48,6 +49,9 @@ def fit_multimodal(
     """
     columns, clock = fitting.columns, fitting.call.clock
     plan, decisions = plan_multimodal(fitting, encoders, data_dir)
+    devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
+    plan = dataclasses.replace(plan, mesh=mesh_of_copies(devices))
+    decisions = [*decisions, *found]
     loaded, names, found = _load(fitting, plan.inputs.image_size)
     decisions += found
     seconds = {"reading": clock.spent()}
@@ -62,7 +66,7 @@ def fit_multimodal(
     workload = multimodal_workload(module, training, fitting.name)
     trained = train(workload, plan, fitting.call)
     seconds["training"] = clock.spent() - sum(seconds.values())
-    model = module.merge(trained.params, trained.frozen)
+    model = module.merge(trained.params, jax.device_get(trained.frozen))
     backend = MultimodalBackend(
         jax.tree.map(jnp.asarray, model),
         columns,

@@ -18,6 +18,7 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.memory_estimate import MemoryEstimate, estimate_memory
 from meta_opt.models.lora import add_lora
 from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.devices import choose_devices
 from meta_opt.predictor.fit import prepare
 from meta_opt.predictor.fitting import FitCall, Fitting
 from meta_opt.predictor.multimodal_fit import plan_multimodal
@@ -56,7 +57,8 @@ class Outline:
         num_steps: most optimizer updates; early stopping and a time limit may lead to
             fewer.
         batch_size: B.
-        memory: estimate for one step.
+        devices: number of devices that a batch is divided over.
+        memory: estimate for one step, on each device.
         sample_bytes: bytes of the arrays of all samples, which stay in memory; 0 if
             files are read while training.
     """
@@ -66,6 +68,7 @@ class Outline:
     other_parameters: int
     num_steps: int
     batch_size: int
+    devices: int
     memory: MemoryEstimate
     sample_bytes: int
 
@@ -76,13 +79,14 @@ class Outline:
             for name, value in dataclasses.asdict(self.memory).items()
         )
         total = self.memory.total + self.sample_bytes
+        of_each = f" of each of {self.devices} devices" if self.devices > 1 else ""
         return "\n".join(
             [
                 *map(str, self.decisions),
                 f"trained parameters: {self.trained_parameters:,} of "
                 f"{self.trained_parameters + self.other_parameters:,}",
                 f"steps: at most {self.num_steps}, of {self.batch_size} samples",
-                f"memory: about {total / 2**20:.0f} MiB ({memory}, samples "
+                f"memory{of_each}: about {total / 2**20:.0f} MiB ({memory}, samples "
                 f"{self.sample_bytes / 2**20:.0f})",
             ]
         )
@@ -94,6 +98,7 @@ class _Subject(NamedTuple):
     example: PyTree
     loop: LoopConfig
     sample_bytes: int
+    sharded: bool
 
 
 def plan(
@@ -105,6 +110,7 @@ def plan(
     model: str | os.PathLike | None = None,
     preset: str | Preset = "good",
     encoders: Mapping[str, str] | None = None,
+    devices: int | None = None,
     seed: int = 0,
     data_dir: str | os.PathLike = "",
 ) -> Outline:
@@ -121,6 +127,7 @@ def plan(
         model: to train in place of the encoders.
         preset: the effort.
         encoders: by modality, names of encoders.
+        devices: number of devices, which need not be there.
         seed: random seed.
         data_dir: the folder of pretrained encoders.
 
@@ -143,8 +150,10 @@ def plan(
     else:
         subject, found = _vision_text(fitting, os.fspath(model))
     size = subject.loop.batch_size
+    count, more = choose_devices(size, devices, present=False)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), subject.example
+        lambda x: jax.ShapeDtypeStruct((size // count, *x.shape[1:]), x.dtype),
+        subject.example,
     )
     module = subject.module
     memory = estimate_memory(
@@ -154,12 +163,21 @@ def plan(
         fit_optimizer(subject.loop.num_steps, module.params),
         batch,
     )
+    if subject.sharded:
+        memory = dataclasses.replace(
+            memory,
+            **{
+                name: math.ceil(getattr(memory, name) / count)
+                for name in ("parameters", "frozen", "gradients", "optimizer")
+            },
+        )
     return Outline(
-        (*decisions, *found),
+        (*decisions, *found, *more),
         _count(module.params),
         _count(module.frozen),
         subject.loop.num_steps,
         size,
+        count,
         memory,
         subject.sample_bytes,
     )
@@ -197,6 +215,7 @@ def _multimodal(
         shapes,
         made.loop,
         each * sum(map(len, parts.values())),
+        sharded=False,
     ), decisions
 
 
@@ -237,7 +256,7 @@ def _vision_text(fitting: Fitting, weights: str) -> tuple[_Subject, list[Decisio
         length = prepared.prompts([""]).shape[1]
         example["prompt"] = jax.ShapeDtypeStruct((1, length), jnp.int32)
     loss_fn = image_text_loss(module, config.loss)
-    return _Subject(module, loss_fn, example, planned.loop, 0), decisions
+    return _Subject(module, loss_fn, example, planned.loop, 0, True), decisions
 
 
 def _count(tree: PyTree) -> int:

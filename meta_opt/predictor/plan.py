@@ -23,6 +23,7 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.recovery import RecoveryConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig
+from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.predictor.decision import Decisions
 from meta_opt.predictor.fitting import Fitting
 from meta_opt.predictor.presets import Preset
@@ -64,11 +65,13 @@ class TrainingPlan:
         loop: number of steps, batch size and intervals.
         metric: the validation metric that selects the parameters.
         mode: ``min`` or ``max``, whichever is better.
+        mesh: the devices, which a call that resumes another one chooses anew.
     """
 
     loop: LoopConfig
     metric: str
     mode: str
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

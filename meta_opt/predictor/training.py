@@ -87,7 +87,7 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
     if clock.limit is not None:
         loop, found = call.record.decide(
             "length",
-            lambda: _that_fits(workload, plan.loop, call, step, timing),
+            lambda: _that_fits(workload, plan, call, step, timing),
             dataclasses.asdict,
             functools.partial(from_config, LoopConfig),
         )
@@ -141,6 +141,7 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
         fit_optimizer(loop.num_steps, workload.params),
         dataclasses.replace(loop, num_steps=num_steps, progress=call.progress),
         workdir=workdir,
+        mesh=plan.mesh,
         label="fit",
         compile_with=step,
         stop_when=stop,
@@ -213,13 +214,14 @@ class _Timed:
 
 def _that_fits(
     workload: Workload,
-    loop: LoopConfig,
+    plan: TrainingPlan,
     call: FitCall,
     step: CachedStep,
     timing: _Timing,
 ) -> tuple[LoopConfig, list[Decision]]:
     """The loop with as many of its steps as fit in the remaining time."""
-    preset, clock, evaluate = call.preset, call.clock, workload.evaluate
+    loop, evaluate = plan.loop, workload.evaluate
+    preset, clock = call.preset, call.clock
     assert evaluate is not None
     examples = workload.describe()["examples"]["train"]
     if clock.left() <= 0:
@@ -245,6 +247,7 @@ def _that_fits(
         dataclasses.replace(workload, evaluate=timed),
         fit_optimizer(_TIMED_STEPS, workload.params),
         short,
+        mesh=plan.mesh,
         compile_with=step,
     )
     jax.block_until_ready(tried.state)

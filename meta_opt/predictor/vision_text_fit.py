@@ -14,6 +14,7 @@ from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
+from meta_opt.parallel.mesh import make_mesh
 from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import (
     DEFAULT_PROMPT,
@@ -21,6 +22,7 @@ from meta_opt.predictor.backend import (
     VisionTextBackend,
 )
 from meta_opt.predictor.decision import Decision, Decisions
+from meta_opt.predictor.devices import choose_devices, mesh_of_shards
 from meta_opt.predictor.fitted import Fitted
 from meta_opt.predictor.fitting import Fitting
 from meta_opt.predictor.plan import TrainingPlan, choose_loop
@@ -121,6 +123,9 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
             or a time limit that is too short.
     """
     plan, decisions = plan_vision_text(fitting, weights)
+    devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
+    plan = dataclasses.replace(plan, mesh=mesh_of_shards(devices))
+    decisions = [*decisions, *found]
     folder = Path(tempfile.mkdtemp(prefix="meta-opt-"))
     try:
         return _fit_in(folder, fitting, plan, decisions)
@@ -153,7 +158,7 @@ def _fit_in(
     export = ExportConfig(
         str(folder / MODEL), "huggingface" if is_folder(plan.model.weights) else "model"
     )
-    workload = config.build(fitting.seed, None, export)
+    workload = config.build(fitting.seed, make_mesh(plan.mesh), export)
     seconds = {"reading": clock.spent()}
     trained = train(workload, plan, fitting.call)
     seconds["training"] = clock.spent() - sum(seconds.values())

@@ -222,6 +222,13 @@ def test_a_model_of_the_users_is_resumed(tmp_path, monkeypatch):
     again = fit_pairs(tmp_path / "work")
     np.testing.assert_array_equal(again.embed(pairs)[0], whole.embed(pairs)[0])
     assert again.decisions == whole.decisions
+    # The parameters divided over two devices.
+    settings = {"model": siglip, "preset": SMALL, "devices": 2}
+    divided = meta_opt.fit(pairs, progress=False, **settings)
+    np.testing.assert_allclose(
+        divided.embed(pairs)[0], whole.embed(pairs)[0], atol=0.01
+    )
+    assert meta_opt.plan(pairs, **settings).memory.frozen < outline.memory.frozen
 
 
 @pytest.mark.slow
