@@ -1,8 +1,11 @@
-"""Search for a baseline's settings at a budget: ``nano_clipart_adamw``, ``smoke``."""
+"""Search for a baseline's settings at a budget: ``nano_clipart_adamw``, ``smoke``.
+
+``openclipart_answers_adamw``: AdamW for the phases of ``configs/progressive.py``.
+"""
 
 import ml_collections
 
-from configs import common
+from configs import common, progressive
 
 
 def nano_clipart_adamw() -> ml_collections.ConfigDict:
@@ -37,6 +40,36 @@ def nano_clipart_adamw() -> ml_collections.ConfigDict:
     return config
 
 
+def openclipart_answers_adamw() -> ml_collections.ConfigDict:
+    """AdamW by 100 trials on the examples of all phases at once, three times over.
+
+    For ``adamw_tuned`` of ``configs/progressive.py:openclipart_reduced``.
+    """
+    config = nano_clipart_adamw()
+    base = progressive.openclipart_reduced()
+    folder = f"{base.study.folder}/{base.study.width}"
+    for section in ("study", "optimizers"):
+        del base[section]
+    base.data.name = f"{folder}/train.jsonl"
+    base.data.validation = f"{folder}/validation.jsonl"
+    base.data.test = f"{folder}/test.jsonl"
+    base.num_steps = 3 * 840 // base.batch_size
+    base.loop.eval_every = 840 // base.batch_size
+    base.loop.progress = False
+    base.optimizer = dict(name="adamw")
+    # The list of 30 categories, and an answer.
+    base.pipeline.prompt_length = 192
+    base.pipeline.text_length = 16
+    config.base = base
+    config.search.num_trials = 100
+    config.search.startup_trials = 10
+    config.search.min_resource = base.loop.eval_every
+    config.search.reduction_factor = 3
+    config.name = "openclipart_answers_adamw"
+    config.results = "results/tuned/openclipart_answers_adamw.json"
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """Two trials of a few steps."""
     config = nano_clipart_adamw()
@@ -52,5 +85,5 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "nano_clipart_adamw") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    variants = (nano_clipart_adamw, smoke)
+    variants = (nano_clipart_adamw, openclipart_answers_adamw, smoke)
     return common.choose(arg, {variant.__name__: variant for variant in variants})

@@ -1,6 +1,5 @@
 """The outer loop: meta-trains the controller, resumable and deterministic by seed."""
 
-import concurrent.futures
 import dataclasses
 import logging
 import time
@@ -13,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.interruption import Interrupted, Signals, catch_signals
 from meta_opt.meta_training.config import MetaTrainConfig
-from meta_opt.meta_training.estimation import make_estimator
-from meta_opt.meta_training.estimators.episode import Estimator
 from meta_opt.meta_training.parametrisation import Parametrisation
+from meta_opt.meta_training.programs import FamilyPrograms
 from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import init_theta
 from meta_opt.parallel.mesh import replicated
@@ -32,9 +29,6 @@ from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
 _log = logging.getLogger(__name__)
-
-_MAPPINGS = 6000
-"""Memory mappings that a program takes on the CPU."""
 
 
 class MetaState(NamedTuple):
@@ -174,52 +168,40 @@ def _meta_train(
     start: PyTree | None,
     signals: Signals,
 ) -> MetaResult:
-    families = [name for name in config.families if _is_sound(tasks[name])]
-    if not families:
-        raise ValueError("no family left: every task's loss is not finite at its start")
-    at_once = min(len(families), len(jax.local_devices()) if mesh is None else 1)
-    # Committed like all that comes after, else jit compiles twice.
-    home = jax.local_devices()[0] if mesh is None else replicated(mesh)
     seed = jax.random.key(config.seed)
     if start is None:
         start = init_theta(jax.random.fold_in(seed, 0), config.controller)
     parts = Parametrisation(start, config.controller, config.direct, config.keep_direct)
+    show_progress = show_progress and jax.process_index() == 0
+    programs = FamilyPrograms(config, tasks, parts, mesh, show_progress)
+    # Committed like all that comes after, else jit compiles twice.
+    home = jax.local_devices()[0] if mesh is None else replicated(mesh)
     init, outer_step = make_outer_step(config, parts)
     state = jax.device_put(init(), home)
-    longest = config.longest_at(0)
-    programs, places = _programs(families, tasks, config, parts, mesh, longest)
-    keys = jax.random.split(
-        jax.random.fold_in(seed, config.outer_steps + 1), len(programs)
-    )
-    state = state._replace(
-        inner=tuple(p.init(state.theta, k) for p, k in zip(programs, keys, strict=True))
-    )
+    key = jax.random.fold_in(seed, config.outer_steps + 1)
+    state = state._replace(inner=programs.init(state.theta, key))
     if mesh is None:
         state = jax.device_put(state, home)
     check_shared(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep_best=0)
     restored = checkpoints.restore(state)
     limits = {"budget_seconds": None, "stop_after": None}
-    settings = {**dataclasses.asdict(config), **limits}
     write_config(
         workdir,
-        resolved_config or settings,
+        resolved_config or {**dataclasses.asdict(config), **limits},
         resuming=restored is not None,
         may_change=("checkpoint_every",),
     )
-    first = 0
+    step = 0
     if restored is not None:
-        first, state = restored.step, restored.state
-        _log.info("resumed from outer step %d", first)
-    log = RunLog(workdir, resume_step=first if restored else None)
+        step, state = restored.step, restored.state
+        _log.info("resumed from outer step %d", step)
+    log = RunLog(workdir, resume_step=step if restored else None)
     began = time.monotonic()
     last = min(config.stop_after or config.outer_steps, config.outer_steps)
-    compiled = False
     recent: dict[str, float] = {}
-    step = first
-    show_progress = show_progress and jax.process_index() == 0
     bar = progress_bar(
-        config.outer_steps, start=first, label="meta-train", show=show_progress
+        config.outer_steps, start=step, label="meta-train", show=show_progress
     )
     unbroken = False
     # A step's state belongs with its line of the log: both or neither are kept.
@@ -230,47 +212,24 @@ def _meta_train(
                 from_first(time.monotonic() - began) > config.budget_seconds
             ):
                 break
-            if config.longest_at(step) != longest:
-                longest, compiled = config.longest_at(step), False
-                programs, _ = _programs(families, tasks, config, parts, mesh, longest)
-            if not compiled:
-                _compile(programs, state, show_progress, at_once)
-                compiled = True
-            key = jax.random.fold_in(seed, step + 1)
-            turns = _turns(len(families), at_once, step)
-            taken = [
-                programs[places[turn]].estimate(
-                    state.theta, state.inner[places[turn]], jax.random.fold_in(key, i)
-                )
-                for i, turn in enumerate(turns)
-            ]
-            estimates = [estimate for estimate, _ in taken]
-            inner = list(state.inner)
-            for turn, (_, moved) in zip(turns, taken, strict=True):
-                inner[places[turn]] = moved
-            state = state._replace(inner=tuple(inner))
-            gradients = [jax.device_put(e.gradient, home) for e in estimates]
-            state = outer_step(state, gradients, jnp.int32(step))
+            estimates, inner = programs(
+                state.theta, state.inner, step, jax.random.fold_in(seed, step + 1)
+            )
+            gradients = [jax.device_put(e.gradient, home) for _, e in estimates]
+            state = outer_step(state._replace(inner=inner), gradients, jnp.int32(step))
             step += 1
             row = {}
-            for turn, estimate in zip(turns, estimates, strict=True):
-                name, score = families[turn], float(estimate.loss)
+            for name, estimate in estimates:
+                score = float(estimate.loss)
                 recent[name] = 0.8 * recent.get(name, score) + 0.2 * score
                 row[f"meta_loss/{name}"] = score
                 row[f"spread/{name}"] = float(estimate.spread)
             due = config.validate_every and step % config.validate_every == 0
-            if validation and (due or step == last):
-                scores = validation(parts.theta(_local(state.average)))
-                row |= {f"validation/{n}": s for n, s in scores.items()}
-                mean = from_first(float(np.mean(list(scores.values()))))
-                row["validation/mean"] = mean
-                if mean < float(state.best_score):
-                    state = state._replace(
-                        best=state.average,
-                        best_score=jax.device_put(jnp.float32(mean), home),
-                    )
-            elif not validation:
+            if validation is None:
                 state = state._replace(best=state.average)
+            elif due or step == last:
+                state, scores = _validated(state, validation, parts, home)
+                row |= scores
             log.write(step, row)
             shown = {"meta_loss": f"{np.mean(list(recent.values())):+.3f}"}
             if validation:
@@ -279,7 +238,7 @@ def _meta_train(
             bar.update()
             whole = step, state
             if step % config.checkpoint_every == 0:
-                checkpoints.save(step, state, {"families": families})
+                checkpoints.save(step, state, {"families": programs.families})
             if step < last and (signum := largest(signals.received or 0)):
                 unbroken = True
                 raise Interrupted(signum, step)
@@ -288,7 +247,7 @@ def _meta_train(
         # An error keeps what is done. Of several processes one cannot save alone; the
         # newest checkpoint has to do.
         if unbroken or jax.process_count() == 1:
-            checkpoints.save(*whole, {"families": families})
+            checkpoints.save(*whole, {"families": programs.families})
             checkpoints.close()
         log.close()
         bar.close()
@@ -300,6 +259,29 @@ def _meta_train(
         time.monotonic() - began,
         finished=step >= last,
     )
+
+
+def _validated(
+    state: MetaState, validation: Validation, parts: Parametrisation, home: Any
+) -> tuple[MetaState, dict[str, float]]:
+    """Evaluates the averaged weights, and keeps them if they are the best so far.
+
+    Args:
+        state: of the outer loop.
+        validation: of all processes alike.
+        parts: what is trained of the controller.
+        home: device or sharding of the state.
+
+    Returns:
+        The new state, and a row of the log.
+    """
+    scores = validation(parts.theta(_local(state.average)))
+    mean = from_first(float(np.mean(list(scores.values()))))
+    row = {f"validation/{name}": score for name, score in scores.items()}
+    if mean < float(state.best_score):
+        score = jax.device_put(jnp.float32(mean), home)
+        state = state._replace(best=state.average, best_score=score)
+    return state, {**row, "validation/mean": mean}
 
 
 def _mesh(config: MetaTrainConfig) -> Mesh | None:
@@ -332,83 +314,3 @@ def _mesh(config: MetaTrainConfig) -> Mesh | None:
 def _local(tree: PyTree) -> PyTree:
     """The copy of replicated arrays that is on this process's first device."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
-
-
-def _turns(families: int, at_once: int, step: int) -> list[int]:
-    """Indices of this step's families; each keeps to its place, and so its device."""
-    rounds = -(-families // at_once)
-    first = step % rounds * at_once
-    return [i for i in range(first, first + at_once) if i < families]
-
-
-def _programs(
-    families: Sequence[str],
-    tasks: Mapping[str, Task],
-    config: MetaTrainConfig,
-    parts: Parametrisation,
-    mesh: Mesh | None,
-    longest: int | None,
-) -> tuple[list[Estimator], list[int]]:
-    """Programs, and for each place in ``families`` the index of its own."""
-    if mesh is not None:
-        names = list(dict.fromkeys(families))
-        shared = [
-            make_estimator(tasks[name], config, parts, mesh, longest) for name in names
-        ]
-        return shared, [names.index(name) for name in families]
-    devices = jax.local_devices()
-    wanted = [(name, i % len(devices)) for i, name in enumerate(families)]
-    unique = list(dict.fromkeys(wanted))
-
-    def build(name: str, device: jax.Device) -> Estimator:
-        jitted = make_estimator(tasks[name], config, parts, longest=longest)
-
-        def on_device(function: Callable) -> Callable:
-            return lambda *args: function(*jax.device_put(args, device))
-
-        return Estimator(on_device(jitted.init), on_device(jitted.estimate))
-
-    built = [build(name, devices[device]) for name, device in unique]
-    return built, [unique.index(place) for place in wanted]
-
-
-def _compile(
-    programs: Sequence[Estimator], state: MetaState, show_progress: bool, at_once: int
-) -> None:
-    """Runs every program once, as many side by side as a step does."""
-    _check_mappings(len(programs))
-
-    def warm(i: int) -> None:
-        taken = programs[i].estimate(state.theta, state.inner[i], jax.random.key(0))
-        jax.block_until_ready(taken)
-
-    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        done = pool.map(warm, range(len(programs)))
-        for _ in tqdm(
-            done, desc="compile", total=len(programs), disable=not show_progress
-        ):
-            pass
-
-
-def _check_mappings(programs: int) -> None:
-    """Raises where Linux allows fewer memory mappings than the kernels will take.
-
-    XLA's CPU backend maps every kernel by itself; beyond the limit it crashes.
-    """
-    limit = Path("/proc/sys/vm/max_map_count")
-    if jax.default_backend() != "cpu" or not limit.is_file():
-        return
-    allowed, needed = int(limit.read_text()), _MAPPINGS * programs
-    if allowed < needed:
-        raise RuntimeError(
-            f"{programs} programs need about {needed} memory mappings and "
-            f"vm.max_map_count is {allowed}: run `sudo sysctl -w "
-            f"vm.max_map_count={2 * needed}`, or name fewer families"
-        )
-
-
-def _is_sound(task: Task) -> bool:
-    loss, _ = task.loss(task.init(jax.random.key(0)), task.splits.test)
-    if not jnp.isfinite(loss):
-        _log.warning("task %r is left out: its loss is %s at init", task.name, loss)
-    return bool(jnp.isfinite(loss))

@@ -37,6 +37,7 @@ class Snapshots:
 
     Attributes:
         best: the best snapshot; None before the first.
+        keep: as given.
 
     >>> snapshots = Snapshots(2, "accuracy", "max")
     >>> for step, accuracy in enumerate([0.5, 0.9, 0.7]):
@@ -48,7 +49,7 @@ class Snapshots:
 
     def __init__(self, keep: int, metric: str, mode: str) -> None:
         self.best: Snapshot | None = None
-        self._keep, self._metric = keep, metric
+        self.keep, self._metric = keep, metric
         self._sign = 1.0 if mode == "max" else -1.0
         self._best_rank: tuple[float, float] = (-np.inf, -np.inf)
         self._kept: list[tuple[tuple[float, float], int, Snapshot]] = []
@@ -60,11 +61,11 @@ class Snapshots:
         if self.best is None or rank > self._best_rank:
             self._best_rank = rank
             self.best = Snapshot(step, value, jax.tree.map(np.array, params))
-        if self._keep > 1 and (len(self._kept) < self._keep or rank > self._kept[0][0]):
+        if self.keep > 1 and (len(self._kept) < self.keep or rank > self._kept[0][0]):
             half = Snapshot(step, value, jax.tree.map(_half, params))
             # The earlier of equal ones is kept.
             heapq.heappush(self._kept, (rank, -step, half))
-            if len(self._kept) > self._keep:
+            if len(self._kept) > self.keep:
                 heapq.heappop(self._kept)
 
     def restore(

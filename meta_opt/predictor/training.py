@@ -23,7 +23,7 @@ from meta_opt.predictor.evaluations import Evaluations
 from meta_opt.predictor.fitting import FitCall
 from meta_opt.predictor.plan import TrainingPlan, loop_of
 from meta_opt.predictor.presets import Preset
-from meta_opt.predictor.snapshots import Snapshots, greedy_soup
+from meta_opt.predictor.snapshots import Soup, greedy_soup
 from meta_opt.tuning.injected import injected_learned
 from meta_opt.types import PyTree, from_config
 from meta_opt.workloads.workload import Workload
@@ -77,14 +77,13 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
         ValueError: a time limit that is too short for a run.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
-    loop, metric, mode = plan.loop, plan.metric, plan.mode
-    preset, clock, workdir = call.preset, call.clock, call.run_folder
+    loop, workdir = plan.loop, call.run_folder
     decisions: list[Decision] = []
     evaluate = workload.evaluate
     assert evaluate is not None
     step = CachedStep()
     timing = _Timing()
-    if clock.limit is not None:
+    if call.clock.limit is not None:
         loop, found = call.record.decide(
             "length",
             lambda: _that_fits(workload, plan, call, step, timing),
@@ -92,95 +91,153 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
             functools.partial(from_config, LoopConfig),
         )
         decisions += found
-    folder = None if workdir is None else workdir / "evaluations"
-    evaluations = Evaluations(preset.snapshots, metric, mode, workload.params, folder)
-    snapshots = evaluations.snapshots
-    stopping = EarlyStopping(metric, mode, preset.patience)
-    resumed = 0
     if workdir is not None:
         # Stopping is decided at evaluations, so each of them has a checkpoint.
         loop = dataclasses.replace(loop, checkpoint_every=loop.eval_every)
-        resumed = _last_checkpoint(workdir)
-    if evaluations.ended is not None and evaluations.ended[0] > resumed:
-        # Decided after the last checkpoint, so it is decided again.
-        evaluations.ended = None
-    # A run that had stopped before the interruption ends at the same step.
-    num_steps = evaluations.ended[0] if evaluations.ended else loop.num_steps
-    calls = resumed // loop.eval_every + 1 if resumed else 0
-    at = resumed
-    last_call = time.perf_counter()
-
-    def validate(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
-        nonlocal at, calls, last_call
-        with timing.evaluation():
-            metrics = {k: float(v) for k, v in evaluate(params, frozen, split).items()}
-        at = min(calls * loop.eval_every, loop.num_steps)
-        calls += 1
-        if not at:
-            # The first interval excludes all earlier work, such as compilation.
-            last_call = time.perf_counter()
-        evaluations.show(at, params, metrics)
-        return metrics
-
-    def stop() -> bool:
-        nonlocal last_call
-        now = time.perf_counter()
-        interval, last_call = now - last_call, now
-        if stopping.stops(evaluations.values(until=at)):
-            evaluations.end(
-                at,
-                f"no better {metric} in {preset.patience} evaluations after step "
-                f"{_best_step(snapshots)}",
-            )
-        elif clock.left() < interval + timing.tail(preset):
-            evaluations.end(at, f"{clock.spent():.1f} of {clock.limit} s are spent")
-        return evaluations.ended is not None
-
+    watch = _Watch(workload, plan, loop, call, timing)
     result = run(
-        dataclasses.replace(workload, evaluate=validate),
+        dataclasses.replace(workload, evaluate=watch.evaluate),
         fit_optimizer(loop.num_steps, workload.params),
-        dataclasses.replace(loop, num_steps=num_steps, progress=call.progress),
+        dataclasses.replace(loop, num_steps=watch.length, progress=call.progress),
         workdir=workdir,
         mesh=plan.mesh,
         label="fit",
         compile_with=step,
-        stop_when=stop,
+        stop_when=watch.stops,
     )
     taken = int(result.state.step)
-    if evaluations.ended is not None and taken < loop.num_steps:
-        decisions.append(Decision("stopped_at", taken, evaluations.ended[1]))
-    best = snapshots.best
+    decisions += watch.decisions(taken)
+    evaluations, frozen = watch.evaluations, result.state.frozen
+    best = evaluations.snapshots.best
     assert best is not None
     params, validation = best.params, evaluations.metrics[best.step]
-    followed = evaluations.values(until=taken)
-    decisions.append(
-        Decision(
-            "best_step",
-            best.step,
-            f"validation {metric} {best.value:.4g}, the best of {len(followed)} "
-            f"evaluations in {taken} steps; the last was {followed[-1]:.4g}",
-        )
-    )
-    frozen = result.state.frozen
-    if preset.snapshots > 1:
+    if call.preset.snapshots > 1:
         soup = greedy_soup(
-            snapshots,
+            evaluations.snapshots,
             lambda params: dict(evaluate(params, frozen, "validation")),
-            lambda: clock.left() > 2 * timing.mean(),
+            lambda: call.clock.left() > 2 * timing.mean(),
         )
-        reason = f"averages of the best {preset.snapshots} snapshots are no better"
+        decisions.append(_of_average(soup, evaluations, plan.metric))
         if soup is not None:
             params, validation = soup.params, dict(soup.metrics)
-            reason = (
-                f"their average has a validation {metric} of "
-                f"{validation[metric]:.4g} and a loss of "
-                f"{validation['loss']:.4g}; the best alone {best.value:.4g} and "
-                f"{evaluations.metrics[best.step]['loss']:.4g}"
-            )
-        steps = [] if soup is None else list(soup.steps)
-        decisions.append(Decision("averaged_steps", steps, reason))
     seconds = result.train_seconds / max(taken, 1)
     return Trained(params, frozen, validation, result, seconds, decisions)
+
+
+class _Watch:
+    """Evaluates a run, keeps its best parameters, and says when it stops.
+
+    Args:
+        workload: must have an evaluation.
+        plan: the metric that selects the parameters.
+        loop: of the run.
+        call: limits and folder of the call.
+        timing: of evaluations.
+
+    Attributes:
+        evaluations: of the run, those before an interruption too.
+        length: steps to run; fewer than those of the loop if the interrupted run had
+            stopped already.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        plan: TrainingPlan,
+        loop: LoopConfig,
+        call: FitCall,
+        timing: "_Timing",
+    ) -> None:
+        assert workload.evaluate is not None
+        self._evaluate, self._timing = workload.evaluate, timing
+        self._metric, self._loop = plan.metric, loop
+        self._preset, self._clock = call.preset, call.clock
+        self._stopping = EarlyStopping(plan.metric, plan.mode, call.preset.patience)
+        folder = call.run_folder
+        self.evaluations = Evaluations(
+            call.preset.snapshots,
+            plan.metric,
+            plan.mode,
+            workload.params,
+            None if folder is None else folder / "evaluations",
+        )
+        self._at = 0 if folder is None else _last_checkpoint(folder)
+        ended = self.evaluations.ended
+        if ended is not None and ended[0] > self._at:
+            # Decided after the last checkpoint, so it is decided again.
+            self.evaluations.ended = ended = None
+        self.length = ended[0] if ended else loop.num_steps
+        self._calls = self._at // loop.eval_every + 1 if self._at else 0
+        self._last_call = time.perf_counter()
+
+    def evaluate(
+        self, params: PyTree, frozen: PyTree, split: str
+    ) -> Mapping[str, float]:
+        """The workload's evaluation; it is recorded."""
+        with self._timing.evaluation():
+            metrics = {
+                k: float(v) for k, v in self._evaluate(params, frozen, split).items()
+            }
+        self._at = min(self._calls * self._loop.eval_every, self._loop.num_steps)
+        self._calls += 1
+        if not self._at:
+            # The first interval excludes all earlier work, such as compilation.
+            self._last_call = time.perf_counter()
+        self.evaluations.show(self._at, params, metrics)
+        return metrics
+
+    def stops(self) -> bool:
+        """Whether the run stops, for lack of improvement or of time."""
+        now = time.perf_counter()
+        interval, self._last_call = now - self._last_call, now
+        evaluations, clock, preset = self.evaluations, self._clock, self._preset
+        if self._stopping.stops(evaluations.values(until=self._at)):
+            best = evaluations.snapshots.best
+            evaluations.end(
+                self._at,
+                f"no better {self._metric} in {preset.patience} evaluations after step "
+                f"{0 if best is None else best.step}",
+            )
+        elif clock.left() < interval + self._timing.tail(preset):
+            evaluations.end(
+                self._at, f"{clock.spent():.1f} of {clock.limit} s are spent"
+            )
+        return evaluations.ended is not None
+
+    def decisions(self, taken: int) -> list[Decision]:
+        """Where the run stopped early, and which of its steps is best.
+
+        Args:
+            taken: steps of the run.
+        """
+        found = []
+        evaluations, metric = self.evaluations, self._metric
+        best = evaluations.snapshots.best
+        assert best is not None
+        if evaluations.ended is not None and taken < self._loop.num_steps:
+            found.append(Decision("stopped_at", taken, evaluations.ended[1]))
+        followed = evaluations.values(until=taken)
+        reason = (
+            f"validation {metric} {best.value:.4g}, the best of {len(followed)} "
+            f"evaluations in {taken} steps; the last was {followed[-1]:.4g}"
+        )
+        return [*found, Decision("best_step", best.step, reason)]
+
+
+def _of_average(soup: Soup | None, evaluations: Evaluations, metric: str) -> Decision:
+    """Whether the average of the best parameters is taken, and why."""
+    snapshots = evaluations.snapshots
+    best = snapshots.best
+    assert best is not None
+    if soup is None:
+        reason = f"averages of the best {snapshots.keep} snapshots are no better"
+        return Decision("averaged_steps", [], reason)
+    reason = (
+        f"their average has a validation {metric} of {soup.metrics[metric]:.4g} and a "
+        f"loss of {soup.metrics['loss']:.4g}; the best alone {best.value:.4g} and "
+        f"{evaluations.metrics[best.step]['loss']:.4g}"
+    )
+    return Decision("averaged_steps", list(soup.steps), reason)
 
 
 class _Timing:
@@ -314,7 +371,3 @@ def fit_optimizer(num_steps: int, params: PyTree) -> Any:
     # The length is a value in its state, so that the timed steps and the run share one
     # compiled program.
     return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))
-
-
-def _best_step(snapshots: Snapshots) -> int:
-    return 0 if snapshots.best is None else snapshots.best.step

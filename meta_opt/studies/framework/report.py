@@ -121,10 +121,8 @@ def plot_stages(path: str | Path, rows: Sequence[StageRow]) -> None:
             axes.text(edge + 0.15, i, text, va="center", fontsize=9)
         axes.axvline(0, color="#333333", lw=0.8)
         axes.axvline(PUBLISHED_GAIN, color="#777777", lw=0.9, ls="--", zorder=0)
-        axes.text(
-            *(PUBLISHED_GAIN, -0.75, f"published: +{PUBLISHED_GAIN}"),
-            **{"ha": "center", "fontsize": 8, "color": "#777777"},
-        )
+        label = f"published: +{PUBLISHED_GAIN}"
+        axes.text(PUBLISHED_GAIN, -0.75, label, ha="center", size=8, color="#777777")
         axes.set_yticks(range(len(rows)), [row.stage for row in rows])
         axes.invert_yaxis()
         axes.margins(x=0.15)

@@ -1,0 +1,193 @@
+"""The compiled programs of all families, and which of them take part in a step."""
+
+import concurrent.futures
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from meta_opt.meta_training.config import MetaTrainConfig
+from meta_opt.meta_training.estimation import make_estimator
+from meta_opt.meta_training.estimators.episode import Estimate, Estimator
+from meta_opt.meta_training.parametrisation import Parametrisation
+from meta_opt.tasks.task import Task
+from meta_opt.types import PyTree
+
+_log = logging.getLogger(__name__)
+
+_MAPPINGS = 6000
+"""Memory mappings that a program takes on the CPU."""
+
+
+class FamilyPrograms:
+    """Estimates meta-gradients of the families whose turn it is.
+
+    Without a mesh a step takes as many families as there are local devices, one on
+    each, and a family stays with its device, so that it is compiled once; with a mesh
+    it takes one family.
+
+    Args:
+        config: names the families; the longest run may grow with the outer steps.
+        tasks: a task for each of them.
+        parts: what is trained of the controller.
+        mesh: of particles; None where devices share families.
+        show_progress: whether to show a bar while compiling.
+
+    Attributes:
+        families: names of those whose loss is finite at the start.
+
+    Raises:
+        ValueError: if none is left.
+    """
+
+    def __init__(
+        self,
+        config: MetaTrainConfig,
+        tasks: Mapping[str, Task],
+        parts: Parametrisation,
+        mesh: Mesh | None,
+        show_progress: bool,
+    ) -> None:
+        self.families = [name for name in config.families if _is_sound(tasks[name])]
+        if not self.families:
+            raise ValueError(
+                "no family left: every task's loss is not finite at its start"
+            )
+        devices = jax.local_devices() if mesh is None else []
+        self._at_once = max(1, min(len(self.families), len(devices)))
+        self._config, self._tasks, self._parts = config, tasks, parts
+        self._mesh, self._show_progress = mesh, show_progress
+        self._longest = config.longest_at(0)
+        self._programs, self._places = self._build()
+        self._compiled = False
+
+    def init(self, theta: PyTree, key: jax.Array) -> tuple[PyTree, ...]:
+        """Inner runs under way, of each program.
+
+        Args:
+            theta: what is trained.
+            key: JAX random key.
+        """
+        keys = jax.random.split(key, len(self._programs))
+        return tuple(
+            p.init(theta, k) for p, k in zip(self._programs, keys, strict=True)
+        )
+
+    def __call__(
+        self, theta: PyTree, inner: Sequence[PyTree], step: int, key: jax.Array
+    ) -> tuple[list[tuple[str, Estimate]], tuple[PyTree, ...]]:
+        """Estimates for one outer step; compiles first where that is needed.
+
+        Args:
+            theta: what is trained.
+            inner: from `init` or the previous call.
+            step: number of the outer step, from 0.
+            key: JAX random key of this step.
+
+        Returns:
+            Families with their estimates, and the inner runs after them.
+        """
+        longest = self._config.longest_at(step)
+        if longest != self._longest:
+            self._longest, self._compiled = longest, False
+            self._programs, self._places = self._build()
+        if not self._compiled:
+            self._compile(theta, inner)
+            self._compiled = True
+        turns = _turns(len(self.families), self._at_once, step)
+        # All are begun before any is waited for.
+        taken = [
+            self._programs[self._places[turn]].estimate(
+                theta, inner[self._places[turn]], jax.random.fold_in(key, i)
+            )
+            for i, turn in enumerate(turns)
+        ]
+        moved = list(inner)
+        for turn, (_, after) in zip(turns, taken, strict=True):
+            moved[self._places[turn]] = after
+        estimates = [
+            (self.families[turn], estimate)
+            for turn, (estimate, _) in zip(turns, taken, strict=True)
+        ]
+        return estimates, tuple(moved)
+
+    def _build(self) -> tuple[list[Estimator], list[int]]:
+        """Programs, and for each place in ``families`` the index of its own."""
+        families, mesh = self.families, self._mesh
+        if mesh is not None:
+            names = list(dict.fromkeys(families))
+            shared = [self._estimator(name, mesh) for name in names]
+            return shared, [names.index(name) for name in families]
+        devices = jax.local_devices()
+        wanted = [(name, i % len(devices)) for i, name in enumerate(families)]
+        unique = list(dict.fromkeys(wanted))
+
+        def build(name: str, device: jax.Device) -> Estimator:
+            jitted = self._estimator(name, None)
+
+            def on_device(function: Callable) -> Callable:
+                return lambda *args: function(*jax.device_put(args, device))
+
+            return Estimator(on_device(jitted.init), on_device(jitted.estimate))
+
+        built = [build(name, devices[device]) for name, device in unique]
+        return built, [unique.index(place) for place in wanted]
+
+    def _estimator(self, name: str, mesh: Mesh | None) -> Estimator:
+        return make_estimator(
+            self._tasks[name], self._config, self._parts, mesh, self._longest
+        )
+
+    def _compile(self, theta: PyTree, inner: Sequence[PyTree]) -> None:
+        """Runs every program once, as many side by side as a step does."""
+        _check_mappings(len(self._programs))
+
+        def warm(i: int) -> None:
+            taken: Any = self._programs[i].estimate(theta, inner[i], jax.random.key(0))
+            jax.block_until_ready(taken)
+
+        with concurrent.futures.ThreadPoolExecutor(self._at_once) as pool:
+            done = pool.map(warm, range(len(self._programs)))
+            for _ in tqdm(
+                done,
+                desc="compile",
+                total=len(self._programs),
+                disable=not self._show_progress,
+            ):
+                pass
+
+
+def _turns(families: int, at_once: int, step: int) -> list[int]:
+    """Indices of this step's families; each keeps to its place, and so its device."""
+    rounds = -(-families // at_once)
+    first = step % rounds * at_once
+    return [i for i in range(first, first + at_once) if i < families]
+
+
+def _check_mappings(programs: int) -> None:
+    """Raises where Linux allows fewer memory mappings than the kernels will take.
+
+    XLA's CPU backend maps every kernel by itself; beyond the limit it crashes.
+    """
+    limit = Path("/proc/sys/vm/max_map_count")
+    if jax.default_backend() != "cpu" or not limit.is_file():
+        return
+    allowed, needed = int(limit.read_text()), _MAPPINGS * programs
+    if allowed < needed:
+        raise RuntimeError(
+            f"{programs} programs need about {needed} memory mappings and "
+            f"vm.max_map_count is {allowed}: run `sudo sysctl -w "
+            f"vm.max_map_count={2 * needed}`, or name fewer families"
+        )
+
+
+def _is_sound(task: Task) -> bool:
+    loss, _ = task.loss(task.init(jax.random.key(0)), task.splits.test)
+    if not jnp.isfinite(loss):
+        _log.warning("task %r is left out: its loss is %s at init", task.name, loss)
+    return bool(jnp.isfinite(loss))
