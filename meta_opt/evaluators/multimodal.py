@@ -106,8 +106,7 @@ def multimodal_outputs(
 
     Args:
         model: with the head that ``kind`` asks for.
-        kind: one of `meta_opt.data.samples.KINDS`; ``summary`` for fused features,
-            ``means`` for what a readout reads.
+        kind: one of `meta_opt.data.samples.KINDS`; ``summary`` for fused features.
         modalities: that are read.
         arrays: [B, ...], see `meta_opt.workloads.multimodal_inputs.InputReader`.
         batch_size: samples at a time.
@@ -124,7 +123,6 @@ def multimodal_outputs(
         "retrieve": _embed,
         "caption": _Write(max_tokens),
         "summary": _summary,
-        "means": _means,
     }
     found = in_batches(model, applied[kind], _inputs(modalities, arrays), batch_size)
     return found[:, 0] if kind == "score" else found
@@ -132,15 +130,12 @@ def multimodal_outputs(
 
 def _inputs(modalities: Sequence[str], arrays: dict[str, PyTree]) -> dict[str, PyTree]:
     names = [name for m in modalities for name in (m, f"{m}_present")]
+    names += [name for name in ("means", "read") if name in arrays]  # Of a readout.
     return {name: arrays[name] for name in names}
 
 
 def _summary(model: Multimodal, batch: PyTree) -> jax.Array:
     return model.fuse(batch).summary
-
-
-def _means(model: Multimodal, batch: PyTree) -> jax.Array:
-    return model.means(model.encode(batch), batch)
 
 
 def _classify(model: Multimodal, batch: PyTree) -> jax.Array:

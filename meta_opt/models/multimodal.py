@@ -7,7 +7,7 @@ Any modality may be missing, from a batch or from some of its samples.
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,19 +32,6 @@ _READ_OUT = ("classes", "scores")
 """Heads that a readout can stand beside."""
 
 
-class Encoded(NamedTuple):
-    """One modality of a batch.
-
-    Attributes:
-        tokens: its features at the common width.
-        mean: float32 [B, W], the mean of the encoder's own features, normalised to mean
-            0 and variance 1 in each sample; None without a readout.
-    """
-
-    tokens: Tokens
-    mean: jax.Array | None
-
-
 @dataclasses.dataclass(frozen=True)
 class HeadsConfig:
     """What is predicted from the fused features.
@@ -54,10 +41,9 @@ class HeadsConfig:
         scores: numbers of a regression; 0 for none.
         embed_dim: width of the unit vectors of retrieval; 0 for none.
         readout: whether classes and scores are also read linearly from the mean
-            features of each encoder, beside the fusion. The heads on the fusion then
-            begin at zero, so that a readout that is fitted first is where training
-            starts (linear probing, then fine-tuning: Kumar et al. 2022,
-            arXiv:2202.10054).
+            features of the pretrained encoders, which are then part of a batch
+            (``means``). The heads on the fusion begin at zero, so that the readout is
+            where training starts, and learn what it lacks.
         captioner: the decoder that writes captions; without a vocabulary there is none.
     """
 
@@ -82,6 +68,11 @@ class Multimodal(nnx.Module):
     image's encoder sees frame by frame) and, where samples lack one of them,
     ``<modality>_present`` bool [B]. Encoders that are upper halves
     (`meta_opt.models.encoders.base.Halves`) have what the lower ones give as inputs.
+
+    With a readout a batch has ``means`` too, float32 [B, W], W being the sum of the
+    encoders' widths in the order of the modalities
+    (`meta_opt.workloads.readout.mean_features`), or ``read`` float32 [B, K], what the
+    readout makes of them.
 
     Args:
         config: sizes and numerics of what is fused.
@@ -145,7 +136,7 @@ class Multimodal(nnx.Module):
         if heads.captioner.vocab_size:
             self.captioner = Captioner(heads.captioner, config, rngs=rngs)
 
-    def encode(self, batch: Batch) -> dict[str, Encoded]:
+    def encode(self, batch: Batch) -> dict[str, Tokens]:
         """Features of the modalities that the batch has.
 
         Raises:
@@ -159,71 +150,55 @@ class Multimodal(nnx.Module):
             )
         return {m: self._features(m, batch[m]) for m in there}
 
-    def _features(self, modality: str, inputs: PyTree) -> Encoded:
+    def _features(self, modality: str, inputs: PyTree) -> Tokens:
         inputs = jax.tree.map(jnp.asarray, inputs)
         encoder: Encoder = self.encoders[dict(self._encoder_of)[modality]]
         if modality != "video":
             x, real = encoder.tokens(inputs)
-            tokens = Tokens(self.projections[modality](x), real)
-            return Encoded(tokens, self._mean(x, real))
+            return Tokens(self.projections[modality](x), real)
         batch, frames = jax.tree.leaves(inputs)[0].shape[:2]
         each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
         x, _ = encoder.tokens(each)
         x = jnp.mean(x, axis=1).reshape(batch, frames, -1)
         real = jnp.ones((batch, frames), bool)
-        tokens = Tokens(self.projections["video"](self.video_temporal(x)), real)
-        return Encoded(tokens, self._mean(x, real))
-
-    def _mean(self, x: jax.Array, real: jax.Array) -> jax.Array | None:
-        """Normalised mean [B, W] of features [B, S, W] where they are ``real``."""
-        if not self.readouts:
-            return None
-        weight = real[..., None].astype(jnp.float32)
-        total = jnp.sum(x.astype(jnp.float32) * weight, axis=1)
-        mean = total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
-        return jax.nn.standardize(mean, axis=-1, epsilon=1e-6)
+        return Tokens(self.projections["video"](self.video_temporal(x)), real)
 
     def fuse(self, batch: Batch) -> Fused:
         """Fuses the modalities that the batch has."""
         return self._fuse(self.encode(batch), batch)
 
-    def _fuse(self, encoded: Mapping[str, Encoded], batch: Batch) -> Fused:
+    def _fuse(self, encoded: Mapping[str, Tokens], batch: Batch) -> Fused:
         """Fuses some modalities, of which ``batch`` says where they are present."""
-        tokens = {m: found.tokens for m, found in encoded.items()}
-        return self.fusion(tokens, _presence(encoded, batch))
+        return self.fusion(dict(encoded), _presence(encoded, batch))
 
-    def means(self, encoded: Mapping[str, Encoded], batch: Batch) -> jax.Array:
-        """What a readout reads, float32 [B, sum of W]; 0 where a modality is missing.
-
-        Args:
-            encoded: of `encode`, all or some of the modalities.
-            batch: ``<modality>_present`` is read of it.
-
-        Raises:
-            ValueError: a model without a readout (`HeadsConfig.readout`).
-        """
-        present = _presence(encoded, batch)
-        size = len(next(iter(encoded.values())).tokens.x)
-        parts = []
-        for modality in self.modalities:
-            if modality not in encoded:
-                width = self._widths[self.modalities.index(modality)]
-                parts.append(jnp.zeros((size, width)))
-                continue
-            mean = encoded[modality].mean
-            if mean is None:
-                raise ValueError("the model has no readout (HeadsConfig.readout)")
+    def _read(self, head: str, encoded: Collection[str], batch: Batch) -> jax.Array:
+        """What a readout makes of some modalities, float32 [B, K]."""
+        if "read" in batch:
+            # Known of all modalities together only.
+            share = float(set(encoded) == set(self.modalities))
+            return share * jnp.asarray(batch["read"])
+        if "means" not in batch:
+            raise ValueError(
+                f"a batch of {', '.join(batch)}; a model with a readout needs 'means', "
+                "see meta_opt.workloads.readout.mean_features"
+            )
+        means, present = jnp.asarray(batch["means"]), _presence(encoded, batch)
+        parts, start = [], 0
+        for modality, width in zip(self.modalities, self._widths, strict=True):
+            part = means[:, start : start + width] * float(modality in encoded)
             if modality in present:
-                mean = jnp.where(present[modality][:, None], mean, 0.0)
-            parts.append(mean)
-        return jnp.concatenate(parts, axis=1)
+                part = jnp.where(present[modality][:, None], part, 0.0)
+            parts.append(part)
+            start += width
+        found = self.readouts[head](jnp.concatenate(parts, axis=1))
+        return found.astype(jnp.float32)
 
     def classify(self, batch: Batch) -> jax.Array:
         """Float32 logits [B, K]."""
         return self._predict("classes", batch)
 
     def classify_encoded(
-        self, encoded: Mapping[str, Encoded], batch: Batch
+        self, encoded: Mapping[str, Tokens], batch: Batch
     ) -> jax.Array:
         """Float32 logits [B, K] of features that were encoded before.
 
@@ -275,7 +250,7 @@ class Multimodal(nnx.Module):
         return self.captioner
 
     def _predict(
-        self, head: str, batch: Batch, encoded: Mapping[str, Encoded] | None = None
+        self, head: str, batch: Batch, encoded: Mapping[str, Tokens] | None = None
     ) -> jax.Array:
         # Before the inputs are looked at: what lacks a head is the wrong model.
         if head not in self.heads:
@@ -288,8 +263,7 @@ class Multimodal(nnx.Module):
         found = found.astype(jnp.float32)
         if head not in self.readouts:
             return found
-        read = self.readouts[head](self.means(encoded, batch))
-        return found + read.astype(jnp.float32)
+        return found + self._read(head, encoded, batch)
 
 
 def _presence(names: Collection[str], batch: Batch) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ from meta_opt.data.preprocessing.pictures import (
     Unreadable,
     UnreadableFilesError,
 )
+from meta_opt.data.samples import Samples
 from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.data.sources.sample_task import load_samples
 from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_outputs
@@ -36,6 +37,7 @@ from meta_opt.workloads.multimodal_export import (
 )
 from meta_opt.workloads.multimodal_inputs import InputReader, InputsConfig
 from meta_opt.workloads.multimodal_model import MultimodalModelConfig
+from meta_opt.workloads.readout import mean_features
 
 MODEL = "model"
 """Name of the model's file or folder in a predictor's folder."""
@@ -121,7 +123,7 @@ class MultimodalBackend:
         except UnreadableFilesError as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"a file cannot be read: {reason}") from None
-        return self.outputs_of(self._reader(arrays, asked=False), what)
+        return self.outputs_of(self._read(arrays, asked=False), what)
 
     def outputs_of(self, arrays: dict[str, PyTree], what: str = "") -> np.ndarray:
         """As `outputs`, for arrays that the reader has made."""
@@ -144,7 +146,7 @@ class MultimodalBackend:
         loaded = self._load(samples, self.kind, Unreadable(len(samples)), name)
         if not loaded.kept:
             return Evaluated({}, 0)
-        arrays = self._reader(loaded.arrays)
+        arrays = self._read(loaded.arrays)
         return Evaluated(
             self.evaluate_arrays(arrays, tuple(loaded.arrays.caption)),
             len(loaded.kept),
@@ -188,6 +190,14 @@ class MultimodalBackend:
         reader = InputReader(inputs, columns.kind, columns.modalities)
         model = read_multimodal(path, reader.without_samples(names))
         return cls(model, columns, inputs, config, names, reader)
+
+    def _read(self, samples: Samples, asked: bool = True) -> dict[str, PyTree]:
+        """Arrays of samples, with means where the model has a readout."""
+        arrays = self._reader(samples, asked=asked)
+        if self._config.readout:
+            encoders = self._reader.encoders
+            arrays["means"] = mean_features(encoders, self._modalities, arrays)
+        return arrays
 
     def _load(
         self,

@@ -25,6 +25,7 @@ from meta_opt.types import from_config
 from meta_opt.workloads.multimodal import multimodal_workload
 from meta_opt.workloads.multimodal_inputs import InputReader, Inputs, inputs_of
 from meta_opt.workloads.multimodal_model import build_multimodal
+from meta_opt.workloads.readout import with_means, with_readout
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +59,12 @@ def fit_multimodal(
     _log.info("read %s in %.1f s", fitting.name, clock.spent())
     reader = InputReader(plan.inputs, columns.kind, columns.modalities)
     inputs = inputs_of(reader, {split: part.arrays for split, part in loaded.items()})
+    if plan.model.readout:
+        inputs = with_means(inputs)
     columns, training, found = _standardised(columns, inputs)
     decisions += found
+    if plan.model.readout:
+        training = with_readout(training)
     seconds["encoding"] = clock.spent() - sum(seconds.values())
     _log.info("encoded in %.1f s", seconds["encoding"])
     module = build_multimodal(plan.model, training, fitting.seed)

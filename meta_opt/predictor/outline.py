@@ -202,6 +202,10 @@ def _multimodal(
     if not loaded.kept:
         raise ValueError(f"{fitting.name}: none of {len(tried)} samples can be read")
     shapes = reader.shapes(loaded.arrays)
+    if made.model.readout:
+        outputs = len(names) if columns.kind == "classify" else 1
+        rows = len(loaded.kept)
+        shapes["read"] = jax.ShapeDtypeStruct((rows, outputs), jnp.float32)
     inputs = reader.without_samples(names)
     create = model_factory(made.model, inputs)
     model = nnx.eval_shape(lambda: create(jax.random.key(0)))

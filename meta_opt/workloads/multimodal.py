@@ -26,6 +26,7 @@ from meta_opt.workloads.multimodal_model import (
     multimodal_loss,
     start_multimodal,
 )
+from meta_opt.workloads.readout import with_readout
 from meta_opt.workloads.unimodal import unimodal_of
 from meta_opt.workloads.workload import (
     LossFn,
@@ -80,6 +81,8 @@ class MultimodalConfig:
         check_model_format(export, "multimodal model")
         inputs = read_inputs(self.inputs)
         self._check_dropout(inputs)
+        if self.model.readout:
+            inputs = with_readout(inputs)
         # As one program, compiled once for all seeds.
         create = nnx.jit(model_factory(self.model, inputs))
 
@@ -106,6 +109,11 @@ class MultimodalConfig:
         if not self.modality_dropout:
             return
         about = f"modality_dropout={self.modality_dropout}: task={self.inputs.task!r}"
+        if self.model.readout:
+            raise ValueError(
+                f"modality_dropout={self.modality_dropout} and model.readout: the "
+                "readout of a training example is of all its modalities; set one to 0"
+            )
         if inputs.kind == "retrieve":
             raise ValueError(
                 f"{about} embeds each modality separately, so none can be dropped: set "

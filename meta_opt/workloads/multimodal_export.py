@@ -21,7 +21,7 @@ from meta_opt.workloads.exported_arrays import read_arrays, write_arrays
 from meta_opt.workloads.multimodal_inputs import Inputs, InputsConfig
 from meta_opt.workloads.multimodal_model import MultimodalModelConfig, model_factory
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def write_multimodal(

@@ -102,6 +102,8 @@ class Inputs(NamedTuple):
         tokenizer: of generated captions.
         missing: by split and modality, number of samples without the modality.
         skipped: by split, number of unreadable samples.
+        readout: kernel [W, K] and bias [K] of a linear readout of the encoders as they
+            are; None for none. See `meta_opt.workloads.readout.with_readout`.
     """
 
     kind: str
@@ -113,6 +115,7 @@ class Inputs(NamedTuple):
     tokenizer: AnswerTokenizer
     missing: dict[str, dict[str, int]]
     skipped: dict[str, int]
+    readout: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def read_inputs(config: InputsConfig) -> Inputs:

@@ -18,10 +18,11 @@ from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
 from meta_opt.models.multimodal import HeadsConfig, Multimodal
 from meta_opt.types import check_name
 from meta_opt.workloads.multimodal_inputs import Inputs
-from meta_opt.workloads.readout import fit_readout
+from meta_opt.workloads.readout import set_readout
 from meta_opt.workloads.workload import SplitModule, split_module
 
 _ENCODERS = re.compile(r"^encoders/")
+_READOUTS = "readouts"
 ADAPTED = (
     r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
     r"|(expand|project|head)/conv)/kernel$"
@@ -38,10 +39,10 @@ class MultimodalModelConfig:
         embed_dim: width of the vectors for retrieval.
         captioner: generates captions in the vocabulary of this package's tokenizer.
         trainable: what trains of the encoders: ``all``, adapters (``lora``) or nothing
-            (``head``). Projections, fusion, heads and readout always train.
+            (``head``). Projections, fusion and heads always train.
         lora: the adapters if ``trainable`` is ``lora``.
-        readout: whether classes or scores are also read linearly from the encoders'
-            mean features, by regression before training
+        readout: whether classes or scores are also read linearly from the pretrained
+            encoders' mean features, by a regression that does not train any further
             (`meta_opt.workloads.readout`).
     """
 
@@ -83,17 +84,17 @@ def start_multimodal(
     inputs: Inputs,
     seed: int,
 ) -> SplitModule:
-    """The model as training begins: initialised, its readout fitted, split.
+    """The model as training begins: initialised, its readout set, split.
 
     Args:
         create: `model_factory` of the config, compiled.
         config: of the model.
-        inputs: with the training examples.
+        inputs: with the readout if the model has one.
         seed: of the initialisation.
     """
     model = create(jax.random.key(seed))
     if config.readout:
-        fit_readout(model, inputs)
+        set_readout(model, inputs)
     return split_multimodal(model, config.trainable)
 
 
@@ -141,11 +142,12 @@ def split_multimodal(
         model: its encoders are under ``encoders``.
         trainable: what trains of the encoders: ``all``, adapters (``lora``) or nothing
             (``head``).
-        frozen: an attribute of the model that does not train; "" for none.
+        frozen: an attribute of the model that does not train, as readouts never do; ""
+            for none.
     """
 
     def trains(path: Any, value: Any) -> bool:
-        if not isinstance(value, nnx.Param) or path[0] == frozen:
+        if not isinstance(value, nnx.Param) or path[0] in (frozen, _READOUTS):
             return False
         of_encoder = _ENCODERS.search("/".join(map(str, path))) is not None
         return trainable == "all" or not of_encoder or isinstance(value, LoRAParam)

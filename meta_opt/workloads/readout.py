@@ -1,17 +1,24 @@
-"""The readout of a multimodal model, fitted before anything is trained.
+"""A linear readout of pretrained encoders, beside a model that is fine-tuned.
 
-A regularised linear regression on the mean features of frozen encoders is hard to beat
-where examples are few. A model with a readout begins there, and fine-tuning goes on
-from it: linear probing, then fine-tuning (Kumar et al. 2022, arXiv:2202.10054).
+A regularised regression on the mean features of frozen encoders is hard to beat where
+examples are few. It fits its own examples nearly perfectly, so that a model trained on
+top of that would have nothing left to learn from them. Training examples therefore get
+out-of-fold predictions, each from a regression on other examples, and the model learns
+what the readout lacks on examples that it has not seen (stacked generalisation, Wolpert
+1992).
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_opt.evaluators.multimodal import multimodal_outputs
 from meta_opt.models.multimodal import Multimodal
+from meta_opt.types import PyTree
+from meta_opt.workloads.lower_features import features_of
 from meta_opt.workloads.multimodal_inputs import Inputs
 
 _STRENGTHS = tuple(np.logspace(-4, 1, 8))
@@ -19,26 +26,50 @@ _STRENGTHS = tuple(np.logspace(-4, 1, 8))
 _PENALTIES = tuple(np.logspace(-1, 5, 13))
 """Of a regression."""
 _MOST_FOLDS = 4
-_MOST_EXAMPLES = 10_000
+_MOST_EXAMPLES = 5_000
 """Drawn evenly from more: a linear model has learned by then."""
 _MOST_WORK = 5e7
 """Examples times features times classes in the search for C: some ten seconds."""
 _FEWEST_A_CLASS = 4
+_FEW_EXAMPLES = 1e-2
+"""The C where a class has a single example."""
+_UNSEEN = 2.0
+"""Logits of a class without example below the smallest bias."""
+_FOLDS = 5
+"""Of the out-of-fold predictions."""
 
 
-def fit_readout(model: Multimodal, inputs: Inputs) -> float:
-    """Fits the readout to the training examples; the penalty by cross-validation.
+class Linear(NamedTuple):
+    """A linear map of means [N, W] to outputs [N, K].
+
+    Attributes:
+        kernel: float [W, K].
+        bias: float [K].
+        penalty: that was chosen: the inverse strength C of scikit-learn's
+            `LogisticRegression`, or alpha of its `Ridge`.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    penalty: float
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Outputs float32 [N, K]."""
+        return (x @ self.kernel + self.bias).astype(np.float32)
+
+
+def with_readout(inputs: Inputs) -> Inputs:
+    """Fits a readout to the training examples.
 
     Classes by multinomial logistic regression, scores by ridge regression, on the mean
-    features of the encoders as they are.
+    features of the encoders as they are; the penalty by cross-validation.
 
     Args:
-        model: with a readout, which is set; all else stays.
-        inputs: of its task.
+        inputs: with the encoders, and classes or scores.
 
     Returns:
-        The penalty that was chosen: the inverse strength C of scikit-learn's
-        `LogisticRegression`, or alpha of its `Ridge`.
+        The inputs with ``readout``. Training examples have ``read``, out-of-fold
+        predictions float32 [N, K]; other splits have ``means`` float32 [N, W].
 
     Raises:
         ValueError: a task without classes or scores.
@@ -48,26 +79,113 @@ def fit_readout(model: Multimodal, inputs: Inputs) -> float:
             f"model.readout=True is for classes and scores, and the task asks for "
             f"{inputs.kind!r}: set it to False"
         )
-    arrays = inputs.splits["train"]
-    x = multimodal_outputs(model, "means", inputs.modalities, arrays)
-    step = -(-len(x) // _MOST_EXAMPLES)
+    inputs = with_means(inputs)
+    train = dict(inputs.splits["train"])
+    x = train.pop("means")
+    used = np.arange(0, len(x), -(-len(x) // _MOST_EXAMPLES))
+    fit: Callable[[np.ndarray, np.ndarray], Linear]
     if inputs.kind == "classify":
-        kernel, bias, chosen = _logistic(
-            x[::step], np.asarray(arrays["label"])[::step], len(inputs.class_names)
-        )
+        y, classes = np.asarray(train["label"]), len(inputs.class_names)
+        strength = _choose_strength(x[used], y[used])
+        fit = functools.partial(_logistic, classes=classes, strength=strength)
     else:
-        kernel, bias, chosen = _ridge(x[::step], np.asarray(arrays["score"])[::step])
+        y = np.asarray(train["score"])
+        fit = functools.partial(_ridge, alpha=_choose_alpha(x[used], y[used]))
+    whole = fit(x[used], y[used])
+    read = whole(x)
+    if len(used) > 1:
+        for fold in _folds(inputs.kind, y[used]):
+            held_out, others = used[fold], np.delete(used, fold)
+            read[held_out] = fit(x[others], y[others])(x[held_out])
+    splits = {**inputs.splits, "train": {**train, "read": read}}
+    return inputs._replace(splits=splits, readout=(whole.kernel, whole.bias))
+
+
+def with_means(inputs: Inputs) -> Inputs:
+    """The inputs with ``means`` in each split, see `mean_features`."""
+    splits = {
+        name: arrays
+        if "means" in arrays
+        else {
+            **arrays,
+            "means": mean_features(inputs.encoders, inputs.modalities, arrays),
+        }
+        for name, arrays in inputs.splits.items()
+    }
+    return inputs._replace(splits=splits)
+
+
+def mean_features(
+    encoders: Mapping[str, Any], modalities: Sequence[str], arrays: Mapping[str, PyTree]
+) -> np.ndarray:
+    """The mean features of encoders, which a readout reads.
+
+    Args:
+        encoders: by modality, before they are trained; video may be encoded by that of
+            images, frame by frame.
+        modalities: in the order of the result.
+        arrays: [N, ...], as in `Inputs.splits`.
+
+    Returns:
+        float32 [N, W], each modality's mean over its features, normalised to mean 0 and
+        variance 1 in each sample, next to each other; 0 where a modality is missing.
+    """
+    parts = []
+    for modality in modalities:
+        clips = modality == "video"
+        encoder = encoders["image" if modality not in encoders else modality]
+
+        def mean(batch: PyTree, encoder: Any = encoder) -> jax.Array:
+            x, real = encoder.tokens(jax.tree.map(jnp.asarray, batch))
+            weight = jnp.asarray(real)[..., None].astype(jnp.float32)
+            total = jnp.sum(x.astype(jnp.float32) * weight, axis=1)
+            return total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
+
+        found = np.asarray(features_of(arrays[modality], mean, clips=clips))
+        if clips:
+            found = found.mean(axis=1)
+        found = found - found.mean(axis=1, keepdims=True)
+        found /= np.sqrt(np.square(found).mean(axis=1, keepdims=True) + 1e-6)
+        there = arrays.get(f"{modality}_present")
+        if there is not None:
+            found = np.where(np.asarray(there)[:, None], found, 0.0)
+        parts.append(found)
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def set_readout(model: Multimodal, inputs: Inputs) -> None:
+    """Sets the model's readout to that of the inputs.
+
+    Args:
+        model: with a readout; all else stays.
+        inputs: of `with_readout`.
+    """
+    assert inputs.readout is not None
     layer: Any
     (layer,) = model.readouts.values()
-    layer.kernel[...] = jnp.asarray(kernel, layer.kernel[...].dtype)
-    layer.bias[...] = jnp.asarray(bias, layer.bias[...].dtype)
-    return chosen
+    for variable, value in zip((layer.kernel, layer.bias), inputs.readout, strict=True):
+        variable[...] = jnp.asarray(value, variable[...].dtype)
 
 
-def _logistic(
-    x: np.ndarray, labels: np.ndarray, classes: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Kernel [W, K], bias [K] and C; a class without example has a low bias."""
+def _folds(kind: str, y: np.ndarray) -> list[np.ndarray]:
+    """Indices of the held-out examples of each fold."""
+    import warnings
+
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    count = min(_FOLDS, len(y))
+    make: Any = StratifiedKFold if kind == "classify" else KFold
+    if kind == "classify" and np.bincount(y).max() < count:
+        make = KFold  # No class has an example for each fold.
+    with warnings.catch_warnings():
+        # Of classes with fewer examples than folds.
+        warnings.simplefilter("ignore", UserWarning)
+        split = make(count, shuffle=True, random_state=0).split(y, y)
+        return [held_out for _, held_out in split]
+
+
+def _choose_strength(x: np.ndarray, labels: np.ndarray) -> float:
+    """The C of least cross-validated loss; a small one where no folds can be made."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -75,39 +193,63 @@ def _logistic(
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     seen, counts = np.unique(labels, return_counts=True)
-    kernel, bias = np.zeros((x.shape[1], classes)), np.full(classes, -10.0)
-    if len(seen) < 2:
-        bias[seen] = 0.0
-        return kernel, bias, _STRENGTHS[0]
-    chosen = 1e-2
+    folds = min(_MOST_FOLDS, int(counts.min()))
+    if len(seen) < 2 or folds < 2:
+        return _FEW_EXAMPLES
     # The first examples of each class.
     most = max(_FEWEST_A_CLASS, int(_MOST_WORK / (x.shape[1] * len(seen) ** 2)))
     some = np.concatenate([np.flatnonzero(labels == c)[:most] for c in seen])
     with warnings.catch_warnings():
         # What has not converged is as good as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if (folds := min(_MOST_FOLDS, int(counts.min()))) > 1:
-            search: Any = GridSearchCV(
-                LogisticRegression(max_iter=200),
-                {"C": _STRENGTHS},
-                scoring="neg_log_loss",
-                cv=StratifiedKFold(folds, shuffle=True, random_state=0),
-                refit=False,
-            )
-            chosen = float(search.fit(x[some], labels[some]).best_params_["C"])
-        found = LogisticRegression(C=chosen, max_iter=500).fit(x, labels)
+        search: Any = GridSearchCV(
+            LogisticRegression(max_iter=200),
+            {"C": _STRENGTHS},
+            scoring="neg_log_loss",
+            cv=StratifiedKFold(folds, shuffle=True, random_state=0),
+            refit=False,
+        )
+        return float(search.fit(x[some], labels[some]).best_params_["C"])
+
+
+def _logistic(
+    x: np.ndarray, labels: np.ndarray, classes: int, strength: float
+) -> Linear:
+    """Multinomial logistic regression; a class without example is never likely."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    seen = np.unique(labels)
+    kernel, bias = np.zeros((x.shape[1], classes)), np.full(classes, -10.0)
+    if len(seen) < 2:
+        bias[seen] = 0.0
+        return Linear(kernel, bias, strength)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = LogisticRegression(C=strength, max_iter=500).fit(x, labels)
     coefficients, intercepts = found.coef_, found.intercept_
     if len(seen) == 2:  # One row, the logit of the second class.
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     kernel[:, seen], bias[seen] = coefficients.T, intercepts
-    return kernel, bias, chosen
+    # As unlikely as the least likely of the others, not beyond what training can mend.
+    bias[np.setdiff1d(np.arange(classes), seen)] = intercepts.min() - _UNSEEN
+    return Linear(kernel, bias, strength)
 
 
-def _ridge(x: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Kernel [W, 1], bias [1] and alpha, by leave-one-out."""
+def _choose_alpha(x: np.ndarray, scores: np.ndarray) -> float:
+    """The alpha of least squared error, by leave-one-out."""
     from sklearn.linear_model import RidgeCV
 
-    found = RidgeCV(alphas=_PENALTIES).fit(x, scores)
+    return float(RidgeCV(alphas=_PENALTIES).fit(x, scores).alpha_)
+
+
+def _ridge(x: np.ndarray, scores: np.ndarray, alpha: float) -> Linear:
+    """Ridge regression to one output."""
+    from sklearn.linear_model import Ridge
+
+    found = Ridge(alpha=alpha).fit(x, scores)
     kernel = np.reshape(found.coef_, (-1, 1))
-    return kernel, np.reshape(found.intercept_, 1), float(found.alpha_)
+    return Linear(kernel, np.reshape(found.intercept_, 1), alpha)

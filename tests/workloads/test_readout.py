@@ -1,4 +1,4 @@
-"""The linear readout of a multimodal model and its fit before training."""
+"""The linear readout of a multimodal model, and what its training examples get."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from meta_opt.evaluators.multimodal import multimodal_outputs
 from meta_opt.models.fusion import Tokens
 from meta_opt.models.multimodal import HeadsConfig, Multimodal
 from meta_opt.workloads.multimodal_inputs import Inputs
-from meta_opt.workloads.readout import fit_readout
+from meta_opt.workloads.readout import set_readout, with_readout
 
 WIDTHS = {"image": 6, "text": 4}
 
@@ -48,12 +48,10 @@ def problem(kind, classes=3, count=60, absent=0):
         arrays["label"] = label.astype(np.int32)
     else:
         arrays["score"] = (label - 1 + 0.1 * rng.normal(size=count)).astype(np.float32)
-    inputs = Inputs(
-        kind,
-        tuple(WIDTHS),
-        {"train": arrays},
-        *({}, tuple(map(str, range(classes))), {}, None, {}, {}),
-    )
+    encoders = {name: Given(width) for name, width in WIDTHS.items()}
+    splits = {"train": arrays, "test": arrays}
+    names = tuple(map(str, range(classes)))
+    inputs = Inputs(kind, tuple(WIDTHS), splits, encoders, names, {}, None, {}, {})
     heads = HeadsConfig(
         classes=classes if kind == "classify" else 0,
         scores=int(kind == "score"),
@@ -79,48 +77,89 @@ def normalised_means(arrays):
     return np.concatenate(parts, axis=1)
 
 
+def outputs(model, inputs, split="test"):
+    return multimodal_outputs(
+        model, inputs.kind, inputs.modalities, inputs.splits[split]
+    )
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_logits_are_those_of_the_regression(classes):
-    model, inputs = problem("classify", classes, absent=5)
-    chosen = fit_readout(model, inputs)
-    arrays = inputs.splits["train"]
+    model, given = problem("classify", classes, absent=5)
+    inputs = with_readout(given)
+    set_readout(model, inputs)
+    arrays = inputs.splits["test"]
     x = normalised_means(arrays)
-    means = multimodal_outputs(model, "means", inputs.modalities, arrays)
-    np.testing.assert_allclose(means, x, atol=1e-5)
-    expected = LogisticRegression(C=chosen, max_iter=1000).fit(x, arrays["label"])
+    np.testing.assert_allclose(arrays["means"], x, atol=1e-5)
     # The head on the fusion is zero, so that the readout is all there is.
-    logits = multimodal_outputs(model, "classify", inputs.modalities, arrays)
+    logits = outputs(model, inputs)
     np.testing.assert_allclose(
-        jax.nn.softmax(logits), expected.predict_proba(x), atol=1e-4
+        logits, x @ inputs.readout[0] + inputs.readout[1], atol=1e-4
     )
     assert np.mean(np.argmax(logits, axis=1) == arrays["label"]) > 0.9
+    # One of the penalties that are tried gives these probabilities.
+    differences = []
+    for strength in np.logspace(-4, 1, 8):
+        found = LogisticRegression(C=strength, max_iter=1000).fit(x, arrays["label"])
+        expected = found.predict_proba(x)
+        differences.append(np.abs(jax.nn.softmax(logits) - expected).max())
+    assert min(differences) < 1e-3
+    # Masking a modality leaves its part of the means out.
+    masked = {**arrays, "image_present": np.zeros(len(x), bool)}
+    alone = multimodal_outputs(model, "classify", inputs.modalities, masked)
+    kernel = inputs.readout[0] * (np.arange(10) >= WIDTHS["image"])[:, None]
+    np.testing.assert_allclose(alone, x @ kernel + inputs.readout[1], atol=1e-4)
 
 
 def test_scores_are_those_of_the_regression():
-    model, inputs = problem("score")
-    chosen = fit_readout(model, inputs)
-    arrays = inputs.splits["train"]
-    x = normalised_means(arrays)
-    expected = Ridge(alpha=chosen).fit(x, arrays["score"]).predict(x)
-    found = multimodal_outputs(model, "score", inputs.modalities, arrays)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    model, given = problem("score")
+    inputs = with_readout(given)
+    set_readout(model, inputs)
+    arrays = inputs.splits["test"]
+    x, found = normalised_means(arrays), outputs(model, inputs)
+    differences = [
+        np.abs(Ridge(alpha=a).fit(x, arrays["score"]).predict(x) - found).max()
+        for a in np.logspace(-1, 5, 13)
+    ]
+    assert min(differences) < 1e-4
     assert np.corrcoef(found, arrays["score"])[0, 1] > 0.85
+
+
+def test_training_examples_are_read_by_regressions_on_others():
+    """Labels that mean nothing: fitted well, and not predicted at all."""
+    model, given = problem("classify", count=40)
+    rng = np.random.default_rng(1)
+    given.splits["train"]["label"] = rng.integers(0, 3, 40).astype(np.int32)
+    given.splits["train"]["image"] = rng.normal(size=(40, 2, 6)).astype(np.float32)
+    inputs = with_readout(given)
+    set_readout(model, inputs)
+    train, test = inputs.splits["train"], inputs.splits["test"]
+    assert "means" not in train and "read" not in test
+    np.testing.assert_allclose(outputs(model, inputs, "train"), train["read"], 1e-5)
+    label = train["label"]
+
+    def loss(logits):
+        return -np.mean(jax.nn.log_softmax(logits)[np.arange(40), label])
+
+    assert loss(outputs(model, inputs)) < 0.95 * loss(train["read"])
 
 
 @pytest.mark.parametrize("labels", [[0] * 6, [0, 0, 0, 0, 0, 1]])
 def test_a_class_with_one_example_or_none(labels):
     """There are no folds to choose the penalty by."""
-    model, inputs = problem("classify", 3, count=6)
-    inputs.splits["train"]["label"] = np.asarray(labels, np.int32)
-    fit_readout(model, inputs)
-    logits = multimodal_outputs(
-        model, "classify", inputs.modalities, inputs.splits["train"]
-    )
+    model, given = problem("classify", 3, count=6)
+    given.splits["train"]["label"] = np.asarray(labels, np.int32)
+    inputs = with_readout(given)
+    set_readout(model, inputs)
+    logits = outputs(model, inputs)
     assert np.isfinite(logits).all()
+    assert np.isfinite(inputs.splits["train"]["read"]).all()
     assert (np.argmax(logits, axis=1) == 2).sum() == 0
 
 
 def test_pairs_have_none():
     model, inputs = problem("classify")
     with pytest.raises(ValueError, match="the task asks for 'retrieve'"):
-        fit_readout(model, inputs._replace(kind="retrieve"))
+        with_readout(inputs._replace(kind="retrieve"))
+    with pytest.raises(ValueError, match="a model with a readout needs 'means'"):
+        outputs(model, inputs)
