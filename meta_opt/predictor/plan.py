@@ -157,7 +157,8 @@ def make_plan(
         decisions.choose(
             "start",
             "linear readout",
-            "a regression on the encoders' mean features, which training goes on from",
+            "a regression on the encoders' mean features; the fusion learns what it "
+            "lacks",
         )
     return MultimodalPlan(loop, metric, mode, inputs, model), decisions
 
