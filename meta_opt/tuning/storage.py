@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,11 +73,13 @@ class Storage:
         from optuna.storages import journal
 
         if self._url is not None:
-            return storages.RDBStorage(
+            storage = storages.RDBStorage(
                 self._url.render_as_string(hide_password=False),
-                # The server may have been restarted since.
-                engine_kwargs={"pool_pre_ping": True},
+                # Servers allow few connections, and may have been restarted since.
+                engine_kwargs={"pool_size": 1, "pool_pre_ping": True},
             )
+            weakref.finalize(storage, storage.engine.dispose)
+            return storage
         if self._path.suffix == JOURNAL:
             path = str(self._path)
             return storages.JournalStorage(
@@ -91,15 +94,13 @@ class Storage:
     def damage_named(self) -> Iterator[None]:
         """Turns what a damaged file of a study raises into ValueError with its name."""
         from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import OperationalError, SQLAlchemyError
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
         except (SQLAlchemyError, StorageInternalError, *_UNREADABLE) as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, OperationalError) and (
-                self._url is not None or "locked" in str(cause)
-            ):
+            outage = _outage(error)
+            if outage and (self._url is not None or "locked" in str(outage)):
                 raise
             if isinstance(error, ValueError) and self.name in str(error):
                 raise  # It is named already.
@@ -112,16 +113,16 @@ class Storage:
     def outage_named(self) -> Iterator[None]:
         """Turns what a server that cannot be reached raises into ConnectionError."""
         from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import OperationalError
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
-        except (OperationalError, StorageInternalError) as error:
-            cause = error.__cause__ or error
-            if self._url is None or not isinstance(cause, OperationalError):
+        except (SQLAlchemyError, StorageInternalError) as error:
+            outage = _outage(error)
+            if self._url is None or outage is None:
                 raise
             raise ConnectionError(
-                f"{self.name} cannot be used: {_first_line(cause)}"
+                f"{self.name} cannot be used: {_first_line(outage)}"
             ) from error
 
 
@@ -158,6 +159,16 @@ def _server_url(place: str) -> Any:
             "password as %XX"
         ) from None
     return url.set(drivername="postgresql+psycopg")
+
+
+def _outage(error: BaseException) -> BaseException | None:
+    """The error of a database that does not answer: SQLAlchemy's, or Optuna's of it."""
+    from sqlalchemy.exc import OperationalError
+
+    for found in (error, error.__cause__):
+        if isinstance(found, OperationalError):
+            return found
+    return None
 
 
 def _first_line(error: BaseException) -> str:
