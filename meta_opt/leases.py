@@ -12,7 +12,6 @@ import os
 import random
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -195,6 +194,7 @@ def share(
     name: Callable[[T], str],
     work: Callable[[T, Lease | None], None],
     leases: Leases | None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Does every piece of work that no other process does; returns when all are done.
 
@@ -207,16 +207,19 @@ def share(
         work: does a piece, or returns at once if it finds it done. It calls
             `Lease.check` before it writes.
         leases: of all that share the work; None if this process is alone.
+        stop: set by another thread if this one is to begin no more.
 
     Example:
         >>> share("ab", str, lambda cell, lease: print(cell), None)
         a
         b
     """
-    waiting = list(cells)
+    waiting, stop = list(cells), stop or threading.Event()
     while waiting:
         held = []
         for cell in waiting:
+            if stop.is_set():
+                return
             if leases is None:
                 work(cell, None)
                 continue
@@ -232,5 +235,5 @@ def share(
                 held.append(cell)
         if leases is not None and len(held) == len(waiting):
             # At random, so that processes do not step back from each other for ever.
-            time.sleep(leases.expiry_seconds / _POLLS * random.uniform(0.5, 1.5))
+            stop.wait(leases.expiry_seconds / _POLLS * random.uniform(0.5, 1.5))
         waiting = held
