@@ -2,6 +2,9 @@
 
 import contextlib
 import importlib.util
+import json
+import logging
+import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +16,17 @@ from meta_opt.tuning.claims import Claims, FileLocks, FolderLeases, ServerLocks
 if TYPE_CHECKING:
     import optuna
 
+_log = logging.getLogger(__name__)
+
 SQLITE, JOURNAL = ".sqlite3", ".journal"
 _SERVERS = ("postgresql://", "postgresql+psycopg://")
 
 _BUSY_SECONDS = 60.0
 """How long SQLite waits for another process to have written."""
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+_UNREADABLE = (
+    *(ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    AssertionError,
+)
 """What Optuna raises for values in a file that it did not write."""
 
 
@@ -82,9 +90,13 @@ class Storage:
             return storage
         if self._path.suffix == JOURNAL:
             path = str(self._path)
-            return storages.JournalStorage(
-                journal.JournalFileBackend(path, journal.JournalFileOpenLock(path))
-            )
+            lock = journal.JournalFileOpenLock(path)
+            lock.acquire()
+            try:
+                _mend_end(self._path)
+            finally:
+                lock.release()
+            return storages.JournalStorage(journal.JournalFileBackend(path, lock))
         return storages.RDBStorage(
             f"sqlite:///{self._path}",
             engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}},
@@ -159,6 +171,23 @@ def _server_url(place: str) -> Any:
             "password as %XX"
         ) from None
     return url.set(drivername="postgresql+psycopg")
+
+
+def _mend_end(path: Path) -> None:
+    """Removes the torn last line of a journal, which a kill or a full disk leaves.
+
+    Optuna leaves it out when it reads, but would write on in it.
+
+    Raises:
+        ValueError: a last line that is whole and no JSON.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        _log.warning("%s ends in a torn line, which is removed", path)
+        os.truncate(path, end)
+    if end:
+        json.loads(data[:end].splitlines()[-1])
 
 
 def _outage(error: BaseException) -> BaseException | None:

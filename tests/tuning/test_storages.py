@@ -120,12 +120,19 @@ def test_a_stopped_process_that_wakes_up_changes_nothing(storage, tmp_path, rate
     assert [t.number for t in study.trials if t.state.name == "FAIL"] == [0]
 
 
-def test_a_journal_is_resumed_only_under_its_setup(tmp_path):
-    path = tmp_path / "s.journal"
-    take_part(path, tmp_path / "calls", 0.0, LONG)
-    path.write_bytes(path.read_bytes()[:40] + b"\n")
-    with pytest.raises(ValueError, match=r"s\.journal is no study or is damaged"):
-        take_part(path, tmp_path / "calls", 0.0, LONG)
+def test_a_damaged_journal_is_named_and_a_torn_one_is_mended(tmp_path, rates):
+    path, calls = tmp_path / "s.journal", tmp_path / "calls"
+    take_part(path, calls, 0.0, LONG)
+    whole = path.read_bytes()
+    # What a full disk leaves of the last trial's end.
+    path.write_bytes(whole[:-10])
+    study = take_part(path, calls, 0.0, LONG)
+    assert study.user_attrs["interrupted"] == [5]
+    assert sorted(t["params"]["rate"] for t in describe_trials(study)) == rates
+    for damaged in (whole[:40] + b"\n", whole[:-9] + b"\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"s\.journal is no study or is damaged"):
+            take_part(path, calls, 0.0, LONG)
 
 
 @pytest.mark.parametrize(
