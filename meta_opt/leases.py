@@ -25,9 +25,9 @@ _log = logging.getLogger(__name__)
 EXPIRY_SECONDS = 60.0
 """Age at which a lease has lost its owner, unless another is given."""
 _BEATS = 6
-"""How often a lease is touched until it would expire."""
+"""How often a lease is touched, in the time in which it would expire."""
 _POLLS = 10
-"""How often work that others hold is looked at in the same time."""
+"""How often work that others hold is looked at in that time."""
 _SEPARATOR = "@"
 
 

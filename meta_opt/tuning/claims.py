@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BEATS = 6
-"""How often a server hears of a process until it would let go of its locks."""
+"""How often a server hears of a process, in the time until it lets go of its locks."""
 _POLLS = 30
-"""How often trials of others are looked at in the same time."""
+"""How often trials of others are looked at in that time."""
 _STUDY = -1
 """In place of a trial's number: the study."""
 
@@ -46,7 +46,7 @@ class Claims(Protocol):
         """Holds a trial.
 
         Raises:
-            BlockingIOError: another process holds it.
+            BlockingIOError: a process holds it already.
         """
 
     def held(self, number: int) -> bool:
@@ -139,7 +139,7 @@ class FolderLeases:
         """See `Claims`."""
         lease = self._leases.take(f"trial-{number}")
         if lease is None:
-            raise BlockingIOError(f"trial {number} is another process's")
+            raise BlockingIOError(f"trial {number} is held already")
         with lease:
             yield
 
@@ -195,9 +195,8 @@ class ServerLocks:
     @contextlib.contextmanager
     def hold(self, number: int) -> Iterator[None]:
         """See `Claims`."""
-        if self.held(number):
-            raise BlockingIOError(f"trial {number} is another process's")
-        self._call("pg_advisory_lock", number)
+        if number in self._holding or not self._call("pg_try_advisory_lock", number):
+            raise BlockingIOError(f"trial {number} is held already")
         self._holding.add(number)
         released = threading.Event()
         thread = threading.Thread(target=self._renew, args=(released,), daemon=True)
@@ -212,7 +211,7 @@ class ServerLocks:
 
     def held(self, number: int) -> bool:
         """See `Claims`."""
-        # A connection gets again what it holds.
+        # A connection is given again what it holds already.
         if number in self._holding:
             return True
         if not self._call("pg_try_advisory_lock", number):
