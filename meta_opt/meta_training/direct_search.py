@@ -51,7 +51,7 @@ def direct_search(
     on resuming, the search is replayed from them, to the bit.
 
     Processes that share a search evaluate different families, wait for each other at
-    the end of a generation, and return the same.
+    the end of a generation, and return the same, to rounding on unlike machines.
 
     Args:
         config: settings.

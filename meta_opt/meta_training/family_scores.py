@@ -167,8 +167,13 @@ class Families:
             )
 
         lanes = [self._threads.submit(take_part, lane) for lane in range(self._lanes)]
-        for future in concurrent.futures.as_completed(lanes):
-            future.result()
+        try:
+            for future in concurrent.futures.as_completed(lanes):
+                future.result()
+        except BaseException:
+            # The others would go on, and wait for what other processes hold.
+            self._closed.set()
+            raise
         for call in calls:
             yield call[0], read_json_value(path(call[0]))
 

@@ -218,6 +218,19 @@ def test_a_shared_search_takes_what_other_processes_have_done(tmp_path):
         search(dataclasses.replace(config, seed=5), two, leases=leases)
 
 
+def test_an_error_ends_a_shared_search_though_another_process_has_work(tmp_path):
+    leases = Leases(tmp_path / "leases")
+
+    def make(name):
+        raise ValueError(f"no data of {name}")
+
+    config = settings(families=("line", "steep"))
+    with leases.take("references, steep"):
+        with pytest.raises(ValueError, match="no data of line"):
+            direct_search(config, make, tmp_path, show_progress=False, leases=leases)
+    assert not leases.held("references, line")
+
+
 def test_sharing_changes_no_bit(tmp_path):
     config = settings(generations=2)
     alone = search(config, tmp_path / "one")
