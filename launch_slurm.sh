@@ -11,7 +11,11 @@ itself (jax.distributed reads SLURM's variables). Before its time is over, and w
 is preempted, the job gets SIGTERM, saves, and is queued again; so COMMAND must have a
 --workdir on a disk that all nodes see. Output goes to runs/launch/NAME-JOB.log.
 
-  --nodes N          (default 1)
+With --array every task of the array runs COMMAND by itself, which must then share its
+work (--shared, or --storage of a search).
+
+  --nodes N          of each task (default 1)
+  --array TASKS      such as 0-7, or 0-63%8 for eight at a time (default: no array)
   --gpus N           of each node (default 8)
   --cpus N           of each node (default 8 a GPU)
   --time LIMIT       such as 12:00:00 (default 24:00:00)
@@ -25,6 +29,9 @@ Example:
   ./launch_slurm.sh so400m --nodes 2 --gpus 8 -- \
     python experiments/finetune.py --config configs/finetune.py:so400m_lora \
     --workdir /shared/so400m
+  ./launch_slurm.sh tables --array 0-7 --gpus 1 -- \
+    python -m experiments.reproduce_tables --config configs/tables.py:table1 --shared \
+    --config.workers=1 --workdir /shared/tables --config.results=/shared/table1
 EOF
 }
 
@@ -49,11 +56,11 @@ name=$1
 shift
 [[ $name =~ ^[A-Za-z0-9_.-]+$ ]] || fail "'$name' is no name for a job"
 
-nodes=1 gpus=8 cpus='' time=24:00:00 partition='' account='' venv=.venv grace=300
+nodes=1 array='' gpus=8 cpus='' time=24:00:00 partition='' account='' venv=.venv grace=300
 dry_run=no command=''
 while [[ $# -gt 0 ]]; do
   case "$1" in
-    --nodes | --gpus | --cpus | --time | --partition | --account | --venv | --grace)
+    --nodes | --array | --gpus | --cpus | --time | --partition | --account | --venv | --grace)
       [[ $# -gt 1 ]] || fail "$1 needs a value"
       declare "${1#--}=$2"
       shift 2
@@ -73,11 +80,17 @@ for number in nodes gpus cpus grace; do
   [[ ${!number} =~ ^[1-9][0-9]*$ ]] || fail "--$number ${!number} must be at least 1"
 done
 
+[[ -z $array || $array =~ ^[0-9][0-9,:%-]*$ ]] ||
+  fail "--array $array must name tasks, such as 0-7"
+job_log=%j
+[[ -z $array ]] || job_log=%A-%a
+
 script=$(
   cat <<EOF
 #!/usr/bin/env bash
 #SBATCH --job-name=$name
-#SBATCH --nodes=$nodes
+${array:+#SBATCH --array=$array
+}#SBATCH --nodes=$nodes
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=$gpus
 #SBATCH --cpus-per-task=$cpus
@@ -86,7 +99,7 @@ script=$(
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --chdir=$root
-#SBATCH --output=runs/launch/$name-%j.log
+#SBATCH --output=runs/launch/$name-$job_log.log
 ${partition:+#SBATCH --partition=$partition
 }${account:+#SBATCH --account=$account
 }set -uo pipefail

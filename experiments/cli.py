@@ -17,6 +17,8 @@ from experiments.messages import message_of
 from meta_opt.types import near_match
 
 _ARGUMENTS = tuple(sys.argv[1:])
+_LEFT_OUT = ("workdir", "storage", "shared", "lease_seconds")
+"""Flags that say nothing about a result; ``--storage`` may have a password."""
 # The commands' own flags are in their --help.
 flags.disclaim_key_flags()
 
@@ -58,7 +60,8 @@ def define_workdir(default: str | None, text: str) -> Any:
 def command_line() -> str:
     """The command that is running, as a reader of a report would give it again.
 
-    ``--workdir``, which names a folder of the one who ran it, is left out.
+    What names a folder or a server of the one who ran it, and how the work was shared,
+    is left out.
     """
     module = Path(sys.argv[0]).stem
     kept, skip = [], False
@@ -67,8 +70,8 @@ def command_line() -> str:
             skip = False
             continue
         name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and name == "workdir":
-            skip = "=" not in argument
+        if argument.startswith("-") and name in _LEFT_OUT:
+            skip = "=" not in argument and name != "shared"
             continue
         kept.append(argument)
     return " ".join([f"python -m experiments.{module}", *kept])

@@ -4,8 +4,10 @@
         --workdir runs/direct_search --config.export=runs/direct_search/theta
 
 The weights it leaves are what meta-training can begin from (``--config.start``).
-Interrupted, the same command goes on after the last whole generation. ``small`` needs
-what ``make data`` prepares; ``smoke`` needs nothing.
+Interrupted, the same command goes on after the last whole generation. With ``--shared``
+the same command may run many times, on machines that share the folder, and each family
+of a generation is evaluated by one of them. ``small`` needs what ``make data``
+prepares; ``smoke`` needs nothing.
 """
 
 import functools
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from experiments.common import export_weights, meta_validation
+from experiments.sharing import leases_in, reporting
 from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
 from meta_opt.tasks.families import make_task
@@ -42,18 +45,23 @@ def main() -> None:
     data_dir = settings["data_dir"] or None
     validation = meta_validation(settings["validation"], config.controller, data_dir)
     make = functools.partial(make_task, data_dir=data_dir)
-    result = direct_search(config, make, WORKDIR.value, validation=validation)
+    leases = leases_in(Path(WORKDIR.value))
+    result = direct_search(
+        config, make, WORKDIR.value, validation=validation, leases=leases
+    )
     print(f"{result.steps} generations, {result.seconds:.0f} s this time")
     if settings["export"]:
-        export_weights(
-            settings["export"],
-            result.theta,
-            config.controller,
-            [make(name) for name in config.families],
-            {"generations": result.steps},
-            config.num_steps,
-            config.budgets,
-        )
+        with reporting(leases) as ours:
+            if ours:
+                export_weights(
+                    settings["export"],
+                    result.theta,
+                    config.controller,
+                    [make(name) for name in config.families],
+                    {"generations": result.steps},
+                    config.num_steps,
+                    config.budgets,
+                )
 
 
 if __name__ == "__main__":

@@ -6,23 +6,29 @@
 The result of each optimizer on each task is kept in ``--config.results``, beside the
 report. Run again, it goes on where it was and measures only what is not there. If the
 report there has tasks that this run leaves out, it stays, and the new one is written
-into ``--workdir``.
+into ``--workdir``. With ``--shared`` the same command may run many times, on machines
+that share the folders, and each result is measured by one of them.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # For configs.common, wherever this is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.sharing import reporting, shared_work
 from meta_opt.compilation_cache import use_compilation_cache
+from meta_opt.leases import Lease, Leases, share
 from meta_opt.studies.meta_test import comparison as meta_test
 from meta_opt.studies.meta_test import records
 from meta_opt.studies.meta_test.contenders import (
     HAND_DESIGNED,
+    Contender,
     MetaTestConfig,
     contenders,
 )
@@ -30,6 +36,7 @@ from meta_opt.studies.meta_test.measuring import measured
 from meta_opt.studies.meta_test.report import reported_tasks, write_meta_test
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import task_fingerprint
+from meta_opt.tasks.task import Task
 from meta_opt.tuning.search import SearchConfig
 from meta_opt.types import check_keys, from_config
 
@@ -43,25 +50,38 @@ def measure_all(
     data_dir: str | None,
     results: Path,
     workdir: Path,
+    leases: Leases | None = None,
 ) -> dict[str, dict[str, records.Record]]:
-    """Returns all results, by task and contender's name."""
+    """Measures what is not there, alone or with all processes that share it.
+
+    Returns:
+        All results, by task and contender's name.
+    """
     from tqdm import tqdm
 
-    field, found = contenders(config), {}
-    total = len(field) * len(config.tasks)
-    with tqdm(total=total, desc="meta-test", unit="result", disable=None) as bar:
-        for name in config.tasks:
-            bar.set_postfix_str(name)
-            task = make_task(name, data_dir)
-            fingerprint = task_fingerprint(task)
-            found[name] = {}
-            for contender in field:
-                bar.set_postfix_str(f"{name}, {contender.name}")
-                found[name][contender.name] = measured(
-                    task, fingerprint, contender, config, search, results, workdir
-                )
-                bar.update()
-    return found
+    @functools.lru_cache(maxsize=1)
+    def made(name: str) -> tuple[Task, dict[str, Any]]:
+        task = make_task(name, data_dir)
+        return task, task_fingerprint(task)
+
+    def measure(cell: tuple[str, Contender], lease: Lease | None) -> None:
+        name, contender = cell
+        bar.set_postfix_str(f"{name}, {contender.name}")
+        found[name][contender.name] = measured(
+            *made(name), contender, config, search, results, workdir, lease
+        )
+        bar.update()
+
+    field = contenders(config)
+    cells = [(name, contender) for name in config.tasks for contender in field]
+    found: dict[str, dict[str, records.Record]] = {name: {} for name in config.tasks}
+    with tqdm(total=len(cells), desc="meta-test", unit="result", disable=None) as bar:
+        share(cells, lambda cell: f"{cell[0]}, {cell[1].file}", measure, leases)
+    # In the order of the contenders, whoever was first.
+    return {
+        name: {contender.name: by_name[contender.name] for contender in field}
+        for name, by_name in found.items()
+    }
 
 
 def report_folder(tasks: Sequence[str], results: Path, workdir: Path) -> Path:
@@ -125,10 +145,13 @@ def main() -> None:
     config = from_config(MetaTestConfig, settings["meta_test"])
     search = from_config(SearchConfig, settings["search"])
     results, data_dir = Path(settings["results"]), settings["data_dir"] or None
-    found = measure_all(config, search, data_dir, results, workdir)
-    folder = report_folder(config.tasks, results, workdir)
-    print(report(config, found, folder))
-    print(f"written: {folder}/meta_test.md, meta_test.json, meta_test.csv")
+    with shared_work(workdir) as leases:
+        found = measure_all(config, search, data_dir, results, workdir, leases)
+        with reporting(leases) as ours:
+            if ours:
+                folder = report_folder(config.tasks, results, workdir)
+                print(report(config, found, folder))
+                print(f"written: {folder}/meta_test.md, meta_test.json, meta_test.csv")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 What is measured already, under the same configuration, is not measured again. Stopped
 by Ctrl-C or killed, the same command goes on; studies of baselines are kept in
-``--workdir``.
+``--workdir``. With ``--shared`` the same command may run many times, on machines that
+share the folders, and each cell is measured by one of them.
 """
 
 import concurrent.futures
@@ -24,8 +25,10 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.sharing import reporting, shared_work
 from experiments.table_cells import STEPS, Cell, cells, measure
 from experiments.worker import start_worker
+from meta_opt.leases import Lease, Leases, share
 from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
@@ -33,6 +36,8 @@ WORKDIR = cli.define_workdir("runs/tables", "Folder for the studies.")
 ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
 REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
 
+_LOOK_SECONDS = 10.0
+"""Between looks at which cells there are."""
 
 _SETTINGS = (
     *("tasks", "variants", "optimizers", "seeds", "tuning_seed", "budgets", "search"),
@@ -40,8 +45,29 @@ _SETTINGS = (
 )
 
 
-def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
-    """Measures cells side by side, with a bar for all of them."""
+def _measure_cells(
+    every: Sequence[Cell], config: dict[str, Any], leases: Leases | None
+) -> None:
+    """Measures those cells that no process has measured, of several that share them."""
+
+    def measure_cell(cell: Cell, lease: Lease | None) -> None:
+        if cell.stored() is None:
+            task, variant = config["tasks"][cell.task], config["variants"][cell.variant]
+            measure(cell, task, variant, lease)
+
+    share(every, lambda cell: cell.lease_name, measure_cell, leases)
+
+
+def measure_all(
+    config: dict[str, Any], missing: Sequence[Cell], leases: Leases | None = None
+) -> None:
+    """Measures cells side by side, with a bar for all of them.
+
+    Args:
+        config: the whole configuration.
+        missing: what is to be measured.
+        leases: of all commands that share the table; None if this one is alone.
+    """
     from tqdm import tqdm
 
     context = multiprocessing.get_context("spawn")
@@ -51,23 +77,22 @@ def measure_all(config: dict[str, Any], missing: Sequence[Cell]) -> None:
         available = sorted(os.sched_getaffinity(0))
         for worker in range(workers):
             cores.put(available[worker % len(available)])
+    # Shared cells every worker looks through itself.
+    parts = [missing] * workers if leases else [[cell] for cell in missing]
     with concurrent.futures.ProcessPoolExecutor(
         workers, context, start_worker, (cores,)
     ) as pool:
-        waiting = [
-            pool.submit(
-                measure,
-                cell,
-                config["tasks"][cell.task],
-                config["variants"][cell.variant],
-            )
-            for cell in missing
-        ]
+        waiting = {pool.submit(_measure_cells, p, config, leases) for p in parts}
         try:
             with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
-                for future in concurrent.futures.as_completed(waiting):
-                    bar.set_postfix_str(future.result())
-                    bar.update()
+                while waiting:
+                    done, waiting = concurrent.futures.wait(
+                        waiting, _LOOK_SECONDS, concurrent.futures.FIRST_COMPLETED
+                    )
+                    for future in done:
+                        future.result()
+                    there = sum(cell.stored() is not None for cell in missing)
+                    bar.update(there - bar.n)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             # A trial that is cut off so is set aside, and its settings come again.
@@ -114,12 +139,19 @@ def main() -> None:
     """Measures what is not there, reports."""
     config = CONFIG.value.to_dict()
     check_keys("config", config, _SETTINGS)
-    every = cells(config, Path(WORKDIR.value))
-    try:
-        missing = [c for c in every if ONLY.value in c.name and c.stored() is None]
-        if missing and not REPORT.value:
-            measure_all(config, missing)
+    workdir = Path(WORKDIR.value)
+    every = cells(config, workdir)
+    if REPORT.value:
         print(report(config, every))
+        return
+    try:
+        with shared_work(workdir) as leases:
+            missing = [c for c in every if ONLY.value in c.name and c.stored() is None]
+            if missing:
+                measure_all(config, missing, leases)
+            with reporting(leases) as ours:
+                if ours:
+                    print(report(config, every))
     except BrokenProcessPool as error:
         raise ValueError(
             f"{error} The same command goes on; if memory was short, with "

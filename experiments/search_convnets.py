@@ -4,7 +4,8 @@
 
 The study is kept in ``--workdir``; run again, it goes on. ``--config.jobs=4`` runs four
 trials at a time, in processes of their own; the command may also be started several
-times. What the frozen stages give is computed once, for all trials.
+times, on several machines with ``--shared`` or ``--storage``. What the frozen stages
+give is computed once, for all trials.
 """
 
 import contextlib
@@ -18,11 +19,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.sharing import define_storage, study_place
 from experiments.worker import start_worker
 from experiments.workloads import read_run
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/convnet_search", "Folder for the studies.")
+STORAGE = define_storage()
 
 _SETTINGS = (
     *("base", "epochs", "search", "space", "jobs", "seeds", "learned", "name"),
@@ -30,7 +33,7 @@ _SETTINGS = (
 )
 
 
-def _search(config: Mapping[str, Any], workdir: Path, progress: bool) -> Any:
+def _search(config: Mapping[str, Any], place: Mapping[str, Any], progress: bool) -> Any:
     """Takes part in the search until all its trials have ended; returns the study."""
     from meta_opt.studies.convnet_search import (
         EpochsConfig,
@@ -51,24 +54,26 @@ def _search(config: Mapping[str, Any], workdir: Path, progress: bool) -> Any:
     }
     # Its features are in the cache before the other processes ask for them.
     trial = EpochTrial(base, epochs)
-    with _workers(config, workdir, config["jobs"] - 1 if progress else 0):
+    with _workers(config, place, config["jobs"] - 1 if progress else 0):
         return search_settings(
             trial,
             base,
             epochs,
             space,
             settings,
-            storage=workdir / f"{config['name']}.sqlite3",
+            **place,
             name=config["name"],
         )
 
 
 @contextlib.contextmanager
-def _workers(config: Mapping[str, Any], workdir: Path, count: int) -> Iterator[None]:
+def _workers(
+    config: Mapping[str, Any], place: Mapping[str, Any], count: int
+) -> Iterator[None]:
     """Other processes that take part; they end with the body."""
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=_work, args=(config, workdir), daemon=True)
+        context.Process(target=_work, args=(config, place), daemon=True)
         for _ in range(count)
     ]
     for worker in workers:
@@ -84,12 +89,12 @@ def _workers(config: Mapping[str, Any], workdir: Path, count: int) -> Iterator[N
             worker.join()
 
 
-def _work(config: Mapping[str, Any], workdir: Path) -> None:
+def _work(config: Mapping[str, Any], place: Mapping[str, Any]) -> None:
     from meta_opt.interruption import Interrupted
 
     start_worker()
     with contextlib.suppress(Interrupted):
-        _search(config, workdir, progress=False)
+        _search(config, place, progress=False)
 
 
 def main() -> None:
@@ -112,7 +117,8 @@ def main() -> None:
             f"{config['seeds']} must name a seed"
         )
     use_compilation_cache()
-    study = _search(config, workdir, progress=True)
+    place = study_place(STORAGE.value, workdir, config["name"])
+    study = _search(config, place, progress=True)
     base = read_run(config["base"], "config.base")
     epochs = from_config(EpochsConfig, config["epochs"], "config.epochs")
     tested = EpochTrial(base, epochs, test=True)

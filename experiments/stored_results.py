@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from meta_opt.leases import Lease
 from meta_opt.provenance import provenance
 from meta_opt.run_log import settings_digest
 from meta_opt.text_files import read_json, write_json
@@ -44,6 +45,17 @@ class StoredResult:
             raise ValueError(f"{self.path} is no result; {again}")
         return record if record["digest"] == self.digest else None
 
-    def write(self, found: Mapping[str, Any]) -> None:
-        """Stores a result with its digest and where it was measured."""
-        write_json(self.path, {**provenance(self.setup), **found}, indent=1)
+    def write(self, found: Mapping[str, Any], lease: Lease | None = None) -> None:
+        """Stores a result with its digest and where it was measured.
+
+        Args:
+            found: the result.
+            lease: of the work, if it is shared.
+
+        Raises:
+            LeaseLostError: another process has taken the work; nothing is written.
+        """
+        record = {**provenance(self.setup), **found}
+        if lease is not None:
+            lease.check()
+        write_json(self.path, record, indent=1)

@@ -11,6 +11,7 @@ from typing import Any
 from experiments.benchmarks.timing import medians
 from experiments.stored_results import StoredResult
 from experiments.workloads import read_run
+from meta_opt.leases import EXPIRY_SECONDS, Lease
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.types import from_config
 
@@ -39,6 +40,11 @@ class Cell(StoredResult):
     def name(self) -> str:
         """For bars and messages."""
         return f"{self.task}, {self.variant}, {self.optimizer}"
+
+    @property
+    def lease_name(self) -> str:
+        """Of this cell under this setup."""
+        return f"{self.name}, {self.digest[:8]}"
 
 
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
@@ -127,25 +133,34 @@ def _trial(task: str, base: str, changes: str) -> Any:
     return config, Trial(config, injected)
 
 
-def measure(cell: Cell, base: dict[str, Any], changes: dict[str, Any]) -> str:
-    """Measures a cell and writes its result; returns its name.
+def measure(
+    cell: Cell,
+    base: dict[str, Any],
+    changes: dict[str, Any],
+    lease: Lease | None = None,
+) -> None:
+    """Measures a cell and writes its result.
 
     Args:
         cell: what.
         base: the task's run.
         changes: of the variant.
+        lease: of the cell, if several processes share the table.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM; the study goes on from its last trial.
+        LeaseLostError: another process has taken the cell.
     """
     config, trial = _trial(cell.task, json.dumps(base), json.dumps(changes))
     per_epoch = config.loop.eval_every
     if cell.optimizer == STEPS:
-        return _write(cell, {"milliseconds": _step_times(cell, config, trial)})
+        times = _step_times(cell, config, trial)
+        _write(cell, {"milliseconds": times}, lease)
+        return
     if cell.optimizer == "learned":
         settings, trials, shares = {}, [], cell.setup["budgets"]
     else:
-        settings, trials = _tuned(cell, config, trial)
+        settings, trials = _tuned(cell, config, trial, lease)
         shares = [1.0]
     runs = [
         _run(cell, config, trial, settings, share, seed)
@@ -159,7 +174,7 @@ def measure(cell: Cell, base: dict[str, Any], changes: dict[str, Any]) -> str:
         "trials": trials,
         "runs": runs,
     }
-    return _write(cell, found)
+    _write(cell, found, lease)
 
 
 def rerun(
@@ -199,7 +214,7 @@ def _run(
     return {"budget": share, **found, "epochs": epochs}
 
 
-def _write(cell: Cell, found: Mapping[str, Any]) -> str:
+def _write(cell: Cell, found: Mapping[str, Any], lease: Lease | None) -> None:
     cell.write(
         {
             "format": FORMAT,
@@ -208,9 +223,9 @@ def _write(cell: Cell, found: Mapping[str, Any]) -> str:
             "optimizer": cell.optimizer,
             "setup": cell.setup,
             **found,
-        }
+        },
+        lease,
     )
-    return cell.name
 
 
 def _step_times(cell: Cell, config: Any, trial: Any) -> dict[str, float]:
@@ -231,13 +246,14 @@ def _optimizer(
 
 
 def _tuned(
-    cell: Cell, config: Any, trial: Any
+    cell: Cell, config: Any, trial: Any, lease: Lease | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The best settings by validation loss after the last step, and all trials."""
     from meta_opt.interruption import Interrupted
     from meta_opt.tuning.baseline_spaces import baseline_space
     from meta_opt.tuning.results import describe_trials
     from meta_opt.tuning.search import SearchConfig, search
+    from meta_opt.tuning.storage import study_file
 
     given = dict(cell.setup["search"])
     given["min_resource"] *= config.loop.eval_every
@@ -254,9 +270,13 @@ def _tuned(
         from_config(SearchConfig, given),
         baseline_space(cell.optimizer),
         objective,
-        storage=cell.workdir / cell.task / cell.variant / f"{cell.optimizer}.sqlite3",
+        storage=study_file(
+            cell.workdir / cell.task / cell.variant / cell.optimizer,
+            shared=lease is not None,
+        ),
         name=cell.name,
         setup=cell.setup,
         stop_on=(Interrupted,),
+        expiry_seconds=EXPIRY_SECONDS if lease is None else lease.expiry_seconds,
     )
     return dict(study.best_params), describe_trials(study)

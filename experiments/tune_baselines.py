@@ -2,8 +2,9 @@
 
     python -m experiments.tune_baselines --config configs/tune.py:nano_clipart_adamw
 
-The study is kept in ``--workdir``; run again, it goes on. The objective is the
-validation loss after the last step.
+The study is kept in ``--workdir``; run again, it goes on. Processes that run at once
+share the trials, on several machines with ``--shared`` or ``--storage``. The objective
+is the validation loss after the last step.
 """
 
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.sharing import define_storage, study_place
 from experiments.workloads import read_run
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/tune", "Folder for the studies.")
+STORAGE = define_storage()
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def main() -> None:
         settings,
         space,
         objective,
-        storage=workdir / f"{config['name']}.sqlite3",
+        **study_place(STORAGE.value, workdir, config["name"]),
         name=config["name"],
         setup={
             "run": base.settings(),

@@ -1,4 +1,4 @@
-"""One run at a time in a run's directory."""
+"""One run at a time in a run's directory, or several that share it."""
 
 import contextlib
 import errno
@@ -33,7 +33,9 @@ class WorkdirInUseError(ValueError):
 
 
 @contextlib.contextmanager
-def hold_workdir(workdir: str | os.PathLike | None) -> Iterator[None]:
+def hold_workdir(
+    workdir: str | os.PathLike | None, shared: bool = False
+) -> Iterator[None]:
     """Holds a run's directory for a ``with`` block; all processes must call this.
 
     Two runs in one directory would overwrite each other's checkpoints and logs. The
@@ -42,6 +44,7 @@ def hold_workdir(workdir: str | os.PathLike | None) -> Iterator[None]:
 
     Args:
         workdir: created if needed; None holds nothing.
+        shared: whether other runs that say so too may have it at the same time.
 
     Raises:
         WorkdirInUseError: another process, or thread, has it.
@@ -68,7 +71,7 @@ def hold_workdir(workdir: str | os.PathLike | None) -> Iterator[None]:
             problem = WorkdirInUseError(_in_use(place, owner))
         elif jax.process_index() == 0:
             try:
-                stack.enter_context(_locked(place))
+                stack.enter_context(lock_folder(place, shared))
             except (WorkdirInUseError, OSError) as error:
                 problem = error
         if any_process(problem is not None):
@@ -81,11 +84,22 @@ def hold_workdir(workdir: str | os.PathLike | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
+def lock_folder(place: Path, shared: bool = False) -> Iterator[None]:
+    """As `hold_workdir`, of one process without JAX.
+
+    Args:
+        place: created if needed.
+        shared: whether other processes that say so too may have it at the same time.
+
+    Raises:
+        WorkdirInUseError: another process has it.
+        OSError: the directory cannot be written to.
+    """
     place.mkdir(parents=True, exist_ok=True)
     with (place / LOCK).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise WorkdirInUseError(_in_use(place, _owner(file.read()))) from None
@@ -100,6 +114,8 @@ def _locked(place: Path) -> Iterator[None]:
         file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+        if shared:
+            owner["shared"] = True
         file.write(json.dumps(owner) + "\n")
         file.flush()
         # The file stays: one that is removed could be held by two.
@@ -109,7 +125,8 @@ def _locked(place: Path) -> Iterator[None]:
 def _owner(text: str) -> str:
     try:
         found = parse_json(text.encode())
-        return f"process {found['pid']} on {found['host']} since {found['started']}"
+        owner = f"process {found['pid']} on {found['host']} since {found['started']}"
+        return f"{owner}, which shares it (--shared)" if found.get("shared") else owner
     except (ValueError, KeyError, TypeError):
         # It is just about to write who it is.
         return "another process"

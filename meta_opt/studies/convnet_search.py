@@ -17,6 +17,7 @@ from meta_opt.finetuning.runs import RunConfig
 from meta_opt.finetuning.state import fingerprint
 from meta_opt.finetuning.trial import Evaluation, Report, Trial, TrialRun
 from meta_opt.interruption import Interrupted
+from meta_opt.leases import EXPIRY_SECONDS
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.studies.meta_test.comparison import interval
 from meta_opt.tuning.injected import injected
@@ -140,6 +141,7 @@ def search_settings(
     *,
     storage: str | Path,
     name: str,
+    expiry_seconds: float = EXPIRY_SECONDS,
 ) -> "optuna.Study":
     """Searches, continuing the study in ``storage``; several processes may share it.
 
@@ -149,8 +151,9 @@ def search_settings(
         config: how runs are measured; the pruner counts epochs.
         space: of the optimizer's settings and ``batch_size``.
         settings: of the search.
-        storage: the SQLite file.
+        storage: of the study, see `meta_opt.tuning.storage.Storage`.
         name: of the study.
+        expiry_seconds: see `meta_opt.tuning.search.search`.
 
     Returns:
         The study; see `meta_opt.tuning.search.search`.
@@ -186,6 +189,7 @@ def search_settings(
         },
         stop_on=(Interrupted,),
         maximize=True,
+        expiry_seconds=expiry_seconds,
     )
 
 

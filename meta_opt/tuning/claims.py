@@ -1,20 +1,71 @@
-"""Which process runs which trial of a study: locks on files beside its storage."""
+"""Which process runs which trial of a study.
+
+A claim ends with its process, however that ends. There are locks of the operating
+system for the processes of one machine, leases for those that share a folder, and locks
+of the database server.
+"""
 
 import contextlib
 import fcntl
+import logging
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from meta_opt.leases import EXPIRY_SECONDS, Leases
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+_log = logging.getLogger(__name__)
+
+_BEATS = 6
+"""How often a server hears of a process, in the time until it lets go of its locks."""
+_POLLS = 30
+"""How often trials of others are looked at in that time."""
+_STUDY = -1
+"""In place of a trial's number: the study."""
 
 
-class Claims:
-    """The locks of a study, for the processes of one machine that share it.
+class Claims(Protocol):
+    """The claims of a study.
 
-    A lock ends with the process that holds it, however that ends, so that a trial whose
-    process was killed is known at once, without a time to wait for.
+    Attributes:
+        poll_seconds: between looks at the trials of other processes, when no other is
+            left to begin.
+    """
+
+    poll_seconds: float
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Waits until no other process is in here."""
+
+    def hold(self, number: int) -> contextlib.AbstractContextManager[None]:
+        """Holds a trial.
+
+        Raises:
+            BlockingIOError: a process holds it already.
+        """
+
+    def held(self, number: int) -> bool:
+        """Whether a process that lives, this one too, holds a trial."""
+
+    def close(self) -> None:
+        """Lets go of what it has opened."""
+
+
+class FileLocks:
+    """Locks for the processes of one machine.
+
+    A trial whose process was killed is known at once, without a time to wait for.
 
     Args:
         storage: the study's file; the locks are in a folder beside it.
     """
+
+    poll_seconds = 0.2
 
     def __init__(self, storage: str | Path) -> None:
         self._folder = Path(f"{storage}.locks")
@@ -22,14 +73,14 @@ class Claims:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Waits until no other process is in here."""
+        """See `Claims`."""
         with open(self._folder / "study", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextlib.contextmanager
     def hold(self, number: int) -> Iterator[None]:
-        """Holds a trial, which no other process may hold."""
+        """See `Claims`."""
         path = self._path(number)
         with open(path, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,7 +88,7 @@ class Claims:
             path.unlink(missing_ok=True)
 
     def held(self, number: int) -> bool:
-        """Whether a process that lives, this one too, holds a trial."""
+        """See `Claims`."""
         try:
             with open(self._path(number)) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,5 +98,163 @@ class Claims:
             return True
         return False
 
+    def close(self) -> None:
+        """See `Claims`."""
+
     def _path(self, number: int) -> Path:
         return self._folder / f"trial-{number}"
+
+
+class FolderLeases:
+    """Leases for processes on many machines that share the study's folder.
+
+    Args:
+        storage: the study's file; the leases are in a folder beside it.
+        expiry_seconds: after which a trial is taken from a process that is not heard
+            of.
+    """
+
+    def __init__(
+        self, storage: str | Path, expiry_seconds: float = EXPIRY_SECONDS
+    ) -> None:
+        from optuna.storages.journal import JournalFileOpenLock
+
+        self.poll_seconds = expiry_seconds / _POLLS
+        self._leases = Leases(f"{storage}.leases", expiry_seconds)
+        self._lock = JournalFileOpenLock(f"{storage}.leases/study")
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """See `Claims`."""
+        self._lock.acquire()
+        try:
+            yield
+        finally:
+            # Of one that was stopped for long, another may have broken the lock.
+            with contextlib.suppress(RuntimeError):
+                self._lock.release()
+
+    @contextlib.contextmanager
+    def hold(self, number: int) -> Iterator[None]:
+        """See `Claims`."""
+        lease = self._leases.take(f"trial-{number}")
+        if lease is None:
+            raise BlockingIOError(f"trial {number} is held already")
+        with lease:
+            yield
+
+    def held(self, number: int) -> bool:
+        """See `Claims`."""
+        return self._leases.held(f"trial-{number}")
+
+    def close(self) -> None:
+        """See `Claims`."""
+
+
+class ServerLocks:
+    """Advisory locks of a PostgreSQL server (14 or later), held by a connection.
+
+    The server lets go of them when the connection breaks, as it does when the process
+    is killed, and when it has heard nothing for a while, by its own clock.
+
+    Args:
+        url: of the database.
+        study: its name.
+        expiry_seconds: after which a trial is taken from a process that is not heard
+            of.
+    """
+
+    def __init__(
+        self,
+        url: "sqlalchemy.URL",
+        study: str,
+        expiry_seconds: float = EXPIRY_SECONDS,
+    ) -> None:
+        import sqlalchemy
+
+        self._engine = sqlalchemy.create_engine(
+            url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT"
+        )
+        self.poll_seconds = expiry_seconds / _POLLS
+        # A lock is a pair of signed 32-bit numbers.
+        self._study = zlib.crc32(study.encode()) - 2**31
+        self._expiry_seconds = expiry_seconds
+        self._connection: sqlalchemy.Connection | None = None
+        self._connection_lock = threading.Lock()
+        self._holding: set[int] = set()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """See `Claims`."""
+        self._call("pg_advisory_lock", _STUDY)
+        try:
+            yield
+        finally:
+            self._call("pg_advisory_unlock", _STUDY)
+
+    @contextlib.contextmanager
+    def hold(self, number: int) -> Iterator[None]:
+        """See `Claims`."""
+        if number in self._holding or not self._call("pg_try_advisory_lock", number):
+            raise BlockingIOError(f"trial {number} is held already")
+        self._holding.add(number)
+        released = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(released,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            released.set()
+            thread.join()
+            self._holding.remove(number)
+            self._call("pg_advisory_unlock", number)
+
+    def held(self, number: int) -> bool:
+        """See `Claims`."""
+        # A connection is given again what it holds already.
+        if number in self._holding:
+            return True
+        if not self._call("pg_try_advisory_lock", number):
+            return True
+        self._call("pg_advisory_unlock", number)
+        return False
+
+    def close(self) -> None:
+        """See `Claims`."""
+        with self._connection_lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _renew(self, released: threading.Event) -> None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        while not released.wait(self._expiry_seconds / _BEATS):
+            try:
+                # Any statement tells the server that this process lives.
+                self._call("pg_try_advisory_xact_lock_shared", _STUDY)
+            except SQLAlchemyError as error:
+                _log.warning("the database is out of reach: %s", error)
+
+    def _call(self, function: str, number: int) -> Any:
+        import sqlalchemy
+
+        statement = sqlalchemy.text(f"SELECT {function}(:study, :number)")
+        values = {"study": self._study, "number": number}
+        with self._connection_lock:
+            if self._connection is not None:
+                try:
+                    return self._connection.execute(statement, values).scalar()
+                except sqlalchemy.exc.DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                    # The server has ended it, and let go of its locks. What was held
+                    # is lost, and the storage takes no result of it.
+                    self._connection.close()
+                    self._connection = None
+            self._connection = self._engine.connect()
+            patience = round(1000 * self._expiry_seconds)
+            self._connection.execute(
+                sqlalchemy.text(f"SET idle_session_timeout = {patience}")
+            )
+            return self._connection.execute(statement, values).scalar()

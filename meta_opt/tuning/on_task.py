@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from meta_opt.leases import EXPIRY_SECONDS
 from meta_opt.tasks.inner_run import InnerRun
 from meta_opt.tuning.baseline_spaces import baseline_space
 from meta_opt.tuning.results import describe_trials
@@ -38,6 +39,7 @@ def tune_on_task(
     seeds: Sequence[int],
     storage: str | Path,
     setup: Mapping[str, Any],
+    expiry_seconds: float = EXPIRY_SECONDS,
 ) -> Tuned:
     """Looks for the settings of least validation loss, the mean over ``seeds``.
 
@@ -47,8 +49,9 @@ def tune_on_task(
         num_steps: length of every trial: the full budget.
         config: of the search.
         seeds: of every trial; what is reported should be measured with others.
-        storage: SQLite file that the search goes on from.
+        storage: of the search, which goes on from it, see `Storage`.
         setup: what else the losses depend on, as a JSON value.
+        expiry_seconds: see `search`.
 
     Returns:
         The best settings and all trials. A trial that diverges counts as worse than
@@ -73,6 +76,7 @@ def tune_on_task(
         name=name,
         setup={**setup, "num_steps": num_steps, "seeds": list(seeds)},
         may_all_fail=True,
+        expiry_seconds=expiry_seconds,
     )
     trials = describe_trials(study)
     values = [t["value"] if t["state"] == "complete" else math.inf for t in trials]

@@ -1,6 +1,6 @@
-"""A resumable search: TPE with successive halving, kept in an SQLite file.
+"""A resumable search: TPE with successive halving, kept in a file or on a server.
 
-Several processes of one machine may share it.
+Several processes may share it, and with some storages several machines.
 
 Bergstra et al. 2011 (TPE); Li et al. 2020, arXiv:1810.05934 (asynchronous successive
 halving). Both are Optuna's.
@@ -8,7 +8,6 @@ halving). Both are Optuna's.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -16,8 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from meta_opt.leases import EXPIRY_SECONDS
 from meta_opt.tuning.claims import Claims
 from meta_opt.tuning.space import Setting, suggest_all
+from meta_opt.tuning.storage import Storage
+from meta_opt.tuning.study_setup import check_setup
 
 if TYPE_CHECKING:
     import optuna
@@ -31,22 +33,16 @@ Objective: TypeAlias = Callable[[dict[str, Any], Report], float]
 """``(params, report) -> value``."""
 
 # User attributes of the study, and of a trial.
-_SETUP, _INTERRUPTED = "setup", "interrupted"
+_INTERRUPTED = "interrupted"
 _ERROR, _SECONDS, _PLACE = "error", "seconds", "place"
-
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-"""What Optuna raises for values in a file that it did not write."""
-
-_NAMED = 5
-"""Differing settings that an error names."""
-_POLL_SECONDS = 0.2
-"""Between looks at the trials of other processes, when no other is left to begin."""
-_BUSY_SECONDS = 60.0
-"""How long SQLite waits for another process to have written."""
 
 
 class Pruned(Exception):
     """The trial is not worth finishing; let it through."""
+
+
+class _Taken(Exception):
+    """The trial was set aside: this process was not heard of for too long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +95,7 @@ def search(
     stop_on: tuple[type[BaseException], ...] = (),
     may_all_fail: bool = False,
     maximize: bool = False,
+    expiry_seconds: float = EXPIRY_SECONDS,
 ) -> "optuna.Study":
     """Minimises ``objective``, going on with the study in ``storage`` if there is one.
 
@@ -107,8 +104,9 @@ def search(
     several processes does not repeat itself exactly, since its suggestions depend on
     which trials have ended.
 
-    A trial that was cut off (the process was killed, or an exception of ``stop_on``
-    came up) does not count; the next one has its settings. A trial that raises anything
+    A trial that was cut off (the process was killed, or stopped for so long that others
+    took it for dead, or an exception of ``stop_on`` came up) does not count; the next
+    one has its settings. A trial that raises anything
     else is recorded as failed, with the error; one whose value is not finite
     is recorded as pruned, which TPE takes for worse than any other.
 
@@ -117,53 +115,84 @@ def search(
         space: settings by name.
         objective: called with one value for each setting. It may report values at
             increasing steps.
-        storage: the SQLite file, created if needed.
+        storage: a file, created if needed, or a server, see `Storage`.
         name: of the study.
         setup: what the objective depends on, as a JSON value; a study is only resumed
             under the same setup, space and seed.
         stop_on: exceptions that end the search, beside KeyboardInterrupt and its like.
         may_all_fail: whether to return a study without any complete trial, too.
         maximize: whether the objective is maximised.
+        expiry_seconds: after which the trial of a process that is not heard of is
+            another's, where ``storage`` is shared by several machines.
 
     Returns:
         The study. Its user attribute ``interrupted`` lists the trials cut off.
 
     Raises:
-        ValueError: if the study in ``storage`` was made under another setup.
+        ValueError: if the study in ``storage`` was made under another setup, or
+            ``storage`` is no place for one.
+        ConnectionError: if the server cannot be reached.
         RuntimeError: if no trial completed, unless ``may_all_fail``.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    claims = Claims(storage)
-    with claims.exclusive(), _damage_named(storage):
-        study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(
-                f"sqlite:///{Path(storage).absolute()}",
-                engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}},
-            ),
-            study_name=name,
-            pruner=_pruner(config),
-            direction="maximize" if maximize else "minimize",
-            load_if_exists=True,
+    where = Storage(storage, name, expiry_seconds)
+    claims = where.claims
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(where.outage_named())
+        stack.callback(claims.close)
+        with claims.exclusive(), where.damage_named():
+            study = optuna.create_study(
+                storage=where.open(),
+                study_name=name,
+                pruner=_pruner(config),
+                direction="maximize" if maximize else "minimize",
+                load_if_exists=True,
+            )
+            check_setup(study, _setup(config, space, setup or {}, maximize), where.name)
+            _set_dead_aside(study, claims)
+            study.get_trials(deepcopy=False)  # All of it is read, before any is run.
+        _run_trials(study, config, space, objective, stop_on, where)
+    done = _counted(study)
+    if not _any_complete(study) and not may_all_fail:
+        errors = {str(t.user_attrs.get(_ERROR)) for t in done}
+        raise RuntimeError(
+            f"none of {len(done)} trials of {name!r} completed: "
+            f"{'; '.join(sorted(errors))}"
         )
-        _check_setup(study, config, space, setup or {}, storage, maximize)
-        _set_dead_aside(study, claims)
-        study.get_trials(deepcopy=False)  # All of it is read, before any is run.
+    return study
+
+
+def _run_trials(
+    study: "optuna.Study",
+    config: SearchConfig,
+    space: Mapping[str, Setting],
+    objective: Objective,
+    stop_on: tuple[type[BaseException], ...],
+    storage: Storage,
+) -> None:
+    """Takes part in the search until all its trials have ended."""
     from tqdm import tqdm
 
     done = len(_counted(study))
     if done:
-        _log.info("%s: going on after %d trials", storage, done)
+        _log.info("%s: going on after %d trials", storage.name, done)
     quiet = None if config.progress else True
     with tqdm(
-        total=config.num_trials, initial=done, desc=name, disable=quiet, unit="trial"
+        total=config.num_trials,
+        initial=done,
+        desc=study.study_name,
+        disable=quiet,
+        unit="trial",
     ) as bar:
         while True:
             with contextlib.ExitStack() as stack:
-                trial = _claim(study, config, claims, stack)
+                trial = _claim(study, config, storage.claims, stack)
                 if trial is not None:
-                    _run_trial(study, trial, config, space, objective, stop_on, claims)
+                    _run_trial(
+                        study, trial, config, space, objective, stop_on, storage.claims
+                    )
             done = len(_counted(study))
             bar.update(done - bar.n)
             if _any_complete(study):
@@ -171,34 +200,7 @@ def search(
             if done >= config.num_trials:
                 break
             if trial is None:
-                time.sleep(_POLL_SECONDS)
-    if not _any_complete(study) and not may_all_fail:
-        errors = {str(t.user_attrs.get(_ERROR)) for t in _counted(study)}
-        raise RuntimeError(
-            f"none of {done} trials of {name!r} completed: {'; '.join(sorted(errors))}"
-        )
-    return study
-
-
-@contextlib.contextmanager
-def _damage_named(storage: str | Path) -> Iterator[None]:
-    """Turns what a damaged file of a study raises into ValueError with its name."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import OperationalError, SQLAlchemyError
-
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError, *_UNREADABLE) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, OperationalError) and "locked" in str(cause):
-            raise
-        if isinstance(error, ValueError) and str(storage) in str(error):
-            raise  # It is named already.
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{storage} is no study or is damaged ({problem}); move it away to begin "
-            "anew"
-        ) from error
+                time.sleep(storage.claims.poll_seconds)
 
 
 def _claim(
@@ -243,7 +245,7 @@ def _run_trial(
     stop_on: tuple[type[BaseException], ...],
     claims: Claims,
 ) -> None:
-    """Runs one trial and records how it ended."""
+    """Runs one trial and records how it ended, unless another process has taken it."""
     from optuna.trial import TrialState
 
     started = time.perf_counter()
@@ -251,36 +253,50 @@ def _run_trial(
     def report(step: int, value: float) -> None:
         if not math.isfinite(value):
             raise Pruned(f"the value at step {step} is {value}")
-        trial.report(value, step)
+        with _unless_taken():
+            trial.report(value, step)
         if config.min_resource and trial.should_prune():
             raise Pruned(f"behind at step {step}")
 
     def end(state: TrialState, value: float | None = None, error: str = "") -> None:
-        trial.set_user_attr(_SECONDS, round(time.perf_counter() - started, 2))
-        if error:
-            trial.set_user_attr(_ERROR, error)
-        study.tell(trial, value, state=state)
+        with _unless_taken():
+            trial.set_user_attr(_SECONDS, round(time.perf_counter() - started, 2))
+            if error:
+                trial.set_user_attr(_ERROR, error)
+        study.tell(trial, value, state=state, skip_if_finished=True)
 
     try:
-        value = float(objective(suggest_all(space, trial), report))
-    except stop_on:
-        with claims.exclusive():
-            _set_aside(study, trial.number)
-        raise
-    except Pruned as reason:
-        end(TrialState.PRUNED, error=str(reason))
-    except Exception as error:
-        _log.warning("trial %d failed: %r", trial.number, error)
-        end(TrialState.FAIL, error=repr(error))
+        try:
+            value = float(objective(suggest_all(space, trial), report))
+        except _Taken:
+            raise
+        except stop_on:
+            raise
+        except Pruned as reason:
+            end(TrialState.PRUNED, error=str(reason))
+        except Exception as error:
+            _log.warning("trial %d failed: %r", trial.number, error)
+            end(TrialState.FAIL, error=repr(error))
+        else:
+            if math.isfinite(value):
+                end(TrialState.COMPLETE, value)
+            else:
+                end(TrialState.PRUNED, error=f"the value is {value}")
+    except _Taken:
+        _log.warning("trial %d: %s", trial.number, _Taken.__doc__)
     except BaseException:
         with claims.exclusive():
             _set_aside(study, trial.number)
         raise
-    else:
-        if math.isfinite(value):
-            end(TrialState.COMPLETE, value)
-        else:
-            end(TrialState.PRUNED, error=f"the value is {value}")
+
+
+@contextlib.contextmanager
+def _unless_taken() -> Iterator[None]:
+    """Raises `_Taken` where a trial has ended, of which the storage takes no more."""
+    try:
+        yield
+    except RuntimeError as error:  # `UpdateFinishedTrialError` in newer versions.
+        raise _Taken from error
 
 
 def _pruner(config: SearchConfig) -> "optuna.pruners.BasePruner":
@@ -295,54 +311,23 @@ def _pruner(config: SearchConfig) -> "optuna.pruners.BasePruner":
     )
 
 
-def _check_setup(
-    study: "optuna.Study",
+def _setup(
     config: SearchConfig,
     space: Mapping[str, Setting],
     setup: Mapping[str, Any],
-    storage: str | Path,
     maximize: bool,
-) -> None:
+) -> dict[str, Any]:
+    """What a study must have been made under, to be gone on with."""
     settings = dataclasses.asdict(config)
     for free in ("num_trials", "progress"):
         del settings[free]
     if maximize:
         settings["maximize"] = True
-    now = {
+    return {
         "search": settings,
         "space": {key: dataclasses.asdict(space[key]) for key in sorted(space)},
         "setup": dict(setup),
     }
-    now = json.loads(json.dumps(now, default=str))
-    before = study.user_attrs.get(_SETUP)
-    if before is None:
-        study.set_user_attr(_SETUP, now)
-    elif before != now:
-        changed = [
-            f"{key} ({', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)})"
-            for key in now
-            if (names := _changed(before.get(key, {}), now[key]))
-        ]
-        raise ValueError(
-            f"{storage} holds the study {study.study_name!r} made under another "
-            f"{' and '.join(changed)}; take those again to go on with it, or another "
-            "file"
-        )
-
-
-def _changed(before: Any, now: Any, path: tuple[str, ...] = ()) -> list[str]:
-    """Names the settings that differ, or are in one of two nested mappings only.
-
-    >>> _changed({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 0, "c": 2}, "e": 3})
-    ['a.b', 'd', 'e']
-    """
-    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
-        return [".".join(path)] if before != now else []
-    return [
-        name
-        for key in sorted({*before, *now})
-        for name in _changed(before.get(key), now.get(key), (*path, key))
-    ]
 
 
 def _counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
@@ -380,4 +365,4 @@ def _set_aside(study: "optuna.Study", number: int) -> None:
 
     cut_off = study.user_attrs.get(_INTERRUPTED, [])
     study.set_user_attr(_INTERRUPTED, [*cut_off, number])
-    study.tell(number, state=TrialState.FAIL)
+    study.tell(number, state=TrialState.FAIL, skip_if_finished=True)

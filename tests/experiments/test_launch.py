@@ -202,12 +202,23 @@ def test_slurm_job(checkout):
         "--requeue",
     ):
         assert f"#SBATCH {line}\n" in job
-    assert "account" not in job
+    assert "account" not in job and "array" not in job and "so-%j.log" in job
     assert r"python train.py two\ words" in job
     checked = subprocess.run(["bash", "-n"], input=job, text=True)
     assert checked.returncode == 0
     done, _ = checkout("so", "--gpus", "0", *COMMAND, script="launch_slurm.sh")
     assert done.returncode == 2 and "--gpus 0 must be at least 1" in done.stderr
+
+
+def test_slurm_array(checkout):
+    args = ("tables", "--array", "0-63%8", "--gpus", "1")
+    done, _ = checkout(*args, *COMMAND, script="launch_slurm.sh")
+    assert done.returncode == 0, done.stderr
+    job = (checkout.tmp / "job").read_text()
+    assert "#SBATCH --array=0-63%8\n#SBATCH --nodes=1\n" in job
+    assert "#SBATCH --output=runs/launch/tables-%A-%a.log\n" in job
+    done, _ = checkout("so", "--array", "all", *COMMAND, script="launch_slurm.sh")
+    assert done.returncode == 2 and "--array all must name tasks" in done.stderr
 
 
 def test_slurm_job_passes_the_signal_on_and_queues_again(checkout, tmp_path):

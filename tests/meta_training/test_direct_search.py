@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from meta_training_toy import SMALL, long_task
 
+from meta_opt.leases import Leases
 from meta_opt.meta_training import direct_search as direct_search_module
 from meta_opt.meta_training.direct_search import DirectSearchConfig, direct_search
 from meta_opt.meta_training.feature_range import with_feature_range
@@ -157,6 +158,10 @@ def test_candidates_one_after_the_other_score_as_side_by_side(tmp_path):
     np.testing.assert_allclose(*scores, rtol=1e-4)
 
 
+def read_json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def scores_of(folder):
     rows = json.loads((folder / "history.json").read_text())
     return [row["scores"] for row in rows]
@@ -176,6 +181,63 @@ def test_workers_give_the_scores_of_one_process(tmp_path):
         for name in ("one", "two")
     ]
     assert list(measured[0]) and set(measured[0]) == set(measured[1])
+
+
+@pytest.mark.slow
+def test_a_shared_search_takes_what_other_processes_have_done(tmp_path):
+    config = settings(
+        families=("line", "steep"), generations=2, num_steps={"line": 10, "steep": 10}
+    )
+    validated = []
+
+    def validation(theta):
+        validated.append(theta)
+        return {"line": 0.5}
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = search(config, one, validation=validation)
+    leases = Leases(two / "leases")
+    # What another process has done already.
+    references = json.loads((one / "references.json").read_text())
+    write_json(two / "shared" / "references" / "steep.json", references["steep"])
+    write_json(two / "shared" / "generation 1" / "line.json", [5.0, 2.0, 1.0, 2.0, 3.0])
+    shared = search(config, two, validation=validation, leases=leases)
+    assert len(validated) == 2 and shared.score == alone.score == 0.5
+    assert json.loads((two / "references.json").read_text()) == references
+    # Its numbers count, and not those that were to be computed here.
+    rows = [read_json_lines(folder / "metrics.jsonl") for folder in (one, two)]
+    assert rows[0][0]["score/steep"] == rows[1][0]["score/steep"]
+    assert rows[1][0]["score/line"] == 3.0 != rows[0][0]["score/line"]
+    assert len(rows[1]) == 2 and not leases.held("generation 1")
+    # One that comes late only reads.
+    files = {path: path.stat().st_mtime_ns for path in two.rglob("*.json*")}
+    late = search(config, two, validation=validation, leases=leases)
+    assert same(late.theta, shared.theta) and len(validated) == 2
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        search(dataclasses.replace(config, seed=5), two, leases=leases)
+
+
+def test_an_error_ends_a_shared_search_though_another_process_has_work(tmp_path):
+    leases = Leases(tmp_path / "leases")
+
+    def make(name):
+        raise ValueError(f"no data of {name}")
+
+    config = settings(families=("line", "steep"))
+    with leases.take("references, steep"):
+        with pytest.raises(ValueError, match="no data of line"):
+            direct_search(config, make, tmp_path, show_progress=False, leases=leases)
+    assert not leases.held("references, line")
+
+
+def test_sharing_changes_no_bit(tmp_path):
+    config = settings(generations=2)
+    alone = search(config, tmp_path / "one")
+    shared = search(config, tmp_path / "two", leases=Leases(tmp_path / "leases"))
+    assert same(alone.last, shared.last)
+    texts = [(tmp_path / d / "metrics.jsonl").read_text() for d in ("one", "two")]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.slow

@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from meta_opt.parallel.workdir import LOCK, WorkdirInUseError, hold_workdir
+from meta_opt.parallel.workdir import (
+    LOCK,
+    WorkdirInUseError,
+    hold_workdir,
+    lock_folder,
+)
 
 
 def test_a_directory_that_a_process_has_is_refused_with_its_name(tmp_path):
@@ -43,3 +48,17 @@ def test_nothing_is_held_without_a_directory_or_after_an_error(tmp_path):
         raise KeyError
     with hold_workdir(tmp_path / "new"):
         assert json.loads((tmp_path / "new" / LOCK).read_text())["pid"]
+
+
+def test_a_directory_may_be_shared_by_those_that_say_so(tmp_path):
+    # Another open file stands for another process here, too.
+    with lock_folder(tmp_path, shared=True), lock_folder(tmp_path, shared=True):
+        with pytest.raises(WorkdirInUseError, match=r"shares it \(--shared\): wait"):
+            with lock_folder(tmp_path):
+                pass
+    with lock_folder(tmp_path):
+        with pytest.raises(WorkdirInUseError, match=r"since [\d: -]+: wait until"):
+            with lock_folder(tmp_path, shared=True):
+                pass
+    with hold_workdir(tmp_path, shared=True), lock_folder(tmp_path, shared=True):
+        pass

@@ -8,7 +8,7 @@ import time
 import optuna
 import pytest
 
-from meta_opt.tuning.claims import Claims
+from meta_opt.tuning.claims import FileLocks
 from meta_opt.tuning.results import describe_trials
 from meta_opt.tuning.search import SearchConfig, search
 from meta_opt.tuning.space import Setting
@@ -108,7 +108,7 @@ def test_a_killed_process_leaves_its_trial_to_the_others(tmp_path, alone):
 
 
 def test_a_trial_is_held_once(tmp_path):
-    ours, theirs = Claims(tmp_path / "s"), Claims(tmp_path / "s")
+    ours, theirs = FileLocks(tmp_path / "s"), FileLocks(tmp_path / "s")
     assert not theirs.held(3)
     with ours.hold(3):
         assert theirs.held(3) and not theirs.held(4)
@@ -153,7 +153,7 @@ def test_halving_keeps_the_greater_values(tmp_path):
         progress=False,
     )
     study = search(
-        config, SPACE, objective, storage=tmp_path / "s", name="s", maximize=True
+        config, SPACE, objective, storage=tmp_path / "s.db", name="s", maximize=True
     )
     pruned = [t for t in study.trials if t.state.name == "PRUNED"]
     assert pruned and len(pruned) + len(finished) == 10

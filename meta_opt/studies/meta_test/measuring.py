@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from meta_opt.leases import EXPIRY_SECONDS, Lease
 from meta_opt.studies.meta_test import comparison
 from meta_opt.studies.meta_test.contenders import Contender, MetaTestConfig
 from meta_opt.studies.meta_test.records import Record, fresh_record, write_record
@@ -12,6 +13,7 @@ from meta_opt.tasks.inner_run import InnerRun
 from meta_opt.tasks.task import Task
 from meta_opt.tuning.on_task import Tuned, tune_on_task
 from meta_opt.tuning.search import SearchConfig
+from meta_opt.tuning.storage import study_file
 
 
 def inner_run(task: Task, contender: Contender, config: MetaTestConfig) -> InnerRun:
@@ -31,6 +33,7 @@ def measured(
     search: SearchConfig,
     results: Path,
     workdir: Path,
+    lease: Lease | None = None,
 ) -> Record:
     """Returns a contender's result on a task.
 
@@ -44,6 +47,10 @@ def measured(
         results: the record is kept in its folder of the task's name. A record of the
             same fingerprint and setup is returned as it is.
         workdir: for the studies of searches, which are resumed.
+        lease: of this result, if several processes share the meta-test.
+
+    Raises:
+        LeaseLostError: another process has taken it; nothing is written.
     """
     num_steps, path = config.steps(task), results / task.name / f"{contender.file}.json"
     setup = {"num_steps": num_steps, "seeds": list(config.seeds), **contender.setup}
@@ -69,8 +76,11 @@ def measured(
             num_steps,
             search,
             seeds=config.tuning_seeds,
-            storage=workdir / task.name / f"{contender.file}.sqlite3",
+            storage=study_file(
+                workdir / task.name / contender.file, shared=lease is not None
+            ),
             setup={"task": task.name, "fingerprint": fingerprint},
+            expiry_seconds=lease.expiry_seconds if lease else EXPIRY_SECONDS,
         )
         settings, budgets = tuned.settings, (1.0,)
     record = Record(
@@ -84,5 +94,7 @@ def measured(
         tuning_seconds=tuned.seconds,
         compile_seconds=run.compile_seconds,
     )
+    if lease is not None:
+        lease.check()
     write_record(path, record)
     return record

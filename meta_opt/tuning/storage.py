@@ -1,0 +1,205 @@
+"""Where a study is kept: a file on one machine or a shared folder, or a server."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meta_opt.leases import EXPIRY_SECONDS
+from meta_opt.tuning.claims import Claims, FileLocks, FolderLeases, ServerLocks
+
+if TYPE_CHECKING:
+    import optuna
+
+_log = logging.getLogger(__name__)
+
+SQLITE, JOURNAL = ".sqlite3", ".journal"
+_SERVERS = ("postgresql://", "postgresql+psycopg://")
+
+_BUSY_SECONDS = 60.0
+"""How long SQLite waits for another process to have written."""
+_UNREADABLE = (
+    *(ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    AssertionError,
+)
+"""What Optuna raises for values in a file that it did not write."""
+
+
+class Storage:
+    """The place of a study, and the claims of the processes that share it.
+
+    ========================  =====================================================
+    ``FILE.sqlite3``, ``.db``  processes of one machine
+    ``FILE.journal``           processes on machines that share the folder, NFS too
+    ``postgresql://...``       processes that reach the server
+    ========================  =====================================================
+
+    Args:
+        place: of the study; of files the folder is made.
+        study: its name.
+        expiry_seconds: after which a trial is taken from a process that is not heard
+            of. On one machine it is known at once.
+
+    Raises:
+        ValueError: another place, or a driver that is not installed.
+    """
+
+    def __init__(
+        self,
+        place: str | Path,
+        study: str,
+        expiry_seconds: float = EXPIRY_SECONDS,
+    ) -> None:
+        self._url: Any = None
+        self.claims: Claims
+        if "://" in str(place):
+            self._url = _server_url(str(place))
+            self.name = self._url.render_as_string(hide_password=True)
+            self.claims = ServerLocks(self._url, study, expiry_seconds)
+            return
+        self.name = str(place)
+        self._path = Path(place).absolute()
+        if self._path.suffix == JOURNAL:
+            self.claims = FolderLeases(self._path, expiry_seconds)
+        elif self._path.suffix in (SQLITE, ".db"):
+            self.claims = FileLocks(self._path)
+        else:
+            raise ValueError(
+                f"{place} is no place for a study: take a file that ends in {SQLITE} "
+                f"(one machine) or {JOURNAL} (a shared folder), or "
+                "postgresql://USER@HOST/DATABASE"
+            )
+
+    def open(self) -> "optuna.storages.BaseStorage":
+        """Opens it, within `Claims.exclusive`; a file is made if there is none."""
+        from optuna import storages
+        from optuna.storages import journal
+
+        if self._url is not None:
+            storage = storages.RDBStorage(
+                self._url.render_as_string(hide_password=False),
+                # Servers allow few connections, and may have been restarted since.
+                engine_kwargs={"pool_size": 1, "pool_pre_ping": True},
+            )
+            weakref.finalize(storage, storage.engine.dispose)
+            return storage
+        if self._path.suffix == JOURNAL:
+            path = str(self._path)
+            lock = journal.JournalFileOpenLock(path)
+            lock.acquire()
+            try:
+                _mend_end(self._path)
+            finally:
+                lock.release()
+            return storages.JournalStorage(journal.JournalFileBackend(path, lock))
+        return storages.RDBStorage(
+            f"sqlite:///{self._path}",
+            engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}},
+        )
+
+    @contextlib.contextmanager
+    def damage_named(self) -> Iterator[None]:
+        """Turns what a damaged file of a study raises into ValueError with its name."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (SQLAlchemyError, StorageInternalError, *_UNREADABLE) as error:
+            outage = _outage(error)
+            if outage and (self._url is not None or "locked" in str(outage)):
+                raise
+            if isinstance(error, ValueError) and self.name in str(error):
+                raise  # It is named already.
+            raise ValueError(
+                f"{self.name} is no study or is damaged ({_first_line(error)}); move "
+                "it away to begin anew"
+            ) from error
+
+    @contextlib.contextmanager
+    def outage_named(self) -> Iterator[None]:
+        """Turns what a server that cannot be reached raises into ConnectionError."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (SQLAlchemyError, StorageInternalError) as error:
+            outage = _outage(error)
+            if self._url is None or outage is None:
+                raise
+            raise ConnectionError(
+                f"{self.name} cannot be used: {_first_line(outage)}"
+            ) from error
+
+
+def study_file(stem: Path, shared: bool) -> Path:
+    """The file of a study: a journal if several machines may come to use it.
+
+    >>> study_file(Path("runs/adamw"), shared=True).name
+    'adamw.journal'
+    """
+    return stem.with_name(stem.name + (JOURNAL if shared else SQLITE))
+
+
+def _server_url(place: str) -> Any:
+    import sqlalchemy
+
+    if not place.startswith(_SERVERS):
+        scheme = place.partition("://")[0]
+        raise ValueError(
+            f"{scheme}://... is no place for a study: of servers there is PostgreSQL, "
+            "postgresql://USER@HOST/DATABASE"
+        )
+    if importlib.util.find_spec("psycopg") is None:
+        raise ValueError(
+            "a study on a PostgreSQL server needs psycopg: "
+            "pip install 'meta-opt[postgresql]'"
+        )
+    try:
+        url = sqlalchemy.make_url(place)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        # What is wrong may be the password.
+        raise ValueError(
+            "the address of the server is none: write it as "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters of the "
+            "password as %XX"
+        ) from None
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _mend_end(path: Path) -> None:
+    """Removes the torn last line of a journal, which a kill or a full disk leaves.
+
+    Optuna leaves it out when it reads, but would write on in it.
+
+    Raises:
+        ValueError: a last line that is whole and no JSON.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        _log.warning("%s ends in a torn line, which is removed", path)
+        os.truncate(path, end)
+    if end:
+        json.loads(data[:end].splitlines()[-1])
+
+
+def _outage(error: BaseException) -> BaseException | None:
+    """The error of a database that does not answer: SQLAlchemy's, or Optuna's of it."""
+    from sqlalchemy.exc import OperationalError
+
+    for found in (error, error.__cause__):
+        if isinstance(found, OperationalError):
+            return found
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
