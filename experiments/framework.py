@@ -35,7 +35,7 @@ _SETTINGS = ("tasks", "stages", "seeds", "preset", "table1", "results")
 
 
 def measure_missing(
-    config: Mapping[str, Any], cells: Mapping[tuple[str, str], FrameworkCell]
+    config: Mapping[str, Any], cells: Mapping[tuple[str, str, int], FrameworkCell]
 ) -> None:
     """Measures the wanted cells that are not there, with a bar."""
     from tqdm import tqdm
@@ -72,8 +72,10 @@ def main() -> None:
         for task in config["tasks"]:
             if stage.part == PLAIN:
                 of_stage[task] = table1_runs(config["table1"], task, stage)[1]
-            elif (runs := cells[stage.name, task].runs()) is not None:
-                of_stage[task] = runs
+                continue
+            runs = [cells[stage.name, task, seed].run() for seed in config["seeds"]]
+            if found := [run for run in runs if run is not None]:
+                of_stage[task] = found
     missing = len({c.path for c in cells.values() if c.stored() is None})
     command, folder = cli.command_line(), config["results"]
     print(write_framework(folder, summarise_stages(results), command, missing))

@@ -1,9 +1,8 @@
-"""A cell of the framework's table: one stage on one task, several seeds."""
+"""A cell of the framework's table: one run of a stage on a task."""
 
 import dataclasses
 import json
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from experiments.stored_results import StoredResult
 from experiments.table_cells import deciding
 from experiments.workloads import read_run
 from meta_opt.optimizers.weights import weights_digest
+from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
 from meta_opt.text_files import read_json
+from meta_opt.types import from_config
 
 _PICTURE_SIDE = 224
 """Of the files that `fit` gets."""
@@ -27,20 +28,22 @@ class FrameworkCell(StoredResult):
     Attributes:
         task: its name.
         stage: how it is fine-tuned.
+        seed: of initialisation and order.
     """
 
     task: str
     stage: Stage
+    seed: int
 
     @property
     def name(self) -> str:
         """For bars and messages."""
-        return f"{self.task}, {self.stage.name}"
+        return f"{self.task}, {self.stage.name}, seed {self.seed}"
 
-    def runs(self) -> Sequence[Mapping[str, Any]] | None:
-        """The measured runs, a seed each; None if they are not measured yet."""
+    def run(self) -> Mapping[str, Any] | None:
+        """What was measured; None if it is not yet."""
         record = self.stored()
-        return None if record is None else record["runs"]
+        return None if record is None else record["run"]
 
 
 def table1_runs(
@@ -70,34 +73,49 @@ def table1_runs(
 
 def framework_cells(
     config: Mapping[str, Any], stages: Sequence[Stage]
-) -> dict[tuple[str, str], FrameworkCell]:
-    """The cells to measure, by stage and task; those of Table 1 are not among them."""
+) -> dict[tuple[str, str, int], FrameworkCell]:
+    """The cells to measure, by stage, task and seed; not those of Table 1.
+
+    They are in the order in which they are measured: all stages and tasks on the first
+    seed come first.
+    """
     found = {}
-    for given in stages:
-        if given.part == PLAIN:
-            continue
-        for task, base in config["tasks"].items():
-            stage = _of_task(given, _kind(base))
-            run = _run(stage, base)
-            setup: dict[str, Any] = {
-                "run": deciding(run.settings()),
-                "optimizer": stage.optimizer,
-                "part": stage.part,
-                "seeds": list(config["seeds"]),
-            }
-            if stage.optimizer == "learned":
-                weights = run.optimizer.weights
-                setup["weights"] = [weights, weights_digest(weights)]
-            else:
-                setup["settings"], _ = table1_runs(config["table1"], task, stage)
-            if stage.part == FIT:
-                setup["preset"] = config["preset"]
-            file = f"{stage.trainable}_{stage.optimizer}_{stage.part}.json"
-            path = Path(config["results"]) / task / file.replace(" ", "_")
-            found[given.name, task] = FrameworkCell(
-                path, json.loads(json.dumps(setup)), task, stage
-            )
+    for seed in config["seeds"]:
+        for given in stages:
+            if given.part == PLAIN:
+                continue
+            for task, base in config["tasks"].items():
+                cell = _cell(config, task, base, given, seed)
+                found[given.name, task, seed] = cell
     return found
+
+
+def _cell(
+    config: Mapping[str, Any],
+    task: str,
+    base: Mapping[str, Any],
+    given: Stage,
+    seed: int,
+) -> FrameworkCell:
+    stage = _of_task(given, _kind(base))
+    run = _run(stage, base)
+    setup: dict[str, Any] = {
+        "run": deciding(run.settings()),
+        "optimizer": stage.optimizer,
+        "part": stage.part,
+        "seed": seed,
+    }
+    if stage.optimizer == "learned":
+        weights = run.optimizer.weights
+        setup["weights"] = [weights, weights_digest(weights)]
+    else:
+        setup["settings"], _ = table1_runs(config["table1"], task, stage)
+    if stage.part == FIT:
+        setup["preset"] = dataclasses.asdict(find_preset(config["preset"]))
+    part = stage.part.replace(" ", "_")
+    file = f"{stage.trainable}_{stage.optimizer}_{part}_{seed}.json"
+    path = Path(config["results"]) / task / file
+    return FrameworkCell(path, json.loads(json.dumps(setup)), task, stage, seed)
 
 
 def measure(cell: FrameworkCell, base: Mapping[str, Any]) -> None:
@@ -114,11 +132,11 @@ def measure(cell: FrameworkCell, base: Mapping[str, Any]) -> None:
 
     run = _run(cell.stage, base)
     if cell.stage.part == FIT:
-        setup = cell.setup
-        runs = _fitted(run.workload.inputs, setup["preset"], setup["seeds"])
+        preset = from_config(Preset, cell.setup["preset"])
+        found = _fitted(run.workload.inputs, preset, cell.seed)
     else:
-        runs = _trained(cell, run, METRICS[_kind(base)])
-    cell.write({"runs": runs})
+        found = _trained(cell, run, METRICS[_kind(base)])
+    cell.write({"run": {"seed": cell.seed, **found}})
 
 
 def _kind(base: Mapping[str, Any]) -> str:
@@ -142,8 +160,8 @@ def _run(stage: Stage, base: Mapping[str, Any]) -> Any:
 
 def _trained(
     cell: FrameworkCell, run: Any, selection: tuple[str, str]
-) -> list[dict[str, Any]]:
-    """Runs at the suite's settings, tested at the evaluation that is best."""
+) -> dict[str, Any]:
+    """A run at the suite's settings, tested at the evaluation that is best."""
     from meta_opt.finetuning.early_stopping import EarlyStopping
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
@@ -151,71 +169,55 @@ def _trained(
     metric, mode = selection
     # As long as without: what is compared is which parameters are tested.
     stopping = EarlyStopping(metric, mode, patience=run.loop.num_steps)
-    trial = Trial(run, injected, early_stopping=stopping)
-    settings = cell.setup.get("settings", {})
     optimizer = dataclasses.replace(
         run.optimizer,
         name=cell.stage.optimizer,
         num_steps=run.loop.num_steps,
-        **settings,
+        **cell.setup.get("settings", {}),
     )
-    found = []
-    for seed in cell.setup["seeds"]:
-        one = trial(optimizer, seed)
-        values = [e.validation[metric] for e in one.evaluations]
-        best = one.evaluations[stopping.best(values)]
-        found.append(
-            {
-                "seed": seed,
-                "test": one.test,
-                "validation": best.validation,
-                "step": best.step,
-                "num_steps": one.num_steps,
-                "seconds": one.seconds,
-            }
-        )
-    return found
+    one = Trial(run, injected, early_stopping=stopping)(optimizer, cell.seed)
+    values = [e.validation[metric] for e in one.evaluations]
+    best = one.evaluations[stopping.best(values)]
+    return {
+        "test": one.test,
+        "validation": best.validation,
+        "step": best.step,
+        "num_steps": one.num_steps,
+        "seconds": one.seconds,
+    }
 
 
-def _fitted(inputs: Any, preset: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Calls of `meta_opt.fit` on the task's samples as files."""
+def _fitted(inputs: Any, preset: Preset, seed: int) -> dict[str, Any]:
+    """A call of `meta_opt.fit` on the task's samples as files."""
     import meta_opt
     from meta_opt.data.records import SPLITS
     from meta_opt.data.sources.multimodal import find_task, read_split
     from meta_opt.data.sources.sample_writer import write_samples
 
-    task = find_task(inputs.task)
-    root = inputs.data_dir or None
+    task, root = find_task(inputs.task), inputs.data_dir or None
     parts = {
         split: read_split(task, inputs.task, split, root, _PICTURE_SIDE).at_most(
             inputs.max_examples
         )
         for split in SPLITS
     }
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         file = write_samples(parts, folder)
-        for seed in seeds:
-            started = time.perf_counter()
-            predictor = meta_opt.fit(
-                file, preset=preset, seed=seed, data_dir=inputs.data_dir, progress=False
-            )
-            record = predictor.record
-            chosen = {d.name: d.value for d in predictor.decisions}
-            found.append(
-                {
-                    "seed": seed,
-                    "test": record.metrics["test"],
-                    "validation": record.metrics["validation"],
-                    "step": chosen["best_step"],
-                    "num_steps": chosen["num_steps"],
-                    "seconds": record.seconds["training"] - record.seconds["compiling"],
-                    "seconds_in_all": time.perf_counter() - started,
-                    "decisions": {
-                        name: value
-                        for name, value in chosen.items()
-                        if isinstance(value, int | float | str)
-                    },
-                }
-            )
-    return found
+        predictor = meta_opt.fit(
+            file, preset=preset, seed=seed, data_dir=inputs.data_dir, progress=False
+        )
+    record = predictor.record
+    chosen = {d.name: d.value for d in predictor.decisions}
+    return {
+        "test": record.metrics["test"],
+        "validation": record.metrics["validation"],
+        "step": chosen["best_step"],
+        "num_steps": chosen["num_steps"],
+        "seconds": record.seconds["training"] - record.seconds["compiling"],
+        "seconds_in_all": record.seconds["in_all"],
+        "decisions": {
+            name: value
+            for name, value in chosen.items()
+            if isinstance(value, int | float | str)
+        },
+    }

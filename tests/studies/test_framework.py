@@ -76,11 +76,11 @@ def test_cells_of_the_suite(tmp_path):
     config = configs.suite().to_dict()
     config["results"] = str(tmp_path)
     cells = framework_cells(config, read_stages(config["stages"]))
-    assert len(cells) == 5 * 8
-    assert len({cell.path for cell in cells.values()}) == 5 * 8 - 2 * 2
+    assert len(cells) == 5 * 8 * 3
+    assert len({cell.path for cell in cells.values()}) == (5 * 8 - 2 * 2) * 3
 
     def of(stage, task):
-        return cells[f"learned, {stage}", task]
+        return cells[f"learned, {stage}", task, 1]
 
     shared = of("readout", "clipart_retrieval")
     assert shared.path == of("best checkpoint", "clipart_retrieval").path
@@ -89,7 +89,7 @@ def test_cells_of_the_suite(tmp_path):
     assert own.digest != of("best checkpoint", "clipart_category").digest
     assert own.setup["run"]["model"]["readout"]
     # The settings of AdamW are those that 20 trials found for Table 1.
-    tuned = cells["AdamW, readout", "clipart_category"].setup["settings"]
+    tuned = cells["AdamW, readout", "clipart_category", 2].setup["settings"]
     assert 1e-5 < tuned["learning_rate"] < 1e-1
     config["table1"] = str(tmp_path)
     with pytest.raises(FileNotFoundError, match="reproduce_tables"):
