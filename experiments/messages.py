@@ -46,9 +46,26 @@ def message_of(error: BaseException) -> str | None:
     return None
 
 
+def connection_lost(error: BaseException) -> bool:
+    """Whether a collective failed, which happens where another process is gone.
+
+    Args:
+        error: of a run of several processes.
+
+    >>> connection_lost(ValueError("UNKNOWN: Gloo AllGather failed: Read error"))
+    True
+    >>> connection_lost(ValueError("no such task"))
+    False
+    """
+    return "Gloo" in str(error) or (_of_xla(error) and not _out_of_memory(error))
+
+
+def _of_xla(error: BaseException) -> bool:
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+
+
 def _out_of_memory(error: BaseException) -> bool:
     """Whether XLA could not allocate an array or a program."""
     return (
-        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-        and "RESOURCE_EXHAUSTED" in str(error)
+        _of_xla(error) and "RESOURCE_EXHAUSTED" in str(error)
     ) or "bad_alloc" in str(error)

@@ -378,7 +378,7 @@ def test_libtpu_without_a_tpu_is_alone(launched):
 def test_a_tpu_asks_jax_for_its_hosts(launched):
     asked = []
     launched({}, lambda **kwargs: asked.append(kwargs), tpu=True)
-    assert asked == [{"local_device_ids": None}]
+    assert asked == [{"local_device_ids": None, "heartbeat_timeout_seconds": 100}]
 
 
 def test_a_launcher_that_jax_does_not_know_is_named(launched):
