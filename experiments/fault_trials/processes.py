@@ -1,4 +1,4 @@
-"""Several processes of one run, of which one is killed or stopped for too long.
+"""Several processes of a small run, of which one is killed or stopped for too long.
 
 The others have to end by themselves, within the time-out and a few seconds, with a line
 that names the process and what is lost; and the run, given again to the same or another
@@ -17,7 +17,6 @@ from typing import Any
 
 from experiments.fault_trials.commands import Command, Running, last_line
 from experiments.fault_trials.kills import Place
-from experiments.fault_trials.kinds import KINDS, write_pictures
 from experiments.fault_trials.outcomes import differences, outcome
 from meta_opt.run_log import METRICS, read_records
 
@@ -27,7 +26,7 @@ COUNT = 4
 TIMEOUT_SECONDS = 20
 """Silence after which a process is taken for gone."""
 
-_STEPS, _BATCH_SIZE = 8, 8
+_STEPS, _PACE_SECONDS = 16, 0.5
 _GRACE_SECONDS = 300.0
 """For the others to end, on a loaded machine, before the trial has failed."""
 
@@ -118,7 +117,7 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
 def largest_difference(
     found: list[dict[str, Any]], expected: list[dict[str, Any]]
 ) -> float:
-    """The largest difference of two runs' metrics, in units of at least 1.
+    """The largest relative difference of two runs' metrics.
 
     Args:
         found: records of a run.
@@ -139,18 +138,16 @@ def largest_difference(
         for one, other in zip(found, expected, strict=True)
         for key in one
     ]
-    return max((abs(a - b) / max(abs(b), 1.0) for a, b in pairs), default=0.0)
+    return max((abs(a - b) / abs(b) for a, b in pairs if a != b and b), default=0.0)
 
 
-def _command(place: Place, folder: Path, count: int, index: int, port: int) -> Command:
-    plain = KINDS["finetune_full"].command(folder, place.shared)
-    return dataclasses.replace(
-        plain,
-        arguments=(
-            *plain.arguments,
-            f"--config.batch_size={_BATCH_SIZE}",
-            f"--config.num_steps={_STEPS}",
-            "--config.mesh.fsdp=-1",
+def _command(folder: Path, count: int, index: int, port: int) -> Command:
+    return Command(
+        "experiments.fault_trials.small_run",
+        (
+            f"--workdir={folder / 'run'}",
+            f"--steps={_STEPS}",
+            f"--pace={_PACE_SECONDS}",
             f"--coordinator=localhost:{port}",
             f"--processes={count}",
             f"--process={index}",
@@ -165,7 +162,7 @@ def _start(place: Place, folder: Path, count: int) -> list[Running]:
         port = free.getsockname()[1]
     return [
         place.starter.start(
-            _command(place, folder, count, index, port),
+            _command(folder, count, index, port),
             folder / f"output-{index}.log",
         )
         for index in range(count)
@@ -184,10 +181,11 @@ def _finished(running: list[Running]) -> str:
 def _unbroken(place: Place) -> Path:
     """The folder of a run of four processes that nothing disturbed."""
     folder = place.root / "processes-unbroken"
-    if not (folder / "run" / "result.json").is_file():
-        write_pictures(place.shared)
+    finished = place.root / f"{folder.name}.finished"
+    if not finished.exists():
         folder = place.folder(folder.name)
         _finished(_start(place, folder, COUNT))
+        finished.touch()
     return folder
 
 

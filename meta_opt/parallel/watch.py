@@ -77,9 +77,13 @@ class ProcessWatch:
         for target in (self._beat, self._judge):
             threading.Thread(target=target, daemon=True, name="watch").start()
 
+    def stop(self) -> None:
+        """Stops to beat and to listen, without a word to the others."""
+        self._stop.set()
+
     def leave(self, failed: bool) -> None:
         """Tells the others that this process ends, and stops watching them."""
-        self._stop.set()
+        self.stop()
         self._tell(_FAILED if failed else _DONE)
         if failed:
             self._progress.explain()
