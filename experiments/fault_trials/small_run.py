@@ -7,7 +7,7 @@ What is tried on it is the loop, its files and its processes, and not a model.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def small_run(
     steps: int,
     every: int,
     pace: float = 0.0,
+    stop_when: Callable[[], bool] | None = None,
     **mesh: int,
 ) -> Any:
     """Runs it; see `meta_opt.finetuning.runs.run`.
@@ -101,6 +102,7 @@ def small_run(
         steps: how many.
         every: steps between checkpoints and evaluations.
         pace: least seconds of a step.
+        stop_when: called after each evaluation.
         **mesh: axes of `meta_opt.parallel.mesh.MeshConfig`.
     """
     import optax
@@ -121,6 +123,7 @@ def small_run(
         *(small_workload(pace), optax.adamw(3e-3), config),
         mesh=MeshConfig(**mesh),
         workdir=workdir,
+        stop_when=stop_when,
     )
 
 

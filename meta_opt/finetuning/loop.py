@@ -232,7 +232,7 @@ class Trainer:
         config, last = self.config, self.step == self.config.num_steps
         note_progress(self.step, self.workdir)
         self.best = None
-        if self.step % config.log_every == 0 or last:
+        if self.step % config.record_every == 0 or last:
             loss = self._log_means()
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             if bar.disable and config.progress:
