@@ -28,7 +28,7 @@ def long_run(steps: int) -> dict[str, Any]:
         As JSON values: ``mib``, resident memory, and ``files``, open descriptors, after
         a tenth and at the end; ``bytes`` of each log; ``seconds``.
     """
-    from experiments.fault_trials.small_run import small_run
+    from experiments.fault_trials.small_network import small_run
 
     found: dict[str, list[float]] = {"mib": [], "files": []}
 

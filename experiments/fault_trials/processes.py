@@ -6,8 +6,6 @@ number of processes, has to go on from the newest checkpoint.
 """
 
 import dataclasses
-import math
-import random
 import shutil
 import signal
 import socket
@@ -17,7 +15,12 @@ from typing import Any
 
 from experiments.fault_trials.commands import Command, Running, last_line
 from experiments.fault_trials.kills import Place
-from experiments.fault_trials.outcomes import differences, outcome
+from experiments.fault_trials.outcomes import (
+    differences,
+    largest_difference,
+    outcome,
+)
+from meta_opt.parallel.progress import GO_ON
 from meta_opt.run_log import METRICS, read_records
 
 COUNT = 4
@@ -27,6 +30,7 @@ TIMEOUT_SECONDS = 20
 """Silence after which a process is taken for gone."""
 
 _STEPS, _PACE_SECONDS = 16, 0.5
+_LAST_WORD_SECONDS = 60.0
 _GRACE_SECONDS = 300.0
 """For the others to end, on a loaded machine, before the trial has failed."""
 
@@ -38,18 +42,20 @@ class Trial:
     Attributes:
         signum: what it gets; SIGSTOP lasts until the others have ended.
         process: its index.
+        step: after which it gets it; they were drawn.
         then: how many processes go on.
     """
 
     signum: signal.Signals
     process: int
+    step: int
     then: int
 
 
 TRIALS = {
-    "killed": Trial(signal.SIGKILL, 2, 4),
-    "first_killed": Trial(signal.SIGKILL, 0, 2),
-    "stopped": Trial(signal.SIGSTOP, 1, 8),
+    "killed": Trial(signal.SIGKILL, process=2, step=5, then=4),
+    "first_killed": Trial(signal.SIGKILL, process=0, step=7, then=2),
+    "stopped": Trial(signal.SIGSTOP, process=1, step=11, then=8),
 }
 """By name."""
 
@@ -74,9 +80,8 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
     trial = TRIALS[name]
     reference = _unbroken(place)
     folder = place.folder(f"processes-{name}")
-    step = random.Random(name).randint(1, _STEPS - 2)
     running = _start(place, folder, COUNT)
-    _until_step(running, folder, step)
+    _until_step(running, folder, trial.step)
     running[trial.process].send(trial.signum)
     began = time.monotonic()
     others = [x for i, x in enumerate(running) if i != trial.process]
@@ -84,17 +89,17 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
     seconds = time.monotonic() - began
     running[trial.process].send(signal.SIGCONT)
     running[trial.process].finish(_GRACE_SECONDS)
-    said = {last_line(x.printed()) for x in others}
+    said = {_verdict(x) for x in others}
     woken = ""
     if trial.signum == signal.SIGSTOP:
-        woken = last_line(running[trial.process].printed())
+        woken = _verdict(running[trial.process])
     printed = _finished(_start(place, folder, trial.then))
     went_on = [x for x in printed.splitlines() if " from step " in x]
     found = outcome(folder)
     result = {
         "process": trial.process,
         "signal": trial.signum.name,
-        "step": step,
+        "step": trial.step,
         "seconds": round(seconds, 1),
         "codes": codes,
         "said": sorted(line.replace(str(place.root), "") for line in said),
@@ -112,33 +117,6 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
     }
     shutil.rmtree(folder)
     return result
-
-
-def largest_difference(
-    found: list[dict[str, Any]], expected: list[dict[str, Any]]
-) -> float:
-    """The largest relative difference of two runs' metrics.
-
-    Args:
-        found: records of a run.
-        expected: records of another.
-
-    Returns:
-        NaN where they have other steps or metrics.
-
-    >>> largest_difference([{"step": 1, "loss": 4.0}], [{"step": 1, "loss": 5.0}])
-    0.2
-    >>> largest_difference([{"step": 1, "loss": 4.0}], [])
-    nan
-    """
-    if [list(x) for x in found] != [list(x) for x in expected]:
-        return math.nan
-    pairs = [
-        (one[key], other[key])
-        for one, other in zip(found, expected, strict=True)
-        for key in one
-    ]
-    return max((abs(a - b) / abs(b) for a, b in pairs if a != b and b), default=0.0)
 
 
 def _command(folder: Path, count: int, index: int, port: int) -> Command:
@@ -167,6 +145,14 @@ def _start(place: Place, folder: Path, count: int) -> list[Running]:
         )
         for index in range(count)
     ]
+
+
+def _verdict(running: Running) -> str:
+    """The last line, that of a witness too, who speaks after the process has ended."""
+    until = time.monotonic() + _LAST_WORD_SECONDS
+    while GO_ON not in running.printed() and time.monotonic() < until:
+        time.sleep(0.1)
+    return last_line(running.printed())
 
 
 def _finished(running: list[Running]) -> str:

@@ -6,7 +6,6 @@ import math
 from meta_opt.finetuning.recovery import RecoveryConfig
 from meta_opt.types import check_least
 
-
 MAX_RECORDS = 20_000
 """Of a run's losses: its files and its memory stay small, however long it is."""
 

@@ -7,6 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
+GO_ON = "start all processes again, and they go on from what was saved"
+"""What a run of several processes says when it ends because one of them is gone."""
+
 _FIELDS = struct.Struct("dqq")
 """Seconds of the last sign of life, the step, and whether its end is explained."""
 

@@ -17,8 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from meta_opt.parallel.progress import Progress
-from meta_opt.parallel.witness import GO_ON
+from meta_opt.parallel.progress import GO_ON, Progress
 
 _KEYS = "meta_opt/watch/"
 _DONE, _FAILED, _LOST = "done", "failed", "lost"

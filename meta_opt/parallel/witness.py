@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from meta_opt.parallel.progress import Progress
+from meta_opt.parallel.progress import GO_ON, Progress
 
 _OF_THE_SERVICE = re.compile(rb"coordination_service|preemption_sync_manager")
 _ENDED_BY_IT = b"JAX distributed service detected fatal errors"
@@ -100,9 +100,6 @@ class Witness:
             )
         message = f"{what}; {self._progress.lost()}; {GO_ON}\n"
         return message.encode(errors="replace")
-
-
-GO_ON = "start all processes again, and they go on from what was saved"
 
 
 def main() -> None:
