@@ -10,7 +10,6 @@ makes the table of what is there.
 import concurrent.futures
 import multiprocessing
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
+from experiments.load_table import table
 from experiments.load_trials import TRIALS
 from experiments.stored_results import StoredResult
 from experiments.worker import start_on_devices
@@ -37,45 +37,6 @@ def measure_apart(name: str, count: int) -> dict[str, Any]:
         1, context, start_on_devices, (1, "")
     ) as pool:
         return pool.submit(TRIALS[name], count).result()
-
-
-def table(found: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> str:
-    """Markdown of what is measured.
-
-    Args:
-        found: by trial.
-        counts: of each.
-    """
-    rows = [
-        *("| what | seconds | memory, MiB | else |", "|---|---|---|---|"),
-        *(_row(name, counts[name], record) for name, record in found.items()),
-    ]
-    return "\n".join(rows) + "\n"
-
-
-def _row(name: str, count: int, record: Mapping[str, Any]) -> str:
-    what = f"| {count:,} {name} | {record['seconds']}"
-    if name == "steps":
-        size = {k: f"{n / 2**20:.1f} MiB" for k, n in record["bytes"].items()}
-        logs = ", ".join(f"{k} {n}" for k, n in size.items())
-        files = _change(record["files"])
-        return f"{what} | {_change(record['mib'])} | open files {files}; {logs} |"
-    if name == "checkpoints":
-        kept = ", ".join(map(str, record["kept"]))
-        each = _change(record["seconds_each"])
-        return (
-            f"{what} to open and restore | | {record['entries']} files and folders, of "
-            f"steps {kept}; seconds a save {each} |"
-        )
-    return (
-        f"{what} to the first batch, {record['processor_seconds']} of them of the "
-        f"processor | {_change(record['mib'])} | {record['batch_seconds']} s for a "
-        "later batch of 64 |"
-    )
-
-
-def _change(values: Sequence[float]) -> str:
-    return f"{values[0]} -> {values[1]}"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What is measured of long runs, many checkpoints and much data, in small."""
 
 from configs import load as load_config
-from experiments.load import table
+from experiments.load_table import table
 from experiments.load_trials import TRIALS, jsonl_lines, many_checkpoints
 
 
