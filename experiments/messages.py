@@ -1,8 +1,12 @@
 """What a command says of an error that is the user's, or the machine's, to mend."""
 
 import errno
+import re
 
 _GOES_ON = "then the same command goes on from what was saved"
+
+_LOST = re.compile("NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|[Cc]onnection")
+"""What XLA says of collectives whose other side is gone."""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -57,7 +61,8 @@ def connection_lost(error: BaseException) -> bool:
     >>> connection_lost(ValueError("no such task"))
     False
     """
-    return "Gloo" in str(error) or (_of_xla(error) and not _out_of_memory(error))
+    text = str(error)
+    return "Gloo" in text or (_of_xla(error) and bool(_LOST.search(text)))
 
 
 def _of_xla(error: BaseException) -> bool:

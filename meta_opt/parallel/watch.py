@@ -24,6 +24,7 @@ _DONE, _FAILED, _LOST = "done", "failed", "lost"
 _LONGEST_INTERVAL = 1.0
 _ROUNDS = 20
 """How many beats there are in the time-out, at least."""
+_GRACE_ROUNDS = 3
 
 
 class Store(Protocol):
@@ -68,6 +69,7 @@ class ProcessWatch:
         self._heard = {i: 0 for i in range(count) if i != index}
         self._seen: dict[str, str] = {}
         self._stood_still = 0.0
+        self._failed_at = 0
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -130,7 +132,10 @@ class ProcessWatch:
         ends = {i: self._seen.get(f"{_KEYS}end/{i}", "") for i in self._heard}
         for i, how in ends.items():
             if how == _FAILED:
-                return f"{self._name([i])} failed: what it printed says why"
+                self._failed_at = self._failed_at or self._rounds
+                # What fails in all processes, each of them says itself.
+                if self._rounds - self._failed_at >= _GRACE_ROUNDS:
+                    return f"{self._name([i])} failed: what it printed says why"
         told = next((how for how in ends.values() if how.startswith(_LOST)), "")
         gone = [int(i) for i in told.split()[1:]]
         if not gone:
@@ -179,7 +184,7 @@ class ProcessWatch:
     def _wait_for_others(self) -> None:
         """Process 0, which has the store, ends when the others have read it."""
         if self._index == 0:
-            time.sleep(3 * self._interval)
+            time.sleep((_GRACE_ROUNDS + 2) * self._interval)
 
     def _print_and_exit(self, line: str) -> None:
         self._progress.explain()
