@@ -68,7 +68,7 @@ class ProcessWatch:
         self._answered = 0
         self._heard = {i: 0 for i in range(count) if i != index}
         self._seen: dict[str, str] = {}
-        self._stood_still = 0.0
+        self._stood_still = False
         self._failed_at = 0
         self._stop = threading.Event()
 
@@ -106,7 +106,7 @@ class ProcessWatch:
             except (RuntimeError, ValueError):
                 found = None  # The other thread counts how long there is no answer.
             if found is not None:
-                self._answered = self._rounds
+                self._answered, self._stood_still = self._rounds, False
                 for i in self._heard:
                     key = f"{_KEYS}beat/{i}"
                     if found.get(key) != self._seen.get(key):
@@ -118,8 +118,7 @@ class ProcessWatch:
         looked = time.monotonic()
         while not self._stop.wait(self._interval):
             now = time.monotonic()
-            if now - looked >= self.timeout_seconds:
-                self._stood_still = now - looked
+            self._stood_still |= now - looked >= self.timeout_seconds
             looked = now
             self._rounds += 1
             self._progress.live()
@@ -150,8 +149,9 @@ class ProcessWatch:
             return None
         if self._stood_still or self._index in gone:
             return (
-                f"{self._name([self._index])} stood still for {self._stood_still:.0f} "
-                "s, and the others have ended without it"
+                f"{self._name([self._index])} stood still for over "
+                f"{self.timeout_seconds:g} s (--process_timeout), and the others have "
+                "ended without it"
             )
         self._tell(f"{_LOST} {' '.join(map(str, gone))}")
         return (

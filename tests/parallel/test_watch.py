@@ -102,6 +102,13 @@ def test_process_0_is_gone_where_its_store_does_not_answer(processes):
     assert all(line.startswith("process 0 of 3") for line in processes.lines.values())
 
 
+def test_a_process_that_the_others_gave_up_says_so(processes):
+    processes.store.values["meta_opt/watch/end/0"] = "lost 1"
+    processes.wait(2)
+    assert "process 1 of 3" in processes.lines[2] and "no sign" in processes.lines[2]
+    assert "stood still for over 0.6 s" in processes.lines[1]
+
+
 def test_a_failed_process_is_named_at_once_and_a_finished_one_is_not(processes):
     processes.watches[2].leave(failed=False)
     threading.Event().wait(2 * TIMEOUT)
