@@ -17,20 +17,27 @@ def compare(found: Any, expected: Any) -> dict[str, float]:
         expected: another.
 
     Returns:
-        ``losses``, the largest relative difference of any record's metric, and
-        ``parameters``, the largest difference of any parameter in units of its tensor's
-        largest.
+        ``losses``, the largest relative difference of any loss that was recorded, and
+        ``parameters``, the norm of the difference of all parameters over their norm.
     """
 
-    def differ(one: Any, other: Any) -> float:
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        return float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30))
+    def norm(tree: Any) -> float:
+        return sum(float((x**2).sum()) for x in jax.tree.leaves(tree)) ** 0.5
 
-    apart = jax.tree.map(differ, found.state.params, expected.state.params)
+    host, other = (
+        jax.tree.map(lambda x: np.asarray(x, np.float64), result.state.params)
+        for result in (found, expected)
+    )
+    apart = jax.tree.map(np.subtract, host, other)
     return {
-        "losses": largest_difference(found.history, expected.history),
-        "parameters": max(jax.tree.leaves(apart)),
+        "losses": largest_difference(_losses(found), _losses(expected)),
+        "parameters": norm(apart) / norm(other),
     }
+
+
+def _losses(result: Any) -> list[dict[str, float]]:
+    kept = ("step", "train/loss", "validation/loss")
+    return [{k: x[k] for k in kept if k in x} for x in result.history]
 
 
 def table(differences: Mapping[int, Mapping[str, float]], first: int) -> str:

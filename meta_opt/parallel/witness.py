@@ -93,6 +93,8 @@ class Witness:
             return self._held
         stood_still = self._progress.silent_seconds
         what = f"process 0 of {self._count} is gone, without which no other can go on"
+        if self._index == 0:
+            what = f"another of the {self._count} processes is gone"
         if stood_still >= self._timeout_seconds:
             what = (
                 f"process {self._index} of {self._count} stood still for "
