@@ -151,6 +151,11 @@ _NOT_RERUN = (
         "python -m experiments.faults --config configs/faults.py:full",
     ),
     (
+        "load",
+        "memory and seconds are the machine's; tests hold what is kept",
+        "python -m experiments.load --config configs/load.py:full",
+    ),
+    (
         "searches of tuned baselines",
         "20 trials each, hours; runs under their stored settings are checked",
         "python -m experiments.meta_evaluate --config configs/meta_evaluate.py:foreign",

@@ -22,6 +22,7 @@ def full() -> ml_collections.ConfigDict:
         *("read_only", "data_changed", "data_vanished", "data_vanished_meanwhile"),
         *("clock_set_back", "memory_short"),
     )
+    config.processes = ("killed", "first_killed", "stopped")
     config.results = "results/faults"
     return config
 
@@ -34,6 +35,7 @@ def smoke() -> ml_collections.ConfigDict:
     config.kills = 3
     config.damages = ("each_file",)
     config.faults = ("second_run",)
+    config.processes = ()
     config.results = "runs/faults_smoke"
     return config
 

@@ -1,8 +1,12 @@
 """What a command says of an error that is the user's, or the machine's, to mend."""
 
 import errno
+import re
 
 _GOES_ON = "then the same command goes on from what was saved"
+
+_LOST = re.compile("NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|[Cc]onnection")
+"""What XLA says of collectives whose other side is gone."""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -46,9 +50,27 @@ def message_of(error: BaseException) -> str | None:
     return None
 
 
+def connection_lost(error: BaseException) -> bool:
+    """Whether a collective failed, which happens where another process is gone.
+
+    Args:
+        error: of a run of several processes.
+
+    >>> connection_lost(ValueError("UNKNOWN: Gloo AllGather failed: Read error"))
+    True
+    >>> connection_lost(ValueError("no such task"))
+    False
+    """
+    text = str(error)
+    return "Gloo" in text or (_of_xla(error) and bool(_LOST.search(text)))
+
+
+def _of_xla(error: BaseException) -> bool:
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+
+
 def _out_of_memory(error: BaseException) -> bool:
     """Whether XLA could not allocate an array or a program."""
     return (
-        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-        and "RESOURCE_EXHAUSTED" in str(error)
+        _of_xla(error) and "RESOURCE_EXHAUSTED" in str(error)
     ) or "bad_alloc" in str(error)

@@ -11,6 +11,7 @@ from experiments.fault_trials.commands import Starter
 from experiments.fault_trials.damage import DAMAGES, damaged_checkpoints, damaged_run
 from experiments.fault_trials.kills import Place, killed_runs
 from experiments.fault_trials.kinds import KINDS
+from experiments.fault_trials.processes import TRIALS, lost_process
 from experiments.fault_trials.surroundings import FAULTS
 from experiments.stored_results import StoredResult
 from meta_opt.parallel.workdir import hold_workdir
@@ -19,7 +20,7 @@ from meta_opt.types import check_keys, check_name
 EACH_FILE = "each_file"
 """Among the damages: every file of a small checkpoint, without a run."""
 
-_SETTINGS = ("kinds", "trials", "kills", "damages", "faults", "results")
+_SETTINGS = ("kinds", "trials", "kills", "damages", "faults", "processes", "results")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +63,9 @@ def cells(config: Mapping[str, Any]) -> list[FaultCell]:
         for fault in config["faults"]:
             check_name("config.faults", fault, FAULTS)
             found[f"faults/{fault}"] = FAULTS[fault]
+        for trial in config["processes"]:
+            check_name("config.processes", trial, TRIALS)
+            found[f"processes/{trial}"] = functools.partial(lost_process, name=trial)
     folder = Path(config["results"]) / "cells"
     return [
         FaultCell(

@@ -67,6 +67,33 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     ]
 
 
+def largest_difference(
+    found: list[dict[str, Any]], expected: list[dict[str, Any]]
+) -> float:
+    """The largest relative difference of two runs' metrics.
+
+    Args:
+        found: records of a run.
+        expected: records of another.
+
+    Returns:
+        NaN where they have other steps or metrics.
+
+    >>> largest_difference([{"step": 1, "loss": 4.0}], [{"step": 1, "loss": 5.0}])
+    0.2
+    >>> largest_difference([{"step": 1, "loss": 4.0}], [])
+    nan
+    """
+    if [list(x) for x in found] != [list(x) for x in expected]:
+        return math.nan
+    pairs = [
+        (one[key], other[key])
+        for one, other in zip(found, expected, strict=True)
+        for key in one
+    ]
+    return max((abs(a - b) / abs(b) for a, b in pairs if a != b and b), default=0.0)
+
+
 def temporary_files(folder: Path) -> list[str]:
     """Files that a kill left half-written, which no run reads."""
     return [

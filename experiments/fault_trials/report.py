@@ -25,7 +25,8 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
     """
     found = [x for cell in cells if (x := cell.stored()) is not None]
     kills = _of_kills(found)
-    others = [x for x in found if not x["name"].startswith("kills/")]
+    processes = [x for x in found if x["name"].startswith("processes/")]
+    others = [x for x in found if x["name"].partition("/")[0] in ("damage", "faults")]
     lines = [
         f"{len(found)} of {len(cells)} cells measured, by `{command}`.",
         "",
@@ -43,6 +44,11 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
         "| fault | outcome | what is said | differs |",
         "|---|---|---|---|",
         *(_line(x) for x in others),
+        "",
+        "| of four processes | the others end after | what they say | "
+        "then | metrics differ by | differ |",
+        "|---|---|---|---|---|---|",
+        *(_line_of_processes(x) for x in processes),
     ]
     text = "\n".join(lines) + "\n"
     folder = Path(folder)
@@ -79,5 +85,20 @@ def _line(record: Mapping[str, Any]) -> str:
     then = f", with tracebacks{then}" if record.get("traceback") else then
     return (
         f"| {name} | {record['outcome']}, exit code {record['code']}{then} | {said} | "
+        f"{len(record['differing'])} |"
+    )
+
+
+def _line_of_processes(record: Mapping[str, Any]) -> str:
+    what = f"process {record['process']} gets {record['signal']} at step"
+    codes = ", ".join(map(str, record["codes"]))
+    said = "; ".join(record["said"])
+    if record["woken"]:
+        said += f" -- the stopped one, woken: {record['woken']}"
+    tracebacks = ", with tracebacks" * record["traceback"]
+    return (
+        f"| {what} {record['step']} | {record['seconds']} s, exit codes {codes}"
+        f"{tracebacks} | {said} | {record['then']} processes go on from step "
+        f"{record['resumed']} | {record['difference']:.1e} | "
         f"{len(record['differing'])} |"
     )

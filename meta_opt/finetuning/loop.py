@@ -25,6 +25,7 @@ from meta_opt.interruption import Interrupted, Signals
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.processes import LaggedMax, check_shared
+from meta_opt.parallel.progress import note_progress
 from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Batches
 
@@ -196,6 +197,7 @@ class Trainer:
         if self.step >= config.num_steps or self.stopped:
             return
         self._keep()
+        note_progress(self.step, self.workdir)
         show = config.progress and jax.process_index() == 0
         bar = run_log.progress_bar(
             config.num_steps, start=self.step, label=label, show=show
@@ -228,8 +230,9 @@ class Trainer:
     def _after_step(self, bar: Any) -> None:
         """Logs, evaluates and saves at their intervals."""
         config, last = self.config, self.step == self.config.num_steps
+        note_progress(self.step, self.workdir)
         self.best = None
-        if self.step % config.log_every == 0 or last:
+        if self.step % config.record_every == 0 or last:
             loss = self._log_means()
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             if bar.disable and config.progress:

@@ -1,9 +1,13 @@
 """Settings of the fine-tuning loop."""
 
 import dataclasses
+import math
 
 from meta_opt.finetuning.recovery import RecoveryConfig
 from meta_opt.types import check_least
+
+MAX_RECORDS = 20_000
+"""Of a run's losses: its files and its memory stay small, however long it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,9 @@ class LoopConfig:
         seed: of the randomness in steps, such as dropout.
         eval_every: steps between evaluations; the last step is always evaluated.
         evaluate_at_start: whether to evaluate before the first step too.
-        log_every: steps between records; each has the means since the last.
+        log_every: steps between records; each has the means since the last. A run has
+            at most `MAX_RECORDS`, for which a long one may take longer steps
+            (`record_every`).
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_latest: number of newest checkpoints to keep.
         keep_best: number of best checkpoints to keep in addition.
@@ -52,6 +58,17 @@ class LoopConfig:
         """Checks the ranges."""
         check_least("", self, num_steps=0, batch_size=0)
         check_least("", self, eval_every=1, log_every=1, checkpoint_every=1)
+
+    @property
+    def record_every(self) -> int:
+        """Steps between records.
+
+        >>> LoopConfig(1000, log_every=10).record_every
+        10
+        >>> LoopConfig(10**7, log_every=10).record_every
+        500
+        """
+        return max(self.log_every, math.ceil(self.num_steps / MAX_RECORDS))
 
     @property
     def idle_settings(self) -> tuple[str, ...]:

@@ -20,7 +20,10 @@ _MPI_TASKS, _MPI_HERE = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"
 
 
 def start_processes(
-    coordinator: str = "", processes: int | None = None, index: int | None = None
+    coordinator: str = "",
+    processes: int | None = None,
+    index: int | None = None,
+    heartbeat_timeout_seconds: int = 100,
 ) -> None:
     """Joins this process to the others of its run; before any computation.
 
@@ -32,6 +35,8 @@ def start_processes(
         coordinator: ``host:port`` of process 0.
         processes: how many there are; 1 does nothing, None asks the environment.
         index: of this one.
+        heartbeat_timeout_seconds: silence after which JAX ends all processes, without
+            a word that explains it; `meta_opt.parallel.watch` should come before.
 
     Raises:
         ValueError: if only some of the arguments are given, the index is out of range,
@@ -46,7 +51,7 @@ def start_processes(
     if processes == 1:
         return
     if (coordinator, processes, index) == ("", None, None):
-        _join_as_launched()
+        _join_as_launched(heartbeat_timeout_seconds)
         return
     if not coordinator or index is None or index not in range(processes or 0):
         raise ValueError(
@@ -54,7 +59,12 @@ def start_processes(
             "host:port of process 0, the number of processes, and each process its "
             "index from 0"
         )
-    _join(coordinator_address=coordinator, num_processes=processes, process_id=index)
+    _join(
+        coordinator_address=coordinator,
+        num_processes=processes,
+        process_id=index,
+        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+    )
 
 
 def launched_together(environment: Mapping[str, str]) -> bool:
@@ -75,13 +85,16 @@ def launched_together(environment: Mapping[str, str]) -> bool:
     return any(int(count) > 1 for count in tasks)
 
 
-def _join_as_launched() -> None:
+def _join_as_launched(heartbeat_timeout_seconds: int) -> None:
     together = launched_together(os.environ)
     # Only JAX knows whether a TPU has further hosts; it asks the cloud.
     if not together and not _perhaps_tpu():
         return
     try:
-        _join(local_device_ids=[] if _alone_on_node(os.environ) else None)
+        _join(
+            local_device_ids=[] if _alone_on_node(os.environ) else None,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        )
     except ValueError as error:
         # JAX's word for: no cluster.
         if "coordinator_address" not in str(error):

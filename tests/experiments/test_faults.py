@@ -12,6 +12,7 @@ from experiments.fault_trials.damage import damaged_checkpoints
 from experiments.fault_trials.kills import Place
 from experiments.fault_trials.outcomes import (
     differences,
+    largest_difference,
     newest_step,
     outcome,
     temporary_files,
@@ -118,3 +119,29 @@ def test_the_table_has_what_is_measured(tmp_path):
     stored = json.loads((tmp_path / "faults.json").read_text())
     assert stored["kills"]["finetune_full"]["kills"] == 3
     assert cells_module.cells(config)[0].stored()["runs"] == 2
+
+
+def test_the_table_has_the_processes(tmp_path):
+    config = faults_config.full().to_dict()
+    config = {**config, "kinds": (), "damages": (), "faults": ()}
+    killed, *_ = cells({**config, "results": str(tmp_path)})
+    killed.write(
+        {
+            **{"name": killed.name, "process": 2, "signal": "SIGKILL", "step": 5},
+            **{"seconds": 22.9, "codes": [1, 1, 1], "said": ["process 2 is gone"]},
+            **{"woken": "", "traceback": False, "then": 8, "resumed": "4"},
+            **{"difference": 1.6e-7, "differing": []},
+        }
+    )
+    text = write_faults(tmp_path, [killed], "make faults")
+    assert (
+        "| process 2 gets SIGKILL at step 5 | 22.9 s, exit codes 1, 1, 1 | process 2 "
+        "is gone | 8 processes go on from step 4 | 1.6e-07 | 0 |"
+    ) in text
+
+
+def test_metrics_of_other_steps_are_no_small_difference():
+    one = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.0}]
+    assert largest_difference(one, [one[0], {"step": 2, "loss": 2.5}]) == 0.2
+    assert np.isnan(largest_difference(one, one[:1]))
+    assert np.isnan(largest_difference(one, [one[0], {"step": 2, "error": 2.0}]))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from meta_opt.finetuning import loop_config
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import fingerprint, init_state
@@ -175,6 +176,14 @@ def test_loop_logs_means_and_learns():
         if r.get("train/loss") and r["step"] <= 4
     ]
     assert train[0]["train/loss"] == math.fsum(losses) / 4
+
+
+def test_a_long_run_has_no_more_records_than_a_short_one(monkeypatch):
+    monkeypatch.setattr(loop_config, "MAX_RECORDS", 10)
+    config = dataclasses.replace(toy.CONFIG, log_every=1, eval_every=30)
+    history = toy.train(config=config).history
+    steps = [record["step"] for record in history if "train/loss" in record]
+    assert steps == list(range(3, 31, 3))
 
 
 def test_nonfinite_losses_are_counted():

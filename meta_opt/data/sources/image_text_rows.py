@@ -3,12 +3,17 @@
 import dataclasses
 import logging
 import os
+import stat
 import zlib
+from pathlib import Path
 
 from meta_opt.data.preprocessing.pictures import Picture
 from meta_opt.data.sources.jsonl_samples import read_samples
+from meta_opt.data.sources.sample_schema import Fields
 
 _log = logging.getLogger(__name__)
+
+_SAID = tuple(f.name for f in dataclasses.fields(Fields) if f.name != "files")
 
 
 class ImageTextRows:
@@ -93,13 +98,22 @@ class ImageTextRows:
             image = sample.media["image"]
             size = image.size
             if size < 0:
-                size = image.file.stat().st_size if image.file.is_file() else 0
+                size = _size(image.file)
             # Of the paths, which may be absolute, the key is what is left.
-            said = dataclasses.replace(sample.fields, files={})
-            about = (sample.key, size, dataclasses.astuple(said))
+            said = ({}, *(getattr(sample.fields, name) for name in _SAID))
+            about = (sample.key, size, said)
             found = zlib.crc32(repr(about).encode(), found)
         return found
 
     def split(self, index: int) -> str | None:
         """The sample's ``split``."""
         return self._samples[index].fields.split
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -85,21 +85,46 @@ def _samples(
 def _from_jsonl(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    folder = path.parent.resolve()
+    keys = _Keys(path.parent)
 
     def parse(value: Any, line: int) -> Sample:
         fields, unknown = parse_fields(value)
         ignored.update(unknown)
         media = {kind: Media(path.parent / name) for kind, name in fields.files.items()}
-        first = next(iter(media.values()), None)
+        first = next(iter(fields.files.values()), None)
         if first is None:
             key = fields.text[0] if fields.text else fields.prompt
         else:
-            # However the line spells it, and wherever the folder lies.
-            key = Path(os.path.relpath(first.file.resolve(), folder)).as_posix()
+            key = keys.of(first)
         return Sample(f"{path}, line {line}", key, media, fields)
 
     return read_jsonl(path, parse)
+
+
+class _Keys:
+    """Paths of files from a folder, however a line spells them, links followed.
+
+    Folders are followed once each: of a million files there are few.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._resolved = folder, folder.resolve()
+        self._within: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        """The path from the folder, with slashes."""
+        head, tail = os.path.split(name)
+        plain = tail not in ("", os.curdir, os.pardir)
+        if not plain or os.path.islink(os.path.join(self._folder, name)):
+            return self._follow(name)
+        if head not in self._within:
+            self._within[head] = self._follow(head)
+        within = self._within[head]
+        return tail if within == os.curdir else f"{within}/{tail}"
+
+    def _follow(self, name: str) -> str:
+        followed = (self._folder / name).resolve()
+        return Path(os.path.relpath(followed, self._resolved)).as_posix()
 
 
 def _tar_files(pattern: str) -> Sequence[Path]:

@@ -1,0 +1,59 @@
+"""One run on 1, 2 and 8 devices: by how much losses and parameters differ.
+
+    python -m experiments.device_counts --config configs/finetune.py:smoke
+
+The devices are virtual ones of the CPU; parameters, optimizer state and batch are
+divided over them, and seed and batches are the same. The sums of a reduction are taken
+in another order, so that results differ by rounding, which training amplifies.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+# For experiments and configs, from whatever folder this is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+
+CONFIG = cli.define_config("configs/finetune.py:smoke", partial=True)
+DEVICES = flags.DEFINE_list("devices", ["1", "2", "8"], "Numbers of devices.")
+
+
+def runs(settings: Mapping[str, Any], counts: Sequence[int]) -> dict[int, Any]:
+    """Results of a configuration by number of devices."""
+    from experiments.workloads import read_run
+    from meta_opt.finetuning.runs import finetune
+
+    found = {}
+    for count in counts:
+        config = read_run({**settings, "mesh": {"fsdp": count}})
+        found[count] = finetune(config).result
+    return found
+
+
+def main() -> None:
+    """Runs it on each number of devices, compares."""
+    import jax
+
+    from experiments.device_differences import compare, table
+
+    try:
+        counts = [int(x) for x in DEVICES.value]
+    except ValueError:
+        counts = []
+    if len(counts) < 2 or min(counts) < 1:
+        raise ValueError(f"--devices={','.join(DEVICES.value)}: give numbers, as 1,2,8")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(counts))
+    found = runs(CONFIG.value.to_dict(), counts)
+    first, *others = counts
+    differences = {n: compare(found[n], found[first]) for n in others}
+    print(table(differences, first))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,53 @@
+"""By how much runs on several numbers of devices differ."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.fault_trials.outcomes import largest_difference
+
+
+def compare(found: Any, expected: Any) -> dict[str, float]:
+    """How two results of one run differ.
+
+    Args:
+        found: a `meta_opt.finetuning.loop.RunResult`.
+        expected: another.
+
+    Returns:
+        ``losses``, the largest relative difference of any loss that was recorded, and
+        ``parameters``, the norm of the difference of all parameters over their norm.
+    """
+
+    def norm(tree: Any) -> float:
+        return sum(float((x**2).sum()) for x in jax.tree.leaves(tree)) ** 0.5
+
+    host, other = (
+        jax.tree.map(lambda x: np.asarray(x, np.float64), result.state.params)
+        for result in (found, expected)
+    )
+    apart = jax.tree.map(np.subtract, host, other)
+    return {
+        "losses": largest_difference(_losses(found), _losses(expected)),
+        "parameters": norm(apart) / norm(other),
+    }
+
+
+def _losses(result: Any) -> list[dict[str, float]]:
+    kept = ("step", "train/loss", "validation/loss")
+    return [{k: x[k] for k in kept if k in x} for x in result.history]
+
+
+def table(differences: Mapping[int, Mapping[str, float]], first: int) -> str:
+    """Markdown of the differences to the run on ``first`` devices."""
+    lines = [
+        f"| devices | losses differ from those of {first} by | parameters |",
+        "|---|---|---|",
+        *(
+            f"| {count} | {found['losses']:.1e} | {found['parameters']:.1e} |"
+            for count, found in differences.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"

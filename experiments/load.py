@@ -1,0 +1,61 @@
+"""Measures long runs, many checkpoints and much data.
+
+    python -m experiments.load --config configs/load.py:smoke
+    python -m experiments.load --config configs/load.py:full --only=steps
+
+What is measured is kept in ``config.results`` and not measured again; ``--report``
+makes the table of what is there.
+"""
+
+import concurrent.futures
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+# For experiments and configs, from whatever folder this is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+from experiments.load_table import table
+from experiments.load_trials import TRIALS
+from experiments.stored_results import StoredResult
+from experiments.worker import start_on_devices
+from meta_opt.types import check_keys, write_atomic
+
+CONFIG = cli.define_config("configs/load.py:full")
+ONLY = flags.DEFINE_string("only", "", "Measure those with this in their names.")
+REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+
+
+def measure_apart(name: str, count: int) -> dict[str, Any]:
+    """Measures a trial in a process of its own, on one CPU device."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        1, context, start_on_devices, (1, "")
+    ) as pool:
+        return pool.submit(TRIALS[name], count).result()
+
+
+def main() -> None:
+    """Measures what is not there, reports."""
+    config = CONFIG.value.to_dict()
+    check_keys("config", config, ("counts", "results"))
+    check_keys("config.counts", config["counts"], tuple(TRIALS))
+    folder, found = Path(config["results"]), {}
+    for name, count in config["counts"].items():
+        stored = StoredResult(folder / f"{name}.json", {"trial": name, "count": count})
+        if stored.stored() is None and ONLY.value in name and not REPORT.value:
+            stored.write(measure_apart(name, count))
+        if (record := stored.stored()) is not None:
+            found[name] = record
+    text = table(found, config["counts"])
+    with write_atomic(folder / "load.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,202 @@
+"""Several processes of one run watch each other, so that none waits for the dead.
+
+Each process writes a beat to the key-value store of JAX's coordination service, which
+process 0 has, and reads those of the others. One that does not beat for too long (it
+was killed, it is stopped, its machine is gone) is named by all others, which then end:
+collectives with it would fail with some error of a socket, or wait for ever.
+
+Silence is counted in a process's own rounds and not by the clock, so that one that was
+stopped itself does not take the others for dead.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from meta_opt.parallel.progress import GO_ON, Progress
+
+_KEYS = "meta_opt/watch/"
+_DONE, _FAILED, _LOST = "done", "failed", "lost"
+_LONGEST_INTERVAL = 1.0
+_ROUNDS = 20
+"""How many beats there are in the time-out, at least."""
+_GRACE_ROUNDS = 3
+
+
+class Store(Protocol):
+    """What is used of the client of JAX's coordination service."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
+        """Writes a value."""
+
+    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+        """Reads all values under a prefix, by full key."""
+
+
+class ProcessWatch:
+    """Notices that another process of the run is gone, says so, and ends this one.
+
+    Args:
+        index: of this process.
+        count: of all.
+        timeout_seconds: silence after which a process is gone.
+        progress: of this process; says what is lost.
+        store: that all processes share.
+        end: is called with the line to print.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        timeout_seconds: float,
+        progress: Progress,
+        store: Store | None = None,
+        end: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.timeout_seconds = timeout_seconds
+        self._index, self._count, self._progress = index, count, progress
+        self._store = _jax_store() if store is None else store
+        self._end = self._print_and_exit if end is None else end
+        self._interval = min(_LONGEST_INTERVAL, timeout_seconds / _ROUNDS)
+        self._patience = timeout_seconds / self._interval
+        self._rounds = 0
+        self._answered = 0
+        self._heard = {i: 0 for i in range(count) if i != index}
+        self._seen: dict[str, str] = {}
+        self._stood_still = False
+        self._failed_at = 0
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Begins to beat and to listen, in threads that end with the process."""
+        self._progress.live()
+        for target in (self._beat, self._judge):
+            threading.Thread(target=target, daemon=True, name="watch").start()
+
+    def stop(self) -> None:
+        """Stops to beat and to listen, without a word to the others."""
+        self._stop.set()
+
+    def leave(self, failed: bool) -> None:
+        """Tells the others that this process ends, and stops watching them."""
+        self.stop()
+        self._tell(_FAILED if failed else _DONE)
+        if failed:
+            self._progress.explain()
+            self._wait_for_others()
+
+    def wait_for_verdict(self) -> None:
+        """Waits until another process is found to be gone, which ends this one."""
+        self._stop.wait(1.5 * self.timeout_seconds + 5 * self._interval)
+
+    def _beat(self) -> None:
+        host = f"pid {os.getpid()} on {socket.gethostname()}"
+        beat = 0
+        while not self._stop.is_set():
+            beat += 1
+            try:
+                key = f"{_KEYS}beat/{self._index}"
+                self._store.key_value_set(key, f"{beat} {host}", True)
+                found = dict(self._store.key_value_dir_get(_KEYS))
+            except (RuntimeError, ValueError):
+                found = None  # The other thread counts how long there is no answer.
+            if found is not None:
+                self._answered, self._stood_still = self._rounds, False
+                for i in self._heard:
+                    key = f"{_KEYS}beat/{i}"
+                    if found.get(key) != self._seen.get(key):
+                        self._heard[i] = self._rounds
+                self._seen = found
+            self._stop.wait(self._interval)
+
+    def _judge(self) -> None:
+        looked = time.monotonic()
+        while not self._stop.wait(self._interval):
+            now = time.monotonic()
+            self._stood_still |= now - looked >= self.timeout_seconds
+            looked = now
+            self._rounds += 1
+            self._progress.live()
+            if (what := self._verdict()) is not None:
+                self._end(f"{what}; {self._progress.lost()}; {GO_ON}")
+                return
+
+    def _verdict(self) -> str | None:
+        """What has happened to another process, in words; None if all are well."""
+        ends = {i: self._seen.get(f"{_KEYS}end/{i}", "") for i in self._heard}
+        for i, how in ends.items():
+            if how == _FAILED:
+                self._failed_at = self._failed_at or self._rounds
+                # What fails in all processes, each of them says itself.
+                if self._rounds - self._failed_at >= _GRACE_ROUNDS:
+                    return f"{self._name([i])} failed: what it printed says why"
+        told = next((how for how in ends.values() if how.startswith(_LOST)), "")
+        gone = [int(i) for i in told.split()[1:]]
+        if not gone:
+            gone = [
+                i
+                for i, heard in self._heard.items()
+                if self._rounds - heard >= self._patience and ends[i] != _DONE
+            ]
+        if self._index and self._rounds - self._answered >= self._patience:
+            gone = [0]
+        if not gone:
+            return None
+        if self._stood_still or self._index in gone:
+            return (
+                f"{self._name([self._index])} stood still for over "
+                f"{self.timeout_seconds:g} s (--process_timeout), and the others have "
+                "ended without it"
+            )
+        self._tell(f"{_LOST} {' '.join(map(str, gone))}")
+        return (
+            f"{self._name(gone)}: no sign of life for {self.timeout_seconds:g} s "
+            "(--process_timeout)"
+        )
+
+    def _name(self, processes: Sequence[int]) -> str:
+        """Which processes these are: indices, and process and host if they said."""
+        names = []
+        for i in processes:
+            said = self._seen.get(f"{_KEYS}beat/{i}", "").partition(" ")[2]
+            names.append(f"process {i} of {self._count}{said and f' ({said})'}")
+        return " and ".join(names)
+
+    def _tell(self, what: str) -> None:
+        key = f"{_KEYS}end/{self._index}"
+        # In a thread: a store that does not answer keeps nobody.
+        telling = threading.Thread(target=self._try_to_tell, args=(key, what))
+        telling.daemon = True
+        telling.start()
+        telling.join(self._interval)
+
+    def _try_to_tell(self, key: str, what: str) -> None:
+        try:
+            self._store.key_value_set(key, what, True)
+        except (RuntimeError, ValueError):
+            return  # They will see for themselves.
+
+    def _wait_for_others(self) -> None:
+        """Process 0, which has the store, ends when the others have read it."""
+        if self._index == 0:
+            time.sleep((_GRACE_ROUNDS + 2) * self._interval)
+
+    def _print_and_exit(self, line: str) -> None:
+        self._progress.explain()
+        print(line, file=sys.stderr, flush=True)
+        self._wait_for_others()
+        os._exit(1)
+
+
+def _jax_store() -> Store:
+    # Not public, and used by Orbax too: there is no other way to this store.
+    from jax._src import distributed
+
+    store = distributed.global_state.client
+    assert store is not None
+    return store
