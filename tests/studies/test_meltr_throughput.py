@@ -12,8 +12,9 @@ from configs.meltr_throughput import get_config
 from experiments.stored_results import StoredResult
 from meta_opt.finetuning.hlo_totals import program_totals
 from meta_opt.finetuning.planning import product_flops
+from meta_opt.studies.meltr_throughput.cases import METHODS, Case
 from meta_opt.studies.meltr_throughput.cost_model import HeldOut, Point, fit
-from meta_opt.studies.meltr_throughput.measure import METHODS, Case, measure
+from meta_opt.studies.meltr_throughput.measure import measure
 from meta_opt.studies.meltr_throughput.report import write_throughput
 from meta_opt.studies.meltr_throughput.subjects import loss_names, make_subject
 from meta_opt.studies.meltr_throughput.summary import fitted, plain, read_cells

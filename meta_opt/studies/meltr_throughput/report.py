@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from meta_opt.reporting.tables import Table, to_markdown, write_report
+from meta_opt.studies.meltr_throughput.cases import METHODS
 from meta_opt.studies.meltr_throughput.cost_model import HeldOut, Point
 from meta_opt.studies.meltr_throughput.figure import plot
-from meta_opt.studies.meltr_throughput.measure import META, METHODS
+from meta_opt.studies.meltr_throughput.programs import META
 from meta_opt.studies.meltr_throughput.summary import (
     OPERATIONS,
     TIME,

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from meta_opt.studies.meltr_throughput.cases import Case
 from meta_opt.studies.meltr_throughput.cost_model import CostModel, HeldOut, Point, fit
-from meta_opt.studies.meltr_throughput.measure import META, STEPS, Case
+from meta_opt.studies.meltr_throughput.programs import META, STEPS
 from meta_opt.types import from_config
 
 OPERATIONS, TIME = "operations", "milliseconds"

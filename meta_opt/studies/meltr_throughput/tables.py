@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from meta_opt.reporting.tables import Row, Section, Table, numbers_row
+from meta_opt.studies.meltr_throughput.cases import METHODS
 from meta_opt.studies.meltr_throughput.cost_model import Point
-from meta_opt.studies.meltr_throughput.measure import META, METHODS, STEPS
+from meta_opt.studies.meltr_throughput.programs import META, STEPS
 from meta_opt.studies.meltr_throughput.summary import (
     OPERATIONS,
     TIME,
