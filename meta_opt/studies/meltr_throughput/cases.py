@@ -1,6 +1,7 @@
 """Cases of the throughput study: a model, its losses, and how it is measured."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -43,7 +44,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "sama": Method(HypergradientConfig("sama")),
     }
 )
-"""Ways to take a meta-step by name; ``jvp_shared`` is the default of a run."""
+"""Ways to take a meta-step by name."""
+DEFAULT_METHOD = "jvp_shared"
+"""That of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Case:
     num_losses: int
     batch_size: int = 8
     trainable: str = "all"
-    method: str = "jvp_shared"
+    method: str = DEFAULT_METHOD
     devices: int = 1
     topology: str = ""
     level: str = "compiled"
@@ -100,6 +103,31 @@ class Case:
             raise ValueError(
                 f"intervals={self.intervals} must be at least 1, and need level='timed'"
             )
+
+    @property
+    def count(self) -> int:
+        """Number of devices: local ones, or the chips of the topology.
+
+        >>> Case("nano", 1, topology="v5e:4x4").count
+        16
+        """
+        if not self.topology:
+            return self.devices
+        return math.prod(map(int, self.topology.partition(":")[2].split("x")))
+
+    @property
+    def label(self) -> str:
+        """What sets the case apart, for tables.
+
+        >>> Case("nano", 2, trainable="lora", devices=4).label
+        'nano, T=2, LoRA, 4 devices'
+        """
+        parts = [f"{self.model}, T={self.num_losses}"]
+        parts += ["LoRA"] * (self.trainable == "lora")
+        parts += [self.method] * (self.method != DEFAULT_METHOD)
+        parts += [f"{self.devices} devices"] * (self.devices > 1)
+        parts += [self.topology] * bool(self.topology)
+        return ", ".join(parts)
 
     @property
     def meta_batch_size(self) -> int:

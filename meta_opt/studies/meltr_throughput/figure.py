@@ -1,15 +1,18 @@
-"""The figure of the report on MELTR's throughput."""
+"""Figures of the report on MELTR's throughput."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from meta_opt.reporting.curves import RC, labelled, legend_above, style
+from meta_opt.studies.meltr_throughput.bars import BARS, MEMORY_BAR
+from meta_opt.studies.meltr_throughput.programs import PARTS
 from meta_opt.studies.meltr_throughput.summary import Fit, Measured
-from meta_opt.studies.meltr_throughput.tables import BARS
 from meta_opt.types import write_atomic
 
 
-def plot(
+def plot_overhead(
     path: str | Path,
     cells: Sequence[Measured],
     found: Fit | None,
@@ -57,4 +60,35 @@ def plot(
         by_interval.set_xticks(list(intervals), [str(k) for k in intervals])
         by_interval.minorticks_off()
         legend_above(figure, labelled(by_losses))
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def plot_devices(path: str | Path, cells: Sequence[Measured]) -> None:
+    """Draws messages of each device and peak memory, of cells over several devices.
+
+    Args:
+        path: the PNG file, written whole or not at all.
+        cells: compiled ones, one bar of each program a cell.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
+        figure = Figure(figsize=(9.5, 1.4 + 0.55 * len(cells)), layout="constrained")
+        messages, memory = figure.subplots(1, 2, sharey=True)
+        rows = np.arange(len(cells))
+        height = 0.8 / len(PARTS)
+        for number, (label, programs) in enumerate(PARTS.items()):
+            places = rows + (number - 1) * height
+            look = {"height": height, "color": style(number)["color"], "label": label}
+            sent = [c.sent(*programs) / c.sent("equal") for c in cells]
+            messages.barh(places, sent, **look)
+            peaks = [c.peak(*programs) / c.peak("equal") for c in cells]
+            memory.barh(places, peaks, **look)
+        messages.set_yticks(rows, [c.case.label for c in cells])
+        messages.invert_yaxis()
+        messages.set_xlabel("bytes of messages / equal weights'")
+        memory.axvline(MEMORY_BAR, color="#777777", lw=0.9)
+        memory.set_xlabel("peak memory / equal weights'; grey: the bar")
+        legend_above(figure, labelled(messages))
         figure.savefig(temporary, format="png", dpi=130)

@@ -28,6 +28,8 @@ STEPS = ("primary", "equal", "meltr")
 """Base steps: the primary loss alone, the mean of all losses, MELTR's combination."""
 META = ("meta_primary", "meta_finish")
 """Programs of a meta-step; if one batch serves both there is only the second."""
+PARTS = {"equal weights": ("equal",), "MELTR": ("meltr",), "meta-step": META}
+"""Programs of a step with equal weights, of MELTR's step, and of its meta-step."""
 
 
 @dataclasses.dataclass(frozen=True)
