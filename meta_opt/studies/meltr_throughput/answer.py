@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from meta_opt.studies.meltr_throughput.bars import BARS, CHEAPER
-from meta_opt.studies.meltr_throughput.cases import METHODS
+from meta_opt.studies.meltr_throughput.cases import DEFAULT_METHOD, METHODS
 from meta_opt.studies.meltr_throughput.programs import META
 from meta_opt.studies.meltr_throughput.summary import (
     TIME,
@@ -130,7 +130,7 @@ def _memory(cells: Sequence[Measured]) -> str:
     found = [
         f"{c.memory_ratio:.2f} times equal weights ({c.case.label})"
         for c in compiled(cells)
-        if c.case.topology
+        if c.case.method == DEFAULT_METHOD and c.case.devices == 1
     ]
     return f"Memory at its peak: {', '.join(found)}." if found else ""
 
