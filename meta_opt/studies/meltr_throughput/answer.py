@@ -61,10 +61,7 @@ def _growth(cells: Sequence[Measured]) -> str:
     """What more losses change, of each model from its fewest to its most."""
     found = []
     for model in dict.fromkeys(c.case.model for c in cells):
-        of_model = sorted(
-            (c for c in cells if c.case.model == model),
-            key=lambda c: c.case.num_losses,
-        )
+        of_model = [c for c in cells if c.case.model == model]
         first, last = (c.point(10) for c in (of_model[0], of_model[-1]))
         if first.num_losses < last.num_losses:
             growth = last.equal / last.primary * first.primary / first.equal
@@ -84,9 +81,7 @@ def _growth(cells: Sequence[Measured]) -> str:
 
 def _models(cells: Sequence[Measured]) -> str:
     """What a larger model changes under one loss."""
-    alone = sorted(
-        (c for c in cells if c.case.num_losses == 1), key=lambda c: c.point(1).equal
-    )
+    alone = [c for c in cells if c.case.num_losses == 1]
     if len(alone) < 2:
         return ""
     first, last = alone[0], alone[-1]

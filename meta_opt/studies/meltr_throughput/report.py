@@ -78,11 +78,10 @@ def write_throughput(
         parts.append("## Losses and interval: operations")
         for model in dict.fromkeys(c.case.model for c in every):
             of_model = [c for c in every if c.case.model == model]
-            of_model.sort(key=lambda c: c.case.num_losses)
             parts += [f"### {model}", _losses(of_model), to_markdown(
                 losses_table(of_model, intervals, OPERATIONS))]  # fmt: skip
         parts.append("![overhead](meltr_throughput.png)")
-        plot_overhead(Path(folder) / "meltr_throughput.png", every, found, intervals)
+        plot_overhead(Path(folder) / "meltr_throughput.png", cells, found, intervals)
     timed = plain(cells, TIME)
     parts += _section("Losses and interval: time", time_table(timed, intervals))
     parts.append(_noise(timed))

@@ -7,6 +7,7 @@ from typing import Any
 from meta_opt.studies.meltr_throughput.cases import DEFAULT_METHOD, Case
 from meta_opt.studies.meltr_throughput.cost_model import CostModel, HeldOut, Point, fit
 from meta_opt.studies.meltr_throughput.programs import META, STEPS
+from meta_opt.studies.meltr_throughput.subjects import MODELS
 from meta_opt.types import from_config
 
 OPERATIONS, TIME = "operations", "milliseconds"
@@ -89,7 +90,7 @@ def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
 def plain(
     cells: Sequence[Measured], unit: str = OPERATIONS, method: str = DEFAULT_METHOD
 ) -> list[Measured]:
-    """Cells of full training on one device, each pair of model and T once.
+    """Cells of full training on one device, each pair of model and T once, in order.
 
     Args:
         cells: to choose from.
@@ -102,7 +103,12 @@ def plain(
         usual = case.trainable == "all" and case.method == method
         if not case.topology and case.devices == 1 and usual and cell.costs(unit):
             found.setdefault((case.model, case.num_losses), cell)
-    return list(found.values())
+    return [found[case] for case in sorted(found, key=_by_model)]
+
+
+def _by_model(case: tuple[str, int]) -> tuple[int, int]:
+    model, num_losses = case
+    return MODELS.index(model), num_losses
 
 
 def compiled(cells: Sequence[Measured]) -> list[Measured]:
