@@ -39,6 +39,9 @@ instructions.
 - A step of MELTR at K is its base step and a K-th of a meta-step.
 - Memory is by the compiler's analysis, of a device, with the optimizer's state \
 resident: AdamW's.
+- Programs for TPU topologies are compiled with the least effort for their speed \
+(`jax_exec_time_optimization_effort=-1`), all alike. Their operations on a device are \
+an equal share of those of the trace.
 - Virtual CPU devices share the machine's cores. What they show: operations, memory \
 and messages of each device. What they cannot show: time, and whether messages hide \
 behind computation.
