@@ -58,24 +58,27 @@ def _interval(cells: Sequence[Measured]) -> str:
 
 
 def _growth(cells: Sequence[Measured]) -> str:
-    """What more losses change, of each model from its fewest to its most."""
-    found = []
+    """What more losses change, over models from their fewest to their most."""
+    ends = []
     for model in dict.fromkeys(c.case.model for c in cells):
-        of_model = [c for c in cells if c.case.model == model]
-        first, last = (c.point(10) for c in (of_model[0], of_model[-1]))
-        if first.num_losses < last.num_losses:
-            growth = last.equal / last.primary * first.primary / first.equal
-            found.append(
-                f"{model}, {first.num_losses} to {last.num_losses} losses: "
-                f"{growth:.2f} times, {1 + first.overhead:.2f} to "
-                f"{1 + last.overhead:.2f}"
-            )
-    if not found:
+        of_model = [c.point(10) for c in cells if c.case.model == model]
+        if of_model[0].num_losses < of_model[-1].num_losses:
+            ends.append((of_model[0], of_model[-1]))
+    if not ends:
         return ""
+    few, many = zip(*ends, strict=True)
+    shared = _range(p.equal / p.primary for p in many)
+    over_equal = [_range(1 + p.overhead for p in some) for some in (few, many)]
+    over_standard = [
+        _range((1 + p.overhead) * p.equal / p.primary for p in some)
+        for some in (few, many)
+    ]
     return (
-        "Losses: more of them make the step that both share dearer than standard "
-        "fine-tuning, and MELTR's cost over it at K=10 changes little "
-        f"({'; '.join(found)})."
+        f"Losses: from the fewest to the most of each of {len(ends)} models a step "
+        f"with equal weights becomes {shared} times standard fine-tuning, which MELTR "
+        f"shares; its cost over equal weights at K=10 goes from {over_equal[0]} to "
+        f"{over_equal[1]}, and over standard fine-tuning from {over_standard[0]} to "
+        f"{over_standard[1]}."
     )
 
 
@@ -88,7 +91,7 @@ def _models(cells: Sequence[Measured]) -> str:
     growth = last.point(1).equal / first.point(1).equal
     return (
         f"Model: from {first.case.model} to {last.case.model} a step under one loss "
-        f"has {growth:.0e} times the operations, and MELTR's cost at K=10 goes from "
+        f"has {growth:,.0f} times the operations, and MELTR's cost at K=10 goes from "
         f"{1 + first.point(10).overhead:.3f} to {1 + last.point(10).overhead:.3f}."
     )
 
@@ -106,7 +109,7 @@ def _devices(cells: Sequence[Measured]) -> str:
                 for p in (("equal",), ("meltr",), META)
             ]
             text.append(
-                f"Over {most.case.count} devices each does {_range(shares, 3)} of the "
+                f"over {most.case.count} devices each does {_range(shares, 3)} of the "
                 f"operations of one ({1 / most.case.count:.3f} is an equal share)"
             )
     if over:
@@ -123,11 +126,11 @@ def _devices(cells: Sequence[Measured]) -> str:
 
 def _memory(cells: Sequence[Measured]) -> str:
     found = [
-        f"{c.memory_ratio:.2f} times equal weights ({c.case.label})"
+        f"{c.memory_ratio:.2f} ({c.case.label})"
         for c in compiled(cells)
-        if c.case.method == DEFAULT_METHOD and c.case.devices == 1
+        if c.case.method == DEFAULT_METHOD
     ]
-    return f"Memory at its peak: {', '.join(found)}." if found else ""
+    return f"Peak memory over equal weights: {', '.join(found)}." if found else ""
 
 
 def _cheaper(cells: Sequence[Measured]) -> str:
