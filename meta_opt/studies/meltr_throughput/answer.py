@@ -157,7 +157,7 @@ def _hypergradients(cells: Sequence[Measured]) -> str:
     if len(costs) < 2:
         return ""
     each = ", ".join(
-        f"{name} {costs[name]:.2f}" for name in sorted(costs, key=costs.get)
+        f"{name} {costs[name]:.2f}" for name in sorted(costs, key=lambda n: costs[n])
     )
     return (
         f"By hypergradient a meta-step of {model}, T={count}, costs {each} base steps."
