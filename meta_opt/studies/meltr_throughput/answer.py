@@ -76,9 +76,9 @@ def _growth(cells: Sequence[Measured]) -> str:
     return (
         f"Losses: from the fewest to the most of each of {len(ends)} models a step "
         f"with equal weights becomes {shared} times standard fine-tuning, which MELTR "
-        f"shares; its cost over equal weights at K=10 goes from {over_equal[0]} to "
-        f"{over_equal[1]}, and over standard fine-tuning from {over_standard[0]} to "
-        f"{over_standard[1]}."
+        f"shares; its cost over equal weights at K=10 is {over_equal[0]} under "
+        f"the fewest and {over_equal[1]} under the most, and over standard fine-tuning "
+        f"{over_standard[0]} and {over_standard[1]}."
     )
 
 
@@ -128,7 +128,7 @@ def _memory(cells: Sequence[Measured]) -> str:
     found = [
         f"{c.memory_ratio:.2f} ({c.case.label})"
         for c in compiled(cells)
-        if c.case.method == DEFAULT_METHOD
+        if c.case.method == DEFAULT_METHOD and c.case.devices == 1
     ]
     return f"Peak memory over equal weights: {', '.join(found)}." if found else ""
 

@@ -123,7 +123,12 @@ def over_devices(cells: Sequence[Measured]) -> list[Measured]:
 
 
 def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
-    """The compiled cell of the same work on one local device, if there is one."""
+    """The compiled cell of the same work on one local device, if there is one.
+
+    None for a topology.
+    """
+    if cell.case.topology:
+        return None
     case = dataclasses.replace(cell.case, devices=1)
     return next((c for c in compiled(cells) if c.case == case), None)
 
