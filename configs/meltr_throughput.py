@@ -32,10 +32,16 @@ def full() -> ml_collections.ConfigDict:
         cases[f"method_small_{method}"] = dict(
             model="small", num_losses=8, level="traced", method=method
         )
-    for method in _SMALLER:
-        cases[f"method_nano_{method}"] = dict(
-            model="nano", num_losses=1, level="traced", method=method
-        )
+    # One loss: the largest share of the primary one.
+    for method in ("same_batch", *_SMALLER):
+        for model, size in (("nano", 8), ("base", 8), ("So400m/14", 32), ("3B/14", 32)):
+            cases[f"method_{model.split('/')[0]}_{method}"] = dict(
+                model=model,
+                num_losses=1,
+                batch_size=size,
+                level="traced",
+                method=method,
+            )
     for model in ("small", "base"):
         cases[f"lora_{model}"] = dict(
             model=model, num_losses=8, level="traced", trainable="lora"
@@ -50,9 +56,12 @@ def full() -> ml_collections.ConfigDict:
         cases[f"devices_nano_{devices}"] = dict(
             model="nano", num_losses=2, devices=devices
         )
-    cases["memory_small_lora"] = dict(model="small", num_losses=8, trainable="lora")
-    for method in _METHODS:
-        cases[f"memory_nano_{method}"] = dict(model="nano", num_losses=8, method=method)
+    for trainable in ("all", "lora"):
+        cases[f"memory_small_{trainable}"] = dict(
+            model="small", num_losses=2, trainable=trainable
+        )
+    for method in (*_METHODS, *_SMALLER):
+        cases[f"memory_nano_{method}"] = dict(model="nano", num_losses=2, method=method)
     for trainable in ("all", "lora"):
         cases[f"tpu_So400m_{trainable}"] = dict(
             model="So400m/14",

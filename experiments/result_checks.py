@@ -173,7 +173,8 @@ def calibration_setting(settings: Settings) -> list[Comparison]:
 
 def meltr_operations(settings: Settings) -> list[Comparison]:
     """Operations of each program of a traced cell."""
-    from meta_opt.studies.meltr_throughput.measure import Case, measure
+    from meta_opt.studies.meltr_throughput.cases import Case
+    from meta_opt.studies.meltr_throughput.measure import measure
 
     check_keys("check", settings, ("file", "relative"))
     record = read_json(_stored(Path(settings["file"])))

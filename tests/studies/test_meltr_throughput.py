@@ -12,11 +12,21 @@ from configs.meltr_throughput import get_config
 from experiments.stored_results import StoredResult
 from meta_opt.finetuning.hlo_totals import program_totals
 from meta_opt.finetuning.planning import product_flops
+from meta_opt.reporting.tables import to_markdown
+from meta_opt.studies.meltr_throughput.answer import answer
+from meta_opt.studies.meltr_throughput.bars import bars
+from meta_opt.studies.meltr_throughput.cases import METHODS, Case
 from meta_opt.studies.meltr_throughput.cost_model import HeldOut, Point, fit
-from meta_opt.studies.meltr_throughput.measure import METHODS, Case, measure
+from meta_opt.studies.meltr_throughput.measure import measure
 from meta_opt.studies.meltr_throughput.report import write_throughput
 from meta_opt.studies.meltr_throughput.subjects import loss_names, make_subject
-from meta_opt.studies.meltr_throughput.summary import fitted, plain, read_cells
+from meta_opt.studies.meltr_throughput.summary import (
+    fitted,
+    on_one_device,
+    over_devices,
+    plain,
+    read_cells,
+)
 from meta_opt.text_files import write_json
 from meta_opt.types import from_config
 
@@ -151,7 +161,8 @@ def record(model, count, method="jvp_shared", level="traced", **changes):
     if level != "traced":
         for number, program in enumerate(programs.values()):
             program |= dict.fromkeys(rest, 2**20 * (number + 1))
-            program["collective_bytes"] = 2**20
+            program["dot_flops"] = program["flops"] / case.count
+            program["collective_bytes"] = 2**20 * (case.count > 1)
     found = {"name": f"{model} {count} {method} {level}", "programs": programs}
     found |= {
         "case": dataclasses.asdict(case),
@@ -168,7 +179,9 @@ RECORDS = [
     record("nano", 8, level="timed", intervals=(3,)),
     record("small", 8, "same_batch"),
     record("small", 8, "half_batch"),
+    record("nano", 8, level="compiled"),
     record("nano", 8, level="compiled", devices=4),
+    record("small", 8, level="compiled", topology="v5e:2x2"),
 ]
 
 
@@ -201,19 +214,43 @@ def test_the_report_answers_from_the_numbers(tmp_path):
         command="python -m x",
     )
     text = write(RECORDS, total=20)
-    assert "**13 of 20 cells are measured.**" in text
-    first, last = (1 + c.point(10).overhead for c in read_cells(RECORDS)[6:9:2])
-    growth = f"{first:.2f} to {last:.2f}"
-    assert f"base, 1 to 8 losses: 2.40 times, {growth}" in text
+    assert "**15 of 20 cells are measured.**" in text
+    assert "the most of each of 3 models a step with equal weights becomes 2.40" in text
+    costs = [c.point(10) for c in read_cells(RECORDS)[:9]]
+    for count, share in ((1, 1.0), (8, 2.4)):
+        found = [share * (1 + p.overhead) for p in costs if p.num_losses == count]
+        assert f"{min(found):.2f} to {max(found):.2f}" in text
     assert "a meta-step of small, T=8, costs" in text and "same_batch" in text
-    assert "With meta-batches of half a batch it is " in text
+    assert "with meta-batches of half a batch it is " in text
     assert "meta-step over base step, meta-batches of half a batch" in text
     assert "## Devices" in text and "nano, T=8, 4 devices: meta-step" in text
     assert "nano, T=8, K=3 | 2.000" in text
     assert {p.name for p in tmp_path.iterdir()} == {
-        f"meltr_throughput.{end}" for end in ("md", "json", "png")
+        f"meltr_throughput{end}" for end in (".md", ".json", ".png", "_devices.png")
     }
     assert "Nothing is measured yet." in write([], total=20)
+
+
+def test_devices_divide_the_work_and_send_messages():
+    cells = read_cells(RECORDS)
+    text = answer(cells, None)
+    # Two programs of a meta-step send as much as a step each.
+    assert "over 4 devices each does 0.250 of the operations of one" in text
+    assert "sends 2.00 times the bytes of a step with equal weights" in text
+    assert "makes 1.20 times at K=10 (nano, T=8, 4 devices; small, T=8, v5e" in text
+    # The peaks are 5, of the meta-step, and 2, of equal weights.
+    assert "Peak memory over equal weights: 2.50 (nano, T=8)" in text
+    sharded = over_devices(cells)
+    assert [c.case.count for c in sharded] == [4, 4]
+    assert sharded[0].device_flops("equal") == cells[2].costs("operations")["equal"] / 4
+    assert on_one_device(sharded[0], cells).case.count == 1
+    assert on_one_device(sharded[0], cells[:9]) is None
+
+
+def test_bars_of_memory_name_the_cell():
+    table = to_markdown(bars(read_cells(RECORDS), None))
+    assert "equal weights, small, T=8, v5e:2x2: missed | 1.150 | 2.500" in table
+    assert "same with one batch for both, operations" in table
 
 
 @pytest.mark.parametrize(

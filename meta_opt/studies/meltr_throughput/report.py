@@ -7,29 +7,26 @@ from typing import Any
 import numpy as np
 
 from meta_opt.reporting.tables import Table, to_markdown, write_report
+from meta_opt.studies.meltr_throughput.answer import answer
+from meta_opt.studies.meltr_throughput.bars import bars
 from meta_opt.studies.meltr_throughput.cost_model import HeldOut, Point
-from meta_opt.studies.meltr_throughput.figure import plot
-from meta_opt.studies.meltr_throughput.measure import META, METHODS
+from meta_opt.studies.meltr_throughput.figure import plot_devices, plot_overhead
 from meta_opt.studies.meltr_throughput.summary import (
     OPERATIONS,
     TIME,
     Fit,
     Measured,
     fitted,
+    over_devices,
     plain,
     read_cells,
 )
 from meta_opt.studies.meltr_throughput.tables import (
-    BARS,
-    CHEAPER,
-    bars,
     devices_table,
-    divided_cells,
     loops_table,
     losses_table,
     memory_table,
     methods_table,
-    sent_bytes,
     time_table,
 )
 
@@ -42,6 +39,9 @@ instructions.
 - A step of MELTR at K is its base step and a K-th of a meta-step.
 - Memory is by the compiler's analysis, of a device, with the optimizer's state \
 resident: AdamW's.
+- Programs for TPU topologies are compiled with the least effort for their speed \
+(`jax_exec_time_optimization_effort=-1`), all alike. Their operations on a device are \
+an equal share of those of the trace.
 - Virtual CPU devices share the machine's cores. What they show: operations, memory \
 and messages of each device. What they cannot show: time, and whether messages hide \
 behind computation.
@@ -57,7 +57,7 @@ def write_throughput(
     held_out: HeldOut,
     command: str,
 ) -> str:
-    """Writes ``meltr_throughput.md``, ``.json`` and, given several T, ``.png``.
+    """Writes ``meltr_throughput.md`` and ``.json``, and figures of what there is.
 
     Args:
         folder: of the results.
@@ -81,11 +81,10 @@ def write_throughput(
         parts.append("## Losses and interval: operations")
         for model in dict.fromkeys(c.case.model for c in every):
             of_model = [c for c in every if c.case.model == model]
-            of_model.sort(key=lambda c: c.case.num_losses)
             parts += [f"### {model}", _losses(of_model), to_markdown(
                 losses_table(of_model, intervals, OPERATIONS))]  # fmt: skip
         parts.append("![overhead](meltr_throughput.png)")
-        plot(Path(folder) / "meltr_throughput.png", every, found, intervals)
+        plot_overhead(Path(folder) / "meltr_throughput.png", cells, found, intervals)
     timed = plain(cells, TIME)
     parts += _section("Losses and interval: time", time_table(timed, intervals))
     parts.append(_noise(timed))
@@ -93,6 +92,10 @@ def write_throughput(
     parts += _section("Hypergradients, and what trains", methods_table(cells))
     parts += _section("Memory", memory_table(cells))
     parts += _section("Devices", devices_table(cells))
+    over = over_devices(cells)
+    if over:
+        parts.append("![devices](meltr_throughput_devices.png)")
+        plot_devices(Path(folder) / "meltr_throughput_devices.png", over)
     if found is not None:
         parts += ["## Cost model", _cost_model(found)]
     parts += ["## Notes", _NOTES]
@@ -110,115 +113,6 @@ def _section(title: str, body: Table | str | None) -> list[str]:
     if not body:
         return []
     return [f"## {title}", body if isinstance(body, str) else to_markdown(body)]
-
-
-def answer(cells: Sequence[Measured], found: Fit | None) -> str:
-    """One paragraph: the cost of MELTR as losses, model and devices grow.
-
-    Args:
-        cells: measured cells; without any of full training there is no summary.
-        found: the cost model.
-    """
-    every = plain(cells)
-    if not every:
-        return "Nothing is measured yet."
-    low, high = _range([c.point(1).meltr / c.point(1).equal for c in every], 3)
-    meta = _range([c.meta_ratio() for c in every])
-    text = [
-        f"In operations MELTR's base step costs {low} to {high} times a step with "
-        f"equal weights, and a meta-step {meta[0]} to {meta[1]} base steps, over "
-        f"{len(every)} pairs of model and number of losses."
-    ]
-    for interval in sorted(BARS):
-        costs = _range([1 + c.point(interval).overhead for c in every])
-        text.append(
-            f"With a meta-step every {interval} steps that is {costs[0]} to {costs[1]} "
-            "times equal weights."
-        )
-    text.append(_growth(every))
-    for method, cheaper in CHEAPER.items():
-        of_method = [c for c in cells if c.case.method == method]
-        if of_method:
-            each = [
-                f"{' to '.join(dict.fromkeys(_overheads(of_method, k)))} at K={k}"
-                for k in sorted(BARS)
-            ]
-            text.append(f"With {cheaper} it is {' and '.join(each)}.")
-    text.append(_hypergradients(cells))
-    timed = plain(cells, TIME)
-    if timed:
-        costs = _range([1 + c.point(10, TIME).overhead for c in timed])
-        text.append(
-            f"In measured time the cost at K=10 is {' to '.join(dict.fromkeys(costs))} "
-            f"times equal weights (cells: {len(timed)})."
-        )
-    divided = [c for c in divided_cells(cells) if not c.case.topology]
-    if len(divided) > 1:
-        most = divided[-1]
-        programs = most.record["programs"]
-        sent = sent_bytes(programs, META) / sent_bytes(programs, ("equal",))
-        text.append(
-            f"Over {most.case.devices} devices a meta-step sends {sent:.2f} times the "
-            "bytes of a step with equal weights."
-        )
-    if found is not None and found.held_out:
-        worst = max(found.model.step_error(p) for p in found.held_out)
-        text.append(
-            "A formula of the model's own cost, T and K predicts the cost of a step in "
-            f"cases that it was not fitted to within {100 * worst:.1f}%."
-        )
-    return " ".join(filter(None, text))
-
-
-def _growth(cells: Sequence[Measured]) -> str:
-    """What more losses change, of each model from its fewest to its most."""
-    found = []
-    for model in dict.fromkeys(c.case.model for c in cells):
-        of_model = sorted(
-            (c for c in cells if c.case.model == model),
-            key=lambda c: c.case.num_losses,
-        )
-        first, last = (c.point(10) for c in (of_model[0], of_model[-1]))
-        if first is not last and first.num_losses < last.num_losses:
-            growth = last.equal / last.primary * first.primary / first.equal
-            found.append(
-                f"{model}, {first.num_losses} to {last.num_losses} losses: "
-                f"{growth:.2f} times, {1 + first.overhead:.2f} to "
-                f"{1 + last.overhead:.2f}"
-            )
-    if not found:
-        return ""
-    return (
-        "With more losses a step with equal weights grows, and MELTR's cost over it at "
-        f"K=10 changes little ({'; '.join(found)})."
-    )
-
-
-def _hypergradients(cells: Sequence[Measured]) -> str:
-    """Meta-steps by method on full batches, of the model that has the most methods."""
-    alone = [c for c in cells if c.case.devices == 1 and c.case.trainable == "all"]
-    by_model: dict[tuple[str, int], dict[str, float]] = {}
-    for cell in alone:
-        case = cell.case
-        if not case.topology and METHODS[case.method].batch_divisor == 1:
-            costs = by_model.setdefault((case.model, case.num_losses), {})
-            costs[case.method] = cell.meta_ratio()
-    (model, count), costs = max(by_model.items(), key=lambda x: len(x[1]))
-    if len(costs) < 2:
-        return ""
-    ordered = sorted(costs, key=lambda name: costs[name])
-    each = ", ".join(f"{name} {costs[name]:.2f}" for name in ordered)
-    return (
-        f"By hypergradient a meta-step of {model}, T={count}, costs {each} base steps."
-    )
-
-
-def _overheads(cells: Sequence[Measured], interval: int) -> tuple[str, str]:
-    return _range([1 + c.point(interval).overhead for c in cells])
-
-
-def _range(values: Sequence[float], digits: int = 2) -> tuple[str, str]:
-    return f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
 
 
 def _losses(cells: Sequence[Measured]) -> str:

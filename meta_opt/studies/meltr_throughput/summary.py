@@ -4,15 +4,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from meta_opt.studies.meltr_throughput.cases import DEFAULT_METHOD, Case
 from meta_opt.studies.meltr_throughput.cost_model import CostModel, HeldOut, Point, fit
-from meta_opt.studies.meltr_throughput.measure import META, STEPS, Case
+from meta_opt.studies.meltr_throughput.programs import META, STEPS
+from meta_opt.studies.meltr_throughput.subjects import MODELS
 from meta_opt.types import from_config
 
 OPERATIONS, TIME = "operations", "milliseconds"
 """Units of the costs of a cell's programs."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
     """A measured case.
 
@@ -55,6 +57,28 @@ class Measured:
         """Peak memory of MELTR, meta-steps included, over that of equal weights."""
         return self.peak("meltr", *META) / self.peak("equal")
 
+    def sent(self, *programs: str) -> float:
+        """Bytes that collectives of these programs give each device."""
+        return float(self._sum("collective_bytes", programs))
+
+    def messages(self, *programs: str) -> int:
+        """Number of collectives of these programs."""
+        return int(self._sum("collectives", programs))
+
+    def device_flops(self, *programs: str) -> float:
+        """Operations of one device in these programs.
+
+        Of compiled programs for CPU; programs for TPU do not say, and an equal share
+        of all operations stands in.
+        """
+        if self.case.topology:
+            return self._sum("flops", programs) / self.case.count
+        return self._sum("dot_flops", programs)
+
+    def _sum(self, key: str, programs: Sequence[str]) -> float:
+        found = self.record["programs"]
+        return sum(found[p][key] for p in programs if p in found)
+
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
     """The cells of stored records."""
@@ -63,16 +87,50 @@ def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
     ]
 
 
-def plain(cells: Sequence[Measured], unit: str = OPERATIONS) -> list[Measured]:
-    """Cells of full training with the default method on one device, each case once."""
+def plain(
+    cells: Sequence[Measured], unit: str = OPERATIONS, method: str = DEFAULT_METHOD
+) -> list[Measured]:
+    """Cells of full training on one device, each pair of model and T once, in order.
+
+    Args:
+        cells: to choose from.
+        unit: in which the cells have costs.
+        method: of the meta-steps.
+    """
     found: dict[tuple[str, int], Measured] = {}
     for cell in cells:
         case = cell.case
-        alone = case.devices == 1 and not case.topology
-        usual = case.trainable == "all" and case.method == "jvp_shared"
-        if alone and usual and cell.costs(unit):
+        usual = case.trainable == "all" and case.method == method
+        if not case.topology and case.devices == 1 and usual and cell.costs(unit):
             found.setdefault((case.model, case.num_losses), cell)
-    return list(found.values())
+    return [found[case] for case in sorted(found, key=_by_model)]
+
+
+def _by_model(case: tuple[str, int]) -> tuple[int, int]:
+    model, num_losses = case
+    return MODELS.index(model), num_losses
+
+
+def compiled(cells: Sequence[Measured]) -> list[Measured]:
+    """Cells with memory and messages."""
+    return [c for c in cells if c.record["programs"]["equal"]["peak_bytes"] is not None]
+
+
+def over_devices(cells: Sequence[Measured]) -> list[Measured]:
+    """Compiled cells over several devices: local ones, then those of topologies."""
+    found = [c for c in compiled(cells) if c.case.count > 1]
+    return sorted(found, key=lambda c: (c.case.topology, c.case.count))
+
+
+def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
+    """The compiled cell of the same work on one local device, if there is one.
+
+    None for a topology.
+    """
+    if cell.case.topology:
+        return None
+    case = dataclasses.replace(cell.case, devices=1)
+    return next((c for c in compiled(cells) if c.case == case), None)
 
 
 @dataclasses.dataclass(frozen=True)

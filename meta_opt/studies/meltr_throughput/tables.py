@@ -1,77 +1,20 @@
 """Tables of the report on MELTR's throughput."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from meta_opt.reporting.tables import Row, Section, Table, numbers_row
+from meta_opt.studies.meltr_throughput.cases import METHODS
 from meta_opt.studies.meltr_throughput.cost_model import Point
-from meta_opt.studies.meltr_throughput.measure import META, METHODS, STEPS
+from meta_opt.studies.meltr_throughput.programs import META, PARTS, STEPS
 from meta_opt.studies.meltr_throughput.summary import (
-    OPERATIONS,
     TIME,
-    Fit,
     Measured,
+    compiled,
+    on_one_device,
+    over_devices,
     plain,
 )
-
-BARS = {10: 1.10, 3: 1.35}
-"""Highest cost of MELTR's step, meta-steps included, over equal weights' that is
-asked for, by K."""
-META_BAR, MEMORY_BAR, ERROR_BAR = 1.7, 1.15, 0.15
-"""Highest meta-step over a base step, peak memory over equal weights', and error of the
-cost model that are asked for."""
-
-CHEAPER = {
-    "half_batch": "meta-batches of half a batch",
-    "same_half_batch": "one meta-batch of half a batch",
-    "quarter_batch": "meta-batches of a quarter of a batch",
-}
-"""Ways to take meta-steps that are to meet the bars."""
-
-
-def bars(cells: Sequence[Measured], found: Fit | None) -> Table | None:
-    """What was asked for, beside the worst that was measured."""
-    lines: list[tuple[str, float, list[float]]] = []
-    for unit in (OPERATIONS, TIME):
-        every = plain(cells, unit)
-        for interval, bar in BARS.items():
-            label = f"step over equal weights, K={interval}, {unit}"
-            lines.append(
-                (label, bar, [1 + c.point(interval, unit).overhead for c in every])
-            )
-        label = f"meta-step over base step, {unit}"
-        lines.append((label, META_BAR, [c.meta_ratio(unit) for c in every]))
-    same = [c for c in cells if c.case.method == "same_batch"]
-    label = f"the same with one batch for both, {OPERATIONS}"
-    lines.append((label, META_BAR, [c.meta_ratio() for c in same]))
-    for method, cheaper in CHEAPER.items():
-        of_method = [c for c in cells if c.case.method == method]
-        for interval, bar in BARS.items():
-            label = f"K={interval}, {cheaper}, {OPERATIONS}"
-            costs = [1 + c.point(interval).overhead for c in of_method]
-            lines.append((label, bar, costs))
-        label = f"meta-step over base step, {cheaper}, {OPERATIONS}"
-        lines.append((label, META_BAR, [c.meta_ratio() for c in of_method]))
-    usual = [c for c in _compiled(cells) if c.case.method == "jvp_shared"]
-    label = "peak memory over equal weights"
-    lines.append((label, MEMORY_BAR, [c.memory_ratio for c in usual]))
-    if found is not None and found.held_out:
-        errors = [found.model.step_error(p) for p in found.held_out]
-        lines.append(("error of the cost model, step, held out", ERROR_BAR, errors))
-        errors = [found.model.overhead_error(p) for p in found.held_out]
-        lines.append(("error of the cost model, overhead, held out", ERROR_BAR, errors))
-    rows = []
-    for label, bar, values in lines:
-        if values:
-            worst = max(values)
-            met = "met" if worst <= bar else "missed"
-            numbers = [bar, min(values), float(np.median(values)), worst]
-            rows.append(numbers_row(f"{label}: {met}", "", numbers, 3))
-    if not rows:
-        return None
-    return Table(("bar", "lowest", "median", "highest"), (Section("", tuple(rows)),))
 
 
 def losses_table(
@@ -111,16 +54,6 @@ def losses_table(
     return Table(columns, (Section("", tuple(rows)),))
 
 
-def _label(cell: Measured) -> str:
-    case = cell.case
-    parts = [f"{case.model}, T={case.num_losses}"]
-    parts += ["LoRA"] * (case.trainable == "lora")
-    parts += [case.method] * (case.method != "jvp_shared")
-    parts += [f"{case.devices} devices"] * (case.devices > 1)
-    parts += [case.topology] * bool(case.topology)
-    return ", ".join(parts)
-
-
 def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | None:
     """A column for each timed cell: milliseconds, samples a second, ratios."""
     if not cells:
@@ -144,7 +77,7 @@ def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | N
         points = [c.point(k, TIME) for c in cells]
         ratios = [1 + p.overhead for p in points]
         rows.append(numbers_row(f"MELTR, K={k} / equal weights", "", ratios, 3))
-    return Table(tuple(map(_label, cells)), (Section("", tuple(rows)),))
+    return Table(tuple(c.case.label for c in cells), (Section("", tuple(rows)),))
 
 
 def loops_table(cells: Sequence[Measured]) -> Table | None:
@@ -156,7 +89,7 @@ def loops_table(cells: Sequence[Measured]) -> Table | None:
             measured = loops[k] / loops["equal"]
             derived = 1 + cell.point(int(k), TIME).overhead
             numbers = [measured, derived, 100 * (derived / measured - 1)]
-            rows.append(numbers_row(f"{_label(cell)}, K={k}", "", numbers, 3))
+            rows.append(numbers_row(f"{cell.case.label}, K={k}", "", numbers, 3))
     if not rows:
         return None
     columns = ("measured", "derived from the programs", "difference (%)")
@@ -179,7 +112,7 @@ def methods_table(cells: Sequence[Measured]) -> Table | None:
     for cell in sorted(
         (*usual, *wanted), key=lambda c: (c.case.model, order.index(c.case.method))
     ):
-        found.setdefault(_label(cell), cell)
+        found.setdefault(cell.case.label, cell)
     if not wanted:
         return None
     rows = [
@@ -199,14 +132,10 @@ def methods_table(cells: Sequence[Measured]) -> Table | None:
     return Table(columns, (Section("", tuple(rows)),))
 
 
-def _compiled(cells: Sequence[Measured]) -> list[Measured]:
-    return [c for c in cells if c.record["programs"]["equal"]["peak_bytes"] is not None]
-
-
 def memory_table(cells: Sequence[Measured]) -> Table | None:
     """Peak and temporary memory of each program, of what is compiled."""
     rows = []
-    for cell in _compiled(cells):
+    for cell in compiled(cells):
         programs = cell.record["programs"]
 
         def mebibytes(key: str, programs: Any = programs) -> list[float | None]:
@@ -216,7 +145,7 @@ def memory_table(cells: Sequence[Measured]) -> Table | None:
             ]
 
         peaks = [*mebibytes("peak_bytes"), cell.memory_ratio]
-        rows.append(numbers_row(f"{_label(cell)}: peak (MiB)", "", peaks, 2))
+        rows.append(numbers_row(f"{cell.case.label}: peak (MiB)", "", peaks, 2))
         temporary = [*mebibytes("temporary_bytes"), None]
         rows.append(numbers_row("temporary (MiB)", "", temporary, 2))
     if not rows:
@@ -225,40 +154,21 @@ def memory_table(cells: Sequence[Measured]) -> Table | None:
     return Table(columns, (Section("", tuple(rows)),))
 
 
-def divided_cells(cells: Sequence[Measured]) -> list[Measured]:
-    """Compiled cells over several devices, and those they compare with."""
-    over = [c for c in _compiled(cells) if c.case.devices > 1 or c.case.topology]
-    alike = {(c.case.model, c.case.num_losses) for c in over if not c.case.topology}
-    single = [
-        c for c in plain(_compiled(cells)) if (c.case.model, c.case.num_losses) in alike
-    ]
-    return [*single, *sorted(over, key=lambda c: (c.case.topology, c.case.devices))]
-
-
-def sent_bytes(programs: Mapping[str, Any], names: Sequence[str]) -> float:
-    """Bytes that collectives of some of a cell's programs give each device."""
-    found = sum(programs[n]["collective_bytes"] for n in names if n in programs)
-    return float(found)
-
-
 def devices_table(cells: Sequence[Measured]) -> Table | None:
     """Of each device: operations, messages, bytes."""
-    divided = divided_cells(cells)
-    if not divided:
+    over = over_devices(cells)
+    if not over:
         return None
+    single = [one for c in over if (one := on_one_device(c, cells)) is not None]
     rows = []
-    for cell in divided:
-        programs = cell.record["programs"]
-        for name, parts in (("equal", ("equal",)), ("MELTR", ("meltr",)), (
-            "meta-step", META)):  # fmt: skip
-            there = [programs[p] for p in parts if p in programs]
-            operations = sum(p["dot_flops"] for p in there) / 1e9
+    for cell in dict.fromkeys((*single, *over)):
+        for name, parts in PARTS.items():
             numbers = [
-                operations or None,
-                sum(p["collectives"] for p in there),
-                sum(p["collective_bytes"] for p in there) / 2**20,
-                max(p["peak_bytes"] for p in there) / 2**20,
+                cell.device_flops(*parts) / 1e9,
+                cell.messages(*parts),
+                cell.sent(*parts) / 2**20,
+                cell.peak(*parts) / 2**20,
             ]
-            rows.append(numbers_row(f"{_label(cell)}: {name}", "", numbers, 2))
+            rows.append(numbers_row(f"{cell.case.label}: {name}", "", numbers, 2))
     columns = ("operations (G)", "collectives", "their bytes (MiB)", "peak (MiB)")
     return Table(columns, (Section("", tuple(rows)),))
