@@ -114,7 +114,7 @@ def fit(
     }
     given = {"data": data, "validation": validation, "test": test}
     run_folder = None if folder is None else folder / _RUN
-    call = FitCall(chosen, clock, run_folder, progress, devices)
+    call = FitCall(chosen, clock, run_folder, progress, devices=devices)
     fitting, decisions = prepare(given, arguments, call, folder)
     if folder is not None and (folder / FILE).is_file():
         return Predictor.load(folder, data_dir=data_dir)

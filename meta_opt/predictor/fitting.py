@@ -39,18 +39,18 @@ class FitCall:
         clock: the remaining time.
         run_folder: for logs, checkpoints and evaluations of the run; None for none.
         progress: whether to show bars.
-        devices: at most so many; None for all accelerators of this process.
         record: keeps decisions, for the call that resumes this one.
+        devices: at most so many; None for all accelerators of this process.
     """
 
     preset: Preset
     clock: Clock = dataclasses.field(default_factory=Clock)
     run_folder: Path | None = None
     progress: bool = True
-    devices: int | None = None
     record: CallRecord = dataclasses.field(
         default_factory=lambda: CallRecord(None, {}, {})
     )
+    devices: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
