@@ -59,9 +59,9 @@ NOTES = (
     "intervals over seeds. Convergence: the first epoch whose validation loss is "
     "within 1% of the run's best for three epochs. Epochs to AdamW: until the "
     "mean validation loss of the seeds is at or below the final one of tuned AdamW; a "
-    "task where it never is counts as 4 times the run. Time is without compilation, "
-    "search and evaluation. Memory is the peak of the compiled step, by the compiler's "
-    "analysis."
+    "task where it never is counts as 4 times the run. Time is that of steps measured "
+    "side by side, without compilation, search and evaluation; `-` until they are. "
+    "Memory is the peak of the compiled step, by the compiler's analysis."
 )
 
 
@@ -129,8 +129,9 @@ def lines_table(lines: Sequence[Values]) -> Table:
     def row(label: str, better: str, values: Sequence[Any], digits: int) -> Row:
         return numbers_row(label, better, values, digits)
 
-    def each(name: str, scale: float = 1.0) -> list[float]:
-        return [scale * line[name] for line in lines]
+    def each(name: str, scale: float = 1.0) -> list[float | None]:
+        values = [line[name] for line in lines]
+        return [None if x is None else scale * x for x in values]
 
     def half(name: str) -> list[float | None]:
         found = [line[name] for line in lines]
@@ -260,16 +261,18 @@ def plot_cost(path: Path, lines: Sequence[Values]) -> None:
 
     kinds = list(dict.fromkeys(line["trainable"] for line in lines))
     names = [n for n in LABELS if any(line["optimizer"] == n for line in lines)]
-    panels = (
+    panels = [
         ("seconds", "training time of a run (s)", 1.0),
         ("seconds_to_adamw", "time to AdamW's final loss (s)", 1.0),
         ("peak_bytes", "peak memory of a step (MiB)", 2.0**-20),
-    )
+    ]
+    # Without times of steps, memory alone.
+    panels = [p for p in panels if all(x[p[0]] is not None for x in lines)]
     with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(12.5, 3.8), layout="constrained")
-        for axes, (field, label, scale) in zip(
-            figure.subplots(1, len(panels)), panels, strict=True
-        ):
+        width = 12.5 * len(panels) / 3 if len(panels) > 1 else 6.0
+        figure = Figure(figsize=(width, 3.8), layout="constrained")
+        grid = np.ravel(figure.subplots(1, len(panels), squeeze=False))
+        for axes, (field, label, scale) in zip(grid, panels, strict=True):
             for index, kind in enumerate(kinds):
                 of_kind = {x["optimizer"]: x for x in lines if x["trainable"] == kind}
                 there = [n for n in names if n in of_kind]

@@ -44,8 +44,11 @@ class CellRow:
         budget_to_adamw: the least share of the full length at whose end the mean loss
             is at or below AdamW's; `MISS` if there is none.
         milliseconds: measured time of a step; None if not measured.
-        seconds: number of steps times that, or the measured time of the run.
-        seconds_to_adamw: seconds to AdamW's final loss, by ``epochs_to_adamw``.
+        seconds: number of steps times that; None if not measured. Runs of different
+            optimizers are not comparable in time, as the machine may have had other
+            work.
+        seconds_to_adamw: seconds to AdamW's final loss, by ``epochs_to_adamw``; or
+            None.
         peak_bytes: of the compiled step.
         optimizer_bytes: of the optimizer's state.
         trainable_parameters: number of trainable parameters.
@@ -63,8 +66,8 @@ class CellRow:
     missed: bool
     budget_to_adamw: float
     milliseconds: float | None
-    seconds: float
-    seconds_to_adamw: float
+    seconds: float | None
+    seconds_to_adamw: float | None
     peak_bytes: int
     optimizer_bytes: int
     trainable_parameters: int
@@ -91,8 +94,7 @@ def cell_row(
         budgets.setdefault(run["budget"], []).append(_losses(run)[-1])
     enough = [b for b, losses in budgets.items() if np.mean(losses) <= target]
     step = None if milliseconds is None else milliseconds[record["optimizer"]]
-    taken = float(np.mean([run["seconds"] for run in full]))
-    seconds = taken if step is None else full[0]["num_steps"] * step / 1000
+    seconds = None if step is None else full[0]["num_steps"] * step / 1000
     has_f1 = "macro_f1" in full[0]["test"]
     return CellRow(
         task=record["task"],
@@ -108,7 +110,7 @@ def cell_row(
         budget_to_adamw=min(enough, default=MISS),
         milliseconds=step,
         seconds=seconds,
-        seconds_to_adamw=seconds * reached / epochs,
+        seconds_to_adamw=None if seconds is None else seconds * reached / epochs,
         peak_bytes=max(run["peak_bytes"] for run in full),
         optimizer_bytes=full[0]["optimizer_bytes"],
         trainable_parameters=full[0]["trainable"],
@@ -129,8 +131,8 @@ class OptimizerRow:
         convergence: epochs, mean over tasks.
         epochs_to_adamw: epochs to AdamW's final loss, mean over tasks.
         missed: number of tasks on which AdamW's loss is missed.
-        seconds: of a run, mean over tasks.
-        seconds_to_adamw: seconds to AdamW's final loss, mean over tasks.
+        seconds: of a run, mean over tasks; None if a step was not timed on each.
+        seconds_to_adamw: seconds to AdamW's final loss, mean over tasks; or None.
         peak_bytes: of the training step, mean over tasks.
         optimizer_bytes: of the optimizer's state, mean over tasks.
     """
@@ -143,8 +145,8 @@ class OptimizerRow:
     convergence: float
     epochs_to_adamw: float
     missed: int
-    seconds: float
-    seconds_to_adamw: float
+    seconds: float | None
+    seconds_to_adamw: float | None
     peak_bytes: float
     optimizer_bytes: float
 
@@ -169,7 +171,8 @@ class Claims:
         epochs_over_adamw: epochs to AdamW's final loss, over AdamW's own.
         epochs_over_best: epochs to AdamW's final loss, over those of the quickest core
             baseline on each task.
-        time_over_adamw: seconds to it, over AdamW's own.
+        time_over_adamw: seconds to it, over AdamW's own; None if a step was not timed
+            on each task.
         memory_over_adamw: peak of the step.
     """
 
@@ -184,7 +187,7 @@ class Claims:
     budget_to_adamw: float
     epochs_over_adamw: float
     epochs_over_best: float
-    time_over_adamw: float
+    time_over_adamw: float | None
     memory_over_adamw: float
 
 
@@ -205,6 +208,10 @@ def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> Optimiz
     def mean(name: str) -> float:
         return float(np.mean([getattr(row, name) for row in rows]))
 
+    def timed(name: str) -> float | None:
+        values = [getattr(row, name) for row in rows]
+        return None if None in values else float(np.mean(values))
+
     return OptimizerRow(
         trainable=rows[0].trainable,
         optimizer=rows[0].optimizer,
@@ -214,8 +221,8 @@ def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> Optimiz
         convergence=mean("convergence"),
         epochs_to_adamw=mean("epochs_to_adamw"),
         missed=sum(row.missed for row in rows),
-        seconds=mean("seconds"),
-        seconds_to_adamw=mean("seconds_to_adamw"),
+        seconds=timed("seconds"),
+        seconds_to_adamw=timed("seconds_to_adamw"),
         peak_bytes=mean("peak_bytes"),
         optimizer_bytes=mean("optimizer_bytes"),
     )
@@ -262,11 +269,19 @@ def claims(
         epochs_over_best=geometric_mean(
             a.epochs_to_adamw / b for (a, _), b in zip(pairs, quickest, strict=True)
         ),
-        time_over_adamw=geometric_mean(
-            a.seconds_to_adamw / b.seconds_to_adamw for a, b in pairs
-        ),
+        time_over_adamw=_time_ratio(pairs),
         memory_over_adamw=geometric_mean(a.peak_bytes / b.peak_bytes for a, b in pairs),
     )
+
+
+def _time_ratio(pairs: Sequence[tuple[CellRow, CellRow]]) -> float | None:
+    """Seconds to AdamW's loss over AdamW's own; None where a step was not timed."""
+    ratios = []
+    for ours, adamw in pairs:
+        if ours.seconds_to_adamw is None or adamw.seconds_to_adamw is None:
+            return None
+        ratios.append(ours.seconds_to_adamw / adamw.seconds_to_adamw)
+    return geometric_mean(ratios)
 
 
 def summarise_table(
