@@ -8,6 +8,7 @@ is loaded by other tests, by the programs that tests start and by later runs, fr
 
 import functools
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -110,3 +111,12 @@ def bounded_memory():
             patch.setattr(mlir, "make_ir_context", shared)
         yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """Commands that a test runs in its own process change what is logged."""
+    logger = logging.getLogger("meta_opt")
+    before = logger.level
+    yield
+    logger.setLevel(before)

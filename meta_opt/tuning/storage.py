@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import weakref
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meta_opt.leases import EXPIRY_SECONDS
+from meta_opt.text_files import parse_json
 from meta_opt.tuning.claims import Claims, FileLocks, FolderLeases, ServerLocks
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _mend_end(path: Path) -> None:
         _log.warning("%s ends in a torn line, which is removed", path)
         os.truncate(path, end)
     if end:
-        json.loads(data[:end].splitlines()[-1])
+        parse_json(data[:end].splitlines()[-1])
 
 
 def _outage(error: BaseException) -> BaseException | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -228,7 +229,11 @@ def test_an_error_ends_a_shared_search_though_another_process_has_work(tmp_path)
     with leases.take("references, steep"):
         with pytest.raises(ValueError, match="no data of line"):
             direct_search(config, make, tmp_path, show_progress=False, leases=leases)
-    assert not leases.held("references, line")
+    # Threads that were about to look at it may have it for a moment.
+    ends = time.monotonic() + 20
+    while leases.held("references, line"):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def test_sharing_changes_no_bit(tmp_path):

@@ -14,7 +14,7 @@ from meta_training_toy import SMALL, config, line_task, parametrisation
 
 import meta_opt
 from meta_opt.interruption import Interrupted
-from meta_opt.meta_training import outer_loop
+from meta_opt.meta_training import programs
 from meta_opt.meta_training.config import ESTIMATORS
 from meta_opt.meta_training.estimation import make_estimator
 from meta_opt.meta_training.estimators.episode import Estimator
@@ -470,9 +470,7 @@ def estimator():
 
 @pytest.fixture
 def use_estimator(monkeypatch, estimator):
-    monkeypatch.setattr(
-        outer_loop, "make_estimator", lambda *args, **settings: estimator
-    )
+    monkeypatch.setattr(programs, "make_estimator", lambda *args, **settings: estimator)
 
 
 class BadLoss:
@@ -504,7 +502,7 @@ def test_interrupted_run_resumes_to_the_bit(tmp_path, monkeypatch, estimator, fa
     broken = Estimator(estimator.init, breaking)
     message = "SIGTERM at step 4" if fault == "SIGTERM" else "the device is gone"
     with monkeypatch.context() as patch:
-        patch.setattr(outer_loop, "make_estimator", lambda *args, **settings: broken)
+        patch.setattr(programs, "make_estimator", lambda *args, **settings: broken)
         with pytest.raises((Interrupted, OSError), match=message):
             meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
     resumed = meta_train(config(), tasks, tmp_path / "broken", show_progress=False)
@@ -523,7 +521,7 @@ def test_windows_of_runs_under_way_are_kept_over_an_interruption(
     settings = config(estimator=name, windows=3, outer_steps=4)
     # One compiled estimator for all runs.
     estimator = make_estimator(tasks["line"], settings, parametrisation())
-    monkeypatch.setattr(outer_loop, "make_estimator", lambda *args, **more: estimator)
+    monkeypatch.setattr(programs, "make_estimator", lambda *args, **more: estimator)
     whole = meta_train(settings, tasks, tmp_path / "whole", show_progress=False)
     parts = [
         meta_train(

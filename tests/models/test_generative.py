@@ -314,7 +314,8 @@ def test_a_sharded_step_is_the_unsharded_one(rounded, caplog):
     assert "decoder/tokens/embedding" in split and len(split) > 20
     on_mesh = jax.device_put(batch, batch_sharding(mesh))
     found = value_and_grad(graphdef, params, frozen, on_mesh)
-    close(found, expected, rtol=1e-4, atol=1e-6)
+    # Sums are in another order; the largest gradients are near one.
+    close(found, expected, rtol=1e-4, atol=4e-6)
 
 
 def test_no_rule_fails_on_3b():
