@@ -33,7 +33,7 @@ _NOTES = (
     "keep the value of the row without it. `fit` gets the same samples as files, "
     "pictures at 224 pixels, and chooses sizes, batch size, number of steps, trained "
     "layers and the checkpoint itself; the other rows have the suite's, 64 pixels and "
-    "eight epochs. Seconds are of training, without compilation, reading and search."
+    "eight epochs."
 )
 
 
@@ -71,7 +71,7 @@ def write_framework(
 
 def stages_table(rows: Sequence[StageRow]) -> Table:
     """A row for each stage."""
-    columns = ("accuracy (%)", "over the first row", "macro F1", "training (s)")
+    columns = ("accuracy (%)", "over the first row", "macro F1")
     lines = []
     for row in rows:
         mean, gain = row.accuracy, row.gain
@@ -79,8 +79,7 @@ def stages_table(rows: Sequence[StageRow]) -> Table:
         over = "" if gain is None else f"{gain.mean:+.1f}"
         if gain is not None and gain.low is not None and gain.high is not None:
             over += f" [{gain.low:+.1f}, {gain.high:+.1f}]"
-        cells = (f"{mean.mean:.1f}{half}", over, f"{row.macro_f1:.3f}")
-        texts = (*cells, f"{row.seconds:.0f}")
+        texts = (f"{mean.mean:.1f}{half}", over, f"{row.macro_f1:.3f}")
         lines.append(Row(row.stage, "", tuple(map(Cell, texts))))
     return Table(columns, (Section("", tuple(lines)),))
 
