@@ -105,6 +105,9 @@ def test_errors_of_modality_dropout(root):
         wrong = MultimodalConfig(inputs_config(root, kind), MODEL, 0.2)
         with pytest.raises(ValueError, match=message):
             wrong.build()
+    read = dataclasses.replace(MODEL, readout=True)
+    with pytest.raises(ValueError, match=r"dropout=0\.2 and model\.readout"):
+        MultimodalConfig(inputs_config(root), read, 0.2).build()
 
 
 # Each modality alone

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from multimodal_toy import FUSION
+from multimodal_toy import FUSION, MODEL, inputs_config
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from meta_opt.evaluators.multimodal import multimodal_outputs
 from meta_opt.models.fusion import Tokens
 from meta_opt.models.multimodal import HeadsConfig, Multimodal
+from meta_opt.workloads.multimodal import MultimodalConfig
 from meta_opt.workloads.multimodal_inputs import Inputs
 from meta_opt.workloads.readout import set_readout, with_readout
 
@@ -155,6 +156,33 @@ def test_a_class_with_one_example_or_none(labels):
     assert np.isfinite(logits).all()
     assert np.isfinite(inputs.splits["train"]["read"]).all()
     assert (np.argmax(logits, axis=1) == 2).sum() == 0
+
+
+def test_a_workload_with_a_readout(root):
+    """Video by the encoder of pictures; the readout is frozen, and evaluated alone."""
+    config = MultimodalConfig(
+        inputs_config(root), dataclasses.replace(MODEL, readout=True)
+    )
+    workload = config.build(seed=1)
+    paths = [
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(workload.params)
+    ]
+    assert not any("readouts" in path for path in paths)
+    assert any("heads" in path for path in paths)
+    batch = next(workload.train_batches(8, 0, None))
+    assert batch["read"].shape == (8, 3) and "means" not in batch
+    loss, _ = workload.loss_fn(workload.params, workload.frozen, batch, None)
+    # Zero heads: at the start the out-of-fold predictions are all there is.
+    logits = jax.nn.log_softmax(batch["read"])
+    expected = -np.mean(logits[np.arange(8), batch["label"]])
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    metrics = workload.evaluate(workload.params, workload.frozen, "validation")
+    assert metrics["accuracy"] > 0.5
+    # Another seed has the same readout, which is fitted once.
+    other = workload.reseeded(2)
+    again = other.evaluate(other.params, other.frozen, "validation")
+    assert again["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
 
 
 def test_pairs_have_none():
