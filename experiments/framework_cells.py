@@ -18,7 +18,6 @@ from meta_opt.types import from_config
 
 _PICTURE_SIDE = 224
 """Of the files that `fit` gets."""
-_WITH_READOUT = ("classify", "score")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,7 +146,9 @@ def _kind(base: Mapping[str, Any]) -> str:
 
 def _of_task(stage: Stage, kind: str) -> Stage:
     """The stage; without the readout where a task has none."""
-    if stage.part == READOUT and kind not in _WITH_READOUT:
+    from meta_opt.workloads.readout import READ_OUT
+
+    if stage.part == READOUT and kind not in READ_OUT:
         return dataclasses.replace(stage, part=BEST)
     return stage
 

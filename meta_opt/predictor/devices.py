@@ -2,7 +2,6 @@
 
 import jax
 
-from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.predictor.decision import Decision
 
 
@@ -44,13 +43,3 @@ def choose_devices(
         return 1, []
     reason = f"the most of {wanted} that divide a batch of {batch_size} samples"
     return count, [Decision("devices", count, reason)]
-
-
-def mesh_of_copies(devices: int) -> MeshConfig:
-    """For small models: a copy of the parameters on each device."""
-    return MeshConfig(data=devices)
-
-
-def mesh_of_shards(devices: int) -> MeshConfig:
-    """For large models: parameters and optimizer state divided over the devices."""
-    return MeshConfig(fsdp=devices)

@@ -11,11 +11,12 @@ import numpy as np
 
 from meta_opt.data.preprocessing.pictures import Unreadable, UnreadableFilesError
 from meta_opt.data.sources.sample_task import LoadedSamples, load_samples
+from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import MultimodalBackend
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.devices import choose_devices, mesh_of_copies
+from meta_opt.predictor.devices import choose_devices
 from meta_opt.predictor.fitted import Fitted
 from meta_opt.predictor.fitting import Fitting
 from meta_opt.predictor.plan import MultimodalPlan, make_plan
@@ -51,7 +52,8 @@ def fit_multimodal(
     columns, clock = fitting.columns, fitting.call.clock
     plan, decisions = plan_multimodal(fitting, encoders, data_dir)
     devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
-    plan = dataclasses.replace(plan, mesh=mesh_of_copies(devices))
+    # The model is small: each device has a copy.
+    plan = dataclasses.replace(plan, mesh=MeshConfig(data=devices))
     decisions = [*decisions, *found]
     loaded, names, found = _load(fitting, plan.inputs.image_size)
     decisions += found

@@ -30,6 +30,7 @@ from meta_opt.predictor.presets import Preset
 from meta_opt.types import check_keys
 from meta_opt.workloads.multimodal_inputs import InputsConfig
 from meta_opt.workloads.multimodal_model import ADAPTED, MultimodalModelConfig
+from meta_opt.workloads.readout import READ_OUT
 
 ENCODERS = {"image": "efficientnet_lite0", "text": "minilm", "audio": "whisper_tiny"}
 """Default encoders by modality; videos are read by that of images."""
@@ -151,7 +152,7 @@ def make_plan(
         ),
         trainable=trainable,
         lora=LoRAConfig(ADAPTED, alpha=8.0),
-        readout=kind in ("classify", "score"),
+        readout=kind in READ_OUT,
     )
     if model.readout:
         decisions.choose(

@@ -14,7 +14,7 @@ from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
-from meta_opt.parallel.mesh import make_mesh
+from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import (
     DEFAULT_PROMPT,
@@ -22,7 +22,7 @@ from meta_opt.predictor.backend import (
     VisionTextBackend,
 )
 from meta_opt.predictor.decision import Decision, Decisions
-from meta_opt.predictor.devices import choose_devices, mesh_of_shards
+from meta_opt.predictor.devices import choose_devices
 from meta_opt.predictor.fitted import Fitted
 from meta_opt.predictor.fitting import Fitting
 from meta_opt.predictor.plan import TrainingPlan, choose_loop
@@ -124,7 +124,8 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     """
     plan, decisions = plan_vision_text(fitting, weights)
     devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
-    plan = dataclasses.replace(plan, mesh=mesh_of_shards(devices))
+    # The model is large: parameters and optimizer state are divided.
+    plan = dataclasses.replace(plan, mesh=MeshConfig(fsdp=devices))
     decisions = [*decisions, *found]
     folder = Path(tempfile.mkdtemp(prefix="meta-opt-"))
     try:

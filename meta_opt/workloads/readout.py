@@ -21,6 +21,8 @@ from meta_opt.types import PyTree
 from meta_opt.workloads.lower_features import features_of
 from meta_opt.workloads.multimodal_inputs import Inputs
 
+READ_OUT = ("classify", "score")
+"""Kinds of tasks that a readout is for."""
 _STRENGTHS = tuple(np.logspace(-4, 1, 8))
 """Inverse of the penalty of a classification, to choose from by cross-validation."""
 _PENALTIES = tuple(np.logspace(-1, 5, 13))
@@ -45,13 +47,10 @@ class Linear(NamedTuple):
     Attributes:
         kernel: float [W, K].
         bias: float [K].
-        penalty: that was chosen: the inverse strength C of scikit-learn's
-            `LogisticRegression`, or alpha of its `Ridge`.
     """
 
     kernel: np.ndarray
     bias: np.ndarray
-    penalty: float
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Outputs float32 [N, K]."""
@@ -74,7 +73,7 @@ def with_readout(inputs: Inputs) -> Inputs:
     Raises:
         ValueError: a task without classes or scores.
     """
-    if inputs.kind not in ("classify", "score"):
+    if inputs.kind not in READ_OUT:
         raise ValueError(
             f"model.readout=True is for classes and scores, and the task asks for "
             f"{inputs.kind!r}: set it to False"
@@ -225,7 +224,7 @@ def _logistic(
     kernel, bias = np.zeros((x.shape[1], classes)), np.full(classes, -10.0)
     if len(seen) < 2:
         bias[seen] = 0.0
-        return Linear(kernel, bias, strength)
+        return Linear(kernel, bias)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = LogisticRegression(C=strength, max_iter=500).fit(x, labels)
@@ -236,7 +235,7 @@ def _logistic(
     kernel[:, seen], bias[seen] = coefficients.T, intercepts
     # As unlikely as the least likely of the others, not beyond what training can mend.
     bias[np.setdiff1d(np.arange(classes), seen)] = intercepts.min() - _UNSEEN
-    return Linear(kernel, bias, strength)
+    return Linear(kernel, bias)
 
 
 def _choose_alpha(x: np.ndarray, scores: np.ndarray) -> float:
@@ -252,4 +251,4 @@ def _ridge(x: np.ndarray, scores: np.ndarray, alpha: float) -> Linear:
 
     found = Ridge(alpha=alpha).fit(x, scores)
     kernel = np.reshape(found.coef_, (-1, 1))
-    return Linear(kernel, np.reshape(found.intercept_, 1), alpha)
+    return Linear(kernel, np.reshape(found.intercept_, 1))
