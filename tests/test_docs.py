@@ -177,6 +177,11 @@ def test_python_compiles_and_takes_what_is_there(page):
         assert missing_names(body) == []
 
 
+@every_page
+def test_no_conflict_of_a_merge_is_left(page):
+    assert not re.search(r"^(<{7}|={7}$|>{7})", page.read_text(), re.MULTILINE)
+
+
 def test_the_readme_is_short_and_lists_every_guide():
     text = README.read_text()
     assert len(text.splitlines()) <= 160
