@@ -12,6 +12,7 @@ from experiments.fault_trials.commands import Command, Running, Starter, last_li
 from experiments.fault_trials.kinds import KINDS, write_pictures
 from experiments.fault_trials.outcomes import (
     differences,
+    entries,
     newest_step,
     outcome,
     temporary_files,
@@ -193,7 +194,7 @@ def _kill(
 def _state(folder: Path) -> collections.Counter[tuple[str, int]]:
     """Names and sizes of what a run has in its folder."""
     found: collections.Counter[tuple[str, int]] = collections.Counter()
-    for path in folder.rglob("*"):
+    for path in entries(folder):
         if "compiled" in path.parts or path.suffix == ".log":
             continue
         try:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def temporary_files(folder: Path) -> list[str]:
     """Files that a kill left half-written, which no run reads."""
     return [
         path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
+        for path in entries(folder)
         if _TEMPORARY.search(path.name)
     ]
 
@@ -107,10 +109,17 @@ def newest_step(folder: Path) -> int:
     """The largest step of a checkpoint in a folder; 0 without any."""
     steps = [
         int(path.name)
-        for path in folder.rglob(f"{_CHECKPOINTS}/*")
-        if path.name.isdigit()
+        for path in entries(folder)
+        if path.parent.name == _CHECKPOINTS and path.name.isdigit()
     ]
     return max(steps, default=0)
+
+
+def entries(folder: Path) -> Iterator[Path]:
+    """Files and folders below a folder; `Path.rglob` fails where one vanishes."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield Path(place, name)
 
 
 def _newest(checkpoints: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from meta_opt.data.preprocessing.pictures import (
     Pictures,
     Unreadable,
     UnreadableFilesError,
+    VanishedFileError,
     hold_out,
     sample,
 )
@@ -123,6 +124,28 @@ def test_batches_come_from_it_and_resume(tmp_path):
     np.testing.assert_array_equal(next(other)["image"], later["image"])
 
 
+def test_a_picture_that_vanishes_is_no_unreadable_one(tmp_path):
+    file = jsonl(tmp_path)
+    (tmp_path / "0.png").unlink()
+    source = pictures(file)
+    (tmp_path / "3.png").rename(tmp_path / "elsewhere.png")
+    assert source[0]["text"] == source[1]["text"]  # It was not there at the start.
+    for _ in range(2):
+        with pytest.raises(VanishedFileError, match=r"3\.png was there .* put it back"):
+            source[3]
+    assert list(source.unreadable.reasons) == [str(tmp_path / "0.png")]
+    (tmp_path / "elsewhere.png").rename(tmp_path / "3.png")
+    assert source[3]["text"] == "a white one"
+
+
+def test_a_tar_file_that_vanishes(tmp_path):
+    tar(tmp_path / "00.tar", {"1.jpg": picture("lime"), "1.txt": b"green"})
+    source = pictures(tmp_path)
+    (tmp_path / "00.tar").unlink()
+    with pytest.raises(VanishedFileError, match=r"00\.tar/1\.jpg was there"):
+        source[0]
+
+
 def test_unreadable_pictures_are_counted_and_the_next_one_is_given(tmp_path, caplog):
     source = pictures(jsonl(tmp_path, broken=(1, 2)), limit=2)
     with caplog.at_level(logging.WARNING):
@@ -135,7 +158,7 @@ def test_unreadable_pictures_are_counted_and_the_next_one_is_given(tmp_path, cap
     whole = source.in_memory()
     assert [c[0] for c in whole.captions] == ["a red one", "a white one", "a black one"]
     np.testing.assert_array_equal(whole.images()[1], source[3]["image"])
-    (tmp_path / "3.png").unlink()
+    (tmp_path / "3.png").write_bytes(b"not a picture")
     with pytest.raises(
         UnreadableFilesError, match=r"3 files.*at most 2 (.|\n)*1.png(.|\n)*3.png"
     ):

@@ -27,6 +27,14 @@ class UnreadableFilesError(ValueError):
     """More files cannot be read than may be skipped; the message lists them."""
 
 
+class VanishedFileError(ValueError):
+    """A file that was there when a run began is there no more.
+
+    Skipping it would give batches that an undisturbed run does not have, and would be
+    remembered by the checkpoints after the file is back.
+    """
+
+
 class Picture(NamedTuple):
     """One row: an image file's bytes, its captions, the number of its class, a prompt.
 
@@ -62,6 +70,9 @@ class Rows(Protocol):
 
     def split(self, index: int) -> str | None:
         """The row's own split; None where the hash decides."""
+
+    def has_vanished(self, index: int) -> bool:
+        """Whether the row's file was there when the rows were listed and is not now."""
 
 
 class Unreadable:
@@ -144,6 +155,7 @@ class Pictures:
         Raises:
             IndexError: an index out of range.
             UnreadableFilesError: more pictures than may be skipped are unreadable.
+            VanishedFileError: the file has gone since the rows were listed.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of a source of {len(self)}")
@@ -157,7 +169,7 @@ class Pictures:
         """Reads everything; what is unreadable is left out.
 
         Raises:
-            UnreadableFilesError: as for a single record.
+            UnreadableFilesError, VanishedFileError: as for a single record.
         """
         found = [record for i in self._part if (record := self._read(i)) is not None]
         if not found:
@@ -179,6 +191,11 @@ class Pictures:
             image = self._fit(decode(picture.data, MAX_PIXELS))
         # A decoder raises anything on a damaged file.
         except Exception as error:
+            if isinstance(error, OSError) and self._rows.has_vanished(row):
+                raise VanishedFileError(
+                    f"{name} was there when the run began and is not there now: put "
+                    "it back; then the same command goes on from what was saved"
+                ) from error
             self.unreadable.add(name, f"{type(error).__name__}: {error}")
             return None
         return Record(

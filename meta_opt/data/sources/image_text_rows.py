@@ -65,6 +65,9 @@ class ImageTextRows:
         self.class_names = tuple(sorted({str(label) for label in labels}))
         places = {name: i for i, name in enumerate(self.class_names)}
         self._labels = [places[str(label)] for label in labels]
+        # Files, not rows: a tar file has many.
+        files = {sample.media["image"].file for sample in self._samples}
+        self._present = {file for file in files if file.is_file()}
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -108,6 +111,11 @@ class ImageTextRows:
     def split(self, index: int) -> str | None:
         """The sample's ``split``."""
         return self._samples[index].fields.split
+
+    def has_vanished(self, index: int) -> bool:
+        """Whether the picture's file, or tar file, has gone since it was listed."""
+        file = self._samples[index].media["image"].file
+        return file in self._present and not file.is_file()
 
 
 def _size(file: Path) -> int:

@@ -86,6 +86,11 @@ class TfdsCaptions:
         del index
         return None
 
+    def has_vanished(self, index: int) -> bool:
+        """False: the rows are not in files of their own."""
+        del index
+        return False
+
 
 def tfds_splits(
     name: str, data_dir: str | os.PathLike | None = None
