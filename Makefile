@@ -67,4 +67,4 @@ docs: $(DOCS_STAMP)  ## the site, docs/_build/html; runs its notebooks, warnings
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 clean:  ## remove the environment, runs and compiled tests; data stay
-	rm -rf $(VENV) .venv-oldest .venv-newest runs report .cache docs/_build
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-peers runs report .cache docs/_build

@@ -30,6 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from meta_opt.scalar_events import ScalarEvents
 from meta_opt.text_files import parse_json, read_json, read_json_value, write_json
 from meta_opt.types import write_atomic
 
@@ -65,7 +66,7 @@ class RunLog:
         self.timing: list[dict[str, Any]] = []
         self.actions: list[dict[str, Any]] = []
         self._files: dict[str, Any] = {}
-        self._tensorboard: Any = None
+        self._tensorboard: ScalarEvents | None = None
         self._workdir = None if workdir is None else Path(workdir)
         if self._workdir is None:
             return
@@ -75,8 +76,6 @@ class RunLog:
             self.actions = _up_to(self._workdir / ACTIONS, resume_step)
         if jax.process_index() != 0:
             return
-        from tensorboardX import SummaryWriter
-
         for name, records in (
             (METRICS, self.history),
             (TIMING, self.timing),
@@ -86,10 +85,8 @@ class RunLog:
             with write_atomic(path) as temporary:
                 temporary.write_text("".join(map(_line, records)), encoding="utf-8")
             self._files[name] = open(path, "a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            logdir=str(self._workdir / "tensorboard"),
-            purge_step=0 if resume_step is None else resume_step + 1,
-        )
+        first_step = 0 if resume_step is None else resume_step + 1
+        self._tensorboard = ScalarEvents(self._workdir / "tensorboard", first_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records reproducible metrics (losses, scores, counts) of a step."""
@@ -116,12 +113,11 @@ class RunLog:
     ) -> None:
         record = {"step": step, **{key: float(v) for key, v in values.items()}}
         records.append(record)
-        if name not in self._files:
-            return
-        self._files[name].write(_line(record))
-        self._files[name].flush()
-        for key, value in values.items():
-            self._tensorboard.add_scalar(key, value, step)
+        if name in self._files:
+            self._files[name].write(_line(record))
+            self._files[name].flush()
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, values)
 
     def close(self) -> None:
         """Flushes and closes the files."""

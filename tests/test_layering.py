@@ -18,6 +18,7 @@ LAYERS = {
     "meta_opt.leases": 0.05,
     "meta_opt.image_processor": 0.1,
     "meta_opt.compilation_cache": 0.1,
+    "meta_opt.scalar_events": 0.1,
     "meta_opt.features": 1,
     "meta_opt.losses": 1,
     "meta_opt.metrics": 1,

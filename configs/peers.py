@@ -1,0 +1,51 @@
+"""Other libraries on the same texts and encoder: ``texts`` and ``smoke``."""
+
+import ml_collections
+
+from configs import common
+
+
+def texts() -> ml_collections.ConfigDict:
+    """`meta_opt.fit`, AutoGluon, Trainer and PEFT; three tasks, three seeds."""
+    config = ml_collections.ConfigDict()
+    # Texts of training, validation and test; few, since AutoGluon takes a CPU two
+    # seconds for each.
+    config.tasks = {
+        name: (200, 100, 400) for name in ("docstrings", "sayings", "titles")
+    }
+    config.peers = (
+        dict(name="meta_opt.fit, good", script="with_meta_opt", setting="good"),
+        dict(name="meta_opt.fit, best", script="with_meta_opt", setting="best"),
+        dict(
+            name="AutoGluon, default",
+            script="with_autogluon",
+            setting="high_quality",
+        ),
+        dict(name="AutoGluon, best", script="with_autogluon", setting="best_quality"),
+        dict(name="Trainer, default", script="with_trainer", setting="default"),
+        dict(name="Trainer, its guide", script="with_trainer", setting="guide"),
+        dict(name="PEFT's LoRA, its guide", script="with_trainer", setting="lora"),
+    )
+    config.seeds = (1, 2, 3)
+    # Of the environment of experiments/peers/requirements.txt.
+    config.python = ".venv-peers/bin/python"
+    config.data_dir = ""
+    config.results = "results/peers"
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """`meta_opt.fit` on few texts, one seed; needs no other environment."""
+    config = texts()
+    config.tasks = dict(docstrings=(60, 30, 30))
+    config.peers = (
+        dict(name="meta_opt.fit, fast", script="with_meta_opt", setting="fast"),
+    )
+    config.seeds = (1,)
+    config.results = "runs/peers_smoke"
+    return config
+
+
+def get_config(arg: str = "texts") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    return common.choose(arg, {v.__name__: v for v in (texts, smoke)})

@@ -1,0 +1,65 @@
+"""Compares `meta_opt.fit` with other libraries on the same texts and encoder.
+
+    python -m venv .venv-peers
+    .venv-peers/bin/pip install --requirement experiments/peers/requirements.txt
+    python -m experiments.compare_peers --config configs/peers.py:texts
+
+What is measured already is not measured again; ``--report`` makes the table of what is
+there. The encoders and packages of ``make data`` have to be prepared.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+# For configs.common, wherever this is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import cli
+from meta_opt.types import check_keys
+
+CONFIG = cli.define_config(partial=True)
+WORKDIR = cli.define_workdir("runs/peers", "Folder for the tasks' files.")
+ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
+REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+
+_SETTINGS = ("tasks", "peers", "seeds", "python", "data_dir", "results")
+
+
+def main() -> None:
+    """Measures what is not there, reports."""
+    from tqdm import tqdm
+
+    from experiments.peers.report import summarise_peers, write_peers
+    from experiments.peers.tasks import write_task
+    from experiments.peers.trials import Peer, peer_cells, run_peer
+    from meta_opt.parallel.workdir import hold_workdir
+
+    config = CONFIG.value.to_dict()
+    check_keys("config", config, _SETTINGS)
+    peers = [Peer(**peer) for peer in config["peers"]]
+    cells = peer_cells(config, peers)
+    missing = [c for c in cells if ONLY.value in c.name and c.stored() is None]
+    if missing and not REPORT.value:
+        root = Path(WORKDIR.value).absolute()
+        with hold_workdir(root), tqdm(missing, desc="cells", unit="cell") as bar:
+            for cell in bar:
+                bar.set_postfix_str(cell.name)
+                folder = root / cell.task
+                counts, data_dir = config["tasks"][cell.task], config["data_dir"]
+                labels = write_task(cell.task, counts, folder, data_dir or None)
+                python, scratch = config["python"], root / "scratch"
+                cell.write(run_peer(cell, python, folder, scratch, labels["test"]))
+    records: dict[str, dict[str, list]] = {peer.name: {} for peer in peers}
+    for cell in cells:
+        if (record := cell.stored()) is not None:
+            records[cell.peer.name].setdefault(cell.task, []).append(record)
+    rows = summarise_peers(records, peers)
+    left = sum(cell.stored() is None for cell in cells)
+    print(write_peers(config["results"], rows, cli.command_line(), left))
+    print(f"written: {config['results']}/peers.md, peers.json")
+
+
+if __name__ == "__main__":
+    cli.run(main)

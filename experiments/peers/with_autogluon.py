@@ -1,0 +1,34 @@
+"""AutoGluon-MultiModal: ``python with_autogluon.py FOLDER SEED OUT PRESET``.
+
+The encoder is named, since the preset's own has to be downloaded; all else is left to
+the preset, of which ``high_quality`` is the default.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def predict(folder: Path, seed: int, preset: str) -> list[str]:
+    """Fits on the training split and predicts the test split."""
+    import pandas as pd
+    from autogluon.multimodal import MultiModalPredictor
+
+    predictor = MultiModalPredictor(label="label")
+    predictor.fit(
+        pd.read_csv(folder / "train.csv"),
+        tuning_data=pd.read_csv(folder / "validation.csv"),
+        presets=preset,
+        seed=seed,
+        hyperparameters={
+            "model.names": ["hf_text"],
+            "model.hf_text.checkpoint_name": str(folder / "encoder"),
+        },
+    )
+    return predictor.predict(pd.read_csv(folder / "test.csv")).tolist()
+
+
+if __name__ == "__main__":
+    place, number, out, name = sys.argv[1:]
+    predictions = predict(Path(place), int(number), name)
+    Path(out).write_text(json.dumps(predictions), encoding="utf-8")

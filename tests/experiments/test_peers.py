@@ -1,0 +1,119 @@
+"""Other libraries on the same texts: a script in their place, and the table."""
+
+import csv
+import json
+import sys
+
+import pytest
+from paths import ROOT
+
+from configs import peers as peers_config
+from experiments.peers import tasks, trials
+from experiments.peers.report import summarise_peers, write_peers
+from experiments.peers.trials import Peer, peer_cells, run_peer, user_lines
+
+
+@pytest.fixture
+def text_task(tmp_path, monkeypatch):
+    """A task of two classes, and a folder in the place of the encoder's."""
+    rows = [(f"text {i}", "ab"[i % 2]) for i in range(40)]
+    monkeypatch.setitem(tasks.TASKS, "made", lambda folder: rows)
+    encoder = tmp_path / "encoders" / "minilm"
+    encoder.mkdir(parents=True)
+    (encoder / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(tasks, "encoder_folder", lambda name, root: encoder)
+    labels = tasks.write_task("made", (20, 10, 10), tmp_path / "made", None)
+    return tmp_path / "made", labels
+
+
+def test_the_splits_are_apart(text_task):
+    folder, labels = text_task
+    texts = []
+    for split, expected in labels.items():
+        with open(folder / f"{split}.csv", newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file))
+        assert [row["label"] for row in found] == expected
+        texts += [row["text"] for row in found]
+    assert len(set(texts)) == len(texts) == 40
+    config = json.loads((folder / "encoder" / "config.json").read_text())
+    assert config["model_type"] == "bert"
+    assert (folder / "encoder" / "model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(ValueError, match="there are 40 texts only"):
+        tasks.write_task("made", (20, 10, 11), folder, None)
+    with pytest.raises(ValueError, match=r"config.tasks.*'mad'.*did you mean 'made'"):
+        tasks.write_task("mad", (1, 1, 1), folder, None)
+
+
+def cell_of(tmp_path, peer):
+    config = peers_config.texts().to_dict()
+    config |= {"tasks": {"made": (20, 10, 10)}, "results": tmp_path / "results"}
+    return peer_cells(config, [peer])[0]
+
+
+def test_a_script_is_judged_by_its_predictions(text_task, tmp_path, monkeypatch):
+    folder, labels = text_task
+    script = tmp_path / "peer.py"
+    script.write_text(
+        "import sys, json, pathlib, csv\n"
+        "folder, seed, out, setting = sys.argv[1:]\n"
+        "assert (seed, setting) == ('1', 'good')\n"
+        "rows = list(csv.DictReader(open(folder + '/test.csv')))\n"
+        "found = [row['label'] for row in rows]\n"
+        "found[0] = 'ab'.replace(found[0], '')\n"
+        "pathlib.Path(out).write_text(json.dumps(found))\n"
+    )
+    monkeypatch.setattr(Peer, "path", script)
+    cell = cell_of(tmp_path, Peer("other", "with_autogluon", "good"))
+    found = run_peer(cell, sys.executable, folder, tmp_path / "scratch", labels["test"])
+    assert found["test"]["accuracy"] == pytest.approx(0.9)
+    assert found["seconds"] > 0 and 5 < found["peak_mib"] < 2000
+    assert found["versions"]["optax"]
+    assert not (tmp_path / "scratch").exists()
+    script.write_text("raise SystemExit('no such encoder')")
+    with pytest.raises(RuntimeError, match=r"exit code 1(.|\n)*no such encoder"):
+        run_peer(cell, sys.executable, folder, tmp_path / "scratch", labels["test"])
+    with pytest.raises(FileNotFoundError, match=r"requirements\.txt"):
+        run_peer(cell, "no/python", folder, tmp_path / "scratch", labels["test"])
+
+
+def test_the_table(tmp_path):
+    peers = [Peer(**peer) for peer in peers_config.texts().peers]
+    with pytest.raises(ValueError, match="with_meta_op"):
+        Peer("x", "with_meta_op", "good")
+
+    def record(accuracy, seconds):
+        test = {"accuracy": accuracy, "macro_f1": accuracy / 2}
+        times = {"seconds": seconds, "processor_seconds": 2 * seconds}
+        return {"test": test, **times, "peak_mib": 100 + seconds}
+
+    records = {peer.name: {} for peer in peers}
+    ours, other = peers[0].name, peers[2].name
+    records[ours] = {
+        "a": [record(0.5, 10), record(0.7, 40)],
+        "b": [record(0.3, 10), record(0.5, 40)],
+        "c": [record(0.0, 1)],
+    }
+    records[other] = {"a": [record(0.4, 90)], "b": [record(0.4, 90)]}
+    first, second = summarise_peers(records, peers)
+    # Task c is left out, since not all have it.
+    assert (first.peer, first.lines) == (ours, user_lines(peers[0]))
+    assert first.accuracy.mean == pytest.approx(50)
+    assert first.by_task == pytest.approx({"a": 60, "b": 40})
+    assert (first.seconds, first.peak_mib) == (pytest.approx(20), 140)
+    assert second.gain.mean == pytest.approx(-10)
+    text = write_peers(tmp_path, [first, second], "command", 3)
+    assert "3 cells are not measured yet" in text
+    assert f"| {other} | 40.0 | -10.0" in text
+    assert json.loads((tmp_path / "peers.json").read_text())["rows"][1]["peer"] == other
+    assert (
+        write_peers(tmp_path, summarise_peers({}, peers), "command", 5).count("|") == 0
+    )
+
+
+def test_scripts_compile_and_are_counted():
+    for name in trials.SCRIPTS:
+        lines = user_lines(Peer("x", name, ""))
+        assert 5 <= lines < 45, name
+        compile(
+            (ROOT / "experiments" / "peers" / f"{name}.py").read_text(), name, "exec"
+        )
