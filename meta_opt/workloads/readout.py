@@ -8,8 +8,9 @@ what the readout lacks on examples that it has not seen (stacked generalisation,
 1992).
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,8 @@ _MOST_EXAMPLES = 5_000
 """Drawn evenly from more: a linear model has learned by then."""
 _MOST_WORK = 5e7
 """Examples times features times classes in the search for C: some ten seconds."""
+_SMALL = 5e7
+"""Examples times features times classes of products that are not worth dividing."""
 _FEWEST_A_CLASS = 4
 _FEW_EXAMPLES = 1e-2
 """The C where a class has a single example."""
@@ -82,22 +85,40 @@ def with_readout(inputs: Inputs) -> Inputs:
     train = dict(inputs.splits["train"])
     x = train.pop("means")
     used = np.arange(0, len(x), -(-len(x) // _MOST_EXAMPLES))
-    fit: Callable[[np.ndarray, np.ndarray], Linear]
-    if inputs.kind == "classify":
-        y, classes = np.asarray(train["label"]), len(inputs.class_names)
-        strength = _choose_strength(x[used], y[used])
-        fit = functools.partial(_logistic, classes=classes, strength=strength)
-    else:
-        y = np.asarray(train["score"])
-        fit = functools.partial(_ridge, alpha=_choose_alpha(x[used], y[used]))
-    whole = fit(x[used], y[used])
-    read = whole(x)
-    if len(used) > 1:
-        for fold in _folds(inputs.kind, y[used]):
-            held_out, others = used[fold], np.delete(used, fold)
-            read[held_out] = fit(x[others], y[others])(x[held_out])
+    y = np.asarray(train["label" if inputs.kind == "classify" else "score"])
+    with _few_threads(len(used) * x.shape[1] * max(1, len(inputs.class_names))):
+        fit = _chosen_fit(inputs, x[used], y[used])
+        whole = fit(x[used], y[used])
+        read = whole(x)
+        if len(used) > 1:
+            for fold in _folds(inputs.kind, y[used]):
+                held_out, others = used[fold], np.delete(used, fold)
+                read[held_out] = fit(x[others], y[others])(x[held_out])
     splits = {**inputs.splits, "train": {**train, "read": read}}
     return inputs._replace(splits=splits, readout=(whole.kernel, whole.bias))
+
+
+@contextlib.contextmanager
+def _few_threads(work: float) -> Iterator[None]:
+    """One thread for products of matrices that are too small to divide.
+
+    The threads of OpenBLAS wait for each other busily: where the cores have other work,
+    two of them take fifty times as long as one for a regression on 500 examples.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1 if work < _SMALL else None, user_api="blas"):
+        yield
+
+
+def _chosen_fit(
+    inputs: Inputs, x: np.ndarray, y: np.ndarray
+) -> Callable[[np.ndarray, np.ndarray], Linear]:
+    """The regression of the task's kind, its penalty chosen by cross-validation."""
+    if inputs.kind == "classify":
+        classes, strength = len(inputs.class_names), _choose_strength(x, y)
+        return functools.partial(_logistic, classes=classes, strength=strength)
+    return functools.partial(_ridge, alpha=_choose_alpha(x, y))
 
 
 def with_means(inputs: Inputs) -> Inputs:
