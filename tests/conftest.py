@@ -24,6 +24,8 @@ if "XLA_FLAGS" not in os.environ:
 # many threads as devices, so that two collectives that do not wait for one another can
 # take all of it and stop the program for good.
 os.environ.setdefault("NPROC", "64")
+# There are as many workers as cores: more threads would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = Path(__file__).parents[1] / ".cache" / "jax"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
