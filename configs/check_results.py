@@ -11,6 +11,7 @@ from configs import (
     ablations,
     calibrate,
     common,
+    framework,
     meta_evaluate,
     plan_memory,
     safeguard,
@@ -116,6 +117,15 @@ def _checks() -> ml_collections.ConfigDict:
             relative=0.02,
             absolute=3.0,
         )
+    checks["framework/emoji_sentiment/fit"] = _check(
+        "framework_cell",
+        study=framework.suite(),
+        task="emoji_sentiment",
+        stage="framework",
+        seed=1,
+        relative=0.05,
+        absolute=3.0,
+    )
     return ml_collections.ConfigDict(checks)
 
 
@@ -147,8 +157,8 @@ _NOT_RERUN = (
         "python -m experiments.faults --config configs/faults.py:full",
     ),
     (
-        "framework",
-        "three to ten minutes a cell, and needs the encoders and all data",
+        "framework, other tasks",
+        "two to ten minutes a cell",
         "python -m experiments.framework --config configs/framework.py:suite",
     ),
     (

@@ -318,6 +318,42 @@ def table_cell(settings: Settings) -> list[Comparison]:
     ]
 
 
+def framework_cell(settings: Settings) -> list[Comparison]:
+    """A seed of a stage of the framework's table on a task."""
+    import tempfile
+
+    from experiments.framework_cells import framework_cells, measure
+    from meta_opt.studies.framework.stages import read_stages
+
+    names = ("study", "task", "stage", "seed", "relative", "absolute")
+    check_keys("check", settings, names)
+    study, task = settings["study"], settings["task"]
+    cells = framework_cells(study, read_stages(study["stages"]))
+    cell = cells[settings["stage"], task, settings["seed"]]
+    stored = cell.run()
+    if stored is None:
+        raise ValueError(f"{cell.path} is not there, or of another configuration")
+    with tempfile.TemporaryDirectory() as folder:
+        again = dataclasses.replace(cell, path=Path(folder) / cell.path.name)
+        measure(again, study["tasks"][task])
+        found = again.run()
+    assert found is not None
+    return [
+        by_tolerance(
+            "test loss, one seed",
+            stored["test"]["loss"],
+            found["test"]["loss"],
+            relative=settings["relative"],
+        ),
+        by_tolerance(
+            "test accuracy (%), one seed",
+            100 * stored["test"]["accuracy"],
+            100 * found["test"]["accuracy"],
+            absolute=settings["absolute"],
+        ),
+    ]
+
+
 class _Enough(Exception):
     """Ends a run whose further steps are not compared."""
 
@@ -335,7 +371,7 @@ CHECKS: Mapping[str, Callable[[Settings], list[Comparison]]] = {
     for check in (
         *(meta_test_cell, card_value, safeguard_cell, ablation_row),
         *(calibration_setting, meltr_operations, plan_bytes, pruning_operations),
-        *(tuned_trial, table_cell),
+        *(tuned_trial, table_cell, framework_cell),
     )
 }
 """By the name that a configuration gives as ``kind``."""
