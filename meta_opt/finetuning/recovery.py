@@ -236,7 +236,8 @@ class ResourceMonitor:
         unusual = []
         if self._step_seconds and self._config.slow:
             median = statistics.median(self._step_seconds)
-            if step_seconds > self._config.slow * median:
+            # A coarse clock may show no time at all.
+            if step_seconds > self._config.slow * median > 0:
                 unusual.append(
                     f"a step takes {step_seconds:.3g} s, {step_seconds / median:.3g} "
                     f"times the usual {median:.3g} s"

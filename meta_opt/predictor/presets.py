@@ -21,6 +21,8 @@ class Preset:
         evaluations: number of evaluations on validation samples in a run.
         patience: evaluations without improvement after which the run stops.
         snapshots: number of best snapshots to average, if that helps; 1: none.
+        early: share of a run; if validation is best before it, a second run follows
+            that is as long as the best step suggests. 0: never.
 
     >>> find_preset("good").epochs
     20
@@ -35,12 +37,18 @@ class Preset:
     evaluations: int = 20
     patience: int = 8
     snapshots: int = 1
+    early: float = 0.4
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "fast": Preset(
-            8, (50, 400), image_size=128, text_length=64, audio_seconds=4.0, patience=6
+            *(8, (50, 400)),
+            image_size=128,
+            text_length=64,
+            audio_seconds=4.0,
+            patience=6,
+            early=0.0,
         ),
         "good": Preset(
             20, (100, 2000), image_size=192, text_length=128, audio_seconds=10.0

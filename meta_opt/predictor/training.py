@@ -1,15 +1,11 @@
-"""Trains within a time limit, and returns the best parameters of the run."""
+"""Trains within a time limit, and returns the best parameters of one or two runs."""
 
 import dataclasses
 import functools
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
+from typing import NamedTuple
 
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.finetuning.early_stopping import EarlyStopping
@@ -17,25 +13,23 @@ from meta_opt.finetuning.loop import RunResult
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
-from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.evaluations import Evaluations
 from meta_opt.predictor.fitting import FitCall
 from meta_opt.predictor.plan import TrainingPlan, loop_of
-from meta_opt.predictor.presets import Preset
 from meta_opt.predictor.snapshots import Soup, greedy_soup
-from meta_opt.tuning.injected import injected_learned
+from meta_opt.predictor.time_limit import (
+    FEWEST_STEPS,
+    RESERVE,
+    Timing,
+    fit_optimizer,
+    loop_in_time,
+)
 from meta_opt.types import PyTree, from_config
 from meta_opt.workloads.workload import Workload
 
-STACKED = r"(^|/)layers/"
-"""Leaves with a leading layer axis in the models of this repository."""
-_TIMED_STEPS = 6
-_FEWEST_STEPS = 20
-_EVALUATING, _FEWEST_EVALUATIONS = 0.25, 4
-"""Largest share of the remaining time for evaluations, and the fewest of them."""
-_RESERVE = 0.06
-"""Share of the remaining time that is kept because step times vary."""
+_LONGER = 2
+"""Length of a second run over the first one's best step."""
 
 
 class Trained(NamedTuple):
@@ -48,6 +42,7 @@ class Trained(NamedTuple):
         result: of the run.
         seconds: mean time of a step.
         decisions: made while training.
+        best_step: the step with the best validation metric.
     """
 
     params: PyTree
@@ -56,17 +51,22 @@ class Trained(NamedTuple):
     result: RunResult
     seconds: float
     decisions: list[Decision]
+    best_step: int
 
 
 def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
-    """Runs `meta_opt.finetuning.run` with the learned optimizer.
+    """Trains with the learned optimizer, a second time where the first is too long.
 
     With a time limit, a few steps are timed first, and the run has as many steps as
     fit. It stops early when validation no longer improves. The best parameters of the
     run, or the average of the best ones, are returned.
 
-    An interrupted run in the call's folder is resumed; the outcome is that of a run
-    without interruption.
+    Where validation was best early, its steps were still large: the schedule had most
+    of the run before it. A second run from the same start ends there, and the better of
+    the two is returned.
+
+    An interrupted call is resumed in its folder; the outcome is that of a call without
+    interruption.
 
     Args:
         workload: must have an evaluation.
@@ -77,21 +77,47 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
         ValueError: a time limit that is too short for a run.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
-    loop, workdir = plan.loop, call.run_folder
+    loop = plan.loop
     decisions: list[Decision] = []
-    evaluate = workload.evaluate
-    assert evaluate is not None
-    step = CachedStep()
-    timing = _Timing()
+    step, timing = CachedStep(), Timing()
     if call.clock.limit is not None:
-        loop, found = call.record.decide(
+        loop, decisions = call.record.decide(
             "length",
-            lambda: _that_fits(workload, plan, call, step, timing),
+            lambda: loop_in_time(workload, plan, call, step, timing),
             dataclasses.asdict,
             functools.partial(from_config, LoopConfig),
         )
-        decisions += found
-    if workdir is not None:
+    first = _train_once(workload, plan, loop, call, step, timing)
+    length, _ = call.record.decide(
+        "second_run",
+        lambda: (_second_length(first, loop, call, timing), []),
+        int,
+        int,
+    )
+    if not length:
+        return first._replace(decisions=[*decisions, *first.decisions])
+    folder = call.run_folder
+    again = dataclasses.replace(
+        call, run_folder=None if folder is None else folder / "second"
+    )
+    shorter = loop_of(length, loop.batch_size, call.preset, loop.seed)
+    second = _train_once(workload, plan, shorter, again, step, timing)
+    trained, decision = _better(first, second, plan, loop.num_steps, length)
+    return trained._replace(decisions=[*decisions, *trained.decisions, decision])
+
+
+def _train_once(
+    workload: Workload,
+    plan: TrainingPlan,
+    loop: LoopConfig,
+    call: FitCall,
+    step: CachedStep,
+    timing: Timing,
+) -> Trained:
+    """One run of `meta_opt.finetuning.run`, and its best parameters."""
+    evaluate = workload.evaluate
+    assert evaluate is not None
+    if call.run_folder is not None:
         # Stopping is decided at evaluations, so each of them has a checkpoint.
         loop = dataclasses.replace(loop, checkpoint_every=loop.eval_every)
     watch = _Watch(workload, plan, loop, call, timing)
@@ -99,14 +125,14 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
         dataclasses.replace(workload, evaluate=watch.evaluate),
         fit_optimizer(loop.num_steps, workload.params),
         dataclasses.replace(loop, num_steps=watch.length, progress=call.progress),
-        workdir=workdir,
+        workdir=call.run_folder,
         mesh=plan.mesh,
         label="fit",
         compile_with=step,
         stop_when=watch.stops,
     )
     taken = int(result.state.step)
-    decisions += watch.decisions(taken)
+    decisions = watch.decisions(taken)
     evaluations, frozen = watch.evaluations, result.state.frozen
     best = evaluations.snapshots.best
     assert best is not None
@@ -121,7 +147,44 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
         if soup is not None:
             params, validation = soup.params, dict(soup.metrics)
     seconds = result.train_seconds / max(taken, 1)
-    return Trained(params, frozen, validation, result, seconds, decisions)
+    return Trained(params, frozen, validation, result, seconds, decisions, best.step)
+
+
+def _second_length(
+    first: Trained, loop: LoopConfig, call: FitCall, timing: Timing
+) -> int:
+    """Steps of a second run; 0 where the first was not too long, or time is short."""
+    length = max(_LONGER * first.best_step, FEWEST_STEPS)
+    if not 0 < first.best_step <= call.preset.early * loop.num_steps:
+        return 0
+    if length >= loop.num_steps:
+        return 0
+    evaluations = (call.preset.evaluations + 1) * timing.mean()
+    needed = length * first.seconds + evaluations + timing.tail(call.preset)
+    return length if needed < (1 - RESERVE) * call.clock.left() else 0
+
+
+def _better(
+    first: Trained, second: Trained, plan: TrainingPlan, long: int, short: int
+) -> tuple[Trained, Decision]:
+    """The run with the better validation metric, and of equal ones the lower loss."""
+    sign = 1 if plan.mode == "min" else -1
+
+    def rank(trained: Trained) -> tuple[float, float]:
+        metrics = trained.validation
+        return sign * metrics[plan.metric], metrics.get("loss", 0.0)
+
+    taken = second if rank(second) < rank(first) else first
+    reason = (
+        f"validation was best at step {first.best_step} of {long}, where steps are "
+        f"still large; a run of {short} from the same start has {plan.metric} "
+        f"{second.validation[plan.metric]:.4g}, the first "
+        f"{first.validation[plan.metric]:.4g}: the "
+        f"{'second' if taken is second else 'first'} is taken"
+    )
+    compiling = first.result.compile_seconds + second.result.compile_seconds
+    result = dataclasses.replace(taken.result, compile_seconds=compiling)
+    return taken._replace(result=result), Decision("second_run", short, reason)
 
 
 class _Watch:
@@ -146,7 +209,7 @@ class _Watch:
         plan: TrainingPlan,
         loop: LoopConfig,
         call: FitCall,
-        timing: "_Timing",
+        timing: Timing,
     ) -> None:
         assert workload.evaluate is not None
         self._evaluate, self._timing = workload.evaluate, timing
@@ -240,109 +303,6 @@ def _of_average(soup: Soup | None, evaluations: Evaluations, metric: str) -> Dec
     return Decision("averaged_steps", list(soup.steps), reason)
 
 
-class _Timing:
-    """Seconds of evaluations; those of the first include compilation."""
-
-    def __init__(self) -> None:
-        self._seconds: list[float] = []
-
-    def evaluation(self) -> Any:
-        return _Timed(self._seconds)
-
-    def mean(self) -> float:
-        later = self._seconds[1:] or self._seconds
-        return float(np.mean(later)) if later else 0.0
-
-    def tail(self, preset: Preset) -> float:
-        """Seconds for what follows the run: averaging, tests, ablated modalities."""
-        return (6 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
-
-
-class _Timed:
-    def __init__(self, into: list[float]) -> None:
-        self._into = into
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._into.append(time.perf_counter() - self._started)
-
-
-def _that_fits(
-    workload: Workload,
-    plan: TrainingPlan,
-    call: FitCall,
-    step: CachedStep,
-    timing: _Timing,
-) -> tuple[LoopConfig, list[Decision]]:
-    """The loop with as many of its steps as fit in the remaining time."""
-    loop, evaluate = plan.loop, workload.evaluate
-    preset, clock = call.preset, call.clock
-    assert evaluate is not None
-    examples = workload.describe()["examples"]["train"]
-    if clock.left() <= 0:
-        raise ValueError(
-            f"time_limit={clock.limit:g} s is too short: reading {examples} samples "
-            f"took {clock.spent():.1f} s, and training needs about as long or longer"
-        )
-
-    def timed(params: PyTree, frozen: PyTree, split: str) -> Mapping[str, float]:
-        with timing.evaluation():
-            return evaluate(params, frozen, split)
-
-    short = dataclasses.replace(
-        loop,
-        num_steps=_TIMED_STEPS,
-        eval_every=_TIMED_STEPS,
-        log_every=_TIMED_STEPS,
-        checkpoint_every=_TIMED_STEPS,
-        evaluate_at_start=True,
-        progress=False,
-    )
-    tried = run(
-        dataclasses.replace(workload, evaluate=timed),
-        fit_optimizer(_TIMED_STEPS, workload.params),
-        short,
-        mesh=plan.mesh,
-        compile_with=step,
-    )
-    jax.block_until_ready(tried.state)
-    # The first batch is read before the timer of the steps starts.
-    first = tried.input_seconds / (_TIMED_STEPS - 1)
-    seconds = (tried.train_seconds + first) / _TIMED_STEPS
-    left = clock.left()
-    share = _EVALUATING * left / max(timing.mean(), 1e-9)
-    count = min(preset.evaluations, max(_FEWEST_EVALUATIONS, int(share)))
-    evaluations = (count + 1) * timing.mean()
-    usable = (1 - _RESERVE) * left - evaluations - timing.tail(preset)
-    fits = int(usable / seconds)
-    a_pass = max(1, examples // loop.batch_size)
-    facts = (
-        f"a step takes {1000 * seconds:.0f} ms, an evaluation "
-        f"{1000 * timing.mean():.0f} ms, and {left:.1f} of {clock.limit:g} s are left"
-    )
-    if fits < _FEWEST_STEPS:
-        spent = clock.spent()
-        needed = spent + seconds * a_pass + evaluations + timing.tail(preset)
-        raise ValueError(
-            f"time_limit={clock.limit:g} s is too short: {spent:.1f} s went into "
-            f"reading and compiling, and {facts}, so that {max(fits, 0)} steps fit; "
-            f"one pass over {examples} samples needs about {1.2 * needed:.0f} s in all"
-        )
-    num_steps = min(loop.num_steps, fits)
-    if num_steps < loop.num_steps:
-        reason = f"{facts}: {num_steps / a_pass:.1f} passes over {examples} samples"
-        if num_steps < a_pass:
-            reason += "; less than one, so not all samples are seen"
-    else:
-        reason = f"{facts}: all {loop.num_steps} steps of the plan fit"
-    fewer = dataclasses.replace(preset, evaluations=count)
-    return loop_of(num_steps, loop.batch_size, fewer, loop.seed), [
-        Decision("num_steps_in_time", num_steps, reason)
-    ]
-
-
 def _last_checkpoint(workdir: Path) -> int:
     """The step that a run in a folder resumes from; 0 without a checkpoint."""
     folder = workdir / "checkpoints"
@@ -353,21 +313,3 @@ def _last_checkpoint(workdir: Path) -> int:
         return max(checkpoints.steps(), default=0)
     finally:
         checkpoints.close()
-
-
-def fit_optimizer(num_steps: int, params: PyTree) -> Any:
-    """The learned optimizer for a run of so many steps.
-
-    Args:
-        num_steps: length of the run.
-        params: pytree of the trained parameters; their names show whether layers are
-            stacked.
-    """
-    paths = (
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    )
-    stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
-    # The length is a value in its state, so that the timed steps and the run share one
-    # compiled program.
-    return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))

@@ -1,5 +1,6 @@
 """A run keeps to its time, ends early, and gives its best parameters back."""
 
+import dataclasses
 import time
 
 import jax.numpy as jnp
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 
 from meta_opt.data.array_batches import array_batches
+from meta_opt.predictor.call_record import CallRecord
 from meta_opt.predictor.fitting import Clock, FitCall
 from meta_opt.predictor.plan import TrainingPlan, loop_of
 from meta_opt.predictor.presets import Preset
 from meta_opt.predictor.training import train
 from meta_opt.workloads.workload import Workload
 
-PRESET = Preset(20, (20, 2000), 32, 8, 1.0, evaluations=20, patience=100)
+PRESET = Preset(20, (20, 2000), 32, 8, 1.0, evaluations=20, patience=100, early=0.0)
+TWICE = dataclasses.replace(PRESET, patience=3, early=0.4)
 
 
 class VirtualTime:
@@ -138,7 +141,7 @@ def test_less_than_one_pass_is_said(clock):
 
 
 def test_the_best_parameters_come_back_and_the_run_ends_early(clock):
-    preset = Preset(20, (20, 2000), 32, 8, 1.0, evaluations=20, patience=3)
+    preset = dataclasses.replace(PRESET, patience=3)
     # The first is that before the first step.
     losses = [9.0, 5.0, 1.0, 2.0, 3.0, 4.0, 0.5]
     trained = run(workload(clock, losses=losses), 100, None, preset)
@@ -147,3 +150,92 @@ def test_the_best_parameters_come_back_and_the_run_ends_early(clock):
     assert decided(trained)["best_step"].value == 10
     at_the_end = np.asarray(trained.result.state.params["w"])
     assert np.abs(at_the_end - trained.params["w"]).max() > 1e-4
+
+
+FIRST = [9.0, 5.0, 1.0, 2.0, 3.0, 4.0]
+"""Losses of a run of 100 steps, best at step 10, that ends at step 25."""
+
+
+def test_a_run_that_was_too_long_is_followed_by_a_shorter_one(clock):
+    second = [9.0, 5.0, 0.5, 2.0, 3.0, 4.0]
+    trained = run(workload(clock, losses=FIRST + second), 100, None, TWICE)
+    decision = decided(trained)["second_run"]
+    assert decision.value == 20  # Evaluated at every step.
+    assert decision.reason == (
+        "validation was best at step 10 of 100, where steps are still large; a run of "
+        "20 from the same start has loss 0.5, the first 1: the second is taken"
+    )
+    assert trained.validation == {"loss": 0.5}
+    assert decided(trained)["best_step"].value == trained.best_step == 2
+    assert int(trained.result.state.step) == 5
+    # It is a run of its own and not a continuation.
+    (first_rate, *_) = history(trained, "train/update_norm")
+    assert first_rate["step"] == 1
+
+
+def test_the_first_run_is_kept_where_the_second_is_worse(clock):
+    losses = [*FIRST, *(9.0, 5.0, 1.5, 2.0, 3.0, 4.0)]
+    trained = run(workload(clock, losses=losses), 100, None, TWICE)
+    assert "the first is taken" in decided(trained)["second_run"].reason
+    assert trained.validation == {"loss": 1.0} and trained.best_step == 10
+    assert decided(trained)["stopped_at"].value == 25
+    (norm, *_) = history(trained, "train/update_norm")
+    assert norm["step"] == 5
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 1.5, 2.0, 3.0],  # Step 40 of 100.
+        [1.0, 2.0, 3.0, 4.0],  # No step is better than the start.
+    ],
+)
+def test_no_second_run(clock, losses):
+    preset = dataclasses.replace(TWICE, early=0.39)
+    trained = run(workload(clock, losses=losses), 100, None, preset)
+    assert "second_run" not in decided(trained)
+
+
+def test_no_second_run_without_time_for_it(clock):
+    preset = dataclasses.replace(TWICE, patience=100)
+    made = workload(clock, losses=[9.0] * 2 + [9.0, 5.0, 1.0] + [2.0] * 40)
+    trained = run(made, 2000, 100.0, preset)
+    assert "second_run" not in decided(trained) and clock.now <= 100
+
+
+def test_an_interrupted_second_run_is_resumed(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def overfitting(stop_at):
+        """The target of validation lies on the way to that of training."""
+        made = workload(VirtualTime())
+        calls = []
+
+        def evaluate(params, frozen, split):
+            calls.append(split)
+            if len(calls) == stop_at:
+                raise Stopped
+            error = params["w"] - np.float32([0.1, -0.2])
+            return {"loss": float(jnp.sum(error**2))}
+
+        return dataclasses.replace(made, evaluate=evaluate), calls
+
+    def call(made, folder):
+        plan = TrainingPlan(loop_of(400, 8, TWICE, 0), "loss", "min")
+        record = CallRecord(folder, {}, {})
+        limits = FitCall(TWICE, Clock(), folder / "run", progress=False, record=record)
+        return train(made, plan, limits)
+
+    made, calls = overfitting(0)
+    whole = call(made, tmp_path / "whole")
+    assert "second_run" in decided(whole) and len(calls) > 12
+    folder = tmp_path / "broken"
+    made, _ = overfitting(len(calls) - 1)
+    with pytest.raises(Stopped):
+        call(made, folder)
+    assert (folder / "run" / "second").is_dir()
+    resumed = call(overfitting(0)[0], folder)
+    assert resumed.decisions == whole.decisions
+    np.testing.assert_array_equal(resumed.params["w"], whole.params["w"])
+    assert history(resumed, "train/loss") == history(whole, "train/loss")
