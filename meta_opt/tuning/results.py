@@ -32,7 +32,7 @@ def write_results(
         "study": study.study_name,
         **study.user_attrs["setup"],
         **provenance(study.user_attrs["setup"]),
-        "best": {"number": best.number, "value": best.value, "params": best.params},
+        "best": {"number": _place(best), "value": best.value, "params": best.params},
         "trials": describe_trials(study),
     }
     write_json(path, record)
@@ -40,20 +40,29 @@ def write_results(
 
 
 def describe_trials(study: "optuna.Study") -> list[dict[str, Any]]:
-    """Returns the trials that ended by themselves, as JSON values in order."""
+    """Returns the trials that ended by themselves, as JSON values in order.
+
+    Their numbers are those of a search without interruption: the trial that repeats one
+    that was cut off has its number.
+    """
     cut_off = study.user_attrs.get("interrupted", [])
     return [
         {
-            "number": trial.number,
+            "number": _place(trial),
             "state": trial.state.name.lower(),
             "value": trial.value,
             "params": trial.params,
             "intermediate": trial.intermediate_values,
             **{k: v for k, v in trial.user_attrs.items() if k != "place"},
         }
-        for trial in study.trials
+        for trial in sorted(study.trials, key=_place)
         if trial.state.is_finished() and trial.number not in cut_off
     ]
+
+
+def _place(trial: "optuna.trial.FrozenTrial") -> int:
+    """The place of a trial among those of a search without interruption."""
+    return trial.user_attrs.get("place", trial.number)
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

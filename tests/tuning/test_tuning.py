@@ -12,7 +12,7 @@ from finetuning_toy import forward, make_data, make_params
 
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.tuning.injected import injected_baseline, injected_learned
-from meta_opt.tuning.results import read_results, write_results
+from meta_opt.tuning.results import describe_trials, read_results, write_results
 from meta_opt.tuning.search import Pruned, SearchConfig, search
 from meta_opt.tuning.space import Setting
 
@@ -31,6 +31,14 @@ def suggestions(study):
     """Settings of the trials that count, in order."""
     cut_off = study.user_attrs.get("interrupted", [])
     return [trial.params for trial in study.trials if trial.number not in cut_off]
+
+
+def recorded(study):
+    """The trials that are written, without their seconds."""
+    return [
+        {k: v for k, v in trial.items() if k != "seconds"}
+        for trial in describe_trials(study)
+    ]
 
 
 def run_search(path, objective=bowl, config=CONFIG, **kwargs):
@@ -68,6 +76,7 @@ def test_an_interrupted_search_goes_on_as_if_unbroken(unbroken, tmp_path, error)
         run_search(path, interrupted, stop_on=(StopIteration,))
     study = run_search(path, interrupted, stop_on=(StopIteration,))
     assert suggestions(study) == suggestions(unbroken)
+    assert recorded(study) == recorded(unbroken)
     # Only the trial that was cut off ran twice.
     assert len(calls) == CONFIG.num_trials + 1 and calls[4] == calls[5]
     run_search(path, interrupted)
@@ -79,7 +88,12 @@ def test_a_killed_trial_is_set_aside(unbroken, tmp_path):
     run_search(path, config=dataclasses.replace(CONFIG, num_trials=2))
     # What a kill leaves.
     optuna.load_study(study_name="s", storage=f"sqlite:///{path}").ask()
-    assert suggestions(run_search(path)) == suggestions(unbroken)
+    study = run_search(path)
+    assert suggestions(study) == suggestions(unbroken)
+    assert recorded(study) == recorded(unbroken)
+    best = write_results(tmp_path / "r.json", study, {})["best"]
+    (trial,) = [t for t in recorded(unbroken) if t["number"] == best["number"]]
+    assert trial["value"] == best["value"] == min(t["value"] for t in recorded(study))
 
 
 def test_failed_pruned_and_diverged_trials_are_recorded(tmp_path):
