@@ -20,9 +20,9 @@ _IGNORED = re.compile(
     r"|(timing|environment|ledger|config)\.jsonl?$|\.(png|md|html|txt|csv|sqlite3)$"
 )
 _MEASURED = re.compile(
-    r"second|millisecond|environment|started|amounts|energy|prices|command|git$|path$"
+    r"second|millisecond|environment|started|ledger|energy|prices|command|git$|path$"
 )
-"""Keys of what differs between any two runs, such as times."""
+"""Keys of what differs between any two runs: times, and the costs of each start."""
 
 _TEMPORARY = re.compile(r"^\..+\.[a-z0-9_]{8}$|orbax-checkpoint-tmp")
 
