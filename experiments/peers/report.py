@@ -21,16 +21,17 @@ from meta_opt.reporting.tables import (
 Records = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 """By the peer's name and the task, a record for each seed."""
 _COLUMNS = (
-    *("accuracy (%)", "over the first row", "macro F1", "seconds"),
+    *("accuracy (%)", "over the first row", "macro F1"),
     *("processor seconds", "peak memory (MiB)", "lines"),
 )
 _NOTES = (
     "All fine-tune the same MiniLM folder (22.7M parameters) on the same training, "
     "validation and test splits. Accuracy of the test split: mean over tasks, 95% "
     "interval over seeds; the difference to the first row has its interval over tasks. "
-    "Seconds, processor seconds and memory are those of a whole process that imports "
-    "the library, reads the files, compiles where it does, trains and predicts: "
-    "geometric means over tasks and seeds, memory the largest. Lines are those of the "
+    "Processor seconds and memory are those of a whole process that imports the "
+    "library, reads the files, compiles where it does, trains and predicts: geometric "
+    "means over tasks and seeds, memory the largest. Seconds by the clock, which other "
+    "work on the machine changes, are in the records only. Lines are those of the "
     "function that does it (`experiments/peers`)."
 )
 
@@ -44,7 +45,6 @@ class PeerRow:
         accuracy: percent, mean over tasks, interval over seeds.
         gain: over the first row, points, interval over tasks; None in the first row.
         macro_f1: in [0, 1], mean over tasks.
-        seconds: geometric mean.
         processor_seconds: geometric mean.
         peak_mib: the largest.
         lines: of user code.
@@ -55,7 +55,6 @@ class PeerRow:
     accuracy: Interval
     gain: Interval | None
     macro_f1: float
-    seconds: float
     processor_seconds: float
     peak_mib: int
     lines: int
@@ -87,8 +86,7 @@ def summarise_peers(records: Records, peers: Sequence[Peer]) -> list[PeerRow]:
                 interval(accuracy.mean(0).tolist()),
                 gain,
                 float(np.mean([r["test"]["macro_f1"] for r in every])),
-                _geometric([r["seconds"] for r in every]),
-                _geometric([r["processor_seconds"] for r in every]),
+                float(np.exp(np.mean(np.log([r["processor_seconds"] for r in every])))),
                 max(r["peak_mib"] for r in every),
                 user_lines(peer),
                 by_task,
@@ -118,7 +116,6 @@ def _table(rows: Sequence[PeerRow]) -> Table:
             _plus_minus(row.accuracy),
             _signed(row.gain),
             f"{row.macro_f1:.3f}",
-            f"{row.seconds:.0f}",
             f"{row.processor_seconds:.0f}",
             f"{row.peak_mib}",
             f"{row.lines}",
@@ -134,10 +131,6 @@ def _tasks(rows: Sequence[PeerRow]) -> Table:
         for row in rows
     )
     return Table(tasks, (Section("", lines),))
-
-
-def _geometric(values: Sequence[float]) -> float:
-    return float(np.exp(np.mean(np.log(values))))
 
 
 def _plus_minus(found: Interval) -> str:

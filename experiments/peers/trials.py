@@ -152,8 +152,8 @@ def run_peer(
     shutil.rmtree(scratch)
     return {
         "test": found,
-        "seconds": round(seconds, 1),
-        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(used.ru_utime + used.ru_stime, 2),
         "peak_mib": round(used.ru_maxrss / 1024),
         "versions": _versions(python),
     }

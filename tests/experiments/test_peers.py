@@ -66,7 +66,7 @@ def test_a_script_is_judged_by_its_predictions(text_task, tmp_path, monkeypatch)
     cell = cell_of(tmp_path, Peer("other", "with_autogluon", "good"))
     found = run_peer(cell, sys.executable, folder, tmp_path / "scratch", labels["test"])
     assert found["test"]["accuracy"] == pytest.approx(0.9)
-    assert found["seconds"] > 0 and 5 < found["peak_mib"] < 2000
+    assert 0 < found["seconds"] < 300 and 5 < found["peak_mib"] < 2000
     assert found["versions"]["optax"]
     assert not (tmp_path / "scratch").exists()
     script.write_text("raise SystemExit('no such encoder')")
@@ -99,7 +99,7 @@ def test_the_table(tmp_path):
     assert (first.peer, first.lines) == (ours, user_lines(peers[0]))
     assert first.accuracy.mean == pytest.approx(50)
     assert first.by_task == pytest.approx({"a": 60, "b": 40})
-    assert (first.seconds, first.peak_mib) == (pytest.approx(20), 140)
+    assert first.processor_seconds == pytest.approx(40) and first.peak_mib == 140
     assert second.gain.mean == pytest.approx(-10)
     text = write_peers(tmp_path, [first, second], "command", 3)
     assert "3 cells are not measured yet" in text
