@@ -137,6 +137,7 @@ class Starter:
 
 
 def last_line(printed: str) -> str:
-    """The last line that is not blank."""
+    """The last line that is not blank; of an abort the one that says so."""
     lines: Sequence[str] = [x for x in printed.splitlines() if x.strip()]
-    return lines[-1].strip() if lines else ""
+    aborts = [x for x in lines if x.startswith("Fatal Python error")]
+    return (aborts or lines or [""])[-1].strip()

@@ -99,7 +99,9 @@ def damaged_run(place: Place, damage: str) -> dict[str, Any]:
     found = {
         "outcome": "survived",
         "code": 0,
-        "said": said[0].rpartition("] ")[2] if said else "",
+        "said": said[0].rpartition("] ")[2].replace(str(place.root), "")
+        if said
+        else "",
         "traceback": "Traceback" in printed,
         "differing": differences(outcome(folder), outcome(reference)),
     }
