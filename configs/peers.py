@@ -1,4 +1,4 @@
-"""Other libraries on the same texts and encoder: ``texts`` and ``smoke``."""
+"""Other libraries on the same texts and encoder: ``texts``, ``small``, ``smoke``."""
 
 import ml_collections
 
@@ -30,7 +30,16 @@ def texts() -> ml_collections.ConfigDict:
     # Of the environment of experiments/peers/requirements.txt.
     config.python = ".venv-peers/bin/python"
     config.data_dir = ""
-    config.results = "results/peers"
+    config.results = "results/peers/texts"
+    return config
+
+
+def small() -> ml_collections.ConfigDict:
+    """Sixty texts to train on, one seed: minutes a library."""
+    config = texts()
+    config.tasks = dict(docstrings=(60, 30, 30))
+    config.seeds = (1,)
+    config.results = "results/peers/small"
     return config
 
 
@@ -48,4 +57,4 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "texts") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (texts, smoke)})
+    return common.choose(arg, {v.__name__: v for v in (texts, small, smoke)})

@@ -25,6 +25,7 @@ WORDS = ("no", "one", "two", "three", "four", "five", "six")
 COPIED = [
     (TABLES, "## Six optimizers on the multimodal suite", "table1/table1.md"),
     (TABLES, "## The framework and its parts", "framework/framework.md"),
+    (TABLES, "## Other libraries", "peers/small/peers.md"),
     (SAFEGUARD, "## Result, `lstm-v3`", "safeguard/safeguard.md"),
 ]
 """Sections whose rows are rows of a report."""
