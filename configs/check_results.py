@@ -162,6 +162,11 @@ _NOT_RERUN = (
         "python -m experiments.framework --config configs/framework.py:suite",
     ),
     (
+        "peers",
+        "needs an environment with PyTorch and AutoGluon",
+        "python -m experiments.compare_peers --config configs/peers.py:small",
+    ),
+    (
         "progressive",
         "needs a model whose pre-training takes an hour",
         "python -m experiments.progressive "
