@@ -52,11 +52,13 @@ def main() -> None:
                 python, scratch = config["python"], root / "scratch"
                 cell.write(run_peer(cell, python, folder, scratch, labels["test"]))
     records: dict[str, dict[str, list]] = {peer.name: {} for peer in peers}
+    left = 0
     for cell in cells:
-        if (record := cell.stored()) is not None:
+        if (record := cell.stored()) is None:
+            left += 1
+        else:
             records[cell.peer.name].setdefault(cell.task, []).append(record)
     rows = summarise_peers(records, peers)
-    left = sum(cell.stored() is None for cell in cells)
     print(write_peers(config["results"], rows, cli.command_line(), left))
     print(f"written: {config['results']}/peers.md, peers.json")
 

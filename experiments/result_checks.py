@@ -309,12 +309,7 @@ def table_cell(settings: Settings) -> list[Comparison]:
             found["epochs"][-1]["validation"]["loss"],
             relative=settings["relative"],
         ),
-        by_tolerance(
-            "test accuracy (%), one seed",
-            100 * stored["test"]["accuracy"],
-            100 * found["test"]["accuracy"],
-            absolute=settings["absolute"],
-        ),
+        _test_accuracy(stored, found, settings),
     ]
 
 
@@ -345,13 +340,18 @@ def framework_cell(settings: Settings) -> list[Comparison]:
             found["test"]["loss"],
             relative=settings["relative"],
         ),
-        by_tolerance(
-            "test accuracy (%), one seed",
-            100 * stored["test"]["accuracy"],
-            100 * found["test"]["accuracy"],
-            absolute=settings["absolute"],
-        ),
+        _test_accuracy(stored, found, settings),
     ]
+
+
+def _test_accuracy(stored: Settings, found: Settings, settings: Settings) -> Comparison:
+    """That of two runs with the same seed."""
+    return by_tolerance(
+        "test accuracy (%), one seed",
+        100 * stored["test"]["accuracy"],
+        100 * found["test"]["accuracy"],
+        absolute=settings["absolute"],
+    )
 
 
 class _Enough(Exception):

@@ -14,6 +14,8 @@ from meta_opt.reporting.tables import (
     Row,
     Section,
     Table,
+    plus_minus,
+    signed,
     to_markdown,
     write_report,
 )
@@ -113,8 +115,8 @@ def _table(rows: Sequence[PeerRow]) -> Table:
     lines = []
     for row in rows:
         texts = (
-            _plus_minus(row.accuracy),
-            _signed(row.gain),
+            plus_minus(row.accuracy),
+            signed(row.gain),
             f"{row.macro_f1:.3f}",
             f"{row.processor_seconds:.0f}",
             f"{row.peak_mib}",
@@ -131,16 +133,3 @@ def _tasks(rows: Sequence[PeerRow]) -> Table:
         for row in rows
     )
     return Table(tasks, (Section("", lines),))
-
-
-def _plus_minus(found: Interval) -> str:
-    half = "" if found.low is None else f" ± {found.mean - found.low:.1f}"
-    return f"{found.mean:.1f}{half}"
-
-
-def _signed(found: Interval | None) -> str:
-    if found is None:
-        return ""
-    if found.low is None or found.high is None:
-        return f"{found.mean:+.1f}"
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.metrics.convergence import steps_to_target
+from meta_opt.metrics.intervals import Interval
 from meta_opt.reporting.runs import Run
 from meta_opt.run_log import describe_environment
 from meta_opt.types import write_atomic
@@ -184,6 +185,30 @@ def numbers_row(
     return Row(
         label, better, tuple(Cell(text(v), v is not None and v == best) for v in shown)
     )
+
+
+def plus_minus(found: Interval) -> str:
+    """A mean with half of its interval, to one decimal.
+
+    >>> plus_minus(Interval(57.5, 53.5, 61.5)), plus_minus(Interval(62.8, None, None))
+    ('57.5 ± 4.0', '62.8')
+    """
+    half = "" if found.low is None else f" ± {found.mean - found.low:.1f}"
+    return f"{found.mean:.1f}{half}"
+
+
+def signed(found: Interval | None) -> str:
+    """A difference with its interval, to one decimal; nothing for None.
+
+    >>> signed(Interval(2.04, -0.9, 4.9)), signed(Interval(2.04, None, None))
+    ('+2.0 [-0.9, +4.9]', '+2.0')
+    """
+    if found is None:
+        return ""
+    mean = f"{found.mean:+.1f}"
+    if found.low is None or found.high is None:
+        return mean
+    return f"{mean} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
 def to_text(table: Table) -> str:

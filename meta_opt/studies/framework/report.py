@@ -16,6 +16,8 @@ from meta_opt.reporting.tables import (
     Section,
     Table,
     numbers_row,
+    plus_minus,
+    signed,
     to_markdown,
     write_report,
 )
@@ -74,12 +76,7 @@ def stages_table(rows: Sequence[StageRow]) -> Table:
     columns = ("accuracy (%)", "over the first row", "macro F1")
     lines = []
     for row in rows:
-        mean, gain = row.accuracy, row.gain
-        half = "" if mean.low is None else f" ± {mean.mean - mean.low:.1f}"
-        over = "" if gain is None else f"{gain.mean:+.1f}"
-        if gain is not None and gain.low is not None and gain.high is not None:
-            over += f" [{gain.low:+.1f}, {gain.high:+.1f}]"
-        texts = (f"{mean.mean:.1f}{half}", over, f"{row.macro_f1:.3f}")
+        texts = (plus_minus(row.accuracy), signed(row.gain), f"{row.macro_f1:.3f}")
         lines.append(Row(row.stage, "", tuple(map(Cell, texts))))
     return Table(columns, (Section("", tuple(lines)),))
 
