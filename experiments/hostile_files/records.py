@@ -118,11 +118,14 @@ def _predictions(path: Path) -> Any:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _study() -> Files:
-    return written(lambda folder: _search(folder, 2))
+_DATABASE, _JOURNAL = "study.sqlite3", "study.journal"
 
 
-def _search(folder: Path, trials: int) -> Any:
+def _study(storage: str) -> Files:
+    return written(lambda folder: _search(folder / storage, 2))
+
+
+def _search(storage: Path, trials: int) -> Any:
     from meta_opt.tuning.search import SearchConfig, search
     from meta_opt.tuning.space import Setting
 
@@ -132,7 +135,7 @@ def _search(folder: Path, trials: int) -> Any:
         config,
         space,
         lambda params, report: params["rate"],
-        storage=folder / "study.sqlite3",
+        storage=storage,
         name="s",
     )
 
@@ -172,9 +175,15 @@ FORMATS: Mapping[str, Format] = {
     "search_result": of_file("a.json", _tuned, _read_tuned, "json"),
     "stress_predictions": of_file("p.jsonl", _stress, _predictions, "json_lines"),
     "optuna_study": Format(
-        _study,
-        lambda folder: _search(folder, 2),
-        {"study.sqlite3": "bytes"},
+        lambda: _study(_DATABASE),
+        lambda folder: _search(folder / _DATABASE, 2),
+        {_DATABASE: "bytes"},
+        costly=True,
+    ),
+    "optuna_journal": Format(
+        lambda: _study(_JOURNAL),
+        lambda folder: _search(folder / _JOURNAL, 2),
+        {_JOURNAL: "json_lines"},
         costly=True,
     ),
     "checkpoint": Format(_checkpoint, _read_checkpoint, {"*": "bytes"}, costly=True),

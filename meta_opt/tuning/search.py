@@ -19,7 +19,7 @@ from meta_opt.leases import EXPIRY_SECONDS
 from meta_opt.tuning.claims import Claims
 from meta_opt.tuning.space import Setting, suggest_all
 from meta_opt.tuning.storage import Storage
-from meta_opt.tuning.study_setup import check_setup
+from meta_opt.tuning.study_setup import INTERRUPTED, PLACE, check_setup, check_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -33,8 +33,7 @@ Objective: TypeAlias = Callable[[dict[str, Any], Report], float]
 """``(params, report) -> value``."""
 
 # User attributes of the study, and of a trial.
-_INTERRUPTED = "interrupted"
-_ERROR, _SECONDS, _PLACE = "error", "seconds", "place"
+_ERROR, _SECONDS = "error", "seconds"
 
 
 class Pruned(Exception):
@@ -152,7 +151,7 @@ def search(
             )
             check_setup(study, _setup(config, space, setup or {}, maximize), where.name)
             _set_dead_aside(study, claims)
-            study.get_trials(deepcopy=False)  # All of it is read, before any is run.
+            check_trials(study, maximize)  # Reads all of it, before any trial runs.
         _run_trials(study, config, space, objective, stop_on, where)
     done = _counted(study)
     if not _any_complete(study) and not may_all_fail:
@@ -219,7 +218,7 @@ def _claim(
         )
         begun = sorted([*_counted(study), *running], key=lambda trial: trial.number)
         # Studies of one process alone once had no places.
-        places = {t.user_attrs.get(_PLACE, i) for i, t in enumerate(begun)}
+        places = {t.user_attrs.get(PLACE, i) for i, t in enumerate(begun)}
         if len(places) >= config.num_trials:
             return None
         place = min(set(range(config.num_trials)) - places)
@@ -232,7 +231,7 @@ def _claim(
         )
         trial = study.ask()
         stack.enter_context(claims.hold(trial.number))
-        trial.set_user_attr(_PLACE, place)
+        trial.set_user_attr(PLACE, place)
         return trial
 
 
@@ -332,7 +331,7 @@ def _setup(
 
 def _counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
     """Returns the trials that ended by themselves."""
-    cut_off = study.user_attrs.get(_INTERRUPTED, [])
+    cut_off = study.user_attrs.get(INTERRUPTED, [])
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -363,6 +362,6 @@ def _set_aside(study: "optuna.Study", number: int) -> None:
     """Marks a trial as cut off: neither TPE nor the count regards it."""
     from optuna.trial import TrialState
 
-    cut_off = study.user_attrs.get(_INTERRUPTED, [])
-    study.set_user_attr(_INTERRUPTED, [*cut_off, number])
+    cut_off = study.user_attrs.get(INTERRUPTED, [])
+    study.set_user_attr(INTERRUPTED, [*cut_off, number])
     study.tell(number, state=TrialState.FAIL, skip_if_finished=True)

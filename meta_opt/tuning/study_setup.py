@@ -1,6 +1,7 @@
 """What a study was made under, and whether it may be gone on with."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
 
 _SETUP = "setup"
 """User attribute of the study."""
+INTERRUPTED = "interrupted"
+"""User attribute of the study: numbers of the trials that were cut off."""
+PLACE = "place"
+"""User attribute of a trial: which one of the search it is."""
 _NAMED = 5
 """Differing settings that an error names."""
 
@@ -39,6 +44,45 @@ def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -
             f"{' and '.join(changed)}; take those again to go on with it, or another "
             "file"
         )
+
+
+def check_trials(study: "optuna.Study", maximize: bool) -> None:
+    """Checks what an edited or damaged file can break and Optuna reads without a word.
+
+    Args:
+        study: of any number of trials.
+        maximize: whether its objective is maximised.
+
+    Raises:
+        ValueError: another direction, a complete trial without one finite value, or
+            attributes that `search` did not write.
+    """
+    directions = [direction.name for direction in study.directions]
+    expected = ["MAXIMIZE" if maximize else "MINIMIZE"]
+    if directions != expected:
+        raise ValueError(f"its directions are {directions} and must be {expected}")
+    cut_off = study.user_attrs.get(INTERRUPTED, [])
+    if not (isinstance(cut_off, list) and all(isinstance(n, int) for n in cut_off)):
+        raise ValueError(f"{INTERRUPTED} is {cut_off!r} and must be a list of numbers")
+    for trial in study.get_trials(deepcopy=False):
+        place = trial.user_attrs.get(PLACE, 0)
+        if not isinstance(place, int):
+            raise ValueError(
+                f"the {PLACE} of trial {trial.number} is {place!r} and must be a number"
+            )
+        if trial.state.name != "COMPLETE":
+            continue
+        values = trial.values
+        if not (
+            isinstance(values, list)
+            and len(values) == 1
+            and isinstance(values[0], int | float)
+            and math.isfinite(values[0])
+        ):
+            raise ValueError(
+                f"trial {trial.number} is complete and has the values {values!r}, "
+                "which must be one finite number"
+            )
 
 
 def _changed(before: Any, now: Any, path: tuple[str, ...] = ()) -> list[str]:

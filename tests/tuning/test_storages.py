@@ -136,6 +136,40 @@ def test_a_damaged_journal_is_named_and_a_torn_one_is_mended(tmp_path, rates):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("values", None, "values None"),
+        ("values", [], r"values \[\]"),
+        ("values", ["low"], "damaged"),
+        ("values", [0.5, 0.5], r"values \[0\.5, 0\.5\]"),
+        ("values", [float("nan")], "values"),
+        ("directions", [2], r"directions are \['MAXIMIZE'\]"),
+        ("directions", [1, 1], "directions"),
+        ("user_attr", {"place": [0]}, r"the place of trial 0 is \[0\]"),
+        ("user_attr", {"interrupted": 3}, "interrupted is 3"),
+        ("user_attr", {"interrupted": [[3]]}, "interrupted"),
+    ],
+)
+def test_an_edited_journal_is_refused(tmp_path, field, value, message):
+    path, calls = tmp_path / "s.journal", tmp_path / "calls"
+    take_part(path, calls, 0.0, LONG)
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    # No trial was interrupted, so that no entry says so yet.
+    study = {"op_code": 2, "worker_id": "w", "study_id": 0}
+    entries.append(study | {"user_attr": {"interrupted": []}})
+
+    def is_of_kind(entry):
+        if field != "user_attr":
+            return field in entry
+        return entry.get(field, {}).keys() == value.keys()
+
+    next(filter(is_of_kind, entries))[field] = value
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with pytest.raises(ValueError, match=rf"s\.journal is no study.*{message}"):
+        take_part(path, calls, 0.0, LONG)
+
+
+@pytest.mark.parametrize(
     ("place", "message"),
     [
         ("study.json", r"study\.json is no place for a study: .*\.journal"),
