@@ -42,7 +42,7 @@ SUMMARY = (
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the runs by name, tuned settings filled in."""
     from meta_opt.finetuning.comparison import with_optimizer
-    from meta_opt.finetuning.runs import read_run_config
+    from meta_opt.finetuning.run_config import read_run_config
     from meta_opt.tuning.results import read_results
     from meta_opt.workloads.image_text import ImageTextConfig
 

@@ -31,8 +31,9 @@ def main() -> None:
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache
-    from meta_opt.studies.progressive.phases import Phases, read_study
+    from meta_opt.studies.progressive.phases import Phases
     from meta_opt.studies.progressive.report import write_progressive
+    from meta_opt.studies.progressive.study import read_study
     from meta_opt.studies.progressive.summary import read_arms
 
     study = read_study(CONFIG.value.to_dict())

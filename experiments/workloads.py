@@ -14,9 +14,9 @@ def read_run(settings: Mapping[str, Any], name: str = "config") -> Any:
         name: of the mapping, for errors.
 
     Raises:
-        ValueError: as `meta_opt.finetuning.runs.read_run_config`.
+        ValueError: as `meta_opt.finetuning.run_config.read_run_config`.
     """
-    from meta_opt.finetuning.runs import read_run_config
+    from meta_opt.finetuning.run_config import read_run_config
     from meta_opt.workloads.classification import ClassificationConfig
     from meta_opt.workloads.image_text import ImageTextConfig
     from meta_opt.workloads.multimodal import MultimodalConfig

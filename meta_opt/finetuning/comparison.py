@@ -8,7 +8,8 @@ from typing import Any
 
 from flax import nnx
 
-from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import finetune
 from meta_opt.finetuning.state import fingerprint
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.weights import load_theta

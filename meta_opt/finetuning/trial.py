@@ -11,7 +11,8 @@ from meta_opt.finetuning.early_stopping import EarlyStopping
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.planning import peak_bytes
-from meta_opt.finetuning.runs import RunConfig, run, run_objective
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import run, run_objective
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import CachedStep, compile_step
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer

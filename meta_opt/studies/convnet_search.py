@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meta_opt.finetuning.early_stopping import EarlyStopping
-from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.state import fingerprint
 from meta_opt.finetuning.trial import Evaluation, Report, Trial, TrialRun
 from meta_opt.interruption import Interrupted

@@ -16,7 +16,7 @@ from paths import ROOT
 
 from meta_opt.data import load_tokenizer
 from meta_opt.finetuning.comparison import with_optimizer
-from meta_opt.finetuning.runs import read_run_config
+from meta_opt.finetuning.run_config import read_run_config
 from meta_opt.models import pretrained
 from meta_opt.tuning.results import read_results
 from meta_opt.tuning.search import SearchConfig

@@ -18,7 +18,8 @@ from meta_opt.finetuning.balancing import (
     balanced_objective,
 )
 from meta_opt.finetuning.privacy import PrivacyConfig
-from meta_opt.finetuning.runs import RunConfig, read_run_config, run
+from meta_opt.finetuning.run_config import RunConfig, read_run_config
+from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.interruption import Interrupted

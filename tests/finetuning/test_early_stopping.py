@@ -10,7 +10,7 @@ import pytest
 from meta_opt.data.array_batches import array_batches
 from meta_opt.finetuning.early_stopping import EarlyStopping
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.trial import Trial
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.workloads.workload import Workload

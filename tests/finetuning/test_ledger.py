@@ -27,7 +27,8 @@ from meta_opt.finetuning.ledger import (
     measure,
     read_ledger,
 )
-from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import finetune
 from meta_opt.interruption import Interrupted
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.workloads.workload import Workload

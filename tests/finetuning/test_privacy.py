@@ -22,7 +22,8 @@ from meta_opt.finetuning.privacy_accounting import (
     noise_for,
 )
 from meta_opt.finetuning.recovery import RecoveryConfig
-from meta_opt.finetuning.runs import read_run_config, run
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.interruption import Interrupted

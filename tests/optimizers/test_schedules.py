@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.schedules import ScheduleConfig
 from meta_opt.tuning.injected import injected

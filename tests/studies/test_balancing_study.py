@@ -7,7 +7,7 @@ from multimodal_toy import MODEL, inputs_config
 
 from configs import balancing as configs
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.studies.balancing.measure import (
     BalancingStudyConfig,

@@ -12,7 +12,7 @@ from experiments.workloads import read_run
 from meta_opt.data.preprocessing.augment import AugmentConfig
 from meta_opt.finetuning.early_stopping import EarlyStopping
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.optimizers.schedules import ScheduleConfig
 from meta_opt.studies.convnet_search import (

@@ -23,7 +23,7 @@ from meta_opt.interruption import Interrupted
 from meta_opt.models import pretrained
 from meta_opt.models.generative import Generative
 from meta_opt.studies.progressive import phases as phases_module
-from meta_opt.studies.progressive.phases import Phases, read_study
+from meta_opt.studies.progressive.phases import Phases
 from meta_opt.studies.progressive.policy import PhasePolicy
 from meta_opt.studies.progressive.predictions import Examples, Predictions
 from meta_opt.studies.progressive.report import (
@@ -31,6 +31,7 @@ from meta_opt.studies.progressive.report import (
     results_table,
     write_progressive,
 )
+from meta_opt.studies.progressive.study import read_study
 from meta_opt.studies.progressive.summary import PUBLISHED, read_arms
 from meta_opt.text_files import write_json
 from meta_opt.workloads.continued import load_params, save_params

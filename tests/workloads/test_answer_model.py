@@ -18,7 +18,8 @@ from meta_opt.data.catalog.encoder_weights import ENCODER_WEIGHTS, license_of
 from meta_opt.data.pipeline import PipelineConfig
 from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
 from meta_opt.data.sources.few_shot.files import answer_of
-from meta_opt.finetuning.runs import finetune, read_run_config
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import finetune
 from meta_opt.metrics.category_answers import CategoryParser
 from meta_opt.models import generative, huggingface, pretrained
 from meta_opt.models.conv_tower import CONVNETS
@@ -28,7 +29,7 @@ from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.parameters import STORED, by_path
 from meta_opt.predictor.backend import VisionTextBackend
-from meta_opt.studies.progressive.phases import read_study
+from meta_opt.studies.progressive.study import read_study
 from meta_opt.workloads import pretrained_parts
 from meta_opt.workloads.cached_features import (
     FeatureSource,

@@ -13,7 +13,8 @@ from meta_opt.features.tensors import modality_group, path_name
 from meta_opt.finetuning.balancing import BalancingConfig
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.modality_groups import with_groups
-from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import finetune
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.workloads.modality_dropout import drop_modalities
 from meta_opt.workloads.modality_groups import GROUPS, modality_groups

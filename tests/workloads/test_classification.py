@@ -15,7 +15,8 @@ from experiments.workloads import read_run
 from meta_opt.data.preprocessing.augment import AugmentConfig, augment
 from meta_opt.data.view_batches import fresh_views, stored_views, view_batches
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import finetune
 from meta_opt.models.convnets import load_classifier
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.workloads import lower_features

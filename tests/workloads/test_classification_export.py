@@ -15,7 +15,8 @@ import meta_opt
 from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.evaluators.pictures import probabilities
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import finetune
 from meta_opt.models.parameters import by_path
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.workloads.classification import (

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from configs import finetune as configs
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.preprocessing.tokenizer import load_tokenizer
-from meta_opt.finetuning.runs import finetune, read_run_config
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import finetune
 from meta_opt.metrics.answers import answer_metrics, plain
 from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import Generative

@@ -34,7 +34,7 @@ CASES = [
 
 def image_text(name):
     from configs import finetune as configs
-    from meta_opt.finetuning.runs import read_run_config
+    from meta_opt.finetuning.run_config import read_run_config
     from meta_opt.workloads.image_text import ImageTextConfig
 
     config = configs.get_config(name)
@@ -44,7 +44,7 @@ def image_text(name):
 
 def multimodal(root, kind):
     from meta_opt.finetuning.loop_config import LoopConfig
-    from meta_opt.finetuning.runs import RunConfig
+    from meta_opt.finetuning.run_config import RunConfig
     from meta_opt.models.towers import STACKED
     from meta_opt.optimizers.registry import OptimizerConfig
     from meta_opt.workloads.multimodal import MultimodalConfig

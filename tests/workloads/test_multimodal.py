@@ -24,7 +24,8 @@ from meta_opt.data.samples import KINDS, MultimodalTask, Samples
 from meta_opt.data.sources import multimodal
 from meta_opt.data.sources.multimodal import read_task
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import finetune
 from meta_opt.models.encoders import Divisible
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.optimizers.decisions import read_decisions

@@ -30,7 +30,8 @@ from meta_opt.data.sources.annotated_clips import (
 from meta_opt.data.sources.video_annotations import KINDS
 from meta_opt.data.splits import held_out_split
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import read_run_config, run
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import run
 from meta_opt.meta_loss.settings import PUBLISHED
 from meta_opt.workloads.video_text import VideoTextConfig
 from meta_opt.workloads.video_text_data import read_clip_inputs

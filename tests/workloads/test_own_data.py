@@ -22,7 +22,8 @@ from configs import finetune as configs
 from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.preprocessing.pictures import UnreadableFilesError
 from meta_opt.finetuning import runs
-from meta_opt.finetuning.runs import finetune, read_run_config
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import finetune
 from meta_opt.interruption import Interrupted
 from meta_opt.models import adapters, huggingface, pretrained
 from meta_opt.models.parameters import by_path

@@ -13,7 +13,8 @@ from meta_opt.data.preprocessing.pictures import UnreadableFilesError
 from meta_opt.data.sources.multimodal import find_task, read_task
 from meta_opt.data.sources.sample_task import sample_task
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import RunConfig, finetune
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import finetune
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.workloads.multimodal import MultimodalConfig
 

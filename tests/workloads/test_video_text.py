@@ -37,7 +37,8 @@ from meta_opt.evaluators.video_text import (
     sentiment_evaluation,
 )
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import read_run_config, run
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import run
 from meta_opt.interruption import Interrupted
 from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.settings import PUBLISHED

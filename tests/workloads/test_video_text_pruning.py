@@ -9,7 +9,8 @@ import pytest
 from video_text_toy import MODEL, workload_config
 
 from meta_opt.finetuning.loop_config import LoopConfig
-from meta_opt.finetuning.runs import read_run_config, run
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import run
 from meta_opt.models.token_pruning import PruningConfig
 from meta_opt.workloads.video_text import VideoTextConfig
 from meta_opt.workloads.video_text_data import read_clip_inputs

@@ -13,7 +13,8 @@ from models_small import small_batch, small_model
 from meta_opt.evaluators.contrastive import evaluate
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.objective import single_loss
-from meta_opt.finetuning.runs import read_run_config, run
+from meta_opt.finetuning.run_config import read_run_config
+from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step import make_train_step
 from meta_opt.models.lora import LoRAConfig, add_lora

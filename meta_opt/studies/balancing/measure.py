@@ -10,7 +10,8 @@ import jax
 
 from meta_opt.finetuning.balancing import BalancingConfig
 from meta_opt.finetuning.modality_groups import with_groups
-from meta_opt.finetuning.runs import RunConfig, run
+from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.optimizers.registry import make_optimizer
 from meta_opt.studies.finished_runs import FinishedRuns

@@ -8,7 +8,8 @@ from typing import Any
 
 from meta_opt.finetuning.accuracy_cost import PointCost, cost_of_accuracy
 from meta_opt.finetuning.ledger import LEDGER, Amounts, Ledger, Prices, read_ledger
-from meta_opt.studies.progressive.phases import RECORD, STOPPED, ZERO_SHOT
+from meta_opt.studies.progressive.phases import RECORD, STOPPED
+from meta_opt.studies.progressive.study import ZERO_SHOT
 from meta_opt.text_files import read_json
 from meta_opt.types import from_config
 

@@ -18,7 +18,8 @@ from meta_opt.data.preprocessing.label_noise import noisy_labels
 from meta_opt.data.preprocessing.shots import few_shots
 from meta_opt.data.sources.few_shot.files import answer_of
 from meta_opt.data.sources.few_shot.stored import StoredFewShot
-from meta_opt.finetuning.runs import RunConfig, finetune, read_run_config
+from meta_opt.finetuning.run_config import RunConfig, read_run_config
+from meta_opt.finetuning.runs import finetune
 from meta_opt.optimizers.registry import make_optimizer
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.studies.progressive.predictions import lengths_of

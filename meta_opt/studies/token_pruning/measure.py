@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from meta_opt.finetuning.planning import product_flops
-from meta_opt.finetuning.runs import RunConfig
+from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.trial import Trial
 from meta_opt.models.token_pruning import PruningConfig
 from meta_opt.optimizers.registry import OptimizerConfig
