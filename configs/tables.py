@@ -67,7 +67,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def meltr() -> ml_collections.ConfigDict:
-    """Six ways of combining losses, four tasks, AdamW and the learned optimizer."""
+    """Seven ways of combining losses, four tasks, AdamW and the learned optimizer."""
     config = table1()
     tasks = (
         *("univl_retrieval", "univl_captioning", "univl_sentiment"),
@@ -87,6 +87,11 @@ def meltr() -> ml_collections.ConfigDict:
         gradnorm=dict(meta_loss=dict(combiner="gradnorm", learning_rate=2.5e-2)),
         pcgrad=dict(meta_loss=dict(combiner="pcgrad")),
         meltr=dict(meta_loss=dict(combiner="meltr")),
+        # The published network begins with derivatives of either sign; this one at
+        # equal weights.
+        meltr_residual=dict(
+            meta_loss=dict(combiner="meltr", network=dict(num_losses=1, residual=True))
+        ),
     )
     config.optimizers = ("adamw", "learned")
     config.budgets = (1.0,)
@@ -103,7 +108,7 @@ def meltr_smoke() -> ml_collections.ConfigDict:
     config = meltr()
     config.tasks = ml_collections.ConfigDict({"univl_retrieval": video_text.smoke()})
     config.tasks.univl_retrieval.optimizer.name = "learned"
-    for name in ("primary", "uncertainty", "gradnorm", "pcgrad"):
+    for name in ("primary", "uncertainty", "gradnorm", "pcgrad", "meltr_residual"):
         del config.variants[name]
     config.optimizers = ("learned",)
     config.seeds = (1, 2)

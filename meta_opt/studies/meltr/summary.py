@@ -13,8 +13,11 @@ from meta_opt.metrics.intervals import Interval, interval
 Record = Mapping[str, Any]
 """Record of a cell, as `experiments.table_cells` writes it."""
 
-COMBINERS = ("primary", "equal", "uncertainty", "gradnorm", "pcgrad", "meltr")
-"""Names in the order of the table."""
+COMBINERS = (
+    *("primary", "equal", "uncertainty", "gradnorm", "pcgrad", "meltr"),
+    "meltr_residual",
+)
+"""Names in the order of the table; the last is MELTR added to the losses' sum."""
 METRICS: Mapping[str, tuple[tuple[str, str, str, float, int], ...]] = {
     "retrieval": (
         ("t2v_r1", "R@1 (%)", "higher", 100, 1),
