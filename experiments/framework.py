@@ -4,12 +4,14 @@
     python -m experiments.framework --config configs/framework.py:suite --report
 
 What is measured already, under the same configuration, is not measured again, so that
-a stopped command goes on. The runs after the last step, and the tuned settings of
-AdamW, are those of Table 1 (``experiments.reproduce_tables``).
+a stopped command goes on. With ``--shared`` the same command may run many times, on
+machines that share the folders of ``--workdir`` and ``--config.results``. The runs
+after the last step, and the tuned settings of AdamW, are those of Table 1
+(``experiments.reproduce_tables``).
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +27,53 @@ from experiments.framework_cells import (
     measure,
     table1_runs,
 )
+from experiments.sharing import reporting, shared_work
+from meta_opt.leases import Lease, Leases, share
 from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
+WORKDIR = cli.define_workdir("runs/framework", "Folder of those that share the work.")
 ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
 REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
 
 _SETTINGS = ("tasks", "stages", "seeds", "preset", "table1", "results")
 
 
-def measure_missing(
-    config: Mapping[str, Any], cells: Mapping[tuple[str, str, int], FrameworkCell]
+def measure_all(
+    config: Mapping[str, Any], missing: Sequence[FrameworkCell], leases: Leases | None
 ) -> None:
-    """Measures the wanted cells that are not there, with a bar."""
+    """Measures cells, but for those that others measure meanwhile, with a bar.
+
+    Args:
+        config: the whole configuration.
+        missing: what is to be measured.
+        leases: of all that share the work; None if this process is alone.
+    """
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
-    missing = {
-        cell.path: cell
-        for cell in cells.values()
-        if ONLY.value in cell.name and cell.stored() is None
-    }
-    with tqdm(missing.values(), desc="cells", unit="cell") as bar:
-        for cell in bar:
+    with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
+
+        def measure_cell(cell: FrameworkCell, lease: Lease | None) -> None:
             bar.set_postfix_str(cell.name)
-            measure(cell, config["tasks"][cell.task])
+            if cell.stored() is None:
+                measure(cell, config["tasks"][cell.task], lease)
+            bar.update()
+
+        share(missing, lambda cell: cell.lease_name, measure_cell, leases)
 
 
-def main() -> None:
-    """Measures what is not there, reports."""
+def report(
+    config: Mapping[str, Any], cells: Mapping[tuple[str, str, int], FrameworkCell]
+) -> str:
+    """Makes table and figure of the cells that are there."""
     from meta_opt.studies.framework.report import write_framework
     from meta_opt.studies.framework.stages import PLAIN, read_stages
     from meta_opt.studies.framework.summary import summarise_stages
 
-    config = CONFIG.value.to_dict()
-    check_keys("config", config, _SETTINGS)
     stages = read_stages(config["stages"])
-    cells = framework_cells(config, stages)
-    if not REPORT.value:
-        measure_missing(config, cells)
     results: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
     for stage in stages:
         of_stage = results[stage.name]
@@ -78,8 +86,31 @@ def main() -> None:
                 of_stage[task] = found
     missing = len({c.path for c in cells.values() if c.stored() is None})
     command, folder = cli.command_line(), config["results"]
-    print(write_framework(folder, summarise_stages(results), command, missing))
-    print(f"written: {folder}/framework.md, framework.json, framework.png")
+    return write_framework(folder, summarise_stages(results), command, missing)
+
+
+def main() -> None:
+    """Measures what is not there, reports."""
+    from meta_opt.studies.framework.stages import read_stages
+
+    config = CONFIG.value.to_dict()
+    check_keys("config", config, _SETTINGS)
+    cells = framework_cells(config, read_stages(config["stages"]))
+    folder = config["results"]
+    if REPORT.value:
+        print(report(config, cells))
+        return
+    with shared_work(Path(WORKDIR.value)) as leases:
+        missing = {
+            cell.path: cell
+            for cell in cells.values()
+            if ONLY.value in cell.name and cell.stored() is None
+        }
+        measure_all(config, list(missing.values()), leases)
+        with reporting(leases) as ours:
+            if ours:
+                print(report(config, cells))
+                print(f"written: {folder}/framework.md, framework.json, framework.png")
 
 
 if __name__ == "__main__":

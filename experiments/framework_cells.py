@@ -10,6 +10,7 @@ from typing import Any
 from experiments.stored_results import StoredResult
 from experiments.table_cells import deciding
 from experiments.workloads import read_run
+from meta_opt.leases import Lease
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
@@ -117,15 +118,19 @@ def _cell(
     return FrameworkCell(path, json.loads(json.dumps(setup)), task, stage, seed)
 
 
-def measure(cell: FrameworkCell, base: Mapping[str, Any]) -> None:
+def measure(
+    cell: FrameworkCell, base: Mapping[str, Any], lease: Lease | None = None
+) -> None:
     """Measures a cell and writes its result.
 
     Args:
         cell: what.
         base: settings of the task's run.
+        lease: of the cell, if several processes share the table.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM.
+        LeaseLostError: another process has taken the cell; nothing is written.
     """
     from meta_opt.predictor.plan import METRICS
 
@@ -135,7 +140,7 @@ def measure(cell: FrameworkCell, base: Mapping[str, Any]) -> None:
         found = _fitted(run.workload.inputs, preset, cell.seed)
     else:
         found = _trained(cell, run, METRICS[_kind(base)])
-    cell.write({"run": {"seed": cell.seed, **found}})
+    cell.write({"run": {"seed": cell.seed, **found}}, lease)
 
 
 def _kind(base: Mapping[str, Any]) -> str:

@@ -41,11 +41,6 @@ class Cell(StoredResult):
         """For bars and messages."""
         return f"{self.task}, {self.variant}, {self.optimizer}"
 
-    @property
-    def lease_name(self) -> str:
-        """Of this cell under this setup."""
-        return f"{self.name}, {self.digest[:8]}"
-
 
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     """All cells of a table, in the order in which they are measured."""

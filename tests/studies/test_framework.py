@@ -1,11 +1,15 @@
 """What each part of the framework adds: cells, means and report."""
 
+import concurrent.futures
 import json
+import time
 
 import pytest
 
 from configs import framework as configs
+from experiments import framework
 from experiments.framework_cells import framework_cells
+from meta_opt.leases import Leases
 from meta_opt.studies.framework.report import write_framework
 from meta_opt.studies.framework.stages import read_stages
 from meta_opt.studies.framework.summary import summarise_stages
@@ -94,3 +98,25 @@ def test_cells_of_the_suite(tmp_path):
     config["table1"] = str(tmp_path)
     with pytest.raises(FileNotFoundError, match="reproduce_tables"):
         framework_cells(config, read_stages(config["stages"]))
+
+
+def test_cells_that_are_shared_are_measured_once(tmp_path, monkeypatch):
+    config = configs.suite().to_dict()
+    config["results"] = str(tmp_path / "results")
+    cells = list(framework_cells(config, read_stages(config["stages"])).values())[:6]
+    measured = []
+
+    def measure(cell, base, lease):
+        measured.append(cell.name)
+        time.sleep(0.05)
+        cell.write({"run": {"seed": cell.seed, **run(0.5)}}, lease)
+
+    monkeypatch.setattr(framework, "measure", measure)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        started = [
+            threads.submit(framework.measure_all, config, cells, Leases(tmp_path))
+            for _ in range(2)
+        ]
+    assert [future.exception() for future in started] == [None, None]
+    assert sorted(measured) == sorted(cell.name for cell in cells)
+    assert all(cell.run()["test"] == {"accuracy": 0.5} for cell in cells)
