@@ -123,6 +123,8 @@ def structure(
     found = jnp.maximum(
         dispersion(row, rows, columns), dispersion(column, columns, rows)
     )
+    # Of squares that overflow it is NaN.
+    found = jnp.where(jnp.isfinite(found), found, 0.0)
     span = math.log(_PRETRAINED / _FRESH)
     return jnp.clip(jnp.log(found / _FRESH + TINY) / span, 0.0, 1.0)
 

@@ -11,13 +11,16 @@ from meta_opt.features.tensors import path_name
 from meta_opt.optimizers.update_rule import RMS_STEP
 from meta_opt.types import PyTree
 
+_MOST_STEPS = 2**31 - 1
+"""Of an int32, in which the state counts."""
+
 
 def check_num_steps(num_steps: Any) -> None:
     """Raises unless ``num_steps`` is one integer of at least 1, traced or not.
 
     Raises:
         TypeError: not an integer, or an array that is not a scalar of integer type.
-        ValueError: below 1.
+        ValueError: below 1, or more than an int32 counts.
     """
     is_array = isinstance(num_steps, jax.Array | np.ndarray | np.generic)
     if is_array:
@@ -31,13 +34,32 @@ def check_num_steps(num_steps: Any) -> None:
             f"num_steps {given}; it must be an integer, the number of calls of update "
             "in the whole run: pass an int, or an integer array of shape ()"
         )
-    if not isinstance(num_steps, jax.core.Tracer) and num_steps < 1:
+    if isinstance(num_steps, jax.core.Tracer):
+        return
+    if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    if int(num_steps) > _MOST_STEPS:
+        raise ValueError(f"num_steps is {num_steps}; it must be at most {_MOST_STEPS}")
 
 
 def check_scalar(name: str, value: jax.typing.ArrayLike | None) -> None:
-    """Raises ValueError where the keyword ``name`` of ``update`` is not a scalar."""
-    shape = jnp.shape(value) if value is not None else ()
+    """Raises unless the keyword ``name`` of ``update`` is a real scalar or None.
+
+    Raises:
+        TypeError: a tuple, as a loss with ``has_aux=True`` is, or a complex number.
+        ValueError: an array that is not a scalar.
+    """
+    if value is None:
+        return
+    if isinstance(value, tuple | list | dict):
+        raise TypeError(
+            f"{name} is a {type(value).__name__} of {len(value)}; it must be a scalar: "
+            "of a loss function with auxiliary outputs (has_aux=True) pass the loss "
+            "alone"
+        )
+    shape = jnp.shape(value)
+    if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        raise TypeError(f"{name} is complex; it must be a real scalar")
     if shape != ():
         raise ValueError(
             f"{name} has shape {shape}; it must be a scalar: pass its mean, "
@@ -61,10 +83,26 @@ def check_params(params: PyTree) -> None:
     """Raises TypeError where a parameter is a Python number or another non-array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            remedy = (
+                "wrap it in jnp.asarray"
+                if isinstance(leaf, int | float | complex)
+                else "pass the arrays alone, of an Equinox module "
+                "eqx.filter(model, eqx.is_inexact_array)"
+            )
             raise TypeError(
                 f"parameter {path_name(path)!r} is {leaf!r} of type "
-                f"{type(leaf).__name__}; parameters must be arrays: wrap it in "
-                "jnp.asarray"
+                f"{type(leaf).__name__}; parameters must be arrays: {remedy}"
+            )
+
+
+def check_gradients(grads: PyTree) -> None:
+    """Raises TypeError where a gradient is complex."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"the gradient of {path_name(path)!r} has type "
+                f"{jnp.result_type(leaf)}; the optimizer updates floating-point "
+                "parameters only: take the gradient of a real loss"
             )
 
 

@@ -24,14 +24,14 @@ DECISIONS = (
 def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
     """Means over the units of each group: float32 [`GROUPS`, `DECISIONS`].
 
-    That of ``step`` is geometric. A group without a unit has NaN.
+    That of ``step`` is geometric. A group without a unit has zeros, which no ``step``
+    of another is.
 
     Args:
         controls: [N] each; the step before the schedule.
         table: constants of the units.
     """
-    # For logs only: no meta-gradient goes through it, which the NaN of an absent group
-    # would spoil.
+    # For logs only, so no meta-gradient goes through it.
     controls = jax.lax.stop_gradient(controls)
     columns = [
         jnp.log(controls.step)[:, None],
@@ -41,8 +41,10 @@ def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
     counts = np.sum(table.membership, axis=0)
     # A matrix product, since a scatter would be slower.
     sums = jnp.asarray(table.membership).T @ jnp.concatenate(columns, axis=1)
-    means = sums / np.where(counts > 0, counts, np.nan)[:, None].astype(np.float32)
-    return means.at[:, 0].set(jnp.exp(means[:, 0]))
+    means = sums / np.maximum(counts, 1)[:, None].astype(np.float32)
+    # Not NaN for an absent group: jax_debug_nans would stop at every step.
+    step = jnp.where(counts > 0, jnp.exp(means[:, 0]), 0.0)
+    return means.at[:, 0].set(step)
 
 
 def read_decisions(opt_state: Any) -> dict[str, float]:
@@ -69,8 +71,8 @@ def read_decisions(opt_state: Any) -> dict[str, float]:
     return {
         f"{group}/{name}": float(value)
         for group, row in zip(GROUPS, values, strict=True)
+        if row[0] > 0  # The step; 0 is that of an absent group.
         for name, value in zip(DECISIONS, row, strict=True)
-        if np.isfinite(value)
     }
 
 

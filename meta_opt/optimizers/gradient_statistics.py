@@ -18,6 +18,7 @@ from meta_opt.optimizers.update_rule import GroupArrays
 
 _PARAM_EVERY = 8
 """Steps between measurements of the parameters' size."""
+_LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
 def initial_structure(group: Group, params: Sequence[jax.Array]) -> jax.Array:
@@ -152,13 +153,15 @@ def gather_statistics(
     grad_momentum = gather([x for x in products if x is not None])
 
     def param_square() -> jax.Array:
-        return gather(
+        found = gather(
             [
                 jnp.sum(jnp.square(p.astype(jnp.float32)), axis=group.all_axes)
                 for group, array in zip(groups, arrays, strict=True)
                 for p in array.params
             ]
         )
+        # One tensor that overflows must not spoil the features that all share.
+        return jnp.where(jnp.isfinite(found), found, _LARGEST)
 
     return Statistics(
         grad_square=grad_square,

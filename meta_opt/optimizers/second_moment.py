@@ -39,13 +39,14 @@ Second: TypeAlias = Factored | jax.Array | None
 class SecondMoments(NamedTuple):
     """Second moments of all leaves, as the optimizer's state keeps them; float32.
 
-    Every leaf of both trees is an array; what is not needed has shape [0].
+    Every leaf of both trees is an array. What is not needed is one zero, since Orbax
+    saves no empty array.
 
     Attributes:
         row: structure of the parameters; means of squares over columns of leaves of
             rank >= 2, the full second moment of rank 0 and 1.
         column: structure of the parameters; means of squares over rows of leaves of
-            rank >= 2, else empty.
+            rank >= 2.
     """
 
     row: PyTree
@@ -66,7 +67,7 @@ def init_second(
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     pairs = [
-        _zeros(p, info) if need else (_empty(), _empty())
+        _zeros(p, info) if need else (_unused(), _unused())
         for p, info, need in zip(leaves, infos, needed, strict=True)
     ]
     return SecondMoments(
@@ -75,15 +76,15 @@ def init_second(
     )
 
 
-def _empty() -> jax.Array:
-    return jnp.zeros(0, jnp.float32)
+def _unused() -> jax.Array:
+    return jnp.zeros(1, jnp.float32)
 
 
 def _zeros(param: jax.Array, info: TensorInfo) -> tuple[jax.Array, jax.Array]:
     # Sums of zeros, not fresh zeros: they inherit the parameter's sharding.
     zeros = jnp.zeros_like(param, dtype=jnp.float32)
     if len(info.shape) < 2:
-        return zeros, _empty()
+        return zeros, _unused()
     offset = int(bool(info.layers) or param.ndim > len(info.shape))
     rows = tuple(range(offset, offset + info.split))
     columns = tuple(range(offset + info.split, param.ndim))

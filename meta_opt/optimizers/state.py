@@ -221,5 +221,5 @@ def placeholder_state(state: OptimizerState) -> OptimizerState:
     Second moments have the parameters' structure but not their shapes, so that nothing
     meant for parameters may be mapped over them: here they are single leaves.
     """
-    empty = [jnp.zeros(0, jnp.float32) for _ in SecondMoments._fields]
-    return state._replace(second=SecondMoments(*empty))
+    single = [jnp.zeros(1, jnp.float32) for _ in SecondMoments._fields]
+    return state._replace(second=SecondMoments(*single))

@@ -12,6 +12,7 @@ import optax
 
 from meta_opt.features.tensors import check_patterns
 from meta_opt.optimizers.arguments import (
+    check_gradients,
     check_match,
     check_num_steps,
     check_params,
@@ -128,6 +129,7 @@ def learned_transformation(
         check_patterns(params, stacked, pairs)
         trained, decayed = expand(params)
         grads, weights = select(updates, trained), select(params, trained)
+        check_gradients(grads)
         check_match(weights, state.momentum, "parameters", "the optimizer's state")
         multiplier = schedule(state.count) if callable(schedule) else schedule
         if multiplier is not None:

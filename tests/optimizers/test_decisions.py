@@ -48,4 +48,7 @@ def test_they_are_found_in_wrapped_states_and_of_others_there_are_none():
     state = meta_opt.hand_designed(10).init(PARAMS)
     assert state.decisions.shape == (len(GROUPS), len(DECISIONS))
     absent = [g not in ("vision", "head") for g in GROUPS]
-    assert np.isnan(np.asarray(state.decisions)[absent]).all()
+    assert (np.asarray(state.decisions)[absent] == 0).all()
+    assert {name.partition("/")[0] for name in read_decisions(state)} == {
+        *("vision", "head")
+    }

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from optimizer_cases import noisy_theta, types
@@ -440,6 +441,48 @@ def test_half_precision_parameters_are_warned_of_once_and_measured():
             rule(NUM_STEPS).init({"bias": params["bias"]})
 
 
+# What surrounds a run
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_orbax_alone_saves_and_restores_the_state(rule, tmp_path):
+    """Without `meta_opt.checkpoints`, which also takes what Orbax does not."""
+    params = make_params()
+    tx = rule(NUM_STEPS)
+    grads = jax.tree.map(jnp.sin, params)
+    _, state = tx.update(grads, tx.init(params), params, value=2.0)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", tx.init(params))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_jax_debug_nans_finds_none(rule):
+    params = make_params()
+    tx = rule(NUM_STEPS)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        state = tx.init(params)
+        for given in ({}, {"value": 2.0}):
+            updates, state = tx.update(params, state, params, **given)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_tensor_whose_squares_overflow_spoils_no_other(rule):
+    params = {"huge": jnp.full((4, 3), 3e19), "other": jnp.ones((4, 3))}
+    tx = rule(NUM_STEPS)
+    state = tx.init(params)
+    grads = jax.tree.map(jnp.ones_like, params)
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params, value=1.0)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+    assert np.abs(updates["other"]).max() > 0
+
+
 # Bad input
 
 
@@ -465,6 +508,8 @@ def test_a_length_that_is_no_integer(given):
         for num_steps in (np.int32(0), jnp.int32(-1)):
             with pytest.raises(ValueError, match=r"num_steps is .*at least 1"):
                 make(num_steps)
+        with pytest.raises(ValueError, match=r"10000000000; .* at most 2147483647"):
+            make(10**10)
         make(np.int64(3))
         jax.eval_shape(lambda n, make=make: make(n) and n, jnp.int32(3))
     config = meta_opt.OptimizerConfig(name="learned", num_steps=bad)
@@ -482,6 +527,12 @@ def test_a_loss_that_is_no_scalar(rule):
             text = rf"{name} has shape \({shape[0]},\); .* jnp.mean\({name}\)"
             with pytest.raises(ValueError, match=text):
                 tx.update(params, state, params, **{name: jnp.ones(shape)})
+        with pytest.raises(TypeError, match=rf"{name} is a tuple of 2; .*has_aux=True"):
+            tx.update(params, state, params, **{name: (jnp.float32(1.0), {"n": 1})})
+        with pytest.raises(TypeError, match=f"{name} is complex"):
+            tx.update(params, state, params, **{name: 1 + 2j})
+    with pytest.raises(TypeError, match="gradient of 'kernel' has type complex64"):
+        tx.update({"kernel": 1j * params["kernel"]}, state, params)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -495,6 +546,8 @@ def test_python_numbers_among_the_parameters(rule):
             tx.init(bad)
         with pytest.raises(TypeError, match=text):
             tx.update(good, tx.init(good), bad)
+    with pytest.raises(TypeError, match=r"'act' is .*eqx\.filter\(model"):
+        tx.init({"act": jnp.tanh, **good})
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -77,7 +77,8 @@ def test_a_trial_of_a_search(monkeypatch, factor):
     assert agreement(found) == [factor == 1.0]
 
 
-def test_a_row_of_the_ablations(monkeypatch):
+@pytest.mark.parametrize("row", ["shipped", "hand-designed"])
+def test_a_row_of_the_ablations(monkeypatch, row):
     rows = read_json("results/ablations/ablations.json")["rows"]
 
     def measure(task, reference, config):
@@ -86,7 +87,7 @@ def test_a_row_of_the_ablations(monkeypatch):
                 and row["budget"] == 1.0]  # fmt: skip
 
     monkeypatch.setattr(meta_opt.studies.ablations.measure, "measure", measure)
-    assert agreement(run("ablations/clipart_head/hand-designed")) == [True]
+    assert agreement(run(f"ablations/clipart_head/{row}")) == [True]
 
 
 def test_conditions_of_the_safeguard(monkeypatch):
