@@ -166,6 +166,17 @@ _NOT_RERUN = (
         "python -m experiments.framework --config configs/framework.py:suite",
     ),
     (
+        "balancing",
+        "ten minutes a task",
+        "python -m experiments.balancing "
+        "--config configs/balancing.py:tuxpaint_trimodal",
+    ),
+    (
+        "meltr, the comparison of combiners",
+        "a quarter of an hour a cell",
+        "python -m experiments.reproduce_tables --config configs/tables.py:meltr",
+    ),
+    (
         "peers",
         "needs an environment with PyTorch and AutoGluon",
         "python -m experiments.compare_peers --config configs/peers.py:small",

@@ -18,6 +18,8 @@ TABLES = "docs/results.md"
 MEMORY = "docs/memory.md"
 PRUNING = "docs/token_pruning.md"
 SAFEGUARD = "docs/safeguard.md"
+MULTIMODAL = "docs/multimodal.md"
+LOSSES = "docs/losses.md"
 CARD = "meta_opt/optimizers/weights/lstm-v3.md"
 GIB = 2**30
 WORDS = ("no", "one", "two", "three", "four", "five", "six")
@@ -26,6 +28,7 @@ COPIED = [
     (TABLES, "## Six optimizers on the multimodal suite", "table1/table1.md"),
     (TABLES, "## The framework and its parts", "framework/framework.md"),
     (TABLES, "## Other libraries", "peers/small/peers.md"),
+    (MULTIMODAL, "### Comparison", "balancing/tuxpaint_trimodal/balancing.md"),
     (SAFEGUARD, "## Result, `lstm-v3`", "safeguard/safeguard.md"),
 ]
 """Sections whose rows are rows of a report."""
