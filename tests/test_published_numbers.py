@@ -28,6 +28,7 @@ COPIED = [
     (TABLES, "## Six optimizers on the multimodal suite", "table1/table1.md"),
     (TABLES, "## The framework and its parts", "framework/framework.md"),
     (TABLES, "## Other libraries", "peers/small/peers.md"),
+    (LOSSES, "## Comparison of the combiners", "meltr/meltr.md"),
     (MULTIMODAL, "### Comparison", "balancing/tuxpaint_trimodal/balancing.md"),
     (SAFEGUARD, "## Result, `lstm-v3`", "safeguard/safeguard.md"),
 ]

@@ -11,7 +11,7 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.sources.sample_schema import MEDIA, Media
 from meta_opt.data.sources.webdataset import MEDIA_ENDINGS
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.table import Row, Table
+from meta_opt.predictor.table import Row, Table, is_number, split_of
 from meta_opt.types import near_match
 
 TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", "y")
@@ -85,7 +85,7 @@ def find_columns(
     names = table.columns()
     values = {n: [r.values[n] for r in table.rows if n in r.values] for n in names}
     decisions: list[Decision] = []
-    split = _split_column(values)
+    split = _split_column(table, values)
     media = _media_columns(table, {n: v for n, v in values.items() if n != split})
     files = {name for columns in media.values() for name in columns}
     left = [n for n in names if n != split and n not in files]
@@ -124,9 +124,22 @@ def _count(rows: Sequence[Row], columns: Columns, modality: str) -> int:
     return sum(any(name in row.values for name in names) for row in rows)
 
 
-def _split_column(values: Mapping[str, Sequence[Any]]) -> str:
-    given = values.get("split", ())
-    return "split" if given and all(x in SPLITS for x in given) else ""
+def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
+    """The column that divides the samples; "" for none.
+
+    Raises:
+        ValueError: a column of which some values are no names of splits.
+    """
+    name = next((n for n in values if n.casefold() == "split"), "")
+    unknown = {str(x): None for x in values.get(name, ()) if split_of(x) is None}
+    if not name or len(unknown) == len({str(x) for x in values[name]}):
+        return ""
+    if unknown:
+        raise ValueError(
+            f"{table.name}: the column {name!r} has {', '.join(map(repr, unknown))} "
+            f"beside names of splits; use {', '.join(SPLITS)}, or another column name"
+        )
+    return name
 
 
 def _media_columns(
@@ -212,8 +225,11 @@ def _target_column(
             f"the only column with few distinct values: {len(set(values[few[0]]))} in "
             f"{len(values[few[0]])} samples"
         )
-    if media and not few:
+    texts = [n for n in left if any(isinstance(x, str | list) for x in values[n])]
+    if media and not few and (texts or not left):
         return "", "pictures and texts, and no target"
+    # Without texts a number is what pictures have beside them.
+    few = few or [name for name in left if name not in texts]
     several = f" ({', '.join(map(repr, few))} might be it)" if few else ""
     raise ValueError(
         f"{table.name}: no target{several}: name its column, target=... (columns: "
@@ -260,7 +276,8 @@ def _asked(
             "make them one"
         )
     (kind,) = groups
-    distinct = len({str(x) for x in values})
+    # Of numbers 1 and 1.0 are the same.
+    distinct = len(set(values if kind == "number" else map(str, values)))
     about = f"{len(values)} values of type {kind}, {distinct} of them distinct"
     if kind == "texts":
         return "caption", "text", f"{about}: a text to generate"
@@ -280,11 +297,26 @@ def _asked(
         return "score", "text", f"{about}: a number to predict"
     if named or (2 * distinct <= len(values) and _mean_words(values) <= _LONG):
         return "classify", "text", f"{about}: classes"
+    _check_not_numbers(table, name, values)
     if media:
         return "caption", "text", f"{about}: a text to generate"
     raise ValueError(
         f"{table.name}: the target {name!r} has {about}: too many for classes, and "
         "generating texts needs pictures, sounds or clips"
+    )
+
+
+def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
+    """Raises ValueError for numbers of which some are written in another way."""
+    numbers = sum(map(is_number, values))
+    if 2 * numbers <= len(values):
+        return
+    row = next(r for r in table.rows if name in r.values
+               and not is_number(r.values[name]))  # fmt: skip
+    raise ValueError(
+        f"{table.name}: {numbers} of {len(values)} values of the target {name!r} are "
+        f"numbers, and {row.values[name]!r} ({row.where}) is not; write it as one, "
+        "with a point and without units, or leave it out"
     )
 
 

@@ -86,6 +86,7 @@ def fit(
     Raises:
         ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
             of a call with other arguments or data; the message names the problem.
+        TypeError: a target that is not a name, a time limit or seed that is no number.
         FileNotFoundError: no such file.
         MissingDataError: encoders that are not prepared; it names the command.
         Interrupted: on SIGINT or SIGTERM while it trains.
@@ -98,6 +99,8 @@ def fit(
     """
     clock = Clock(time_limit)
     names = encoders_of(encoders, model)
+    if not isinstance(time_limit, int | float | None):
+        raise TypeError(f"time_limit={time_limit!r} must be a number of seconds")
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit={time_limit} must be above 0 seconds")
     chosen = find_preset(preset)
@@ -169,10 +172,21 @@ def prepare(
 
     Raises:
         ValueError: unsuitable data, or a folder of another call.
+        TypeError: a target that is not a name, or a seed that is not an integer.
         FileNotFoundError: no such file.
     """
+    target, seed = arguments["target"], arguments["seed"]
+    if not isinstance(target, str | None):
+        raise TypeError(
+            f"target={target!r} of type {type(target).__name__} must be the name of a "
+            "column, as a string"
+        )
+    if not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r} must be an integer")
     tables = {
-        name: read_table(data, name) for name, data in given.items() if data is not None
+        name: read_table(data, name)
+        for name, data in given.items()
+        if data is not None or name == "data"
     }
     table = tables["data"]
     columns, found = find_columns(table, arguments["target"])
@@ -235,9 +249,8 @@ def _divided(
         decisions += found
         parts, found = without_unknown(parts, columns.kind, columns.modalities)
         if not parts["validation"]:
-            raise ValueError(
-                "no validation sample is left; see the classes of training"
-            )
+            why = "; ".join(x.reason for x in found if x.name.startswith("validation"))
+            raise ValueError(f"no validation sample is left: {why}")
         return {k: part for k, part in parts.items() if part}, [*decisions, *found]
 
     return record.decide(

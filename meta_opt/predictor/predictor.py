@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.predictor.answers import Answer, softmax
 from meta_opt.predictor.backend import BACKENDS, Backend
 from meta_opt.predictor.columns import Columns
@@ -69,17 +70,28 @@ class Predictor:
 
         Returns:
             Array [B]: classes as values of the target, float32 scores, or captions. For
-            retrieval int [B]: for each picture, the row with the nearest text.
+            retrieval int [B]: for each picture, the row with the nearest text; -1 for
+            rows without a picture.
 
         Raises:
-            ValueError: a sample without any input, or a file that cannot be read.
+            ValueError: a sample without any input, a file that cannot be read, or no
+                text to retrieve.
         """
-        outputs = self._outputs(samples)
+        read = self._read(samples)
+        outputs = self._backend.outputs(read, "")
         kind = self.columns.kind
         if kind == "classify":
             return self.classes[np.argmax(outputs, axis=-1)]
         if kind == "retrieve":
-            return np.argmax(outputs[:, 0] @ outputs[:, 1].T, axis=1)
+            pictures, texts = _sides(read)
+            if not texts.any():
+                raise ValueError(
+                    "no row has a text to retrieve, in the columns "
+                    f"{', '.join(self.columns.text)}"
+                )
+            similarity = outputs[:, 0] @ outputs[:, 1].T
+            nearest = np.argmax(np.where(texts, similarity, -np.inf), axis=1)
+            return np.where(pictures, nearest, -1)
         return outputs
 
     def predict_proba(self, samples: Data) -> np.ndarray:
@@ -99,7 +111,7 @@ class Predictor:
                 "only classifiers have probabilities; the task of this model is "
                 f"{self.columns.kind!r}"
             )
-        return softmax(self._outputs(samples))
+        return softmax(self._backend.outputs(self._read(samples), ""))
 
     def embed(self, samples: Data) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Embeds samples.
@@ -110,15 +122,19 @@ class Predictor:
         Returns:
             float32 [B, D], the fused features of each sample. For retrieval, two arrays
             of unit vectors, of the pictures and of the texts; their dot products are
-            similarities.
+            similarities. Of a picture or text that a row lacks the vector is zero.
 
         Raises:
             ValueError: as `predict`.
         """
         if self.columns.kind == "retrieve":
-            outputs = self._outputs(samples)
-            return outputs[:, 0], outputs[:, 1]
-        return np.asarray(self._outputs(samples, "summary"), np.float32)
+            read = self._read(samples)
+            outputs = self._backend.outputs(read, "")
+            pictures, texts = _sides(read)
+            return outputs[:, 0] * pictures[:, None], outputs[:, 1] * texts[:, None]
+        return np.asarray(
+            self._backend.outputs(self._read(samples), "summary"), np.float32
+        )
 
     def evaluate(self, data: Data) -> dict[str, float]:
         """Metrics on samples with their targets.
@@ -216,7 +232,7 @@ class Predictor:
             path, self.record, self.columns, self.class_names, self.decisions
         )
 
-    def _outputs(self, data: Data, what: str = "") -> np.ndarray:
+    def _read(self, data: Data) -> list[Sample]:
         table = read_table(self._with_names(data), "samples")
         self._check_columns(table, target=False)
         converted = to_samples(table, self.columns, target=False)
@@ -227,7 +243,7 @@ class Predictor:
                 f"{table.rows[first].where}: nothing to read; the model reads "
                 f"{_listed(self.columns)}"
             )
-        return self._backend.outputs(converted.samples, what)
+        return converted.samples
 
     def _with_names(self, data: Data) -> Data:
         """Values of the only input column, as rows."""
@@ -256,6 +272,12 @@ class Predictor:
                 f"{table.name} has no column {self.columns.target!r}, the target "
                 f"(columns: {', '.join(names)})"
             )
+
+
+def _sides(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples have a picture, and which a text; bool [B] each."""
+    pictures = np.array([bool(sample.media) for sample in samples])
+    return pictures, np.array([bool(sample.fields.reads) for sample in samples])
 
 
 def _listed(columns: Columns) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from meta_opt.data.sources.sample_schema import Fields, Media, Sample
 from meta_opt.predictor.columns import Columns
-from meta_opt.predictor.table import Row, Table
+from meta_opt.predictor.table import Row, Table, split_of
 
 _PLAIN = ("text", "prompt")
 """Columns whose text is read without the column's name before it."""
@@ -56,7 +56,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
             fields = Fields(
                 files={},
                 text=(text,) if text else (),
-                split=row.values.get(columns.split) if columns.split else None,
+                split=split_of(row.values.get(columns.split, "")),
                 **({} if asked is None else _asked(columns.kind, asked)),
             )
             key = _key(media, folder) or text

@@ -5,7 +5,9 @@ a list of mappings, a folder with one sub-folder per class (optionally below ``t
 ``validation`` and ``test``), and WebDataset tar files.
 """
 
+import collections
 import csv
+import decimal
 import io
 import math
 import os
@@ -22,17 +24,18 @@ from meta_opt.text_files import read_jsonl, read_text
 Data: TypeAlias = Any
 """A path, a pandas DataFrame or a sequence of mappings."""
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-"""Names of folders and their splits."""
+"""Names of splits, as folders or in a column."""
 _JSONL, _CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_CODE = re.compile(r"0\d+")
+"""Digits that are no number, such as a postal code: they would lose their zeros."""
+_MISSING = ("na", "n/a", "nan", "null", "none")
+"""What programs write for a missing number."""
 
 
 class Row(NamedTuple):
@@ -66,6 +69,25 @@ class Table(NamedTuple):
         return tuple(dict.fromkeys(name for row in self.rows for name in row.values))
 
 
+def split_of(value: Any) -> str | None:
+    """The split that a folder or a value names: ``train``, ``validation``, ``test``.
+
+    >>> split_of("Val"), split_of("left")
+    ('validation', None)
+    """
+    return _SPLITS.get(str(value).strip().casefold())
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number that can be read as one without loss.
+
+    >>> is_number(" 1.5"), is_number("01067"), is_number("1,5")
+    (True, False, False)
+    """
+    text = text.strip()
+    return bool(_NUMBER.fullmatch(text)) and not _CODE.fullmatch(text)
+
+
 def read_table(data: Data, name: str = "data") -> Table:
     """Reads data in any of the forms; media files are not opened.
 
@@ -84,6 +106,7 @@ def read_table(data: Data, name: str = "data") -> Table:
     if isinstance(data, str | os.PathLike):
         table = _from_path(os.fspath(data))
     elif hasattr(data, "columns") and hasattr(data, "to_dict"):  # A DataFrame.
+        _check_distinct(list(map(str, data.columns)), name)
         table = _from_mappings(data.to_dict("records"), name)
     elif isinstance(data, Sequence) and all(isinstance(x, Mapping) for x in data):
         table = _from_mappings(data, name)
@@ -121,15 +144,21 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
     def parse(value: Any, line: int) -> Row:
         if not isinstance(value, Mapping):
             raise ValueError("needs a JSON object; write one a line")
-        return Row(_cleaned(value), f"{path}, line {line}")
+        where = f"{path}, line {line}"
+        return Row(_cleaned(value, where), where)
 
     return read_jsonl(path, parse)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     text = read_text(path)
+    header = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    if delimiter not in header:
+        # As spreadsheets write it where the comma is a decimal point.
+        delimiter = next((mark for mark in ";\t" if mark in header), delimiter)
     lines = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    _check_distinct(list(lines.fieldnames or ()), str(path))
     rows = []
     for values in lines:
         where = f"{path}, line {lines.line_num}"
@@ -139,31 +168,47 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     numeric = {
         name
         for name in lines.fieldnames or ()
-        if all(not row[name] or _NUMBER.fullmatch(row[name].strip()) for row, _ in rows)
+        if (cells := [row[name] for row, _ in rows if not _is_missing(row[name])])
+        and all(map(is_number, cells))
     }
     for values, where in rows:
-        parsed = {k: _number(v) if k in numeric and v else v for k, v in values.items()}
-        yield Row(_cleaned(parsed), where)
+        parsed = {k: _number(v) if k in numeric else v for k, v in values.items()}
+        yield Row(_cleaned(parsed, where), where)
 
 
-def _number(text: str) -> int | float:
-    value = float(text)
-    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else value
+def _is_missing(text: str | None) -> bool:
+    return text is None or not text.strip() or text.strip().casefold() in _MISSING
+
+
+def _number(text: str | None) -> int | float | None:
+    if text is None or _is_missing(text):
+        return None
+    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else float(text)
+
+
+def _check_distinct(names: Sequence[str], where: str) -> None:
+    """Raises ValueError for columns of one name, of which all but one would be lost."""
+    twice = [name for name, n in collections.Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"{where} has several columns called {', '.join(map(repr, twice))}: give "
+            "each a name of its own"
+        )
 
 
 def _folder_rows(path: Path) -> Iterator[Row]:
     """Files with the name of their sub-folder as class; none without sub-folders."""
-    subs = [p for p in sorted(path.iterdir()) if p.is_dir() and p.name[0] not in "._"]
+    subs = _sub_folders(path)
     if not subs:
         for file, kind in _media_files(path):
             yield Row({kind: str(file)}, str(file))
         return
-    splits = {p: SPLIT_FOLDERS.get(p.name.lower()) for p in subs}
+    splits = {p: split_of(p.name) for p in subs}
     divided = all(splits.values()) and all(
         any(child.is_dir() for child in p.iterdir()) for p in subs
     )
     for sub in subs:
-        classes = sorted(p for p in sub.iterdir() if p.is_dir()) if divided else [sub]
+        classes = _sub_folders(sub) if divided else [sub]
         for folder in classes:
             for file, kind in _media_files(folder):
                 values = {kind: str(file), "label": folder.name}
@@ -171,11 +216,20 @@ def _folder_rows(path: Path) -> Iterator[Row]:
                 yield Row(values, str(file))
 
 
+def _sub_folders(path: Path) -> list[Path]:
+    """Those that are not hidden, sorted."""
+    return [p for p in sorted(path.iterdir()) if p.is_dir() and p.name[0] not in "._"]
+
+
 def _media_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Image, audio and video files below a folder, with their modality."""
+    """Image, audio and video files below a folder, with their modality.
+
+    Without hidden ones and those in hidden folders, such as notebooks' checkpoints.
+    """
     for file in sorted(folder.rglob("*")):
         kind = MEDIA_ENDINGS.get(file.suffix.lower())
-        if kind is not None and not file.name.startswith(".") and file.is_file():
+        hidden = any(part[0] == "." for part in file.relative_to(folder).parts)
+        if kind is not None and not hidden and file.is_file():
             yield file, kind
 
 
@@ -188,22 +242,37 @@ def _tar_rows(pattern: str) -> Iterator[Row]:
             values[key] = texts[0] if len(texts) == 1 else list(texts) or None
         for key in ("label", "score", "split"):
             values[key] = getattr(fields, key)
-        yield Row(_cleaned(values), sample.where)
+        yield Row(_cleaned(values, sample.where), sample.where)
 
 
 def _from_mappings(data: Sequence[Mapping[str, Any]], name: str) -> Table:
-    rows = [Row(_cleaned(x), f"{name}, row {i}") for i, x in enumerate(data, start=1)]
+    rows = []
+    for i, values in enumerate(data, start=1):
+        where = f"{name}, row {i}"
+        rows.append(Row(_cleaned(values, where), where))
     return Table(rows, Path(), name)
 
 
-def _cleaned(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain Python values, without missing ones."""
+def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Plain Python values, without missing ones.
+
+    Raises:
+        ValueError: pictures, arrays or bytes, whose text would be nonsense.
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         elif hasattr(value, "item") and getattr(value, "ndim", None) == 0:
             value = value.item()  # A NumPy scalar, as in DataFrames.
+        elif isinstance(value, decimal.Decimal):
+            value = float(value)
+        if _is_content(value):
+            raise ValueError(
+                f"{where}: the column {name!r} has a value of type "
+                f"{type(value).__name__}; write pictures, sounds and clips to files "
+                "and give their paths, and decode texts"
+            )
         missing = value is None or (isinstance(value, float) and math.isnan(value))
         if missing or (isinstance(value, str) and not value.strip()):
             continue
@@ -216,3 +285,13 @@ def _cleaned(values: Mapping[str, Any]) -> dict[str, Any]:
             value = str(value)
         found[str(name)] = value
     return found
+
+
+def _is_content(value: Any) -> bool:
+    """Whether a value is data itself: bytes, or an array or picture of any library."""
+    if isinstance(value, Mapping):
+        return any(map(_is_content, value.values()))
+    arrays = ("__array__", "__array_interface__")
+    return isinstance(value, bytes | bytearray | memoryview) or any(
+        hasattr(value, name) for name in arrays
+    )

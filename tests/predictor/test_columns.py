@@ -106,6 +106,16 @@ MISTAKES = {
         "too many for classes",
     ),
     "nothing to read": (rows(label=lambda i: i % 2), None, "nothing to read"),
+    "numbers in two forms": (
+        rows(text=str, price=lambda i: "1,5" if i == 3 else str(i / 4)),
+        "price",
+        r"23 of 24 values of the target 'price' .* '1,5' \(data, row 4\) is not",
+    ),
+    "part of a split": (
+        rows(text=str, label=lambda i: i % 2, split=lambda i: ("train", "left")[i % 2]),
+        None,
+        "'split' has 'left' beside names of splits",
+    ),
 }
 
 
@@ -115,6 +125,90 @@ def test_mistakes_are_named(name):
     with pytest.raises(ValueError, match=message) as error:
         columns_of(data, target)
     assert "\n" not in str(error.value)
+
+
+def test_pictures_beside_a_number_and_no_target(pictures):
+    data = rows(8, photo=lambda i: pictures[i % 4], price=lambda i: i / 3)
+    with pytest.raises(ValueError, match=r"no target \('price' might be it\)"):
+        columns_of(data)
+    assert columns_of(data, "price").kind == "score"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "validation", "test"), ("Train", "val", "TEST"), ("training", "dev", 0)],
+)
+def test_a_column_of_splits_by_any_name(names):
+    names = [name or "testing" for name in names]
+    data = rows(
+        text=lambda i: f"day {i}",
+        label=lambda i: i % 2,
+        Split=lambda i: names[i % 3],
+    )
+    columns = columns_of(data)
+    assert columns.split == "Split" and columns.text == ("text",)
+    found = [x.fields.split for x in to_samples(read_table(data), columns).samples]
+    assert found[:3] == ["train", "validation", "test"]
+    other = [{**row, "Split": "lr"[i % 2]} for i, row in enumerate(data)]
+    assert columns_of(other).text == ("text", "Split")
+
+
+class Picture:
+    """As a PIL picture or an array of any library."""
+
+    __array_interface__ = {"shape": (8, 8)}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Picture(), np.zeros((8, 8)), b"PNG", {"bytes": b"PNG"}, Image.new("RGB", (2, 2))],
+    ids=lambda value: type(value).__name__,
+)
+def test_contents_are_no_text(value):
+    data = [*rows(2, photo=str), {"photo": value}]
+    name = type(value).__name__
+    with pytest.raises(ValueError, match=f"row 3: .* 'photo' .* of type {name}; write"):
+        read_table(data)
+
+
+def csv_values(path, text, name):
+    path.write_text(text)
+    return [row.values.get(name) for row in read_table(path).rows]
+
+
+def test_numbers_of_a_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    missing = "text,price\na,1.5\nb,NA\nc,nan\nd,\ne,2\n"
+    assert csv_values(path, missing, "price") == [1.5, None, None, None, 2]
+    codes = "text,code\na,01067\nb,10115\nc,NA\n"
+    assert csv_values(path, codes, "code") == ["01067", "10115", "NA"]
+    assert csv_values(path, "text,n\na,0\nb,-0.5\n", "n") == [0, -0.5]
+    # Without a number it is a column of texts.
+    assert csv_values(path, "text,who\na,NA\nb,None\n", "who") == ["NA", "None"]
+    assert csv_values(path, "text;n\na, b;1\nc;2\n", "n") == [1, 2]
+    assert csv_values(path, "text\tn\na, b\t1\n", "n") == [1]
+
+
+def test_columns_of_one_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,label\na,1,2\n")
+    with pytest.raises(ValueError, match=r"a\.csv has several columns called 'label'"):
+        read_table(path)
+
+    class Frame:
+        columns = ("text", "label", "label")
+
+        def to_dict(self, orient):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="several columns called 'label'"):
+        read_table(Frame())
+
+
+def test_whole_numbers_of_both_types_are_one_class():
+    data = rows(text=lambda i: f"day {i}", label=lambda i: (1, 1.0, 2)[i % 3])
+    _, decisions = find_columns(read_table(data))
+    assert any("2 of them distinct" in d.reason for d in decisions)
 
 
 def test_forms_of_data_give_the_same_rows(tmp_path):
@@ -152,6 +246,10 @@ def test_folders_of_classes_and_of_splits(tmp_path):
             folder.mkdir(parents=True)
             Image.new("RGB", (4, 4)).save(folder / "1.png")
             (folder / ".hidden.png").write_bytes(b"")
+            (folder / ".ipynb_checkpoints").mkdir()
+            (folder / ".ipynb_checkpoints" / "1.png").write_bytes(b"")
+        (tmp_path / "set" / split / ".trash").mkdir()
+        (tmp_path / "set" / split / ".trash" / "1.png").write_bytes(b"")
     found = [dict(row.values) for row in read_table(tmp_path / "set").rows]
     assert sorted((x["split"], x["label"]) for x in found) == [
         *(("train", "cat"), ("train", "dog")),

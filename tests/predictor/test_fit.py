@@ -256,6 +256,17 @@ def test_a_folder_of_the_users_learns_pairs(tmp_path):
     assert image.shape == text.shape == (40, 32)
     nearest = found.predict(pairs)
     np.testing.assert_array_equal(nearest, (image @ text.T).argmax(axis=1))
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    picture, caption = ("image" if "image" in rows[0] else "picture"), "text"
+    for row in rows:
+        row[picture] = str(pairs.parent / row[picture])
+    cut = [{k: x for k, x in rows[0].items() if k != caption}, rows[1], rows[2]]
+    del cut[2][picture]
+    assert found.predict(cut).tolist()[2] == -1
+    assert set(found.predict(cut)[:2].tolist()) <= {1, 2}
+    assert not found.embed(cut)[1][0].any() and not found.embed(cut)[0][2].any()
+    with pytest.raises(ValueError, match="no row has a text to retrieve"):
+        found.predict(cut[:1])
     assert found.evaluate(pairs)["examples"] == 40
     found.save(tmp_path / "saved")
     loaded = meta_opt.Predictor.load(tmp_path / "saved")
