@@ -1,8 +1,30 @@
-"""Metrics of predicted sentiment, as they are reported for CMU-MOSI."""
+"""Metrics of predicted numbers, and of sentiment, as reported for CMU-MOSI."""
 
 import numpy as np
 
 from meta_opt.metrics.classification import classification_metrics
+
+
+def regression_metrics(scores: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Mean absolute error and Pearson's correlation.
+
+    Args:
+        scores: float [N].
+        predictions: float [N].
+
+    Returns:
+        ``mae``, in the unit of the scores; ``correlation``, 0 where it is undefined.
+
+    >>> regression_metrics(np.array([1.0, 3.0]), np.array([2.0, 2.0]))
+    {'mae': 1.0, 'correlation': 0.0}
+    """
+    constant = np.ptp(scores) == 0 or np.ptp(predictions) == 0
+    return {
+        "mae": float(np.mean(np.abs(scores - predictions))),
+        "correlation": 0.0
+        if constant
+        else float(np.corrcoef(scores, predictions)[0, 1]),
+    }
 
 
 def sentiment_metrics(scores: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -17,7 +39,7 @@ def sentiment_metrics(scores: np.ndarray, predictions: np.ndarray) -> dict[str, 
         predictions: float [N].
 
     Returns:
-        - ``mae``; ``correlation``, Pearson's, 0 where it is undefined;
+        - those of `regression_metrics`;
         - ``accuracy`` and ``macro_f1`` of whether a score is above 0;
         - ``acc2_non_negative`` and ``f1_non_negative`` of whether it is 0 or above;
         - ``acc2_non_zero`` and ``f1_non_zero`` of whether it is above 0, where the true
@@ -30,13 +52,9 @@ def sentiment_metrics(scores: np.ndarray, predictions: np.ndarray) -> dict[str, 
     >>> round(metrics["acc2_non_negative"], 4), metrics["acc2_non_zero"]
     (0.6667, 1.0)
     """
-    constant = np.ptp(scores) == 0 or np.ptp(predictions) == 0
     clear = scores != 0
     return {
-        "mae": float(np.mean(np.abs(scores - predictions))),
-        "correlation": 0.0
-        if constant
-        else float(np.corrcoef(scores, predictions)[0, 1]),
+        **regression_metrics(scores, predictions),
         **classification_metrics(scores > 0, predictions > 0),
         **_two_classes("non_negative", scores >= 0, predictions >= 0),
         **_two_classes("non_zero", scores[clear] > 0, predictions[clear] > 0),

@@ -25,7 +25,7 @@ from meta_opt.evaluators.multimodal import multimodal_evaluation, multimodal_out
 from meta_opt.evaluators.retrieval import evaluate_retrieval
 from meta_opt.inference import ContrastiveModel, GenerativeModel, load_exported
 from meta_opt.metrics.answers import answer_metrics
-from meta_opt.metrics.regression import sentiment_metrics
+from meta_opt.metrics.regression import regression_metrics, sentiment_metrics
 from meta_opt.models.multimodal import Multimodal
 from meta_opt.predictor.columns import Columns
 from meta_opt.types import PyTree
@@ -162,7 +162,10 @@ class MultimodalBackend:
         if self.kind == "score":
             scores, found = arrays["score"], self.outputs_of(arrays)
             squared = float(np.mean((scores - found) ** 2))
-            return {"loss": squared, **sentiment_metrics(scores, found)}
+            # The sign says something only where both are there, as in sentiment.
+            signed = np.min(scores) < 0 < np.max(scores)
+            metrics = sentiment_metrics if signed else regression_metrics
+            return {"loss": squared, **metrics(scores, found)}
         return multimodal_evaluation(
             self.kind,
             self._modalities,

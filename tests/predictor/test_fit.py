@@ -22,6 +22,7 @@ from predictor_toy import (
 
 import meta_opt
 from meta_opt.data.samples import Samples
+from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.command import main
 from meta_opt.workloads.multimodal_inputs import InputReader, InputsConfig
 
@@ -246,6 +247,44 @@ def test_a_folder_of_pictures_within_its_time(root, tmp_path):
         fit(tmp_path / "pictures", root, time_limit=0.01)
 
 
+class Sides:
+    """Vectors of pictures and of texts as a retrieval model gives them, also where
+    a row has none."""
+
+    def outputs(self, samples, what):
+        return np.stack([np.eye(3), np.roll(np.eye(3), 1, axis=0)], 1)[: len(samples)]
+
+
+def test_only_rows_with_a_text_are_retrieved(tmp_path):
+    columns = Columns("retrieve", {"image": "photo"}, ("words",))
+    predictor = meta_opt.Predictor(Sides(), columns, (), [], None)
+    both = [{"photo": f"{i}.png", "words": f"picture {i}"} for i in range(3)]
+    # The vector of picture i is that of text i + 1.
+    assert predictor.predict(both).tolist() == [1, 2, 0]
+    cut = [both[0], {"photo": "1.png"}, {"words": "picture 2"}]
+    assert predictor.predict(cut).tolist() == [0, 2, -1]
+    pictures, texts = predictor.embed(cut)
+    assert pictures.any(axis=1).tolist() == [True, True, False]
+    assert texts.any(axis=1).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match=r"no row has a text to retrieve, .* words"):
+        predictor.predict([{"photo": "1.png"}])
+
+
+ARGUMENTS = [
+    ({"target": ["label"]}, TypeError, r"target=\['label'\] of type list"),
+    ({"time_limit": "10m"}, TypeError, "time_limit='10m' must be a number"),
+    ({"seed": "a"}, TypeError, "seed='a' must be an integer"),
+    ({"data": None}, ValueError, "data of type NoneType must be a path"),
+]
+
+
+@pytest.mark.parametrize("given, error, message", ARGUMENTS)
+def test_arguments_of_the_wrong_type(given, error, message):
+    data = [{"text": f"day {i}", "label": i % 2} for i in range(20)]
+    with pytest.raises(error, match=message):
+        meta_opt.fit(**{"data": data, "progress": False, **given})
+
+
 @pytest.mark.slow
 def test_a_folder_of_the_users_learns_pairs(tmp_path):
     siglip = write_folder(tmp_path / "siglip")
@@ -256,17 +295,6 @@ def test_a_folder_of_the_users_learns_pairs(tmp_path):
     assert image.shape == text.shape == (40, 32)
     nearest = found.predict(pairs)
     np.testing.assert_array_equal(nearest, (image @ text.T).argmax(axis=1))
-    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    picture, caption = ("image" if "image" in rows[0] else "picture"), "text"
-    for row in rows:
-        row[picture] = str(pairs.parent / row[picture])
-    cut = [{k: x for k, x in rows[0].items() if k != caption}, rows[1], rows[2]]
-    del cut[2][picture]
-    assert found.predict(cut).tolist()[2] == -1
-    assert set(found.predict(cut)[:2].tolist()) <= {1, 2}
-    assert not found.embed(cut)[1][0].any() and not found.embed(cut)[0][2].any()
-    with pytest.raises(ValueError, match="no row has a text to retrieve"):
-        found.predict(cut[:1])
     assert found.evaluate(pairs)["examples"] == 40
     found.save(tmp_path / "saved")
     loaded = meta_opt.Predictor.load(tmp_path / "saved")
@@ -315,6 +343,8 @@ def test_numbers_come_back_in_their_unit(root, tmp_path):
     assert np.mean(np.abs(errors)) < 150
     metrics = found.evaluate(rows)
     assert metrics["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-4)
+    # Prices have no sign whose accuracy would say something.
+    assert metrics.keys() == {"loss", "mae", "correlation", "examples", "left_out"}
     found.save(tmp_path / "saved")
     loaded = meta_opt.Predictor.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.predict(rows), answers, rtol=1e-5)
