@@ -11,7 +11,7 @@ after the last step, and the tuned settings of AdamW, are those of Table 1
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ from experiments import cli
 from experiments.framework_cells import (
     FrameworkCell,
     framework_cells,
-    measure,
+    measure_all,
     table1_runs,
 )
 from experiments.sharing import reporting, shared_work
-from meta_opt.leases import Lease, Leases, share
 from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
@@ -37,32 +36,6 @@ ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their nam
 REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
 
 _SETTINGS = ("tasks", "stages", "seeds", "preset", "table1", "results")
-
-
-def measure_all(
-    config: Mapping[str, Any], missing: Sequence[FrameworkCell], leases: Leases | None
-) -> None:
-    """Measures cells, but for those that others measure meanwhile, with a bar.
-
-    Args:
-        config: the whole configuration.
-        missing: what is to be measured.
-        leases: of all that share the work; None if this process is alone.
-    """
-    from tqdm import tqdm
-
-    from meta_opt.compilation_cache import use_compilation_cache
-
-    use_compilation_cache()
-    with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
-
-        def measure_cell(cell: FrameworkCell, lease: Lease | None) -> None:
-            bar.set_postfix_str(cell.name)
-            if cell.stored() is None:
-                measure(cell, config["tasks"][cell.task], lease)
-            bar.update()
-
-        share(missing, lambda cell: cell.lease_name, measure_cell, leases)
 
 
 def report(
@@ -106,7 +79,7 @@ def main() -> None:
             for cell in cells.values()
             if ONLY.value in cell.name and cell.stored() is None
         }
-        measure_all(config, list(missing.values()), leases)
+        measure_all(config["tasks"], list(missing.values()), leases)
         with reporting(leases) as ours:
             if ours:
                 print(report(config, cells))

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.stored_results import StoredResult
 from experiments.table_cells import deciding
 from experiments.workloads import read_run
-from meta_opt.leases import Lease
+from meta_opt.leases import Lease, Leases, share
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
@@ -141,6 +141,32 @@ def measure(
     else:
         found = _trained(cell, run, METRICS[_kind(base)])
     cell.write({"run": {"seed": cell.seed, **found}}, lease)
+
+
+def measure_all(
+    tasks: Mapping[str, Any], missing: Sequence[FrameworkCell], leases: Leases | None
+) -> None:
+    """Measures cells, but for those that others measure meanwhile, with a bar.
+
+    Args:
+        tasks: settings of each task's run, by its name.
+        missing: what is to be measured.
+        leases: of all that share the work; None if this process is alone.
+    """
+    from tqdm import tqdm
+
+    from meta_opt.compilation_cache import use_compilation_cache
+
+    use_compilation_cache()
+    with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
+
+        def measure_cell(cell: FrameworkCell, lease: Lease | None) -> None:
+            bar.set_postfix_str(cell.name)
+            if cell.stored() is None:
+                measure(cell, tasks[cell.task], lease)
+            bar.update()
+
+        share(missing, lambda cell: cell.lease_name(cell.name), measure_cell, leases)
 
 
 def _kind(base: Mapping[str, Any]) -> str:

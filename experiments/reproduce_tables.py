@@ -55,7 +55,7 @@ def _measure_cells(
             task, variant = config["tasks"][cell.task], config["variants"][cell.variant]
             measure(cell, task, variant, lease)
 
-    share(every, lambda cell: cell.lease_name, measure_cell, leases)
+    share(every, lambda cell: cell.lease_name(cell.name), measure_cell, leases)
 
 
 def measure_all(

@@ -24,19 +24,13 @@ class StoredResult:
     setup: dict[str, Any]
 
     @property
-    def name(self) -> str:
-        """For bars and messages."""
-        return str(self.path)
-
-    @property
     def digest(self) -> str:
         """Of the setup: a result of another one is measured again."""
         return settings_digest(self.setup)
 
-    @property
-    def lease_name(self) -> str:
-        """Of the work under this setup, see `meta_opt.leases.Leases.take`."""
-        return f"{self.name}, {self.digest[:8]}"
+    def lease_name(self, name: str) -> str:
+        """Of work called ``name`` under this setup, see `meta_opt.leases.Leases`."""
+        return f"{name}, {self.digest[:8]}"
 
     def stored(self) -> dict[str, Any] | None:
         """The result that is there, if it is of this setup.

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from configs import framework as configs
-from experiments import framework
-from experiments.framework_cells import framework_cells
+from experiments import framework_cells as cells_module
+from experiments.framework_cells import framework_cells, measure_all
 from meta_opt.leases import Leases
 from meta_opt.studies.framework.report import write_framework
 from meta_opt.studies.framework.stages import read_stages
@@ -111,10 +111,10 @@ def test_cells_that_are_shared_are_measured_once(tmp_path, monkeypatch):
         time.sleep(0.05)
         cell.write({"run": {"seed": cell.seed, **run(0.5)}}, lease)
 
-    monkeypatch.setattr(framework, "measure", measure)
+    monkeypatch.setattr(cells_module, "measure", measure)
     with concurrent.futures.ThreadPoolExecutor() as threads:
         started = [
-            threads.submit(framework.measure_all, config, cells, Leases(tmp_path))
+            threads.submit(measure_all, config["tasks"], cells, Leases(tmp_path))
             for _ in range(2)
         ]
     assert [future.exception() for future in started] == [None, None]
