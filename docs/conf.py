@@ -69,6 +69,8 @@ PAGES = {
     "results/meta_test/meta_test.md": "tables/meta_test.md",
     "results/meltr_throughput/meltr_throughput.md": "tables/meltr_throughput.md",
     "results/table1/table1.md": "tables/table1.md",
+    "results/ablations/ablations.md": "tables/ablations.md",
+    "results/balancing/clipart_category/balancing.md": "tables/balancing.md",
 }
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
 
