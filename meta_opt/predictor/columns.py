@@ -311,12 +311,20 @@ def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
     numbers = sum(map(is_number, values))
     if 2 * numbers <= len(values):
         return
-    row = next(r for r in table.rows if name in r.values
-               and not is_number(r.values[name]))  # fmt: skip
+    other = [
+        row
+        for row in table.rows
+        if name in row.values and not is_number(row.values[name])
+    ]
+    if not other:
+        raise ValueError(
+            f"{table.name}: the values of the target {name!r} are numbers written as "
+            f"texts, such as {values[0]!r}; write them without quotes"
+        )
     raise ValueError(
         f"{table.name}: {numbers} of {len(values)} values of the target {name!r} are "
-        f"numbers, and {row.values[name]!r} ({row.where}) is not; write it as one, "
-        "with a point and without units, or leave it out"
+        f"numbers, and {other[0].values[name]!r} ({other[0].where}) is not; write it "
+        "as one, with a point and without units, or leave it out"
     )
 
 

@@ -56,13 +56,17 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
             fields = Fields(
                 files={},
                 text=(text,) if text else (),
-                split=split_of(row.values.get(columns.split, "")),
+                split=_split(row, columns),
                 **({} if asked is None else _asked(columns.kind, asked)),
             )
             key = _key(media, folder) or text
             samples.append(Sample(row.where, key, media, fields))
             kept.append(index)
     return Converted(samples, kept, lacking, empty)
+
+
+def _split(row: Row, columns: Columns) -> str | None:
+    return split_of(row.values.get(columns.split, "")) if columns.split else None
 
 
 def row_text(row: Row, names: Sequence[str]) -> str:

@@ -187,8 +187,11 @@ def _number(text: str | None) -> int | float | None:
 
 
 def _check_distinct(names: Sequence[str], where: str) -> None:
-    """Raises ValueError for columns of one name, of which all but one would be lost."""
-    twice = [name for name, n in collections.Counter(names).items() if n > 1]
+    """Raises ValueError for columns of one name, of which all but one would be lost.
+
+    Columns without a name are what spreadsheets leave at the end of lines.
+    """
+    twice = [name for name, n in collections.Counter(names).items() if n > 1 and name]
     if twice:
         raise ValueError(
             f"{where} has several columns called {', '.join(map(repr, twice))}: give "

@@ -111,6 +111,11 @@ MISTAKES = {
         "price",
         r"23 of 24 values of the target 'price' .* '1,5' \(data, row 4\) is not",
     ),
+    "numbers as texts": (
+        rows(text=str, price=lambda i: str(i / 4)),
+        "price",
+        r"'price' are numbers written as texts, such as '0\.0'; .* without quotes",
+    ),
     "part of a split": (
         rows(text=str, label=lambda i: i % 2, split=lambda i: ("train", "left")[i % 2]),
         None,
@@ -194,6 +199,8 @@ def test_columns_of_one_name(tmp_path):
     path.write_text("text,label,label\na,1,2\n")
     with pytest.raises(ValueError, match=r"a\.csv has several columns called 'label'"):
         read_table(path)
+    path.write_text("text,label,,\na,1,,\n")
+    assert dict(read_table(path).rows[0].values) == {"text": "a", "label": 1}
 
     class Frame:
         columns = ("text", "label", "label")
