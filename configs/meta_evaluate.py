@@ -114,6 +114,10 @@ def style_validation() -> ml_collections.ConfigDict:
         "validation_source_llama",
         "validation_iris_mlp",
     )
+    # As in `validation`.
+    config.meta_test.core_baselines = ("adamw",)
+    config.meta_test.extra_baselines = ()
+    config.meta_test.untuned = ("learned", "hand_designed")
     config.results = "results/style_validation"
     return config
 
