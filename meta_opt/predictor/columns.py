@@ -280,6 +280,7 @@ def _asked(
     distinct = len(set(values if kind == "number" else map(str, values)))
     about = f"{len(values)} values of type {kind}, {distinct} of them distinct"
     if kind == "texts":
+        _check_not_labels(table, name, values)
         return "caption", "text", f"{about}: a text to generate"
     if distinct == 1:
         raise ValueError(
@@ -304,6 +305,18 @@ def _asked(
         f"{table.name}: the target {name!r} has {about}: too many for classes, and "
         "generating texts needs pictures, sounds or clips"
     )
+
+
+def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
+    """Raises ValueError for lists of classes, which are not several correct texts."""
+    texts = [text for value in values for text in value]
+    several = any(len(value) > 1 for value in values)
+    if several and (name.casefold() in _CLASS_NAMES or _is_category(texts)):
+        raise ValueError(
+            f"{table.name}: the target {name!r} has lists of classes, such as "
+            f"{values[0]!r}; a sample has one class: train a model for each class, "
+            "with true or false as its target"
+        )
 
 
 def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:

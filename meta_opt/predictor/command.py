@@ -8,10 +8,11 @@ meta-opt report tuned report.html
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,21 +159,31 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
 def _fit(options: argparse.Namespace) -> None:
     from meta_opt.predictor.fit import fit
 
-    # Find out before training whether the folder can be written.
-    Path(options.out).mkdir(parents=True, exist_ok=True)
-    predictor = fit(
-        options.data,
-        time_limit=options.time_limit,
-        workdir=options.workdir,
-        **_choices(options),
-    )
-    predictor.save(options.out)
+    with _writable(Path(options.out)):
+        predictor = fit(
+            options.data,
+            time_limit=options.time_limit,
+            workdir=options.workdir,
+            **_choices(options),
+        )
+        predictor.save(options.out)
     for decision in predictor.decisions:
         print(f"  {decision}")
     for split, metrics in predictor.record.metrics.items():
         listed = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"{split}: {listed}")
     print(f"written: {options.out}")
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Makes the folder before the work, to fail early; removes it if it stays empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -116,6 +116,16 @@ MISTAKES = {
         "price",
         r"'price' are numbers written as texts, such as '0\.0'; .* without quotes",
     ),
+    "several classes": (
+        rows(text=str, tags=lambda i: [WORDS[i % 3], WORDS[(i + 1) % 3]]),
+        "tags",
+        r"'tags' has lists of classes, such as \['.*'\]; a sample has one class",
+    ),
+    "several classes by name": (
+        rows(text=str, label=lambda i: [f"one {i}", f"two {i}"]),
+        None,
+        "'label' has lists of classes",
+    ),
     "part of a split": (
         rows(text=str, label=lambda i: i % 2, split=lambda i: ("train", "left")[i % 2]),
         None,

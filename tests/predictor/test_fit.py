@@ -222,8 +222,13 @@ def test_the_command(predictor, samples, root, tmp_path, capsys):
     assert page.is_file()
     capsys.readouterr()
     assert main(["fit", "nowhere.jsonl", "--out", str(tmp_path / "x")]) == 1
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").touch()
+    assert main(["fit", "nowhere.jsonl", "--out", str(tmp_path / "kept")]) == 1
+    assert (tmp_path / "kept" / "notes.txt").is_file()
     assert main(["plan", "nowhere.jsonl"]) == 1
-    error, of_plan = capsys.readouterr().err.strip().splitlines()
+    error, _, of_plan = capsys.readouterr().err.strip().splitlines()
     assert of_plan == "meta-opt plan: there is no file nowhere.jsonl"
     assert error == "meta-opt fit: there is no file nowhere.jsonl"
     with pytest.raises(SystemExit):
