@@ -9,8 +9,10 @@ import ml_collections
 
 from configs import (
     ablations,
+    balancing,
     calibrate,
     common,
+    faults,
     framework,
     meta_evaluate,
     plan_memory,
@@ -130,6 +132,16 @@ def _checks() -> ml_collections.ConfigDict:
         relative=0.05,
         absolute=3.0,
     )
+    checks["balancing/clipart_category/none"] = _check(
+        "balancing_row",
+        study=balancing.task("clipart_category"),
+        seed=1,
+        relative=0.05,
+        absolute=3.0,
+    )
+    checks["faults/kills/finetune_full"] = _check(
+        "killed_run", study=faults.full(), cell="kills/finetune_full/0"
+    )
     return ml_collections.ConfigDict(checks)
 
 
@@ -156,8 +168,8 @@ _NOT_RERUN = (
         "python -m experiments.ablations --config configs/ablations.py:shipped",
     ),
     (
-        "faults",
-        "minutes a cell; most mount file systems in memory and need root",
+        "faults, other cells",
+        "up to minutes a cell; some mount file systems in memory and need root",
         "python -m experiments.faults --config configs/faults.py:full",
     ),
     (
@@ -166,7 +178,7 @@ _NOT_RERUN = (
         "python -m experiments.framework --config configs/framework.py:suite",
     ),
     (
-        "balancing",
+        "balancing, other variants",
         "ten minutes a task",
         "python -m experiments.balancing "
         "--config configs/balancing.py:tuxpaint_trimodal",

@@ -309,7 +309,7 @@ def table_cell(settings: Settings) -> list[Comparison]:
             found["epochs"][-1]["validation"]["loss"],
             relative=settings["relative"],
         ),
-        _test_accuracy(stored, found, settings),
+        _test_accuracy(stored["test"], found["test"], settings),
     ]
 
 
@@ -333,11 +333,60 @@ def framework_cell(settings: Settings) -> list[Comparison]:
         measure(again, study["tasks"][task])
         found = again.run()
     assert found is not None
+    return _test_metrics(stored["test"], found["test"], settings)
+
+
+def balancing_row(settings: Settings) -> list[Comparison]:
+    """A seed of the first variant, which balances nothing, on a task."""
+    import tempfile
+
+    from experiments.workloads import read_run
+    from meta_opt.studies.balancing.measure import BalancingStudyConfig, measure
+
+    check_keys("check", settings, ("study", "seed", "relative", "absolute"))
+    of_run, seed = dict(settings["study"]), settings["seed"]
+    results, of_study = of_run.pop("results"), of_run.pop("study")
+    record = read_json(_stored(Path(results) / "balancing.json"))
+    config = from_config(BalancingStudyConfig, {**of_study, "seeds": (seed,)})
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(read_run(of_run), config, Path(folder) / "finished.json")
+        row = next(iter(rows))
+    (stored,) = [x for x in record["rows"] if x["name"] == row["name"]]
+    seeds = from_config(BalancingStudyConfig, of_study).seeds
+    (before,) = [run for run, s in zip(stored["runs"], seeds, strict=True) if s == seed]
+    return _test_metrics(before, row["runs"][0], settings)
+
+
+def killed_run(settings: Settings) -> list[Comparison]:
+    """Runs of a kind that are killed and resumed, and what differs at their end."""
+    import tempfile
+
+    from experiments.fault_trials.cells import cells, open_place
+
+    check_keys("check", settings, ("study", "cell"))
+    field = {cell.name: cell for cell in cells(settings["study"])}
+    check_name("cell", settings["cell"], field)
+    cell = field[settings["cell"]]
+    stored = cell.stored()
+    if stored is None:
+        raise ValueError(f"{cell.path} is not there, or of another configuration")
+    with tempfile.TemporaryDirectory() as folder, open_place(folder) as place:
+        found = cell.measure(place)
+    return [
+        by_tolerance(what, len(stored[key]), len(found[key]))
+        for what, key in (("kills", "kills"), ("parts that differ", "differing"))
+    ]
+
+
+def _test_metrics(
+    stored: Settings, found: Settings, settings: Settings
+) -> list[Comparison]:
+    """Loss and accuracy on the test split of two runs with the same seed."""
     return [
         by_tolerance(
             "test loss, one seed",
-            stored["test"]["loss"],
-            found["test"]["loss"],
+            stored["loss"],
+            found["loss"],
             relative=settings["relative"],
         ),
         _test_accuracy(stored, found, settings),
@@ -345,11 +394,10 @@ def framework_cell(settings: Settings) -> list[Comparison]:
 
 
 def _test_accuracy(stored: Settings, found: Settings, settings: Settings) -> Comparison:
-    """That of two runs with the same seed."""
     return by_tolerance(
         "test accuracy (%), one seed",
-        100 * stored["test"]["accuracy"],
-        100 * found["test"]["accuracy"],
+        100 * stored["accuracy"],
+        100 * found["accuracy"],
         absolute=settings["absolute"],
     )
 
@@ -371,7 +419,7 @@ CHECKS: Mapping[str, Callable[[Settings], list[Comparison]]] = {
     for check in (
         *(meta_test_cell, card_value, safeguard_cell, ablation_row),
         *(calibration_setting, meltr_operations, plan_bytes, pruning_operations),
-        *(tuned_trial, table_cell, framework_cell),
+        *(tuned_trial, table_cell, framework_cell, balancing_row, killed_run),
     )
 }
 """By the name that a configuration gives as ``kind``."""

@@ -1,6 +1,6 @@
 """What the commands share that compare variants of one fine-tuning run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ def compare_variants(
     settings: Mapping[str, Any],
     workdir: str | Path,
     study: type,
-    measure: Callable[..., Sequence[Mapping[str, Any]]],
+    measure: Callable[..., Iterable[Mapping[str, Any]]],
     write: Callable[[str, Sequence[Mapping[str, Any]], Mapping[str, Any]], str],
     facts: Callable[[Any, Any], Mapping[str, Any]],
 ) -> None:
@@ -40,12 +40,13 @@ def compare_variants(
     results, of_study = of_run.pop("results"), of_run.pop("study")
     config = from_config(study, of_study, "config.study")
     run = read_run(of_run)
-    rows = measure(
+    measured = measure(
         run,
         config,
         finished=Path(workdir) / "finished.json",
         announce=lambda line: print(line, flush=True),
     )
+    rows = list(measured)
     about = {
         **facts(run, config),
         "steps": run.loop.num_steps,

@@ -66,11 +66,11 @@ def test_what_is_finished_is_not_run_again(root, tmp_path):
     )
     config, names = BalancingStudyConfig(seeds=(1, 2)), []
     finished = tmp_path / "finished.json"
-    rows = measure(base, config, finished, names.append)
+    rows = list(measure(base, config, finished, names.append))
     assert len(names) == 10 and len(rows) == 5
     for row in rows:
         one, two = row["runs"]
         assert one["loss"] != two["loss"]
         assert all(0 < share < 1 for share in one["alone"].values())
-    assert measure(base, config, finished, names.append) == rows
+    assert list(measure(base, config, finished, names.append)) == rows
     assert len(names) == 10

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def measure(
     config: BalancingStudyConfig,
     finished: Path,
     announce: Callable[[str], None] = lambda name: None,
-) -> list[dict[str, Any]]:
-    """Trains each variant on each seed.
+) -> Iterator[dict[str, Any]]:
+    """Trains each variant on each seed, one after the other.
 
     Args:
         base: a run of multimodal classification with several modalities.
@@ -67,7 +67,7 @@ def measure(
             after each run.
         announce: called with the name of each run before it starts.
 
-    Returns:
+    Yields:
         For each variant ``name`` and ``runs``: for each seed ``accuracy`` and ``loss``
         on the test split, ``alone`` (by modality, the mean probability of the correct
         class from this modality alone) and ``step_ms`` (mean over the run's steps).
@@ -77,7 +77,6 @@ def measure(
     """
     inputs = read_inputs(base.workload.inputs)
     finished_runs = FinishedRuns(finished, announce)
-    rows = []
     for name, (balancing, rate) in variants(config).items():
         workload = dataclasses.replace(base.workload, modality_dropout=rate)
         varied = dataclasses.replace(base, workload=workload, balancing=balancing)
@@ -86,8 +85,7 @@ def measure(
             finished_runs.outcome(name, seed, settings, functools.partial(one, seed))
             for seed in config.seeds
         ]
-        rows.append({"name": name, "runs": runs})
-    return rows
+        yield {"name": name, "runs": runs}
 
 
 class _Variant:
