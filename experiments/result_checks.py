@@ -361,7 +361,12 @@ def killed_run(settings: Settings) -> list[Comparison]:
     """Runs of a kind that are killed and resumed, and what differs at their end."""
     import tempfile
 
+    from absl import logging
+
     from experiments.fault_trials.cells import cells, open_place
+
+    # Orbax warns of what it does not need to restore a checkpoint's part.
+    logging.set_verbosity(logging.ERROR)
 
     check_keys("check", settings, ("study", "cell"))
     field = {cell.name: cell for cell in cells(settings["study"])}
