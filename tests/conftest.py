@@ -10,16 +10,21 @@ import functools
 import gc
 import logging
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Before jax reads them; workers and programs inherit them.
 if "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = (
-        "--xla_backend_optimization_level=0 "
-        "--xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false "  # MLIR's pipeline for every fusion.
-        "--xla_cpu_parallel_codegen_split_count=1"
-    )
+    flags = [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+    # MLIR's pipeline for every fusion. XLA aborts on flags that it does not know, and
+    # later versions do not know this one.
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 # A collective holds a thread of XLA's pool until all devices have come. The pool has as
 # many threads as devices, so that two collectives that do not wait for one another can
 # take all of it and stop the program for good.
