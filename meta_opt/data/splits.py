@@ -4,10 +4,27 @@ import hashlib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 # Of the salts 0 to 299 the one with which the classes of Open Clip Art come nearest to
 # a tenth in validation and in test; the smallest classes have two items in each.
 _SALT = "51"
+
+
+_NAMED = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def named_split(value: Any) -> str | None:
+    """The split that a user's folder or value names; None if it names none.
+
+    >>> named_split("Val"), named_split("left")
+    ('validation', None)
+    """
+    return _NAMED.get(str(value).strip().casefold())
 
 
 def split_of(key: str) -> str:

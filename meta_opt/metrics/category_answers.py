@@ -84,7 +84,8 @@ class CategoryParser:
             if (other := self._names.setdefault(folded, i)) != i:
                 raise ValueError(
                     f"categories {self.categories[other]!r} and {name!r} cannot be "
-                    "told apart in answers"
+                    "told apart in answers: they differ in case, spaces, quotes or "
+                    "Unicode form at most; rename one, or make them one"
                 )
         # The longest first: "dress shoes" before "dress".
         self._longest = sorted(self._names, key=len, reverse=True)

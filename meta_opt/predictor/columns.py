@@ -10,8 +10,9 @@ from typing import Any
 from meta_opt.data.records import SPLITS
 from meta_opt.data.sources.sample_schema import MEDIA, Media
 from meta_opt.data.sources.webdataset import MEDIA_ENDINGS
+from meta_opt.data.splits import named_split
 from meta_opt.predictor.decision import Decision
-from meta_opt.predictor.table import Row, Table, is_number, split_of
+from meta_opt.predictor.table import Row, Table, is_number
 from meta_opt.types import near_match
 
 TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", "y")
@@ -131,7 +132,7 @@ def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
         ValueError: a column of which some values are no names of splits.
     """
     name = next((n for n in values if n.casefold() == "split"), "")
-    unknown = {str(x): None for x in values.get(name, ()) if split_of(x) is None}
+    unknown = {str(x): None for x in values.get(name, ()) if named_split(x) is None}
     if not name or len(unknown) == len({str(x) for x in values[name]}):
         return ""
     if unknown:
@@ -157,6 +158,11 @@ def _media_columns(
         if not kind or count < _PATHS * len(given):
             continue
         files = [x for x in given if isinstance(x, str)]
+        if files and "://" in files[0]:
+            raise ValueError(
+                f"{table.name}: the column {name!r} has addresses, such as {files[0]}; "
+                "nothing is downloaded: give paths of files"
+            )
         if files and not any((table.folder / x).is_file() for x in files):
             raise ValueError(
                 f"{table.name}: none of the {len(files)} files of the column {name!r} "

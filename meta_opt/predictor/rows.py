@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from meta_opt.data.sources.sample_schema import Fields, Media, Sample
+from meta_opt.data.splits import named_split
 from meta_opt.predictor.columns import Columns
-from meta_opt.predictor.table import Row, Table, split_of
+from meta_opt.predictor.table import Row, Table
 
 _PLAIN = ("text", "prompt")
 """Columns whose text is read without the column's name before it."""
@@ -66,7 +67,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
 
 
 def _split(row: Row, columns: Columns) -> str | None:
-    return split_of(row.values.get(columns.split, "")) if columns.split else None
+    return named_split(row.values.get(columns.split, "")) if columns.split else None
 
 
 def row_text(row: Row, names: Sequence[str]) -> str:

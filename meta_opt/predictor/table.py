@@ -9,6 +9,7 @@ import collections
 import csv
 import decimal
 import io
+import logging
 import math
 import os
 import re
@@ -16,20 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from meta_opt.data.sources.class_folders import class_folders, visible_files
 from meta_opt.data.sources.jsonl_samples import is_path, read_samples
 from meta_opt.data.sources.sample_schema import Media
 from meta_opt.data.sources.webdataset import COMPRESSED, MEDIA_ENDINGS
+from meta_opt.data.splits import named_split
 from meta_opt.text_files import read_jsonl, read_text
+
+_log = logging.getLogger(__name__)
 
 Data: TypeAlias = Any
 """A path, a pandas DataFrame or a sequence of mappings."""
 
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Names of splits, as folders or in a column."""
 _JSONL, _CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _CODE = re.compile(r"0\d+")
@@ -67,15 +66,6 @@ class Table(NamedTuple):
     def columns(self) -> tuple[str, ...]:
         """Names of the columns in order of first appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row.values))
-
-
-def split_of(value: Any) -> str | None:
-    """The split that a folder or a value names: ``train``, ``validation``, ``test``.
-
-    >>> split_of("Val"), split_of("left")
-    ('validation', None)
-    """
-    return _SPLITS.get(str(value).strip().casefold())
 
 
 def is_number(text: str) -> bool:
@@ -201,38 +191,31 @@ def _check_distinct(names: Sequence[str], where: str) -> None:
 
 def _folder_rows(path: Path) -> Iterator[Row]:
     """Files with the name of their sub-folder as class; none without sub-folders."""
-    subs = _sub_folders(path)
+    subs = class_folders(path)
     if not subs:
         for file, kind in _media_files(path):
             yield Row({kind: str(file)}, str(file))
         return
-    splits = {p: split_of(p.name) for p in subs}
+    splits = {p: named_split(p.name) for p in subs}
     divided = all(splits.values()) and all(
         any(child.is_dir() for child in p.iterdir()) for p in subs
     )
     for sub in subs:
-        classes = _sub_folders(sub) if divided else [sub]
+        classes = class_folders(sub) if divided else [sub]
         for folder in classes:
-            for file, kind in _media_files(folder):
+            files = list(_media_files(folder))
+            if not files:
+                _log.warning("%s has no picture, sound or clip: no class", folder)
+            for file, kind in files:
                 values = {kind: str(file), "label": folder.name}
                 values |= {"split": str(splits[sub])} if divided else {}
                 yield Row(values, str(file))
 
 
-def _sub_folders(path: Path) -> list[Path]:
-    """Those that are not hidden, sorted."""
-    return [p for p in sorted(path.iterdir()) if p.is_dir() and p.name[0] not in "._"]
-
-
 def _media_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Image, audio and video files below a folder, with their modality.
-
-    Without hidden ones and those in hidden folders, such as notebooks' checkpoints.
-    """
-    for file in sorted(folder.rglob("*")):
-        kind = MEDIA_ENDINGS.get(file.suffix.lower())
-        hidden = any(part[0] == "." for part in file.relative_to(folder).parts)
-        if kind is not None and not hidden and file.is_file():
+    """Image, audio and video files below a folder, with their modality."""
+    for file in visible_files(folder):
+        if (kind := MEDIA_ENDINGS.get(file.suffix.lower())) is not None:
             yield file, kind
 
 

@@ -262,9 +262,14 @@ def write_rows(file, *rows):
     return file
 
 
-def empty(folder):
-    folder.mkdir()
-    (folder / "a.png").write_bytes(b"")
+def write_text(file, text):
+    file.write_text(text)
+    return file
+
+
+def empty(folder, name="a.png"):
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"")
     return folder
 
 
@@ -285,6 +290,40 @@ def empty(folder):
         ),
         (
             lambda p: write_rows(
+                p / "a.jsonl", {"image": "a.png", "label": "b", "split": "test"}
+            ),
+            "line 1: has a `split`. The protocol divides the pictures itself",
+        ),
+        (
+            lambda p: write_text(p / "a.csv", "image,category,split\na.png,b,test\n"),
+            "line 2: has a column `split`. The protocol divides",
+        ),
+        (
+            lambda p: write_text(
+                p / "a.csv", "image,category\nhttps://x.org/a.png,b\n"
+            ),
+            "https://x.org/a.png is an address; nothing is downloaded",
+        ),
+        (
+            lambda p: write_text(p / "a.csv", "image,category\n"),
+            "a.csv names no picture",
+        ),
+        (
+            lambda p: write_text(
+                p / "a.csv", "image,category\na/../a/0.png,b\na/0.png,c\n"
+            ),
+            "the picture a/0.png is in two classes",
+        ),
+        (
+            lambda p: empty(p / "a" / "hats", "0.heic").parent,
+            "the class folder .*hats has no picture of a kind",
+        ),
+        (
+            lambda p: empty(empty(p / "test") / "b").parents[1],
+            r"the folders of .* are splits \(test\)",
+        ),
+        (
+            lambda p: write_rows(
                 p / "a.jsonl",
                 {"image": "a.png", "label": "b"},
                 {"image": "./a.png", "label": "c"},
@@ -298,6 +337,25 @@ def test_bad_input_is_named(tmp_path, make, message):
         read_items(make(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "names", [("shoes", "shoes "), ("caf\u00e9", "cafe\u0301"), ("a", "!!!")]
+)
+def test_classes_that_answers_cannot_tell_apart(tmp_path, names):
+    for i, name in enumerate(names):
+        save(tmp_path / name / "0.png", noise(i))
+    with pytest.raises(ValueError, match=r"cannot be told apart|has no letters"):
+        by_class(read_items(tmp_path))
+
+
+def test_hidden_folders_are_not_read(products):
+    save(products / "Hats" / ".thumbnails" / "0.png", noise(1))
+    save(products / "Hats" / "@eaDir" / "0.png", noise(1))
+    save(products / "__MACOSX" / "0.png", noise(1))
+    assert len(read_items(products)) == 42
+    (products / "Hats").rename(products / "Hats ")
+    assert sorted(by_class(read_items(products))) == sorted(CLASSES)
+
+
 def test_bad_classes_are_named(products):
     items = read_items(products)
     with pytest.raises(ValueError, match="no class 'Hat'; did you mean 'Hats'"):
@@ -305,9 +363,10 @@ def test_bad_classes_are_named(products):
     with pytest.raises(ValueError, match=r"1 class \['Hats'\]; at least two"):
         by_class(items, ("Hats",))
     save(products / "hats" / "0.png", noise(1))
-    with pytest.raises(ValueError, match="'Hats' and 'hats' have one name but for"):
+    with pytest.raises(ValueError, match="'Hats' and 'hats' cannot be told apart"):
         by_class(read_items(products))
     (products / "hats" / "0.png").rename(products / "Hats" / "14.png")
+    (products / "hats").rmdir()
     for j in range(3):
         (products / "Hats" / f"{j:02}.png").rename(products / "a, b & c" / f"b{j}.png")
     message = r"14 pictures of each class are needed; 'Hats' has 12$"

@@ -100,6 +100,11 @@ MISTAKES = {
         None,
         "none of the 24 files of the column 'image' is there, such as nowhere/0.png",
     ),
+    "addresses": (
+        rows(image=lambda i: f"https://x.org/{i}.png", label=lambda i: i % 2),
+        None,
+        "'image' has addresses, such as https://x.org/0.png; nothing is downloaded",
+    ),
     "texts without media": (
         rows(text=str, y=lambda i: f"a long answer that is number {i}"),
         None,
@@ -256,7 +261,7 @@ def test_forms_of_data_give_the_same_rows(tmp_path):
         read_table(3)
 
 
-def test_folders_of_classes_and_of_splits(tmp_path):
+def test_folders_of_classes_and_of_splits(tmp_path, caplog):
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             folder = tmp_path / "set" / split / name
@@ -275,6 +280,12 @@ def test_folders_of_classes_and_of_splits(tmp_path):
     plain = read_table(tmp_path / "set" / "train").rows
     assert {x.values["label"] for x in plain} == {"cat", "dog"}
     assert all("split" not in row.values for row in plain)
+    assert not caplog.messages
+    bird = tmp_path / "set" / "train" / "bird"
+    bird.mkdir()
+    (bird / "1.heic").write_bytes(b"")
+    assert len(read_table(tmp_path / "set" / "train").rows) == 2
+    assert caplog.messages == [f"{bird} has no picture, sound or clip: no class"]
 
 
 def samples_of(labels, **more):

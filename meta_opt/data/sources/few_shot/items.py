@@ -1,6 +1,5 @@
 """Pictures with classes: a user's folders, JSONL or WebDataset files, or a table."""
 
-import collections
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +16,11 @@ from meta_opt.data.preprocessing.images import (
     shrink,
 )
 from meta_opt.data.preprocessing.pictures import MAX_PIXELS
+from meta_opt.data.sources.class_folders import class_folders, visible_files
 from meta_opt.data.sources.jsonl_samples import is_path, read_samples
 from meta_opt.data.sources.video_annotations.annotation_files import read_table
+from meta_opt.data.splits import named_split
+from meta_opt.metrics.category_answers import CategoryParser
 from meta_opt.text_files import decode_text
 from meta_opt.types import near_match
 
@@ -26,6 +28,10 @@ MAX_ASPECT = 20
 """Pictures that are higher than this times their width count as unreadable: scaled to
 a width, they would be of any size."""
 _PREVIEW_SIDE = 256
+_DIVIDED = (
+    "The protocol divides the pictures itself: give those that it may train on, "
+    "without splits"
+)
 _SVG = ".svg"
 
 
@@ -35,7 +41,7 @@ class Item:
 
     Attributes:
         key: what it is known by, of no two the same; its order and split hang on it.
-        class_name: of its class.
+        class_name: of its class, as it was given.
         read: gives the bytes of the file; raises OSError where it cannot be read.
         is_svg: whether these are an SVG document.
     """
@@ -101,8 +107,9 @@ def read_items(
         An item for each picture, in the order of their keys.
 
     Raises:
-        ValueError: a folder without classes, a file that is broken, a sample without
-            picture or class, one picture in two classes; says what and where.
+        ValueError: a folder without classes, a class without pictures, a file that is
+            broken, a sample without picture or class, or with a split, an address in
+            place of a path, one picture in two classes; says what and where.
         FileNotFoundError: no such file or folder.
     """
     folder = Path(path)
@@ -118,32 +125,37 @@ def read_items(
             f"there is no {path}; give a folder with a folder of pictures for each "
             "class, a JSONL file or a table"
         )
-    return _unique(found)
+    items = _unique(found)
+    if not items:
+        raise ValueError(f"{path} names no picture")
+    return items
 
 
 def _from_folder(root: Path) -> Iterable[Item]:
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not _hidden(p)]
+    folders = class_folders(root)
     if not folders:
         raise ValueError(
             f"{root} has no folders; put the pictures of each class in a folder of its "
             f"own, {root.name}/CLASS/PICTURE.jpg"
         )
+    if all(named_split(p.name) and class_folders(p) for p in folders):
+        names = ", ".join(p.name for p in folders)
+        raise ValueError(f"the folders of {root} are splits ({names}). {_DIVIDED}")
     endings = {*Image.registered_extensions(), _SVG}
     for folder in folders:
-        for file in sorted(folder.rglob("*")):
-            if file.suffix.lower() in endings and not _hidden(file):
-                key = file.relative_to(root).as_posix()
-                yield _file_item(key, folder.name, file)
-
-
-def _hidden(path: Path) -> bool:
-    # Copies made on a Mac have ._ files beside them.
-    return path.name.startswith(".")
+        files = [p for p in visible_files(folder) if p.suffix.lower() in endings]
+        if not files:
+            raise ValueError(
+                f"the class folder {folder} has no picture of a kind that can be read; "
+                "add some, or move the folder away"
+            )
+        for file in files:
+            key = file.relative_to(root).as_posix()
+            yield _file_item(key, folder.name, file)
 
 
 def _file_item(key: str, class_name: str, file: Path) -> Item:
-    is_svg = file.suffix.lower() == _SVG
-    return Item(key, class_name.strip(), file.read_bytes, is_svg)
+    return Item(key, class_name, file.read_bytes, file.suffix.lower() == _SVG)
 
 
 def _from_samples(path: str | os.PathLike) -> Iterable[Item]:
@@ -154,6 +166,8 @@ def _from_samples(path: str | os.PathLike) -> Iterable[Item]:
             raise ValueError(
                 f"{sample.where}: needs an `image` and a `label`; it has no `{missing}`"
             )
+        if sample.fields.split is not None:
+            raise ValueError(f"{sample.where}: has a `split`. {_DIVIDED}")
         is_svg = (media.member or media.file.name).lower().endswith(_SVG)
         yield Item(sample.key, sample.fields.label, media.read, is_svg)
 
@@ -165,7 +179,15 @@ def _from_table(
         raise FileNotFoundError(f"there is no file {path}")
     for row in read_table(path, [image_column, class_column], delimiter):
         name, class_name = row.text(image_column), row.text(class_column)
-        yield _file_item(Path(name).as_posix(), class_name, path.parent / name)
+        if "://" in name:
+            raise ValueError(
+                f"{row.where}: {name} is an address; nothing is downloaded: give paths "
+                "of files"
+            )
+        if "split" in row:
+            raise ValueError(f"{row.where}: has a column `split`. {_DIVIDED}")
+        key = Path(os.path.normpath(name)).as_posix()
+        yield _file_item(key, class_name, path.parent / name)
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:
@@ -191,26 +213,21 @@ def by_class(
         classes: names of those that are wanted; none for all.
 
     Raises:
-        ValueError: two classes of one name but for case and spaces, which answers could
-            not be told apart by; under two classes; a class that is wanted and not
-            there.
+        ValueError: two classes of one name but for case, spaces, quotes or Unicode
+            form, which answers could not be told apart by; a name without letters;
+            under two classes; a class that is wanted and not there.
 
     Example:
         >>> items = [Item(key, key[0], bytes) for key in ("a/1", "b/1", "a/2")]
         >>> {name: len(found) for name, found in by_class(items).items()}
         {'a': 2, 'b': 1}
     """
-    found = collections.defaultdict(list)
+    found: dict[str, list[Item]] = {}
     for item in items:
-        found[item.class_name].append(item)
-    spelt: dict[str, str] = {}
-    for name in sorted(found):
-        folded = " ".join(name.split()).casefold()
-        if (other := spelt.setdefault(folded, name)) != name:
-            raise ValueError(
-                f"the classes {other!r} and {name!r} have one name but for case and "
-                "spaces; rename one, or put their pictures together"
-            )
+        found.setdefault(item.class_name, []).append(item)
+    # Classes have to be told apart in answers.
+    CategoryParser(sorted(found))
+    found = {name.strip(): of_class for name, of_class in found.items()}
     for name in classes:
         if name not in found:
             raise ValueError(
