@@ -39,12 +39,14 @@ def main() -> None:
     study = read_study(CONFIG.value.to_dict())
     phases = Phases(study, WORKDIR.value)
     names = list(study.tracks())
+    # Before a report that says what they are.
+    phases.check()
 
     def report() -> str:
         model = study.run.workload.model
         return write_progressive(
             WORKDIR.value,
-            read_arms(WORKDIR.value, names, phases.count),
+            read_arms(WORKDIR.value, names, phases.count, study.run.prices),
             count=phases.count,
             settings={
                 "model": Path(model.weights).name or model.size,
@@ -73,6 +75,8 @@ def main() -> None:
                 bar.update()
             finally:
                 report()
+    elif not read_arms(WORKDIR.value, names, phases.count):
+        raise ValueError(f"--workdir={WORKDIR.value} has no finished phase of a study")
     print(report())
     print(f"written: {Path(WORKDIR.value) / 'progressive.md'}")
 

@@ -124,7 +124,7 @@ def digest(workdir, phase):
     return json.loads(path.read_text())["weights"]
 
 
-def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch):
+def test_phases_from_zero_shot_on(study, data, tmp_path, monkeypatch):
     runs, names = record_runs(monkeypatch, train_quickly), []
     made = study()
     Phases(made, tmp_path).run(names.append)
@@ -162,6 +162,19 @@ def test_phases_from_zero_shot_on(study, tmp_path, monkeypatch):
     Phases(made, tmp_path).run()
     with pytest.raises(ValueError, match=r"loop.num_steps: 12 -> 8.*another --workdir"):
         Phases(study(epochs=2), tmp_path).run()
+    Phases(made, tmp_path).check()
+    for changes, message in (
+        ({"epochs": 2}, r"loop.num_steps: 12 -> 8"),
+        ({"width": 16}, r"width: 8 -> 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Phases(study(**changes), tmp_path).check()
+    picture = next((data / "8" / "images").rglob("*.png"))
+    before = picture.read_bytes()
+    picture.write_bytes(before + b" ")
+    with pytest.raises(ValueError, match=r"files\..*another --workdir"):
+        Phases(made, tmp_path).check()
+    picture.write_bytes(before)
     path = tmp_path / "adamw" / "phase_1" / "phase.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "weights": "0" * 64}))
@@ -207,6 +220,9 @@ def test_a_policy_takes_wider_pictures_and_stops(study, tmp_path, monkeypatch):
     assert [arm.stopped for arm in arms] == ["", ""]
     assert "under 30" in arms[1].outcomes[2].record["reason"]
     assert "worth 12.5, and cost 5" in decisions_table(arms)
+    assert arms[0].ledger().prices == Prices("EUR")
+    (arm,) = read_arms(tmp_path, ["adamw"], 2, Prices("USD", device_hour=7.0))
+    assert arm.ledger().prices == Prices("USD", device_hour=7.0)
 
     # At ten times the price it does not: phases that are there are let be.
     monkeypatch.setattr(phases_module, "finetune", never)
@@ -299,8 +315,11 @@ def test_cumulative_phases_start_again_on_all_examples(study, tmp_path, monkeypa
     # The first phase, finished by hand.
     config = seen.pop()
     folder = phases.folder("adamw", 1)
-    setup = phases._setup(config, phases.data.train(1), "")
+    setup = phases._setup(config, phases.data.train(1), "", 8)
     write_json(folder / "phase.json", {"setup": setup, "weights": "1" * 64})
+    with pytest.raises(ValueError, match=r"phase_1 lacks weights\.safetensors"):
+        phases.run()
+    (folder / "weights.safetensors").touch()
     with pytest.raises(Stop):
         phases.run()
     second = seen.pop()

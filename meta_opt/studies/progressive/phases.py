@@ -130,6 +130,35 @@ class Phases:
             return self.workdir / ZERO_SHOT
         return self.workdir / track / f"phase_{phase}"
 
+    def check(self) -> None:
+        """Compares finished phases with the study, as a report of them is about it.
+
+        Raises:
+            ValueError: a finished phase with other settings or data.
+        """
+        if self._finished(self.folder("", 0), self._zero_shot_setup()) is None:
+            return
+        for name, (_, policy) in self.study.tracks().items():
+            start, width = ("", ""), self.study.config.width
+            for phase in range(1, self.count + 1):
+                folder = self.folder(name, phase)
+                if not (folder / RECORD).is_file():
+                    break
+                if policy is not None:
+                    width = read_json(folder / RECORD).get("width", width)
+                    if width not in self._at_width:
+                        raise ValueError(
+                            f"{folder} holds a phase of {width} pixels, which the "
+                            "policy does not have; take its widths again, or another "
+                            "--workdir"
+                        )
+                train = self._train_file(phase, width)
+                run = self._config(name, phase, start, train)
+                setup = self._setup(run, train, start[1], width)
+                digest = self._finished(folder, setup)
+                assert digest is not None
+                start = self._next_start(name, phase, digest)
+
     def run(self, announce: Callable[[str], None] = lambda name: None) -> None:
         """Runs unfinished phases, one after another.
 
@@ -165,8 +194,13 @@ class Phases:
                         break
                 announce(f"{name}, phase {phase}")
                 digest = self._phase(name, phase, start, width, reason)
-                if self.study.config.mode == "continue":
-                    start = str(self.folder(name, phase) / _WEIGHTS), digest
+                start = self._next_start(name, phase, digest)
+
+    def _next_start(self, track: str, phase: int, digest: str) -> tuple[str, str]:
+        """The weights that the next phase starts from, and their digest."""
+        if self.study.config.mode != "continue":
+            return "", ""
+        return str(self.folder(track, phase) / _WEIGHTS), digest
 
     def _outcomes(self, track: str, last: int) -> list[PhaseOutcome]:
         """Zero-shot and the finished phases up to ``last``."""
@@ -189,7 +223,9 @@ class Phases:
         cumulative = self.study.config.mode == "cumulative"
         return self._at_width[width].train(phase, cumulative)
 
-    def _setup(self, run: RunConfig, train: Path | None, start: str) -> dict[str, Any]:
+    def _setup(
+        self, run: RunConfig, train: Path | None, start: str, width: int
+    ) -> dict[str, Any]:
         """What a phase's outcome depends on, without paths, as JSON values."""
         settings = run.settings()
         # Remove paths, which digests replace, and settings without effect.
@@ -206,6 +242,7 @@ class Phases:
             **workload,
             **settings,
             "start": start,
+            "width": width,
             "files": {
                 split: self.data.digest(path)
                 for split, path in {**files, **self._held_out}.items()
@@ -276,8 +313,13 @@ class Phases:
         folder = self.folder(track, phase)
         train = self._train_file(phase, width)
         run = self._config(track, phase, start, train)
-        setup = self._setup(run, train, start[1])
+        setup = self._setup(run, train, start[1], width)
         digest = self._finished(folder, setup)
+        if digest is not None and not (folder / _WEIGHTS).is_file():
+            raise ValueError(
+                f"{folder} lacks {_WEIGHTS}, which it was finished with; put the file "
+                f"back, or remove {folder} and the phases after it to run them again"
+            )
         if digest is None:
             finished = finetune(run, folder)
             state = finished.result.state
@@ -290,10 +332,14 @@ class Phases:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return digest
 
+    def _zero_shot_setup(self) -> dict[str, Any]:
+        workload = ContinuedConfig(self._workload)
+        run = dataclasses.replace(self.study.run, workload=workload)
+        return self._setup(run, None, "", self.study.config.width)
+
     def _zero_shot(self) -> None:
         folder, run = self.folder("", 0), self.study.run
-        run = dataclasses.replace(run, workload=ContinuedConfig(self._workload))
-        setup = self._setup(run, None, "")
+        setup = self._zero_shot_setup()
         if self._finished(folder, setup) is not None:
             return
         seed, mesh = run.loop.seed, make_mesh(run.mesh)

@@ -154,13 +154,19 @@ def _prices(outcomes: Sequence[Outcome]) -> Prices:
     return found[-1] if found else Prices()
 
 
-def read_arms(workdir: str | Path, tracks: Sequence[str], count: int) -> list[Arm]:
+def read_arms(
+    workdir: str | Path,
+    tracks: Sequence[str],
+    count: int,
+    prices: Prices | None = None,
+) -> list[Arm]:
     """The finished phases of a study's folder.
 
     Args:
         workdir: of the study.
         tracks: names, in order.
         count: most phases of each.
+        prices: of all phases; None, or if none is given: those at the time of a run.
 
     Returns:
         An arm for each track, up to its first unfinished phase; none if zero-shot is
@@ -170,14 +176,16 @@ def read_arms(workdir: str | Path, tracks: Sequence[str], count: int) -> list[Ar
         ValueError: damaged files; the message names them.
     """
     workdir = Path(workdir)
-    start = _outcome(workdir / ZERO_SHOT, 0)
+    current = None if prices == Prices() else prices
+    start = _outcome(workdir / ZERO_SHOT, 0, current)
     if start is None:
         return []
     arms = []
     for name in tracks:
         outcomes = [start]
         for phase in range(1, count + 1):
-            found = _outcome(workdir / name / f"phase_{phase}", phase)
+            folder = workdir / name / f"phase_{phase}"
+            found = _outcome(folder, phase, current)
             if found is None:
                 break
             outcomes.append(found)
@@ -187,11 +195,13 @@ def read_arms(workdir: str | Path, tracks: Sequence[str], count: int) -> list[Ar
     return arms
 
 
-def _outcome(folder: Path, phase: int) -> Outcome | None:
+def _outcome(folder: Path, phase: int, prices: Prices | None) -> Outcome | None:
     if not (folder / RECORD).is_file():
         return None
     record = read_json(folder / RECORD)
     if lacking := {"metrics", "examples"} - record.keys():
         raise ValueError(f"{folder / RECORD} is damaged: it lacks {sorted(lacking)}")
     ledger = read_ledger(folder) if (folder / LEDGER).is_file() else Ledger()
+    if prices is not None:
+        ledger = dataclasses.replace(ledger, prices=prices)
     return Outcome(phase, record, ledger)

@@ -10,6 +10,7 @@ from typing import Any
 from meta_opt.data.preprocessing.prompts import fill_template
 from meta_opt.data.sources.few_shot.files import DESCRIPTION
 from meta_opt.data.sources.few_shot.protocol import FewShotConfig
+from meta_opt.data.sources.jsonl_samples import read_samples
 from meta_opt.text_files import read_json
 from meta_opt.types import from_config
 
@@ -65,9 +66,18 @@ class StoredFewShot:
         return self._file(split)
 
     def digest(self, file: Path) -> str:
-        """SHA-256 of a file's lines and of the description of the pictures."""
+        """SHA-256 of the description, of a file's lines and of the pictures they name.
+
+        The lines alone are those of all widths.
+        """
         found = hashlib.sha256((self.folder / DESCRIPTION).read_bytes())
         found.update(file.read_bytes())
+        for sample in read_samples(file):
+            try:
+                picture = sample.media["image"].read()
+            except OSError:
+                picture = b""  # A run counts it as unreadable.
+            found.update(hashlib.sha256(picture).digest())
         return found.hexdigest()
 
     def _file(self, name: str) -> Path:
