@@ -194,6 +194,15 @@ def test_noise_of_many_octaves_is_refused_in_any_notation(octaves):
         render_svg(document, 10)
 
 
+def test_a_panic_of_the_renderer_is_an_error():
+    document = SVG.format(
+        '<g transform="scale(1e9)"><rect x="1" y="2" width="5" height="4"/>'
+        '<path d="M0 0 C 1 2 3 4 5 6 Z" stroke="blue"/></g>'
+    )
+    with pytest.raises(ValueError, match="the renderer failed"):
+        render_svg(document, 64)
+
+
 def test_an_svg_that_uses_itself_ends():
     document = SVG.format('<g id="a"><use href="#a"/><rect width="9" height="9"/></g>')
     assert render_svg(document, 10).size == (10, 10)

@@ -298,9 +298,15 @@ def render_svg(svg: str, side: int) -> Image.Image:
     svg = checked_svg(svg, _check_picture)
     # Given both, the drawing is scaled to fit inside them. Without a resolution every
     # length in points, centimetres and the like is zero.
-    data = resvg_py.svg_to_bytes(
-        svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True
-    )
+    try:
+        data = resvg_py.svg_to_bytes(
+            svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True
+        )
+    except BaseException as error:
+        # A panic of the renderer, which is no Exception, so as to end a program.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the renderer failed: {error}") from None
     return decode(bytes(data))
 
 
