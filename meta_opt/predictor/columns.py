@@ -163,7 +163,7 @@ def _media_columns(
                 f"{table.name}: the column {name!r} has addresses, such as {files[0]}; "
                 "nothing is downloaded: give paths of files"
             )
-        if files and not any((table.folder / x).is_file() for x in files):
+        if files and not any(Media(table.folder / x).exists() for x in files):
             raise ValueError(
                 f"{table.name}: none of the {len(files)} files of the column {name!r} "
                 f"is there, such as {files[0]}; paths are relative to "

@@ -24,7 +24,7 @@ _SERVERS = ("postgresql://", "postgresql+psycopg://")
 _BUSY_SECONDS = 60.0
 """How long SQLite waits for another process to have written."""
 _UNREADABLE = (
-    *(ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),
     AssertionError,
 )
 """What Optuna raises for values in a file that it did not write."""

@@ -56,6 +56,16 @@ def tar(path, members):
             file.addfile(info, io.BytesIO(data))
 
 
+def test_a_name_that_no_file_can_have_is_unreadable(tmp_path, caplog):
+    path = jsonl(tmp_path)
+    line = {"image": "a" * 300 + ".png", "text": "a green one", "label": "g"}
+    path.write_text(path.read_text() + json.dumps(line) + "\n")
+    source = pictures(path)
+    found = [source[i]["text"] for i in range(6)]
+    assert found.count("a green one") == 0
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("1 so far")
+
+
 def test_jsonl(tmp_path):
     source = pictures(jsonl(tmp_path))
     assert isinstance(source, Source) and len(source) == 5

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -133,6 +134,15 @@ def test_a_damaged_journal_is_named_and_a_torn_one_is_mended(tmp_path, rates):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"s\.journal is no study or is damaged"):
             take_part(path, calls, 0.0, LONG)
+
+
+def test_an_edited_database_is_refused(tmp_path, rates):
+    path, calls = tmp_path / "s.sqlite3", tmp_path / "calls"
+    take_part(path, calls, 0.0, LONG)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE trials SET state = '2026-11-30' WHERE number = 1")
+    with pytest.raises(ValueError, match=r"s\.sqlite3 is no study or is damaged"):
+        take_part(path, calls, 0.0, LONG)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meta_opt.data.preprocessing.pictures import Picture
 from meta_opt.data.sources.jsonl_samples import read_samples
-from meta_opt.data.sources.sample_schema import Fields
+from meta_opt.data.sources.sample_schema import Fields, Media
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class ImageTextRows:
         self._labels = [places[str(label)] for label in labels]
         # Files, not rows: a tar file has many.
         files = {sample.media["image"].file for sample in self._samples}
-        self._present = {file for file in files if file.is_file()}
+        self._present = {file for file in files if Media(file).exists()}
 
     def __len__(self) -> int:
         return len(self._samples)

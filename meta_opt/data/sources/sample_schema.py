@@ -70,6 +70,17 @@ class Media(NamedTuple):
         """What messages call it."""
         return str(self.file / self.member) if self.member else str(self.file)
 
+    def exists(self) -> bool:
+        """Whether the file is there: not where its name is longer than any can be.
+
+        >>> Media(Path("a" * 1000)).exists()
+        False
+        """
+        try:
+            return self.file.is_file()
+        except OSError:
+            return False
+
     def read(self) -> bytes:
         """Its bytes; raises OSError where the file cannot be read."""
         with self.file.open("rb") as stream:
