@@ -20,6 +20,7 @@ L       layers of a scan-stacked parameter (its leading axis)
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import tempfile
 import types
@@ -70,7 +71,7 @@ def check_least(section: str, config: Any, **least: float) -> None:
     for name, bound in least.items():
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
-        if any(one < bound for one in values):
+        if not all(one >= bound for one in values):  # Not of NaN.
             where = f"{section}.{name}" if section else name
             raise ValueError(f"{where}={value} must be at least {bound}")
 
@@ -153,6 +154,8 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if option is int and isinstance(value, int):
             return value
         if option is float and isinstance(value, int | float):
+            if math.isnan(value):
+                raise ValueError(f"{name} is nan, which is no number")
             try:
                 return float(value)
             except OverflowError:

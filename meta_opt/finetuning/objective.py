@@ -111,6 +111,11 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
             f"meta_loss.combiner={config.combiner!r}: this workload has a single loss, "
             "so there is nothing to combine; leave meta_loss out"
         )
+    if len(set(losses.names)) < len(losses.names):
+        raise ValueError(
+            f"two losses have one name, among {', '.join(losses.names)}; each needs "
+            "its own, for its weight and the logs"
+        )
     if losses.primary not in losses.names:
         raise ValueError(
             f"the primary loss {losses.primary!r} is not among the losses: "

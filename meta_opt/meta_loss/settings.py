@@ -1,6 +1,7 @@
 """Settings of training with a learned combination of losses, and the published ones."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import optax
 from meta_opt.meta_loss.balancers import COMBINERS, Combiner, make_combiner
 from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.hypergradients import HypergradientConfig
-from meta_opt.types import check_name, from_config
+from meta_opt.types import check_least, check_name, from_config
 
 COMBINATIONS = ("primary", *COMBINERS, "gradnorm", "pcgrad")
 """Ways to make one loss of several; those that are no combiners need the gradient of
@@ -67,16 +68,20 @@ class MetaLossConfig:
         check_name("meta_loss.meta_optimizer", self.meta_optimizer, META_OPTIMIZERS)
         if self.interval < 1:
             raise ValueError(f"interval={self.interval} must be at least 1")
-        if not (self.learning_rate > 0 and self.clip_norm > 0):
+        check_least("meta_loss", self, batch_size=0)
+        # Infinity bounds nothing, as a norm may be.
+        if not (0 < self.learning_rate < math.inf and self.clip_norm > 0):
             raise ValueError(
-                f"learning_rate={self.learning_rate} and clip_norm={self.clip_norm} "
-                "must be positive"
+                f"meta_loss: learning_rate={self.learning_rate} and "
+                f"clip_norm={self.clip_norm} must be positive numbers"
             )
-        if min(self.weight_decay, self.gamma) < 0:
+        if not all(0 <= x < math.inf for x in (self.weight_decay, self.gamma)):
             raise ValueError(
-                f"weight_decay={self.weight_decay} and gamma={self.gamma} must not be "
-                "negative"
+                f"meta_loss: weight_decay={self.weight_decay} and gamma={self.gamma} "
+                "must be finite and not negative"
             )
+        if not all(map(math.isfinite, self.weights or ())):
+            raise ValueError(f"meta_loss: weights={self.weights} must be finite")
         method = self.hypergradient
         if self.same_batch and not (method.kind == "jvp" and method.share_forward):
             raise ValueError(

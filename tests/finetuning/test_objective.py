@@ -339,6 +339,11 @@ def test_a_meta_step_that_is_not_finite_changes_nothing():
             MELTR,
             "primary loss 'depth' is not among the losses: distance, size, sign",
         ),
+        (
+            {"losses": Losses(("size", "size"), "size", losses_fn)},
+            MELTR,
+            "two losses have one name, among size, size",
+        ),
         ({}, MetaLossConfig("fixed", weights=(1.0,)), "1 weights for 3 losses"),
     ],
 )

@@ -984,7 +984,19 @@ def test_a_harmful_loss_loses_its_weight():
         ),
         (
             lambda: MetaLossConfig(network=small(2), gamma=-0.1),
-            "gamma=-0.1 must not be neg",
+            "gamma=-0.1 must be finite and not negative",
+        ),
+        (lambda: MetaLossConfig(gamma=float("nan")), "gamma=nan must be finite"),
+        (lambda: MetaLossConfig(weight_decay=float("nan")), "weight_decay=nan"),
+        (lambda: MetaLossConfig(learning_rate=float("inf")), "learning_rate=inf"),
+        (lambda: MetaLossConfig(batch_size=-1), "meta_loss.batch_size=-1 must be at"),
+        (
+            lambda: MetaLossConfig("fixed", weights=(1.0, float("nan"))),
+            r"weights=\(1.0, nan\) must be finite",
+        ),
+        (
+            lambda: from_config(MetaLossConfig, {"clip_norm": float("nan")}),
+            "MetaLossConfig.clip_norm is nan, which is no number",
         ),
         (
             lambda: MetaLossConfig("fixed", weights=(1.0,)).make_combiner(2),
