@@ -4,7 +4,7 @@ Read are answers in other case or Unicode form; in single, double or typographic
 escaped or none; with braces, a code fence, a list or a nested object around them, or
 without some of these; with text before and after; the name of a category alone; and a
 name misspelt by few letters. What cannot be read is wrong, and counted apart from what
-was read and is wrong.
+was read and is wrong; so is an answer that lists several categories.
 """
 
 import dataclasses
@@ -26,12 +26,17 @@ _SINGLE = "\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u00b4"
 _QUOTES = str.maketrans(_DOUBLE + _SINGLE, '"' * len(_DOUBLE) + "'" * len(_SINGLE))
 _ESCAPED = re.compile(r"\\+(u[0-9a-f]{4}|[\"'/])", re.IGNORECASE)
 _KEY = re.compile(r"(?<!\w)category[\"'`*_]{0,4}\s?(?:[:=]{1,2}>?|is\b)")
+# The key of an object, which counts before the word in a text.
+_JSON_KEY = re.compile(r"[{,]\s*([\"'])category\1\s*:")
 _NESTED = re.compile(r"[\s\[]*\{\s*([\"']?)\w+\1\s*:")
 _FENCE = re.compile(r"```[ \t]*(?:json[0-9]?|text|plaintext)?", re.IGNORECASE)
 _AROUND = " \t\n\"'`*{}[]()<>.,:;!?"
 # A name ends here; an apostrophe within a word ends none, and after other marks may
 # stand whatever a model adds.
 _END = re.compile(r"\s*(?:$|\n|[\"}\]).,;:!?<`*(|]|'(?!\w)|[-\u2013\u2014]+\s)")
+# What stands between a name and another one: {"category": ["fruit", "bird"]}.
+_NEXT = re.compile(r"[\s\"'\])}*`]*(?:[,;/|&]|\band\b|\bor\b)[\s\"'\[({*`]*")
+_COLON = re.compile(r"[\"']?\s*:")
 _WELL_FORMED = re.compile(
     r'\s*\{\s*"category"\s*:\s*"(?:[^"\\\x00-\x1f]|\\.)*"\s*\}\s*', re.DOTALL
 )
@@ -93,6 +98,8 @@ class CategoryParser:
     def __call__(self, text: str) -> CategoryAnswer:
         """Reads an answer; the first ``category`` in it that has a value counts.
 
+        The key of a JSON object counts before the word in a text.
+
         Args:
             text: anything that a model writes; of it `MAX_CHARACTERS` are read.
         """
@@ -100,7 +107,10 @@ class CategoryParser:
         folded = _fold(text[:MAX_CHARACTERS])
         values = list(_values(folded))
         for value in values or [_unfenced(folded)]:
-            if (name := self._named(value)) is not None:
+            name, after = self._named(value)
+            if name is not None:
+                if self._lists_another(name, after):
+                    return CategoryAnswer(-1, "unlisted", well_formed)
                 return CategoryAnswer(self._names[name], "exact", well_formed)
         # Without a key, a sentence is no misspelt name.
         candidates = [_quoted(value) for value in values] or [_unfenced(folded)]
@@ -113,8 +123,8 @@ class CategoryParser:
         status = "unlisted" if values and said else "unparseable"
         return CategoryAnswer(-1, status, well_formed)
 
-    def _named(self, value: str) -> str | None:
-        """The category that a value begins with, and ends with but for marks."""
+    def _named(self, value: str) -> tuple[str | None, str]:
+        """The category that a value begins with, and what stands after it."""
         opened = value.lstrip(" \t\n{([`*")
         quote = opened[:1] if opened[:1] in ('"', "'") else ""
         # A quote may belong to a name, such as 'n' roll.
@@ -130,8 +140,23 @@ class CategoryParser:
                 else:
                     ends = _END.match(after)
                 if ends:
-                    return name
-        return None
+                    return name, after
+        return None, ""
+
+    def _lists_another(self, name: str, after: str) -> bool:
+        """Whether another category is listed after the name of one."""
+        while (between := _NEXT.match(after)) is not None:
+            text = after[between.end() :]
+            for other in self._longest:
+                after = text[len(other) :]
+                ends = _END.match(after) or _NEXT.match(after)
+                if text.startswith(other) and ends:
+                    break
+            else:
+                return False
+            if other != name:
+                return not _COLON.match(after)  # A further key of the object.
+        return False
 
     def _nearest(self, value: str) -> tuple[str | None, int]:
         """The one category within the bound that is nearer than all others."""
@@ -186,8 +211,11 @@ def _unfenced(text: str) -> str:
 
 
 def _values(text: str) -> Iterator[str]:
-    """What stands after each ``category:``, to the end of the text."""
-    for key in _KEY.finditer(text):
+    """What stands after each key ``category``, to the end of the text.
+
+    Where no object has such a key, what stands after each ``category:``.
+    """
+    for key in list(_JSON_KEY.finditer(text)) or _KEY.finditer(text):
         value = text[key.end() :]
         # An object in its place: {"category": {"name": "fruit"}}.
         while (nested := _NESTED.match(value)) is not None:

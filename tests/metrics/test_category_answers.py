@@ -140,6 +140,11 @@ def test_garbage_never_raises(text):
         ('{"category": "fruit salad"}', "unlisted"),
         ('{"category": "fruit, red"}', "unlisted"),
         ("{'category': 'men's hats'}", "unlisted"),
+        ('{"category": ["fruit", "bird"]}', "unlisted"),
+        ('{"category": "fruit", "bird"}', "unlisted"),
+        ('{"category": "fruit, bird"}', "unlisted"),
+        ("fruit, bird", "unlisted"),
+        ("Fruit; fruit or bird", "unlisted"),
         ('{"subcategory": "fruit"}', "unparseable"),
         ('{"label": "fruit"}', "unparseable"),
     ],
@@ -183,6 +188,21 @@ def test_the_first_value_counts():
     assert PARSER('{"category": "bird"} and not {"category": "fruit"}').category == (
         CATEGORIES.index("bird")
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"sub category": "fruit", "category": "bird"}',
+        '{"reason": "its category: fruit", "category": "bird"}',
+        'I considered category: fruit but {"category": "bird"}',
+        '{"category": "bird", "fruit": false}',
+        '{"category": ["bird", "bird"]}',
+        "bird, not a fruit",
+    ],
+)
+def test_the_key_of_an_object_counts(text):
+    assert CATEGORIES[PARSER(text).category] == "bird"
 
 
 @settings(max_examples=50, deadline=None)
