@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shlex
 
 import hypothesis.strategies as st
@@ -31,6 +32,7 @@ from meta_opt.data.sources.video_annotations import (
     KINDS,
     VideoTextSample,
     annotation_files,
+    clips,
     read_annotations,
 )
 from meta_opt.data.sources.video_annotations.clips import (
@@ -886,13 +888,28 @@ def test_files_that_cannot_be_decoded(folder):
     animation(media / "tumblr_a_250.gif", 3)
     whole = (media / "tumblr_a_250.gif").read_bytes()
     data = read_annotations("msrvtt", folder, media=media)
-    with pytest.raises(ValueError, match=r"video0 cannot be decoded: 2.png: no pict"):
-        data.frames(data[0], 2, 4)
+    _, mask = data.frames(data[0], 2, 4)
+    assert mask.tolist() == [True, False]
+    assert "video0 cannot be decoded: 2.png: no picture" in data.damaged["video0"]
     for damaged in (b"GIF89a", b"no picture", whole[:40], b""):
         (media / "tumblr_a_250.gif").write_bytes(damaged)
         data = read_annotations("tgif_qa_count", folder, media=media)
-        with pytest.raises(ValueError, match=r"tumblr_a_250.gif cannot be decoded"):
-            data.frames(data[0], 2, 4)
+        _, mask = data.frames(data[0], 2, 4)
+        (problem,) = data.damaged.values()
+        assert not mask.any() and "tumblr_a_250.gif cannot be decoded" in problem
+
+
+def test_many_damaged_clips_are_an_error(folder, monkeypatch):
+    monkeypatch.setattr(clips, "MAX_DAMAGED", 1)
+    for name in ("video0", "video1"):
+        picture(folder / "media" / name / "1.png", "red")
+        (folder / "media" / name / "2.png").write_bytes(b"no picture")
+    data = read_annotations("msrvtt", folder, media=folder / "media")
+    data.frames(data[0], 2, 4)
+    with pytest.raises(
+        ValueError, match=r"video1 cannot be.* before it 1 clip"
+    ):
+        data.frames(data[1], 2, 4)
 
 
 @settings(
@@ -909,12 +926,10 @@ def test_damaged_animations_give_frames_or_value_errors(tmp_path, places, byte):
         data = data[:place] + byte + data[place + 1 :]
     (tmp_path / "a.gif").write_bytes(data)
     sample = VideoTextSample("a", "a", "train", ("a",))
-    try:
-        frames, mask = find_clips(tmp_path, [sample]).frames(sample, 3, 8)
-    except ValueError as error:
-        assert str(tmp_path) in str(error)
-    else:
-        assert (frames.shape, mask.shape) == ((3, 8, 8, 3), (3,))
+    found = find_clips(tmp_path, [sample])
+    frames, mask = found.frames(sample, 3, 8)
+    assert (frames.shape, mask.shape) == ((3, 8, 8, 3), (3,))
+    assert mask.any() or str(tmp_path) in found.damaged["a"]
 
 
 @pytest.mark.parametrize(
@@ -927,8 +942,10 @@ def test_errors_of_damaged_animations(tmp_path, monkeypatch, error):
     animation(tmp_path / "a.gif", 5)
     sample = VideoTextSample("a", "a", "train", ("a",))
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(ValueError, match=rf"a.gif cannot be decoded: .*{error}"):
-        find_clips(tmp_path, [sample]).frames(sample, 3, 8)
+    found = find_clips(tmp_path, [sample])
+    _, mask = found.frames(sample, 3, 8)
+    assert not mask.any()
+    assert re.search(rf"a.gif cannot be decoded: .*{error}", found.damaged["a"])
 
 
 def test_clips_of_several_forms(folder):

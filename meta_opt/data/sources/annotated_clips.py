@@ -268,6 +268,8 @@ class AnnotatedClips:
                 "missing_clips": len(data.missing),
                 "missing": list(data.missing[:NAMED]),
             }
+            if data.damaged:
+                read[split]["clips_with_damaged_frames"] = len(data.damaged)
             if self._wordless.get(split):
                 read[split]["captions_without_words"] = self._wordless[split]
         videos = {

@@ -41,6 +41,8 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANIMATIONS = (".gif", ".webp", ".apng")
 _VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
 _UNDECODABLE = (OSError, ValueError)
+MAX_DAMAGED = 100
+"""Clips with frames that cannot be decoded; with more, something else is wrong."""
 """What is raised for files that are damaged or too large."""
 _BETWEEN = 1e-6
 """Of a frame: times as near to a frame as this are that frame's."""
@@ -70,12 +72,15 @@ class Clips:
         frames_per_second: of the clips that are whole videos.
         short: by sample key, how many frames or feature rows a clip has, of those that
             had fewer than were asked for so far.
+        damaged: by sample key, the first problem of a clip of which some frames could
+            not be decoded; they are left out.
     """
 
     form: str
     found: Mapping[tuple[str, ...], Clip]
     frames_per_second: float | None = None
     short: dict[str, int] = dataclasses.field(default_factory=dict)
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def frames(
         self, sample: VideoTextSample, count: int, size: int
@@ -83,7 +88,7 @@ class Clips:
         """Frames at even distances over a sample's clip or segment.
 
         Of N frames those with the indices ``i N // count`` are taken; of fewer than
-        ``count`` all, followed by zeros.
+        ``count`` all, followed by zeros. Frames that cannot be decoded are left out.
 
         Args:
             sample: one whose clip was found.
@@ -95,25 +100,23 @@ class Clips:
             which of them are there, bool [T].
 
         Raises:
-            ValueError: if the clips are features, or a file cannot be decoded (it is
-                named).
+            ValueError: if the clips are features, or more than `MAX_DAMAGED` clips have
+                frames that cannot be decoded (the file is named).
         """
         _check_positive(count=count, size=size)
         clip = self._clip(sample)
         if clip.form == "features":
             raise ValueError(f"{clip.path} has features; read them with `features`")
         frames = np.zeros((count, size, size, 3), np.uint8)
-        images = self._images(clip, sample, count)
-        there = 0
-        while True:
-            try:
-                image = next(images, None)
-            except _UNDECODABLE as error:
-                raise ValueError(f"{clip.path} cannot be decoded: {error}") from None
-            if image is None:
-                break
+        there, problem = 0, ""
+        for image in self._images(clip, sample, count):
+            if isinstance(image, Exception):
+                problem = problem or f"{clip.path} cannot be decoded: {image}"
+                continue
             frames[there] = fit_square(image, size)
             there += 1
+        if problem:
+            self._note_damage(sample, problem)
         return frames, self._mask(sample, there, count)
 
     def features(
@@ -145,6 +148,18 @@ class Clips:
             raise ValueError(f"{clip.path} has values that are not finite in float32")
         return features, self._mask(sample, len(indices), count)
 
+    def _note_damage(self, sample: VideoTextSample, problem: str) -> None:
+        if not self.damaged:
+            _log.warning(
+                "%s; it is left out, as are others that `damaged` names", problem
+            )
+        self.damaged[sample.key] = problem
+        if len(self.damaged) > MAX_DAMAGED:
+            raise ValueError(
+                f"{problem}; before it {MAX_DAMAGED} clips had such frames, the most "
+                "that may be left out"
+            )
+
     def _clip(self, sample: VideoTextSample) -> Clip:
         if sample.clip_names not in self.found:
             raise ValueError(f"sample {sample.key!r} has no clip")
@@ -152,18 +167,21 @@ class Clips:
 
     def _images(
         self, clip: Clip, sample: VideoTextSample, count: int
-    ) -> Iterator[Image.Image]:
+    ) -> Iterator[Image.Image | Exception]:
+        """Frames, and errors in place of those that cannot be decoded."""
         if clip.form == "frames":
             files = frame_files(clip.path)
             for i in self._indices(clip, sample, len(files), count):
                 try:
                     yield decode(files[i].read_bytes())
                 except _UNDECODABLE as error:
-                    raise ValueError(f"{files[i].name}: {error}") from None
+                    yield ValueError(f"{files[i].name}: {error}")
             return
-        data = clip.path.read_bytes()
-        total = count_frames(data)
-        yield from decode_frames(data, min(count, total))
+        try:
+            data = clip.path.read_bytes()
+            yield from decode_frames(data, min(count, count_frames(data)))
+        except _UNDECODABLE as error:
+            yield error  # What follows in the file cannot be found.
 
     def _indices(
         self, clip: Clip, sample: VideoTextSample, total: int, count: int

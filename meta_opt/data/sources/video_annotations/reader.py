@@ -99,6 +99,11 @@ class VideoTextData:
         """By sample key, the frames of clips that had fewer than were asked for."""
         return MappingProxyType({} if self.clips is None else self.clips.short)
 
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """By sample key, the first problem of clips of which frames were left out."""
+        return MappingProxyType({} if self.clips is None else self.clips.damaged)
+
     def describe(self) -> str:
         """One line on what was read and what is missing."""
         line = f"{self.kind} {self.split}: {len(self)} samples"
@@ -112,8 +117,8 @@ class VideoTextData:
         See `meta_opt.data.sources.video_annotations.clips.Clips.frames`.
 
         Raises:
-            ValueError: if there is no media folder or it has features, or a file
-                cannot be decoded.
+            ValueError: if there is no media folder or it has features, or too many
+                clips have frames that cannot be decoded.
         """
         return self._clips().frames(sample, count, size)
 
