@@ -906,9 +906,7 @@ def test_many_damaged_clips_are_an_error(folder, monkeypatch):
         (folder / "media" / name / "2.png").write_bytes(b"no picture")
     data = read_annotations("msrvtt", folder, media=folder / "media")
     data.frames(data[0], 2, 4)
-    with pytest.raises(
-        ValueError, match=r"video1 cannot be.* before it 1 clip"
-    ):
+    with pytest.raises(ValueError, match=r"video1 cannot be.* before it 1 clip"):
         data.frames(data[1], 2, 4)
 
 

@@ -251,7 +251,8 @@ def test_the_customary_splits_can_be_changed(settings):
     ]
 
 
-def test_captions_without_words_are_left_out(tmp_path):
+@pytest.mark.parametrize("caption", ["...", " "])
+def test_captions_without_words_are_left_out(tmp_path, caption):
     media = msrvtt_set(tmp_path)
     path = tmp_path / "MSRVTT_data.json"
     text = path.read_text()
@@ -259,7 +260,7 @@ def test_captions_without_words_are_left_out(tmp_path):
     for n in range(2):
         old = f'"caption": "{text_of(0, n)}", "video_id": "video0"'
         assert old in text
-        text = text.replace(old, '"caption": "...", "video_id": "video0"')
+        text = text.replace(old, f'"caption": "{caption}", "video_id": "video0"')
     path.write_text(text)
     official = OfficialConfig(str(tmp_path), str(media))
     source = AnnotatedClips("msrvtt", official, 4, 8)

@@ -68,14 +68,18 @@ class Entry:
             )
         return self._values[key]
 
-    def text(self, key: str) -> str:
-        """A text that is not blank, without spaces around it.
+    def text(self, key: str, blank: bool = False) -> str:
+        """A text without spaces around it.
+
+        Args:
+            key: of the value.
+            blank: whether it may be empty.
 
         Raises:
             ValueError: if the value is no such text.
         """
         value = self.value(key)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not (blank or value.strip()):
             raise self.error(f"{key!r} must be a text, not {_shown(value)}")
         return value.strip()
 

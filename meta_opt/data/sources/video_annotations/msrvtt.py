@@ -141,7 +141,7 @@ def _read_videos(path: Path) -> list[VideoTextSample]:
         name = sentence.identifier("video_id")
         if name not in captions:
             raise sentence.error(f"video {name!r} is not among the `videos`")
-        captions[name].append(sentence.text("caption"))
+        captions[name].append(sentence.text("caption", blank=True))
     for name, texts in captions.items():
         if not texts:
             raise entries[name].error(f"video {name!r} has no caption in `sentences`")
@@ -155,7 +155,10 @@ def _read_test_1k(path: Path) -> list[VideoTextSample]:
     columns = ["key", "vid_key", "video_id", "sentence"]
     return [
         VideoTextSample(
-            row.identifier("video_id"), row.text("key"), "test", (row.text("sentence"),)
+            row.identifier("video_id"),
+            row.text("key"),
+            "test",
+            (row.text("sentence", blank=True),),
         )
         for row in read_table(find_file(path, _TEST_1K), columns, ",")
     ]

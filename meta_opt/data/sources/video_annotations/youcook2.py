@@ -61,7 +61,7 @@ def _sample(name: str, segment: Entry, split: str) -> VideoTextSample:
         video,
         key,
         split,
-        (segment.text("sentence"),),
+        (segment.text("sentence", blank=True),),
         start_seconds=start,
         end_seconds=end,
         clip_names=(key, video),
