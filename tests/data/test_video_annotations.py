@@ -317,8 +317,8 @@ WRONG = [
     (
         "msrvtt",
         WHOLE,
-        at("sentences", 0, "caption", to=" "),
-        r"sentences\[0\]: 'caption' must be a text, not ' '",
+        at("sentences", 0, "caption", to=7),
+        r"sentences\[0\]: 'caption' must be a text, not 7",
     ),
     (
         "msrvtt",
