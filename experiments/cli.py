@@ -170,6 +170,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         message = lines[0].partition(": Error whilst parsing")[0]
+        if section := re.match(r"flag (--\S+?)=.* as a ConfigDict", message):
+            message = f"{section[1]} is a section; set one of its settings, "
+            message += f"{section[1]}.NAME=VALUE"
         if len(lines) > 1:  # With a traceback into the config file.
             message += f": {lines[-1].removeprefix('ValueError: ')}"
     sys.exit(f"{Path(sys.argv[0]).stem}: {message}")

@@ -163,12 +163,13 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if typing.get_origin(option) is tuple and isinstance(value, str | tuple):
             inner = typing.get_args(option)
             value = (value,) if isinstance(value, str) else value
+            names = [f"{name}[{i}]" for i in range(len(value))]
             if inner[1:] == (Ellipsis,):
-                return tuple(_typed(inner[0], v, name) for v in value)
+                inner = (inner[0],) * len(value)
             if len(inner) == len(value):
-                return tuple(map(_typed, inner, value, [name] * len(value)))
-    names = {type(None): "None", str: "text", bool: "True or False"}
-    wanted = " or ".join(names.get(o, getattr(o, "__name__", str(o))) for o in options)
+                return tuple(map(_typed, inner, value, names))
+    plain = {type(None): "None", str: "text", bool: "True or False"}
+    wanted = " or ".join(plain.get(o, getattr(o, "__name__", str(o))) for o in options)
     quote = f", in quotes: '\"{value}\"'" if str in options else ""
     raise ValueError(f"{name}={value!r} must be {wanted}{quote}")
 

@@ -32,6 +32,11 @@ def finetune(tmp_path, *arguments, **environment):
         ),
         (["--config.seed=x"], {}, "finetune: flag --config.seed=x: invalid literal"),
         (
+            ["--config.pipeline=x"],
+            {},
+            "finetune: --config.pipeline is a section; set one of its settings",
+        ),
+        (
             ["--config=configs/finetune.py:smok"],
             {},
             "finetune: flag --config=configs/f",
@@ -57,8 +62,8 @@ def finetune(tmp_path, *arguments, **environment):
         ),
     ],
     ids=[
-        *("misspelt", "section", "unknown", "type", "text", "number", "variant"),
-        *("file", "flag", "root", "batch", "platform"),
+        *("misspelt", "section", "unknown", "type", "text", "number"),
+        *("whole_section", "variant", "file", "flag", "root", "batch", "platform"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, environment, message):
