@@ -257,6 +257,13 @@ def test_unreadable_pictures_are_skipped_and_counted(products):
         chosen_of(products)
 
 
+def test_pictures_none_of_which_is_there(tmp_path):
+    table = ["image,category"] + [f"a\\{i}.png,{'xy'[i % 2]}" for i in range(3)]
+    file = write_text(tmp_path / "a.csv", "\n".join(table))
+    with pytest.raises(ValueError, match=r"such as a\\0.png \(FileNotFoundError"):
+        choose(by_class(read_items(file)), SMALL)
+
+
 def write_rows(file, *rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

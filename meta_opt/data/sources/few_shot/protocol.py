@@ -174,7 +174,8 @@ def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choi
             prints.append(fingerprint(preview))
     of_class = np.repeat(np.arange(len(kept)), [len(x) for x in kept.values()])
     if not prints:
-        raise ValueError("no picture can be read")
+        key, reason = next(iter(unreadable.reasons.items()))
+        raise ValueError(f"no picture can be read, such as {key} ({reason})")
     group = groups(
         np.stack([one.bits for one in prints]),
         np.stack([one.colours for one in prints]),
