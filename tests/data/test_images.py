@@ -109,7 +109,12 @@ def test_other_modes(mode, form, expected):
     if mode in ("P", "PA"):
         image = image.quantize()
     image = image.convert(mode, dither=Image.Dither.NONE)
-    found = np.asarray(decode(encoded(image, form)))
+    data = encoded(image, form)
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except OSError:
+        pytest.skip("this version of Pillow cannot read what it writes")
+    found = np.asarray(decode(data))
     np.testing.assert_allclose(found[2, 2], expected, atol=3)
 
 

@@ -161,10 +161,11 @@ def test_a_batch_is_cut_to_what_memory_holds(monkeypatch):
     whole = run(10**9)
     assert whole.actions == []
     cut = run(needed[0] - 1)
-    # Twice: the sums of gradients take more than half the activations free.
-    assert kinds(cut) == ["micro-batch"] * 2
-    assert needed[1] == needed[0] < needed[2] and needed[3] < needed[0]
-    assert "it is cut in 4 micro-batches" in cut.actions[1]["reason"]
+    # Once or twice, by XLA's version: the sums of gradients take memory too.
+    cuts = len(cut.actions)
+    assert kinds(cut) == ["micro-batch"] * cuts and cuts in (1, 2)
+    assert needed[1] == needed[0] > needed[1 + cuts]
+    assert f"it is cut in {2**cuts} micro-batches" in cut.actions[-1]["reason"]
     # The noise of the inputs differs; the means do not.
     np.testing.assert_allclose(losses(cut), losses(whole), rtol=0.1)
     with pytest.raises(ValueError, match=r"MiB .* 4 over 1 shards cannot be cut"):

@@ -188,6 +188,8 @@ def test_an_edited_journal_is_refused(tmp_path, field, value, message):
     ],
 )
 def test_another_place_is_refused_without_its_password(place, message):
+    if place.startswith("postgresql"):
+        pytest.importorskip("psycopg", reason="needs the extra `postgresql`")
     with pytest.raises(ValueError, match=message) as error:
         Storage(place, "s")
     assert "secret" not in str(error.value)
