@@ -7,6 +7,7 @@ has no checksum on array data, and a resumed run must not start from a flipped b
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _STATE, _HOST, _METRICS = "state", "host", "metrics"
 _MANIFESTS, _DAMAGED = "manifests", "damaged"
+_DESCRIPTION = "_CHECKPOINT_METADATA"
+"""Orbax's, of each checkpoint."""
 
 
 class CheckpointMismatchError(ValueError):
@@ -98,18 +101,25 @@ class Checkpoints:
         keep: list[Any] = [policy.LatestN(keep_latest)]
         if keep_best:
             keep.append(policy.BestN(get_metric_fn=self._score, n=keep_best))
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_names=(_STATE, _HOST),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=self._score,
-                preservation_policy=policy.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(
-                    post_finalization_callback=self._write_manifest
-                ),
+        options = ocp.CheckpointManagerOptions(
+            best_fn=self._score,
+            preservation_policy=policy.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._write_manifest
             ),
         )
+        make = functools.partial(
+            ocp.CheckpointManager,
+            self._directory,
+            item_names=(_STATE, _HOST),
+            options=options,
+        )
+        try:
+            self._manager = make()
+        except ValueError as error:
+            self._remove_descriptions(error)
+            self._manager = make()
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints there are, ascending."""
@@ -303,6 +313,18 @@ class Checkpoints:
                 damaged[step] = problem
         for step, problem in damaged.items():
             self._set_aside(step, problem, damaged)
+
+    def _remove_descriptions(self, error: ValueError) -> None:
+        """Removes Orbax's descriptions of checkpoints, which nothing is read from."""
+        if jax.process_index() == 0:
+            _log.warning(
+                "a description of a checkpoint in %s is damaged (%s); the checkpoints "
+                "are read without",
+                *(self._directory, error),
+            )
+            for step in _steps(self._directory):
+                (self._directory / str(step) / _DESCRIPTION).unlink(missing_ok=True)
+        _any_process(False)  # The others go on when that is done.
 
     def _set_aside(
         self, step: int, problem: str, damaged: Collection[int] = ()

@@ -224,3 +224,14 @@ def test_bad_settings(tmp_path, open_checkpoints):
         open_checkpoints(keep_latest=0)
     with pytest.raises(ValueError, match=r"no checkpoint of step 4; there are \[\]"):
         open_checkpoints().restore({}, step=4)
+
+
+@pytest.mark.parametrize("text", ['"y"', '{"init_tiem": 1, "custom_metadata": {}}'])
+def test_a_damaged_description_costs_no_checkpoint(open_checkpoints, tmp_path, text):
+    checkpoints = open_checkpoints()
+    checkpoints.save(3, make_state(3), {"next": 7})
+    checkpoints.wait()
+    file = tmp_path / "checkpoints" / "3" / "_CHECKPOINT_METADATA"
+    file.write_text(text)
+    restored = open_checkpoints().restore(make_state())
+    assert (restored.step, restored.host) == (3, {"next": 7})

@@ -1,10 +1,17 @@
 """The caption tokenizer that ships with the package."""
 
+import json
+
 import numpy as np
 import pytest
 
 from meta_opt.data import bundled_clipart, load_tokenizer
-from meta_opt.data.preprocessing.tokenizer import CaptionTokenizer, train
+from meta_opt.data.bundled import BUNDLED
+from meta_opt.data.preprocessing.tokenizer import (
+    CaptionTokenizer,
+    read_tokenizer,
+    train,
+)
 
 
 def test_golden_ids():
@@ -68,6 +75,24 @@ def test_bad_arguments():
         tokenizer.encode(["a"], 1)
     with pytest.raises(TypeError, match="list of texts"):
         tokenizer.encode("a", 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unk_token": "nothing"}, "Unk token `nothing` not found"),
+        ({"continuing_subword_prefix": "a long one"}, "the reader failed"),
+        ({"vocab": {"[PAD]": 2**32 - 1}}, "a token has the id 4294967295"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, changes, message):
+    file = BUNDLED / "tokenizer.json"
+    value = json.loads(file.read_text())
+    vocab = {**value["model"]["vocab"], **changes.pop("vocab", {})}
+    value["model"] |= {"vocab": vocab, **changes}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json is damaged: .*{message}"):
+        read_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_training_is_deterministic():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from meta_opt.data.preprocessing.panics import panics_as_errors
 from meta_opt.data.preprocessing.svg_safety import checked_svg
 
 # Of TIFF.
@@ -298,15 +299,10 @@ def render_svg(svg: str, side: int) -> Image.Image:
     svg = checked_svg(svg, _check_picture)
     # Given both, the drawing is scaled to fit inside them. Without a resolution every
     # length in points, centimetres and the like is zero.
-    try:
+    with panics_as_errors("the renderer"):
         data = resvg_py.svg_to_bytes(
             svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True
         )
-    except BaseException as error:
-        # A panic of the renderer, which is no Exception, so as to end a program.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"the renderer failed: {error}") from None
     return decode(bytes(data))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from meta_opt.data.bundled import BUNDLED
+from meta_opt.data.preprocessing.panics import panics_as_errors
 from meta_opt.text_files import read_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
@@ -52,6 +53,12 @@ def check_texts(texts: Sequence[str], length: int, least: int) -> None:
         raise TypeError(f"encode takes a list of texts, not the string {texts!r}")
     if length < least:
         raise ValueError(f"a row needs at least {least} tokens, not {length}")
+
+
+_MAX_ID = 2**31 - 1
+"""Of tokens: they are int32."""
+_UNKNOWN = "\ue000"
+"""A character that has no meaning."""
 
 
 class CaptionTokenizer:
@@ -151,9 +158,16 @@ def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """
     text = read_text(path)
     try:
-        return Tokenizer.from_str(text)
+        with panics_as_errors("the reader"):
+            tokenizer = Tokenizer.from_str(text)
+            # What is unknown shows whether the token for it is there.
+            tokenizer.encode(_UNKNOWN)
     except Exception as error:  # The package raises nothing narrower.
         raise ValueError(f"{path} is damaged: {error}") from None
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest > _MAX_ID:
+        raise ValueError(f"{path} is damaged: a token has the id {largest}")
+    return tokenizer
 
 
 def train(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:

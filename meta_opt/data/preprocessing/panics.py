@@ -1,0 +1,19 @@
+"""Panics of libraries written in Rust."""
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def panics_as_errors(library: str) -> Iterator[None]:
+    """Raises ValueError for a panic: PyO3's is no Exception, so as to end a program.
+
+    Args:
+        library: that may panic, for the message.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{library} failed: {error}") from None
