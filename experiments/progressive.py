@@ -39,7 +39,7 @@ def main() -> None:
     study = read_study(CONFIG.value.to_dict())
     phases = Phases(study, WORKDIR.value)
     names = list(study.tracks())
-    # Before a report that says what they are.
+    # A report must not describe phases of other settings.
     phases.check()
 
     def report() -> str:

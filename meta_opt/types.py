@@ -71,7 +71,7 @@ def check_least(section: str, config: Any, **least: float) -> None:
     for name, bound in least.items():
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
-        if not all(one >= bound for one in values):  # Not of NaN.
+        if not all(one >= bound for one in values):  # False for NaN, too.
             where = f"{section}.{name}" if section else name
             raise ValueError(f"{where}={value} must be at least {bound}")
 
@@ -154,16 +154,20 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if option is int and isinstance(value, int):
             return value
         if option is float and isinstance(value, int | float):
-            if math.isnan(value):
-                raise ValueError(f"{name} is nan, which is no number")
             try:
-                return float(value)
+                number = float(value)
             except OverflowError:
                 raise ValueError(f"{name} is larger than any float") from None
+            if math.isnan(number):
+                raise ValueError(f"{name} is nan, which is no number")
+            return number
         if typing.get_origin(option) is tuple and isinstance(value, str | tuple):
             inner = typing.get_args(option)
-            value = (value,) if isinstance(value, str) else value
-            names = [f"{name}[{i}]" for i in range(len(value))]
+            names = [name]
+            if isinstance(value, str):
+                value = (value,)
+            else:
+                names = [f"{name}[{i}]" for i in range(len(value))]
             if inner[1:] == (Ellipsis,):
                 inner = (inner[0],) * len(value)
             if len(inner) == len(value):

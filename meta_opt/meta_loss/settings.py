@@ -66,10 +66,8 @@ class MetaLossConfig:
         """Checks names and ranges."""
         check_name("meta_loss.combiner", self.combiner, COMBINATIONS)
         check_name("meta_loss.meta_optimizer", self.meta_optimizer, META_OPTIMIZERS)
-        if self.interval < 1:
-            raise ValueError(f"interval={self.interval} must be at least 1")
-        check_least("meta_loss", self, batch_size=0)
-        # Infinity bounds nothing, as a norm may be.
+        check_least("meta_loss", self, interval=1, batch_size=0)
+        # An infinite clip_norm turns clipping off.
         if not (0 < self.learning_rate < math.inf and self.clip_norm > 0):
             raise ValueError(
                 f"meta_loss: learning_rate={self.learning_rate} and "

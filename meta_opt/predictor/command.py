@@ -177,13 +177,16 @@ def _fit(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    """Makes the folder before the work, to fail early; removes it if it stays empty."""
+    """Makes the folder before the work, to fail early; a failed call leaves none."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # Something is in it.
+                path.rmdir()
+        raise
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -197,15 +197,16 @@ def _folder_rows(path: Path) -> Iterator[Row]:
             yield Row({kind: str(file)}, str(file))
         return
     splits = {p: named_split(p.name) for p in subs}
-    divided = all(splits.values()) and all(
-        any(child.is_dir() for child in p.iterdir()) for p in subs
-    )
+    divided = all(splits.values()) and all(map(class_folders, subs))
     for sub in subs:
         classes = class_folders(sub) if divided else [sub]
         for folder in classes:
             files = list(_media_files(folder))
             if not files:
-                _log.warning("%s has no picture, sound or clip: no class", folder)
+                _log.warning(
+                    "%s has no pictures, sounds or clips; it is not used as a class",
+                    folder,
+                )
             for file, kind in files:
                 values = {kind: str(file), "label": folder.name}
                 values |= {"split": str(splits[sub])} if divided else {}

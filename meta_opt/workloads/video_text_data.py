@@ -181,13 +181,15 @@ def read_clip_inputs(
         config.feature_cache_dir,
         config.source,
     )
-    about = dict(source.describe())
-    fitted = {}
+    fitted, without = {}, {}
     for split, x in clips.items():
         clips[split], fitted[split], empty = _fit(split, x, config.frames)
         if empty:
-            without = about.setdefault("clips_without_frames", {})
             without[split] = {"count": len(empty), "named": empty[:NAMED]}
+    # Now that all frames were read: those that are damaged are counted.
+    about = dict(source.describe())
+    if without:
+        about["clips_without_frames"] = without
     by_clip = {s: _clip_arrays(reader, s, *x) for s, x in fitted.items()}
     centre_targets(by_clip)
     codebook = None

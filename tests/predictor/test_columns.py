@@ -281,11 +281,19 @@ def test_folders_of_classes_and_of_splits(tmp_path, caplog):
     assert {x.values["label"] for x in plain} == {"cat", "dog"}
     assert all("split" not in row.values for row in plain)
     assert not caplog.messages
+    for split in ("train", "val"):
+        flat = tmp_path / "flat" / split
+        (flat / ".ipynb_checkpoints").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(flat / "1.png")
+    flat = read_table(tmp_path / "flat").rows
+    assert [row.values["label"] for row in flat] == ["train", "val"]
     bird = tmp_path / "set" / "train" / "bird"
     bird.mkdir()
     (bird / "1.heic").write_bytes(b"")
     assert len(read_table(tmp_path / "set" / "train").rows) == 2
-    assert caplog.messages == [f"{bird} has no picture, sound or clip: no class"]
+    assert caplog.messages == [
+        f"{bird} has no pictures, sounds or clips; it is not used as a class"
+    ]
 
 
 def samples_of(labels, **more):

@@ -225,10 +225,13 @@ def test_the_command(predictor, samples, root, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "notes.txt").touch()
-    assert main(["fit", "nowhere.jsonl", "--out", str(tmp_path / "kept")]) == 1
+    (tmp_path / "empty").mkdir()
+    for name in ("kept", "empty", "new/er/est"):
+        assert main(["fit", "nowhere.jsonl", "--out", str(tmp_path / name)]) == 1
     assert (tmp_path / "kept" / "notes.txt").is_file()
+    assert (tmp_path / "empty").is_dir() and not (tmp_path / "new").exists()
     assert main(["plan", "nowhere.jsonl"]) == 1
-    error, _, of_plan = capsys.readouterr().err.strip().splitlines()
+    error, *_, of_plan = capsys.readouterr().err.strip().splitlines()
     assert of_plan == "meta-opt plan: there is no file nowhere.jsonl"
     assert error == "meta-opt fit: there is no file nowhere.jsonl"
     with pytest.raises(SystemExit):

@@ -157,6 +157,18 @@ def test_what_is_left_out_is_counted_and_named(read):
         assert (~present).sum() == captions * three[split]
 
 
+def test_clips_with_damaged_frames_are_counted(clips_root, settings, tmp_path):
+    media = msrvtt_set(tmp_path)
+    damaged = ("video1", "video2", "video7")
+    for name in damaged:
+        sorted((media / name).iterdir())[0].write_bytes(b"no picture")
+    where = {"annotations": str(tmp_path), "media": str(media)}
+    config = changed(clips_root, settings, "msrvtt_7k", where)
+    about = read_clip_inputs(config, CASES["msrvtt_7k"][0]).about
+    counts = [x.get("clips_with_damaged_frames", 0) for x in about["read"].values()]
+    assert sum(counts) == len(damaged)
+
+
 def test_youcook2(read):
     inputs = read("youcook2")
     assert_disjoint(videos_of(inputs))

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def panics_as_errors(library: str) -> Iterator[None]:
-    """Raises ValueError for a panic: PyO3's is no Exception, so as to end a program.
+    """Raises ValueError for a panic.
+
+    PyO3's PanicException derives from BaseException, so `except Exception` misses it.
 
     Args:
         library: that may panic, for the message.

@@ -29,8 +29,8 @@ MAX_ASPECT = 20
 a width, they would be of any size."""
 _PREVIEW_SIDE = 256
 _DIVIDED = (
-    "The protocol divides the pictures itself: give those that it may train on, "
-    "without splits"
+    "The protocol makes its own splits: give it one set of pictures without splits, "
+    "and leave out those of a test set"
 )
 _SVG = ".svg"
 
@@ -138,9 +138,10 @@ def _from_folder(root: Path) -> Iterable[Item]:
             f"{root} has no folders; put the pictures of each class in a folder of its "
             f"own, {root.name}/CLASS/PICTURE.jpg"
         )
-    if all(named_split(p.name) and class_folders(p) for p in folders):
-        names = ", ".join(p.name for p in folders)
-        raise ValueError(f"the folders of {root} are splits ({names}). {_DIVIDED}")
+    splits = [p.name for p in folders if named_split(p.name) and class_folders(p)]
+    if len({named_split(name) for name in splits}) > 1 or len(splits) == len(folders):
+        names = ", ".join(splits)
+        raise ValueError(f"{root} has folders of splits ({names}). {_DIVIDED}")
     endings = {*Image.registered_extensions(), _SVG}
     for folder in folders:
         files = [p for p in visible_files(folder) if p.suffix.lower() in endings]
@@ -184,8 +185,9 @@ def _from_table(
                 f"{row.where}: {name} is an address; nothing is downloaded: give paths "
                 "of files"
             )
-        if "split" in row:
-            raise ValueError(f"{row.where}: has a column `split`. {_DIVIDED}")
+        for column in ("split", "Split", "SPLIT"):
+            if column in row and named_split(row.value(column)) is not None:
+                raise ValueError(f"{row.where}: has a column `{column}`. {_DIVIDED}")
         key = Path(os.path.normpath(name)).as_posix()
         yield _file_item(key, class_name, path.parent / name)
 

@@ -175,7 +175,9 @@ def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choi
     of_class = np.repeat(np.arange(len(kept)), [len(x) for x in kept.values()])
     if not prints:
         key, reason = next(iter(unreadable.reasons.items()))
-        raise ValueError(f"no picture can be read, such as {key} ({reason})")
+        raise ValueError(
+            f"none of the pictures can be read; the first, {key}: {reason}"
+        )
     group = groups(
         np.stack([one.bits for one in prints]),
         np.stack([one.colours for one in prints]),

@@ -69,11 +69,11 @@ class Entry:
         return self._values[key]
 
     def text(self, key: str, blank: bool = False) -> str:
-        """A text without spaces around it.
+        """The text at ``key``, stripped.
 
         Args:
             key: of the value.
-            blank: whether it may be empty.
+            blank: whether it may be blank.
 
         Raises:
             ValueError: if the value is no such text.

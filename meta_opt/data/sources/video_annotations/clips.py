@@ -41,9 +41,9 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANIMATIONS = (".gif", ".webp", ".apng")
 _VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
 _UNDECODABLE = (OSError, ValueError)
+"""What is raised for files that are damaged or too large."""
 MAX_DAMAGED = 100
 """Clips with frames that cannot be decoded; with more, something else is wrong."""
-"""What is raised for files that are damaged or too large."""
 _BETWEEN = 1e-6
 """Of a frame: times as near to a frame as this are that frame's."""
 
@@ -72,8 +72,8 @@ class Clips:
         frames_per_second: of the clips that are whole videos.
         short: by sample key, how many frames or feature rows a clip has, of those that
             had fewer than were asked for so far.
-        damaged: by sample key, the first problem of a clip of which some frames could
-            not be decoded; they are left out.
+        damaged: by path, the first problem of a clip of which some frames could not be
+            decoded; they are left out.
     """
 
     form: str
@@ -116,7 +116,7 @@ class Clips:
             frames[there] = fit_square(image, size)
             there += 1
         if problem:
-            self._note_damage(sample, problem)
+            self._note_damage(clip, problem)
         return frames, self._mask(sample, there, count)
 
     def features(
@@ -148,16 +148,17 @@ class Clips:
             raise ValueError(f"{clip.path} has values that are not finite in float32")
         return features, self._mask(sample, len(indices), count)
 
-    def _note_damage(self, sample: VideoTextSample, problem: str) -> None:
+    def _note_damage(self, clip: Clip, problem: str) -> None:
         if not self.damaged:
             _log.warning(
-                "%s; it is left out, as are others that `damaged` names", problem
+                "%s; the frame is left out, as are those of other clips in `damaged`",
+                problem,
             )
-        self.damaged[sample.key] = problem
+        self.damaged[str(clip.path)] = problem
         if len(self.damaged) > MAX_DAMAGED:
             raise ValueError(
-                f"{problem}; before it {MAX_DAMAGED} clips had such frames, the most "
-                "that may be left out"
+                f"{problem}; more than {MAX_DAMAGED} clips have frames that cannot be "
+                "decoded: check the media folder"
             )
 
     def _clip(self, sample: VideoTextSample) -> Clip:

@@ -101,7 +101,7 @@ class VideoTextData:
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """By sample key, the first problem of clips of which frames were left out."""
+        """By path, the first problem of clips of which frames were left out."""
         return MappingProxyType({} if self.clips is None else self.clips.damaged)
 
     def describe(self) -> str:
