@@ -18,6 +18,8 @@ from meta_opt.types import near_match
 TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", "y")
 """Column names that indicate the target, in order of precedence."""
 _CLASS_NAMES = ("label", "class", "category")
+_TEXT_NAMES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
+"""Column names whose lists are several correct texts."""
 _MOST_CLASSES = 20
 """Most distinct integers that are taken for classes."""
 _LONG = 6
@@ -158,9 +160,9 @@ def _media_columns(
         if not kind or count < _PATHS * len(given):
             continue
         files = [x for x in given if isinstance(x, str)]
-        if files and "://" in files[0]:
+        if address := next((x for x in files if "://" in x), ""):
             raise ValueError(
-                f"{table.name}: the column {name!r} has addresses, such as {files[0]}; "
+                f"{table.name}: the column {name!r} has addresses, such as {address}; "
                 "nothing is downloaded: give paths of files"
             )
         if files and not any(Media(table.folder / x).exists() for x in files):
@@ -179,7 +181,8 @@ def _media_kind(name: str, value: Any) -> str:
         return name
     if not isinstance(value, str) or "\n" in value:
         return ""
-    kind = MEDIA_ENDINGS.get(Path(value).suffix.lower(), "")
+    path = value.partition("?")[0] if "://" in value else value
+    kind = MEDIA_ENDINGS.get(Path(path).suffix.lower(), "")
     # GIF and WebP files are images or videos.
     return "video" if kind == "image" and name == "video" else kind
 
@@ -287,6 +290,11 @@ def _asked(
     about = f"{len(values)} values of type {kind}, {distinct} of them distinct"
     if kind == "texts":
         _check_not_labels(table, name, values)
+        if not media:
+            raise ValueError(
+                f"{table.name}: the target {name!r} has lists of texts, and generating "
+                "texts needs pictures, sounds or clips"
+            )
         return "caption", "text", f"{about}: a text to generate"
     if distinct == 1:
         raise ValueError(
@@ -316,13 +324,23 @@ def _asked(
 def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
     """Raises ValueError for lists of classes, which are not several correct texts."""
     texts = [text for value in values for text in value]
-    several = any(len(value) > 1 for value in values)
-    if several and (name.casefold() in _CLASS_NAMES or _is_category(texts)):
+    # Annotators may agree on an answer; nobody gives a sample one class twice.
+    repeated = any(len(set(map(str, value))) < len(value) for value in values)
+    if name.casefold() in _TEXT_NAMES or repeated or _mean_words(texts) > _LONG:
+        return
+    if not (name.casefold() in _CLASS_NAMES or _is_category(texts)):
+        return
+    several = next((value for value in values if len(value) > 1), None)
+    if several is None:
         raise ValueError(
-            f"{table.name}: the target {name!r} has lists of classes, such as "
-            f"{values[0]!r}; a sample has one class: train a model for each class, "
-            "with true or false as its target"
+            f"{table.name}: the target {name!r} has lists of one class, such as "
+            f"{values[0]!r}; write the class without a list"
         )
+    raise ValueError(
+        f"{table.name}: the target {name!r} has lists of classes, such as {several!r}; "
+        "a sample has one class: train a model for each class, with true or false as "
+        "its target"
+    )
 
 
 def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:

@@ -101,9 +101,12 @@ MISTAKES = {
         "none of the 24 files of the column 'image' is there, such as nowhere/0.png",
     ),
     "addresses": (
-        rows(image=lambda i: f"https://x.org/{i}.png", label=lambda i: i % 2),
+        rows(
+            image=lambda i: f"https://x.org/{i}.png?w=2" if i else "a.png",
+            label=lambda i: i % 2,
+        ),
         None,
-        "'image' has addresses, such as https://x.org/0.png; nothing is downloaded",
+        "'image' has addresses, such as https://x.org/1.png.*; nothing is downloaded",
     ),
     "texts without media": (
         rows(text=str, y=lambda i: f"a long answer that is number {i}"),
@@ -122,9 +125,19 @@ MISTAKES = {
         r"'price' are numbers written as texts, such as '0\.0'; .* without quotes",
     ),
     "several classes": (
-        rows(text=str, tags=lambda i: [WORDS[i % 3], WORDS[(i + 1) % 3]]),
+        rows(text=str, tags=lambda i: [WORDS[i % 3], WORDS[(i + 1) % 3]][: i % 3]),
         "tags",
-        r"'tags' has lists of classes, such as \['.*'\]; a sample has one class",
+        r"'tags' has lists of classes, such as \['.*', '.*'\]; a sample has one class",
+    ),
+    "lists of one class": (
+        rows(text=str, label=lambda i: [WORDS[i % 3]]),
+        None,
+        r"'label' has lists of one class, such as \['.*'\]; write the class without",
+    ),
+    "lists of texts without media": (
+        rows(text=str, target=lambda i: [f"this is {i}", f"that is {i}"]),
+        None,
+        "'target' has lists of texts, and generating texts needs pictures",
     ),
     "several classes by name": (
         rows(text=str, label=lambda i: [f"one {i}", f"two {i}"]),
@@ -145,6 +158,21 @@ def test_mistakes_are_named(name):
     with pytest.raises(ValueError, match=message) as error:
         columns_of(data, target)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("answer", lambda i: ["yes"] * 6 + ["no"] * (i % 5)),
+        ("caption", lambda i: ["a red car", "a car"]),
+        ("target", lambda i: [("a dog", "a cat")[i % 2], "an animal"]),
+        ("label", lambda i: [f"{i} men of the old town walk by", "a lot of men stand there"]),
+        ("tags", lambda i: ["yes", "yes", ("no", "yes")[i % 2]]),
+    ],
+)
+def test_lists_of_correct_texts(pictures, name, texts):
+    data = rows(40, photo=lambda i: pictures[i % 4], **{name: texts})
+    assert columns_of(data, name).kind == "caption"
 
 
 def test_pictures_beside_a_number_and_no_target(pictures):
