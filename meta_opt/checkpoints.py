@@ -7,7 +7,6 @@ has no checksum on array data, and a resumed run must not start from a flipped b
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -97,6 +96,7 @@ class Checkpoints:
         self._saving_step: int | None = None
         if jax.process_index() == 0:
             self._set_damaged_aside()
+            self._remove_damaged_descriptions()
         _any_process(False)  # The others look for checkpoints when that is done.
         keep: list[Any] = [policy.LatestN(keep_latest)]
         if keep_best:
@@ -109,17 +109,9 @@ class Checkpoints:
                 post_finalization_callback=self._write_manifest
             ),
         )
-        make = functools.partial(
-            ocp.CheckpointManager,
-            self._directory,
-            item_names=(_STATE, _HOST),
-            options=options,
+        self._manager = ocp.CheckpointManager(
+            self._directory, item_names=(_STATE, _HOST), options=options
         )
-        try:
-            self._manager = make()
-        except ValueError as error:
-            self._remove_descriptions(error)
-            self._manager = make()
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints there are, ascending."""
@@ -314,17 +306,24 @@ class Checkpoints:
         for step, problem in damaged.items():
             self._set_aside(step, problem, damaged)
 
-    def _remove_descriptions(self, error: ValueError) -> None:
-        """Removes Orbax's descriptions of checkpoints, which nothing is read from."""
-        if jax.process_index() == 0:
-            _log.warning(
-                "a description of a checkpoint in %s is damaged (%s); the checkpoints "
-                "are read without",
-                *(self._directory, error),
-            )
-            for step in _steps(self._directory):
-                (self._directory / str(step) / _DESCRIPTION).unlink(missing_ok=True)
-        _any_process(False)  # The others go on when that is done.
+    def _remove_damaged_descriptions(self) -> None:
+        """Removes descriptions of checkpoints that Orbax would refuse to open.
+
+        They hold the time of the commit and names of handlers; without one, a
+        checkpoint is read all the same.
+        """
+        for step in _steps(self._directory):
+            folder = self._directory / str(step)
+            if not (folder / _DESCRIPTION).is_file():
+                continue
+            try:
+                self._ocp.metadata.get_step_metadata(folder)
+            except (ValueError, TypeError, RecursionError) as error:
+                (folder / _DESCRIPTION).unlink()
+                _log.warning(
+                    "%s is damaged (%s); removed, since nothing needs it",
+                    *(folder / _DESCRIPTION, str(error)[:200]),
+                )
 
     def _set_aside(
         self, step: int, problem: str, damaged: Collection[int] = ()

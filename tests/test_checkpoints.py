@@ -226,12 +226,25 @@ def test_bad_settings(tmp_path, open_checkpoints):
         open_checkpoints().restore({}, step=4)
 
 
-@pytest.mark.parametrize("text", ['"y"', '{"init_tiem": 1, "custom_metadata": {}}'])
-def test_a_damaged_description_costs_no_checkpoint(open_checkpoints, tmp_path, text):
-    checkpoints = open_checkpoints()
-    checkpoints.save(3, make_state(3), {"next": 7})
+@pytest.mark.parametrize(
+    "text",
+    ['"y"', "[", "[" * 100_000, '{"init_tiem": 1, "custom_metadata": {"a": 1}}'],
+    ids=["text", "cut", "deep", "unknown"],
+)
+def test_a_damaged_description_costs_no_checkpoint(
+    open_checkpoints, tmp_path, caplog, text
+):
+    checkpoints = open_checkpoints(keep_best=1)
+    for step in (2, 3):
+        checkpoints.save(step, make_state(step), {"next": step}, metric=-step)
     checkpoints.wait()
-    file = tmp_path / "checkpoints" / "3" / "_CHECKPOINT_METADATA"
-    file.write_text(text)
-    restored = open_checkpoints().restore(make_state())
-    assert (restored.step, restored.host) == (3, {"next": 7})
+    files = [
+        tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA" for step in (2, 3)
+    ]
+    files[1].write_text(text)
+    again = open_checkpoints(keep_best=1)
+    assert [file.is_file() for file in files] == [True, False]
+    assert f"{files[1]} is damaged" in caplog.text
+    restored = again.restore(make_state())
+    assert (restored.step, restored.host) == (3, {"next": 3})
+    assert again.best_step() is not None

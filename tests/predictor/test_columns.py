@@ -166,7 +166,10 @@ def test_mistakes_are_named(name):
         ("answer", lambda i: ["yes"] * 6 + ["no"] * (i % 5)),
         ("caption", lambda i: ["a red car", "a car"]),
         ("target", lambda i: [("a dog", "a cat")[i % 2], "an animal"]),
-        ("label", lambda i: [f"{i} men of the old town walk by", "a lot of men stand there"]),
+        (
+            "label",
+            lambda i: [f"{i} men of the old town walk by", "a lot of men stand there"],
+        ),
         ("tags", lambda i: ["yes", "yes", ("no", "yes")[i % 2]]),
     ],
 )
