@@ -24,7 +24,7 @@ MAX_CHARACTERS = 4000
 _DOUBLE = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033"
 _SINGLE = "\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u00b4"
 _QUOTES = str.maketrans(_DOUBLE + _SINGLE, '"' * len(_DOUBLE) + "'" * len(_SINGLE))
-_ESCAPED = re.compile(r"\\+(u[0-9a-f]{4}|[\"'/])", re.IGNORECASE)
+_ESCAPED = re.compile(r"(?<!\\)\\+(u[0-9a-f]{4}|[\"'/])", re.IGNORECASE)
 _KEY = re.compile(r"(?<!\w)category[\"'`*_]{0,4}\s?(?:[:=]{1,2}>?|is\b)")
 # The key of an object, which counts before the word in a text.
 _JSON_KEY = re.compile(r"[{,]\s*([\"'])category\1\s*:")
@@ -49,7 +49,8 @@ class CategoryAnswer:
     Attributes:
         category: index of the category; -1 where none was found.
         status: ``exact``, a category's name; ``nearest``, a category's name misspelt;
-            ``unlisted``, a value that is no category; ``unparseable``, no value.
+            ``unlisted``, a value that is no category, or several; ``unparseable``, no
+            value.
         well_formed: whether the answer is the JSON object that was asked for, and
             nothing else.
     """
@@ -106,15 +107,20 @@ class CategoryParser:
         well_formed = _WELL_FORMED.fullmatch(text) is not None
         folded = _fold(text[:MAX_CHARACTERS])
         values = list(_values(folded))
+        several = False
         for value in values or [_unfenced(folded)]:
             name, after = self._named(value)
             if name is not None:
-                if self._lists_another(name, after):
-                    return CategoryAnswer(-1, "unlisted", well_formed)
+                several = _other_elements(value, name) or self._lists_another(
+                    name, after
+                )
+                if several:
+                    break
                 return CategoryAnswer(self._names[name], "exact", well_formed)
         # Without a key, a sentence is no misspelt name.
         candidates = [_quoted(value) for value in values] or [_unfenced(folded)]
-        for candidate in candidates:
+        several = several or any(map(_other_elements, values, candidates))
+        for candidate in () if several else dict.fromkeys(candidates):
             name, distance = self._nearest(candidate.strip(_AROUND))
             if name is not None:
                 status = "nearest" if distance else "exact"
@@ -148,10 +154,10 @@ class CategoryParser:
         while (between := _NEXT.match(after)) is not None:
             text = after[between.end() :]
             for other in self._longest:
-                after = text[len(other) :]
-                ends = _END.match(after) or _NEXT.match(after)
-                if text.startswith(other) and ends:
-                    break
+                if text.startswith(other):
+                    after = text[len(other) :]
+                    if _END.match(after) or _NEXT.match(after):
+                        break
             else:
                 return False
             if other != name:
@@ -211,16 +217,24 @@ def _unfenced(text: str) -> str:
 
 
 def _values(text: str) -> Iterator[str]:
-    """What stands after each key ``category``, to the end of the text.
+    """What stands after each ``category:``, to the end of the text.
 
-    Where no object has such a key, what stands after each ``category:``.
+    After the keys of objects first: a model may give reasons before or in its answer.
     """
-    for key in list(_JSON_KEY.finditer(text)) or _KEY.finditer(text):
+    for key in (*_JSON_KEY.finditer(text), *_KEY.finditer(text)):
         value = text[key.end() :]
         # An object in its place: {"category": {"name": "fruit"}}.
         while (nested := _NESTED.match(value)) is not None:
             value = value[nested.end() :]
         yield value
+
+
+def _other_elements(value: str, name: str) -> bool:
+    """Whether a value is a list with another element than one name."""
+    if not value.lstrip().startswith("["):
+        return False
+    elements = value.partition("]")[0].replace(name, "").split(",")
+    return any(element.strip(_AROUND) for element in elements)
 
 
 def _quoted(value: str) -> str:
@@ -241,7 +255,7 @@ class AnswerReport:
         predictions: int [N], indices of categories; -1 where none was read.
         correct: how many are right.
         knowledge_errors: how many name another category.
-        unlisted: how many name what is no category.
+        unlisted: how many name what is no category, or several categories.
         unparseable: how many name nothing: errors of format.
         nearest: of those that were read, how many were misspelt.
         well_formed: how many are the JSON object that was asked for.

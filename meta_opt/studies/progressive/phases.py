@@ -131,7 +131,7 @@ class Phases:
         return self.workdir / track / f"phase_{phase}"
 
     def check(self) -> None:
-        """Compares finished phases with the study, as a report of them is about it.
+        """Compares finished phases with the study, whose settings a report states.
 
         Raises:
             ValueError: a finished phase with other settings or data.
@@ -264,6 +264,11 @@ class Phases:
             raise ValueError(
                 f"{path} is no record of a phase; remove {folder} to run it again"
             )
+        if "width" not in record["setup"]:
+            raise ValueError(
+                f"{path} is of an earlier version, which did not record the width of "
+                "pictures; take another --workdir"
+            )
         if changed := changed_settings(record["setup"], setup):
             raise ValueError(
                 f"{folder} holds a phase with other settings or data "
@@ -315,12 +320,12 @@ class Phases:
         run = self._config(track, phase, start, train)
         setup = self._setup(run, train, start[1], width)
         digest = self._finished(folder, setup)
-        if digest is not None and not (folder / _WEIGHTS).is_file():
-            raise ValueError(
-                f"{folder} lacks {_WEIGHTS}, which it was finished with; put the file "
-                f"back, or remove {folder} and the phases after it to run them again"
-            )
         if digest is None:
+            if start[0] and not Path(start[0]).is_file():
+                raise ValueError(
+                    f"phase {phase} starts from {start[0]}, which is not there; put it "
+                    f"back, or remove {Path(start[0]).parent} to run that phase again"
+                )
             finished = finetune(run, folder)
             state = finished.result.state
             digest = save_params(folder / _WEIGHTS, state.params)

@@ -36,6 +36,9 @@ class StoredFewShot:
     variant: str
     widths: tuple[int, ...]
     template: str
+    _digests: dict[Path, str] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def prompt(self) -> str:
@@ -70,6 +73,8 @@ class StoredFewShot:
 
         The lines alone are those of all widths.
         """
+        if file in self._digests:
+            return self._digests[file]
         found = hashlib.sha256((self.folder / DESCRIPTION).read_bytes())
         found.update(file.read_bytes())
         for sample in read_samples(file):
@@ -78,7 +83,8 @@ class StoredFewShot:
             except OSError:
                 picture = b""  # A run counts it as unreadable.
             found.update(hashlib.sha256(picture).digest())
-        return found.hexdigest()
+        self._digests[file] = found.hexdigest()
+        return self._digests[file]
 
     def _file(self, name: str) -> Path:
         path = self.folder / str(self.width) / f"{name}.jsonl"
