@@ -55,9 +55,9 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.spike <= 1:
+        if not self.spike > 1:
             raise ValueError(f"recovery.spike={self.spike} must be above 1")
-        if self.slow and self.slow <= 1:
+        if self.slow and not self.slow > 1:
             raise ValueError(f"recovery.slow={self.slow} must be 0 or above 1")
         if not 0 < self.shrink < 1:
             raise ValueError(f"recovery.shrink={self.shrink} must be between 0 and 1")

@@ -91,7 +91,7 @@ class MetaTrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.rates or min(self.rates) <= 0:
+        if not self.rates or not all(rate > 0 for rate in self.rates):
             raise ValueError(f"rates={self.rates} must be above 0, one at least")
         if not 0 < self.least_budget <= 1:
             raise ValueError(f"least_budget={self.least_budget} must be in (0, 1]")
@@ -101,7 +101,7 @@ class MetaTrainConfig:
                 f"longest={self.longest} must be pairs of an outer step, ascending, "
                 "and a bound of at least 1"
             )
-        if self.sigma <= 0:
+        if not self.sigma > 0:
             raise ValueError(f"sigma={self.sigma} must be above 0")
         for name, allowed in (("estimator", ESTIMATORS), ("parallel", PARALLEL)):
             value = getattr(self, name)

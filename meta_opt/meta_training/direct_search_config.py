@@ -79,7 +79,7 @@ class DirectSearchConfig:
         check_least("", self, worst_weight=0, pull=0)
         if not all(0 < b <= 1 for b in self.budgets):
             raise ValueError(f"budgets={self.budgets} must be in (0, 1]")
-        if bad := [name for name, _, scale in self.direct if scale <= 0]:
+        if bad := [name for name, _, scale in self.direct if not scale > 0]:
             raise ValueError(f"the scale of {', '.join(bad)} must be above 0")
         if unknown := set(self.num_steps) - set(self.families):
             raise ValueError(f"num_steps names {sorted(unknown)}, not among families")

@@ -39,7 +39,7 @@ def with_group_rates(
             not proportional to its learning rate; from ``init``, an expression that
             finds no parameter.
     """
-    if clip_norm < 0:
+    if not clip_norm >= 0:
         raise ValueError(f"clip_norm={clip_norm} must be at least 0; 0 clips nothing")
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(tx)

@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -110,9 +111,7 @@ def test_other_modes(mode, form, expected):
         image = image.quantize()
     image = image.convert(mode, dither=Image.Dither.NONE)
     data = encoded(image, form)
-    try:
-        Image.open(io.BytesIO(data)).load()
-    except OSError:
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
         pytest.skip("this version of Pillow cannot read what it writes")
     found = np.asarray(decode(data))
     np.testing.assert_allclose(found[2, 2], expected, atol=3)

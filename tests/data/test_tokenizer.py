@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers
 
 from meta_opt.data import bundled_clipart, load_tokenizer
 from meta_opt.data.bundled import BUNDLED
@@ -92,6 +93,15 @@ def test_damaged_files_are_named(tmp_path, changes, message):
     value["model"] |= {"vocab": vocab, **changes}
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
     with pytest.raises(ValueError, match=rf"tokenizer\.json is damaged: .*{message}"):
+        read_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_an_unknown_token_is_asked_of_the_model(tmp_path):
+    tokenizer = Tokenizer(models.WordPiece({"a": 0, "[PAD]": 1}, unk_token="[UNK]"))
+    # It drops characters of private use before the model sees them.
+    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=True)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"is damaged: .*\[UNK\]"):
         read_tokenizer(tmp_path / "tokenizer.json")
 
 

@@ -999,6 +999,14 @@ def test_a_harmful_loss_loses_its_weight():
             "MetaLossConfig.clip_norm is nan, which is no number",
         ),
         (
+            lambda: from_config(MetaLossConfig, {"clip_norm": 10**400}),
+            "MetaLossConfig.clip_norm is larger than any float",
+        ),
+        (
+            lambda: from_config(MetaLossConfig, {"weights": (1.0, "x")}),
+            r"MetaLossConfig.weights\[1\]='x' must be float",
+        ),
+        (
             lambda: MetaLossConfig("fixed", weights=(1.0,)).make_combiner(2),
             "1 weights for 2 losses",
         ),

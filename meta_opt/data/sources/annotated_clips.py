@@ -97,7 +97,7 @@ class OfficialConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.frames_per_second < 0:
+        if not self.frames_per_second >= 0:
             raise ValueError(
                 f"clips.official.frames_per_second={self.frames_per_second} is below 0"
             )
