@@ -4,7 +4,13 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    use_abstract_mesh,
+)
 
 from meta_opt.types import PyTree
 
@@ -52,7 +58,9 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
             x.shape, x.dtype, sharding=NamedSharding(explicit, full)
         )
 
-    state = jax.eval_shape(tx.init, jax.tree.map(abstract, params))
+    # From JAX 0.12 on, `zeros_like` follows its argument only where the mesh is set.
+    with use_abstract_mesh(explicit.abstract_mesh):
+        state = jax.eval_shape(tx.init, jax.tree.map(abstract, params))
 
     def concrete(x: jax.ShapeDtypeStruct) -> NamedSharding:
         spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else ()
