@@ -86,8 +86,7 @@ class Storage:
                 # Servers allow few connections, and may have been restarted since.
                 engine_kwargs={"pool_size": 1, "pool_pre_ping": True},
             )
-            weakref.finalize(storage, storage.engine.dispose)
-            return storage
+            return _closed_at_last(storage)
         if self._path.suffix == JOURNAL:
             path = str(self._path)
             lock = journal.JournalFileOpenLock(path)
@@ -97,10 +96,11 @@ class Storage:
             finally:
                 lock.release()
             return storages.JournalStorage(journal.JournalFileBackend(path, lock))
-        return storages.RDBStorage(
+        storage = storages.RDBStorage(
             f"sqlite:///{self._path}",
             engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}},
         )
+        return _closed_at_last(storage)
 
     @contextlib.contextmanager
     def damage_named(self) -> Iterator[None]:
@@ -203,3 +203,9 @@ def _outage(error: BaseException) -> BaseException | None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _closed_at_last(storage: Any) -> Any:
+    """The storage; its connections are closed when nothing refers to it any more."""
+    weakref.finalize(storage, storage.engine.dispose)
+    return storage

@@ -137,6 +137,10 @@ def test_a_run_without_progress_stops_early_and_stays_stopped(tmp_path):
     assert int(again.state.step) == 24 and again.actions == result.actions
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ >= (0, 11),
+    reason="XLA's peak of a program as small as this no longer falls with its batch",
+)
 def test_a_batch_is_cut_to_what_memory_holds(monkeypatch):
     config = dataclasses.replace(CONFIG, num_steps=4, log_every=1, eval_every=4)
     params = make_params(width=64)
