@@ -207,5 +207,10 @@ def _first_line(error: BaseException) -> str:
 
 def _closed_at_last(storage: Any) -> Any:
     """The storage; its connections are closed when nothing refers to it any more."""
-    weakref.finalize(storage, storage.engine.dispose)
+    weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
     return storage
+
+
+def _close(session: Any, engine: Any) -> None:
+    session.remove()  # It may hold a connection of the engine's pool.
+    engine.dispose()

@@ -87,7 +87,10 @@ def test_a_killed_trial_is_set_aside(unbroken, tmp_path):
     path = tmp_path / "s.sqlite3"
     run_search(path, config=dataclasses.replace(CONFIG, num_trials=2))
     # What a kill leaves.
-    optuna.load_study(study_name="s", storage=f"sqlite:///{path}").ask()
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    optuna.load_study(study_name="s", storage=storage).ask()
+    storage.remove_session()
+    storage.engine.dispose()
     study = run_search(path)
     assert suggestions(study) == suggestions(unbroken)
     assert recorded(study) == recorded(unbroken)
