@@ -272,7 +272,8 @@ def _take(
     if absent := [key for key in keys if key not in tensors]:
         raise ValueError(f"it adapts a part of the layers: it lacks {absent[0]}")
     a, b = (np.asarray(tensors.pop(key), np.float32).T for key in keys)
-    if not a.shape[-1] == len(b) == (rank := config.rank_of(name)):
+    rank = config.rank_of(name)
+    if not a.shape[-1] == len(b) == rank:
         raise ValueError(
             f"its adapter of {name} has rank {len(b)}, and adapter_config.json says "
             f"{rank} (r, rank_pattern)"

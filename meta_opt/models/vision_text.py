@@ -84,6 +84,10 @@ class VisionTextConfig(VisionConfig):
         """Raises ValueError for sizes that do not fit together and unknown names."""
         super().__post_init__()
         check_counts(self, "vocab_size", "text_length", "embed_dim")
+        if not 0 < self.init_scale < math.inf:
+            raise ValueError(
+                f"init_scale={self.init_scale} must be above 0, and finite"
+            )
         for name in ("pad_id", "end_id"):
             if not isinstance(value := getattr(self, name), int):
                 raise ValueError(f"{name}={value!r} must be a whole number")

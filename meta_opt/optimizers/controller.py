@@ -44,6 +44,9 @@ _BOUNDS = {
 _RANGE_MARGIN = 0.1
 """Added to the width of a feature's range, so that it is never next to zero."""
 
+_MAX_HIDDEN = 4096
+"""Width of an LSTM: more is no controller, but a damaged file."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ControllerConfig:
@@ -96,8 +99,9 @@ class ControllerConfig:
             raise ValueError(
                 f"unknown directions {sorted(unknown)}; there are {DIRECTIONS}"
             )
-        if min(self.global_hidden, self.tensor_hidden) < 1:
-            raise ValueError("controller widths must be at least 1")
+        for name in ("global_hidden", "tensor_hidden"):
+            if not 1 <= (width := getattr(self, name)) <= _MAX_HIDDEN:
+                raise ValueError(f"{name}={width} must be from 1 to {_MAX_HIDDEN}")
         if len(self.iterations) != 2 or min(self.iterations) < 1:
             raise ValueError(
                 f"iterations={self.iterations} must be two numbers from 1, of small "

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from models_small import forward, small_model
 from paths import GOLDEN
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from meta_opt.models import huggingface
 from meta_opt.models.adapters import (
@@ -183,6 +183,17 @@ def test_settings_of_peft_that_are_not_applied_are_named(
     with pytest.raises(ValueError, match=f"^{re.escape(str(folder))}.*({message})"):
         load_peft(folder, model)
     assert not adapters(model)
+
+
+def test_factors_of_two_ranks_are_named(tmp_path, clip):
+    folder = peft_folder(tmp_path / "x")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(key for key in tensors if "lora_A" in key)
+    tensors[name] = np.ascontiguousarray(tensors[name][:-1])
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"has rank 3, and adapter_config\.json says"):
+        load_peft(folder, nnx.clone(clip[0]))
 
 
 @pytest.mark.parametrize(

@@ -602,7 +602,10 @@ def test_baselines_have_warm_up_and_cosine():
 def test_configs_name_their_directions():
     with pytest.raises(ValueError, match=r"unknown directions.*'sgn'"):
         ControllerConfig(directions=("sgn",))
-    with pytest.raises(ValueError, match="at least 1"):
-        ControllerConfig(tensor_hidden=0)
+    for width in (0, 2**33):
+        with pytest.raises(
+            ValueError, match=rf"tensor_hidden={width} must be from 1 to"
+        ):
+            ControllerConfig(tensor_hidden=width)
     plain = ControllerConfig(orthogonal=False)
     assert plain.mixable == {"adam", "sign", "momentum"}
