@@ -34,8 +34,10 @@ WORKDIR = cli.define_workdir(None, "Folder for logs and checkpoints.")
 
 def main(first: bool) -> None:
     """Builds, runs, reports."""
+    from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.finetuning.runs import finetune
 
+    use_compilation_cache()
     config = read_run(CONFIG.value.to_dict())
     finished = finetune(config, WORKDIR.value)
     if first:
