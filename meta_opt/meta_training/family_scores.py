@@ -182,9 +182,7 @@ class Families:
     ) -> tuple[list[float], dict[str, float]]:
         """Score of every candidate, and the last one's on each family."""
         names = self._drawn(generation)
-        thetas = jax.tree.map(lambda *x: np.stack(x), *candidates)
-        calls = [(name, thetas, generation, self._references[name]) for name in names]
-        by_name = dict(self._map("score", calls, f"generation {generation + 1}"))
+        by_name = dict(self.each(names, candidates, generation))
         # The precision in which they were computed, also of those that were in files.
         found = [np.asarray(by_name[name], np.float32) for name in names]
         rows = {
@@ -193,6 +191,14 @@ class Families:
         }
         total = over_tasks(np.stack(found), self._config.worst_weight)
         return [float(x) for x in total], rows
+
+    def each(
+        self, names: Sequence[str], candidates: Sequence[PyTree], generation: int
+    ) -> Iterator[tuple[str, list[float]]]:
+        """Scores of every candidate on some families, by family, as they are done."""
+        thetas = jax.tree.map(lambda *x: np.stack(x), *candidates)
+        calls = [(name, thetas, generation, self._references[name]) for name in names]
+        yield from self._map("score", calls, f"generation {generation + 1}")
 
     def _drawn(self, generation: int) -> list[str]:
         names = list(self._config.families)

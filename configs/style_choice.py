@@ -1,0 +1,94 @@
+"""Choice by leave-one-style-out: ``shipped`` (candidates near it) and ``smoke``."""
+
+import ml_collections
+
+from configs import common, direct_search
+
+_STYLES = {
+    "dense from scratch": (
+        *("style_wine_mlp", "style_friedman_mlp", "style_diabetes_residual"),
+        *("digits_mlp", "cancer_mlp"),
+    ),
+    "sequences from scratch": (
+        *("style_digits_vit", "klettres_transformer", "style_cldr_bag"),
+        *("style_cldr_gpt", "style_descriptions_llama"),
+    ),
+    "fields and convolutions": ("style_photos_field", "style_glyphs_conv"),
+    "linear head": ("style_glyphs_head",),
+    "fine-tuning": (
+        *("style_emoji_vit_finetune", "emoji_vit_finetune", "klettres_finetune"),
+        "style_emoji_conv_finetune",
+    ),
+    "last block": ("style_klettres_last_block", "style_glyphs_resnet_last_block"),
+    "LoRA": (
+        *("style_klettres_lora", "style_glyphs_vit_lora", "style_cldr_gpt_lora"),
+        *("style_emoji_pairs_lora", "minilm_lora"),
+    ),
+    "layer of an encoder": (
+        *("efficientnet_layer", "whisper_layer", "minilm_layer", "minilm_layer_few"),
+    ),
+}
+
+
+def shipped() -> ml_collections.ConfigDict:
+    """Twelve candidates on the 28 families of the search; one to two hours."""
+    search = direct_search.small().search
+    return ml_collections.ConfigDict(
+        {
+            "style_choice": {
+                "weights": common.WEIGHTS,
+                "candidates": (
+                    {"name": "hand-designed rule", "share": 0.0},
+                    {"name": "half of the outputs", "share": 0.5},
+                    {"name": "as shipped"},
+                    *(
+                        {"name": f"step e^{x}", "change": {"constant>step": x}}
+                        for x in (-0.6, -0.3, 0.3, 0.6)
+                    ),
+                    *(
+                        {"name": f"loss_low {x}", "change": {"loss_low>step": x - 6.0}}
+                        for x in (2.8, 9.0, 13.0)
+                    ),
+                    *(
+                        {
+                            "name": f"step e^0.3, loss_low {x}",
+                            "change": {"constant>step": 0.3, "loss_low>step": x - 6.0},
+                        }
+                        for x in (9.0, 13.0)
+                    ),
+                ),
+                "styles": ml_collections.ConfigDict(_STYLES),
+                "num_steps": search.num_steps,
+                "seeds": 2,
+                "reference_seeds": 1,
+                "budgets": search.budgets,
+                "rates": search.rates,
+                "decays": search.decays,
+                "error_weight": search.error_weight,
+                "worst_weight": search.worst_weight,
+                "workers": 0,
+            },
+            "data_dir": "",
+            "results": "results/style_choice",
+        }
+    )
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """Two candidates on scikit-learn's data; needs no prepared data."""
+    config = shipped()
+    chosen = config.style_choice
+    chosen.candidates = chosen.candidates[:3:2]
+    chosen.styles = ml_collections.ConfigDict(
+        {"digits": ("digits_mlp",), "cancer": ("cancer_mlp",)}
+    )
+    chosen.num_steps = ml_collections.ConfigDict({"digits_mlp": 20, "cancer_mlp": 20})
+    chosen.seeds = 1
+    chosen.rates = (3e-3,)
+    config.results = "runs/style_choice_smoke"
+    return config
+
+
+def get_config(arg: str = "shipped") -> ml_collections.ConfigDict:
+    """Returns the variant of that name."""
+    return common.choose(arg, {v.__name__: v for v in (shipped, smoke)})

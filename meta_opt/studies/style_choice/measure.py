@@ -1,0 +1,193 @@
+"""Scores of weights near the shipped ones on every family of meta-training."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from meta_opt.meta_training.direct_search_config import DirectSearchConfig
+from meta_opt.meta_training.family_scores import Families, read_or
+from meta_opt.meta_training.parametrisation import Parametrisation
+from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.optimizers.weights import load_theta
+from meta_opt.parallel.workdir import hold_workdir
+from meta_opt.run_log import progress_bar, write_config
+from meta_opt.tasks.task import Task
+from meta_opt.text_files import write_json
+from meta_opt.types import PyTree, from_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Weights made from shipped ones.
+
+    Attributes:
+        name: what the table calls them.
+        share: factor of all output weights; 0 is the hand-designed rule.
+        change: added to direct weights, by names such as ``constant>step``.
+    """
+
+    name: str
+    share: float = 1.0
+    change: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def theta(self, start: PyTree, config: ControllerConfig) -> PyTree:
+        """Its weights.
+
+        Args:
+            start: the shipped weights.
+            config: their shape.
+
+        Raises:
+            ValueError: an unknown feature or output in ``change``.
+        """
+        output = jax.tree.map(lambda x: self.share * x, start["output"])
+        shared = {**start, "output": output}
+        if not self.change:
+            return shared
+        parts = Parametrisation(shared, config, tuple(self.change))
+        return parts.theta(jnp.array(list(self.change.values()), jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleChoiceConfig:
+    """What is compared, and where.
+
+    Attributes:
+        weights: a shipped name or a path; candidates are made of them.
+        candidates: fields of each `Candidate`.
+        styles: families of each style.
+        num_steps: AdamW's steps by family; a family's larger horizon where left out.
+        seeds: inner runs of each candidate and family.
+        reference_seeds: inner runs of every setting of AdamW.
+        budgets: shares of AdamW's steps.
+        rates: learning rates of AdamW, the best of which is the reference.
+        decays: its weight decays.
+        error_weight: weight of the error rate beside the log loss, at the full budget.
+        worst_weight: weight of the mean over the worst fifth of the families.
+        workers: processes that share the families; 0 for this process alone.
+    """
+
+    weights: str
+    candidates: tuple[Mapping[str, Any], ...]
+    styles: Mapping[str, Sequence[str]]
+    num_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    seeds: int = 2
+    reference_seeds: int = 1
+    budgets: tuple[float, ...] = (1.0, 0.5)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    decays: tuple[float, ...] = (1e-2,)
+    error_weight: float = 2.0
+    worst_weight: float = 0.5
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks names.
+
+        Raises:
+            ValueError: no candidates, two of one name, fewer than two styles, a style
+                without families or a family of two styles.
+        """
+        names = [candidate.name for candidate in self.read_candidates()]
+        if not names:
+            raise ValueError("candidates is empty; name at least one")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several candidates have the name {', '.join(twice)}")
+        if len(self.styles) < 2:
+            raise ValueError(f"styles={dict(self.styles)} must be two or more")
+        if empty := [name for name, each in self.styles.items() if not each]:
+            raise ValueError(f"styles {', '.join(empty)} have no families")
+        families = self.families
+        if twice := sorted({f for f in families if families.count(f) > 1}):
+            raise ValueError(f"{', '.join(twice)} stand in styles more than once")
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """All families."""
+        return tuple(family for each in self.styles.values() for family in each)
+
+    def read_candidates(self) -> tuple[Candidate, ...]:
+        """The candidates, in order."""
+        return tuple(
+            from_config(Candidate, fields, f"candidates[{i}]")
+            for i, fields in enumerate(self.candidates)
+        )
+
+    def evaluation(self, controller: ControllerConfig) -> DirectSearchConfig:
+        """The same evaluation as that of the search of direct weights."""
+        return DirectSearchConfig(
+            families=self.families,
+            # Candidates are made here, nothing is drawn.
+            direct=(("constant>step", 0.0, 1.0),),
+            num_steps=self.num_steps,
+            seeds=self.seeds,
+            reference_seeds=self.reference_seeds,
+            budgets=self.budgets,
+            rates=self.rates,
+            decays=self.decays,
+            error_weight=self.error_weight,
+            controller=controller,
+            worst_weight=self.worst_weight,
+            workers=self.workers,
+            side_by_side=False,
+        )
+
+
+def measure(
+    config: StyleChoiceConfig,
+    make: Callable[[str], Task],
+    workdir: str | Path,
+    show_progress: bool = True,
+) -> dict[str, dict[str, float]]:
+    """Scores every candidate on every family, all with the same seeds.
+
+    Stopped and started again, it goes on after the last finished family, whose scores
+    are in ``scores.json``.
+
+    Args:
+        config: settings.
+        make: builds the task of a family; with ``workers`` it is pickled.
+        workdir: gets ``scores.json``, ``references.json`` (AdamW's results) and the
+            resolved config.
+        show_progress: whether to show bars.
+
+    Returns:
+        ``scores[family][candidate]``, of `meta_objective`: 0 is as good as AdamW at
+        the best of its rates, less is better.
+
+    Raises:
+        ValueError: unknown weights, direct weights or families, or another run uses
+            ``workdir``.
+    """
+    start, controller = load_theta(config.weights)
+    candidates = config.read_candidates()
+    thetas = [candidate.theta(start, controller) for candidate in candidates]
+    folder = Path(workdir)
+    with hold_workdir(folder):
+        path = folder / "scores.json"
+        write_config(folder, dataclasses.asdict(config), resuming=path.is_file())
+        found: dict[str, dict[str, float]] = read_or(path, {})
+        missing = [name for name in config.families if name not in found]
+        if missing:
+            families = Families(
+                config.evaluation(controller), make, folder, show_progress
+            )
+            try:
+                bar = progress_bar(
+                    len(config.families),
+                    start=len(found),
+                    label="families",
+                    show=show_progress,
+                )
+                for name, scores in families.each(missing, thetas, 0):
+                    names = [candidate.name for candidate in candidates]
+                    found[name] = dict(zip(names, scores, strict=True))
+                    write_json(path, found, indent=1)
+                    bar.update()
+                bar.close()
+            finally:
+                families.close()
+    return {name: found[name] for name in config.families}
