@@ -27,7 +27,7 @@ from meta_opt.workloads.multimodal_model import (
     start_multimodal,
 )
 from meta_opt.workloads.readout import with_readout
-from meta_opt.workloads.unimodal import unimodal_of
+from meta_opt.workloads.unimodal import modality_losses, unimodal_of
 from meta_opt.workloads.workload import (
     LossFn,
     SplitModule,
@@ -143,6 +143,7 @@ def multimodal_workload(
         params=module.params,
         frozen=module.frozen,
         loss_fn=multimodal_loss_fn(module, inputs, dropout),
+        losses=modality_losses(module, inputs, dropout),
         unimodal=unimodal_of(module, inputs, dropout),
         groups=modality_groups(module.params),
         train_batches=functools.partial(array_batches, inputs.splits["train"]),

@@ -1,10 +1,11 @@
-"""The accuracy of each modality of a multimodal classifier alone, with its loss."""
+"""Predictions of a multimodal classifier from each modality alone, and their losses."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from meta_opt.losses.balancing import modality_strengths
 from meta_opt.models.multimodal import Multimodal
@@ -12,7 +13,10 @@ from meta_opt.types import PyTree
 from meta_opt.workloads.modality_dropout import drop_modalities
 from meta_opt.workloads.multimodal_inputs import Inputs
 from meta_opt.workloads.multimodal_model import classification_loss
-from meta_opt.workloads.workload import SplitModule, Unimodal
+from meta_opt.workloads.workload import Losses, SplitModule, Unimodal
+
+_JOINT = "joint"
+"""The task's own loss among those of its modalities."""
 
 
 def unimodal_of(
@@ -35,7 +39,7 @@ def unimodal_of(
         None for other tasks and for a single modality.
     """
     names = inputs.modalities
-    if inputs.kind != "classify" or len(names) < 2:
+    if not _several(inputs):
         return None
 
     def fn(
@@ -48,13 +52,70 @@ def unimodal_of(
         loss, error = classification_loss(model.classify_encoded(encoded, seen), labels)
         fixed = jax.lax.stop_gradient(encoded)
         alone = [model.classify_encoded({m: fixed[m]}, batch) for m in names]
-        everywhere = jnp.ones(len(labels), bool)
-        present = [jnp.asarray(batch.get(f"{m}_present", everywhere)) for m in names]
+        present = _present(batch, names)
         strengths = modality_strengths(alone, labels, present)
         examples = jnp.stack([jnp.sum(x, dtype=jnp.float32) for x in present])
         return loss, (jax.lax.stop_gradient(strengths), examples, {"error": error})
 
     return Unimodal(names, own_parameters(names, inputs.encoders), fn)
+
+
+def modality_losses(
+    module: SplitModule, inputs: Inputs, dropout: float = 0.0
+) -> Losses | None:
+    """The loss of a classification from several modalities, and of each one alone.
+
+    For runs that combine several losses: with equal weights the model is trained to
+    predict from each modality by itself too, so that none stops learning while another
+    suffices (Wang et al. 2020, arXiv:1905.12681). Encoders, fusion and head are those
+    of the joint loss; the encoders run once. A modality's loss is the mean
+    cross-entropy over the examples that have it, and NaN, which such runs mask, in a
+    batch without any.
+
+    Args:
+        module: only its structure is used.
+        inputs: kind and modalities of the task.
+        dropout: see `MultimodalConfig.modality_dropout`, of the joint loss.
+
+    Returns:
+        ``joint``, the primary loss, and one loss by the name of each modality; None for
+        other tasks and for a single modality.
+    """
+    names = inputs.modalities
+    if not _several(inputs):
+        return None
+
+    def fn(
+        params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model: Multimodal = module.merge(params, frozen)
+        encoded = model.encode(batch)
+        seen = drop_modalities(batch, names, dropout, rng) if dropout else batch
+        labels = batch["label"]
+        joint, error = classification_loss(
+            model.classify_encoded(encoded, seen), labels
+        )
+        losses = [joint]
+        for name, present in zip(names, _present(batch, names), strict=True):
+            logits = model.classify_encoded({name: encoded[name]}, batch)
+            nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            total = jnp.sum(jnp.where(present, nats, 0.0))
+            count = jnp.sum(present)
+            mean = total / jnp.maximum(count, 1)
+            losses.append(jnp.where(count > 0, mean, jnp.nan))
+        return jnp.stack(losses), {"error": error}
+
+    return Losses((_JOINT, *names), _JOINT, fn)
+
+
+def _several(inputs: Inputs) -> bool:
+    return inputs.kind == "classify" and len(inputs.modalities) > 1
+
+
+def _present(batch: dict[str, Any], modalities: Sequence[str]) -> list[jax.Array]:
+    """Which examples have each modality, bool [B]."""
+    everywhere = jnp.ones(len(batch["label"]), bool)
+    return [jnp.asarray(batch.get(f"{m}_present", everywhere)) for m in modalities]
 
 
 def own_parameters(

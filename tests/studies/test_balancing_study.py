@@ -6,6 +6,7 @@ import pytest
 from multimodal_toy import MODEL, inputs_config
 
 from configs import balancing as configs
+from meta_opt.finetuning.balancing import OF_LOSSES
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.optimizers.registry import OptimizerConfig
@@ -20,16 +21,24 @@ from meta_opt.workloads.multimodal import MultimodalConfig
 
 def test_variants_differ_in_what_their_names_say():
     found = variants(BalancingStudyConfig(alpha=0.3, modality_dropout=0.1))
-    methods = [(b.method, b.noise, rate) for b, rate in found.values()]
+    methods = [
+        (v.balancing.method, v.balancing.noise, v.modality_dropout)
+        for v in found.values()
+    ]
     assert methods == [
         ("none", True, 0.0),
         ("ogm_ge", False, 0.0),
         ("ogm_ge", True, 0.0),
         ("none", True, 0.1),
         ("ogm_ge", True, 0.1),
+        ("none", True, 0.0),
+        *((method, True, 0.0) for method in OF_LOSSES),
     ]
-    assert all(b.alpha == 0.3 for b, _ in found.values() if b.method != "none")
-    assert list(found)[-1] == "OGM-GE, modality dropout 0.1"
+    of_modalities = [v.balancing for v in found.values()]
+    assert all(b.alpha == 0.3 for b in of_modalities if b.method == "ogm_ge")
+    assert list(found)[4] == "OGM-GE, modality dropout 0.1"
+    combined = {name for name, v in found.items() if v.meta_loss is not None}
+    assert combined == {"equal losses"}
 
 
 def test_the_report_has_means_and_spreads(tmp_path):
@@ -67,10 +76,10 @@ def test_what_is_finished_is_not_run_again(root, tmp_path):
     config, names = BalancingStudyConfig(seeds=(1, 2)), []
     finished = tmp_path / "finished.json"
     rows = list(measure(base, config, finished, names.append))
-    assert len(names) == 10 and len(rows) == 5
+    assert len(names) == 18 and len(rows) == 9
     for row in rows:
         one, two = row["runs"]
         assert one["loss"] != two["loss"]
         assert all(0 < share < 1 for share in one["alone"].values())
     assert list(measure(base, config, finished, names.append)) == rows
-    assert len(names) == 10
+    assert len(names) == 18

@@ -4,13 +4,18 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from multimodal_toy import MODEL, inputs_config
 
 from meta_opt.features.tensors import modality_group, path_name
-from meta_opt.finetuning.balancing import BalancingConfig
+from meta_opt.finetuning.balancing import (
+    OF_LOSSES,
+    BalancingConfig,
+    balanced_objective,
+)
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.run_config import RunConfig
@@ -18,10 +23,14 @@ from meta_opt.finetuning.runs import finetune
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.workloads.modality_dropout import drop_modalities
 from meta_opt.workloads.modality_groups import GROUPS, modality_groups
-from meta_opt.workloads.multimodal import MultimodalConfig, multimodal_loss_fn
+from meta_opt.workloads.multimodal import (
+    MultimodalConfig,
+    multimodal_loss_fn,
+    multimodal_workload,
+)
 from meta_opt.workloads.multimodal_inputs import read_inputs
 from meta_opt.workloads.multimodal_model import build_multimodal
-from meta_opt.workloads.unimodal import unimodal_of
+from meta_opt.workloads.unimodal import modality_losses, unimodal_of
 from meta_opt.workloads.workload import Workload
 
 NAMES = ("image", "text", "audio")
@@ -152,15 +161,66 @@ def test_strengths_come_beside_the_workloads_own_loss(inputs, module, dropout):
         np.testing.assert_allclose(strength, picked, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_losses_of_modalities_are_those_with_all_others_masked(inputs, module, dropout):
+    """The joint loss is the workload's own; dropout leaves the others as they are."""
+    batch, key = first(inputs), jax.random.key(3)
+    arrays = module.params, module.frozen
+    losses = modality_losses(module, inputs, dropout)
+    assert losses.names == (losses.primary, *NAMES)
+    found, metrics = jax.jit(losses.fn)(*arrays, batch, key)
+    expected, own = jax.jit(multimodal_loss_fn(module, inputs, dropout))(
+        *arrays, batch, key
+    )
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+    assert metrics.keys() == own.keys()
+    model = module.merge(*arrays)
+    for m, loss in zip(NAMES, found[1:], strict=True):
+        masked = {**batch, **{f"{n}_present": np.zeros(8, bool) for n in NAMES}}
+        masked[f"{m}_present"] = batch[f"{m}_present"]
+        log_probs = jax.nn.log_softmax(_classify(model, masked))
+        right = log_probs[np.arange(8), batch["label"]]
+        mean = -np.mean(np.asarray(right)[batch[f"{m}_present"]])
+        np.testing.assert_allclose(loss, mean, rtol=1e-4)
+
+
+def test_a_modality_that_no_example_has_gives_no_loss_and_no_gradient(inputs, module):
+    batch = first(inputs)
+    lacking = NAMES[1]
+    batch = {**batch, f"{lacking}_present": np.zeros(8, bool)}
+    losses = modality_losses(module, inputs)
+
+    def total(params):
+        found, _ = losses.fn(params, module.frozen, batch, jax.random.key(0))
+        return jnp.nansum(found), found
+
+    grads, found = jax.jit(jax.grad(total, has_aux=True))(module.params)
+    assert np.isnan(found).tolist() == [name == lacking for name in losses.names]
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("method", OF_LOSSES)
+def test_methods_for_several_losses_balance_modalities_too(inputs, module, method):
+    workload = multimodal_workload(module, inputs, "toy")
+    objective = balanced_objective(workload, balancing=BalancingConfig(method))
+    state = objective.init(jax.random.key(0))
+    found = jax.jit(objective.gradient)(
+        state, module.params, module.frozen, first(inputs), jax.random.key(1)
+    )
+    assert {"loss/joint", *(f"loss/{m}" for m in NAMES)} <= set(found.metrics)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(found.grads))
+
+
 @nnx.jit
 def _classify(model, batch):
     return model.classify(batch)
 
 
 def test_only_classifications_of_several_modalities_have_them(inputs, module):
-    for kind in ("score", "retrieve", "caption"):
-        assert unimodal_of(module, inputs._replace(kind=kind)) is None
-    assert unimodal_of(module, inputs._replace(modalities=("text",))) is None
+    wrong = [inputs._replace(kind=kind) for kind in ("score", "retrieve", "caption")]
+    for of in (unimodal_of, modality_losses):
+        for other in (*wrong, inputs._replace(modalities=("text",))):
+            assert of(module, other) is None
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])

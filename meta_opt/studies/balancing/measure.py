@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from meta_opt.finetuning.balancing import BalancingConfig
+from meta_opt.finetuning.balancing import OF_LOSSES, BalancingConfig
 from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
+from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.optimizers.registry import make_optimizer
 from meta_opt.studies.finished_runs import FinishedRuns
 from meta_opt.workloads.multimodal_inputs import Inputs, read_inputs
@@ -34,8 +35,36 @@ class BalancingStudyConfig:
     modality_dropout: float = 0.2
 
 
-def variants(config: BalancingStudyConfig) -> dict[str, tuple[BalancingConfig, float]]:
-    """Balancing and rate of modality dropout by the name of the variant.
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What a variant changes of a run.
+
+    Attributes:
+        balancing: of modalities, or of their losses.
+        modality_dropout: rate.
+        meta_loss: a combination of the modalities' losses; None for the joint loss
+            alone, or what ``balancing`` makes of them.
+    """
+
+    balancing: BalancingConfig = dataclasses.field(default_factory=BalancingConfig)
+    modality_dropout: float = 0.0
+    meta_loss: MetaLossConfig | None = None
+
+    def of(self, base: RunConfig) -> RunConfig:
+        """The run with this variant's settings."""
+        workload = dataclasses.replace(
+            base.workload, modality_dropout=self.modality_dropout
+        )
+        return dataclasses.replace(
+            base,
+            workload=workload,
+            balancing=self.balancing,
+            meta_loss=self.meta_loss,
+        )
+
+
+def variants(config: BalancingStudyConfig) -> dict[str, Variant]:
+    """Variants by name.
 
     >>> list(variants(BalancingStudyConfig()))[:3]
     ['none', 'OGM', 'OGM-GE']
@@ -44,11 +73,13 @@ def variants(config: BalancingStudyConfig) -> dict[str, tuple[BalancingConfig, f
     ogm_ge = dataclasses.replace(ogm, noise=True)
     rate = config.modality_dropout
     return {
-        "none": (BalancingConfig(), 0.0),
-        "OGM": (ogm, 0.0),
-        "OGM-GE": (ogm_ge, 0.0),
-        f"modality dropout {rate:g}": (BalancingConfig(), rate),
-        f"OGM-GE, modality dropout {rate:g}": (ogm_ge, rate),
+        "none": Variant(),
+        "OGM": Variant(ogm),
+        "OGM-GE": Variant(ogm_ge),
+        f"modality dropout {rate:g}": Variant(modality_dropout=rate),
+        f"OGM-GE, modality dropout {rate:g}": Variant(ogm_ge, rate),
+        "equal losses": Variant(meta_loss=MetaLossConfig("equal")),
+        **{f"losses by {name}": Variant(BalancingConfig(name)) for name in OF_LOSSES},
     }
 
 
@@ -77,9 +108,8 @@ def measure(
     """
     inputs = read_inputs(base.workload.inputs)
     finished_runs = FinishedRuns(finished, announce)
-    for name, (balancing, rate) in variants(config).items():
-        workload = dataclasses.replace(base.workload, modality_dropout=rate)
-        varied = dataclasses.replace(base, workload=workload, balancing=balancing)
+    for name, variant in variants(config).items():
+        varied = variant.of(base)
         one, settings = _Variant(varied, inputs), varied.settings()
         runs = [
             finished_runs.outcome(name, seed, settings, functools.partial(one, seed))
@@ -116,6 +146,7 @@ class _Variant:
             make_optimizer(with_groups(config.optimizer, workload)),
             dataclasses.replace(config.loop, seed=seed),
             balancing=config.balancing,
+            meta_loss=config.meta_loss,
             mesh=config.mesh,
             compile_with=self.step,
         )
