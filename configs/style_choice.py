@@ -1,8 +1,8 @@
-"""Choice by leave-one-style-out: ``shipped`` (candidates near it) and ``smoke``."""
+"""Candidates near the shipped weights: leave-one-style-out, and style validation."""
 
 import ml_collections
 
-from configs import common, direct_search
+from configs import common, direct_search, meta_evaluate
 
 _STYLES = {
     "dense from scratch": (
@@ -74,6 +74,26 @@ def shipped() -> ml_collections.ConfigDict:
     )
 
 
+def style_validation() -> ml_collections.ConfigDict:
+    """Six of them on the tasks of style validation, each a style of its own."""
+    config = shipped()
+    chosen = config.style_choice
+    by_name = {candidate["name"]: candidate for candidate in chosen.candidates}
+    names = ("hand-designed rule", "as shipped", "step e^0.3", "step e^0.6")
+    change = {"constant>step": 0.3, "loss_low>step": 2.8 - 6.0}
+    chosen.candidates = (
+        *(by_name[name] for name in (*names, "loss_low 2.8")),
+        {"name": "step e^0.3, loss_low 2.8", "change": change},
+    )
+    tasks = meta_evaluate.style_validation().meta_test.tasks
+    chosen.styles = ml_collections.ConfigDict(
+        {task.removeprefix("validation_"): (task,) for task in tasks}
+    )
+    chosen.num_steps = ml_collections.ConfigDict()
+    config.results = "results/style_choice/style_validation"
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """Two candidates on scikit-learn's data; needs no prepared data."""
     config = shipped()
@@ -91,4 +111,6 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "shipped") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (shipped, smoke)})
+    return common.choose(
+        arg, {v.__name__: v for v in (shipped, style_validation, smoke)}
+    )

@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from experiments.messages import message_of
+from meta_opt.error_messages import message_of
 from meta_opt.types import near_match
 
 _ARGUMENTS = tuple(sys.argv[1:])

@@ -16,7 +16,9 @@ LAYERS = {
     "meta_opt.text_files": 0.05,
     "meta_opt.tensor_files": 0.05,
     "meta_opt.leases": 0.05,
+    "meta_opt.error_messages": 0.05,
     "meta_opt.image_processor": 0.1,
+    "meta_opt.interruption": 0.1,
     "meta_opt.compilation_cache": 0.1,
     "meta_opt.scalar_events": 0.1,
     "meta_opt.features": 1,
@@ -28,7 +30,6 @@ LAYERS = {
     "meta_opt.parallel": 2,
     "meta_opt.checkpoints": 2,
     "meta_opt.run_log": 2,
-    "meta_opt.interruption": 2,
     "meta_opt.provenance": 2.1,
     # Of layer 3 in this order: an evaluator is part of a workload, some tasks are small
     # workloads.

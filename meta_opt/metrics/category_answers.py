@@ -2,9 +2,10 @@ r"""Categories that a model answers as ``{"category": X}``: read leniently, and 
 
 Read are answers in other case or Unicode form; in single, double or typographic quotes,
 escaped or none; with braces, a code fence, a list or a nested object around them, or
-without some of these; with text before and after; the name of a category alone; and a
-name misspelt by few letters. What cannot be read is wrong, and counted apart from what
-was read and is wrong; so is an answer that lists several categories.
+without some of these; with text before and after; the name of a category alone, after
+a list marker or ``Answer:``; and a name misspelt by few letters. What cannot be read is
+wrong, and counted apart from what was read and is wrong; so is an answer that lists
+several categories.
 """
 
 import dataclasses
@@ -30,12 +31,21 @@ _KEY = re.compile(r"(?<!\w)category[\"'`*_]{0,4}\s?(?:[:=]{1,2}>?|is\b)")
 _JSON_KEY = re.compile(r"[{,]\s*([\"'])category\1\s*:")
 _NESTED = re.compile(r"[\s\[]*\{\s*([\"']?)\w+\1\s*:")
 _FENCE = re.compile(r"```[ \t]*(?:json[0-9]?|text|plaintext)?", re.IGNORECASE)
+# Before the name of a category alone.
+_MARKER = re.compile(r"(?:[-*+\u2022\u2013]|\d{1,2}[.)])\s+")
+_LABEL = re.compile(
+    r"[*_`\"']{0,3}(?:(?:the|my|final|correct|best)\s){0,2}"
+    r"answer[*_`\"']{0,3}\s?(?:[:=]|is\b)[*_`\"']{0,3}\s*"
+)
 _AROUND = " \t\n\"'`*{}[]()<>.,:;!?"
 # A name ends here; an apostrophe within a word ends none, and after other marks may
 # stand whatever a model adds.
 _END = re.compile(r"\s*(?:$|\n|[\"}\]).,;:!?<`*(|]|'(?!\w)|[-\u2013\u2014]+\s)")
 # What stands between a name and another one: {"category": ["fruit", "bird"]}.
-_NEXT = re.compile(r"[\s\"'\])}*`]*(?:[,;/|&]|\band\b|\bor\b)[\s\"'\[({*`]*")
+_NEXT = re.compile(
+    r"[\s\"'\])}*`]*(?:[,;/|&]|\band\b|\bor\b|\n\s*(?:[-*+\u2022\u2013]|\d{1,2}[.)])\s)"
+    r"[\s\"'\[({*`]*"
+)
 _COLON = re.compile(r"[\"']?\s*:")
 _WELL_FORMED = re.compile(
     r'\s*\{\s*"category"\s*:\s*"(?:[^"\\\x00-\x1f]|\\.)*"\s*\}\s*', re.DOTALL
@@ -108,7 +118,7 @@ class CategoryParser:
         folded = _fold(text[:MAX_CHARACTERS])
         values = list(_values(folded))
         several = False
-        for value in values or [_unfenced(folded)]:
+        for value in values or _alone(folded):
             name, after = self._named(value)
             if name is not None:
                 several = _other_elements(value, name) or self._lists_another(
@@ -118,7 +128,7 @@ class CategoryParser:
                     break
                 return CategoryAnswer(self._names[name], "exact", well_formed)
         # Without a key, a sentence is no misspelt name.
-        candidates = [_quoted(value) for value in values] or [_unfenced(folded)]
+        candidates = [_quoted(value) for value in values] or _alone(folded)
         several = several or any(map(_other_elements, values, candidates))
         for candidate in () if several else dict.fromkeys(candidates):
             name, distance = self._nearest(candidate.strip(_AROUND))
@@ -212,8 +222,14 @@ def _unescape(found: re.Match[str]) -> str:
     return chr(int(code[1:], 16)) if len(code) > 1 else code
 
 
-def _unfenced(text: str) -> str:
-    return _FENCE.sub("", text).strip()
+def _alone(text: str) -> list[str]:
+    """A text without the key: as it is, and without a marker and a label before it."""
+    text = _FENCE.sub("", text).strip()
+    name = text
+    for before in (_MARKER, _LABEL):
+        if found := before.match(name):
+            name = name[found.end() :]
+    return list(dict.fromkeys((text, name)))
 
 
 def _values(text: str) -> Iterator[str]:

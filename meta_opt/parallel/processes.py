@@ -1,12 +1,14 @@
 """Several processes of one run: start-up, and what they must agree on."""
 
 import importlib.util
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +138,28 @@ def from_first(value: float) -> float:
     from jax.experimental import multihost_utils
 
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
+
+
+def json_from_first(value: Any) -> Any:
+    """Process 0's JSON value, in every process; all of them must call this.
+
+    Args:
+        value: of this process; only process 0's matters.
+
+    >>> json_from_first({"steps": 3})  # One process need not ask.
+    {'steps': 3}
+    """
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    first = jax.process_index() == 0
+    data = np.frombuffer(json.dumps(value).encode() if first else b"", np.uint8)
+    sent = np.zeros(largest(len(data)), np.uint8)
+    if first:
+        sent[:] = data
+    received = multihost_utils.broadcast_one_to_all(sent)
+    return json.loads(np.asarray(received, np.uint8).tobytes())
 
 
 def any_process(flag: bool) -> bool:

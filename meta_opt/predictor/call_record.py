@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+
 import meta_opt
 from meta_opt.data.sources.sample_schema import Media
+from meta_opt.parallel.processes import any_process, json_from_first
 from meta_opt.predictor.decision import Decision, as_json, from_json
 from meta_opt.predictor.table import Table
 from meta_opt.text_files import read_json, write_json
@@ -24,7 +27,8 @@ class CallRecord:
 
     A later call with the same folder, arguments and data gets the decisions of the
     first, so that it trains the same model on the same samples, even if a newer version
-    or another machine would choose otherwise.
+    or another machine would choose otherwise. Of several processes the first one
+    decides for all, and writes.
 
     Args:
         folder: of the call; None stores nothing.
@@ -33,7 +37,7 @@ class CallRecord:
 
     Raises:
         ValueError: the folder belongs to a call with other arguments or data, which the
-            message names, or to something else.
+            message names, or to something else; or another process has other ones.
 
     Example:
         >>> record = CallRecord(None, {"seed": 0}, {})
@@ -56,12 +60,27 @@ class CallRecord:
             **json.loads(json.dumps(given)),
             "decided": {},
         }
-        if self._file is not None and self._file.is_file():
-            stored = read_json(self._file)
-            if stored.get("format") != _FORMAT:
-                raise ValueError(f"{self._file} is not of format {_FORMAT}")
-            _check_same(self._file.parent, stored, self._content)
-            self._content = stored
+        _check_all_alike(given)
+        problem: ValueError | None = None
+        try:
+            self._content = self._stored() or self._content
+        except ValueError as error:
+            problem = error
+        # Nothing is written before all have read.
+        if any_process(problem is not None):
+            raise problem or ValueError(
+                f"another process cannot use the folder {folder}; it says why"
+            )
+
+    def _stored(self) -> dict[str, Any] | None:
+        """The content of the file; None if there is none."""
+        if self._file is None or not self._file.is_file():
+            return None
+        stored = read_json(self._file)
+        if stored.get("format") != _FORMAT:
+            raise ValueError(f"{self._file} is not of format {_FORMAT}")
+        _check_same(self._file.parent, stored, self._content)
+        return stored
 
     def decide(
         self,
@@ -83,13 +102,29 @@ class CallRecord:
             stored = decided[name]
             return decode(stored["value"]), list(from_json(stored["decisions"]))
         value, decisions = choose()
+        several = jax.process_count() > 1
+        if self._file is None and not several:
+            return value, decisions
+        chosen = {"value": encode(value), "decisions": as_json(decisions)}
+        if several:
+            chosen = json_from_first(chosen)
+            value = decode(chosen["value"])
+            decisions = list(from_json(chosen["decisions"]))
         if self._file is not None:
-            decided[name] = {
-                "value": encode(value),
-                "decisions": as_json(decisions),
-            }
-            write_json(self._file, self._content, indent=None)
+            decided[name] = chosen
+            if jax.process_index() == 0:
+                write_json(self._file, self._content, indent=None)
         return value, decisions
+
+
+def _check_all_alike(given: Mapping[str, Any]) -> None:
+    """Raises ValueError in all processes if their arguments or data differ."""
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    if any_process(json_from_first(digest) != digest):
+        raise ValueError(
+            f"the {jax.process_count()} processes have different arguments or data: "
+            "give all of them the same"
+        )
 
 
 def fingerprint(table: Table, files: Sequence[str]) -> dict[str, Any]:

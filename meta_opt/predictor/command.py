@@ -16,7 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.error_messages import message_of
 from meta_opt.predictor.presets import PRESETS
+
+_LOG = logging.StreamHandler()
+"""Writes the log to stderr."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    _LOG.setStream(sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[_LOG])
     logging.getLogger("meta_opt").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.WARNING)
     # Here, so that --help does not wait for JAX.
@@ -39,9 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_compilation_cache()
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
-        print(f"meta-opt {options.command}: {error}", file=sys.stderr)
-        return 1
     except Interrupted as interrupted:
         how = "; the same command resumes it" if options.workdir else ""
         about = f"stopped by {interrupted}{how}"
@@ -49,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (message := message_of(error)) is None:
+            raise
+        print(f"meta-opt {options.command}: {message}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -91,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for logs and checkpoints, from which the same command resumes; "
         "None: neither",
     )
+    _add_processes(fit)
     predict = add(
         "predict", _predict, "Print the prediction for each sample as a JSON line."
     )
@@ -116,6 +124,23 @@ def _parser() -> argparse.ArgumentParser:
             "--data-dir", default="", help="folder of pretrained encoders"
         )
     return parser
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which processes run the command together."""
+    group = command.add_argument_group(
+        "several processes",
+        "The same command in each; SLURM, Open MPI and Cloud TPU need no arguments.",
+    )
+    group.add_argument("--coordinator", default="", help="host:port of process 0")
+    group.add_argument("--processes", type=int, help="how many there are")
+    group.add_argument("--process", type=int, help="index of this one, from 0")
+    group.add_argument(
+        *("--process-timeout", "--process_timeout"),
+        type=float,
+        default=100.0,
+        help="seconds after which a process without a sign of life is gone",
+    )
 
 
 def _add_choices(command: argparse.ArgumentParser) -> None:
@@ -157,15 +182,26 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    from meta_opt.parallel.together import together
+
+    given = options.coordinator, options.processes, options.process
+    with together(*given, options.process_timeout, _LOG) as first:
+        _fit_together(options, first)
+
+
+def _fit_together(options: argparse.Namespace, first: bool) -> None:
+    """Fits; of several processes the first one writes and prints."""
     from meta_opt.predictor.fit import fit
 
-    with _writable(Path(options.out)):
+    with _writable(Path(options.out)) if first else contextlib.nullcontext():
         predictor = fit(
             options.data,
             time_limit=options.time_limit,
             workdir=options.workdir,
             **_choices(options),
         )
+        if not first:
+            return
         predictor.save(options.out)
     for decision in predictor.decisions:
         print(f"  {decision}")

@@ -1,11 +1,14 @@
 """Settings that were chosen for the user, with reasons."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meta_opt.text_files import read_json, write_json
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Decisions(list[Decision]):
     def choose(self, name: str, value: Any, reason: str) -> None:
         """Adds a decision."""
         self.append(Decision(name, value, reason))
+
+
+def log_decisions(decisions: Sequence[Decision]) -> None:
+    """Logs decisions, a line each."""
+    for decision in decisions:
+        _log.info("%s", decision)
 
 
 def write_decisions(path: str | os.PathLike, decisions: Sequence[Decision]) -> None:

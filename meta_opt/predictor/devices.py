@@ -12,14 +12,16 @@ def choose_devices(
 
     Args:
         batch_size: B; the number of devices divides it.
-        wanted: at most so many; None for all accelerators of this process, or one CPU.
+        wanted: at most so many; None for all accelerators, or one CPU. Several
+            processes always use all of their devices.
         present: whether the devices must be there; for a plan they need not.
 
     Returns:
         The number, and the decision about it unless there is only one to have.
 
     Raises:
-        ValueError: fewer than one, more than there are, or several processes.
+        ValueError: fewer than one, more than there are, or several processes whose
+            devices cannot divide the batch.
 
     >>> count, decisions = choose_devices(12, 8, present=False)
     >>> print(count, decisions[0])
@@ -27,15 +29,11 @@ def choose_devices(
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"devices={wanted} must be at least 1")
+    if present and jax.process_count() > 1:
+        return _of_all_processes(batch_size, wanted)
     local = jax.local_device_count()
-    if present:
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"fit runs in one process, and there are {jax.process_count()}: start "
-                "it on one machine, or train with experiments.finetune"
-            )
-        if wanted is not None and wanted > local:
-            raise ValueError(f"devices={wanted}, and there are {local}")
+    if present and wanted is not None and wanted > local:
+        raise ValueError(f"devices={wanted}, and there are {local}")
     if wanted is None:
         wanted = 1 if jax.default_backend() == "cpu" else local
     count = max(n for n in range(1, wanted + 1) if batch_size % n == 0)
@@ -43,3 +41,21 @@ def choose_devices(
         return 1, []
     reason = f"the most of {wanted} that divide a batch of {batch_size} samples"
     return count, [Decision("devices", count, reason)]
+
+
+def _of_all_processes(
+    batch_size: int, wanted: int | None
+) -> tuple[int, list[Decision]]:
+    """All devices of several processes: each process must have a part of the batch."""
+    count, processes = jax.device_count(), jax.process_count()
+    if wanted is not None and wanted != count:
+        raise ValueError(
+            f"devices={wanted}, and {processes} processes with {count} devices use all "
+            "of them: leave devices out, or start fewer processes"
+        )
+    if batch_size % count:
+        raise ValueError(
+            f"a batch of {batch_size} samples cannot be divided over {count} devices "
+            f"of {processes} processes: start as many as divide it"
+        )
+    return count, [Decision("devices", count, f"all of {processes} processes")]

@@ -27,7 +27,7 @@ class Evaluations:
 
     With a folder, each evaluation is written before the run continues. The files may be
     ahead of the run's last checkpoint; a resumed run repeats those steps, bit for bit,
-    and finds their evaluations recorded.
+    and finds their evaluations recorded. Of several processes the first one writes.
 
     Args:
         keep: most snapshots to average; 1 for none.
@@ -84,7 +84,7 @@ class Evaluations:
         If the process is killed in between, all files on the list still exist.
         """
         folder = self._folder
-        if folder is None:
+        if folder is None or jax.process_index() != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
         before = read_json(folder / _FILE) if (folder / _FILE).is_file() else {}

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.parallel.processes import any_process, check_shared
 from meta_opt.predictor.call_record import FILE as CALL
 from meta_opt.predictor.call_record import CallRecord, fingerprint
 from meta_opt.predictor.columns import Columns, find_columns
-from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.decision import Decision, log_decisions
 from meta_opt.predictor.fitting import Clock, FitCall, Fitting
 from meta_opt.predictor.multimodal_fit import fit_multimodal
 from meta_opt.predictor.plan import encoders_of
@@ -54,6 +57,10 @@ def fit(
     Compiled programs are stored for later calls and processes, see
     `meta_opt.compilation_cache`.
 
+    Several processes that `meta_opt.parallel.processes.start_processes` has joined, all
+    with the same arguments and data, train one model on all of their devices, and each
+    returns the predictor; the first one writes ``workdir``, which all must see.
+
     Args:
         data: a JSONL or CSV file, a folder with a sub-folder for each class, WebDataset
             tar files, a pandas DataFrame or a list of dictionaries. Paths in a file are
@@ -72,8 +79,8 @@ def fit(
         encoders: by modality, names of `meta_opt.models.encoders` to use instead of
             the default ones.
         time_limit: seconds for the whole call; None for no limit.
-        devices: at most so many, of this process; None for all its accelerators, or one
-            CPU. Batches are divided over them and, with ``model``, the parameters too.
+        devices: at most so many; None for all accelerators, or one CPU. Batches are
+            divided over them and, with ``model``, the parameters too.
         workdir: folder for logs, checkpoints and the predictor; None for none. If a
             call in it was interrupted, the same call resumes it and returns the same
             predictor as without the interruption; ``time_limit`` starts over. If the
@@ -119,9 +126,12 @@ def fit(
     run_folder = None if folder is None else folder / _RUN
     call = FitCall(chosen, clock, run_folder, progress, devices=devices)
     fitting, decisions = prepare(given, arguments, call, folder)
-    if folder is not None and (folder / FILE).is_file():
+    # Nothing is written before all have looked.
+    if any_process(folder is not None and (folder / FILE).is_file()):
+        assert folder is not None
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
+    log_decisions(decisions)
     if model is None:
         fitted = fit_multimodal(fitting, names, os.fspath(data_dir))
     else:
@@ -149,7 +159,9 @@ def fit(
         fitted.backend, fitted.columns, fitted.class_names, decisions, record
     )
     if folder is not None:
-        predictor.save(folder)
+        if jax.process_index() == 0:
+            predictor.save(folder)
+        any_process(False)  # Until it is there.
     return predictor
 
 
@@ -192,6 +204,7 @@ def prepare(
     columns, found = find_columns(table, arguments["target"])
     prints = {}
     if folder is not None:
+        check_shared(folder)
         _check_folder(folder)
         files = tuple(columns.media.values())
         prints = {name: fingerprint(one, files) for name, one in tables.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meta_opt.data.sources.sample_schema import Sample
+from meta_opt.parallel.processes import json_from_first
 from meta_opt.predictor.call_record import CallRecord
 from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.presets import Preset
@@ -13,6 +14,9 @@ from meta_opt.predictor.presets import Preset
 
 class Clock:
     """Remaining time under a time limit.
+
+    Several processes go by the clock of the first one, so that they decide alike: all
+    of them must ask.
 
     Args:
         limit: seconds from now; None for no limit.
@@ -23,7 +27,7 @@ class Clock:
 
     def spent(self) -> float:
         """Seconds since the start."""
-        return time.perf_counter() - self._started
+        return json_from_first(time.perf_counter() - self._started)
 
     def left(self) -> float:
         """Remaining seconds; infinite without a limit."""

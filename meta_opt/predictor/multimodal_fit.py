@@ -15,7 +15,7 @@ from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import MultimodalBackend
 from meta_opt.predictor.columns import Columns
-from meta_opt.predictor.decision import Decision
+from meta_opt.predictor.decision import Decision, log_decisions
 from meta_opt.predictor.devices import choose_devices
 from meta_opt.predictor.fitted import Fitted
 from meta_opt.predictor.fitting import Fitting
@@ -55,6 +55,7 @@ def fit_multimodal(
     # The model is small: each device has a copy.
     plan = dataclasses.replace(plan, mesh=MeshConfig(data=devices))
     decisions = [*decisions, *found]
+    log_decisions(decisions)
     loaded, names, found = _load(fitting, plan.inputs.image_size)
     decisions += found
     seconds = {"reading": clock.spent()}
@@ -73,7 +74,7 @@ def fit_multimodal(
     workload = multimodal_workload(module, training, fitting.name)
     trained = train(workload, plan, fitting.call)
     seconds["training"] = clock.spent() - sum(seconds.values())
-    model = module.merge(trained.params, jax.device_get(trained.frozen))
+    model = module.merge(trained.params, trained.frozen)
     backend = MultimodalBackend(
         jax.tree.map(jnp.asarray, model),
         columns,

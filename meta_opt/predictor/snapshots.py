@@ -8,6 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from meta_opt.parallel.placement import to_host
 from meta_opt.types import PyTree
 
 
@@ -55,14 +56,17 @@ class Snapshots:
         self._kept: list[tuple[tuple[float, float], int, Snapshot]] = []
 
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
-        """Keeps a copy of the parameters if they are among the best."""
+        """Keeps a copy of the parameters if they are among the best.
+
+        Of several processes all must call this with the same metrics.
+        """
         rank = self.rank(metrics)
         value = metrics[self._metric]
         if self.best is None or rank > self._best_rank:
             self._best_rank = rank
-            self.best = Snapshot(step, value, jax.tree.map(np.array, params))
+            self.best = Snapshot(step, value, jax.tree.map(np.array, to_host(params)))
         if self.keep > 1 and (len(self._kept) < self.keep or rank > self._kept[0][0]):
-            half = Snapshot(step, value, jax.tree.map(_half, params))
+            half = Snapshot(step, value, jax.tree.map(_half, to_host(params)))
             # The earlier of equal ones is kept.
             heapq.heappush(self._kept, (rank, -step, half))
             if len(self._kept) > self.keep:

@@ -13,6 +13,7 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.parallel.processes import json_from_first
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitting import FitCall
 from meta_opt.predictor.plan import TrainingPlan, loop_of
@@ -32,7 +33,10 @@ _EVALUATING, _FEWEST_EVALUATIONS = 0.25, 4
 
 
 class Timing:
-    """Seconds of evaluations; those of the first include compilation."""
+    """Seconds of evaluations; those of the first include compilation.
+
+    Several processes go by those of the first one: all of them must ask.
+    """
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -44,7 +48,7 @@ class Timing:
     def mean(self) -> float:
         """Seconds of an evaluation, without compilation where there are later ones."""
         later = self._seconds[1:] or self._seconds
-        return float(np.mean(later)) if later else 0.0
+        return json_from_first(float(np.mean(later)) if later else 0.0)
 
     def tail(self, preset: Preset) -> float:
         """Seconds for what follows the run: averaging, tests, ablated modalities."""
@@ -117,7 +121,7 @@ def loop_in_time(
     jax.block_until_ready(tried.state)
     # The first batch is read before the timer of the steps starts.
     first = tried.input_seconds / (_TIMED_STEPS - 1)
-    seconds = (tried.train_seconds + first) / _TIMED_STEPS
+    seconds = json_from_first((tried.train_seconds + first) / _TIMED_STEPS)
     left = clock.left()
     share = _EVALUATING * left / max(timing.mean(), 1e-9)
     count = min(preset.evaluations, max(_FEWEST_EVALUATIONS, int(share)))

@@ -13,6 +13,8 @@ from meta_opt.finetuning.loop import RunResult
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
+from meta_opt.parallel.placement import to_host
+from meta_opt.parallel.processes import any_process, json_from_first
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.evaluations import Evaluations
 from meta_opt.predictor.fitting import FitCall
@@ -37,7 +39,7 @@ class Trained(NamedTuple):
 
     Attributes:
         params: the best trainable parameters, on the host.
-        frozen: parameters that do not train.
+        frozen: parameters that do not train, on the host.
         validation: metrics of these parameters on validation samples.
         result: of the run.
         seconds: mean time of a step.
@@ -140,14 +142,20 @@ def _train_once(
     if call.preset.snapshots > 1:
         soup = greedy_soup(
             evaluations.snapshots,
-            lambda params: dict(evaluate(params, frozen, "validation")),
+            lambda params: _metrics(evaluate(params, frozen, "validation")),
             lambda: call.clock.left() > 2 * timing.mean(),
         )
         decisions.append(_of_average(soup, evaluations, plan.metric))
         if soup is not None:
             params, validation = soup.params, dict(soup.metrics)
-    seconds = result.train_seconds / max(taken, 1)
+    seconds = json_from_first(result.train_seconds / max(taken, 1))
+    frozen = to_host(frozen)
     return Trained(params, frozen, validation, result, seconds, decisions, best.step)
+
+
+def _metrics(found: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as numbers; of several processes those of the first one."""
+    return json_from_first({name: float(value) for name, value in found.items()})
 
 
 def _second_length(
@@ -230,6 +238,8 @@ class _Watch:
             # Decided after the last checkpoint, so it is decided again.
             self.evaluations.ended = ended = None
         self.length = ended[0] if ended else loop.num_steps
+        # Nothing is written before all have read.
+        any_process(False)
         self._calls = self._at // loop.eval_every + 1 if self._at else 0
         self._last_call = time.perf_counter()
 
@@ -238,9 +248,7 @@ class _Watch:
     ) -> Mapping[str, float]:
         """The workload's evaluation; it is recorded."""
         with self._timing.evaluation():
-            metrics = {
-                k: float(v) for k, v in self._evaluate(params, frozen, split).items()
-            }
+            metrics = _metrics(self._evaluate(params, frozen, split))
         self._at = min(self._calls * self._loop.eval_every, self._loop.num_steps)
         self._calls += 1
         if not self._at:
@@ -252,7 +260,8 @@ class _Watch:
     def stops(self) -> bool:
         """Whether the run stops, for lack of improvement or of time."""
         now = time.perf_counter()
-        interval, self._last_call = now - self._last_call, now
+        interval = json_from_first(now - self._last_call)
+        self._last_call = now
         evaluations, clock, preset = self.evaluations, self._clock, self._preset
         if self._stopping.stops(evaluations.values(until=self._at)):
             best = evaluations.snapshots.best

@@ -21,7 +21,7 @@ from meta_opt.predictor.backend import (
     MODEL,
     VisionTextBackend,
 )
-from meta_opt.predictor.decision import Decision, Decisions
+from meta_opt.predictor.decision import Decision, Decisions, log_decisions
 from meta_opt.predictor.devices import choose_devices
 from meta_opt.predictor.fitted import Fitted
 from meta_opt.predictor.fitting import Fitting
@@ -127,6 +127,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     # The model is large: parameters and optimizer state are divided.
     plan = dataclasses.replace(plan, mesh=MeshConfig(fsdp=devices))
     decisions = [*decisions, *found]
+    log_decisions(decisions)
     folder = Path(tempfile.mkdtemp(prefix="meta-opt-"))
     try:
         return _fit_in(folder, fitting, plan, decisions)

@@ -58,7 +58,7 @@ def finetune(tmp_path, *arguments, **environment):
         (
             [],
             {"JAX_PLATFORMS": "cuda"},
-            "start-up: JAX finds no device for JAX_PLATFORMS='cuda'",
+            "finetune: JAX finds no device for JAX_PLATFORMS='cuda'",
         ),
     ],
     ids=[

@@ -11,16 +11,13 @@ nothing differs at all.
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 
 import finetuning_toy as toy
 import jax
 import numpy as np
 import pytest
-from paths import ROOT
 from safetensors.numpy import load_file
+from several_processes import finish, free_port, start
 
 from meta_opt.parallel import processes
 from meta_opt.parallel.mesh import MeshConfig
@@ -45,40 +42,6 @@ SETTINGS = (
     "--config.pipeline.flip=True",
     "--config.pipeline.crop_pixels=2",
 )
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
-def start(arguments, devices, **environment):
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            **environment,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(processes, timeout=300):
-    """What they print and how they end: (code, stdout, stderr) of each."""
-    try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = [process.returncode for process in processes]
-    return [(code, *out) for code, out in zip(codes, outputs, strict=True)]
 
 
 def fine_tune(workdir, count, arguments, extra=None, workdirs=None):

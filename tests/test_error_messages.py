@@ -7,7 +7,7 @@ import os
 import pytest
 
 from experiments import cli
-from experiments.messages import message_of
+from meta_opt.error_messages import message_of
 
 
 @pytest.mark.parametrize(
