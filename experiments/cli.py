@@ -13,12 +13,15 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from experiments.late_settings import set_late, split_late
 from meta_opt.error_messages import message_of
 from meta_opt.types import near_match
 
 _ARGUMENTS = tuple(sys.argv[1:])
 _LEFT_OUT = ("workdir", "storage", "shared", "lease_seconds")
 """Flags that say nothing about a result; ``--storage`` may have a password."""
+_CONFIG: dict[str, Any] = {"default": None, "partial": False}
+"""Of the flag ``--config`` as `define_config` defined it."""
 # The commands' own flags are in their --help.
 flags.disclaim_key_flags()
 
@@ -35,9 +38,10 @@ def define_config(default: str | None = None, *, partial: bool = False) -> Any:
     if "config" in flags.FLAGS:  # Of another command in this process.
         return flags.FLAGS["config"]
     root = Path(__file__).resolve().parents[1]
+    _CONFIG.update(default=default and str(root / default), partial=partial)
     holder = config_flags.DEFINE_config_file(
         "config",
-        default and str(root / default),
+        _CONFIG["default"],
         "file.py:variant",
         lock_config=not partial,
         accept_new_attributes=partial,
@@ -98,37 +102,6 @@ def report_facts(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         "config": found["digest"],
         "revision": found["environment"]["git"],
     }
-
-
-def _without_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments, and the keys of settings that are given as None.
-
-    ml_collections parses by the type of a setting's value, and no number parses None.
-    """
-    pattern = re.compile(r"--?config\.([\w.]+)=None")
-    keys = [found[1] for a in argv if (found := pattern.fullmatch(a))]
-    return [a for a in argv if not pattern.fullmatch(a)], keys
-
-
-def _set_none(keys: Sequence[str]) -> None:
-    for key in keys:
-        node = flags.FLAGS["config"].value
-        *sections, name = key.split(".")
-        for section in sections:
-            if section not in node and not node.is_locked:
-                node[section] = {}
-            node = _known(node, section, key)
-        if node.is_locked:
-            _known(node, name, key)
-        with node.ignore_type():
-            node[name] = None
-
-
-def _known(node: Any, name: str, key: str) -> Any:
-    if name not in node:
-        near = near_match(name, node)
-        raise ValueError(f"--config.{key}=None: no setting {name!r}{near}")
-    return node[name]
 
 
 class _Terminated(BaseException):
@@ -210,7 +183,7 @@ def run(
         start = distributed
 
     # Read by ml_collections too.
-    sys.argv, absent = _without_none(sys.argv)
+    sys.argv, late = split_late(sys.argv, _CONFIG["default"], _CONFIG["partial"])
 
     def body(argv: Sequence[str]) -> None:
         if len(argv) > 1 and not arguments:
@@ -228,7 +201,8 @@ def run(
             # Python handles no signal; there SIGTERM still ends it.
             signal.signal(signal.SIGTERM, _raise_terminated)
         try:
-            _set_none(absent)
+            if late:
+                set_late(flags.FLAGS["config"].value, late)
             if prepare is not None:
                 prepare()
             with start() as first:

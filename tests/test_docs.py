@@ -15,6 +15,9 @@ import jax
 import pytest
 from paths import ROOT
 
+from experiments.late_settings import parse_value, set_late
+from experiments.workloads import read_run
+
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 CELL = "{code-cell} ipython3"
@@ -107,7 +110,36 @@ def missing_parts(command):
             wrong += [] if (ROOT / path).exists() else [path]
         if variant := re.fullmatch(r"(?:.*=)?configs/(\w+)\.py:(\w+)", word):
             wrong += missing_variant(*variant.groups())
-    return wrong
+    return wrong or wrong_settings(words)
+
+
+def wrong_settings(words):
+    """What is wrong with a command's settings of its config."""
+    named = (re.fullmatch(r"(?:.*=)?configs/(\w+)\.py(?::(\w+))?", x) for x in words)
+    found = next((x.groups() for x in named if x), None)
+    given = [re.fullmatch(r"--config\.([\w.]+)=(.*)", word) for word in words]
+    settings = {x[1]: x[2] for x in given if x}
+    if found is None or not settings:
+        return []
+    get_config = importlib.import_module(f"configs.{found[0]}").get_config
+    config = get_config(*found[1:] if found[1] else ())
+    if not any("finetune" in word for word in words[:3]):
+        return [key for key in settings if not has_section(config, key)]
+    with config.unlocked():
+        set_late(config, {key: parse_value(v) for key, v in settings.items()})
+    try:
+        read_run(config.to_dict())
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def has_section(config, key):
+    """Whether a config has the section that a setting is in."""
+    for part in key.split(".")[:-1]:
+        if not hasattr(config, "get") or (config := config.get(part)) is None:
+            return False
+    return True
 
 
 def missing_variant(module, variant):
@@ -285,13 +317,17 @@ def test_the_checks_themselves():
         "python -m meta_opt.data.nowhere\n```\n"
         "See [design](docs/none.md), `meta_opt/types.py` and `meta_opt/nothing.py`.\n"
         "`python -m experiments.finetune --config configs/finetune.py:smoked`\n"
+        "`python -m experiments.finetune --config configs/finetune.py:smoke "
+        "--config.loop.eval_every=3 --config.lop.eval_every=3`\n"
         "```{code-cell} ipython3\nfrom meta_opt.types import Bunch, Batch\n"
         "meta_opt.learned(3)\n```\n"
     )
     wrong = [x for c in commands(text) for x in missing_parts(c)]
+    *wrong, setting = wrong
     assert wrong == [
         *("configs/none.py", "meta_opt.data.nowhere", "demos", "finetune:smoked")
     ]
+    assert setting.startswith("config has no setting 'lop'; did you mean 'loop'?")
     (cell,) = python_of(text)
     assert missing_names(cell) == ["meta_opt.types.Bunch", "meta_opt.learned"]
     assert missing_paths(text) == ["docs/none.md", "meta_opt/nothing.py"]

@@ -1,8 +1,8 @@
 """Balancing of modalities or losses that train at unequal speed, under one setting.
 
 A run has one of the methods: OGM-GE scales the gradients of a multimodal classifier's
-encoders, GradNorm, PCGrad and uncertainty weighting combine several losses. Equal
-weights are often competitive (arXiv:2505.10347).
+encoders; equal weights, GradNorm, PCGrad and uncertainty weighting combine several
+losses. Equal weights are often competitive (arXiv:2505.10347).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.types import PyTree, check_name
 from meta_opt.workloads.workload import Unimodal, Workload
 
-OF_LOSSES = ("gradnorm", "pcgrad", "uncertainty")
+OF_LOSSES = ("equal", "gradnorm", "pcgrad", "uncertainty")
 """Methods that combine several losses; see `meta_opt.meta_loss.settings`."""
 
 METHODS = ("none", "ogm_ge", *OF_LOSSES)

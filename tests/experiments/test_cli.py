@@ -18,7 +18,16 @@ def finetune(tmp_path, *arguments, **environment):
             "finetune: config.pipeline has no setting 'txt_length'; did you mean "
             "'text_length'?",
         ),
-        (["--config.xyz.abc=1"], {}, "finetune: --config.xyz.abc: no setting 'xyz'"),
+        (
+            ["--config.xyz.abc=1"],
+            {},
+            "finetune: config has no setting 'xyz' (settings: ",
+        ),
+        (
+            ["--config.balancing.methd=pcgrad"],
+            {},
+            "finetune: config.balancing has no setting 'methd'; did you mean 'method'?",
+        ),
         (["--config.xyz=1"], {}, "finetune: config has no setting 'xyz' (settings: "),
         (
             ["--config.pipeline.text_length=0.5"],
@@ -62,7 +71,7 @@ def finetune(tmp_path, *arguments, **environment):
         ),
     ],
     ids=[
-        *("misspelt", "section", "unknown", "type", "text", "number"),
+        *("misspelt", "section", "in_new_section", "unknown", "type", "text", "number"),
         *("whole_section", "variant", "file", "flag", "root", "batch", "platform"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_killed_process_is_named_and_both_resume_to_the_same_bits(
 
 @pytest.mark.slow
 def test_a_time_limit_gives_all_the_same_number_of_steps(samples, tmp_path):
-    limit = "--time-limit=45"
+    limit = "--time-limit=120"
     first, second = probabilities(run(samples, tmp_path, 2, "--steps=4000", limit))
     np.testing.assert_array_equal(first, second)
     steps = json.loads((tmp_path / "fit.json").read_text())["decided"]["length"]

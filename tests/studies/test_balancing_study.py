@@ -31,14 +31,11 @@ def test_variants_differ_in_what_their_names_say():
         ("ogm_ge", True, 0.0),
         ("none", True, 0.1),
         ("ogm_ge", True, 0.1),
-        ("none", True, 0.0),
         *((method, True, 0.0) for method in OF_LOSSES),
     ]
     of_modalities = [v.balancing for v in found.values()]
     assert all(b.alpha == 0.3 for b in of_modalities if b.method == "ogm_ge")
     assert list(found)[4] == "OGM-GE, modality dropout 0.1"
-    combined = {name for name, v in found.items() if v.meta_loss is not None}
-    assert combined == {"equal losses"}
 
 
 def test_the_report_has_means_and_spreads(tmp_path):

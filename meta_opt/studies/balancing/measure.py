@@ -13,7 +13,6 @@ from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
-from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.optimizers.registry import make_optimizer
 from meta_opt.studies.finished_runs import FinishedRuns
 from meta_opt.workloads.multimodal_inputs import Inputs, read_inputs
@@ -42,25 +41,17 @@ class Variant:
     Attributes:
         balancing: of modalities, or of their losses.
         modality_dropout: rate.
-        meta_loss: a combination of the modalities' losses; None for the joint loss
-            alone, or what ``balancing`` makes of them.
     """
 
     balancing: BalancingConfig = dataclasses.field(default_factory=BalancingConfig)
     modality_dropout: float = 0.0
-    meta_loss: MetaLossConfig | None = None
 
     def of(self, base: RunConfig) -> RunConfig:
         """The run with this variant's settings."""
         workload = dataclasses.replace(
             base.workload, modality_dropout=self.modality_dropout
         )
-        return dataclasses.replace(
-            base,
-            workload=workload,
-            balancing=self.balancing,
-            meta_loss=self.meta_loss,
-        )
+        return dataclasses.replace(base, workload=workload, balancing=self.balancing)
 
 
 def variants(config: BalancingStudyConfig) -> dict[str, Variant]:
@@ -78,8 +69,7 @@ def variants(config: BalancingStudyConfig) -> dict[str, Variant]:
         "OGM-GE": Variant(ogm_ge),
         f"modality dropout {rate:g}": Variant(modality_dropout=rate),
         f"OGM-GE, modality dropout {rate:g}": Variant(ogm_ge, rate),
-        "equal losses": Variant(meta_loss=MetaLossConfig("equal")),
-        **{f"losses by {name}": Variant(BalancingConfig(name)) for name in OF_LOSSES},
+        **{f"losses, {name}": Variant(BalancingConfig(name)) for name in OF_LOSSES},
     }
 
 
@@ -146,7 +136,6 @@ class _Variant:
             make_optimizer(with_groups(config.optimizer, workload)),
             dataclasses.replace(config.loop, seed=seed),
             balancing=config.balancing,
-            meta_loss=config.meta_loss,
             mesh=config.mesh,
             compile_with=self.step,
         )

@@ -1,0 +1,114 @@
+"""Settings of the command line that ml_collections does not parse.
+
+It parses a value by the type that the config file gives the setting. No number parses
+None, and a section that the file leaves out has no types.
+"""
+
+import ast
+import re
+import runpy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from meta_opt.types import near_match
+
+_SETTING = re.compile(r"--?config\.([\w.]+)=(.*)", re.DOTALL)
+_FILE = re.compile(r"--?config(?:=(.*))?")
+_WORDS: Mapping[str, Any] = {"None": None, "true": True, "false": False}
+
+
+def split_late(
+    argv: Sequence[str], default: str | None, partial: bool
+) -> tuple[list[str], dict[str, Any]]:
+    """Takes these settings out of the arguments.
+
+    Args:
+        argv: of the command.
+        default: the config file and variant without ``--config``; None for none.
+        partial: whether the command line may add sections to the file's.
+
+    Returns:
+        The other arguments, and the value of each setting.
+    """
+    config = _read_config(argv, default) if partial else None
+    kept, late = [], {}
+    for argument in argv:
+        found = _SETTING.fullmatch(argument)
+        if found and (found[2] == "None" or _lacks_section(config, found[1])):
+            late[found[1]] = parse_value(found[2])
+        else:
+            kept.append(argument)
+    return kept, late
+
+
+def set_late(config: ConfigDict, settings: Mapping[str, Any]) -> None:
+    """Sets them; sections are added unless the config is locked.
+
+    Args:
+        config: as ml_collections parsed it.
+        settings: from `split_late`.
+
+    Raises:
+        ValueError: no such setting.
+    """
+    for key, value in settings.items():
+        node: Any = config
+        *sections, name = key.split(".")
+        for section in sections:
+            if section not in node and not node.is_locked:
+                node[section] = {}
+            node = _known(node, section, key, value)
+        if node.is_locked:
+            _known(node, name, key, value)
+        with node.ignore_type():
+            node[name] = value
+
+
+def _known(node: Any, name: str, key: str, value: Any) -> Any:
+    if name not in node:
+        near = near_match(name, node)
+        raise ValueError(f"--config.{key}={value}: no setting {name!r}{near}")
+    return node[name]
+
+
+def _read_config(argv: Sequence[str], default: str | None) -> ConfigDict | None:
+    """The config as its file has it; None if it cannot be read, which is said later."""
+    named = default
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if found := _FILE.fullmatch(argument):
+            named = following if found[1] is None else found[1]
+    if not named:
+        return None
+    path, _, variant = named.partition(":")
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+        return get_config(variant) if variant else get_config()
+    except Exception:  # Any of the file's own; ml_collections reads it again.
+        return None
+
+
+def _lacks_section(config: ConfigDict | None, key: str) -> bool:
+    node: Any = config
+    for section in key.split(".")[:-1]:
+        if not isinstance(node, ConfigDict):
+            return False
+        if section not in node:
+            return True
+        node = node[section]
+    return False
+
+
+def parse_value(text: str) -> Any:
+    """A Python literal, or the text itself.
+
+    >>> [parse_value(x) for x in ("0.5", "(1, 2)", "gradnorm", "true")]
+    [0.5, (1, 2), 'gradnorm', True]
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
