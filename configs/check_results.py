@@ -1,6 +1,6 @@
 """One cell of each published table, to be measured again: ``published``; ``smoke``.
 
-Each check names the code that measures it (``experiments/result_checks.py``) and the
+Each check names the code that measures it (``experiments/result_checks``) and the
 tolerance of numbers that have no interval of seeds. ``not_rerun`` lists what is
 published and takes too long, or needs what is not here.
 """
@@ -17,6 +17,7 @@ from configs import (
     meta_evaluate,
     plan_memory,
     safeguard,
+    style_choice,
     tables,
     token_pruning,
     tune,
@@ -75,6 +76,14 @@ def _checks() -> ml_collections.ConfigDict:
             task="clipart_head",
             row=row,
             relative=0.02,
+        )
+    for name in ("hand-designed rule", "as shipped"):
+        checks[f"style_choice/cancer_mlp/{name}"] = _check(
+            "style_score",
+            study=style_choice.shipped(),
+            family="cancer_mlp",
+            candidate=name,
+            absolute=0.02,
         )
     checks["calibrated_baselines/cancer_mlp/adamw"] = _check(
         "calibration_setting",
@@ -166,6 +175,11 @@ _NOT_RERUN = (
         "ablations, other tasks",
         "a quarter of an hour; two rows of one task are checked",
         "python -m experiments.ablations --config configs/ablations.py:shipped",
+    ),
+    (
+        "style_choice, other families",
+        "an hour or two; two scores of one family are checked",
+        "python -m experiments.style_choice --config configs/style_choice.py:shipped",
     ),
     (
         "faults, other cells",

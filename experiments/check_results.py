@@ -44,7 +44,7 @@ AGREES, OUTSIDE, NOT_RUN = 0, 1, 2
 
 def measure(kind: str, settings: Mapping[str, Any]) -> list[Comparison] | str:
     """Runs a check; what keeps it from running comes back as one line."""
-    from experiments.result_checks import CHECKS
+    from experiments.result_checks.by_name import CHECKS
     from meta_opt.types import check_name
 
     try:

@@ -7,7 +7,7 @@ from paths import ROOT
 
 from configs import check_results as published
 from experiments import check_results
-from experiments.result_checks import CHECKS
+from experiments.result_checks.by_name import CHECKS
 from meta_opt.studies.reproduction.compare import by_seeds, by_tolerance
 from meta_opt.studies.reproduction.report import comparison_rows, comparison_table
 

@@ -18,7 +18,7 @@ import meta_opt.studies.robustness.measure
 import meta_opt.studies.token_pruning.measure
 import meta_opt.tasks.families
 from configs import check_results
-from experiments.result_checks import CHECKS
+from experiments.result_checks.by_name import CHECKS
 from meta_opt.studies.robustness.measure import RunOutcome
 from meta_opt.studies.token_pruning.measure import variants
 from meta_opt.text_files import read_json

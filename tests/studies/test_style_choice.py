@@ -23,6 +23,7 @@ from meta_opt.studies.style_choice.measure import (
     Candidate,
     StyleChoiceConfig,
     measure,
+    score,
 )
 from meta_opt.studies.style_choice.report import write_style_choice
 from meta_opt.tasks.families import FAMILIES
@@ -99,6 +100,8 @@ def test_a_stopped_measurement_goes_on_after_the_last_family(
     config, tmp_path, monkeypatch
 ):
     whole = measure(config, long_task, tmp_path / "whole", show_progress=False)
+    alone = score(config, "steep", "larger steps", long_task)
+    assert alone == pytest.approx(whole["steep"]["larger steps"], abs=1e-6)
     # Parameters of size 2 are 1,000 hand-designed steps away.
     for scores in whole.values():
         assert scores["larger steps"] < scores["as it is"]
@@ -107,11 +110,11 @@ def test_a_stopped_measurement_goes_on_after_the_last_family(
     for name in ("references.json", "config.json"):
         (folder / name).write_bytes((tmp_path / "whole" / name).read_bytes())
     (folder / "scores.json").write_text(json.dumps({"line": whole["line"]}))
-    scored, score = [], family_scores._Worker.score
+    scored, of_worker = [], family_scores._Worker.score
 
     def recorded(self, name, *arguments):
         scored.append(name)
-        return score(self, name, *arguments)
+        return of_worker(self, name, *arguments)
 
     monkeypatch.setattr(family_scores._Worker, "score", recorded)
     assert measure(config, long_task, folder, show_progress=False) == whole

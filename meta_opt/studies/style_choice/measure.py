@@ -1,6 +1,7 @@
 """Scores of weights near the shipped ones on every family of meta-training."""
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import progress_bar, write_config
 from meta_opt.tasks.task import Task
 from meta_opt.text_files import write_json
-from meta_opt.types import PyTree, from_config
+from meta_opt.types import PyTree, check_name, from_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +135,39 @@ class StyleChoiceConfig:
             workers=self.workers,
             side_by_side=False,
         )
+
+
+def score(
+    config: StyleChoiceConfig, family: str, name: str, make: Callable[[str], Task]
+) -> float:
+    """The score of one candidate on one family, as `measure` has it.
+
+    Args:
+        config: settings.
+        family: one of its families.
+        name: of one of its candidates.
+        make: builds the task of a family.
+
+    Raises:
+        ValueError: no such family or candidate.
+    """
+    start, controller = load_theta(config.weights)
+    check_name("family", family, config.families)
+    candidates = {one.name: one for one in config.read_candidates()}
+    check_name("candidate", name, candidates)
+    evaluation = dataclasses.replace(
+        config.evaluation(controller),
+        families=(family,),
+        num_steps={k: v for k, v in config.num_steps.items() if k == family},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        families = Families(evaluation, make, Path(folder), show_progress=False)
+        try:
+            theta = candidates[name].theta(start, controller)
+            ((_, (found,)),) = families.each([family], [theta], 0)
+        finally:
+            families.close()
+    return found
 
 
 def measure(

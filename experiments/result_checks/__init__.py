@@ -1,0 +1,1 @@
+"""Published numbers measured again, a cell at a time."""
