@@ -38,6 +38,13 @@ def published() -> ml_collections.ConfigDict:
 
 
 def _checks() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {**_of_optimizer(), **_of_programs(), **_of_finetuning()}
+    )
+
+
+def _of_optimizer() -> dict[str, dict]:
+    """Meta-test, card, ablations, choice by styles, calibration, conditions."""
     checks = {}
     foreign, test = meta_evaluate.foreign(), meta_evaluate.test()
     for optimizer in (common.WEIGHTS, "hand_designed", "adamw"):
@@ -101,6 +108,12 @@ def _checks() -> ml_collections.ConfigDict:
         task="digits_mlp",
         conditions=("ordinary", "NaN in 5% of steps"),
     )
+    return checks
+
+
+def _of_programs() -> dict[str, dict]:
+    """Operations and bytes of compiled programs."""
+    checks = {}
     checks["meltr_throughput/losses_nano_1"] = _check(
         "meltr_operations",
         file="results/meltr_throughput/cells/losses_nano_1.json",
@@ -119,6 +132,12 @@ def _checks() -> ml_collections.ConfigDict:
         kept_shares=(0.5,),
         relative=1e-6,
     )
+    return checks
+
+
+def _of_finetuning() -> dict[str, dict]:
+    """Searches, tables, the framework, balancing and faults."""
+    checks = {}
     checks["tuned/nano_clipart_adamw"] = _check(
         "tuned_trial", search=tune.nano_clipart_adamw(), relative=0.01
     )
@@ -151,7 +170,7 @@ def _checks() -> ml_collections.ConfigDict:
     checks["faults/kills/finetune_full"] = _check(
         "killed_run", study=faults.full(), cell="kills/finetune_full/0"
     )
-    return ml_collections.ConfigDict(checks)
+    return checks
 
 
 def _check(kind: str, devices: int = 1, **settings) -> dict:
