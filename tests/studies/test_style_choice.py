@@ -144,7 +144,9 @@ def test_settings_that_do_not_fit_are_named(changes, message):
         StyleChoiceConfig(**{**settings, **changes})
 
 
-@pytest.mark.parametrize("name", ["shipped", "style_validation", "smoke"])
+@pytest.mark.parametrize(
+    "name", ["shipped", "less_loss_low", "style_validation", "smoke"]
+)
 def test_configs(name):
     settings = configs.get_config(name).to_dict()
     config = from_config(StyleChoiceConfig, settings["style_choice"])
