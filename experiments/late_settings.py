@@ -110,5 +110,5 @@ def parse_value(text: str) -> Any:
         return _WORDS[text]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

@@ -27,15 +27,15 @@ def distributed() -> AbstractContextManager[bool]:
     """Joins the processes that the flags or the environment name.
 
     Returns:
-        `meta_opt.parallel.together.together`.
+        `meta_opt.parallel.joined.joined`.
     """
     # Here, so that --help does not wait for JAX.
-    from meta_opt.parallel.together import together
+    from meta_opt.parallel.joined import joined
 
-    return together(
+    return joined(
         _COORDINATOR.value,
         _PROCESSES.value,
         _PROCESS.value,
         _TIMEOUT.value,
-        absl_logging.get_absl_handler().python_handler,
+        [absl_logging.get_absl_handler().python_handler],
     )

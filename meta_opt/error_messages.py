@@ -3,8 +3,6 @@
 import errno
 import re
 
-_GOES_ON = "then the same command goes on from what was saved"
-
 _LOST = re.compile("NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|[Cc]onnection")
 """What XLA says of collectives whose other side is gone."""
 
@@ -20,11 +18,12 @@ _REMEDIES = {
 }
 
 
-def message_of(error: BaseException) -> str | None:
+def message_of(error: BaseException, resumes: bool = True) -> str | None:
     """One line that says what is wrong and what to do; None for a defect of the code.
 
     Args:
         error: that ended a command.
+        resumes: whether the same command goes on from what was saved.
 
     >>> message_of(ValueError("no such task"))
     'no such task'
@@ -33,19 +32,20 @@ def message_of(error: BaseException) -> str | None:
     >>> message_of(TypeError("x")) is None
     True
     """
+    goes_on = "; then the same command goes on from what was saved" if resumes else ""
     if isinstance(error, ValueError | FileNotFoundError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}: {_REMEDIES[error.errno]}; {_GOES_ON}"
+        return f"{error.strerror}{where}: {_REMEDIES[error.errno]}{goes_on}"
     if isinstance(error, OSError):
         # Of the network, or of a disk: no traceback into this code explains it.
-        return f"{error}; mend that, {_GOES_ON}"
+        return f"{error}; mend that{goes_on}"
     if isinstance(error, MemoryError) or _out_of_memory(error):
         asked = " ".join(str(error).split())[:200]
         return (
             f"out of memory{': ' * bool(asked)}{asked}; lower the batch size, or give "
-            f"the command more memory; {_GOES_ON}"
+            f"the command more memory{goes_on}"
         )
     return None
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from meta_opt.leases import Lease, Leases, share
 from meta_opt.meta_training.direct_search_config import DirectSearchConfig
-from meta_opt.meta_training.family_scores import Families, read_or
+from meta_opt.meta_training.family_scores import REFERENCES, Families, read_or
 from meta_opt.meta_training.outer_loop import MetaResult
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.meta_training.validation import Validation
@@ -83,7 +83,8 @@ def _search(
     leases: Leases | None,
 ) -> MetaResult:
     # Of processes that share it another may have begun.
-    resuming = leases is not None or (workdir / _HISTORY).is_file()
+    begun = [(workdir / name).is_file() for name in (_HISTORY, REFERENCES)]
+    resuming = leases is not None or any(begun)
     write_config(workdir, dataclasses.asdict(config), resuming=resuming)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:

@@ -26,6 +26,8 @@ from meta_opt.types import PyTree
 _FLOOR = 5e-3
 """Share of a task's initial loss below which differences do not count."""
 _REFERENCES = "references"
+REFERENCES = f"{_REFERENCES}.json"
+"""File of AdamW's results in a search's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Families:
 
     def _measure(self, workdir: Path, show_progress: bool) -> dict[str, Reference]:
         """AdamW's best results on each family, measured once and kept."""
-        path = workdir / "references.json"
+        path = workdir / REFERENCES
         found = read_or(path, {})
         missing = [name for name in self._config.families if name not in found]
         for name, reached in tqdm(
@@ -182,7 +184,7 @@ class Families:
     ) -> tuple[list[float], dict[str, float]]:
         """Score of every candidate, and the last one's on each family."""
         names = self._drawn(generation)
-        by_name = dict(self.each(names, candidates, generation))
+        by_name = dict(self.scores_by_family(names, candidates, generation))
         # The precision in which they were computed, also of those that were in files.
         found = [np.asarray(by_name[name], np.float32) for name in names]
         rows = {
@@ -192,10 +194,19 @@ class Families:
         total = over_tasks(np.stack(found), self._config.worst_weight)
         return [float(x) for x in total], rows
 
-    def each(
+    def scores_by_family(
         self, names: Sequence[str], candidates: Sequence[PyTree], generation: int
     ) -> Iterator[tuple[str, list[float]]]:
-        """Scores of every candidate on some families, by family, as they are done."""
+        """Scores of every candidate on each of some families, as they are done.
+
+        Args:
+            names: of families.
+            candidates: weights of the controller.
+            generation: decides the seeds, those of all candidates.
+
+        Yields:
+            A family, and the candidates' scores on it.
+        """
         thetas = jax.tree.map(lambda *x: np.stack(x), *candidates)
         calls = [(name, thetas, generation, self._references[name]) for name in names]
         yield from self._map("score", calls, f"generation {generation + 1}")

@@ -22,7 +22,7 @@ from meta_opt.meta_training.validation import Validation
 from meta_opt.optimizers.controller import init_theta
 from meta_opt.parallel.mesh import replicated
 from meta_opt.parallel.particles import PARTICLES, check_particles, particle_mesh
-from meta_opt.parallel.processes import check_shared, from_first, largest
+from meta_opt.parallel.processes import check_shared, json_from_first, largest
 from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import RunLog, progress_bar, write_config
 from meta_opt.tasks.task import Task
@@ -209,7 +209,7 @@ def _meta_train(
     try:
         while step < last:
             if config.budget_seconds and (
-                from_first(time.monotonic() - began) > config.budget_seconds
+                json_from_first(time.monotonic() - began) > config.budget_seconds
             ):
                 break
             estimates, inner = programs(
@@ -276,7 +276,7 @@ def _validated(
         The new state, and a row of the log.
     """
     scores = validation(parts.theta(_local(state.average)))
-    mean = from_first(float(np.mean(list(scores.values()))))
+    mean = json_from_first(float(np.mean(list(scores.values()))))
     row = {f"validation/{name}": score for name, score in scores.items()}
     if mean < float(state.best_score):
         score = jax.device_put(jnp.float32(mean), home)

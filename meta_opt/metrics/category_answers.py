@@ -33,6 +33,7 @@ _NESTED = re.compile(r"[\s\[]*\{\s*([\"']?)\w+\1\s*:")
 _FENCE = re.compile(r"```[ \t]*(?:json[0-9]?|text|plaintext)?", re.IGNORECASE)
 # Before the name of a category alone.
 _MARKER = re.compile(r"(?:[-*+\u2022\u2013]|\d{1,2}[.)])\s+")
+_NEXT_ITEM = re.compile(rf"\s*\n\s*{_MARKER.pattern}")
 _LABEL = re.compile(
     r"[*_`\"']{0,3}(?:(?:the|my|final|correct|best)\s){0,2}"
     r"answer[*_`\"']{0,3}\s?(?:[:=]|is\b)[*_`\"']{0,3}\s*"
@@ -42,10 +43,7 @@ _AROUND = " \t\n\"'`*{}[]()<>.,:;!?"
 # stand whatever a model adds.
 _END = re.compile(r"\s*(?:$|\n|[\"}\]).,;:!?<`*(|]|'(?!\w)|[-\u2013\u2014]+\s)")
 # What stands between a name and another one: {"category": ["fruit", "bird"]}.
-_NEXT = re.compile(
-    r"[\s\"'\])}*`]*(?:[,;/|&]|\band\b|\bor\b|\n\s*(?:[-*+\u2022\u2013]|\d{1,2}[.)])\s)"
-    r"[\s\"'\[({*`]*"
-)
+_NEXT = re.compile(r"[\s\"'\])}*`]*(?:[,;/|&]|\band\b|\bor\b)[\s\"'\[({*`]*")
 _COLON = re.compile(r"[\"']?\s*:")
 _WELL_FORMED = re.compile(
     r'\s*\{\s*"category"\s*:\s*"(?:[^"\\\x00-\x1f]|\\.)*"\s*\}\s*', re.DOTALL
@@ -122,7 +120,7 @@ class CategoryParser:
             name, after = self._named(value)
             if name is not None:
                 several = _other_elements(value, name) or self._lists_another(
-                    name, after
+                    name, after, () if values else (_NEXT_ITEM,)
                 )
                 if several:
                     break
@@ -159,14 +157,23 @@ class CategoryParser:
                     return name, after
         return None, ""
 
-    def _lists_another(self, name: str, after: str) -> bool:
-        """Whether another category is listed after the name of one."""
-        while (between := _NEXT.match(after)) is not None:
+    def _lists_another(
+        self, name: str, after: str, items: Sequence[re.Pattern[str]]
+    ) -> bool:
+        """Whether another category is listed after the name of one.
+
+        Args:
+            name: of the first category.
+            after: what follows it.
+            items: patterns of what else may stand between two of them.
+        """
+        patterns = (_NEXT, *items)
+        while between := next(filter(None, (p.match(after) for p in patterns)), None):
             text = after[between.end() :]
             for other in self._longest:
                 if text.startswith(other):
                     after = text[len(other) :]
-                    if _END.match(after) or _NEXT.match(after):
+                    if _END.match(after) or any(p.match(after) for p in patterns):
                         break
             else:
                 return False
@@ -226,7 +233,7 @@ def _alone(text: str) -> list[str]:
     """A text without the key: as it is, and without a marker and a label before it."""
     text = _FENCE.sub("", text).strip()
     name = text
-    for before in (_MARKER, _LABEL):
+    for before in (_MARKER, _LABEL, _MARKER):
         if found := before.match(name):
             name = name[found.end() :]
     return list(dict.fromkeys((text, name)))

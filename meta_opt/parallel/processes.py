@@ -1,5 +1,6 @@
 """Several processes of one run: start-up, and what they must agree on."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from meta_opt.parallel.mesh import replicated
+from meta_opt.types import PyTree
 
 _SLURM_TASKS, _SLURM_NODES = "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"
 _MPI_TASKS, _MPI_HERE = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"
@@ -131,15 +133,6 @@ def _join(**kwargs: object) -> None:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
-def from_first(value: float) -> float:
-    """Process 0's value, in every process; all of them must call this."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
-
-
 def json_from_first(value: Any) -> Any:
     """Process 0's JSON value, in every process; all of them must call this.
 
@@ -153,13 +146,50 @@ def json_from_first(value: Any) -> Any:
         return value
     from jax.experimental import multihost_utils
 
-    first = jax.process_index() == 0
-    data = np.frombuffer(json.dumps(value).encode() if first else b"", np.uint8)
-    sent = np.zeros(largest(len(data)), np.uint8)
-    if first:
-        sent[:] = data
+    text = json.dumps(value).encode() if jax.process_index() == 0 else b""
+    # Of few lengths, since each is a program of its own. JSON may end in spaces.
+    length = max(64, 1 << (largest(len(text)) - 1).bit_length())
+    sent = np.frombuffer(text.ljust(length), np.uint8)
     received = multihost_utils.broadcast_one_to_all(sent)
     return json.loads(np.asarray(received, np.uint8).tobytes())
+
+
+def arrays_from_first(tree: PyTree) -> PyTree:
+    """Process 0's arrays, in every process; all of them must call this.
+
+    Args:
+        tree: pytree of numpy or JAX arrays that are whole in each process, of the same
+            shapes and types in all.
+
+    >>> arrays_from_first({"x": np.arange(2)})  # One process need not ask.
+    {'x': array([0, 1])}
+    """
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def check_alike(value: Any, what: str) -> None:
+    """Checks that all processes have the same value; all of them must call this.
+
+    Args:
+        value: a JSON value.
+        what: it is, for the error.
+
+    Raises:
+        ValueError: in every process, if one of them has another value.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(value, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if any_process(json_from_first(digest) != digest):
+        raise ValueError(
+            f"the {jax.process_count()} processes have different {what}: give all of "
+            "them the same"
+        )
 
 
 def any_process(flag: bool) -> bool:
@@ -228,8 +258,8 @@ def check_shared(folder: str | Path) -> None:
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    token = from_first(int.from_bytes(os.urandom(4)))
-    file = folder / f".shared-{int(token):08x}"
+    token = json_from_first(os.urandom(8).hex())
+    file = folder / f".shared-{token}"
     if jax.process_index() == 0:
         file.touch()
     any_process(False)  # Until it is there.

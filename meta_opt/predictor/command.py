@@ -19,9 +19,6 @@ from typing import Any
 from meta_opt.error_messages import message_of
 from meta_opt.predictor.presets import PRESETS
 
-_LOG = logging.StreamHandler()
-"""Writes the log to stderr."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; a user's mistake is reported in one line.
@@ -33,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
-    _LOG.setStream(sys.stderr)
-    logging.basicConfig(format="%(message)s", handlers=[_LOG])
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("meta_opt").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.WARNING)
     # Here, so that --help does not wait for JAX.
@@ -52,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if (message := message_of(error)) is None:
+        resumes = getattr(options, "workdir", None) is not None
+        if (message := message_of(error, resumes)) is None:
             raise
         print(f"meta-opt {options.command}: {message}", file=sys.stderr)
         return 1
@@ -182,10 +179,11 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
-    from meta_opt.parallel.together import together
+    from meta_opt.parallel.joined import joined
 
     given = options.coordinator, options.processes, options.process
-    with together(*given, options.process_timeout, _LOG) as first:
+    handlers = logging.getLogger().handlers
+    with joined(*given, options.process_timeout, handlers) as first:
         _fit_together(options, first)
 
 

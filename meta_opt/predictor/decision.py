@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from meta_opt.text_files import read_json, write_json
 
 _log = logging.getLogger(__name__)
@@ -47,8 +49,8 @@ class Decisions(list[Decision]):
 
 
 def log_decisions(decisions: Sequence[Decision]) -> None:
-    """Logs decisions, a line each."""
-    for decision in decisions:
+    """Logs decisions, a line each; of several processes the first one does."""
+    for decision in decisions if jax.process_index() == 0 else ():
         _log.info("%s", decision)
 
 

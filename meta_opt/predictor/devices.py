@@ -55,7 +55,8 @@ def _of_all_processes(
         )
     if batch_size % count:
         raise ValueError(
-            f"a batch of {batch_size} samples cannot be divided over {count} devices "
-            f"of {processes} processes: start as many as divide it"
+            f"a batch of {batch_size} samples, chosen by the call that this one "
+            f"resumes, cannot be divided over {count} devices of {processes} "
+            "processes: start as many processes as before, or take another workdir"
         )
     return count, [Decision("devices", count, f"all of {processes} processes")]

@@ -11,7 +11,7 @@ import jax
 
 from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.data.sources.sample_schema import Sample
-from meta_opt.parallel.processes import any_process, check_shared
+from meta_opt.parallel.processes import any_process, check_alike, check_shared
 from meta_opt.predictor.call_record import FILE as CALL
 from meta_opt.predictor.call_record import CallRecord, fingerprint
 from meta_opt.predictor.columns import Columns, find_columns
@@ -80,7 +80,8 @@ def fit(
             the default ones.
         time_limit: seconds for the whole call; None for no limit.
         devices: at most so many; None for all accelerators, or one CPU. Batches are
-            divided over them and, with ``model``, the parameters too.
+            divided over them and, with ``model``, the parameters too. Several processes
+            use all of their devices.
         workdir: folder for logs, checkpoints and the predictor; None for none. If a
             call in it was interrupted, the same call resumes it and returns the same
             predictor as without the interruption; ``time_limit`` starts over. If the
@@ -127,8 +128,7 @@ def fit(
     call = FitCall(chosen, clock, run_folder, progress, devices=devices)
     fitting, decisions = prepare(given, arguments, call, folder)
     # Nothing is written before all have looked.
-    if any_process(folder is not None and (folder / FILE).is_file()):
-        assert folder is not None
+    if folder is not None and any_process((folder / FILE).is_file()):
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
     log_decisions(decisions)
@@ -203,11 +203,15 @@ def prepare(
     table = tables["data"]
     columns, found = find_columns(table, arguments["target"])
     prints = {}
+    if folder is not None or jax.process_count() > 1:
+        files = tuple(columns.media.values())
+        prints = {name: fingerprint(one, files) for name, one in tables.items()}
+        # Before anything that only some of them would do.
+        others = {"workdir": folder is not None, "devices": call.devices}
+        check_alike([arguments, prints, others], "arguments or data")
     if folder is not None:
         check_shared(folder)
         _check_folder(folder)
-        files = tuple(columns.media.values())
-        prints = {name: fingerprint(one, files) for name, one in tables.items()}
     record = CallRecord(folder, arguments, prints)
     columns, decisions = record.decide(
         "columns",

@@ -44,7 +44,7 @@ class FitCall:
         run_folder: for logs, checkpoints and evaluations of the run; None for none.
         progress: whether to show bars.
         record: keeps decisions, for the call that resumes this one.
-        devices: at most so many; None for all accelerators of this process.
+        devices: at most so many; None for all accelerators, or one CPU.
     """
 
     preset: Preset

@@ -12,6 +12,7 @@ import numpy as np
 from meta_opt.data.preprocessing.pictures import Unreadable, UnreadableFilesError
 from meta_opt.data.sources.sample_task import LoadedSamples, load_samples
 from meta_opt.parallel.mesh import MeshConfig
+from meta_opt.parallel.processes import arrays_from_first, check_alike
 from meta_opt.predictor.answers import answers_of
 from meta_opt.predictor.backend import MultimodalBackend
 from meta_opt.predictor.columns import Columns
@@ -71,6 +72,7 @@ def fit_multimodal(
     seconds["encoding"] = clock.spent() - sum(seconds.values())
     _log.info("encoded in %.1f s", seconds["encoding"])
     module = build_multimodal(plan.model, training, fitting.seed)
+    module = module._replace(params=arrays_from_first(module.params))
     workload = multimodal_workload(module, training, fitting.name)
     trained = train(workload, plan, fitting.call)
     seconds["training"] = clock.spent() - sum(seconds.values())
@@ -153,6 +155,7 @@ def _load(
             f"{name}: more than {_MAX_UNREADABLE:.0%} of {total} samples have a file "
             f"that cannot be read, such as {first} ({reason})"
         ) from None
+    check_alike({k: len(part.kept) for k, part in loaded.items()}, "readable files")
     decisions = []
     if count := len(unreadable.reasons):
         first, reason = next(iter(unreadable.reasons.items()))

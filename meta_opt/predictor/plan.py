@@ -169,14 +169,20 @@ def choose_loop(
 ) -> LoopConfig:
     """Chooses batch size and number of steps.
 
+    With several processes the batch is a multiple of their devices.
+
     Args:
         examples: number of training samples.
         preset: number of passes, fewest and most steps.
         seed: of the run.
         decisions: gets the choices.
     """
-    batch_size = with_length(LoopConfig(), examples).batch_size
-    decisions.choose("batch_size", batch_size, f"{examples} training samples")
+    unit = jax.device_count() if jax.process_count() > 1 else 1
+    batch_size = with_length(LoopConfig(), examples, unit).batch_size
+    reason = f"{examples} training samples"
+    if unit > 1:
+        reason += f" on {unit} devices, of which each takes as many"
+    decisions.choose("batch_size", batch_size, reason)
     least, most = preset.steps
     wanted = math.ceil(preset.epochs * examples / batch_size)
     num_steps = min(max(wanted, least), most)

@@ -62,11 +62,18 @@ class Snapshots:
         """
         rank = self.rank(metrics)
         value = metrics[self._metric]
-        if self.best is None or rank > self._best_rank:
+        best = self.best is None or rank > self._best_rank
+        averaged = self.keep > 1 and (
+            len(self._kept) < self.keep or rank > self._kept[0][0]
+        )
+        if not (best or averaged):
+            return
+        here = to_host(params)
+        if best:
             self._best_rank = rank
-            self.best = Snapshot(step, value, jax.tree.map(np.array, to_host(params)))
-        if self.keep > 1 and (len(self._kept) < self.keep or rank > self._kept[0][0]):
-            half = Snapshot(step, value, jax.tree.map(_half, to_host(params)))
+            self.best = Snapshot(step, value, jax.tree.map(np.array, here))
+        if averaged:
+            half = Snapshot(step, value, jax.tree.map(_half, here))
             # The earlier of equal ones is kept.
             heapq.heappush(self._kept, (rank, -step, half))
             if len(self._kept) > self.keep:

@@ -14,7 +14,7 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.parallel.placement import to_host
-from meta_opt.parallel.processes import any_process, json_from_first
+from meta_opt.parallel.processes import check_alike, json_from_first
 from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.evaluations import Evaluations
 from meta_opt.predictor.fitting import FitCall
@@ -97,7 +97,8 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
         int,
     )
     if not length:
-        return first._replace(decisions=[*decisions, *first.decisions])
+        decisions += first.decisions
+        return first._replace(frozen=to_host(first.frozen), decisions=decisions)
     folder = call.run_folder
     again = dataclasses.replace(
         call, run_folder=None if folder is None else folder / "second"
@@ -105,7 +106,8 @@ def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
     shorter = loop_of(length, loop.batch_size, call.preset, loop.seed)
     second = _train_once(workload, plan, shorter, again, step, timing)
     trained, decision = _better(first, second, plan, loop.num_steps, length)
-    return trained._replace(decisions=[*decisions, *trained.decisions, decision])
+    decisions += [*trained.decisions, decision]
+    return trained._replace(frozen=to_host(trained.frozen), decisions=decisions)
 
 
 def _train_once(
@@ -139,23 +141,22 @@ def _train_once(
     best = evaluations.snapshots.best
     assert best is not None
     params, validation = best.params, evaluations.metrics[best.step]
+
+    def evaluated(params: PyTree) -> dict[str, float]:
+        found = evaluate(params, frozen, "validation")
+        return json_from_first({k: float(v) for k, v in found.items()})
+
     if call.preset.snapshots > 1:
         soup = greedy_soup(
             evaluations.snapshots,
-            lambda params: _metrics(evaluate(params, frozen, "validation")),
+            evaluated,
             lambda: call.clock.left() > 2 * timing.mean(),
         )
         decisions.append(_of_average(soup, evaluations, plan.metric))
         if soup is not None:
             params, validation = soup.params, dict(soup.metrics)
     seconds = json_from_first(result.train_seconds / max(taken, 1))
-    frozen = to_host(frozen)
     return Trained(params, frozen, validation, result, seconds, decisions, best.step)
-
-
-def _metrics(found: Mapping[str, float]) -> dict[str, float]:
-    """Metrics as numbers; of several processes those of the first one."""
-    return json_from_first({name: float(value) for name, value in found.items()})
 
 
 def _second_length(
@@ -239,7 +240,8 @@ class _Watch:
             self.evaluations.ended = ended = None
         self.length = ended[0] if ended else loop.num_steps
         # Nothing is written before all have read.
-        any_process(False)
+        seen = [self._at, ended, sorted(self.evaluations.metrics)]
+        check_alike(seen, f"files in {folder}")
         self._calls = self._at // loop.eval_every + 1 if self._at else 0
         self._last_call = time.perf_counter()
 
@@ -248,7 +250,10 @@ class _Watch:
     ) -> Mapping[str, float]:
         """The workload's evaluation; it is recorded."""
         with self._timing.evaluation():
-            metrics = _metrics(self._evaluate(params, frozen, split))
+            found = {
+                k: float(v) for k, v in self._evaluate(params, frozen, split).items()
+            }
+        metrics = json_from_first(found)
         self._at = min(self._calls * self._loop.eval_every, self._loop.num_steps)
         self._calls += 1
         if not self._at:
@@ -260,8 +265,7 @@ class _Watch:
     def stops(self) -> bool:
         """Whether the run stops, for lack of improvement or of time."""
         now = time.perf_counter()
-        interval = json_from_first(now - self._last_call)
-        self._last_call = now
+        interval, self._last_call = now - self._last_call, now
         evaluations, clock, preset = self.evaluations, self._clock, self._preset
         if self._stopping.stops(evaluations.values(until=self._at)):
             best = evaluations.snapshots.best
@@ -270,7 +274,9 @@ class _Watch:
                 f"no better {self._metric} in {preset.patience} evaluations after step "
                 f"{0 if best is None else best.step}",
             )
-        elif clock.left() < interval + self._timing.tail(preset):
+        elif clock.limit is not None and clock.left() < (
+            json_from_first(interval) + self._timing.tail(preset)
+        ):
             evaluations.end(
                 self._at, f"{clock.spent():.1f} of {clock.limit} s are spent"
             )

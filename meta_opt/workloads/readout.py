@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.models.multimodal import Multimodal
+from meta_opt.parallel.processes import arrays_from_first
 from meta_opt.types import PyTree
 from meta_opt.workloads.lower_features import features_of
 from meta_opt.workloads.multimodal_inputs import Inputs
@@ -94,8 +95,10 @@ def with_readout(inputs: Inputs) -> Inputs:
             for fold in _folds(inputs.kind, y[used]):
                 held_out, others = used[fold], np.delete(used, fold)
                 read[held_out] = fit(x[others], y[others])(x[held_out])
+    # The choice of the penalty may differ between processes by rounding.
+    read, kernel, bias = arrays_from_first((read, whole.kernel, whole.bias))
     splits = {**inputs.splits, "train": {**train, "read": read}}
-    return inputs._replace(splits=splits, readout=(whole.kernel, whole.bias))
+    return inputs._replace(splits=splits, readout=(kernel, bias))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Predictions of a multimodal classifier from each modality alone, and their losses."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_opt.losses.balancing import modality_strengths
+from meta_opt.models.fusion import Tokens
 from meta_opt.models.multimodal import Multimodal
 from meta_opt.types import PyTree
 from meta_opt.workloads.modality_dropout import drop_modalities
@@ -46,10 +47,8 @@ def unimodal_of(
         params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
         model: Multimodal = module.merge(params, frozen)
-        encoded = model.encode(batch)
-        seen = drop_modalities(batch, names, dropout, rng) if dropout else batch
+        encoded, loss, error = _joint(model, names, batch, dropout, rng)
         labels = batch["label"]
-        loss, error = classification_loss(model.classify_encoded(encoded, seen), labels)
         fixed = jax.lax.stop_gradient(encoded)
         alone = [model.classify_encoded({m: fixed[m]}, batch) for m in names]
         present = _present(batch, names)
@@ -67,10 +66,10 @@ def modality_losses(
 
     For runs that combine several losses: with equal weights the model is trained to
     predict from each modality by itself too, so that none stops learning while another
-    suffices (Wang et al. 2020, arXiv:1905.12681). Encoders, fusion and head are those
-    of the joint loss; the encoders run once. A modality's loss is the mean
-    cross-entropy over the examples that have it, and NaN, which such runs mask, in a
-    batch without any.
+    suffices (as Wang et al. 2020, arXiv:1905.12681, with heads of their own). Encoders,
+    fusion and head are those of the joint loss; the encoders run once. A modality's
+    loss is the mean cross-entropy over the examples that have it, and NaN, which such
+    runs mask, in a batch without any.
 
     Args:
         module: only its structure is used.
@@ -89,13 +88,8 @@ def modality_losses(
         params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model: Multimodal = module.merge(params, frozen)
-        encoded = model.encode(batch)
-        seen = drop_modalities(batch, names, dropout, rng) if dropout else batch
-        labels = batch["label"]
-        joint, error = classification_loss(
-            model.classify_encoded(encoded, seen), labels
-        )
-        losses = [joint]
+        encoded, joint, error = _joint(model, names, batch, dropout, rng)
+        labels, losses = batch["label"], [joint]
         for name, present in zip(names, _present(batch, names), strict=True):
             logits = model.classify_encoded({name: encoded[name]}, batch)
             nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -106,6 +100,20 @@ def modality_losses(
         return jnp.stack(losses), {"error": error}
 
     return Losses((_JOINT, *names), _JOINT, fn)
+
+
+def _joint(
+    model: Multimodal,
+    modalities: Sequence[str],
+    batch: dict[str, Any],
+    dropout: float,
+    rng: jax.Array,
+) -> tuple[Mapping[str, Tokens], jax.Array, jax.Array]:
+    """Features of each modality, and loss and error rate of all together."""
+    encoded = model.encode(batch)
+    seen = drop_modalities(batch, modalities, dropout, rng) if dropout else batch
+    logits = model.classify_encoded(encoded, seen)
+    return encoded, *classification_loss(logits, batch["label"])
 
 
 def _several(inputs: Inputs) -> bool:

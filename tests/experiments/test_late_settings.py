@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.late_settings import set_late, split_late
+from experiments.late_settings import parse_value, set_late, split_late
 from experiments.workloads import read_run
 
 FILE = "configs/multimodal.py:smoke"
@@ -41,6 +41,11 @@ def test_a_config_that_states_everything_gets_no_sections(root_as_cwd):
     config = get_config("shipped").lock()
     with pytest.raises(ValueError, match=r"--config.new.x=None: no setting 'new'"):
         set_late(config, {"new.x": None})
+
+
+@pytest.mark.parametrize("text", ["{[]: 1}", "(1,", "x" * 100, "(" * 500])
+def test_what_is_no_literal_is_text(text):
+    assert parse_value(text) == text
 
 
 def test_files_that_cannot_be_read_are_left_to_ml_collections(tmp_path):

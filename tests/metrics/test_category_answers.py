@@ -56,6 +56,8 @@ DRESSINGS = {
     "full stop": "{name}.",
     "bold": "**{name}**",
     "list item": "- {name}",
+    "list after": '{{"category": {json}}}\n- bird (not in the picture)',
+    "item of an answer": "Answer:\n- {name}",
     "numbered": "1. {name}",
     "answer": "Answer: {name}",
     "bold answer": "**Answer:** {name}",

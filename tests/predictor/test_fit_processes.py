@@ -75,28 +75,39 @@ def test_a_killed_process_is_named_and_both_resume_to_the_same_bits(
 
 @pytest.mark.slow
 def test_a_time_limit_gives_all_the_same_number_of_steps(samples, tmp_path):
+    """Also where the clock of one of them runs three times as fast."""
     limit = "--time-limit=120"
-    first, second = probabilities(run(samples, tmp_path, 2, "--steps=4000", limit))
+    hurried = {1: ("--hurry=3",)}
+    ended = run(samples, tmp_path, 2, "--steps=100000", limit, extra=hurried)
+    first, second = probabilities(ended)
     np.testing.assert_array_equal(first, second)
     steps = json.loads((tmp_path / "fit.json").read_text())["decided"]["length"]
-    assert 0 < steps["value"]["num_steps"] <= 4000
+    assert 20 <= steps["value"]["num_steps"] < 100_000
 
 
 @pytest.mark.slow
-def test_processes_with_other_data_are_told(samples, tmp_path):
-    other = write_samples(tmp_path / "other", each=10)
+@pytest.mark.parametrize("what", ["data", "data, no workdir", "workdir"])
+def test_processes_that_differ_are_told(samples, tmp_path, what):
+    other = samples
+    if what.startswith("data"):
+        other = write_samples(tmp_path / "other", each=10)
+    workdirs = [str(tmp_path / "work")] * 2
+    if what.endswith("workdir"):
+        workdirs = ["", "" if what.startswith("data") else workdirs[1]]
     address = f"localhost:{free_port()}"
     ended = finish(
         [
             start(
                 (
-                    *(PROGRAM, str(data), str(tmp_path / "work")),
+                    *(PROGRAM, str(data), workdir),
                     *("--coordinator", address, "--processes=2", f"--process={i}"),
                 ),
                 1,
                 PYTHONPATH="tests/fixtures:.",
             )
-            for i, data in enumerate((samples, other))
+            for i, (data, workdir) in enumerate(
+                zip((samples, other), workdirs, strict=True)
+            )
         ]
     )
     for code, _, errors in ended:

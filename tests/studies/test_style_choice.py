@@ -1,5 +1,6 @@
 """Leave-one-style-out: folds by hand, candidates, and a measurement that resumes."""
 
+import dataclasses
 import json
 
 import jax
@@ -119,6 +120,11 @@ def test_a_stopped_measurement_goes_on_after_the_last_family(
     monkeypatch.setattr(family_scores._Worker, "score", recorded)
     assert measure(config, long_task, folder, show_progress=False) == whole
     assert scored == ["steep"]
+    # AdamW's results are of these settings too.
+    (folder / "scores.json").unlink()
+    other = dataclasses.replace(config, rates=(1e-2,))
+    with pytest.raises(ValueError, match="rates"):
+        measure(other, long_task, folder, show_progress=False)
     shown = write_style_choice(tmp_path / "report", config, whole, {"seeds": 1})
     assert "left out, chosen by the others" in shown
     page = (tmp_path / "report" / "style_choice.md").read_text()

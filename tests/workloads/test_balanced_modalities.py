@@ -209,6 +209,12 @@ def test_methods_for_several_losses_balance_modalities_too(inputs, module, metho
     )
     assert {"loss/joint", *(f"loss/{m}" for m in NAMES)} <= set(found.metrics)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(found.grads))
+    # Not that of the joint loss alone.
+    plain = jax.jit(balanced_objective(workload).gradient)(
+        (), module.params, module.frozen, first(inputs), jax.random.key(1)
+    )
+    pairs = zip(*map(jax.tree.leaves, (found.grads, plain.grads)), strict=True)
+    assert any(np.abs(a - b).max() > 1e-3 * np.abs(b).max() for a, b in pairs)
 
 
 @nnx.jit

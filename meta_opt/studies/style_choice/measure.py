@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_opt.meta_training.direct_search_config import DirectSearchConfig
-from meta_opt.meta_training.family_scores import Families, read_or
+from meta_opt.meta_training.family_scores import REFERENCES, Families, read_or
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.weights import load_theta
@@ -164,7 +164,7 @@ def score(
         families = Families(evaluation, make, Path(folder), show_progress=False)
         try:
             theta = candidates[name].theta(start, controller)
-            ((_, (found,)),) = families.each([family], [theta], 0)
+            ((_, (found,)),) = families.scores_by_family([family], [theta], 0)
         finally:
             families.close()
     return found
@@ -202,7 +202,9 @@ def measure(
     folder = Path(workdir)
     with hold_workdir(folder):
         path = folder / "scores.json"
-        write_config(folder, dataclasses.asdict(config), resuming=path.is_file())
+        # AdamW's results, too, are of these settings.
+        begun = path.is_file() or (folder / REFERENCES).is_file()
+        write_config(folder, dataclasses.asdict(config), resuming=begun)
         found: dict[str, dict[str, float]] = read_or(path, {})
         missing = [name for name in config.families if name not in found]
         if missing:
@@ -216,7 +218,7 @@ def measure(
                     label="families",
                     show=show_progress,
                 )
-                for name, scores in families.each(missing, thetas, 0):
+                for name, scores in families.scores_by_family(missing, thetas, 0):
                     names = [candidate.name for candidate in candidates]
                     found[name] = dict(zip(names, scores, strict=True))
                     write_json(path, found, indent=1)

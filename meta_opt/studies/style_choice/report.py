@@ -17,13 +17,15 @@ from meta_opt.studies.style_choice.choice import (
 from meta_opt.studies.style_choice.measure import StyleChoiceConfig
 
 _NOTES = """\
-- A score is the objective of meta-training: log held-out loss over that of AdamW at \
-the best of its rates, better counting a third, plus the error rate at the full \
-length; 0 is as good as AdamW, less is better. A column is the mean over the families \
-of a style.
+- A score is the objective of meta-training: the log of the held-out loss over that of \
+AdamW at the best of its rates and, at the full length, twice the difference of their \
+error rates, both compressed by a logarithm, better counting a third of worse; a mean \
+over budgets. 0 is as good as AdamW, less is better. A column is the mean over the \
+families of a style.
 - `all` is the mean over all families and, weighted, over the worst fifth of them.
 - `left out, chosen by the others` runs each style with the candidate that all other \
-styles choose; its `all` is what such a choice is worth on styles that it never saw."""
+styles choose; its `all` is what such a choice is worth on styles that had no part in \
+it. The candidates themselves are near weights that were searched on all families."""
 
 
 def write_style_choice(

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -18,26 +18,26 @@ from meta_opt.parallel.witness import start_witness
 
 
 @contextlib.contextmanager
-def together(
+def joined(
     coordinator: str,
     processes: int | None,
     index: int | None,
     timeout_seconds: float,
-    handler: logging.StreamHandler,
+    handlers: Sequence[logging.Handler],
 ) -> Iterator[bool]:
     """Joins the other processes, if there are any, for a ``with`` block.
 
-    Lines of the log then begin with the process's index. A process that fails ends at
-    once, without JAX's shutdown barrier, which would wait for the others to end. Those
-    end too, with a line that names it, and so they do when it is killed, or stopped for
-    longer than ``timeout_seconds``.
+    Lines of the log then begin with the process's index. A process that fails, or is
+    stopped by Ctrl-C, ends at once, without JAX's shutdown barrier, which would wait
+    for the others to end. Those end too, with a line that names it, and so they do when
+    it is killed, or stands still for longer than ``timeout_seconds``.
 
     Args:
         coordinator: ``host:port`` of process 0; see `start_processes`.
         processes: how many there are; None asks the environment.
         index: of this one.
         timeout_seconds: silence after which a process is gone.
-        handler: of the log, which writes to stderr.
+        handlers: of the log; those of a stream write to stderr.
 
     Yields:
         Whether this is process 0, which prints.
@@ -71,17 +71,21 @@ def together(
         record.msg = f"[process {process}] {record.msg}"
         return True
 
-    handler.addFilter(name_process)
-    watch = _watched(process, count, timeout_seconds, handler)
+    for handler in handlers:
+        handler.addFilter(name_process)
+    watch = _watched(process, count, timeout_seconds, handlers)
     try:
         yield process == 0
     except Interrupted:  # All of them stop after the same step.
         watch.leave(failed=False)
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if connection_lost(error):
             watch.wait_for_verdict()
-        if (message := message_of(error)) is not None:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if stopped:
+            print("stopped", file=sys.stderr)
+        elif (message := message_of(error)) is not None:
             print(message, file=sys.stderr)
         else:
             traceback.print_exc()
@@ -89,12 +93,12 @@ def together(
         sys.stdout.flush()
         sys.stderr.flush()
         watch.leave(failed=True)
-        os._exit(1)
+        os._exit(130 if stopped else 1)
     watch.leave(failed=False)
 
 
 def _watched(
-    index: int, count: int, seconds: float, handler: logging.StreamHandler
+    index: int, count: int, seconds: float, handlers: Sequence[logging.Handler]
 ) -> ProcessWatch:
     """Starts what watches the other processes, and what watches this one."""
     progress = Progress()
@@ -102,7 +106,9 @@ def _watched(
     kept = start_witness(progress, index, count, seconds)
     # Not through the witness: a progress bar asks for a terminal.
     sys.stderr = os.fdopen(kept, "w", buffering=1, errors="backslashreplace")
-    handler.setStream(sys.stderr)
+    for handler in handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
     watch = ProcessWatch(index, count, seconds, progress)
     watch.start()
     return watch
