@@ -230,9 +230,9 @@ def _decoded(data: bytes) -> Any:
     return decode(data, MAX_PIXELS)
 
 
-def _middle_frame(data: bytes) -> np.ndarray | None:
-    frames = decode_frames(data, FRAMES, MAX_PIXELS)
-    return np.asarray(frames[FRAMES // 2]) if frames else None
+def _middle_frame(data: bytes) -> np.ndarray:
+    frames = decode_frames(data, FRAMES, MAX_PIXELS, repeat=True)
+    return np.asarray(frames[FRAMES // 2])
 
 
 def _cut(text: str) -> str:

@@ -279,6 +279,8 @@ def test_frames_lie_at_even_distances():
     values = [frame.getpixel((0, 0)) for frame in frames]
     assert values == [(4 * (i * 20 // 8),) * 3 for i in range(8)]
     assert decode_frames(animation(7), 8) == []
+    repeated = decode_frames(animation(3), 8, repeat=True)
+    assert [repeated.index(frame) for frame in repeated] == [0, 0, 0, 3, 3, 3, 6, 6]
     assert len(decode_frames(animation(8, suffix="gif"), 8)) == 8
     with pytest.raises(TooManyPixelsError, match="a frame is 40 x 40 pixels"):
         decode_frames(animation(8), 8, max_pixels=1000)

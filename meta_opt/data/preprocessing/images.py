@@ -92,7 +92,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_frames(
-    data: bytes, count: int, max_pixels: int = MAX_PIXELS
+    data: bytes, count: int, max_pixels: int = MAX_PIXELS, *, repeat: bool = False
 ) -> list[Image.Image]:
     """Decodes frames of an animation, each to RGB on white.
 
@@ -103,9 +103,11 @@ def decode_frames(
         data: a WebP, GIF, APNG, ... file.
         count: how many frames.
         max_pixels: the most pixels that a frame may have.
+        repeat: whether a clip of fewer frames shows some of them several times.
 
     Returns:
-        ``count`` Pillow images of mode RGB, or none if the clip has fewer frames.
+        ``count`` Pillow images of mode RGB; without ``repeat`` none if the clip has
+        fewer frames.
 
     Raises:
         TooManyPixelsError: if a frame is larger than ``max_pixels``, or all frames
@@ -119,7 +121,7 @@ def decode_frames(
                 f"a frame is {width} x {height} pixels, more than {max_pixels:,}"
             )
         total = getattr(image, "n_frames", 1)
-        if total < count:
+        if total < count and not repeat:
             return []
         # To come to a frame, all before it are decoded.
         if width * height * total > MAX_CLIP_PIXELS:

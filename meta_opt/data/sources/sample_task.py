@@ -206,9 +206,7 @@ def _array(modality: str, media: Media, side: int) -> np.ndarray:
         return read_clip(data, RATE, _SECONDS)
     if modality == "image":
         return fit_square(decode(data, MAX_PIXELS), side)
-    frames = decode_frames(data, FRAMES, MAX_PIXELS)
-    if not frames:
-        raise ValueError(f"a clip needs {FRAMES} frames")
+    frames = decode_frames(data, FRAMES, MAX_PIXELS, repeat=True)
     return np.stack([fit_square(frame, side) for frame in frames])
 
 
