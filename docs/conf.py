@@ -70,6 +70,7 @@ PAGES = {
     "results/meltr_throughput/meltr_throughput.md": "tables/meltr_throughput.md",
     "results/table1/table1.md": "tables/table1.md",
     "results/ablations/ablations.md": "tables/ablations.md",
+    "results/style_choice/style_choice.md": "tables/style_choice.md",
     "results/balancing/clipart_category/balancing.md": "tables/balancing.md",
 }
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)")

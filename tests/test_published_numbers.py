@@ -20,6 +20,7 @@ PRUNING = "docs/token_pruning.md"
 SAFEGUARD = "docs/safeguard.md"
 MULTIMODAL = "docs/multimodal.md"
 LOSSES = "docs/losses.md"
+LOG = "docs/meta_training.md"
 CARD = "meta_opt/optimizers/weights/lstm-v3.md"
 GIB = 2**30
 WORDS = ("no", "one", "two", "three", "four", "five", "six")
@@ -29,6 +30,7 @@ COPIED = [
     (TABLES, "## The framework and its parts", "framework/framework.md"),
     (TABLES, "## Other libraries", "peers/small/peers.md"),
     (LOSSES, "## Comparison of the combiners", "meltr/meltr.md"),
+    (LOG, "## Leave-one-style-out", "style_choice/style_choice.md"),
     (MULTIMODAL, "### Comparison", "balancing/tuxpaint_trimodal/balancing.md"),
     (SAFEGUARD, "## Result, `lstm-v3`", "safeguard/safeguard.md"),
 ]
