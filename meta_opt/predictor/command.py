@@ -201,12 +201,10 @@ def _fit_together(options: argparse.Namespace, first: bool) -> None:
         if not first:
             return
         predictor.save(options.out)
-    for decision in predictor.decisions:
-        print(f"  {decision}")
     for split, metrics in predictor.record.metrics.items():
         listed = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"{split}: {listed}")
-    print(f"written: {options.out}")
+    print(f"written: {options.out}, with each choice and its reason in decisions.json")
 
 
 @contextlib.contextmanager

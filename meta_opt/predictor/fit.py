@@ -137,6 +137,7 @@ def fit(
     else:
         fitted = fit_vision_text(fitting, os.fspath(model))
     decisions += fitted.decisions
+    log_decisions(fitted.trained.decisions)
     result = fitted.trained.result
     record = Record(
         source=fitting.name,

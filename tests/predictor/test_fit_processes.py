@@ -141,7 +141,8 @@ def test_the_command_fits_a_model_of_the_users_in_two_processes(tmp_path):
     errors = ended[0][2]
     assert errors.index("num_steps = ") < errors.index("compiling the step")
     assert "num_steps = " not in ended[1][2]
-    assert f"written: {out}" in ended[0][1] and "devices = 2" in ended[0][1]
+    assert f"written: {out}" in ended[0][1] and "devices = 2" in errors
+    assert errors.index("compiling the step") < errors.index("best_step = ")
     assert "written" not in ended[1][1] and "devices" not in ended[1][1]
     predict = start(("-m", "meta_opt.predictor.command", "evaluate", out, pairs), 1)
     ((code, printed, errors),) = finish([predict])
