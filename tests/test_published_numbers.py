@@ -9,8 +9,11 @@ record by its command (``docs/reproduce.md``), and then on the pages that fail h
 import json
 import re
 
+import numpy as np
 import pytest
 from paths import ROOT
+
+from meta_opt.meta_training.scoring import over_tasks
 
 RESULTS = ROOT / "results"
 README = "README.md"
@@ -32,6 +35,11 @@ COPIED = [
     (TABLES, "## Other libraries", "peers/small/peers.md"),
     (LOSSES, "## Comparison of the combiners", "meltr/meltr.md"),
     (LOG, "## Leave-one-style-out", "style_choice/style_choice.md"),
+    (
+        LOG,
+        "## The same candidates on style validation",
+        "style_choice/style_validation/style_choice.md",
+    ),
     (MULTIMODAL, "### Comparison", "balancing/tuxpaint_trimodal/balancing.md"),
     (SAFEGUARD, "## Result, `lstm-v3`", "safeguard/safeguard.md"),
 ]
@@ -267,7 +275,25 @@ def of_framework():
     yield FIT, f"`fit` is {gain:.1f} points more accurate than AdamW"
 
 
-QUOTES = (of_meta_tests, of_rivals, of_plans, of_pruning, of_table1, of_framework)
+def of_style_choice():
+    paths = ("style_choice", "style_choice/style_validation")
+    rows = [x for path in paths for x in read(f"{path}/style_choice.json")["rows"]]
+    tasks = [x["scores"] for x in rows if "scores" in x]
+    less, shipped = (
+        over_tasks(np.array([x[name] for x in tasks]), 0.5)
+        for name in ("loss_low 2.8", "as shipped")
+    )
+    yield (
+        LOG,
+        f"Over all {len(tasks)} tasks together the score is {less:.3f} with a weight "
+        f"of 2.8 and {shipped:.3f} with 6, the shipped one.",
+    )
+
+
+QUOTES = (
+    *(of_meta_tests, of_rivals, of_plans, of_pruning, of_table1, of_framework),
+    of_style_choice,
+)
 WRITTEN = [(page, plain(text)) for quotes in QUOTES for page, text in quotes()]
 
 
