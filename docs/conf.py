@@ -71,6 +71,9 @@ PAGES = {
     "results/table1/table1.md": "tables/table1.md",
     "results/ablations/ablations.md": "tables/ablations.md",
     "results/style_choice/style_choice.md": "tables/style_choice.md",
+    "results/style_choice/style_validation/style_choice.md": (
+        "tables/style_validation.md"
+    ),
     "results/balancing/clipart_category/balancing.md": "tables/balancing.md",
 }
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
