@@ -32,7 +32,9 @@ def split_late(
     Returns:
         The other arguments, and the value of each setting.
     """
-    config = _read_config(argv, default) if partial else None
+    # Only where a section may be missing, since it runs the config file once more.
+    nested = any((x := _SETTING.fullmatch(a)) and "." in x[1] for a in argv)
+    config = _read_config(argv, default) if partial and nested else None
     kept, late = [], {}
     for argument in argv:
         found = _SETTING.fullmatch(argument)

@@ -1,5 +1,6 @@
 """Scores of weights near the shipped ones on every family of meta-training."""
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -162,11 +163,9 @@ def score(
     )
     with tempfile.TemporaryDirectory() as folder:
         families = Families(evaluation, make, Path(folder), show_progress=False)
-        try:
+        with contextlib.closing(families):
             theta = candidates[name].theta(start, controller)
             ((_, (found,)),) = families.scores_by_family([family], [theta], 0)
-        finally:
-            families.close()
     return found
 
 
@@ -208,22 +207,19 @@ def measure(
         found: dict[str, dict[str, float]] = read_or(path, {})
         missing = [name for name in config.families if name not in found]
         if missing:
+            names = [candidate.name for candidate in candidates]
             families = Families(
                 config.evaluation(controller), make, folder, show_progress
             )
-            try:
-                bar = progress_bar(
-                    len(config.families),
-                    start=len(found),
-                    label="families",
-                    show=show_progress,
-                )
+            bar = progress_bar(
+                len(config.families),
+                start=len(found),
+                label="families",
+                show=show_progress,
+            )
+            with contextlib.closing(families), contextlib.closing(bar):
                 for name, scores in families.scores_by_family(missing, thetas, 0):
-                    names = [candidate.name for candidate in candidates]
                     found[name] = dict(zip(names, scores, strict=True))
                     write_json(path, found, indent=1)
                     bar.update()
-                bar.close()
-            finally:
-                families.close()
     return {name: found[name] for name in config.families}
