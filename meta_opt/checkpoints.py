@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from meta_opt.text_files import read_json
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.types import PyTree, write_atomic
 
 _log = logging.getLogger(__name__)
@@ -144,8 +145,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._saving_step = step
-        arrays = {k: v for k, v in _flatten(state).items() if v.size}
-        layout = {key: _describe(leaf) for key, leaf in _flatten(state).items()}
+        arrays = {k: v for k, v in leaves_by_path(state).items() if v.size}
+        layout = {key: _describe(leaf) for key, leaf in leaves_by_path(state).items()}
         # A copy: it is written later, when the caller's may have changed.
         host = json.loads(json.dumps(host))
         finite = metric is not None and math.isfinite(metric)
@@ -205,7 +206,7 @@ class Checkpoints:
         saved = self._manager.restore(
             step, args=args.Composite(host=args.JsonRestore())
         ).host
-        leaves = _flatten(template)
+        leaves = leaves_by_path(template)
         _check_layout(saved["layout"], leaves, self._directory / str(step))
         wanted = {
             key: jax.ShapeDtypeStruct(
@@ -362,18 +363,6 @@ def _any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-    """Flattens a pytree to arrays by '/'-joined path, in the order of its leaves."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    flat = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
-    if len(flat) != len(leaves):
-        raise ValueError("two leaves of the state have the same '/'-joined path")
-    return flat
 
 
 def _describe(leaf: Any) -> str:

@@ -15,6 +15,7 @@ LAYERS = {
     "meta_opt.mesh_axes": 0,
     "meta_opt.text_files": 0.05,
     "meta_opt.tensor_files": 0.05,
+    "meta_opt.tree_paths": 0.05,
     "meta_opt.leases": 0.05,
     "meta_opt.error_messages": 0.05,
     "meta_opt.image_processor": 0.1,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
 
 MODALITIES = ("vision", "text", "audio", "video")
@@ -87,12 +88,6 @@ class TensorInfo:
     def columns(self) -> int:
         """Columns of the unit seen as a matrix."""
         return math.prod(self.shape[self.split :])
-
-
-def path_name(path: tuple) -> str:
-    """Joins a JAX key path by ``/``, without the ``value`` that Flax NNX appends."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return re.sub(r"/(raw_)?value$", "", name)
 
 
 def balanced_split(shape: Sequence[int]) -> int:

@@ -11,11 +11,11 @@ import re
 import jax
 import jax.numpy as jnp
 
-from meta_opt.features.tensors import path_name
 from meta_opt.finetuning.objective import Gradients, Objective, make_objective
 from meta_opt.finetuning.privacy import PrivacyConfig
 from meta_opt.losses.balancing import ogm_factors, ogm_ge
 from meta_opt.meta_loss.settings import MetaLossConfig
+from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree, check_name
 from meta_opt.workloads.workload import Unimodal, Workload
 

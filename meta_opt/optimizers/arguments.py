@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_opt.features.tensors import path_name
 from meta_opt.optimizers.update_rule import RMS_STEP
+from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
 
 _MOST_STEPS = 2**31 - 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import optax
 
-from meta_opt.features.tensors import path_name
+from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
 
 AVERAGING = ("schedule_free_adamw", "prodigy")

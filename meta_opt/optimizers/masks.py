@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from meta_opt.features.tensors import path_name
+from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree, near_match
 
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]

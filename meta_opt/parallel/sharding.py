@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from meta_opt.tree_paths import join_path
 from meta_opt.types import PyTree
 
 _log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def parameter_shardings(
     paths: list[str] = []
 
     def choose(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = join_path(path)
         paths.append(name)
         hits = [i for i, rule in enumerate(rules) if re.search(rule.pattern, name)]
         for i in hits:

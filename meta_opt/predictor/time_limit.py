@@ -18,6 +18,7 @@ from meta_opt.predictor.decision import Decision
 from meta_opt.predictor.fitting import FitCall
 from meta_opt.predictor.plan import TrainingPlan, loop_of
 from meta_opt.predictor.presets import Preset
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.tuning.injected import injected_learned
 from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
@@ -162,10 +163,7 @@ def fit_optimizer(num_steps: int, params: PyTree) -> Any:
         params: pytree of the trained parameters; their names show whether layers are
             stacked.
     """
-    paths = (
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    )
+    paths = leaves_by_path(params)
     stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
     # The length is a value in its state, so that the timed steps and the run share one
     # compiled program.

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from meta_opt.models.parameters import mismatch
 from meta_opt.parallel.placement import to_host
 from meta_opt.tensor_files import parse_tensors
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.types import PyTree, write_atomic
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
@@ -67,7 +68,7 @@ def save_params(path: str | os.PathLike, params: PyTree) -> str:
     Returns:
         SHA-256 of the file.
     """
-    stored = {name: _bits(x) for name, x in _by_path(to_host(params)).items()}
+    stored = {name: _bits(x) for name, x in leaves_by_path(to_host(params)).items()}
     data = safetensors.numpy.save(stored)
     with write_atomic(path) as file:
         file.write_bytes(data)
@@ -92,7 +93,7 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
             f"{path} is damaged or of another run: its SHA-256 is {found} and not "
             f"{sha256}; remove the folder of its phase to train it again"
         )
-    tensors, wanted = parse_tensors(data, path), _by_path(like)
+    tensors, wanted = parse_tensors(data, path), leaves_by_path(like)
     stored = {
         name: jax.ShapeDtypeStruct(x.shape, _stored_dtype(x.dtype))
         for name, x in wanted.items()
@@ -112,14 +113,6 @@ def _stored_dtype(dtype: jnp.dtype) -> np.dtype:
 
 def _bits(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x).view(_stored_dtype(x.dtype))
-
-
-def _by_path(tree: PyTree) -> dict[str, PyTree]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in flat
-    }
 
 
 def _described(tensors: dict[str, PyTree]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import re
 
 import jax
 
-from meta_opt.features.tensors import path_name
+from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
 
 _OF = "^(encoders|projections|embeddings)"

@@ -34,9 +34,9 @@ from meta_opt.features.tensors import (
     balanced_split,
     check_patterns,
     describe,
-    path_name,
 )
 from meta_opt.optimizers.hand_designed import hand_designed
+from meta_opt.tree_paths import path_name
 
 
 def describe_one(path, shape, **settings):

@@ -37,6 +37,7 @@ from meta_opt.models.vision_text import STACKED
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
+from meta_opt.tree_paths import join_path, leaves_by_path
 from meta_opt.workloads.contrastive import contrastive_loss
 from meta_opt.workloads.image_text_model import trainable_filter
 from meta_opt.workloads.workload import split_module
@@ -68,7 +69,7 @@ def loss_with_key_bias(model):
     def loss_with_term(params, frozen, batch, rng):
         loss, metrics = loss_fn(params, frozen, batch, rng)
         for path, x in jax.tree_util.tree_leaves_with_path(params):
-            if "key/bias" in jax.tree_util.keystr(path, simple=True, separator="/"):
+            if "key/bias" in join_path(path):
                 slope = jnp.cos(jnp.arange(x.size, dtype=x.dtype))
                 loss += 1e-2 * jnp.vdot(slope.reshape(x.shape), x)
         return loss, metrics
@@ -114,10 +115,8 @@ def take_steps(name, trainable, layout):
 
 def by_path(tree):
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(
-            leaf, np.float64
-        )
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        path: np.asarray(leaf, np.float64)
+        for path, leaf in leaves_by_path(tree).items()
         if leaf.size
     }
 

@@ -16,6 +16,7 @@ import paths
 import pytest
 
 import meta_opt
+from meta_opt.tree_paths import leaves_by_path
 
 EXPECTED = paths.GOLDEN / "optimizer" / "trajectory.npz"
 RULES = {
@@ -83,8 +84,7 @@ def trajectory(rule):
         losses.append(value)
         if t + 1 in KEPT:
             for name, tree in (("params", params), ("momentum", state.momentum)):
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                    key = jax.tree_util.keystr(path, simple=True, separator="/")
+                for key, leaf in leaves_by_path(tree).items():
                     found[f"{rule}/{t + 1}/{name}/{key}"] = np.asarray(leaf, np.float32)
     found[f"{rule}/losses"] = np.asarray(losses, np.float32)
     return found

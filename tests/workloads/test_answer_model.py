@@ -30,6 +30,7 @@ from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.parameters import STORED, by_path
 from meta_opt.predictor.backend import VisionTextBackend
 from meta_opt.studies.progressive.study import read_study
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.workloads import pretrained_parts
 from meta_opt.workloads.cached_features import (
     FeatureSource,
@@ -200,16 +201,11 @@ def test_a_siglip_folder_is_the_tower(tmp_path, monkeypatch):
         parts.architecture(generative.GENERATIVE_SIZES[SIZE])
 
 
-def paths(tree):
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in flat}
-
-
 def test_what_trains(processor):
     def trained(which):
         config = model_config(processor, trainable=which)
         structure = model_structure(config, read_preprocessing(config, 12, 8))
-        return paths(structure.params)
+        return set(leaves_by_path(structure.params))
 
     everything, decoder, layers = map(trained, ("all", "decoder", "layers"))
     tower = {p for p in everything if p.startswith("vision/encoder")}
@@ -380,7 +376,8 @@ def test_adapters_go_on_a_model_that_was_exported(kept, processor):
         cache_features=True,
     )
     module, model = built(config)
-    assert paths(module.params) and all("lora_" in p for p in paths(module.params))
+    adapters = leaves_by_path(module.params)
+    assert adapters and all("lora_" in path for path in adapters)
     tower_features(module)
     assert model.config.tower == "efficientnet_nano"
 

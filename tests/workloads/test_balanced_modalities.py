@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from multimodal_toy import MODEL, inputs_config
 
-from meta_opt.features.tensors import modality_group, path_name
+from meta_opt.features.tensors import modality_group
 from meta_opt.finetuning.balancing import (
     OF_LOSSES,
     BalancingConfig,
@@ -21,6 +21,7 @@ from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import finetune
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
+from meta_opt.tree_paths import path_name
 from meta_opt.workloads.modality_dropout import drop_modalities
 from meta_opt.workloads.modality_groups import GROUPS, modality_groups
 from meta_opt.workloads.multimodal import (

@@ -19,6 +19,7 @@ from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import finetune
 from meta_opt.models.convnets import load_classifier
 from meta_opt.optimizers.registry import OptimizerConfig
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.workloads import lower_features
 from meta_opt.workloads.classification import (
     ClassificationConfig,
@@ -62,23 +63,18 @@ def config(task, views=2, steps=12, **pictures):
     )
 
 
-def flat(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 # What trains
 
 
 def test_last_stage_and_head_train_whether_features_are_stored_or_not():
     parts = network_parts(NetworkConfig("resnet50", WEIGHTS), 3, "")
     whole, cut = (split_network(parts, cut=cut) for cut in (False, True))
-    names = set(flat(whole.params))
+    names = set(leaves_by_path(whole.params))
     assert all(n.startswith(("trunk/stages/3/", "head/")) for n in names)
     assert not any(n.endswith(("/mean", "/var")) for n in names)
-    assert {n.replace("stages/3", "stages/0") for n in names} == set(flat(cut.params))
+    assert {n.replace("stages/3", "stages/0") for n in names} == set(
+        leaves_by_path(cut.params)
+    )
     # Both compute the same, and have the same gradient.
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.integers(0, 256, (4, 32, 32, 3), np.uint8))
@@ -94,7 +90,7 @@ def test_last_stage_and_head_train_whether_features_are_stored_or_not():
             jax.grad(loss)(cut_params, cut, grid),
         )
 
-    ours, theirs = map(flat, gradients(whole.params, cut.params))
+    ours, theirs = map(leaves_by_path, gradients(whole.params, cut.params))
     for name, g in ours.items():
         other = theirs[name.replace("stages/3", "stages/0")]
         np.testing.assert_allclose(g, other, atol=1e-4 * float(jnp.abs(g).max()) + 1e-6)
@@ -194,7 +190,7 @@ def test_a_run_without_stored_features_learns(task):
 def test_frozen_arrays_are_the_files(task):
     workload = config(task).workload.build(1)
     other = workload.reseeded(2)
-    trunk, second = (flat(w.params) for w in (workload, other))
+    trunk, second = (leaves_by_path(w.params) for w in (workload, other))
     original = load_classifier(WEIGHTS)
     kernel = original.trunk.stages[3].blocks[0].filter.conv.kernel[...]
     name = "trunk/stages/0/blocks/0/filter/conv/kernel"

@@ -31,6 +31,7 @@ from meta_opt.models.lora import LoRAConfig
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.reporting.decisions import plot_decisions
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.workloads import multimodal as multimodal_workload
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.lower_features import pooled
@@ -58,14 +59,6 @@ def run_config(root, kind="classify", steps=24, name="adamw", **changes):
         ),
         optimizer=OptimizerConfig(name, num_steps=steps, stacked=STACKED, **settings),
     )
-
-
-def paths_of(params):
-    """The '/'-joined paths of a nested dict of arrays."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
 
 
 # Samples
@@ -240,7 +233,7 @@ def test_with_adapters_encoders_stay_as_they_are(root):
     config = run_config(root, trainable="lora", steps=4)
     inputs = read_inputs(config.workload.inputs)
     parts = build_multimodal(config.workload.model, inputs)
-    names = paths_of(parts.params)
+    names = leaves_by_path(parts.params)
     of_encoders = {name for name in names if name.startswith("encoders/")}
     assert of_encoders and all("lora_" in name for name in of_encoders)
     assert any(name.startswith("fusion/") for name in names)
@@ -259,7 +252,7 @@ def test_a_whole_encoder_trains_from_the_inputs_themselves(root):
     inputs = read_inputs(inputs_config(root, trainable_layers={}))
     assert inputs.splits["train"]["image"].shape == (48, 16, 16, 3)
     parts = build_multimodal(MODEL, inputs)
-    names = paths_of(parts.params)
+    names = leaves_by_path(parts.params)
     assert "encoders/text/embedding" in names
 
 

@@ -43,6 +43,7 @@ from meta_opt.interruption import Interrupted
 from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.settings import PUBLISHED
 from meta_opt.models.fusion import Tokens
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.frame_targets import make_codebook
 from meta_opt.workloads.video_text import VideoTextConfig
@@ -464,10 +465,7 @@ def test_what_trains(clips_root):
     assert "text_lower" in whole.frozen and "text_lower" not in whole.params
     model = dataclasses.replace(MODEL, trainable="lora")
     adapters = workload_config(clips_root, model=model).build()
-    paths = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree.leaves_with_path(adapters.params)
-    }
+    paths = leaves_by_path(adapters.params).keys()
     of_encoders = {path for path in paths if path.startswith("encoders/")}
     assert of_encoders and all("lora_" in path for path in of_encoders)
     assert {p.split("/")[1] for p in of_encoders} == {"image", "text"}

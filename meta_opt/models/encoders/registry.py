@@ -21,7 +21,7 @@ from meta_opt.models.encoders.whisper import (
     WhisperEncoder,
     whisper_parameters,
 )
-from meta_opt.models.parameters import mismatch
+from meta_opt.models.parameters import by_path, mismatch
 from meta_opt.tensor_files import parse_tensors
 from meta_opt.text_files import read_json
 from meta_opt.types import near_match
@@ -124,10 +124,7 @@ def filled(create: Callable[[], nnx.Module], values: Tensors) -> Any:
         ValueError: values that are missing, unknown or of other shapes.
     """
     model = nnx.eval_shape(create)
-    variables = {
-        "/".join(map(str, path)): variable
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-    }
+    variables = by_path(model, nnx.Variable)
     problems = mismatch(
         {path: value.shape for path, value in values.items()},
         {path: variable.shape for path, variable in variables.items()},

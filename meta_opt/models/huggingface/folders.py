@@ -25,6 +25,7 @@ from meta_opt.models.parameters import by_path, exportable
 from meta_opt.models.towers import VisionConfig, resize_positions
 from meta_opt.models.vision_text import VisionText, VisionTextConfig
 from meta_opt.text_files import write_json
+from meta_opt.tree_paths import leaves_by_path
 from meta_opt.types import PyTree
 
 C = TypeVar("C", bound=VisionConfig)
@@ -152,7 +153,7 @@ def _fill(
         shardings: see `load`.
     """
     abstract = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    placed = _flat(shardings(abstract)) if shardings else {}
+    placed = leaves_by_path(shardings(abstract)) if shardings else {}
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = {path: tuple(param.shape) for path, param in by_path(there).items()}
     where = places(written, shapes)
@@ -235,10 +236,3 @@ def _image_processor(config: VisionConfig, settings: Settings) -> dict[str, Any]
         images["image_seq_length"] = config.grid**2
         images["processor_class"] = "PaliGemmaProcessor"
     return images
-
-
-def _flat(tree: PyTree) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
