@@ -7,14 +7,12 @@ configuration and the SHA-256). PEFT's, for CLIP and SigLIP:
 """
 
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from meta_opt.models.generative import Generative
@@ -24,9 +22,9 @@ from meta_opt.models.parameters import by_path, some
 from meta_opt.models.peft import LEAVES, PREFIX, merge_layers, parse_config
 from meta_opt.models.settings import check_pattern
 from meta_opt.models.vision_text import VisionText
-from meta_opt.tensor_files import parse_tensors
+from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import from_config, write_atomic
+from meta_opt.types import from_config
 
 _FORMAT = 1
 _OURS = ("adapters.json", "adapters.safetensors")
@@ -48,13 +46,12 @@ def save_adapters(
     """
     folder = Path(folder)
     arrays = {path: np.asarray(p[...]) for path, p in _adapters(model).items()}
-    data = safetensors.numpy.save(arrays)
     about = {
         "format": _FORMAT,
         "config": dataclasses.asdict(config),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": write_tensors(folder / _OURS[1], arrays),
     }
-    _write(folder, _OURS, about, data)
+    write_json(folder / _OURS[0], about)
 
 
 def load_adapters(folder: str | os.PathLike, model: nnx.Module) -> LoRAConfig:
@@ -68,23 +65,18 @@ def load_adapters(folder: str | os.PathLike, model: nnx.Module) -> LoRAConfig:
             already or is of another architecture.
     """
     folder = Path(folder)
-    about, data = _read(folder, _OURS)
+    about = _read_about(folder, _OURS)
     if about.get("format") != _FORMAT:
         raise ValueError(
             f"{folder / _OURS[0]} has format {about.get('format')!r}; this code reads "
             f"{_FORMAT}"
         )
-    if (found := hashlib.sha256(data).hexdigest()) != about.get("sha256"):
-        raise ValueError(
-            f"{folder / _OURS[1]} is damaged: its SHA-256 is {found}, {_OURS[0]} says "
-            f"{about.get('sha256')}"
-        )
+    tensors = read_tensors(folder / _OURS[1], str(about.get("sha256")), _OURS[0])
     try:
         config = from_config(LoRAConfig, about.get("config"), "config")
         check_pattern("config.pattern", config.pattern)
     except ValueError as error:
         raise ValueError(f"{folder / _OURS[0]}: {error}") from None
-    tensors = parse_tensors(data, folder / _OURS[1])
     try:
         _put_on(model, config, tensors)
     except ValueError as error:
@@ -137,7 +129,9 @@ def save_peft(
         "inference_mode": True,
         "task_type": None,
     }
-    _write(Path(folder), _PEFT, about, safetensors.numpy.save(tensors))
+    folder = Path(folder)
+    write_tensors(folder / _PEFT[1], tensors)
+    write_json(folder / _PEFT[0], about)
 
 
 def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
@@ -162,7 +156,7 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
             they are named.
     """
     folder = Path(folder)
-    about, data = _read(folder, _PEFT)
+    about = _read_about(folder, _PEFT)
     try:
         config = parse_config(about)
     except ValueError as error:
@@ -186,9 +180,7 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
                 "they were, and the model's are in int8; put the adapters on before"
             )
     try:
-        lora, arrays = merge_layers(
-            config, layers, parse_tensors(data, folder / _PEFT[1])
-        )
+        lora, arrays = merge_layers(config, layers, read_tensors(folder / _PEFT[1]))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     _put_on(model, lora, arrays)
@@ -221,17 +213,8 @@ def _adapters(model: nnx.Module) -> dict[str, nnx.Param]:
     return found
 
 
-def _write(
-    folder: Path, names: tuple[str, str], about: dict[str, Any], data: bytes
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with write_atomic(folder / names[1]) as temporary:
-        temporary.write_bytes(data)
-    write_json(folder / names[0], about)
-
-
-def _read(folder: Path, names: tuple[str, str]) -> tuple[dict[str, Any], bytes]:
+def _read_about(folder: Path, names: tuple[str, str]) -> dict[str, Any]:
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: no adapters of this format")
-    return read_json(folder / names[0]), (folder / names[1]).read_bytes()
+    return read_json(folder / names[0])

@@ -8,20 +8,18 @@ card. Nothing is pickled.
 """
 
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.parameters import STORED, by_path, exportable, mismatch, some
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
-from meta_opt.tensor_files import parse_tensors
+from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import check_name, from_config, near_match, write_atomic
 
@@ -60,16 +58,14 @@ def save(
     limit = float(np.finfo(np.float16).max)
     if bad := [n for n, value in tensors.items() if not np.all(np.abs(value) <= limit)]:
         raise ValueError(f"not finite in float16: {some(bad)}")
-    data = safetensors.numpy.save({n: v.astype(np.float16) for n, v in tensors.items()})
+    halves = {n: v.astype(np.float16) for n, v in tensors.items()}
     about = {
         "format_version": FORMAT_VERSION,
         "kind": next(k for k, (of, _) in _KINDS.items() if isinstance(model, of)),
         "config": dataclasses.asdict(model.config),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": write_tensors(_with_suffix(path, ".safetensors"), halves),
         "parameters": parameter_count(model),
     }
-    with write_atomic(_with_suffix(path, ".safetensors")) as file:
-        file.write_bytes(data)
     write_json(_with_suffix(path, ".json"), about)
     if card is not None:
         with write_atomic(_with_suffix(path, ".md")) as file:
@@ -95,13 +91,12 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText | Genera
     path = _find(name_or_path)
     about = _about(path)
     kind, config = _config(path, about, changes)
-    data = _with_suffix(path, ".safetensors").read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != about.get("sha256"):
-        raise ValueError(
-            f"{path}.safetensors is damaged or of another version: its SHA-256 is "
-            f"{found}, {path}.json says {about.get('sha256')}; fetch both files again"
-        )
-    tensors = parse_tensors(data, f"{path}.safetensors")
+    tensors = read_tensors(
+        _with_suffix(path, ".safetensors"),
+        str(about.get("sha256")),
+        listed_in=f"{path}.json",
+        remedy="fetch both files again",
+    )
     model = nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0)))
     params = by_path(model, STORED)
     problems = mismatch(

@@ -1,6 +1,5 @@
 """Metrics and best parameters of a run, stored so that the run can be resumed."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 
 from meta_opt.predictor.snapshots import Snapshot, Snapshots
-from meta_opt.tensor_files import parse_tensors
+from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import PyTree, write_atomic
+from meta_opt.types import PyTree
 
 _FILE = "evaluations.json"
 _BEST = "best-"
@@ -93,10 +91,8 @@ class Evaluations:
             known = before.get("files", {}).get(name)
             if known is None:
                 leaves = enumerate(jax.tree.leaves(one.params))
-                data = safetensors.numpy.save(dict(_named(i, x) for i, x in leaves))
-                known = hashlib.sha256(data).hexdigest()
-                with write_atomic(folder / f"{name}.safetensors") as temporary:
-                    temporary.write_bytes(data)
+                arrays = dict(_named(i, x) for i, x in leaves)
+                known = write_tensors(folder / f"{name}.safetensors", arrays)
             files[name] = known
         about = {
             "metrics": list(self.metrics.items()),
@@ -122,11 +118,9 @@ class Evaluations:
         self.snapshots.restore(best, averaged, self.metrics)
 
     def _params(self, file: Path, expected: str) -> Any:
-        data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise ValueError(f"{file} is damaged; start again in another workdir")
+        remedy = "start again in another workdir"
         leaves = {}
-        for name, x in parse_tensors(data, file).items():
+        for name, x in read_tensors(file, expected, _FILE, remedy).items():
             number, _, half = name.partition(_HALF)
             leaves[int(number)] = x.view(ml_dtypes.bfloat16) if half else x
         return jax.tree.unflatten(self._structure, [leaves[i] for i in sorted(leaves)])

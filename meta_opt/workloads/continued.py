@@ -1,21 +1,18 @@
 """A workload that starts from the final weights of another run, bit for bit."""
 
 import dataclasses
-import hashlib
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jax.sharding import Mesh
 
 from meta_opt.models.parameters import mismatch
 from meta_opt.parallel.placement import to_host
-from meta_opt.tensor_files import parse_tensors
+from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.tree_paths import leaves_by_path
-from meta_opt.types import PyTree, write_atomic
+from meta_opt.types import PyTree
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.workload import Workload
@@ -69,10 +66,7 @@ def save_params(path: str | os.PathLike, params: PyTree) -> str:
         SHA-256 of the file.
     """
     stored = {name: _bits(x) for name, x in leaves_by_path(to_host(params)).items()}
-    data = safetensors.numpy.save(stored)
-    with write_atomic(path) as file:
-        file.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
+    return write_tensors(path, stored)
 
 
 def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
@@ -87,13 +81,9 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
         FileNotFoundError: no such file.
         ValueError: a file with another hash, or of another model.
     """
-    data = Path(path).read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise ValueError(
-            f"{path} is damaged or of another run: its SHA-256 is {found} and not "
-            f"{sha256}; remove the folder of its phase to train it again"
-        )
-    tensors, wanted = parse_tensors(data, path), leaves_by_path(like)
+    remedy = "remove the folder of its phase to train it again"
+    tensors = read_tensors(path, sha256, "its phase", remedy)
+    wanted = leaves_by_path(like)
     stored = {
         name: jax.ShapeDtypeStruct(x.shape, _stored_dtype(x.dtype))
         for name, x in wanted.items()

@@ -1,18 +1,15 @@
 """The arrays of an exported model: a safetensors file whose hash is written beside."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from meta_opt.models.encoders.registry import filled
 from meta_opt.models.parameters import by_path
-from meta_opt.tensor_files import parse_tensors
-from meta_opt.types import write_atomic
+from meta_opt.tensor_files import read_tensors, write_tensors
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 
@@ -28,10 +25,7 @@ def write_arrays(file: Path, model: nnx.Module) -> str:
         The SHA-256 of the file, for the settings beside it.
     """
     variables = by_path(model, nnx.Variable)
-    data = safetensors.numpy.save({k: np.asarray(x[...]) for k, x in variables.items()})
-    with write_atomic(file) as temporary:
-        temporary.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
+    return write_tensors(file, {k: np.asarray(x[...]) for k, x in variables.items()})
 
 
 def read_arrays(
@@ -49,15 +43,10 @@ def read_arrays(
         ValueError: a missing or damaged file, or arrays of another architecture.
     """
     try:
-        data = file.read_bytes()
+        arrays = read_tensors(file, str(sha256), settings.name, "export it again")
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 is {found}, {settings.name} has "
-            f"{sha256}; export it again"
-        )
     try:
-        return filled(create, parse_tensors(data, file))
+        return filled(create, arrays)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

@@ -346,7 +346,7 @@ def test_weights_are_kept_exactly(tmp_path):
     with pytest.raises(ValueError, match=r"of another model.*lacks c"):
         load_params(path, {**params, "c": params["b"]}, found)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(ValueError, match="is damaged or of another run"):
+    with pytest.raises(ValueError, match="is damaged: its SHA-256 is"):
         load_params(path, params, found)
 
 

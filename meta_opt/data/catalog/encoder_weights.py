@@ -15,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from meta_opt.data.catalog.packages import PackageError, PypiPackage, fetch, unpack
 from meta_opt.data.convert.ctranslate2 import read_ctranslate2
 from meta_opt.data.convert.torch_legacy import read_torch_legacy
 from meta_opt.data.missing import MissingDataError
-from meta_opt.tensor_files import read_tensors
+from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json
 
 ABOUT = "about.json"
@@ -193,19 +192,18 @@ def _convert(weights: EncoderWeights, unpacked: Path, folder: Path) -> None:
             "and try again"
         )
     tensors = weights.read(file)
-    data = safetensors.numpy.save({k: np.array(v) for k, v in tensors.items()})
     about = {
         "source": weights.source,
         "package": f"{weights.package.name}=={weights.package.version}",
         "source_sha256": weights.sha256,
-        "sha256": hashlib.sha256(data).hexdigest(),
         "numbers": int(sum(v.size for v in tensors.values())),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as name:
         scratch = Path(name) / folder.name
         scratch.mkdir()
-        (scratch / "model.safetensors").write_bytes(data)
+        arrays = {k: np.array(v) for k, v in tensors.items()}
+        about["sha256"] = write_tensors(scratch / "model.safetensors", arrays)
         (scratch / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         for beside in weights.beside:
             shutil.copyfile(unpacked / beside, scratch / Path(beside).name)

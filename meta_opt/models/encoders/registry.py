@@ -1,6 +1,5 @@
 """Encoders by name, read from what `meta_opt.data.catalog.encoder_weights` writes."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from meta_opt.models.encoders.whisper import (
     whisper_parameters,
 )
 from meta_opt.models.parameters import by_path, mismatch
-from meta_opt.tensor_files import parse_tensors
+from meta_opt.tensor_files import read_tensors
 from meta_opt.text_files import read_json
 from meta_opt.types import near_match
 
@@ -98,15 +97,12 @@ def load_encoder(name: str, folder: str | os.PathLike, **changes: Any) -> nnx.Mo
             f"{', '.join(names())}"
         )
     folder = Path(folder)
-    data = (folder / "model.safetensors").read_bytes()
-    about = read_json(folder / "about.json")
-    wanted = about.get("sha256")
-    if (found := hashlib.sha256(data).hexdigest()) != wanted:
-        raise ValueError(
-            f"{folder / 'model.safetensors'} is damaged: its SHA-256 is {found}, "
-            f"about.json says {wanted}; delete the folder and prepare it again"
-        )
-    tensors = parse_tensors(data, folder / "model.safetensors")
+    tensors = read_tensors(
+        folder / "model.safetensors",
+        str(read_json(folder / "about.json").get("sha256")),
+        listed_in="about.json",
+        remedy="delete the folder and prepare it again",
+    )
     try:
         return _ENCODERS[name](tensors, changes)
     except KeyError as error:

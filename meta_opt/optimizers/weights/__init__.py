@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
-from meta_opt.tensor_files import parse_tensors
+from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json, write_json
-from meta_opt.types import PyTree, from_config, near_match, write_atomic
+from meta_opt.types import PyTree, from_config, near_match
 
 DEFAULT = "lstm-v3"
 FORMAT = 1
@@ -47,18 +47,14 @@ def save_theta(
         config: its shape.
         description: further JSON entries, such as how the weights came about.
     """
-    from safetensors.numpy import save
-
     path = Path(path)
-    data = save({k: np.asarray(v, np.float32) for k, v in _flatten(theta).items()})
+    tensors = {k: np.asarray(v, np.float32) for k, v in _flatten(theta).items()}
     record = {
         "format": FORMAT,
         "config": dataclasses.asdict(config),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": write_tensors(path.with_name(path.name + ".safetensors"), tensors),
         **(description or {}),
     }
-    with write_atomic(path.with_name(path.name + ".safetensors")) as temporary:
-        temporary.write_bytes(data)
     write_json(path.with_name(path.name + ".json"), record)
 
 
@@ -78,18 +74,16 @@ def load_theta(name: str | os.PathLike) -> tuple[PyTree, ControllerConfig]:
     """
     file, record = _read_record(name)
     record_file = file.with_suffix(".json")
-    data = file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != record.get("sha256"):
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 is {found}, {record_file.name} says "
-            f"{record.get('sha256')}; install meta-opt again or fetch the file again"
-        )
+    tensors = read_tensors(
+        file,
+        str(record.get("sha256")),
+        listed_in=record_file.name,
+        remedy="install meta-opt again or fetch the file again",
+    )
     try:
         config = from_config(ControllerConfig, record.get("config"), "config")
     except ValueError as error:
         raise ValueError(f"{record_file}: {error}") from None
-    tensors = parse_tensors(data, file)
     template = jax.eval_shape(lambda: init_theta(jax.random.key(0), config))
     expected = {k: tuple(v.shape) for k, v in _flatten(template).items()}
     actual = {k: tuple(v.shape) for k, v in tensors.items()}
