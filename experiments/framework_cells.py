@@ -14,6 +14,7 @@ from meta_opt.leases import Lease, Leases, share
 from meta_opt.optimizers.weights import weights_digest
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
+from meta_opt.studies.optimizer_table.summary import full_runs
 from meta_opt.text_files import read_json
 from meta_opt.types import from_config
 
@@ -67,8 +68,7 @@ def table1_runs(
             f'--only "{task}, {stage.trainable}, {stage.optimizer}"'
         )
     record = read_json(path)
-    runs = [run for run in record["runs"] if run["budget"] == 1.0]
-    return record["settings"], runs
+    return record["settings"], full_runs(record)
 
 
 def framework_cells(

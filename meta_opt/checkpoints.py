@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
+from meta_opt.parallel.processes import any_process, barrier
 from meta_opt.text_files import read_json
 from meta_opt.tree_paths import leaves_by_path
 from meta_opt.types import PyTree, write_atomic
@@ -98,7 +98,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._set_damaged_aside()
             self._remove_damaged_descriptions()
-        _any_process(False)  # The others look for checkpoints when that is done.
+        barrier()  # The others look for checkpoints when that is done.
         keep: list[Any] = [policy.LatestN(keep_latest)]
         if keep_best:
             keep.append(policy.BestN(get_metric_fn=self._score, n=keep_best))
@@ -192,11 +192,11 @@ class Checkpoints:
                 if step is not None:
                     raise
                 problem = f"{type(error).__name__}: {error}"
-            if not _any_process(restored is None):
+            if not any_process(restored is None):
                 return restored
             if jax.process_index() == 0:
                 self._set_aside(candidate, problem)
-            _any_process(False)  # Until it is gone.
+            barrier()  # Until it is gone.
             self._manager.reload()
         return None
 
@@ -354,15 +354,6 @@ def _left(directory: Path, damaged: Collection[int] = ()) -> str:
     if not steps:
         return "there is no other one: the run begins anew"
     return f"the newest other one is of step {steps[-1]}, the steps after it are lost"
-
-
-def _any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; a barrier, too."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def _describe(leaf: Any) -> str:

@@ -29,7 +29,7 @@ LAYERS = {
     "meta_opt.models": 2,
     "meta_opt.data": 2,
     "meta_opt.parallel": 2,
-    "meta_opt.checkpoints": 2,
+    "meta_opt.checkpoints": 2.1,
     "meta_opt.run_log": 2,
     "meta_opt.provenance": 2.1,
     # Of layer 3 in this order: an evaluator is part of a workload, some tasks are small

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.peers.trials import Peer, user_lines
+from meta_opt.metrics.geometric_mean import geometric_mean
 from meta_opt.metrics.intervals import Interval, interval
 from meta_opt.reporting.tables import (
     Cell,
@@ -88,7 +89,7 @@ def summarise_peers(records: Records, peers: Sequence[Peer]) -> list[PeerRow]:
                 interval(accuracy.mean(0).tolist()),
                 gain,
                 float(np.mean([r["test"]["macro_f1"] for r in every])),
-                float(np.exp(np.mean(np.log([r["processor_seconds"] for r in every])))),
+                geometric_mean(r["processor_seconds"] for r in every),
                 max(r["peak_mib"] for r in every),
                 user_lines(peer),
                 by_task,

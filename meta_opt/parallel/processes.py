@@ -201,6 +201,11 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def barrier() -> None:
+    """Returns when every process has called it."""
+    any_process(False)
+
+
 def largest(number: int) -> int:
     """The largest of all processes' numbers; all of them must call this.
 
@@ -262,7 +267,7 @@ def check_shared(folder: str | Path) -> None:
     file = folder / f".shared-{token}"
     if jax.process_index() == 0:
         file.touch()
-    any_process(False)  # Until it is there.
+    barrier()  # Until it is there.
     unseen = any_process(not file.exists())
     file.unlink(missing_ok=True)
     if unseen:

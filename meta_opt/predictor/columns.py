@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.data.records import SPLITS
+from meta_opt.data.samples import MODALITIES
 from meta_opt.data.sources.sample_schema import MEDIA, Media
 from meta_opt.data.sources.webdataset import MEDIA_ENDINGS
 from meta_opt.data.splits import named_split
@@ -58,7 +59,7 @@ class Columns:
     def modalities(self) -> tuple[str, ...]:
         """Input modalities, in the order of `meta_opt.data.samples.MODALITIES`."""
         there = {*self.media, *(("text",) if self.text else ())}
-        return tuple(m for m in ("image", "text", "audio", "video") if m in there)
+        return tuple(m for m in MODALITIES if m in there)
 
 
 def find_columns(

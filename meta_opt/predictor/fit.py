@@ -11,7 +11,7 @@ import jax
 
 from meta_opt.compilation_cache import use_compilation_cache
 from meta_opt.data.sources.sample_schema import Sample
-from meta_opt.parallel.processes import any_process, check_alike, check_shared
+from meta_opt.parallel.processes import any_process, barrier, check_alike, check_shared
 from meta_opt.predictor.call_record import FILE as CALL
 from meta_opt.predictor.call_record import CallRecord, fingerprint
 from meta_opt.predictor.columns import Columns, find_columns
@@ -162,7 +162,7 @@ def fit(
     if folder is not None:
         if jax.process_index() == 0:
             predictor.save(folder)
-        any_process(False)  # Until it is there.
+        barrier()  # Until it is there.
     return predictor
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
+from meta_opt.models.towers import STACKED
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.parallel.processes import json_from_first
 from meta_opt.predictor.decision import Decision
@@ -23,8 +24,6 @@ from meta_opt.tuning.injected import injected_learned
 from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
 
-STACKED = r"(^|/)layers/"
-"""Leaves with a leading layer axis in the models of this repository."""
 FEWEST_STEPS = 20
 RESERVE = 0.06
 """Share of the remaining time that is kept because step times vary."""

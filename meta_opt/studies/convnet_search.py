@@ -18,8 +18,8 @@ from meta_opt.finetuning.state import fingerprint
 from meta_opt.finetuning.trial import Evaluation, Report, Trial, TrialRun
 from meta_opt.interruption import Interrupted
 from meta_opt.leases import EXPIRY_SECONDS
+from meta_opt.metrics.intervals import interval
 from meta_opt.optimizers.registry import OptimizerConfig
-from meta_opt.studies.meta_test.comparison import interval
 from meta_opt.tuning.injected import injected
 from meta_opt.tuning.search import SearchConfig, search
 from meta_opt.tuning.space import Setting

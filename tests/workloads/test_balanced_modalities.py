@@ -20,6 +20,7 @@ from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.modality_groups import with_groups
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import finetune
+from meta_opt.models.towers import STACKED
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.tree_paths import path_name
 from meta_opt.workloads.modality_dropout import drop_modalities
@@ -35,7 +36,6 @@ from meta_opt.workloads.unimodal import modality_losses, unimodal_of
 from meta_opt.workloads.workload import Workload
 
 NAMES = ("image", "text", "audio")
-STACKED = r"(^|/)layers/"
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import finetune
 from meta_opt.models.encoders import Divisible
 from meta_opt.models.lora import LoRAConfig
+from meta_opt.models.towers import STACKED
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.reporting.decisions import plot_decisions
@@ -43,8 +44,6 @@ from meta_opt.workloads.multimodal_model import (
     build_multimodal,
     multimodal_loss,
 )
-
-STACKED = r"(^|/)layers/"
 
 
 def run_config(root, kind="classify", steps=24, name="adamw", **changes):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meta_opt.metrics.intervals import Interval, interval
+from meta_opt.studies.optimizer_table.summary import full_runs
 
 Record = Mapping[str, Any]
 """Record of a cell, as `experiments.table_cells` writes it."""
@@ -115,13 +116,13 @@ def summarise(
 def _row(
     record: Record, kind: str, equal: Record | None, milliseconds: float | None
 ) -> CombinerRow:
-    runs = _full(record)
+    runs = full_runs(record)
     keys = [key for key, *_ in METRICS[kind] if key in runs[0]["test"]]
     losses = [run["epochs"][-1]["validation"]["loss"] for run in runs]
     over_equal = None
     if equal is not None and record["variant"] != "equal":
         key, factor = MAIN[kind]
-        others = {run["seed"]: run["test"][key] for run in _full(equal)}
+        others = {run["seed"]: run["test"][key] for run in full_runs(equal)}
         over_equal = interval(
             factor * (run["test"][key] - others[run["seed"]])
             for run in runs
@@ -138,7 +139,3 @@ def _row(
         milliseconds=milliseconds,
         peak_bytes=max(run["peak_bytes"] for run in runs),
     )
-
-
-def _full(record: Record) -> list[Mapping[str, Any]]:
-    return [run for run in record["runs"] if run["budget"] == 1.0]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from meta_opt.metrics.geometric_mean import geometric_mean
 from meta_opt.metrics.intervals import Interval, interval
 from meta_opt.optimizers.baselines import CORE_BASELINES
 from meta_opt.studies.meta_test.records import Record, Run, make_run
@@ -360,16 +361,6 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
         time_ratio=_known(row.time_ratio for row in rows),
         time_ratio_with_tuning=_known(row.time_ratio_with_tuning for row in rows),
     )
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Geometric mean; 0 if a value is 0.
-
-    >>> geometric_mean([1.0, 4.0])
-    2.0
-    """
-    with np.errstate(divide="ignore"):
-        return float(np.exp(np.mean(np.log(list(values)))))
 
 
 def _known(values: Iterable[float | None]) -> float | None:

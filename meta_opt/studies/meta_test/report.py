@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.metrics.intervals import Interval
 from meta_opt.reporting.tables import (
     Cell,
     Row,
@@ -13,6 +14,7 @@ from meta_opt.reporting.tables import (
     Table,
     fact_list,
     numbers_row,
+    signed,
     to_markdown,
     to_text,
     write_report,
@@ -220,9 +222,7 @@ def _show(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, Mapping):
-        if value["low"] is None:
-            return f"{value['mean']:+.1f}"
-        return f"{value['mean']:+.1f} [{value['low']:+.1f}, {value['high']:+.1f}]"
+        return signed(Interval(**value))
     if isinstance(value, float):
         return f"{value:.3g}" if math.isfinite(value) else "failed"
     return str(value)

@@ -19,6 +19,7 @@ from meta_opt.reporting.tables import (
     to_markdown,
     write_report,
 )
+from meta_opt.studies.optimizer_table.summary import full_runs
 from meta_opt.types import write_atomic
 
 Values = Mapping[str, Any]
@@ -229,7 +230,7 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
         shown: dict[str, Any] = {}
         for task, panel in zip(tasks, panels, strict=False):
             for record in (r for r in records if r["task"] == task):
-                runs = [r["epochs"] for r in record["runs"] if r["budget"] == 1.0]
+                runs = [run["epochs"] for run in full_runs(record)]
                 losses = np.mean([[e["train_loss"] for e in run] for run in runs], 0)
                 name = record["optimizer"]
                 # Drawn in reverse, so that the learned optimizer is on top.

@@ -13,14 +13,20 @@ from typing import Any
 import numpy as np
 
 from meta_opt.metrics.convergence import convergence_epoch, steps_to_target
+from meta_opt.metrics.geometric_mean import geometric_mean
 from meta_opt.metrics.intervals import Interval, interval
 from meta_opt.optimizers.baselines import CORE_BASELINES
-from meta_opt.studies.meta_test.comparison import MISS, geometric_mean
+from meta_opt.studies.meta_test.comparison import MISS
 
 Record = Mapping[str, Any]
 """Record of a cell, as `experiments.table_cells` writes it."""
 
 _REFERENCE = "adamw"
+
+
+def full_runs(record: Record) -> list[dict[str, Any]]:
+    """Of a cell's runs those at the full length."""
+    return [run for run in record["runs"] if run["budget"] == 1.0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +89,7 @@ def cell_row(
         adamw: of tuned AdamW on the same task.
         milliseconds: of a step by optimizer, measured side by side; None: not measured.
     """
-    full = [run for run in record["runs"] if run["budget"] == 1.0]
+    full = full_runs(record)
     target = float(np.mean([_losses(run)[-1] for run in adamw["runs"]]))
     epochs = full[0]["epochs"][-1]["epoch"]
     mean = np.mean([_losses(run) for run in full], axis=0).tolist()
@@ -200,7 +206,7 @@ def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> Optimiz
     """
     accuracy, macro_f1 = [], []
     for record in records:
-        tests = [run["test"] for run in record["runs"] if run["budget"] == 1.0]
+        tests = [run["test"] for run in full_runs(record)]
         accuracy.append([100 * test["accuracy"] for test in tests])
         if "macro_f1" in tests[0]:
             macro_f1.append([test["macro_f1"] for test in tests])

@@ -8,6 +8,7 @@ from typing import Any
 
 from meta_opt.finetuning.accuracy_cost import PointCost, cost_of_accuracy
 from meta_opt.finetuning.ledger import LEDGER, Amounts, Ledger, Prices, read_ledger
+from meta_opt.metrics.intervals import wilson
 from meta_opt.studies.progressive.phases import RECORD, STOPPED
 from meta_opt.studies.progressive.study import ZERO_SHOT
 from meta_opt.text_files import read_json
@@ -89,12 +90,10 @@ class Outcome:
         >>> round(low, 3), round(high, 3)
         (0.736, 0.852)
         """
-        from scipy.stats import binomtest
-
         count = self.record["examples"][split]
         right = round(self.metric("accuracy", way, split) * count)
-        found = binomtest(right, count).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
+        _, low, high = dataclasses.astuple(wilson(right, count))
+        return low, high
 
     def last(self, curve: str) -> float | None:
         """The last value of ``train_loss`` or ``validation_loss``; None without one."""

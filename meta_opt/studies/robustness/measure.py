@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from meta_opt.metrics.geometric_mean import geometric_mean
 from meta_opt.optimizers.hand_designed import hand_designed
 from meta_opt.optimizers.weights import load_theta
-from meta_opt.studies.meta_test.comparison import geometric_mean
 from meta_opt.tasks.inner_run import InnerRun, MakeOptimizer, learned_on
 from meta_opt.tasks.perturbations import CONDITIONS, Condition
 from meta_opt.tasks.task import Task

@@ -16,6 +16,7 @@ import numpy as np
 
 from meta_opt.data.preprocessing.label_noise import noisy_labels
 from meta_opt.data.preprocessing.shots import few_shots
+from meta_opt.data.records import SPLITS
 from meta_opt.data.sources.few_shot.files import answer_of
 from meta_opt.data.sources.few_shot.stored import StoredFewShot
 from meta_opt.finetuning.run_config import RunConfig, read_run_config
@@ -30,7 +31,6 @@ from meta_opt.workloads.classification import ClassificationConfig
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
 
-SPLITS = ("train", "validation", "test")
 _DECIDED = {
     "num_steps": "training.epochs and its neighbours decide it",
     "seed": "training.seeds decide it",
