@@ -8,7 +8,6 @@ prints and writes to ``--config.results`` belongs into
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from meta_opt.meta_training.calibration import (
 from meta_opt.provenance import provenance
 from meta_opt.tasks.families import make_task
 from meta_opt.tasks.fingerprint import same_task, task_fingerprint
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import plain_json, read_json, write_json
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
@@ -39,7 +38,7 @@ def calibrate(
     from tqdm import tqdm
 
     # What the results depend on, apart from the list of families.
-    setup = json.loads(json.dumps({**dataclasses.asdict(config), "families": None}))
+    setup = plain_json({**dataclasses.asdict(config), "families": None})
     objectives = {}
     for name in tqdm(config.families, desc="calibrate", unit="task", disable=None):
         task, path = make_task(name, data_dir), workdir / f"{name}.json"

@@ -1,7 +1,6 @@
 """A cell of the framework's table: one run of a stage on a task."""
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from meta_opt.optimizers.weights import weights_digest
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
 from meta_opt.studies.optimizer_table.summary import full_runs
-from meta_opt.text_files import read_json
+from meta_opt.text_files import plain_json, read_json
 from meta_opt.types import from_config
 
 _PICTURE_SIDE = 224
@@ -115,7 +114,7 @@ def _cell(
     part = stage.part.replace(" ", "_")
     file = f"{stage.trainable}_{stage.optimizer}_{part}_{seed}.json"
     path = Path(config["results"]) / task / file
-    return FrameworkCell(path, json.loads(json.dumps(setup)), task, stage, seed)
+    return FrameworkCell(path, plain_json(setup), task, stage, seed)
 
 
 def measure(

@@ -10,7 +10,6 @@ measures some of the cells, in its order, and ``--nomeasure`` none.
 
 import concurrent.futures
 import dataclasses
-import json
 import multiprocessing
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import cli
 from experiments.stored_results import StoredResult
 from experiments.worker import start_on_devices
+from meta_opt.text_files import plain_json
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
@@ -104,7 +104,7 @@ def main() -> None:
     for name, given in settings["cases"].items():
         case = from_config(Case, given, f"config.cases.{name}")
         # As JSON has it.
-        full = json.loads(json.dumps(dataclasses.asdict(case)))
+        full = plain_json(dataclasses.asdict(case))
         cells.append(Cell(folder / "cells" / f"{name}.json", full, name))
     chosen = dict.fromkeys(
         cell for part in ONLY.value or [""] for cell in cells if part in cell.name

@@ -13,6 +13,7 @@ from experiments.stored_results import StoredResult
 from experiments.workloads import read_run
 from meta_opt.leases import EXPIRY_SECONDS, Lease
 from meta_opt.optimizers.weights import weights_digest
+from meta_opt.text_files import plain_json
 from meta_opt.types import from_config
 
 FORMAT = 1
@@ -71,7 +72,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     return [
         Cell(
             folder / task / variant / f"{optimizer}.json",
-            json.loads(json.dumps(setup)),
+            plain_json(setup),
             *(task, variant, optimizer, workdir),
         )
         for task, variant, optimizer, setup in found

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from meta_opt.parallel.processes import any_process, barrier
-from meta_opt.text_files import read_json
+from meta_opt.text_files import plain_json, read_json
 from meta_opt.tree_paths import leaves_by_path
 from meta_opt.types import PyTree, write_atomic
 
@@ -148,7 +148,7 @@ class Checkpoints:
         arrays = {k: v for k, v in leaves_by_path(state).items() if v.size}
         layout = {key: _describe(leaf) for key, leaf in leaves_by_path(state).items()}
         # A copy: it is written later, when the caller's may have changed.
-        host = json.loads(json.dumps(host))
+        host = plain_json(host)
         finite = metric is not None and math.isfinite(metric)
         with self._writing():
             self._manager.save(

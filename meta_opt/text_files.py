@@ -129,6 +129,15 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> N
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def plain_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
+    """The value as it is after writing and reading: tuples are lists, keys are text.
+
+    >>> plain_json({1: (2, 3)})
+    {'1': [2, 3]}
+    """
+    return json.loads(json.dumps(value, default=default))
+
+
 def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:
     r"""What a function makes of each line that is not blank.
 

@@ -14,7 +14,7 @@ from meta_opt.data.sources.sample_schema import Media
 from meta_opt.parallel.processes import any_process, json_from_first
 from meta_opt.predictor.decision import Decision, as_json, from_json
 from meta_opt.predictor.table import Table
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import plain_json, read_json, write_json
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class CallRecord:
             "format": _FORMAT,
             "version": meta_opt.__version__,
             # In the form in which they are read back.
-            **json.loads(json.dumps(given)),
+            **plain_json(given),
             "decided": {},
         }
         if folder is None:

@@ -1,9 +1,10 @@
 """What a study was made under, and whether it may be gone on with."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from meta_opt.text_files import plain_json
 
 if TYPE_CHECKING:
     import optuna
@@ -29,7 +30,7 @@ def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -
     Raises:
         ValueError: another setup; the message names the settings that differ.
     """
-    now = json.loads(json.dumps(setup, default=str))
+    now = plain_json(setup, default=str)
     before = study.user_attrs.get(_SETUP)
     if before is None:
         study.set_user_attr(_SETUP, now)

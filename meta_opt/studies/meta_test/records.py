@@ -12,7 +12,7 @@ import numpy as np
 from meta_opt.run_log import describe_environment, settings_digest
 from meta_opt.tasks.fingerprint import same_task
 from meta_opt.tasks.inner_run import Outcome
-from meta_opt.text_files import read_json
+from meta_opt.text_files import plain_json, read_json
 from meta_opt.types import from_config, write_atomic
 
 FORMAT = 1
@@ -198,7 +198,7 @@ def fresh_record(
     if not Path(path).is_file():
         return None
     record = read_record(path)
-    now = json.loads(json.dumps(dict(setup)))
+    now = plain_json(dict(setup))
     changed = [
         f"{key} was {record.setup.get(key)}, is {now.get(key)}"
         for key in sorted(now.keys() | record.setup.keys())

@@ -18,7 +18,6 @@ A track is an optimizer with the fixed phases, or with those that a policy choos
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,7 +43,7 @@ from meta_opt.studies.progressive.predictions import (
     scores_of,
 )
 from meta_opt.studies.progressive.study import ZERO_SHOT, Study
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import plain_json, read_json, write_json
 from meta_opt.workloads.continued import ContinuedConfig, save_params
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text_model import (
@@ -252,7 +251,7 @@ class Phases:
             del setup["optimizer"], setup["loop"]
         elif run.optimizer.name == "learned":
             setup["learned"] = weights_digest(run.optimizer.weights)
-        return json.loads(json.dumps(setup))
+        return plain_json(setup)
 
     def _finished(self, folder: Path, setup: Mapping[str, Any]) -> str | None:
         """The digest of a finished phase's weights; None if it is not finished."""

@@ -6,7 +6,6 @@ and export.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from meta_opt.optimizers.weights import weights_digest
 from meta_opt.studies.progressive.predictions import lengths_of
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.held_out import read_pictures
-from meta_opt.text_files import write_jsonl
+from meta_opt.text_files import plain_json, write_jsonl
 from meta_opt.workloads.classification import ClassificationConfig
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
@@ -255,7 +254,7 @@ def run_of(
 
 def setup_of(run: RunConfig) -> dict[str, Any]:
     """All settings that a run's outcome depends on, without paths, as JSON values."""
-    settings = json.loads(json.dumps(run.settings()))
+    settings = plain_json(run.settings())
     for section, keys in _PATHS.items():
         for key in keys:
             settings.get(section, {}).pop(key, None)
