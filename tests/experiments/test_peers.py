@@ -96,15 +96,16 @@ def test_the_table(tmp_path):
     records[other] = {"a": [record(0.4, 90)], "b": [record(0.4, 90)]}
     first, second = summarise_peers(records, peers)
     # Task c is left out, since not all have it.
-    assert (first.peer, first.lines) == (ours, user_lines(peers[0]))
-    assert first.accuracy.mean == pytest.approx(50)
-    assert first.by_task == pytest.approx({"a": 60, "b": 40})
+    assert (first.means.stage, first.lines) == (ours, user_lines(peers[0]))
+    assert first.means.accuracy.mean == pytest.approx(50)
+    assert first.means.by_task == pytest.approx({"a": 60, "b": 40})
     assert first.processor_seconds == pytest.approx(40) and first.peak_mib == 140
-    assert second.gain.mean == pytest.approx(-10)
+    assert second.means.gain.mean == pytest.approx(-10)
     text = write_peers(tmp_path, [first, second], "command", 3)
     assert "3 cells are not measured yet" in text
     assert f"| {other} | 40.0 | -10.0" in text
-    assert json.loads((tmp_path / "peers.json").read_text())["rows"][1]["peer"] == other
+    stored = json.loads((tmp_path / "peers.json").read_text())["rows"]
+    assert stored[1]["means"]["stage"] == other
     assert (
         write_peers(tmp_path, summarise_peers({}, peers), "command", 5).count("|") == 0
     )
