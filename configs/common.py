@@ -1,8 +1,8 @@
 """Settings that the experiments share.
 
 A run's config states what differs from the defaults of the dataclasses that it is built
-into: `meta_opt.finetuning.runs.RunConfig` and the workload's. All of their settings can
-be given on the command line, ``--config.section.key=value``.
+into: `meta_opt.finetuning.run_config.RunConfig` and the workload's config. All of their
+settings can be given on the command line, ``--config.section.key=value``.
 """
 
 import ml_collections

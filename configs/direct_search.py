@@ -1,4 +1,4 @@
-"""Search of direct weights: ``small`` for two cores; ``smoke`` shows that it runs."""
+"""Search of direct weights: ``small``, ``from_scratch``; ``smoke`` is a quick check."""
 
 import ml_collections
 

@@ -1,4 +1,9 @@
-"""Meta-training on two cores: ``direct``, then ``small``; ``smoke`` shows it runs."""
+"""Meta-training of the LSTMs: ``small``, then ``longer``; ``smoke`` is a quick check.
+
+Both start from direct weights, which ``configs/direct_search.py`` finds; ``direct``
+trains these by evolution strategies instead. ``residual`` trains LSTMs on top of the
+shipped weights.
+"""
 
 import ml_collections
 
