@@ -65,5 +65,5 @@ def choose(arg: str, variants: dict) -> ml_collections.ConfigDict:
         ValueError: if there is none of that name.
     """
     if arg not in variants:
-        raise ValueError(f"no variant {arg!r}; there are {', '.join(variants)}")
+        raise ValueError(f"unknown variant {arg!r}; available: {', '.join(variants)}")
     return variants[arg]()

@@ -140,7 +140,7 @@ class Decision(NamedTuple):
 
 # Compiled as a whole even where the caller does not: op by op it is many times slower.
 # Under an outer jit this changes nothing. One cache for all optimizers, so that one
-# that is made anew for every step, as by `optax.inject_hyperparams`, compiles once.
+# that is created again for every step, as by `optax.inject_hyperparams`, compiles once.
 @functools.partial(jax.jit, static_argnames=("settings", "decayed"))
 def optimizer_step(
     grads: PyTree,

@@ -179,7 +179,7 @@ def test_cmu_mosi(folder):
 
 
 def test_names_that_are_not_known(folder):
-    with pytest.raises(ValueError, match=r"kind='msrvt' is none of .*; did you mean"):
+    with pytest.raises(ValueError, match=r"kind='msrvt' must be one .*; did you mean"):
         read_annotations("msrvt", folder)
     with pytest.raises(ValueError, match=r"no split 'valid'; did you mean 'validatio"):
         read_annotations("msrvtt", folder, split="valid")
@@ -241,8 +241,8 @@ SEGMENT = (*FIRST, "annotations", 1)
 WRONG = [
     # JSON that is of another form.
     ("msrvtt", WHOLE, lambda text: "[]", r"needs a JSON object, not \[\]; expected \{"),
-    ("msrvtt", WHOLE, lambda text: text[:99], r"no JSON: .* column \d+; expected \{"),
-    ("msrvtt", WHOLE, lambda text: "", "no JSON: .*; expected"),
+    ("msrvtt", WHOLE, lambda text: text[:99], r"invalid JSON: .* column \d+; expected"),
+    ("msrvtt", WHOLE, lambda text: "", "invalid JSON: .*; expected"),
     ("msrvtt", WHOLE, lambda text: "[" * 9999, "nested too deeply; expected"),
     (
         "msrvtt",
@@ -395,7 +395,7 @@ WRONG = [
         replaced("127.5", "1e999"),
         "the number 1e999 is larger than any float",
     ),
-    ("youcook2", COOK, replaced("127.5", "NaN"), "json: NaN is no JSON"),
+    ("youcook2", COOK, replaced("127.5", "NaN"), "json: NaN is not JSON"),
     ("youcook2", COOK, at(*SEGMENT, "id", to=0), "two samples have the key 'GLd3aX16z"),
     ("youcook2", COOK, replaced("GLd3aX16zBg", "../x"), "'video id' cannot name a f"),
     # Entries of other splits are read too.
@@ -571,7 +571,7 @@ def test_wrong_files(folder, kind, name, change, message):
     [
         ("utf-16", "UTF-16 text; convert it"),
         ("utf-16-le", "NUL characters, as UTF-16 has"),
-        ("latin-1", "no UTF-8: byte 0xe9"),
+        ("latin-1", "not UTF-8: 0xe9"),
     ],
 )
 def test_other_encodings(folder, kind, name, encoding, message):

@@ -96,7 +96,7 @@ def test_a_vanished_gradient_shrinks_the_step():
 
 
 def test_a_spell_of_zero_gradients_is_survived():
-    """Empty batches give zero gradients; what follows them is no explosion for long."""
+    """Empty batches give zero gradients; what follows is not taken for an explosion."""
     _, state = run_rms([1.0] * 20)
     taken, state = run_rms([0.0] * 10 + [1.0] * 10, state)
     assert all(taken)

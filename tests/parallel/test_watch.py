@@ -89,7 +89,7 @@ def test_a_silent_process_is_named_by_all_others_with_what_is_lost(processes, tm
         expected = (
             rf"process 1 of 3 \(pid {os.getpid()} on .*\): no sign of life for 0.6 s "
             r"\(--process_timeout\); 2 steps since the checkpoint of step 4 are lost; "
-            r"start all processes again, .*"
+            r"restart all processes .*"
         )
         assert re.fullmatch(expected, line)
 

@@ -78,7 +78,7 @@ def parse_prediction(value: Any) -> Prediction:
             or probabilities that lack the prediction or do not sum to 1.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} is no JSON object")
+        raise ValueError(f"{value!r} is not a JSON object")
     settings = dict(value)
     probabilities = settings.pop("probabilities", None)
     if probabilities is not None:
