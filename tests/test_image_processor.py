@@ -178,7 +178,7 @@ def test_sizes_for_another_model_are_scaled_where_that_is_asked_for(tmp_path):
         ({"size": {"max_height": 9, "max_width": 9}}, "size={'max_h.* is not square"),
         ({"size": {"shortest_edge": 9, "longest_edge": 19}}, "size={.* is not square"),
         ({"resample": 77}, "resample=77 must be one of Pillow's"),
-        ({"resample": "bicubic"}, "resample='bicubic' is none"),
+        ({"resample": "bicubic"}, "resample='bicubic' must be one"),
         ({"rescale_factor": 0}, "rescale_factor=0 must be a number above 0"),
         ({"rescale_factor": "1/255"}, "rescale_factor='1/255' must be"),
         (

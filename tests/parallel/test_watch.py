@@ -140,7 +140,9 @@ def test_the_witness_shows_all_but_the_trace_of_an_end_by_the_service():
     assert witness.read(b"slow compile\n" + TRACE) == b"slow compile\n"
     assert witness.ended() == TRACE  # Ended by something else.
     assert witness.read(FATAL) == b""
-    assert witness.ended().startswith(b"process 0 of 4 is gone, without which no other")
+    assert witness.ended().startswith(
+        b"process 0 of 4 is gone, and no other can continue"
+    )
     first = Witness(progress, 0, 4, 10.0)
     first.read(TRACE + FATAL)
     assert first.ended().startswith(b"another of the 4 processes is gone; what was")

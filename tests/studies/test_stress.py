@@ -136,7 +136,7 @@ def test_lines_that_lack_a_key_or_are_no_object(tmp_path):
 
 def test_predictions_that_do_not_fit_together():
     some = made_up("m", CLEAN, [])
-    with pytest.raises(ValueError, match=r"'arrow/000.png' is there twice .* seed 0"):
+    with pytest.raises(ValueError, match=r"'arrow/000.png' occurs twice .* seed 0"):
         cells(some + some[:1])
     relabelled = dataclasses.replace(some[0], label="ship", seed=1)
     with pytest.raises(ValueError, match="the labels 'arrow' and 'ship'"):

@@ -195,7 +195,7 @@ def cells(
         examples = seeds.setdefault(one.seed, {})
         if one.example in examples:
             raise ValueError(
-                f"example {one.example!r} is there twice for model {one.model!r}, seed "
+                f"example {one.example!r} occurs twice for model {one.model!r}, seed "
                 f"{one.seed}, condition {one.condition.name!r}"
             )
         examples[one.example] = one

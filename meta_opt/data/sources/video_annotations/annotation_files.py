@@ -303,7 +303,7 @@ def _check_header(
     for column in header:
         if header.count(column) > 1:
             raise ValueError(
-                f"{where}: column {column!r} is there twice; expected {form}"
+                f"{where}: column {column!r} occurs twice; expected {form}"
             )
 
 
