@@ -51,7 +51,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-data: $(STAMP)  ## download and prepare all datasets and the pretrained encoders (1.4 GB)
+data: $(STAMP)  ## download and prepare all datasets and the pretrained encoders (1.3 GB)
 	$(BIN)/python -m meta_opt.data.prepare --all
 
 tables: $(STAMP)  ## optimizers compared on the multimodal suite: Table 1, Figures 2 and 3

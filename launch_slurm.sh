@@ -54,7 +54,7 @@ case "$1" in
 esac
 name=$1
 shift
-[[ $name =~ ^[A-Za-z0-9_.-]+$ ]] || fail "'$name' is no name for a job"
+[[ $name =~ ^[A-Za-z0-9_.-]+$ ]] || fail "'$name' is not a valid name for a job"
 
 nodes=1 array='' gpus=8 cpus='' time=24:00:00 partition='' account='' venv=.venv grace=300
 dry_run=no command=''

@@ -10,7 +10,7 @@ Usage: launch_tpu.sh run NAME --zone ZONE --type TYPE [options] -- COMMAND...
 run     creates the TPU VM NAME or takes the one that is there, copies the checkout
         (all that git does not ignore), installs it, and runs COMMAND on every host;
         what the hosts print goes to the terminal and to runs/launch/NAME.log. If the TPU is
-        preempted it is made anew and COMMAND runs again, so COMMAND must resume by
+        preempted it is recreated and COMMAND runs again, so COMMAND must resume by
         itself: give it a --workdir on a disk that all hosts see (a bucket's name will
         not do: mount it, on every host).
 delete  deletes it.
@@ -21,7 +21,7 @@ delete  deletes it.
   --project PROJECT  (default: gcloud's own)
   --spot             cheaper, may be preempted
   --queued           ask through a queued resource and wait until it is there
-  --retries N        times that a preempted TPU is made anew (default 20)
+  --retries N        times that a preempted TPU is recreated (default 20)
   --poll SECONDS     between two looks at a queued resource (default 30)
   --delete-after     delete it when COMMAND has succeeded
   --dry-run          print the commands instead of running them
@@ -128,7 +128,7 @@ ensure() {
       fail "TPU $name is $now; try again when it is READY"
       ;;
     *)
-      echo "TPU $name is $now: made anew"
+      echo "TPU $name is $now: recreating it"
       remove
       ;;
   esac
@@ -176,7 +176,7 @@ run() {
       echo "launch_tpu.sh: $name was lost $attempt times; gave up" >&2
       return "$status"
     fi
-    echo "TPU $name is ${now:-gone} (loss $attempt of at most $retries); going on"
+    echo "TPU $name is ${now:-gone} (loss $attempt of at most $retries); recreating it"
   done
 }
 
@@ -191,12 +191,12 @@ case "$1" in
     exit 0
     ;;
   run | delete) what=$1 ;;
-  *) fail "no command '$1'; there are run and delete (--help)" ;;
+  *) fail "unknown command '$1'; available: run, delete (--help)" ;;
 esac
 shift
 name=${1:-}
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-  fail "'$name' is no name for a TPU: lower-case letters, digits and dashes"
+  fail "'$name' is not a valid name for a TPU: lower-case letters, digits and dashes"
 shift
 
 zone='' type='' version='' project='' command='' retries=20 poll=30

@@ -1,4 +1,4 @@
-"""Ablations of the shipped weights: ``shipped`` is reported; and ``smoke``."""
+"""Ablations of the shipped weights: ``shipped``, ``retrained`` and ``smoke``."""
 
 import ml_collections
 
@@ -6,16 +6,16 @@ from configs import common
 
 
 def shipped() -> ml_collections.ConfigDict:
-    """On meta-validation, whose data sets no meta-training has seen."""
+    """On meta-validation, whose data sets are not used in meta-training."""
     held_out = common.meta_validation()
     config = ml_collections.ConfigDict()
     config.ablations = dict(
         tasks=held_out["tasks"],
         weights=common.WEIGHTS,
-        # Weights that were trained without something, by the name they get.
+        # Paths of weights that were trained without something, by name.
         others=ml_collections.ConfigDict(),
         budgets=(1.0, 0.5),
-        # Those of the stored results of the baseline.
+        # The seeds of the stored baseline results.
         seeds=(1, 2, 3),
     )
     config.baseline = held_out["baseline"]
@@ -26,9 +26,9 @@ def shipped() -> ml_collections.ConfigDict:
 
 
 def retrained() -> ml_collections.ConfigDict:
-    """Beside them the search's direct weights, with and without fine-tuning tasks.
+    """Also the direct weights of searches with and without fine-tuning tasks.
 
-    Needs what two searches leave, see configs/direct_search.py.
+    Needs the outputs of two searches, see configs/direct_search.py.
     """
     config = shipped()
     config.ablations.others = ml_collections.ConfigDict(

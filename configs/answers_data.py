@@ -1,4 +1,4 @@
-"""Questions about pictures for pre-training: ``emoji_tuxpaint``, ``smoke``."""
+"""Questions about images for pre-training: ``emoji_tuxpaint``, ``smoke``."""
 
 import ml_collections
 
@@ -15,7 +15,7 @@ def emoji_tuxpaint() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """One stamp of 10, small: whether it runs at all."""
+    """One stamp of ten, small: a quick check."""
     config = emoji_tuxpaint()
     config.data = dict(names=("tuxpaint",), width=32, every=10)
     config.out = "runs/answers/smoke_data"

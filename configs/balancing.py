@@ -1,6 +1,6 @@
 """Balancing of modalities on classifications of the suite, by name.
 
-``clipart_category`` is reported; ``smoke`` shows that it runs.
+``clipart_category`` is reported; ``smoke`` is a quick check.
 """
 
 import ml_collections
@@ -16,11 +16,11 @@ def task(name: str) -> ml_collections.ConfigDict:
 def _balanced(
     config: ml_collections.ConfigDict, name: str
 ) -> ml_collections.ConfigDict:
-    # What is compared are gradients, not how a run is rescued.
+    # No automatic recovery.
     config.loop.recovery.enabled = False
     config.loop.eval_every = config.loop.log_every = config.num_steps
     config.loop.evaluate_at_start = False
-    # Compiled in seconds.
+    # Compiles in seconds.
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 5e-4
     config.study = dict(seeds=(1, 2))

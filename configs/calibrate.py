@@ -1,4 +1,4 @@
-"""One setting of each untuned rival for all tasks: ``families``; and ``smoke``."""
+"""One setting of each untuned rival for all tasks: ``families``, ``smoke``."""
 
 import ml_collections
 
@@ -6,7 +6,7 @@ from configs import common
 
 
 def families() -> ml_collections.ConfigDict:
-    """Over the training families, hours on two cores; needs what `make data` makes."""
+    """Over the training families; hours on two cores. Needs `make data`."""
     config = ml_collections.ConfigDict()
     config.calibration = dict(
         families=(
@@ -43,7 +43,7 @@ def families() -> ml_collections.ConfigDict:
             lion=(0.1, 1.0),
             muon=(0.01, 0.1),
         ),
-        # Of a task's largest horizon.
+        # Run lengths as fractions of a task's largest horizon.
         horizon_shares=(1.0, 0.4),
         seeds=(0,),
         error_weight=1.0,

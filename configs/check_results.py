@@ -1,8 +1,8 @@
-"""One cell of each published table, to be measured again: ``published``; ``smoke``.
+"""One cell of each published table, to be measured again: ``published``, ``smoke``.
 
 Each check names the code that measures it (``experiments/result_checks``) and the
-tolerance of numbers that have no interval of seeds. ``not_rerun`` lists what is
-published and takes too long, or needs what is not here.
+tolerance of numbers without an interval over seeds. ``not_rerun`` lists published
+results that take too long or have further requirements.
 """
 
 import ml_collections
@@ -32,7 +32,7 @@ def published() -> ml_collections.ConfigDict:
         what: {"reason": reason, "command": command}
         for what, reason, command in _NOT_RERUN
     }
-    # Of stored results; --records says what each says of its origin.
+    # Folder of stored results; --records counts those that lack provenance.
     config.results = "results"
     return config
 

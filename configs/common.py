@@ -1,17 +1,17 @@
 """Settings that the experiments share.
 
-A run's config states what differs from the defaults of the dataclasses that it is built
-into: `meta_opt.finetuning.runs.RunConfig` and the workload's. All of their settings can
-be given on the command line, ``--config.section.key=value``.
+A run's config lists only what differs from the defaults of the dataclasses that it is
+turned into: `meta_opt.finetuning.run_config.RunConfig` and the workload's config. All
+of their settings can be given on the command line, ``--config.section.key=value``.
 """
 
 import ml_collections
 
-# Of the learned optimizer; the library's default.
+# Weights of the learned optimizer; the library's default.
 WEIGHTS = "lstm-v3"
-# Leaves with a leading layer axis, in the models of this repository.
+# Parameters with a leading layer axis, in the models of this repository.
 STACKED = r"(^|/)layers/"
-# Linear layers of pretrained encoders, at a token or at a pixel.
+# Linear layers of pretrained encoders, dense or 1x1 convolutions.
 ENCODER_KERNELS = (
     r"^encoders/.*(attention/(query|key|value|out)|mlp/(up|down)"
     r"|(expand|project|head)/conv)/kernel$"
@@ -37,13 +37,13 @@ def image_text_config(num_steps: int, batch_size: int) -> ml_collections.ConfigD
     """A run on images with captions or answers; nano on the bundled clip art."""
     config = run_config(num_steps, batch_size)
     config.data = {}
-    # Of decoding, beside the step.
+    # Decoding threads.
     config.pipeline = dict(num_threads=1)
     return config
 
 
 def meta_validation() -> dict:
-    """Held-out tasks that weights are chosen by, and the tuned baseline on them."""
+    """Held-out tasks for choosing weights, and the tuned baseline on them."""
     return {
         "tasks": (
             "clipart_conv",
@@ -65,5 +65,5 @@ def choose(arg: str, variants: dict) -> ml_collections.ConfigDict:
         ValueError: if there is none of that name.
     """
     if arg not in variants:
-        raise ValueError(f"no variant {arg!r}; there are {', '.join(variants)}")
+        raise ValueError(f"unknown variant {arg!r}; available: {', '.join(variants)}")
     return variants[arg]()

@@ -1,9 +1,9 @@
-"""Published searches for the settings of picture classifiers, on emoji at 100 pixels.
+"""Published hyper-parameter searches of image classifiers, on emoji at 100 pixels.
 
-``resnet50`` and ``convnext_tiny`` with ``--config.base.network.weights=FOLDER`` search
-where Roumeliotis et al. (2025) did; ``efficientnet_lite0`` as ``resnet50`` does;
-``smoke`` shows that it runs. Of your own pictures:
-``--config.base.pictures.task=FILE.jsonl``, with a name and results of their own.
+``resnet50`` and ``convnext_tiny``, with ``--config.base.network.weights=FOLDER``, use
+the spaces of Roumeliotis et al. (2025); ``efficientnet_lite0`` uses that of
+``resnet50``; ``smoke`` is a quick check. For your own images:
+``--config.base.pictures.task=FILE.jsonl``, with another ``name`` and ``results``.
 """
 
 import ml_collections
@@ -12,10 +12,10 @@ from configs import common, convnets
 
 
 def _search(name: str) -> ml_collections.ConfigDict:
-    """What the published searches have in common."""
+    """Settings common to the published searches."""
     config = ml_collections.ConfigDict()
     config.base = convnets.get_config(name)
-    # Length and evaluations are in epochs.
+    # Length and evaluations are set in epochs instead.
     config.base.num_steps = 1
     del config.base.loop["eval_every"]
     config.base.seed = 42
@@ -32,7 +32,7 @@ def _search(name: str) -> ml_collections.ConfigDict:
         seed=42,
         # Optuna's default.
         startup_trials=10,
-        # Epochs. The pruner's lowest rung is the first: min_early_stopping_rate 0.
+        # Epochs at the lowest rung of the pruner (min_early_stopping_rate 0).
         min_resource=5,
         reduction_factor=4,
         progress=True,
@@ -76,7 +76,7 @@ def convnext_tiny() -> ml_collections.ConfigDict:
     config = _search("convnext_tiny")
     config.base.optimizer.name = "adamw"
     config.base.optimizer.schedule = dict(name="cosine", final_fraction=0.01)
-    # Of its published search the pruner was off.
+    # The published search had no pruner.
     config.search.min_resource = 0
     config.space = dict(
         learning_rate=dict(kind="log", low=1e-6, high=1e-4),
@@ -87,7 +87,7 @@ def convnext_tiny() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """Three trials of at most two epochs on few pictures."""
+    """Three trials of at most two epochs on few images."""
     config = efficientnet_lite0()
     config.base.pictures.max_examples = 24
     config.base.pictures.image_size = 64

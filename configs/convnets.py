@@ -1,8 +1,8 @@
-"""Convolutional networks on labelled pictures: the last stage and a head train.
+"""Convolutional networks on labelled images: the last stage and a head are trained.
 
 ``resnet50`` and ``convnext_tiny`` with ``--config.network.weights=FOLDER``;
-``efficientnet_lite0`` with its prepared weights; ``smoke`` shows that it runs. Of your
-own pictures: ``--config.pictures.task=FILE.jsonl``.
+``efficientnet_lite0`` with its prepared weights; ``smoke`` is a quick check. For your
+own images: ``--config.pictures.task=FILE.jsonl``.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ def _classifier(name: str, batch_size: int) -> ml_collections.ConfigDict:
         name="adam",
         learning_rate=3e-4,
         clip_norm=1.0,
-        # The head starts from nothing.
+        # The head is trained from scratch.
         rate_factors=((r"^head/", 10.0),),
     )
     config.pictures = dict(
@@ -52,7 +52,7 @@ def efficientnet_lite0() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """A few steps on few pictures."""
+    """A few steps on few images."""
     config = efficientnet_lite0()
     config.num_steps = 4
     config.batch_size = 8

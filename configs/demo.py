@@ -1,4 +1,4 @@
-"""``make demo``: optimizers on one budget. ``nano`` and, for tests, ``smoke``."""
+"""``make demo``: optimizers at one budget; ``nano`` and, for tests, ``smoke``."""
 
 import ml_collections
 
@@ -7,7 +7,7 @@ from configs.meta_evaluate import RIVALS
 
 
 def nano() -> ml_collections.ConfigDict:
-    """Bundled data alone: titles from scratch, then nano on pictures and titles."""
+    """On bundled data: titles from scratch, then nano on images and titles."""
     config = ml_collections.ConfigDict()
     config.untuned = dict(
         tasks=("demo_titles_writer",),
@@ -24,7 +24,7 @@ def nano() -> ml_collections.ConfigDict:
     config.base.loop.keep_best = 0
     config.base.pipeline.flip = True
     config.base.pipeline.crop_pixels = 4
-    # Holds a whole split, so that the loss contrasts all of it.
+    # A whole split in one batch, so that the contrastive loss covers all of it.
     config.base.data.eval_batch_size = 176
     config.runs = dict(
         learned=dict(
@@ -38,7 +38,7 @@ def nano() -> ml_collections.ConfigDict:
             tuned="results/tuned/nano_clipart_adamw.json",
         ),
     )
-    # A ConfigDict sorts its keys; the first is the subject of the comparison.
+    # ConfigDict sorts its keys; the first is the subject of the comparison.
     config.order = ("learned", "adamw_tuned")
     config.reference = "adamw_tuned"
     config.num_queries = 6

@@ -1,10 +1,10 @@
-"""Search of direct weights: ``small`` for two cores; ``smoke`` shows that it runs."""
+"""Search of direct weights: ``small``, ``from_scratch``; ``smoke`` is a quick check."""
 
 import ml_collections
 
 from configs import common
 
-# Where each begins, and its first standard deviation: the numbers of lstm-v4.
+# Initial mean and standard deviation of each weight; the means are those of lstm-v4.
 _DIRECT = (
     ("constant>step", -0.13, 0.3),
     ("log_num_steps>step", -0.5, 0.3),
@@ -36,7 +36,7 @@ _DIRECT = (
 )
 
 
-# Families, and the length of their runs.
+# Run length by family.
 _STEPS = {
     "style_digits_vit": 300,
     "style_glyphs_conv": 200,
@@ -70,16 +70,17 @@ _STEPS = {
 
 
 def small() -> ml_collections.ConfigDict:
-    """Twenty-eight families in many styles, every one in every generation.
+    """Twenty-eight families in many styles, all of them in every generation.
 
-    Sized for an accelerator: eleven seconds a generation on one H200 with 14 workers.
-    On two cores take ``population`` 11 and two workers, some 15 minutes a generation.
-    With ``generations`` 0 the numbers are written as they stand: those of ``lstm-v4``.
+    Sized for an accelerator: eleven seconds per generation on an H200 with 14 workers.
+    On two CPU cores set ``population`` to 11 and ``workers`` to 2, for some 15 minutes
+    per generation. With ``generations`` 0 the initial means, the weights of
+    ``lstm-v4``, are exported unchanged.
     """
     return ml_collections.ConfigDict(
         {
             "search": {
-                # In turn on the workers: heavy ones beside light ones.
+                # Assigned to the workers in turn, heavy ones beside light ones.
                 "families": tuple(_STEPS),
                 "num_steps": _STEPS,
                 "direct": _DIRECT,
@@ -95,15 +96,15 @@ def small() -> ml_collections.ConfigDict:
                 "validate_every": 2,
                 # Weight of the mean over the worst fifth of the families.
                 "worst_weight": 0.5,
-                # Of the squared distance from where the search began.
+                # Penalty on the squared distance from the initial means.
                 "pull": 0.03,
-                # Families drawn for a generation; 0: all.
+                # Families sampled per generation; 0 for all.
                 "families_per_generation": 0,
-                # Processes that share the families; 0: this one alone.
+                # Worker processes; 0 evaluates in this process.
                 "workers": 14,
-                # One program for all candidates; false is faster on a CPU.
+                # Vectorise the candidates in one program; false is faster on a CPU.
                 "side_by_side": True,
-                # Weights that what is searched is added to; "": the hand-designed rule.
+                # Weights that the searched ones are added to; "": hand-designed rule.
                 "start": "",
                 "controller": {
                     "global_hidden": 24,
@@ -114,7 +115,7 @@ def small() -> ml_collections.ConfigDict:
                 },
             },
             "validation": common.meta_validation(),
-            # Devices to split the CPU into; 0 leaves it (and accelerators) alone.
+            # Number of virtual CPU devices; 0 uses the devices as they are.
             "cpu_devices": 0,
             "data_dir": "",
             "export": "",

@@ -1,4 +1,4 @@
-"""Runs under faults: ``full``, fifty kills of each kind; ``smoke`` shows it runs."""
+"""Runs under faults: ``full``, with fifty kills of each kind, and ``smoke``."""
 
 import ml_collections
 

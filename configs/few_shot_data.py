@@ -1,6 +1,6 @@
 """Few-shot data in phases and widths.
 
-``openclipart``, ``tuxpaint``, ``smoke``; of your own pictures: ``own``, ``table``.
+``openclipart``, ``tuxpaint``, ``smoke``; for your own images: ``own``, ``table``.
 """
 
 import ml_collections
@@ -18,7 +18,7 @@ def openclipart() -> ml_collections.ConfigDict:
 
 
 def own() -> ml_collections.ConfigDict:
-    """Your own pictures: a folder for each class, or a JSONL file with labels.
+    """Your own images: a folder for each class, or a JSONL file with labels.
 
     With ``--config.data.name=products/ --config.out=FOLDER``.
     """
@@ -29,7 +29,7 @@ def own() -> ml_collections.ConfigDict:
 
 
 def table() -> ml_collections.ConfigDict:
-    """A published table of pictures and their classes, such as a data set's CSV.
+    """A table of images and their classes, such as the CSV file of a data set.
 
     With ``--config.data.name=FILE.csv`` and the names of its columns.
     """
@@ -47,14 +47,14 @@ def tuxpaint() -> ml_collections.ConfigDict:
     stamps = "tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
     config.data.name = f"data/downloads/manual/tuxpaint/{stamps}"
     config.data.classes = ("clothes", "people", "plants", "vehicles")
-    # Models are tested with them, and none is trained.
+    # For testing only.
     config.protocol = dict(train=1, validation=1, test=20, phases=1)
     config.out = "data/few_shot/tuxpaint"
     return config
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """Four classes of the bundled drawings, small: whether it runs at all."""
+    """Four classes of the bundled drawings, small: a quick check."""
     config = openclipart()
     config.data.name = "bundled"
     config.data.classes = ("animals", "buildings", "food", "tools")

@@ -1,6 +1,6 @@
 """Fine-tuning: ``nano_clipart[_lora]``, ``nano_captions``, ``smoke``.
 
-Of your own data: ``so400m[_lora]``, ``paligemma[_lora]``.
+For your own data: ``so400m[_lora]``, ``paligemma[_lora]``.
 """
 
 import ml_collections
@@ -40,10 +40,10 @@ def nano_captions() -> ml_collections.ConfigDict:
 
 
 def so400m() -> ml_collections.ConfigDict:
-    """All parameters of SigLIP So400m, or any CLIP or SigLIP folder, on own pictures.
+    """All parameters of SigLIP So400m, or any CLIP or SigLIP folder, on your images.
 
     With ``--config.model.weights=FOLDER --config.data.name=FILE.jsonl``. Steps and
-    batch size are chosen by the number of pictures.
+    batch size are chosen from the number of images.
     """
     config = common.image_text_config(num_steps=0, batch_size=0)
     config.model.weights = "siglip-so400m-patch14-384"
@@ -52,7 +52,7 @@ def so400m() -> ml_collections.ConfigDict:
     config.model.remat = "full"
     config.data.name = "captions.jsonl"
     config.data.eval_batch_size = 64
-    # The context of the model.
+    # The model's context length.
     config.pipeline.text_length = None
     config.pipeline.num_threads = 8
     config.mesh.fsdp = -1
@@ -65,7 +65,7 @@ def so400m_lora() -> ml_collections.ConfigDict:
 
 
 def paligemma() -> ml_collections.ConfigDict:
-    """All parameters of PaliGemma, on own pictures with captions or answers.
+    """All parameters of PaliGemma, on your images with captions or answers.
 
     With ``--config.model.weights=FOLDER --config.data.name=FILE.jsonl``.
     """
@@ -93,7 +93,7 @@ def _with_adapters(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """A few steps of an untrained model: whether it runs at all."""
+    """A few steps of an untrained model: a quick check."""
     config = common.image_text_config(num_steps=4, batch_size=16)
     config.model.weights = ""
     config.optimizer.name = "hand_designed"

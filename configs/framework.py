@@ -1,4 +1,4 @@
-"""The framework against plain fine-tuning on the suite: ``suite``, ``smoke``."""
+"""The framework compared with plain fine-tuning on the suite: ``suite``, ``smoke``."""
 
 import ml_collections
 
@@ -6,10 +6,10 @@ from configs import common, multimodal, tables
 
 
 def suite() -> ml_collections.ConfigDict:
-    """What best checkpoint, readout and `meta_opt.fit` add, three seeds each."""
+    """Gains of best checkpoint, readout and `meta_opt.fit`, three seeds each."""
     config = ml_collections.ConfigDict()
     config.tasks = tables.table1().tasks
-    # The first is what the others are compared with.
+    # The first is the reference.
     config.stages = (
         dict(name="AdamW, tuned", optimizer="adamw"),
         dict(name="AdamW, best checkpoint", optimizer="adamw", part="best checkpoint"),
@@ -21,16 +21,16 @@ def suite() -> ml_collections.ConfigDict:
         dict(name="framework", part="fit"),
     )
     config.seeds = (1, 2, 3)
-    # Of `meta_opt.fit`.
+    # Preset of `meta_opt.fit`.
     config.preset = "good"
-    # With the runs after the last step, and the tuned settings.
+    # Stored tuned settings, and runs without checkpoint selection.
     config.table1 = "results/table1"
     config.results = "results/framework"
     return config
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """One seed of two stages on few samples of one task, whose Table 1 is there."""
+    """One seed of a few stages on few samples of one task; needs its Table 1 cells."""
     config = suite()
     task = multimodal.task("tuxpaint_trimodal")
     task.inputs.max_examples = 40

@@ -1,4 +1,4 @@
-"""Load: ``full``, as much as a large run has; ``smoke`` shows that it runs."""
+"""Load tests: ``full``, at the scale of a large run, and ``smoke``."""
 
 import ml_collections
 
@@ -6,7 +6,7 @@ from configs import common
 
 
 def full() -> ml_collections.ConfigDict:
-    """What a long run on much data has."""
+    """The scale of a long run on a large data set."""
     config = ml_collections.ConfigDict()
     config.counts = {
         "steps": 10_000,
@@ -19,7 +19,7 @@ def full() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """A thousandth of it."""
+    """A thousandth of that."""
     config = full()
     config.counts = {"steps": 20, "checkpoints": 5, "lines": 1000, "pictures": 200}
     config.results = "runs/load_smoke"

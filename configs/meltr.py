@@ -1,8 +1,8 @@
 """Fine-tuning with several losses that MELTR combines, on clips with texts.
 
 On animated emoji: ``univl_retrieval``, ``univl_captioning``, ``univl_sentiment``,
-``violet_question_answering``, ``all_in_one_retrieval``; ``smoke`` shows that it runs.
-On official data sets, whose files are yours to bring: ``msrvtt_retrieval``,
+``violet_question_answering``, ``all_in_one_retrieval``; ``smoke`` is a quick check.
+On official data sets, whose files you provide: ``msrvtt_retrieval``,
 ``youcook2_captioning``, ``tgif_action``, ``msvd_question_answering``,
 ``mosi_sentiment``, with ``--config.clips.official.annotations=FOLDER`` and
 ``--config.clips.official.media=FOLDER``.
@@ -22,7 +22,7 @@ def video_text(family: str, task: str, published: str) -> ml_collections.ConfigD
     config.loop.log_every = 20
     config.clips = dict(
         encoders=dict(image="efficientnet_lite0", text="minilm"),
-        # Last layers that train; 0: all. What is below is computed once.
+        # Number of last layers that train (0 for all); the others are run once.
         trainable_layers=dict(image=1, text=1),
         feature_cache_dir="runs/features",
     )
@@ -62,9 +62,9 @@ def all_in_one_retrieval() -> ml_collections.ConfigDict:
 
 
 def official(config: ml_collections.ConfigDict, source: str) -> None:
-    """Puts an official data set in the place of the emoji."""
+    """Replaces the emoji by an official data set."""
     config.clips.source = source
-    # Where they are has to be given.
+    # To be given on the command line.
     config.clips.official = dict(annotations="", media="")
     config.clips.image_size = 128
     config.clips.text_length = 24
@@ -96,7 +96,7 @@ def tgif_action() -> ml_collections.ConfigDict:
 
 
 def msvd_question_answering() -> ml_collections.ConfigDict:
-    """Questions with answers out of those of the training split."""
+    """Questions whose answers are among those of the training split."""
     config = violet_question_answering()
     official(config, "msvd_qa")
     return config

@@ -1,4 +1,4 @@
-"""Throughput of MELTR: ``full`` is reported, ``smoke`` shows that it runs."""
+"""Throughput of MELTR: ``full`` is reported, ``smoke`` is a quick check."""
 
 import ml_collections
 
@@ -12,9 +12,9 @@ _SMALLER = ("half_batch", "same_half_batch", "quarter_batch")
 
 
 def full() -> ml_collections.ConfigDict:
-    """By losses, model, devices and method; a cell takes up to ten minutes."""
+    """By losses, model, devices and method; up to ten minutes per cell."""
     cases = {}
-    # Times first: what they need is compiled.
+    # Timed cases first; they also compile the programs.
     for model, num_losses in (("nano", 8), ("nano", 1), ("small", 8), ("base", 8)):
         cases[f"time_{model}_{num_losses}"] = dict(
             model=model,
@@ -32,7 +32,7 @@ def full() -> ml_collections.ConfigDict:
         cases[f"method_small_{method}"] = dict(
             model="small", num_losses=8, level="traced", method=method
         )
-    # One loss: the largest share of the primary one.
+    # With one loss the primary one has the largest share.
     for method in ("same_batch", *_SMALLER):
         for model, size in (("nano", 8), ("base", 8), ("So400m/14", 32), ("3B/14", 32)):
             cases[f"method_{model.split('/')[0]}_{method}"] = dict(
@@ -51,7 +51,7 @@ def full() -> ml_collections.ConfigDict:
             cases[f"losses_{model.split('/')[0]}_{num_losses}"] = dict(
                 model=model, num_losses=num_losses, batch_size=32, level="traced"
             )
-    # Few losses: compilation takes longest, and messages are those of the gradients.
+    # Few losses: compilation dominates, and communication is that of the gradients.
     for devices in (1, 2, 4, 8):
         cases[f"devices_nano_{devices}"] = dict(
             model="nano", num_losses=2, devices=devices
@@ -93,9 +93,9 @@ def smoke() -> ml_collections.ConfigDict:
 def _config(cases: dict, results: str) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.cases = cases
-    # K, between two meta-steps.
+    # Steps between two meta-steps (K).
     config.intervals = (1, 3, 5, 10, 20)
-    # Of the cost model's fit.
+    # Held out of the fit of the cost model.
     config.held_out = dict(models=("base",), num_losses=(5,), intervals=(5,))
     config.results = results
     return config

@@ -1,8 +1,8 @@
 """Meta-test: ``foreign`` and ``test`` are reported, the validations choose weights.
 
-``foreign`` is the suite of other people's code and data, which comes first in what is
-reported and chooses nothing; ``style_validation`` is of the same kind and chooses
-weights, as ``validation`` does; ``smoke`` needs no prepared data.
+``foreign`` is the suite of other people's code and data, the headline result, which
+chooses nothing; ``style_validation`` is of the same kind and chooses weights, as
+``validation`` does; ``smoke`` needs no prepared data.
 """
 
 import ml_collections
@@ -40,19 +40,18 @@ def test() -> ml_collections.ConfigDict:
             "tuxpaint_head",
             "animated_video",
         ),
-        # Full budget by task; a task's larger horizon where it is not named here.
+        # Full budget by task; tasks not named here use their larger horizon.
         num_steps=ml_collections.ConfigDict(),
         core_baselines=("sgd", "adam", "adamw", "rmsprop", "lion"),
         extra_baselines=("muon", "schedule_free_adamw", "prodigy"),
-        # Run without tuning; "learned" once with each of the weights (names or paths).
+        # Run without tuning; "learned" once for each of ``weights`` (names or paths).
         untuned=("learned", "hand_designed", *RIVALS),
         weights=(common.WEIGHTS,),
         budgets=(1.0, 0.75, 0.6, 0.5, 0.35, 0.25),
-        # Of initialisation and batches. What is reported has other seeds than the
-        # trials that settings are chosen by.
+        # Seeds of initialisation and data order; tuning uses a different one.
         tuning_seeds=(0,),
         seeds=(1, 2, 3),
-        # Side by side in one program.
+        # Seeds vectorised in one program.
         seeds_at_once=1,
         trials_of_core=20,
         trials_of_extra=8,
@@ -73,7 +72,7 @@ def validation() -> ml_collections.ConfigDict:
     """Held-out data sets of meta-training: to choose between weights."""
     config = test()
     config.meta_test.tasks = common.meta_validation()["tasks"]
-    # Tuned AdamW alone is reference enough to choose weights by.
+    # Tuned AdamW alone suffices as the reference for choosing weights.
     config.meta_test.core_baselines = ("adamw",)
     config.meta_test.extra_baselines = ()
     config.meta_test.untuned = ("learned", "hand_designed")

@@ -1,11 +1,16 @@
-"""Meta-training on two cores: ``direct``, then ``small``; ``smoke`` shows it runs."""
+"""Meta-training of the LSTMs: ``small``, then ``longer``; ``smoke`` is a quick check.
+
+Both start from direct weights, which ``configs/direct_search.py`` finds; ``direct``
+trains these by evolution strategies instead. ``residual`` trains LSTMs on top of the
+shipped weights.
+"""
 
 import ml_collections
 
 from configs import common
 
 _FAMILIES = (
-    # In pairs of about equal cost: two devices take one each.
+    # In pairs of about equal cost, one for each of two devices.
     *("emoji_vit", "cldr_writer_lora"),
     *("digits_mlp", "cancer_mlp"),
     *("emoji_vit_finetune", "emoji_clip_lora"),
@@ -34,14 +39,14 @@ _DIRECT = (
 
 
 def direct() -> ml_collections.ConfigDict:
-    """Evolution strategies over whole, long runs; few weights, no LSTM yet."""
+    """Evolution strategies over whole, long runs; direct weights only, no LSTM yet."""
     return ml_collections.ConfigDict(
         {
             "meta": {
                 "families": _FAMILIES,
                 "outer_steps": 252,
                 "estimator": "es",
-                # "particles": one family a step, its particles on all devices.
+                # "particles": one family per step, its particles on all devices.
                 "parallel": "families",
                 "particles": 2,
                 "pairs": 12,
@@ -75,15 +80,15 @@ def direct() -> ml_collections.ConfigDict:
                 "rates": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
                 "least_budget": 0.4,
             },
-            # Weights to begin from: a shipped name or a path; "": random LSTMs.
+            # Initial weights: a shipped name or a path; "" for random LSTMs.
             "start": "",
             "validation": common.meta_validation(),
-            # Devices to split the CPU into; 0 leaves it (and accelerators) alone.
+            # Number of virtual CPU devices; 0 uses the devices as they are.
             "cpu_devices": 2,
             "data_dir": "",
             "export": "",
-            # What is exported: the "best" by meta-validation or the "last" weights, and
-            # how much of the way from ``start`` to them.
+            # Exported weights: the "best" by meta-validation or the "last", and how far
+            # to interpolate from ``start`` to them.
             "export_from": "best",
             "export_share": 1.0,
         }
@@ -127,13 +132,13 @@ def longer() -> ml_collections.ConfigDict:
     config.meta.error_weight = 3.0
     config.meta.seed = 1
     config.meta.longest = ((0, 240),)
-    # The mean of both: the best meta-validation at all budgets, see docs.
+    # The mean of start and end, best on meta-validation at all budgets (see docs).
     config.export_share = 0.5
     return config
 
 
 def residual() -> ml_collections.ConfigDict:
-    """LSTMs on top of the shipped weights, which have none; for one core."""
+    """LSTMs on top of the shipped weights, which do not use theirs; for one core."""
     config = small()
     config.start = common.WEIGHTS
     config.meta.families = (
@@ -149,7 +154,7 @@ def residual() -> ml_collections.ConfigDict:
     config.meta.validate_every = 0
     config.meta.longest = ((0, 200),)
     config.meta.particles = 2
-    # Style validation chooses, see docs.
+    # Style validation chooses the weights (see docs).
     config.validation.tasks = ()
     config.export_from = "last"
     config.cpu_devices = 0

@@ -1,17 +1,17 @@
-"""The framework on one task of the suite each, and ``own`` on your samples.
+"""A multimodal model on a task of the suite, by name, or on your samples (``own``).
 
-``smoke`` shows that it runs.
+``smoke`` is a quick check.
 """
 
 import ml_collections
 
 from configs import common
 
-# Of each task: batch size, steps of an epoch, and samples of a split at most; 0: all.
+# By task: batch size, steps per epoch, and maximum samples per split (0 for all).
 SUITE = {
     "tuxpaint_speech": (32, 16, 0),
     "tuxpaint_trimodal": (32, 16, 0),
-    # Of some 2,000, for time: the table runs each 248 times.
+    # Half of the samples, to save time: the table trains each of these 248 times.
     "clipart_category": (64, 15, 1000),
     "clipart_retrieval": (64, 15, 1000),
     "clipart_captions": (64, 15, 1000),
@@ -23,7 +23,7 @@ EPOCHS = 8
 
 
 def task(name: str) -> ml_collections.ConfigDict:
-    """A task under the learned optimizer, all parameters of what is not cut off."""
+    """A task under the learned optimizer; all parameters of the last layers train."""
     batch_size, steps_per_epoch, most = SUITE[name]
     config = common.run_config(EPOCHS * steps_per_epoch, batch_size)
     config.loop.eval_every = steps_per_epoch
@@ -35,9 +35,9 @@ def task(name: str) -> ml_collections.ConfigDict:
         encoders=dict(image="efficientnet_lite0", text="minilm", audio="whisper_tiny"),
         max_examples=most,
         text_length=12,
-        # Last layers that train; 0: all. What is below is computed once.
+        # Number of last layers that train (0 for all); the others are run once.
         trainable_layers=dict(image=1, text=1, audio=1),
-        # Features that are averaged below the layers that train.
+        # Number of adjacent features averaged before the trained layers.
         pool_size=dict(audio=4),
         feature_cache_dir="runs/features",
     )
@@ -50,7 +50,7 @@ def task(name: str) -> ml_collections.ConfigDict:
 def own() -> ml_collections.ConfigDict:
     """Your own samples, ``--config.inputs.task=FILE.jsonl``.
 
-    Steps and batch size are chosen by the number of samples.
+    Steps and batch size are chosen from the number of samples.
     """
     config = task("tuxpaint_trimodal")
     config.inputs.task = "samples.jsonl"

@@ -8,8 +8,8 @@ from configs import common
 def texts() -> ml_collections.ConfigDict:
     """`meta_opt.fit`, AutoGluon, Trainer and PEFT; three tasks, three seeds."""
     config = ml_collections.ConfigDict()
-    # Texts of training, validation and test; few, since AutoGluon takes a CPU two
-    # seconds for each.
+    # Training, validation and test texts; few, since AutoGluon takes two CPU seconds
+    # per text.
     config.tasks = {
         name: (200, 100, 400) for name in ("docstrings", "sayings", "titles")
     }
@@ -27,7 +27,7 @@ def texts() -> ml_collections.ConfigDict:
         dict(name="PEFT's LoRA, its guide", script="with_trainer", setting="lora"),
     )
     config.seeds = (1, 2, 3)
-    # Of the environment of experiments/peers/requirements.txt.
+    # Python of an environment with experiments/peers/requirements.txt.
     config.python = ".venv-peers/bin/python"
     config.data_dir = ""
     config.results = "results/peers/texts"
@@ -35,7 +35,7 @@ def texts() -> ml_collections.ConfigDict:
 
 
 def small() -> ml_collections.ConfigDict:
-    """Sixty texts to train on, one seed: minutes a library."""
+    """Sixty training texts, one seed; minutes per library."""
     config = texts()
     config.tasks = dict(docstrings=(60, 30, 30))
     config.seeds = (1,)

@@ -1,4 +1,4 @@
-"""Memory plans: ``so400m``, ``generative``, ``base`` for TPUs; ``smoke`` for here."""
+"""Memory plans for TPUs: ``so400m``, ``generative``, ``base``; ``smoke`` is local."""
 
 import ml_collections
 
@@ -9,9 +9,9 @@ def so400m() -> ml_collections.ConfigDict:
     """So400m/14 on four TPU v5e: three optimizers, full and LoRA."""
     config = ml_collections.ConfigDict()
     config.size = "So400m/14"
-    # A folder, as model.weights of a run: its architecture instead of ``size``.
+    # A model folder as for model.weights, whose architecture replaces ``size``.
     config.model = ""
-    # v5e:2x2, v4:2x2x2, v6e:4x4, ...; "": the devices here.
+    # v5e:2x2, v4:2x2x2, v6e:4x4, ...; "" for the local devices.
     config.topology = "v5e:2x2"
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.optimizers = ("adamw", "lion", "learned")
@@ -21,14 +21,14 @@ def so400m() -> ml_collections.ConfigDict:
     config.param_dtype = "float32"
     config.remat = "full"
     config.loss = "siglip"
-    # Tokens of a generative model's prompts and answers.
+    # Token lengths of a generative model's prompts and answers.
     config.prompt_length = 32
     config.text_length = 32
-    # Examples a shard of the batch that all are compared at.
+    # Examples per shard at which the optimizers are compared.
     config.examples = 32
-    # The largest that fits is sought among multiples of 8 up to this; 0: not at all.
+    # Upper bound of the search for the largest batch that fits; 0 skips the search.
     config.most_examples = 1024
-    # Of what is trained so.
+    # Trainable variants for which the largest batch is searched.
     config.largest_of = ("all",)
     config.accumulation_steps = 1
     config.weights = common.WEIGHTS
@@ -55,7 +55,7 @@ def base() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """Nano on the devices here: whether it runs at all."""
+    """Nano on the local devices: a quick check."""
     config = so400m()
     config.size = "nano"
     config.topology = ""

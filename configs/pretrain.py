@@ -1,6 +1,6 @@
 """Pre-training: ``nano_emoji`` on emoji of several artists, ``smoke``.
 
-``answers``: a model that answers in words, of pretrained parts; ``answers_smoke``.
+``answers``: a generative model from pretrained parts; ``answers_smoke``.
 """
 
 import ml_collections
@@ -32,11 +32,11 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def answers() -> ml_collections.ConfigDict:
-    """EfficientNet-Lite0 before a decoder with MiniLM's token embeddings.
+    """EfficientNet-Lite0 and a decoder with MiniLM's token embeddings.
 
     On the questions of ``configs/answers_data.py:emoji_tuxpaint``. Tower and embeddings
-    stay as they are: words that no answer has would lose their meaning. The tower reads
-    each picture once.
+    are frozen, since training would spoil the embeddings of words that no answer has.
+    The tower reads each image once.
     """
     config = common.image_text_config(num_steps=1200, batch_size=16)
     config.loop.eval_every = 300

@@ -1,7 +1,7 @@
 """Progressive few-shot fine-tuning: ``openclipart_small``, ``openclipart_large``.
 
-``openclipart_reduced`` is the large model in an hour on two cores,
-``openclipart_paligemma`` another one; ``smoke`` shows that it runs.
+``openclipart_reduced`` trains the large model in an hour on two cores,
+``openclipart_paligemma`` trains PaliGemma; ``smoke`` is a quick check.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from configs import common
 def openclipart_small() -> ml_collections.ConfigDict:
     """All parameters of nano-generative, from scratch, at 100 pixels.
 
-    From a model that writes already: ``--config.model.weights=EXPORTED``.
+    From a trained generative model: ``--config.model.weights=EXPORTED``.
     """
     config = common.image_text_config(num_steps=0, batch_size=1)
     for section in ("num_steps", "optimizer", "export"):
@@ -26,17 +26,17 @@ def openclipart_small() -> ml_collections.ConfigDict:
     config.optimizers = dict(
         learned=dict(name="learned", stacked=common.STACKED),
         adamw=dict(name="adamw"),
-        # Stands for one that was tuned: --config.optimizers.adamw_tuned.KEY=VALUE.
+        # Placeholder for tuned settings: --config.optimizers.adamw_tuned.KEY=VALUE.
         adamw_tuned=dict(name="adamw", learning_rate=3e-4, weight_decay=1e-3),
     )
     return config
 
 
 def openclipart_large() -> ml_collections.ConfigDict:
-    """All parameters of a model that ``configs/pretrain.py:answers`` wrote.
+    """All parameters of the model of ``configs/pretrain.py:answers``.
 
-    At other widths: ``--config.study.width=200``, ``400``. Adapters instead:
-    ``--config.model.trainable=lora`` and a pattern, `openclipart_paligemma` has one.
+    For other widths: ``--config.study.width=200``, ``400``. For adapters:
+    ``--config.model.trainable=lora`` and a pattern as in `openclipart_paligemma`.
     """
     config = openclipart_small()
     config.model.weights = "runs/answers/model"
@@ -56,10 +56,10 @@ def openclipart_reduced() -> ml_collections.ConfigDict:
 
 
 def openclipart_dynamic() -> ml_collections.ConfigDict:
-    """Phases that are chosen: wider pictures, and more examples, where they pay.
+    """Adaptive phases: larger images and more examples where they pay off.
 
-    What a point of accuracy, an example and a device hour are worth is the user's to
-    say; these are made up.
+    The prices of a point of accuracy, an example and a device hour are made up; set
+    your own.
     """
     config = openclipart_reduced()
     config.study.width = 200
@@ -93,7 +93,7 @@ def openclipart_paligemma() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """Two phases of the bundled drawings, once through: whether it runs at all."""
+    """Two phases of the bundled drawings, one epoch each: a quick check."""
     config = openclipart_small()
     config.study = dict(
         folder="runs/few_shot/smoke", width=32, variant="smoke", phases=2, epochs=1

@@ -1,4 +1,4 @@
-"""The safeguard under adverse conditions: ``robustness`` is reported; and ``smoke``."""
+"""The safeguard under adverse conditions: ``robustness`` (reported), ``smoke``."""
 
 import ml_collections
 
@@ -17,10 +17,10 @@ def robustness() -> ml_collections.ConfigDict:
             "cldr_writer_lora",
         ),
         weights=common.WEIGHTS,
-        # All there are, if empty.
+        # All conditions if empty.
         conditions=(),
-        # Steps of an ordinary run; a task's larger horizon where it is not named here.
-        # Half of it for the transformers, whose ten times longer run takes minutes.
+        # Steps of an ordinary run; tasks not named here use their larger horizon. The
+        # transformers get half of it, since runs ten times as long take minutes.
         num_steps=ml_collections.ConfigDict(
             {"emoji_vit_finetune": 90, "cldr_writer_lora": 75}
         ),

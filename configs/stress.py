@@ -1,6 +1,6 @@
-"""Stress tests of picture classifiers: ``reduced``, ``full``.
+"""Stress tests of image classifiers: ``reduced``, ``full``.
 
-``smoke`` and ``smoke_generative`` show that it runs. Trained models are added by
+``smoke`` and ``smoke_generative`` are quick checks. Add trained models with
 ``--config.models.NAME=FOLDER``.
 """
 
@@ -70,14 +70,14 @@ def reduced() -> ml_collections.ConfigDict:
 
 
 def smoke() -> ml_collections.ConfigDict:
-    """A few steps of EfficientNet-Lite0 on bundled drawings: whether it runs at all."""
+    """A few steps of EfficientNet-Lite0 on bundled drawings: a quick check."""
     config = _smoke()
     del config.learners["nano-generative"]
     return config
 
 
 def smoke_generative() -> ml_collections.ConfigDict:
-    """The same of nano-generative and prompts, which take longer to compile."""
+    """The same for nano-generative and prompts, which take longer to compile."""
     config = _smoke()
     del config.learners["efficientnet_lite0"]
     return config
@@ -97,7 +97,7 @@ def _smoke() -> ml_collections.ConfigDict:
         templates=("question",),
         answers="likelihood",
     )
-    # Of equal lengths and batches, so that each learner's step compiles once.
+    # All runs have the same length and batch size, so that each step compiles once.
     config.training = dict(
         train_px=(32,),
         shots=(4,),
@@ -115,7 +115,7 @@ def _smoke() -> ml_collections.ConfigDict:
 
 
 def _lite0() -> ml_collections.ConfigDict:
-    """EfficientNet-Lite0, of which the last stage and a head train."""
+    """EfficientNet-Lite0; the last stage and a head are trained."""
     config = convnets.get_config("efficientnet_lite0")
     for key in ("num_steps", "export"):
         del config[key]
@@ -131,7 +131,7 @@ def _lite0() -> ml_collections.ConfigDict:
 
 
 def _nano() -> ml_collections.ConfigDict:
-    """nano-generative, all of whose parameters train from scratch."""
+    """nano-generative; all parameters are trained from scratch."""
     config = common.image_text_config(num_steps=0, batch_size=16)
     for key in ("num_steps", "export"):
         del config[key]

@@ -38,7 +38,7 @@ _SHIPPED = {"name": "as shipped"}
 
 
 def _candidate(step: float = 0.0, loss_low: float = _LOSS_LOW) -> dict:
-    """The shipped weights, steps times e^step, with another weight of ``loss_low``."""
+    """The shipped weights with steps scaled by e^step and another ``loss_low``."""
     names, change = [], {}
     if step:
         names.append(f"step e^{step}")
@@ -50,7 +50,7 @@ def _candidate(step: float = 0.0, loss_low: float = _LOSS_LOW) -> dict:
 
 
 def shipped() -> ml_collections.ConfigDict:
-    """Twelve candidates on the 28 families of the search; one to two hours."""
+    """Twelve candidates on the 28 families of the search, in one to two hours."""
     search = direct_search.small().search
     return ml_collections.ConfigDict(
         {
@@ -82,7 +82,7 @@ def shipped() -> ml_collections.ConfigDict:
 
 
 def less_loss_low() -> ml_collections.ConfigDict:
-    """Five more in the direction that ``shipped`` found better."""
+    """Five more candidates in the direction that ``shipped`` found better."""
     config = shipped()
     config.style_choice.candidates = (
         _SHIPPED,
@@ -95,7 +95,7 @@ def less_loss_low() -> ml_collections.ConfigDict:
 
 
 def style_validation() -> ml_collections.ConfigDict:
-    """Six candidates on style validation, whose tasks are each a style of its own."""
+    """Six candidates on style validation, where each task is its own style."""
     config = shipped()
     chosen = config.style_choice
     chosen.candidates = (

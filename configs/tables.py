@@ -1,6 +1,6 @@
 """Optimizers compared on the suite: ``table1``; combiners of losses: ``meltr``.
 
-``smoke`` and ``meltr_smoke`` show that they run.
+``smoke`` and ``meltr_smoke`` are quick checks.
 """
 
 import ml_collections
@@ -15,34 +15,35 @@ def table1() -> ml_collections.ConfigDict:
     config.tasks = ml_collections.ConfigDict(
         {name: multimodal.task(name) for name in multimodal.SUITE}
     )
-    # The optimizers themselves are compared: nothing comes to their help.
+    # No automatic recovery.
     for task in config.tasks.values():
         task.loop.recovery.enabled = False
     config.optimizers = ("sgd", "adam", "adamw", "rmsprop", "lion", "learned")
     config.variants = {
         name: dict(model=dict(trainable=name)) for name in ("all", "lora")
     }
-    # Of initialisation and batches; trials have another.
+    # Seeds of initialisation and data order; tuning uses a different one.
     config.seeds = (1, 2, 3)
     config.tuning_seed = 0
-    # Shares of the full length that the learned optimizer is run at; it is not tuned.
+    # Fractions of the full length at which the (untuned) learned optimizer is run.
     config.budgets = (1.0, 0.6, 0.35)
     config.search = dict(
         num_trials=20,
         seed=0,
         startup_trials=6,
-        # Epochs; one trial in so many goes on from there.
+        # Epochs before the first rung of successive halving, which keeps
+        # 1 / reduction_factor of the trials.
         min_resource=2,
         reduction_factor=3,
         progress=False,
     )
-    # Of all optimizers' steps, taking turns.
+    # Interleaved timing rounds over all optimizers.
     config.timing_rounds = 15
-    # On data that had no part in meta-training, nor in the choice of weights.
+    # Tasks on data used neither for meta-training nor for the choice of weights.
     config.unseen = tuple(
         t for t in multimodal.SUITE if t.startswith(("tuxpaint", "emoji"))
     )
-    # Processes, each on a core of its own; 1 on an accelerator.
+    # Processes, each pinned to a core; 1 on an accelerator.
     config.workers = 2
     config.report = "optimizers"
     config.results = "results/table1"
@@ -79,7 +80,7 @@ def meltr() -> ml_collections.ConfigDict:
     for task in config.tasks.values():
         task.num_steps = 300
         task.loop.eval_every = 100
-    # Learning rates of what is learned of the losses are those of the papers.
+    # Learning rates of the loss weights are those of the papers.
     config.variants = dict(
         primary=dict(meta_loss=dict(combiner="primary")),
         equal=dict(meta_loss=dict(combiner="equal")),
@@ -87,15 +88,15 @@ def meltr() -> ml_collections.ConfigDict:
         gradnorm=dict(meta_loss=dict(combiner="gradnorm", learning_rate=2.5e-2)),
         pcgrad=dict(meta_loss=dict(combiner="pcgrad")),
         meltr=dict(meta_loss=dict(combiner="meltr")),
-        # The published network begins with derivatives of either sign; this one at
-        # equal weights.
+        # The published network starts with derivatives of either sign; this one starts
+        # at equal weights.
         meltr_residual=dict(
             meta_loss=dict(combiner="meltr", network=dict(num_losses=1, residual=True))
         ),
     )
     config.optimizers = ("adamw", "learned")
     config.budgets = (1.0,)
-    # Evaluations; one trial in so many goes on from there.
+    # Evaluations before the first rung of successive halving.
     config.search.min_resource = 1
     config.unseen = ()
     config.report = "meltr"

@@ -1,6 +1,6 @@
 """Token pruning on animated emoji: ``all_in_one`` and ``univl`` are reported.
 
-``smoke`` shows that it runs.
+``smoke`` is a quick check.
 """
 
 import ml_collections
@@ -9,14 +9,15 @@ from configs import common, meltr
 
 
 def all_in_one() -> ml_collections.ConfigDict:
-    """Retrieval by vectors of clips and texts alone: metrics on two seeds."""
+    """Retrieval by clip and text embeddings alone: metrics on two seeds."""
     return _pruned(meltr.all_in_one_retrieval(), "all_in_one")
 
 
 def univl() -> ml_collections.ConfigDict:
-    """By the cross encoder, which reads every clip with every text: steps alone.
+    """Retrieval by the cross encoder, which reads every clip with every text.
 
-    On a CPU a run of it takes long; ``--config.study.seeds=0,1`` trains it too.
+    Only steps are timed, since a run takes long on a CPU; ``--config.study.seeds=0,1``
+    trains the model as well.
     """
     config = _pruned(meltr.univl_retrieval(), "univl")
     config.study.seeds = ()
@@ -28,10 +29,10 @@ def _pruned(config: ml_collections.ConfigDict, name: str) -> ml_collections.Conf
     config.num_steps = 150
     config.loop.eval_every = 150
     config.meta_loss.combiner = "primary"
-    # Compiled in seconds; what is compared are the models.
+    # Compiles in seconds; only the models are compared.
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
-    # 2 x 2 patches a frame, 32 a clip.
+    # 2 x 2 patches per frame, 32 per clip.
     config.clips.image_size = 64
     config.model.pruning = dict(tokens="patches")
     config.study = dict(kept_shares=(1.0, 0.5, 0.2), seeds=(0, 1))

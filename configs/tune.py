@@ -1,4 +1,4 @@
-"""Search for a baseline's settings at a budget: ``nano_clipart_adamw``, ``smoke``.
+"""Tuning of a baseline at a budget: ``nano_clipart_adamw``, ``smoke``.
 
 ``openclipart_answers_adamw``: AdamW for the phases of ``configs/progressive.py``.
 """
@@ -9,7 +9,7 @@ from configs import common, progressive
 
 
 def nano_clipart_adamw() -> ml_collections.ConfigDict:
-    """AdamW at the budget of ``configs/demo.py``, under another seed than its."""
+    """AdamW at the budget of ``configs/demo.py``, with a different seed."""
     config = ml_collections.ConfigDict()
     config.base = common.image_text_config(num_steps=120, batch_size=64)
     config.base.seed = 1
@@ -24,7 +24,7 @@ def nano_clipart_adamw() -> ml_collections.ConfigDict:
         num_trials=20,
         seed=0,
         startup_trials=8,
-        # With cosine decay, early losses favour small steps: only half-way counts.
+        # With cosine decay, early losses favour small steps: prune only half-way.
         min_resource=60,
         reduction_factor=2,
         progress=True,
@@ -41,7 +41,7 @@ def nano_clipart_adamw() -> ml_collections.ConfigDict:
 
 
 def openclipart_answers_adamw() -> ml_collections.ConfigDict:
-    """AdamW by 100 trials on the examples of all phases at once, three times over.
+    """AdamW by 100 trials of three epochs over the examples of all phases.
 
     For ``adamw_tuned`` of ``configs/progressive.py:openclipart_reduced``.
     """
@@ -57,7 +57,7 @@ def openclipart_answers_adamw() -> ml_collections.ConfigDict:
     base.loop.eval_every = 840 // base.batch_size
     base.loop.progress = False
     base.optimizer = dict(name="adamw")
-    # The list of 30 categories, and an answer.
+    # Room for the list of 30 categories, and for an answer.
     base.pipeline.prompt_length = 192
     base.pipeline.text_length = 16
     config.base = base

@@ -3,7 +3,7 @@
     python -m experiments.ablations --config configs/ablations.py:shipped
 
 Writes ``ablations.md`` and ``ablations.json`` into ``--config.results``. Everything is
-measured anew each time.
+measured again each time.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _KEYS = ("ablations", "baseline", "baseline_results", "data_dir", "results")
 
 
 def main() -> None:
-    """Parses, measures, reports."""
+    """Measures and writes the report."""
     from tqdm import tqdm
 
     use_compilation_cache()

@@ -18,12 +18,14 @@ from experiments import cli
 MODEL = flags.DEFINE_string(
     "model", None, "PaliGemma folder, or path of weights that finetune exported."
 )
-PROCESSOR = flags.DEFINE_string("processor", "", "Folder of the tokenizer, if another.")
-ADAPTERS = flags.DEFINE_string("adapters", "", "Folder of adapters on it, if any.")
-PROMPT = flags.DEFINE_string("prompt", "caption en", "What it is asked.")
-LENGTH = flags.DEFINE_integer("length", 32, "Tokens of an answer at most.")
-BATCH = flags.DEFINE_integer("batch_size", 8, "Pictures at a time.")
-DTYPE = flags.DEFINE_string("dtype", "bfloat16", "In which it computes.")
+PROCESSOR = flags.DEFINE_string(
+    "processor", "", "Folder of the tokenizer, if not that of the model."
+)
+ADAPTERS = flags.DEFINE_string("adapters", "", "Folder of adapters for the model.")
+PROMPT = flags.DEFINE_string("prompt", "caption en", "Prompt for every image.")
+LENGTH = flags.DEFINE_integer("length", 32, "Maximum tokens per answer.")
+BATCH = flags.DEFINE_integer("batch_size", 8, "Batch size.")
+DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Compute dtype.")
 
 
 def main(*pictures: str) -> None:

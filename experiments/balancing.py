@@ -1,9 +1,9 @@
-"""What balancing modalities does to a multimodal classifier: OGM-GE, modality dropout.
+"""Effect of balancing the modalities of a multimodal classifier.
 
     python -m experiments.balancing --config configs/balancing.py:clipart_category
 
-Writes ``balancing.md`` and ``balancing.json`` into ``--config.results``. Stopped and
-started again, it goes on after the last finished run; these are in ``--workdir``.
+Writes ``balancing.md`` and ``balancing.json`` to ``--config.results``. Rerunning
+resumes after the last finished run; finished ones are kept in ``--workdir``.
 """
 
 import sys
@@ -19,7 +19,7 @@ WORKDIR = cli.define_workdir("runs/balancing", "Folder for finished runs.")
 
 
 def main() -> None:
-    """Parses, measures, reports."""
+    """Measures and writes the report."""
     from experiments.variants import compare_variants
     from meta_opt.studies.balancing.measure import BalancingStudyConfig, measure
     from meta_opt.studies.balancing.report import write_balancing

@@ -27,7 +27,9 @@ _BENCHES = {
     "hlo_bytes": updates.bench_hlo_bytes,
     "convnets": convnets.bench_convnets,
 }
-_ONLY = flags.DEFINE_list("only", list(_BENCHES), f"what of {', '.join(_BENCHES)}")
+_ONLY = flags.DEFINE_list(
+    "only", list(_BENCHES), f"Benchmarks to run, of {', '.join(_BENCHES)}."
+)
 
 
 def main() -> None:
@@ -36,7 +38,9 @@ def main() -> None:
         if name not in _BENCHES:
             known = ", ".join(_BENCHES)
             near = near_match(name, _BENCHES)
-            raise ValueError(f"--only: no benchmark {name!r}{near}; there are {known}")
+            raise ValueError(
+                f"--only: unknown benchmark {name!r}{near}; available: {known}"
+            )
     print(f"{'':56} {'ours':>9} {'theirs':>9} {'':8} {'ratio':>6} target")
     for name in _ONLY.value:
         for what, ours, theirs, unit, target in _BENCHES[name]():

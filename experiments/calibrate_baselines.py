@@ -2,8 +2,8 @@
 
     python -m experiments.calibrate_baselines --config configs/calibrate.py:families
 
-Each task's result is kept in ``--workdir``; run again, it goes on where it was. What it
-prints and writes to ``--config.results`` belongs into
+Each task's result is kept in ``--workdir``; rerunning resumes. Copy the settings that
+it prints and writes to ``--config.results`` into
 `meta_opt.optimizers.untuned.CALIBRATED`.
 """
 

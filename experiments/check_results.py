@@ -3,10 +3,10 @@
     python -m experiments.check_results --config configs/check_results.py:published
 
 ``--only foreign`` measures some cells, ``--list`` names all of them and what is not
-measured again, ``--records`` counts what records lack of their origin.
+measured again, ``--records`` counts stored records that lack provenance.
 
-Ends with 1 if a number is outside of its interval, with 2 if one could not be measured,
-such as where `make data` has not been run. Each check runs in a process of its own.
+Exits with 1 if a number is outside its interval, with 2 if one could not be measured,
+such as where `make data` has not been run. Each check runs in its own process.
 """
 
 import concurrent.futures
@@ -35,9 +35,13 @@ from meta_opt.studies.reproduction.report import (
 from meta_opt.types import check_keys, near_match
 
 CONFIG = cli.define_config()
-ONLY = flags.DEFINE_list("only", [], "Checks with one of these in their names.")
+ONLY = flags.DEFINE_list(
+    "only", [], "Run only checks whose name contains one of these."
+)
 LIST = flags.DEFINE_bool("list", False, "List the checks and what is not rerun.")
-RECORDS = flags.DEFINE_bool("records", False, "List what records say of their origin.")
+RECORDS = flags.DEFINE_bool(
+    "records", False, "Count stored records that lack provenance."
+)
 
 AGREES, OUTSIDE, NOT_RUN = 0, 1, 2
 

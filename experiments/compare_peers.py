@@ -4,8 +4,8 @@
     .venv-peers/bin/pip install --requirement experiments/peers/requirements.txt
     python -m experiments.compare_peers --config configs/peers.py:texts
 
-What is measured already is not measured again; ``--report`` makes the table of what is
-there. The encoders and packages of ``make data`` have to be prepared.
+Results are kept and not measured again; ``--report`` only writes the table of stored
+results. Needs the encoders and packages of ``make data``.
 """
 
 import sys
@@ -21,14 +21,14 @@ from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/peers", "Folder for the tasks' files.")
-ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
-REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
+REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 _SETTINGS = ("tasks", "peers", "seeds", "python", "data_dir", "results")
 
 
 def main() -> None:
-    """Measures what is not there, reports."""
+    """Measures what is missing and writes the report."""
     from tqdm import tqdm
 
     from experiments.peers.report import summarise_peers, write_peers

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = cli.define_config("configs/demo.py", partial=True)
 WORKDIR = cli.define_workdir("runs/demo", "Folder for the runs.")
 REPORT = flags.DEFINE_string("report", "report", "Folder for the report.")
-FRESH = flags.DEFINE_bool("fresh", False, "Whether to discard finished runs.")
+FRESH = flags.DEFINE_bool("fresh", False, "Discard finished runs.")
 
 SUMMARY = (
     "A small vision-text transformer learns to match drawings and their titles, once "

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import cli
 
 CONFIG = cli.define_config("configs/finetune.py:smoke", partial=True)
-DEVICES = flags.DEFINE_list("devices", ["1", "2", "8"], "Numbers of devices.")
+DEVICES = flags.DEFINE_list("devices", ["1", "2", "8"], "Device counts to compare.")
 
 
 def runs(settings: Mapping[str, Any], counts: Sequence[int]) -> dict[int, Any]:

@@ -3,11 +3,11 @@
     python experiments/direct_search.py --config configs/direct_search.py:small \
         --workdir runs/direct_search --config.export=runs/direct_search/theta
 
-The weights it leaves are what meta-training can begin from (``--config.start``).
-Interrupted, the same command goes on after the last whole generation. With ``--shared``
-the same command may run many times, on machines that share the folder, and each family
-of a generation is evaluated by one of them. ``small`` needs what ``make data``
-prepares; ``smoke`` needs nothing.
+Meta-training can start from the exported weights (``--config.start``). Rerunning the
+command resumes after the last complete generation. With ``--shared`` the same command
+may run many times, on machines that share the folder, and each family of a generation
+is evaluated by one of them. ``small`` needs what ``make data`` prepares; ``smoke``
+needs nothing.
 """
 
 import functools

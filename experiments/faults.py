@@ -3,8 +3,8 @@
     python -m experiments.faults --config configs/faults.py:smoke
     python -m experiments.faults --config configs/faults.py:full --only=kills/meltr
 
-What is measured is kept in ``config.results`` and not measured again; ``--report``
-makes the table of what is there. Faults of file systems need root. ``multimodal``,
+Results are kept in ``config.results`` and not measured again; ``--report`` only writes
+the table of stored results. Faults of file systems need root. ``multimodal``,
 ``meltr`` and ``table_cell`` need what ``make data`` prepares.
 """
 
@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import cli
 
 CONFIG = cli.define_config("configs/faults.py:full", partial=True)
-WORKDIR = cli.define_workdir("runs/faults", "Folder for the runs that are disturbed.")
-ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
-REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+WORKDIR = cli.define_workdir("runs/faults", "Folder for the disturbed runs.")
+ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
+REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 
 def main() -> None:
-    """Measures what is not there, reports."""
+    """Measures what is missing and writes the report."""
     from tqdm import tqdm
 
     from experiments.fault_trials.cells import cells, open_place

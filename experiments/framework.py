@@ -3,11 +3,10 @@
     python -m experiments.framework --config configs/framework.py:suite
     python -m experiments.framework --config configs/framework.py:suite --report
 
-What is measured already, under the same configuration, is not measured again, so that
-a stopped command goes on. With ``--shared`` the same command may run many times, on
-machines that share the folders of ``--workdir`` and ``--config.results``. The runs
-after the last step, and the tuned settings of AdamW, are those of Table 1
-(``experiments.reproduce_tables``).
+Rerunning skips what was already measured under the same configuration. With
+``--shared`` the same command may run many times, on machines that share the folders of
+``--workdir`` and ``--config.results``. The runs after the last step, and the tuned
+settings of AdamW, are those of Table 1 (``experiments.reproduce_tables``).
 """
 
 import sys
@@ -31,9 +30,9 @@ from experiments.sharing import reporting, shared_work
 from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
-WORKDIR = cli.define_workdir("runs/framework", "Folder of those that share the work.")
-ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
-REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+WORKDIR = cli.define_workdir("runs/framework", "Folder of the leases of --shared.")
+ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
+REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 _SETTINGS = ("tasks", "stages", "seeds", "preset", "table1", "results")
 
@@ -63,7 +62,7 @@ def report(
 
 
 def main() -> None:
-    """Measures what is not there, reports."""
+    """Measures what is missing and writes the report."""
     from meta_opt.studies.framework.stages import read_stages
 
     config = CONFIG.value.to_dict()

@@ -5,8 +5,8 @@
 
 A reader returns a value or raises an error that is documented and names the file. It
 never raises another one, crashes, takes 10 seconds or 2 GB, or writes outside of its
-folder. Mutation 1234 of a format is the same whenever it is made, so that one that
-failed can be repeated. The command ends with 1 if any reader broke the contract.
+folder. Mutations are deterministic, so that a failing one can be repeated by its index.
+The command exits with 1 if any reader broke the contract.
 """
 
 import sys
@@ -19,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 
-MUTATIONS = flags.DEFINE_integer("mutations", 1000, "Of each format.", lower_bound=1)
-FORMATS = flags.DEFINE_list("formats", [], "Names of formats; all if none is named.")
-START = flags.DEFINE_integer("start", 0, "Number of the first one.", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "Of the mutations.")
+MUTATIONS = flags.DEFINE_integer(
+    "mutations", 1000, "Mutations per format.", lower_bound=1
+)
+FORMATS = flags.DEFINE_list("formats", [], "Names of formats; all if empty.")
+START = flags.DEFINE_integer("start", 0, "Index of the first mutation.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the mutations.")
 
 
 def main() -> None:

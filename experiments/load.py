@@ -3,8 +3,8 @@
     python -m experiments.load --config configs/load.py:smoke
     python -m experiments.load --config configs/load.py:full --only=steps
 
-What is measured is kept in ``config.results`` and not measured again; ``--report``
-makes the table of what is there.
+Results are kept in ``config.results`` and not measured again; ``--report`` only writes
+the table of stored results.
 """
 
 import concurrent.futures
@@ -26,8 +26,8 @@ from experiments.worker import start_on_devices
 from meta_opt.types import check_keys, write_atomic
 
 CONFIG = cli.define_config("configs/load.py:full")
-ONLY = flags.DEFINE_string("only", "", "Measure those with this in their names.")
-REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+ONLY = flags.DEFINE_string("only", "", "Measure only trials whose name contains this.")
+REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 
 def measure_apart(name: str, count: int) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def measure_apart(name: str, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures what is not there, reports."""
+    """Measures what is missing and writes the report."""
     config = CONFIG.value.to_dict()
     check_keys("config", config, ("counts", "results"))
     check_keys("config.counts", config["counts"], tuple(TRIALS))

@@ -28,8 +28,12 @@ from meta_opt.text_files import plain_json
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
-ONLY = flags.DEFINE_list("cells", [], "Measure cells with one of these in their names.")
-MEASURE = flags.DEFINE_bool("measure", True, "Whether to measure what is not there.")
+ONLY = flags.DEFINE_list(
+    "cells", [], "Measure only cells whose name contains one of these."
+)
+MEASURE = flags.DEFINE_bool(
+    "measure", True, "Measure missing cells; --nomeasure only reports."
+)
 
 _KEYS = ("cases", "intervals", "held_out", "results")
 
@@ -92,7 +96,7 @@ def measure_all(missing: Sequence[Cell]) -> None:
 
 
 def main() -> None:
-    """Measures what is not there, reports."""
+    """Measures what is missing and writes the report."""
     from meta_opt.studies.meltr_throughput.cases import Case
     from meta_opt.studies.meltr_throughput.cost_model import HeldOut
     from meta_opt.studies.meltr_throughput.report import write_throughput
@@ -115,7 +119,7 @@ def main() -> None:
             measure_all(missing)
     except BrokenProcessPool as error:
         raise ValueError(
-            f"{error} The same command goes on; if memory was short, measure fewer "
+            f"{error} The same command resumes; if memory was short, measure fewer "
             "examples a batch"
         ) from None
     records = [record for cell in cells if (record := cell.stored()) is not None]

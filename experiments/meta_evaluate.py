@@ -4,10 +4,10 @@
     python -m experiments.meta_evaluate --config configs/meta_evaluate.py:foreign
 
 The result of each optimizer on each task is kept in ``--config.results``, beside the
-report. Run again, it goes on where it was and measures only what is not there. If the
-report there has tasks that this run leaves out, it stays, and the new one is written
-into ``--workdir``. With ``--shared`` the same command may run many times, on machines
-that share the folders, and each result is measured by one of them.
+report. Rerunning measures only what is missing. If the report there has tasks that this
+run leaves out, it is kept, and the new one is written to ``--workdir``. With
+``--shared`` the same command may run many times, on machines that share the folders,
+and each result is measured by one of them.
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ def report(
 
 
 def main() -> None:
-    """Parses, measures what is not there, reports."""
+    """Measures what is missing and writes the report."""
     workdir = Path(WORKDIR.value)
     use_compilation_cache()
     settings = CONFIG.value.to_dict()

@@ -3,8 +3,8 @@
     python experiments/meta_train.py --config configs/meta_train.py:small \
         --workdir runs/meta_train --config.export=runs/meta_train/theta
 
-Interrupted or out of its ``budget_seconds``, the same command goes on where it was.
-``small`` needs the emoji that ``make data`` prepares; ``smoke`` needs nothing.
+After an interruption, or when ``budget_seconds`` are used up, the same command resumes.
+``small`` needs what ``make data`` prepares; ``smoke`` needs nothing.
 
 With ``--config.meta.parallel=particles`` the devices share each family's particles.
 Several processes then work together, as those of ``finetune.py`` do:
@@ -77,7 +77,7 @@ def main(first: bool) -> None:
     )
     if not first:
         return
-    done = "finished" if result.finished else "stopped; run again to go on"
+    done = "finished" if result.finished else "stopped; rerun to resume"
     print(f"{result.steps} outer steps, {result.seconds:.0f} s this time, {done}")
     if settings["export"] and result.finished:
         theta = result.theta if settings["export_from"] == "best" else result.last

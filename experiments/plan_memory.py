@@ -1,13 +1,13 @@
-"""What a fine-tuning step needs of each device, for a TPU that need not be there.
+"""Memory of a fine-tuning step per device, for a TPU that need not be present.
 
     python -m experiments.plan_memory --config configs/plan_memory.py:so400m \
         --config.topology=v5e:2x2
 
 Compiles the real step with abstract arrays: bytes of parameters, gradients, optimizer
 state and all else at the peak, floating-point operations, whether it fits, and the
-largest micro-batch that would. TPU topologies need the extra ``tpu``. What is finished
-is kept in ``--workdir``: the same command goes on where it was stopped (take another
-folder after a change of the code).
+largest micro-batch that does. TPU topologies need the extra ``tpu``. Finished plans are
+kept in ``--workdir``, so that the same command resumes (use another folder after a
+change of the code).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from experiments import cli
 from meta_opt.text_files import write_json
 
 CONFIG = cli.define_config()
-WORKDIR = cli.define_workdir("runs/plan_memory", "Folder for plans that are finished.")
+WORKDIR = cli.define_workdir("runs/plan_memory", "Folder for finished plans.")
 
 _OF_THE_WHOLE = ("trainable", "optimizers", "results", "largest_of")
 """Settings that a single plan does not depend on."""

@@ -13,12 +13,12 @@ _COORDINATOR = flags.DEFINE_string(
     "",
     "host:port of process 0. Not needed under SLURM, Open MPI and on Cloud TPU.",
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "Of how many processes.")
-_PROCESS = flags.DEFINE_integer("process", None, "The index of this one, from 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Total number of processes.")
+_PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.")
 _TIMEOUT = flags.DEFINE_float(
     "process_timeout",
     100.0,
-    "Seconds after which a process without a sign of life is gone, and the others end.",
+    "Seconds without a heartbeat after which a process counts as lost; the others end.",
     lower_bound=1.0,
 )
 

@@ -1,4 +1,4 @@
-"""Fine-tunes a model that answers about pictures, phase by phase, on few examples.
+"""Fine-tunes a model that answers questions about images in few-shot phases.
 
     python -m experiments.few_shot_data --config configs/few_shot_data.py:openclipart
     python -m experiments.progressive \
@@ -6,8 +6,8 @@
     python -m experiments.progressive --config configs/progressive.py:smoke \
         --workdir runs/progressive/smoke
 
-Run again with the same workdir, it goes on where it was; ``--norun`` only reports. What
-is written: ``progressive.md``, figures, and a folder for each phase
+Rerunning with the same workdir resumes; ``--norun`` only reports. Outputs:
+``progressive.md``, figures, and a folder for each phase
 (`meta_opt/studies/progressive/phases.py`).
 """
 
@@ -23,11 +23,11 @@ from experiments import cli
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir(None, "Folder of the study.")
-RUN = flags.DEFINE_bool("run", True, "Whether to run what is not finished.")
+RUN = flags.DEFINE_bool("run", True, "Run unfinished phases; --norun only reports.")
 
 
 def main() -> None:
-    """Runs what is not finished, reports."""
+    """Runs what is not finished and writes the report."""
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache

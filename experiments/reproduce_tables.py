@@ -1,12 +1,12 @@
-"""Measures a table's cells, and makes table and figures of them; ``make tables``.
+"""Measures the cells of a table, and writes table and figures; ``make tables``.
 
     python -m experiments.reproduce_tables --config configs/tables.py:table1
     python -m experiments.reproduce_tables --config configs/tables.py:meltr
 
-What is measured already, under the same configuration, is not measured again. Stopped
-by Ctrl-C or killed, the same command goes on; studies of baselines are kept in
-``--workdir``. With ``--shared`` the same command may run many times, on machines that
-share the folders, and each cell is measured by one of them.
+Rerunning skips cells already measured under the same configuration, also after Ctrl-C
+or a kill; studies of baselines are kept in ``--workdir``. With ``--shared`` the same
+command may run many times, on machines that share the folders, and each cell is
+measured by one of them.
 """
 
 import concurrent.futures
@@ -33,8 +33,8 @@ from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/tables", "Folder for the studies.")
-ONLY = flags.DEFINE_string("only", "", "Measure the cells with this in their names.")
-REPORT = flags.DEFINE_bool("report", False, "Measure nothing, report what is there.")
+ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
+REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 _LOOK_SECONDS = 10.0
 """Between looks at which cells there are."""
@@ -136,7 +136,7 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
 
 
 def main() -> None:
-    """Measures what is not there, reports."""
+    """Measures what is missing and writes the report."""
     config = CONFIG.value.to_dict()
     check_keys("config", config, _SETTINGS)
     workdir = Path(WORKDIR.value)
@@ -154,7 +154,7 @@ def main() -> None:
                     print(report(config, every))
     except BrokenProcessPool as error:
         raise ValueError(
-            f"{error} The same command goes on; if memory was short, with "
+            f"{error} The same command resumes; if memory was short, with "
             "--config.workers=1"
         ) from None
 

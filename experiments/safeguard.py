@@ -3,7 +3,7 @@
     python -m experiments.safeguard --config configs/safeguard.py:robustness
 
 Writes ``safeguard.md`` and ``safeguard.json`` into ``--config.results``. Everything is
-measured anew each time.
+measured again each time.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def measure_and_report(
 
 
 def main() -> None:
-    """Parses, measures, reports."""
+    """Measures and writes the report."""
     use_compilation_cache()
     settings = CONFIG.value.to_dict()
     check_keys("config", settings, ("robustness", "data_dir", "results"))

@@ -2,10 +2,10 @@
 
     python -m experiments.search_convnets --config configs/convnet_search.py:resnet50
 
-The study is kept in ``--workdir``; run again, it goes on. ``--config.jobs=4`` runs four
-trials at a time, in processes of their own; the command may also be started several
-times, on several machines with ``--shared`` or ``--storage``. What the frozen stages
-give is computed once, for all trials.
+The study is kept in ``--workdir``; rerunning resumes it. ``--config.jobs=4`` runs four
+trials at a time, in separate processes; the command may also be started several times,
+on several machines with ``--shared`` or ``--storage``. The outputs of the frozen stages
+are computed once, for all trials.
 """
 
 import contextlib

@@ -27,7 +27,7 @@ SHARED = flags.DEFINE_bool(
 LEASE_SECONDS = flags.DEFINE_float(
     "lease_seconds",
     EXPIRY_SECONDS,
-    "Of a process that is not heard of for so long, others take the work.",
+    "Seconds without a heartbeat after which another process takes over the work.",
     lower_bound=1.0,
 )
 

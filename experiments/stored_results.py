@@ -36,7 +36,7 @@ class StoredResult:
         """The result that is there, if it is of this setup.
 
         Raises:
-            ValueError: a file that is no result.
+            ValueError: a file that is not a result.
         """
         if not self.path.is_file():
             return None
@@ -46,7 +46,7 @@ class StoredResult:
         except ValueError as error:
             raise ValueError(f"{error}; {again}") from None
         if "digest" not in record:
-            raise ValueError(f"{self.path} is no result; {again}")
+            raise ValueError(f"{self.path} is not a result; {again}")
         return record if record["digest"] == self.digest else None
 
     def write(self, found: Mapping[str, Any], lease: Lease | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Stress test of trained picture classifiers, and of short runs on changed data.
+"""Stress test of trained image classifiers, and of short runs on changed data.
 
     python -m experiments.few_shot_data --config configs/few_shot_data.py:openclipart
     python -m experiments.stress --config configs/stress.py:reduced \
@@ -6,8 +6,8 @@
     python -m experiments.stress --config configs/stress.py:smoke \
         --workdir runs/stress/smoke
 
-Run again with the same workdir, it goes on where it was; ``--norun`` only reports. What
-is written: ``stress.md``, figures, ``wrong_answers.html``, and predictions
+Rerunning with the same workdir resumes; ``--norun`` only reports. Outputs:
+``stress.md``, figures, ``wrong_answers.html``, and predictions
 (`meta_opt/studies/stress/study.py`).
 """
 
@@ -23,11 +23,11 @@ from experiments import cli
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir(None, "Folder of the stress test.")
-RUN = flags.DEFINE_bool("run", True, "Whether to run what is not finished.")
+RUN = flags.DEFINE_bool("run", True, "Run unfinished parts; --norun only reports.")
 
 
 def main() -> None:
-    """Runs what is not finished, reports."""
+    """Runs what is not finished and writes the report."""
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache

@@ -1,10 +1,10 @@
-"""Would weights chosen by some styles of task hold on another? Leave-one-style-out.
+"""Leave-one-style-out selection of controller weights.
 
     python -m experiments.style_choice --config configs/style_choice.py:shipped
 
 Scores candidates near the shipped weights on every family of meta-training, and writes
-``style_choice.md`` and ``style_choice.json`` into ``--config.results``. Stopped and
-started again, it goes on after the last finished family; these are in ``--workdir``.
+``style_choice.md`` and ``style_choice.json`` to ``--config.results``. Rerunning resumes
+after the last finished family; finished ones are kept in ``--workdir``.
 """
 
 import functools
@@ -26,7 +26,7 @@ WORKDIR = cli.define_workdir("runs/style_choice", "Folder for finished families.
 
 
 def main() -> None:
-    """Parses, measures, reports."""
+    """Measures and writes the report."""
     settings = CONFIG.value.to_dict()
     check_keys("config", settings, ("style_choice", "data_dir", "results"))
     config = from_config(StyleChoiceConfig, settings["style_choice"])

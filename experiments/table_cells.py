@@ -144,7 +144,7 @@ def measure(
         lease: of the cell, if several processes share the table.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM; the study goes on from its last trial.
+        Interrupted: on SIGINT or SIGTERM; the study resumes from its last trial.
         LeaseLostError: another process has taken the cell.
     """
     config, trial = _trial(cell.task, json.dumps(base), json.dumps(changes))

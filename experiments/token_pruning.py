@@ -1,10 +1,9 @@
-"""What pruning visual tokens costs in accuracy and saves in time, on animated emoji.
+"""Accuracy and speed of pruning visual tokens, on animated emoji.
 
     python -m experiments.token_pruning --config configs/token_pruning.py
 
-Writes ``token_pruning.md`` and ``token_pruning.json`` into ``--config.results``.
-Stopped and started again, it goes on after the last finished run; these are in
-``--workdir``.
+Writes ``token_pruning.md`` and ``token_pruning.json`` to ``--config.results``.
+Rerunning resumes after the last finished run; finished ones are kept in ``--workdir``.
 """
 
 import functools
@@ -21,7 +20,7 @@ WORKDIR = cli.define_workdir("runs/token_pruning", "Folder for finished runs.")
 
 
 def main() -> None:
-    """Parses, measures, reports."""
+    """Measures and writes the report."""
     from experiments.benchmarks.timing import medians
     from experiments.variants import compare_variants
     from meta_opt.studies.token_pruning.measure import TokenPruningConfig, measure

@@ -2,9 +2,9 @@
 
     python -m experiments.tune_baselines --config configs/tune.py:nano_clipart_adamw
 
-The study is kept in ``--workdir``; run again, it goes on. Processes that run at once
-share the trials, on several machines with ``--shared`` or ``--storage``. The objective
-is the validation loss after the last step.
+The study is kept in ``--workdir``; rerunning resumes it. Concurrent processes share the
+trials, on several machines with ``--shared`` or ``--storage``. The objective is the
+validation loss after the last step.
 """
 
 import sys

@@ -127,7 +127,7 @@ class Checkpoints:
     def save(
         self, step: int, state: PyTree, host: Any, *, metric: float | None = None
     ) -> None:
-        """Saves a checkpoint; the files are written while the caller goes on.
+        """Saves a checkpoint; the files are written while the caller continues.
 
         The arrays are copied before this returns, so they may be donated.
 
@@ -181,7 +181,7 @@ class Checkpoints:
         """
         self.wait()
         if step is not None and step not in self.steps():
-            raise ValueError(f"no checkpoint of step {step}; there are {self.steps()}")
+            raise ValueError(f"no checkpoint of step {step}; available: {self.steps()}")
         for candidate in reversed(self.steps()) if step is None else [step]:
             restored, problem = None, "another process cannot read it"
             try:
@@ -349,10 +349,10 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _left(directory: Path, damaged: Collection[int] = ()) -> str:
-    """What a run can go on from, in words."""
+    """What a run can resume from, in words."""
     steps = [step for step in _steps(directory) if step not in damaged]
     if not steps:
-        return "there is no other one: the run begins anew"
+        return "there is no other one: the run starts from scratch"
     return f"the newest other one is of step {steps[-1]}, the steps after it are lost"
 
 

@@ -1,4 +1,4 @@
-"""What a command says of an error that is the user's, or the machine's, to mend."""
+"""One-line messages for errors that the user has to fix, or the machine's owner."""
 
 import errno
 import re
@@ -10,9 +10,9 @@ _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EROFS: "make it writable, or take another --workdir",
-    errno.EACCES: "make it readable and writable, or take another folder",
-    errno.EPERM: "make it writable, or take another folder",
+    errno.EROFS: "make it writable, or use another --workdir",
+    errno.EACCES: "make it readable and writable, or use another folder",
+    errno.EPERM: "make it writable, or use another folder",
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENOMEM: "give the command more memory",
 }
@@ -23,7 +23,7 @@ def message_of(error: BaseException, resumes: bool = True) -> str | None:
 
     Args:
         error: that ended a command.
-        resumes: whether the same command goes on from what was saved.
+        resumes: whether the same command resumes from what was saved.
 
     >>> message_of(ValueError("no such task"))
     'no such task'
@@ -32,20 +32,20 @@ def message_of(error: BaseException, resumes: bool = True) -> str | None:
     >>> message_of(TypeError("x")) is None
     True
     """
-    goes_on = "; then the same command goes on from what was saved" if resumes else ""
+    rerun = "; rerun the same command to resume" if resumes else ""
     if isinstance(error, ValueError | FileNotFoundError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}: {_REMEDIES[error.errno]}{goes_on}"
+        return f"{error.strerror}{where}: {_REMEDIES[error.errno]}{rerun}"
     if isinstance(error, OSError):
         # Of the network, or of a disk: no traceback into this code explains it.
-        return f"{error}; mend that{goes_on}"
+        return f"{error}; fix this{rerun}"
     if isinstance(error, MemoryError) or _out_of_memory(error):
         asked = " ".join(str(error).split())[:200]
         return (
             f"out of memory{': ' * bool(asked)}{asked}; lower the batch size, or give "
-            f"the command more memory{goes_on}"
+            f"the command more memory{rerun}"
         )
     return None
 

@@ -105,7 +105,7 @@ class ImageProcessor:
         for name in _TYPES:
             kind = self._get(name, "CLIPImageProcessor")
             if not isinstance(kind, str) or kind not in _KINDS:
-                raise self._error(name, f"is none of {', '.join(_KINDS)}")
+                raise self._error(name, f"must be one of {', '.join(_KINDS)}")
         if self._get("do_pad", False):
             raise self._error("do_pad", "is not applied here; set it to false")
 
@@ -182,7 +182,7 @@ class ImageProcessor:
             resized = self._side(name, round(resized * size / final))
         resample = self._get("resample", BICUBIC)
         if not isinstance(resample, int) or not 0 <= resample <= 5:
-            raise self._error("resample", "is none of Pillow's filters, 0 to 5")
+            raise self._error("resample", "must be one of Pillow's filters, 0 to 5")
         return Geometry(by_shorter, resized, resample)
 
     def _convnext(self, size: int, adapt: bool) -> Geometry:
@@ -201,7 +201,7 @@ class ImageProcessor:
             raise self._error("crop_pct", "must be above 0 and at most 1")
         resample = self._get("resample", BILINEAR)
         if not isinstance(resample, int) or not 0 <= resample <= 5:
-            raise self._error("resample", "is none of Pillow's filters, 0 to 5")
+            raise self._error("resample", "must be one of Pillow's filters, 0 to 5")
         if edge >= _NO_CROP:
             return Geometry(False, size, resample)
         return Geometry(True, self._side("crop_pct", int(size / share)), resample)
@@ -227,7 +227,7 @@ class ImageProcessor:
             return None if given is None else self._side(name, given)
         first, *others = (*sides,) or (None,)
         if first is None or any(side != first for side in others):
-            raise self._error(name, "is no square")
+            raise self._error(name, "is not square")
         return self._side(name, first)
 
     def _side(self, name: str, given: Any) -> int:
@@ -264,7 +264,8 @@ def read_image_processor(folder: str | os.PathLike) -> ImageProcessor:
     nested = read_json(joint).get("image_processor") if joint.is_file() else None
     if nested is not None:
         if not isinstance(nested, dict):
-            raise ValueError(f"{joint} is damaged: image_processor is no JSON object")
+            message = f"{joint} is damaged: image_processor is not a JSON object"
+            raise ValueError(message)
         return ImageProcessor(nested, str(joint))
     return ImageProcessor(read_json(own) if own.is_file() else {}, str(own))
 

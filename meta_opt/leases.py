@@ -63,8 +63,8 @@ class Lease:
         except FileNotFoundError:
             name = self._path.name.partition(_SEPARATOR)[0]
             raise LeaseLostError(
-                f"{name}: this process was not heard of for {self.expiry_seconds:g} s, "
-                "and another has taken the work; what was measured here is dropped"
+                f"{name}: lease expired after {self.expiry_seconds:g} s without a "
+                "heartbeat and another process took over; this result is discarded"
             ) from None
 
     def _renew(self) -> None:
@@ -135,7 +135,7 @@ class Leases:
             OSError: the folder cannot be written to.
         """
         if not name or set(name) & {"/", "\0", _SEPARATOR} or name.startswith("."):
-            raise ValueError(f"{name!r} is no name of a lease: it names a file")
+            raise ValueError(f"{name!r} is not a valid name of a lease file")
         begin = f"{name}{_SEPARATOR}"
         mine = self._folder / f"{begin}{uuid.uuid4().hex}"
         with mine.open("x", encoding="utf-8") as file:

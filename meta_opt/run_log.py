@@ -153,7 +153,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
         step = record.get("step") if isinstance(record, dict) else None
         if not isinstance(step, int):
-            raise ValueError(f"{path}, line {number} is no object with a whole `step`")
+            raise ValueError(
+                f"{path}, line {number}: not an object with an integer `step`"
+            )
         records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
 
@@ -225,7 +227,7 @@ def write_config(
     Args:
         workdir: the run's directory.
         config: nested mapping of JSON values.
-        resuming: whether the directory holds a checkpoint that the run goes on from.
+        resuming: whether the directory holds a checkpoint that the run resumes from.
         may_change: settings, such as ``loop.log_every``, and whole sections that may
             differ on resume. The file keeps those that the run was started with.
 
@@ -242,7 +244,7 @@ def write_config(
         if changed := changed_settings(before, json.loads(text), may_change):
             raise ValueError(
                 f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
-                "take those again to resume it, or another --workdir"
+                "restore these settings to resume, or use another --workdir"
             )
         return
     if jax.process_index() != 0:

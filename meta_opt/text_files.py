@@ -20,9 +20,9 @@ MAX_DEPTH = 100
 _BEGINNINGS = {
     b"\xff\xfe": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
-    b"\x1f\x8b": "compressed by gzip; decompress it: gunzip",
+    b"\x1f\x8b": "a gzip file; decompress it: gunzip",
 }
-_TOO_DEEP = "no JSON that can be read: it is nested too deeply"
+_TOO_DEEP = "the JSON is nested too deeply"
 _LATIN = "convert it, if it is Latin-1: iconv -f LATIN1 -t UTF-8"
 
 
@@ -30,7 +30,7 @@ def decode_text(data: bytes) -> str:
     r"""Text of UTF-8 bytes; a byte order mark at their beginning is left out.
 
     Raises:
-        ValueError: bytes that are no UTF-8, or NUL characters, which text of UTF-16
+        ValueError: bytes that are not UTF-8, or NUL characters, which text of UTF-16
             without a byte order mark has.
 
     >>> decode_text(b"\xef\xbb\xbfcaf\xc3\xa9")
@@ -38,15 +38,14 @@ def decode_text(data: bytes) -> str:
     """
     for beginning, what in _BEGINNINGS.items():
         if data.startswith(beginning):
-            raise ValueError(f"no UTF-8 but {what}")
+            raise ValueError(f"not UTF-8; looks like {what}")
     if b"\0" in data:
-        raise ValueError("it has NUL characters, as UTF-16 has; convert it to UTF-8")
+        raise ValueError("it has NUL characters, as in UTF-16; convert it to UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"no UTF-8: byte 0x{data[error.start]:02x} at place {error.start + 1}; "
-            f"{_LATIN}"
+            f"not UTF-8: 0x{data[error.start]:02x} at byte {error.start + 1}; {_LATIN}"
         ) from None
 
 
@@ -54,7 +53,7 @@ def parse_json(data: bytes) -> Any:
     """The value of strict JSON in UTF-8.
 
     Raises:
-        ValueError: no UTF-8 or no JSON; NaN and infinities, which JSON does not have,
+        ValueError: not UTF-8 or not JSON; NaN and infinities, which JSON does not have,
             and numbers that no float holds; a key twice in an object; half of a
             surrogate pair, which no tokenizer and no file takes; lists and objects in
             more than `MAX_DEPTH` others.
@@ -92,7 +91,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """
     value = read_json_value(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it has no JSON object")
+        raise ValueError(f"{path} is damaged: it is not a JSON object")
     return value
 
 
@@ -102,7 +101,7 @@ def read_json_value(path: str | os.PathLike) -> Any:
     Unlike `parse_json` it takes NaN and infinities, which results have.
 
     Raises:
-        ValueError: no UTF-8, no JSON, half of a surrogate pair, or lists and objects in
+        ValueError: not UTF-8, not JSON, half a surrogate pair, or lists and objects in
             more than `MAX_DEPTH` others; the file is named.
         OSError: a file that is not there or cannot be read.
     """
@@ -147,7 +146,7 @@ def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:
             it will not do.
 
     Raises:
-        ValueError: a line that is no JSON, see `parse_json`, or that ``parse``
+        ValueError: a line that is not JSON, see `parse_json`, or that ``parse``
             refuses; file and line are named.
         FileNotFoundError: no such file.
 
@@ -201,14 +200,14 @@ def _place(error: json.JSONDecodeError) -> str:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON; leave the key out, or write null")
+    raise ValueError(f"{name} is not JSON; leave the key out, or write null")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} is there twice")
+            raise ValueError(f"duplicate key {key!r}")
         found[key] = value
     return found
 
@@ -224,7 +223,7 @@ def _parsed(text: str, **hooks: Any) -> Any:
     try:
         value = json.loads(text, **hooks)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {_place(error)}") from None
+        raise ValueError(f"invalid JSON: {_place(error)}") from None
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     # By levels and not by recursion, which deep nesting ends.
@@ -249,6 +248,6 @@ def _check_characters(text: str) -> None:
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])[1:-1]
         raise ValueError(
-            f"a text has half of a surrogate pair, {half} at place "
-            f"{error.start + 1}: the character was cut in two; mend or remove it"
+            f"a string has half of a surrogate pair, {half} at character "
+            f"{error.start + 1}: the character was cut in two; fix or remove it"
         ) from None

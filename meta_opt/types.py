@@ -50,7 +50,7 @@ def check_name(setting: str, value: Any, known: typing.Collection[str]) -> None:
     """Raises ValueError for a value that is not known, naming the nearest one."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(
-            f"{setting}={value!r} is none of {', '.join(known)}"
+            f"{setting}={value!r} must be one of {', '.join(known)}"
             f"{near_match(str(value), known)}"
         )
 
@@ -110,7 +110,7 @@ def from_config(cls: type[T], mapping: Any, name: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     name = name or cls.__name__
-    if not hasattr(mapping, "items"):  # Config objects are no Mapping.
+    if not hasattr(mapping, "items"):  # Config objects are not a Mapping.
         raise ValueError(f"{name} must be settings by name, not {mapping!r}")
     check_keys(name, mapping, fields)
     values = {k: _typed(hints[k], v, f"{name}.{k}") for k, v in mapping.items()}
@@ -159,7 +159,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
             except OverflowError:
                 raise ValueError(f"{name} is larger than any float") from None
             if math.isnan(number):
-                raise ValueError(f"{name} is nan, which is no number")
+                raise ValueError(f"{name} is nan, which is not a number")
             return number
         if typing.get_origin(option) is tuple and isinstance(value, str | tuple):
             inner = typing.get_args(option)
@@ -172,7 +172,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
                 inner = (inner[0],) * len(value)
             if len(inner) == len(value):
                 return tuple(map(_typed, inner, value, names))
-    plain = {type(None): "None", str: "text", bool: "True or False"}
+    plain = {type(None): "None", str: "a string", bool: "True or False"}
     wanted = " or ".join(plain.get(o, getattr(o, "__name__", str(o))) for o in options)
     quote = f", in quotes: '\"{value}\"'" if str in options else ""
     raise ValueError(f"{name}={value!r} must be {wanted}{quote}")

@@ -222,7 +222,7 @@ def test_bad_settings(tmp_path, open_checkpoints):
         open_checkpoints(mode="least")
     with pytest.raises(ValueError, match="keep_latest=0"):
         open_checkpoints(keep_latest=0)
-    with pytest.raises(ValueError, match=r"no checkpoint of step 4; there are \[\]"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 4; available: \[\]"):
         open_checkpoints().restore({}, step=4)
 
 

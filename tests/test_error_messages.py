@@ -17,13 +17,13 @@ from meta_opt.error_messages import message_of
         (FileNotFoundError("there is no file x"), "there is no file x"),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-            "No space left on device: free some space; then the same command goes on "
-            "from what was saved",
+            "No space left on device: free some space; rerun the same command to "
+            "resume",
         ),
         (
             OSError(errno.EROFS, os.strerror(errno.EROFS), "runs/a/.lock"),
-            "Read-only file system (runs/a/.lock): make it writable, or take another "
-            "--workdir; then the same command goes on from what was saved",
+            "Read-only file system (runs/a/.lock): make it writable, or use another "
+            "--workdir; rerun the same command to resume",
         ),
         (MemoryError(), "out of memory; lower the batch size, or give the command "),
     ],

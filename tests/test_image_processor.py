@@ -172,13 +172,13 @@ def test_sizes_for_another_model_are_scaled_where_that_is_asked_for(tmp_path):
         ({"crop_size": 20}, "crop_size=20 is not the 16 pixels that the model takes"),
         (
             {"crop_size": {"height": 16, "width": 8}},
-            "crop_size={'height.* is no square",
+            "crop_size={'height.* is not square",
         ),
-        ({"size": {"height": 9, "width": 8}}, "size={'height': 9.* is no square"),
-        ({"size": {"max_height": 9, "max_width": 9}}, "size={'max_h.* is no square"),
-        ({"size": {"shortest_edge": 9, "longest_edge": 19}}, "size={.* is no square"),
-        ({"resample": 77}, "resample=77 is none of Pillow's"),
-        ({"resample": "bicubic"}, "resample='bicubic' is none"),
+        ({"size": {"height": 9, "width": 8}}, "size={'height': 9.* is not square"),
+        ({"size": {"max_height": 9, "max_width": 9}}, "size={'max_h.* is not square"),
+        ({"size": {"shortest_edge": 9, "longest_edge": 19}}, "size={.* is not square"),
+        ({"resample": 77}, "resample=77 must be one of Pillow's"),
+        ({"resample": "bicubic"}, "resample='bicubic' must be one"),
         ({"rescale_factor": 0}, "rescale_factor=0 must be a number above 0"),
         ({"rescale_factor": "1/255"}, "rescale_factor='1/255' must be"),
         (
@@ -193,7 +193,7 @@ def test_sizes_for_another_model_are_scaled_where_that_is_asked_for(tmp_path):
         ({"image_std": 0}, "image_std=0 must be above 0"),
         (
             {"image_processor_type": "ViTImageProcessor"},
-            "image_processor_type='ViTImageProcessor' is none of",
+            "image_processor_type='ViTImageProcessor' must be one of",
         ),
         ({"do_normalise": False}, "do_normalise=False is not known; .*do_normalize"),
         ({"rescale_offset": True}, "rescale_offset=True is not known"),

@@ -183,7 +183,7 @@ def test_answers_are_those_that_the_model_writes(paligemma):
     assert found == expected and len(set(found)) == 3
     assert model.answer(images[1:2], "w9") == expected[1:2]
     assert model.answer([]) == []
-    with pytest.raises(ValueError, match="2 prompts are not for 3 images"):
+    with pytest.raises(ValueError, match="got 2 prompts for 3 images; pass one"):
         model.answer(images, ["w7", "w8"])
     with pytest.raises(
         ValueError, match="as PEFT writes them, which are read for CLIP"
@@ -231,7 +231,7 @@ def test_mistakes_are_named(folder, files, tmp_path):
             model.embed(images)
     with pytest.raises(TypeError, match="texts takes a list"):
         model.embed(texts="a cat")
-    with pytest.raises(TypeError, match="texts has None, which is no text"):
+    with pytest.raises(TypeError, match="texts has None, which is not a string"):
         model.embed(texts=["a cat", None])
     with pytest.raises(ValueError, match="needs images, texts or both"):
         model.embed()

@@ -32,12 +32,12 @@ def test_utf_8_is_read_with_and_without_a_mark(tmp_path, beginning, newline):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (LINES.encode("latin-1"), r"line 1: no UTF-8: byte 0xe9 at place 13;.*LATIN1"),
-        ('{"text": "a"}\n{"text": "é"}'.encode("cp1252"), r"line 2: no UTF-8: byte"),
-        (LINES.encode("utf-16"), r"line 1: no UTF-8 but UTF-16.*iconv -f UTF-16"),
+        (LINES.encode("latin-1"), r"line 1: not UTF-8: 0xe9 at byte 13;.*LATIN1"),
+        ('{"text": "a"}\n{"text": "é"}'.encode("cp1252"), r"line 2: not UTF-8: 0xe9"),
+        (LINES.encode("utf-16"), r"line 1: not UTF-8; .* UTF-16.*iconv -f UTF-16"),
         (LINES.encode("utf-16-be"), r"line 1: it has NUL char.*convert it to UTF-8"),
-        (b"\xfe\xff" + LINES.encode("utf-16-be"), r"line 1: no UTF-8 but UTF-16"),
-        (b"\x1f\x8b\x08\x00" + b"\xff\x00", r"line 1: no UTF-8 but compressed by gzip"),
+        (b"\xfe\xff" + LINES.encode("utf-16-be"), r"line 1: not UTF-8; looks like UTF"),
+        (b"\x1f\x8b\x08\x00" + b"\xff\x00", r"line 1: not UTF-8; looks like a gzip"),
     ],
     ids=["latin-1", "second line", "utf-16", "utf-16-be", "marked-be", "gzip"],
 )
@@ -51,15 +51,15 @@ def test_other_encodings_are_refused_by_file_and_line(tmp_path, data, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "\\ud83d"}', r"half of a surrogate pair, \\ud83d at place 1"),
-        ('{"text": "a\\ude00b"}', r"half of a surrogate pair, \\ude00 at place 2"),
+        ('{"text": "\\ud83d"}', r"half of a surrogate pair, \\ud83d at character 1"),
+        ('{"text": "a\\ude00b"}', r"half of a surrogate pair, \\ude00 at character 2"),
         ('{"text": ["a", "\\ud83d"]}', "half of a surrogate pair"),
         ('{"\\ud83d": 1}', "half of a surrogate pair"),
-        ('{"text": NaN}', "NaN is no JSON; leave the key out, or write null"),
-        ('{"text": -Infinity}', "-Infinity is no JSON"),
-        ('{"text": "a", "text": "b"}', "the key 'text' is there twice"),
-        ('{"text": "a"', r"no JSON: Expecting ',' delimiter at column 13"),
-        ('{"text": "a"} {}', "no JSON: Extra data at column 15"),
+        ('{"text": NaN}', "NaN is not JSON; leave the key out, or write null"),
+        ('{"text": -Infinity}', "-Infinity is not JSON"),
+        ('{"text": "a", "text": "b"}', "duplicate key 'text'"),
+        ('{"text": "a"', r"invalid JSON: Expecting ',' delimiter at column 13"),
+        ('{"text": "a"} {}', "invalid JSON: Extra data at column 15"),
         ("{", "a value over several lines; write each on one"),
         ("[" * 100_000, "nested too deeply"),
         ("1" * 5000, "Exceeds the limit"),
@@ -95,9 +95,9 @@ def test_files_of_models_may_have_a_mark(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ('{"a": "é"}'.encode("latin-1"), "no UTF-8: byte 0xe9 at place 8"),
-        (b'{\n"a": }', "is damaged: no JSON: Expecting value at line 2, column 6"),
-        (b"[1]", "is damaged: it has no JSON object"),
+        ('{"a": "é"}'.encode("latin-1"), "not UTF-8: 0xe9 at byte 8"),
+        (b'{\n"a": }', "is damaged: invalid JSON: Expecting value at line 2, column 6"),
+        (b"[1]", "is damaged: it is not a JSON object"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, data, message):

@@ -25,10 +25,16 @@ from meta_opt.workloads.classification import (
 )
 from meta_opt.workloads.workload import Workload
 
-_NETWORK = flags.DEFINE_string("network", "resnet50", "classifier of pictures")
-_PIXELS = flags.DEFINE_integer("pixels", 100, "side of its pictures")
-_PICTURES = flags.DEFINE_integer("pictures", 16, "batch of its training step")
-_EPOCH_ROUNDS = flags.DEFINE_integer("epoch_rounds", 5, "epochs of each")
+_NETWORK = flags.DEFINE_string(
+    "network", "resnet50", "Network of the convnet benchmark."
+)
+_PIXELS = flags.DEFINE_integer(
+    "pixels", 100, "Image side of the convnet benchmark in pixels."
+)
+_PICTURES = flags.DEFINE_integer("pictures", 16, "Batch size of the convnet benchmark.")
+_EPOCH_ROUNDS = flags.DEFINE_integer(
+    "epoch_rounds", 5, "Epochs timed per variant in the convnet benchmark."
+)
 _CLASSES, _STEPS = 4, 2
 """Classes, and training steps an epoch; validation has a quarter of their pictures."""
 

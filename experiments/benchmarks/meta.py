@@ -22,9 +22,13 @@ from meta_opt.types import from_config
 _FAMILIES = flags.DEFINE_list(
     "families",
     ["digits_mlp", "cldr_reader", "cldr_writer_lora"],
-    "task families of the meta-training benchmark",
+    "Task families of the meta-training benchmark.",
 )
-_ESTIMATORS = flags.DEFINE_list("estimators", ["es", "bptt"], "and its estimators")
+_ESTIMATORS = flags.DEFINE_list(
+    "estimators",
+    ["es", "bptt"],
+    "Gradient estimators of the meta-training benchmark.",
+)
 
 
 def bench_meta() -> Iterator[Ratio]:

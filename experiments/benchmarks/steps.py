@@ -32,10 +32,10 @@ from meta_opt.workloads.image_text_model import (
     read_preprocessing,
 )
 
-_SIZE = flags.DEFINE_string("size", "nano", "model of the training step")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "batch of the training step")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "in which the model computes")
-_ROUNDS = flags.DEFINE_integer("rounds", 12, "training steps of each optimizer")
+_SIZE = flags.DEFINE_string("size", "nano", "Model size of the step benchmark.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Batch size of the step benchmark.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype of the step benchmark.")
+_ROUNDS = flags.DEFINE_integer("rounds", 12, "Steps timed per optimizer.")
 
 
 def training_step(

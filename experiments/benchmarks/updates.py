@@ -21,7 +21,9 @@ from meta_opt.finetuning.planning import topology_devices
 from meta_opt.optimizers.controller import ControllerConfig
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "TPUs to count HLO bytes on, as v5e:2x2; the devices here if empty"
+    "topology",
+    "",
+    "TPU topology to count HLO bytes for, such as v5e:2x2; local devices if empty.",
 )
 
 Params = dict[str, jax.Array]

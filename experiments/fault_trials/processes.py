@@ -2,7 +2,7 @@
 
 The others have to end by themselves, within the time-out and a few seconds, with a line
 that names the process and what is lost; and the run, given again to the same or another
-number of processes, has to go on from the newest checkpoint.
+number of processes, has to resume from the newest checkpoint.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from experiments.fault_trials.outcomes import (
     largest_difference,
     outcome,
 )
-from meta_opt.parallel.progress import GO_ON
+from meta_opt.parallel.progress import RESTART
 from meta_opt.run_log import METRICS, read_records
 
 COUNT = 4
@@ -43,7 +43,7 @@ class Trial:
         signum: what it gets; SIGSTOP lasts until the others have ended.
         process: its index.
         step: after which it gets it; they were drawn.
-        then: how many processes go on.
+        then: how many processes resume.
     """
 
     signum: signal.Signals
@@ -69,9 +69,9 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
 
     Returns:
         As JSON values: ``seconds`` until the last of the others had ended, ``codes``
-        and ``said`` of the others, ``woken``, what a stopped one says when it goes on,
+        and ``said`` of the others, ``woken``, what a stopped one says when continued,
         ``resumed`` and ``difference``, the largest of any logged metric to the unbroken
-        run's, and ``differing`` parts, if as many processes went on.
+        run's, and ``differing`` parts, if as many processes resumed.
 
     Raises:
         TimeoutError: others do not end.
@@ -150,7 +150,7 @@ def _start(place: Place, folder: Path, count: int) -> list[Running]:
 def _verdict(running: Running) -> str:
     """The last line, that of a witness too, who speaks after the process has ended."""
     until = time.monotonic() + _LAST_WORD_SECONDS
-    while GO_ON not in running.printed() and time.monotonic() < until:
+    while RESTART not in running.printed() and time.monotonic() < until:
         time.sleep(0.1)
     return last_line(running.printed())
 

@@ -14,7 +14,7 @@ from experiments import cli
 WORKDIR = cli.define_workdir(None, "Folder for logs and checkpoints.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Optimizer updates.")
 _EVERY = flags.DEFINE_integer("every", 2, "Steps between checkpoints.")
-_PACE = flags.DEFINE_float("pace", 0.0, "Least seconds of a step.")
+_PACE = flags.DEFINE_float("pace", 0.0, "Minimum seconds per step.")
 
 
 def main(first: bool) -> None:

@@ -27,7 +27,7 @@ _WAIT_SECONDS = 900.0
 
 
 def second_run(place: Place) -> dict[str, Any]:
-    """The same command again while the run goes on."""
+    """The same command again while the run is in progress."""
     folder, command = _begin(place, "second_run")
     first = place.start(command, folder)
     _until(first, lambda: (folder / "run" / "checkpoints").is_dir())
@@ -112,7 +112,7 @@ def data_vanished(place: Place) -> dict[str, Any]:
 
 
 def data_vanished_meanwhile(place: Place) -> dict[str, Any]:
-    """All pictures are gone while the run goes on; then they are there again."""
+    """All images vanish during the run; then they are there again."""
     folder, command = _begin(place, "data_vanished_meanwhile", own_data=True)
     pictures = folder / "data" / "pictures"
     running = place.start(command, folder)

@@ -26,7 +26,7 @@ class Format:
         errors: what the reader may raise.
         is_named: whether a message must name a file; readers of bytes know none.
         sealed: by name of a JSON file the file whose SHA-256 it has under ``sha256``:
-            it is computed anew, as one who changes both files would.
+            it is recomputed, as an attacker who changes both files would do.
         costly: whether a call takes a good part of a second.
     """
 

@@ -1,7 +1,7 @@
 """Seeded damage to files: random bytes, and changes that keep a format's checksums.
 
 A change that a checksum gives away tests nothing but the checksum, so the checksums of
-PNG chunks and tar headers and the lengths of safetensors headers are computed anew.
+PNG chunks and tar headers and the lengths of safetensors headers are recomputed.
 """
 
 import json

@@ -157,7 +157,7 @@ def work(job: Job, out: TextIO) -> None:
         _write(folder, files)
         found.read(
             folder
-        )  # Of a valid sample: what it imports is no part of the limits.
+        )  # Of a valid sample: what it imports is not part of the limits.
         shutil.rmtree(folder)
         around = _tree(Path(name))
         for number in range(job.start, job.stop):

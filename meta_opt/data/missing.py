@@ -1,23 +1,21 @@
-"""The error for data that is not there, which names the command that brings it."""
+"""The error for missing data, which names the command that prepares it."""
 
 from pathlib import Path
 
 LARGE = ("animated_emoji",)
-"""Datasets that ``make data`` leaves out, since they are large to fetch."""
+"""Datasets that plain ``python -m meta_opt.data.prepare`` leaves out for their size.
+
+``make data`` prepares them, too.
+"""
 
 
 class MissingDataError(FileNotFoundError):
-    """A dataset, or a file that it is built from, is not there."""
+    """A dataset, or a file that it is built from, is missing."""
 
     def __init__(self, what: str, path: Path, dataset: str):
-        """Says what is missing, where it was looked for and what brings it."""
-        command = f"`python -m meta_opt.data.prepare --only {dataset}`"
+        """Says what is missing, where it was looked for and how to prepare it."""
         super().__init__(
-            f"{what} is not at {path}. "
-            + (
-                f"{command} brings it"
-                if dataset in LARGE
-                else f"`make data` brings it (or {command})"
-            )
-            + "; the folder of datasets is $META_OPT_DATA_DIR, else ./data."
+            f"{what} is not at {path}. Prepare it with `make data` or `python -m "
+            f"meta_opt.data.prepare --only {dataset}`; datasets are looked for in "
+            "$META_OPT_DATA_DIR, or ./data if it is not set."
         )

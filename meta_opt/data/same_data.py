@@ -1,4 +1,4 @@
-"""Batches that go on only over the data that they began with."""
+"""Batches that resume only over the data that they began with."""
 
 import functools
 import zlib
@@ -18,7 +18,7 @@ class SameData:
     """Batches whose state names the data, so that a resumed run has the same.
 
     Order and position say nothing of what lies there: after a change of the data, a
-    resumed run would go on with numbers that no unbroken run gives.
+    resumed run would differ from an uninterrupted one.
 
     Args:
         batches: an iterator with ``get_state`` and ``set_state``.

@@ -82,7 +82,7 @@ class Samples:
         )
 
     def present(self) -> dict[str, np.ndarray]:
-        """By modality bool [B]: whether a sample has it. Silence is no speech."""
+        """By modality bool [B]: whether a sample has it. Silence is not speech."""
         found = {m: np.ones(len(self), bool) for m in self.inputs()}
         if self.text is not None:
             found["text"] = np.asarray([bool(text.strip()) for text in self.text])

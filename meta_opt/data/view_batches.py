@@ -72,7 +72,7 @@ def stored_views(views: np.ndarray) -> Take:
 
 
 def fresh_views(images: np.ndarray, config: AugmentConfig) -> Take:
-    """Augments images uint8 [N, h, w, 3] anew each time."""
+    """Augments images uint8 [N, h, w, 3], differently each time."""
 
     def take(index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return augment(images[index], config, rng)

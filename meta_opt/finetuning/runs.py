@@ -59,7 +59,7 @@ def run(
     workdir: str | Path | None = None,
     resolved_config: Mapping[str, Any] | None = None,
     label: str = "",
-    take_over: bool = False,
+    donate: bool = False,
     compile_with: CompileStep = compile_step,
     stop_when: Callable[[], bool] | None = None,
 ) -> RunResult:
@@ -86,7 +86,7 @@ def run(
             run must have the same, but for ``mesh`` and those of ``loop`` that do not
             alter the result (`LoopConfig.idle_settings`).
         label: text before the progress bar.
-        take_over: whether the run may donate the workload's arrays, see `init_state`.
+        donate: whether the run may donate the workload's arrays, see `init_state`.
         compile_with: compiles the step, or returns an already compiled one.
         stop_when: called after every evaluation except the one before the first step;
             True stops the run. Its own state is not in checkpoints.
@@ -130,7 +130,7 @@ def run(
         device_mesh,
         workload.rules,
         config.seed,
-        take_over=take_over,
+        donate=donate,
         init_objective=objective.init,
     )
     evaluate = workload.evaluate
@@ -318,7 +318,7 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
                 workdir=workdir,
                 resolved_config=settings,
                 label=config.optimizer.name,
-                take_over=True,
+                donate=True,
             )
     except Interrupted:
         enter("training", training.amounts)

@@ -58,7 +58,7 @@ def init_state(
     rules: Sequence[Rule] = FSDP_RULES,
     seed: int = 0,
     *,
-    take_over: bool = False,
+    donate: bool = False,
     init_objective: Callable[[jax.Array], PyTree] = lambda key: (),
 ) -> TrainState:
     """Makes the state of step 0, sharded over the mesh.
@@ -72,7 +72,7 @@ def init_state(
         mesh: see :func:`meta_opt.parallel.mesh.make_mesh`.
         rules: layout of params and frozen.
         seed: of the steps' randomness.
-        take_over: whether ``params`` and ``frozen`` may be donated. Arrays with the
+        donate: whether ``params`` and ``frozen`` may be donated. Arrays with the
             right sharding are then not copied, and are deleted once the state is
             donated.
         init_objective: makes the objective's state from a key.
@@ -85,7 +85,7 @@ def init_state(
     """
     shardings = parameter_shardings(rules, mesh, params, frozen)
     # Copies if the caller keeps the arrays, because the step donates its state.
-    params, frozen = place((params, frozen), shardings, take_over)
+    params, frozen = place((params, frozen), shardings, donate)
     init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
     step, nonfinite, rng, scale = place(
         (jnp.int32(0), jnp.int32(0), jax.random.key(seed), jnp.float32(1)),

@@ -214,7 +214,7 @@ class Trial:
             privacy=base.privacy,
             mesh=base.mesh,
             # The run may donate these arrays if the next run can have new ones.
-            take_over=workload.reseeded is not None,
+            donate=workload.reseeded is not None,
             compile_with=compile_step if constant else shared,
             stop_when=(lambda: stopping.stops(followed)) if stopping else None,
         )

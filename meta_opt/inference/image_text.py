@@ -111,7 +111,7 @@ class ContrastiveModel:
 
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise TypeError(f"texts has {wrong[0]!r}, which is no text")
+            raise TypeError(f"texts has {wrong[0]!r}, which is not a string")
         tokenizer = self._preprocessing.tokenizer
         tokens = tokenizer.encode(texts, self._preprocessing.text_length)
         return encode_texts(self.model, tokens, self._batch_size)
@@ -150,8 +150,8 @@ class GenerativeModel:
             B answers.
 
         Raises:
-            ValueError: a picture that cannot be read, which is named; or as many
-                prompts as there are no pictures.
+            ValueError: a picture that cannot be read, which is named; or a number of
+                prompts that differs from the number of images.
             TypeError: one picture where a list is due, or another kind of thing.
         """
         config = DecodingConfig(max_tokens=self._preprocessing.text_length)
@@ -207,7 +207,10 @@ class GenerativeModel:
         images = listed("images", images)
         asked = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(asked) != len(images):
-            raise ValueError(f"{len(asked)} prompts are not for {len(images)} images")
+            raise ValueError(
+                f"got {len(asked)} prompts for {len(images)} images; pass one prompt "
+                "or one per image"
+            )
         for part in batches(list(zip(images, asked, strict=True)), self._batch_size):
             yield {
                 "image": _fitted([image for image, _ in part], self._preprocessing),

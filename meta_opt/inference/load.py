@@ -118,7 +118,7 @@ def _put_on(adapter: str | os.PathLike, model: VisionText | Generative) -> None:
             load(adapter, model)
             return
     raise ValueError(
-        f"adapter={os.fspath(adapter)!r} is no folder of adapters: it has no "
+        f"adapter={os.fspath(adapter)!r} is not a folder of adapters: it has no "
         f"{' and no '.join(_READERS)}"
     )
 

@@ -260,7 +260,9 @@ class VideoTextModel:
     def _of_each(self, name: str, given: Sequence, clips: Sequence) -> Sequence:
         rows = listed(name, given)
         if len(rows) != len(listed("clips", clips)):
-            raise ValueError(f"{len(rows)} {name} are not for {len(clips)} clips")
+            raise ValueError(
+                f"got {len(rows)} {name} for {len(clips)} clips; pass one per clip"
+            )
         return rows
 
     def _without(self, what: str) -> str:
@@ -276,7 +278,7 @@ def _texts(name: str, given: Sequence[str]) -> list[str]:
     if not texts:
         raise ValueError(f"{name} has no text")
     if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise TypeError(f"{name} has {wrong[0]!r}, which is no text")
+        raise TypeError(f"{name} has {wrong[0]!r}, which is not a string")
     return texts
 
 

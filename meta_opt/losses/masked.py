@@ -95,7 +95,7 @@ def masked_frame_nce(
         valid: v, bool [B, T], true at the frames to tell apart, false at padding.
         scale: s, an inverse temperature.
         negatives: bool [B, B], false for rows that show the same clip: the frames of
-            one are no negatives for those of the other, since they are the same
+            one are not negatives for those of the other, since they are the same
             pictures. The frames of a row are always told apart. None: all rows show
             different clips.
 

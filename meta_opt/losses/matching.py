@@ -85,7 +85,7 @@ def rolled_negatives(batch_size: int, shift: int = 1) -> jax.Array:
     if batch_size < 2 or shift % batch_size == 0:
         raise ValueError(
             f"shift={shift} pairs each of {batch_size} videos with its own text; a "
-            "negative needs a batch of at least two and a shift that is no multiple "
+            "negative needs a batch of at least two and a shift that is not a multiple "
             "of its size"
         )
     return (jnp.arange(batch_size) + shift) % batch_size

@@ -13,7 +13,7 @@ from meta_opt.meta_loss.hypergradients import HypergradientConfig
 from meta_opt.types import check_least, check_name, from_config
 
 COMBINATIONS = ("primary", *COMBINERS, "gradnorm", "pcgrad")
-"""Ways to make one loss of several; those that are no combiners need the gradient of
+"""Ways to make one loss of several; those that are not combiners need the gradient of
 each loss, or of the primary one alone."""
 
 META_OPTIMIZERS = ("adam", "adamw")
@@ -92,7 +92,7 @@ class MetaLossConfig:
         """Builds the combiner of T losses.
 
         Raises:
-            ValueError: weights that do not fit, or a combination that is no combiner.
+            ValueError: weights that do not fit, or a method not in `COMBINERS`.
         """
         network = dataclasses.replace(self.network, num_losses=num_losses)
         return make_combiner(self.combiner, network, self.weights)

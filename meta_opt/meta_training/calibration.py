@@ -45,7 +45,7 @@ class CalibrationConfig:
         for name in self.rivals:
             if name not in CALIBRATED:
                 raise ValueError(
-                    f"no rival {name!r}; there are {', '.join(CALIBRATED)}"
+                    f"unknown rival {name!r}; available: {', '.join(CALIBRATED)}"
                 )
             if not self.learning_rates.get(name) or not self.weight_decays.get(name):
                 raise ValueError(

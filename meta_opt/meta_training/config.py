@@ -47,7 +47,7 @@ class MetaTrainConfig:
         shortest: least length of runs, where a family's own is less.
         longest: bound on the length of runs, and so of windows: (first outer step,
             bound) pairs in ascending order, ``((0, 100), (500, 400))`` for short runs
-            first. Programs are compiled anew where it changes. Empty, and before the
+            first. Programs are recompiled where it changes. Empty, and before the
             first of them, for the families' own.
         rates: of ``es``: learning rates of the AdamW that it is scored against.
         least_budget: of ``es``: least share of AdamW's steps that is given.
@@ -107,7 +107,7 @@ class MetaTrainConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(
-                    f"no {name} {value!r}{near_match(value, allowed)}; there are "
+                    f"unknown {name} {value!r}{near_match(value, allowed)}; available: "
                     f"{', '.join(allowed)}"
                 )
 

@@ -43,7 +43,7 @@ def direct_search(
     validation: Validation | None = None,
     leases: Leases | None = None,
 ) -> MetaResult:
-    """Searches, or goes on from the last whole generation in ``workdir``.
+    """Searches, or resumes from the last complete generation in ``workdir``.
 
     Every generation draws candidates, runs each on the families at every budget and
     with the same seeds, and scores it by `meta_objective`: the mean over families, and
@@ -257,7 +257,7 @@ class _Weights:
         self._centre = np.array([centre for _, centre, _ in config.direct])
         self._scale = np.array([scale for _, _, scale in config.direct])
         flat = tuple(n for names in self._names for n in names)
-        # Nothing random: the LSTMs have no output weight and can begin anew later.
+        # Nothing random: the LSTMs have no output weight and may be initialised later.
         start = init_theta(jax.random.key(config.seed), config.controller)
         if config.start:
             start, shape = load_theta(config.start)

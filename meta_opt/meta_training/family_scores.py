@@ -173,7 +173,7 @@ class Families:
             for future in concurrent.futures.as_completed(lanes):
                 future.result()
         except BaseException:
-            # The others would go on, and wait for what other processes hold.
+            # The others would continue, and wait for what other processes hold.
             self._closed.set()
             raise
         for call in calls:

@@ -110,7 +110,7 @@ def meta_train(
     validation: Validation | None = None,
     start: PyTree | None = None,
 ) -> MetaResult:
-    """Meta-trains, or goes on from the newest checkpoint in ``workdir``.
+    """Meta-trains, or resumes from the newest checkpoint in ``workdir``.
 
     With ``config.parallel`` at ``families`` each step takes as many families as there
     are local devices, one on each, and a family stays with its device, so that it is

@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random changes of a task, drawn anew for each run; the default is none.
+    """Random changes of a task, drawn for each run; the default is none.
 
     Attributes:
         reparametrisation: parameters are trained as ``p / c`` with c log-uniform in

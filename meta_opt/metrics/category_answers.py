@@ -57,8 +57,8 @@ class CategoryAnswer:
     Attributes:
         category: index of the category; -1 where none was found.
         status: ``exact``, a category's name; ``nearest``, a category's name misspelt;
-            ``unlisted``, a value that is no category, or several; ``unparseable``, no
-            value.
+            ``unlisted``, a value that is not a category, or several; ``unparseable``,
+            no value.
         well_formed: whether the answer is the JSON object that was asked for, and
             nothing else.
     """
@@ -125,7 +125,7 @@ class CategoryParser:
                 if several:
                     break
                 return CategoryAnswer(self._names[name], "exact", well_formed)
-        # Without a key, a sentence is no misspelt name.
+        # Without a key, a sentence is not a misspelt name.
         candidates = [_quoted(value) for value in values] or _alone(folded)
         several = several or any(map(_other_elements, values, candidates))
         for candidate in () if several else dict.fromkeys(candidates):
@@ -278,7 +278,7 @@ class AnswerReport:
         predictions: int [N], indices of categories; -1 where none was read.
         correct: how many are right.
         knowledge_errors: how many name another category.
-        unlisted: how many name what is no category, or several categories.
+        unlisted: how many name what is not a category, or several categories.
         unparseable: how many name nothing: errors of format.
         nearest: of those that were read, how many were misspelt.
         well_formed: how many are the JSON object that was asked for.

@@ -145,7 +145,7 @@ def expected_calibration_error(
         A fraction of 1.
 
     Raises:
-        ValueError: no examples, other shapes, or confidences that are no probabilities.
+        ValueError: no examples, other shapes, or confidences outside [0, 1].
 
     Example:
         >>> round(expected_calibration_error([0.9, 0.9, 0.6], [True, False, True]), 3)

@@ -2,7 +2,7 @@
 
 Where several runs (seeds of training) predict the same examples, neither are their
 answers to one example independent, nor the examples of one run: the bootstrap draws
-both anew.
+both again.
 """
 
 import dataclasses

@@ -26,7 +26,7 @@ def multiple_choice_accuracy(
         A fraction of 1.
 
     Raises:
-        ValueError: if the shapes do not fit, or an answer is no valid choice.
+        ValueError: if the shapes do not fit, or an answer is not a valid choice.
 
     >>> scores = np.array([[0.1, 0.9], [0.5, 0.5]])
     >>> multiple_choice_accuracy(scores, np.array([1, 0]))
@@ -46,7 +46,7 @@ def multiple_choice_accuracy(
     lost = np.flatnonzero(~(correct & valid).any(axis=1))
     if len(lost) or not len(scores):
         raise ValueError(
-            f"answers[{lost[0]}]={answers[lost[0]]} is no valid choice of its question"
+            f"answers[{lost[0]}]={answers[lost[0]]} is not a valid choice here"
             if len(lost)
             else "no question to score"
         )

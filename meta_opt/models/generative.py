@@ -83,7 +83,7 @@ class GenerativeConfig(VisionConfig):
         for name in ("pad_id", "end_id"):
             if not 0 <= getattr(self, name) < self.decoder.vocab_size:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is no token of "
+                    f"{name}={getattr(self, name)} is not a token of "
                     f"vocab_size={self.decoder.vocab_size}"
                 )
         if self.pad_id == self.end_id:

@@ -146,7 +146,7 @@ def _config(
         kind, settings = _KINDS[name]
         written = about.get("config")
         if not isinstance(written, dict):
-            raise ValueError(f"config={written!r} is no JSON object")
+            raise ValueError(f"config={written!r} is not a JSON object")
         return kind, from_config(settings, {**written, **numerics})
     except ValueError as error:
         raise ValueError(f"{path}.json: {error}") from None

@@ -28,7 +28,7 @@ def is_count(value: Any, most: int = MAX_SIZE) -> bool:
 
 
 def check_counts(config: object, *names: str, most: int = MAX_SIZE) -> None:
-    """Raises ValueError for a field that is no integer from 1 to ``most``.
+    """Raises ValueError for a field that is not an integer from 1 to ``most``.
 
     >>> import types
     >>> check_counts(types.SimpleNamespace(depth=0), "depth", most=9)
@@ -43,7 +43,7 @@ def check_counts(config: object, *names: str, most: int = MAX_SIZE) -> None:
 
 
 def check_positive(config: object, *names: str) -> None:
-    """Raises ValueError for a field that is no finite number above 0.
+    """Raises ValueError for a field that is not a finite number above 0.
 
     >>> import types
     >>> check_positive(types.SimpleNamespace(epsilon="a"), "epsilon")
@@ -78,7 +78,7 @@ def check_pattern(name: str, pattern: Any) -> None:
         re.compile(pattern)
     except (re.error, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(
-            f"{name}={pattern!r} is no regular expression: {error}"
+            f"{name}={pattern!r} is not a regular expression: {error}"
         ) from None
     # Without what is escaped, and without classes of characters.
     plain = re.sub(r"\\.", "a", pattern, flags=re.DOTALL)
@@ -116,7 +116,7 @@ def check_divides(config: object, small: str, large: str) -> None:
 
 
 def check_names(config: object, **known_by_field: tuple[str, ...]) -> None:
-    """Raises ValueError for a field whose value is none of those known.
+    """Raises ValueError for a field whose value is not one of those known.
 
     Args:
         config: has the fields as attributes.

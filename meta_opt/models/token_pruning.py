@@ -67,8 +67,7 @@ class PruningConfig:
         for name in ("temporal_threshold", "segment_threshold"):
             if not -1 <= getattr(self, name) <= 1:
                 raise ValueError(
-                    f"pruning.{name}={getattr(self, name)} is no cosine: it must be in "
-                    "[-1, 1]"
+                    f"pruning.{name}={getattr(self, name)} must be a cosine, in [-1, 1]"
                 )
         if self.neighbours < 1:
             raise ValueError(f"pruning.neighbours={self.neighbours} must be at least 1")

@@ -79,8 +79,8 @@ def baseline(
     check_num_steps(num_steps)
     if name not in DEFAULT_LEARNING_RATE:
         raise ValueError(
-            f"no baseline {name!r}{near_match(name, DEFAULT_LEARNING_RATE)}; there are "
-            f"{', '.join(DEFAULT_LEARNING_RATE)}"
+            f"unknown baseline {name!r}{near_match(name, DEFAULT_LEARNING_RATE)}; "
+            f"available: {', '.join(DEFAULT_LEARNING_RATE)}"
         )
     peak = DEFAULT_LEARNING_RATE[name] if learning_rate is None else learning_rate
     if schedule.name == "plateau" and name in AVERAGING:

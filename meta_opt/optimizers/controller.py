@@ -45,7 +45,7 @@ _RANGE_MARGIN = 0.1
 """Added to the width of a feature's range, so that it is never next to zero."""
 
 _MAX_HIDDEN = 4096
-"""Width of an LSTM: more is no controller, but a damaged file."""
+"""Width of an LSTM: more is not a controller, but a damaged file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ControllerConfig:
         unknown = set(self.directions) - set(DIRECTIONS)
         if unknown:
             raise ValueError(
-                f"unknown directions {sorted(unknown)}; there are {DIRECTIONS}"
+                f"unknown directions {sorted(unknown)}; available: {DIRECTIONS}"
             )
         for name in ("global_hidden", "tensor_hidden"):
             if not 1 <= (width := getattr(self, name)) <= _MAX_HIDDEN:
@@ -191,7 +191,7 @@ def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
         if given not in known:
             raise ValueError(
                 f"{name!r} names no {what} of the controller"
-                f"{near_match(given, known)}; there are {', '.join(known)}"
+                f"{near_match(given, known)}; available: {', '.join(known)}"
             )
     hidden = config.tensor_hidden + config.global_hidden
     return hidden + FEATURES.index(feature), OUTPUTS.index(output)

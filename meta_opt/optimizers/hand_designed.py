@@ -46,7 +46,7 @@ def hand_designed(
             pass the gradients on); such parameters may be of any type. None: all.
         weight_decay_mask: which parameters decay, in the same forms. It replaces the
             built-in choice, so that True for a bias makes the bias decay. None:
-            matrices, that is, tensors with two sides above one that are no vocabulary
+            matrices, that is, tensors with two sides above one that are not vocabulary
             table.
         schedule: a function from the step, int32 [] from 0, to a multiplier, or a
             constant multiplier. It replaces the built-in shape, 5% linear warm-up to 1

@@ -63,7 +63,7 @@ def learned_optimizer(
             pass the gradients on); such parameters may be of any type. None: all.
         weight_decay_mask: which parameters decay, in the same forms. It replaces the
             built-in choice, so that True for a bias makes the bias decay. None:
-            matrices, that is, tensors with two sides above one that are no vocabulary
+            matrices, that is, tensors with two sides above one that are not vocabulary
             table.
         schedule: a function from the step, int32 [] from 0, to a multiplier, or a
             constant multiplier. It replaces the built-in shape, 5% linear warm-up to 1
@@ -85,7 +85,7 @@ def learned_optimizer(
 
     Raises:
         ValueError: ``num_steps`` below 1, unknown or damaged weights, a pattern that
-            matches nothing, a mask that is no prefix of the parameters; later,
+            matches nothing, a mask that is not a prefix of the parameters; later,
             ``update`` without params, with gradients that do not match, or with a
             ``value``, ``feedback`` or schedule that is not a scalar.
         TypeError: ``num_steps`` that is not an integer, a mask or schedule of another

@@ -25,7 +25,7 @@ def expand_mask(name: str, mask: Mask, params: PyTree) -> tuple[bool, ...]:
 
     Raises:
         TypeError: a leaf of the mask that is not a bool known at trace time.
-        ValueError: a mask that is no prefix of the parameters.
+        ValueError: a mask that is not a prefix of the parameters.
 
     Example:
         >>> params = {"head": {"kernel": 1.0, "bias": 2.0}, "body": 3.0}
@@ -80,7 +80,7 @@ def _is_bool(mark: Any) -> bool:
 
 
 def _mismatch(name: str, mask: PyTree, params: PyTree) -> str:
-    """What to say of a mask that is no prefix of the parameters."""
+    """What to say of a mask that is not a prefix of the parameters."""
     marks, leaves = (
         [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
         for tree in (mask, params)
@@ -93,7 +93,7 @@ def _mismatch(name: str, mask: PyTree, params: PyTree) -> str:
     for mark in marks:
         if not any(covers(mark, leaf) for leaf in leaves):
             near = near_match(mark, leaves)
-            return f"{name} has {mark!r}, which is no parameter{near}: {advice}"
+            return f"{name} has {mark!r}, which is not a parameter{near}: {advice}"
     for leaf in leaves:
         if not any(covers(mark, leaf) for mark in marks):
             return f"{name} has nothing for parameter {leaf!r}: {advice}"

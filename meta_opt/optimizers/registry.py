@@ -82,8 +82,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         return with_group_rates(tx, config.name, config.clip_norm, config.rate_factors)
     if config.name not in NAMES:
         raise ValueError(
-            f"no optimizer {config.name!r}{near_match(config.name, NAMES)}; there are "
-            f"{', '.join(NAMES)}"
+            f"unknown optimizer {config.name!r}{near_match(config.name, NAMES)}; "
+            f"available: {', '.join(NAMES)}"
         )
     if config.learning_rate is not None:
         raise ValueError(

@@ -55,7 +55,7 @@ _ABOVE_START = 0.25
 _RECENT_RATE = 0.3
 
 
-class GuardState(NamedTuple):
+class SafeguardState(NamedTuple):
     """State of the safeguard; all scalars.
 
     Attributes:
@@ -98,7 +98,7 @@ class GuardState(NamedTuple):
     fallback: jax.Array
 
 
-def init_guard() -> GuardState:
+def init_safeguard() -> SafeguardState:
     """The state before the first step."""
     # Arrays of their own: a donated state may not hold one buffer twice.
     integers = {
@@ -107,19 +107,19 @@ def init_guard() -> GuardState:
     }
     state = {
         name: jnp.zeros((), jnp.int32 if name in integers else jnp.float32)
-        for name in GuardState._fields
+        for name in SafeguardState._fields
     }
     ones = {name: jnp.ones((), jnp.float32) for name in ("shrink", "vanishing_scale")}
-    return GuardState(**{**state, **ones})
+    return SafeguardState(**{**state, **ones})
 
 
-def guard_step(
-    state: GuardState,
+def safeguard_step(
+    state: SafeguardState,
     grad_rms: jax.Array,
     value: jax.typing.ArrayLike | None,
     count: jax.Array,
     num_steps: jax.Array | int,
-) -> tuple[jax.Array, GuardState]:
+) -> tuple[jax.Array, SafeguardState]:
     """Decides whether to take one step, and updates the state.
 
     Args:
@@ -173,7 +173,9 @@ def guard_step(
     return ok, jax.tree.map(lambda a, b: jnp.where(ok, a, b), monitored, new)
 
 
-def _monitor_loss(state: GuardState, value: jax.Array, early: jax.Array) -> GuardState:
+def _monitor_loss(
+    state: SafeguardState, value: jax.Array, early: jax.Array
+) -> SafeguardState:
     """Tracks the loss; acts on a sustained rise, and on an early divergence at once."""
     beginning = early & (state.losses < _START_LOSSES)
     start = jnp.where(

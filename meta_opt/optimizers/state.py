@@ -21,7 +21,7 @@ from meta_opt.optimizers.controller import (
 from meta_opt.optimizers.decisions import group_decisions
 from meta_opt.optimizers.gradient_statistics import initial_structure
 from meta_opt.optimizers.grouping import Group, first_units, group_leaves, replicated
-from meta_opt.optimizers.safeguard import GuardState, init_guard
+from meta_opt.optimizers.safeguard import SafeguardState, init_safeguard
 from meta_opt.optimizers.second_moment import SecondMoments, init_second
 from meta_opt.optimizers.update_rule import Controls, hand_designed_controls
 from meta_opt.types import PyTree
@@ -61,7 +61,7 @@ class OptimizerState(NamedTuple):
     history: History
     momentum_square: jax.Array
     param_square: jax.Array
-    guard: GuardState
+    guard: SafeguardState
     progress: ProgressState | None
     controller: ControllerState | None
     decisions: jax.Array
@@ -172,7 +172,7 @@ def init_state(
         history=History(*zeros)._replace(structure=structure),
         momentum_square=jnp.zeros(units, jnp.float32),
         param_square=jnp.zeros(units, jnp.float32),
-        guard=init_guard(),
+        guard=init_safeguard(),
         progress=init_progress() if settings.learned else None,
         controller=(
             init_controller(settings.config, units) if settings.learned else None

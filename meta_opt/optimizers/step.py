@@ -30,7 +30,7 @@ from meta_opt.optimizers.controller import ControllerState, control
 from meta_opt.optimizers.decisions import group_decisions
 from meta_opt.optimizers.gradient_statistics import gather_statistics, measure_gradients
 from meta_opt.optimizers.grouping import sharded_like, unstack_slots
-from meta_opt.optimizers.safeguard import GuardState, guard_step
+from meta_opt.optimizers.safeguard import SafeguardState, safeguard_step
 from meta_opt.optimizers.second_moment import (
     Second,
     SecondMoments,
@@ -132,7 +132,7 @@ class Decision(NamedTuple):
     step_size: jax.Array
     decay: jax.Array
     averages: jax.Array
-    guard: GuardState
+    guard: SafeguardState
     history: History
     progress: ProgressState | None
     controller: ControllerState | None
@@ -140,7 +140,7 @@ class Decision(NamedTuple):
 
 # Compiled as a whole even where the caller does not: op by op it is many times slower.
 # Under an outer jit this changes nothing. One cache for all optimizers, so that one
-# that is made anew for every step, as by `optax.inject_hyperparams`, compiles once.
+# that is created again for every step, as by `optax.inject_hyperparams`, compiles once.
 @functools.partial(jax.jit, static_argnames=("settings", "decayed"))
 def optimizer_step(
     grads: PyTree,
@@ -236,7 +236,9 @@ def decide(
     ok = state.count >= 0
     if settings.safeguard:
         rms = grad_rms(stats, table)
-        ok, guard = guard_step(guard, rms, inputs.value, state.count, inputs.num_steps)
+        ok, guard = safeguard_step(
+            guard, rms, inputs.value, state.count, inputs.num_steps
+        )
     history = _observe(state, measured, settings)
     controls, progress, controller = _control(
         plan, stats, history, guard, state, inputs, theta, settings
@@ -298,7 +300,7 @@ def _control(
     plan: Plan,
     stats: Statistics,
     history: History,
-    guard: GuardState,
+    guard: SafeguardState,
     state: OptimizerState,
     inputs: StepInputs,
     theta: PyTree | None,

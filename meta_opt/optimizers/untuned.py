@@ -123,7 +123,7 @@ def learning_rate_free(
 def _known(name: str, names: tuple[str, ...]) -> str:
     if name not in names:
         raise ValueError(
-            f"no untuned baseline {name!r}{near_match(name, names)}; there are "
+            f"unknown untuned baseline {name!r}{near_match(name, names)}; available: "
             f"{', '.join(names)}"
         )
     return name

@@ -89,7 +89,7 @@ def joined(
             print(message, file=sys.stderr)
         else:
             traceback.print_exc()
-        print(f"process {process} failed; the others cannot go on", file=sys.stderr)
+        print(f"process {process} failed; the others cannot continue", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         watch.leave(failed=True)

@@ -6,33 +6,33 @@ import numpy as np
 from meta_opt.types import PyTree
 
 
-def place(tree: PyTree, shardings: PyTree, take_over: bool = False) -> PyTree:
+def place(tree: PyTree, shardings: PyTree, donate: bool = False) -> PyTree:
     """Lays arrays out over a mesh, as fresh arrays that are safe to donate.
 
-    Of several processes each brings its devices' shards from its own copy, which must
-    be the others' too; nothing is sent.
+    With several processes, each provides its devices' shards from its own copy, which
+    must be equal on all of them; nothing is sent.
 
     Args:
         tree: pytree of arrays, in this process's memory or on the mesh already.
         shardings: a sharding, or a pytree of them of the same structure.
-        take_over: the caller gives the arrays up: those that lie as wanted are taken as
-            they are.
+        donate: whether the caller gives the arrays up; those that already have the
+            right sharding are then not copied.
 
     Returns:
         The arrays, on the devices of all processes.
     """
     if isinstance(shardings, jax.sharding.Sharding):
-        return jax.tree.map(lambda x: _place(x, shardings, take_over), tree)
-    return jax.tree.map(lambda x, s: _place(x, s, take_over), tree, shardings)
+        return jax.tree.map(lambda x: _place(x, shardings, donate), tree)
+    return jax.tree.map(lambda x, s: _place(x, s, donate), tree, shardings)
 
 
 def _place(
-    x: jax.Array | np.ndarray, sharding: jax.sharding.Sharding, take_over: bool
+    x: jax.Array | np.ndarray, sharding: jax.sharding.Sharding, donate: bool
 ) -> jax.Array:
-    if take_over and isinstance(x, jax.Array) and x.sharding == sharding:
+    if donate and isinstance(x, jax.Array) and x.sharding == sharding:
         return x
     if jax.process_count() == 1:
-        if take_over:
+        if donate:
             return jax.device_put(x, sharding, may_alias=True)
         if isinstance(x, jax.Array) and sharding.shard_shape(x.shape) == x.shape:
             # JAX keeps the array itself as its own device's copy, asked for or not.
@@ -42,7 +42,7 @@ def _place(
         if not x.is_fully_addressable:
             return jax.device_put(x, sharding, may_alias=False)
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            data = _place(jax.random.key_data(x), sharding, take_over)
+            data = _place(jax.random.key_data(x), sharding, donate)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     here = np.asarray(x)
     return jax.make_array_from_callback(

@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-GO_ON = "start all processes again, and they go on from what was saved"
+RESTART = "restart all processes to resume from what was saved"
 """What a run of several processes says when it ends because one of them is gone."""
 
 _FIELDS = struct.Struct("dqq")

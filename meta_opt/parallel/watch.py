@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from meta_opt.parallel.progress import GO_ON, Progress
+from meta_opt.parallel.progress import RESTART, Progress
 
 _KEYS = "meta_opt/watch/"
 _DONE, _FAILED, _LOST = "done", "failed", "lost"
@@ -123,7 +123,7 @@ class ProcessWatch:
             self._rounds += 1
             self._progress.live()
             if (what := self._verdict()) is not None:
-                self._end(f"{what}; {self._progress.lost()}; {GO_ON}")
+                self._end(f"{what}; {self._progress.lost()}; {RESTART}")
                 return
 
     def _verdict(self) -> str | None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from meta_opt.parallel.progress import GO_ON, Progress
+from meta_opt.parallel.progress import RESTART, Progress
 
 _OF_THE_SERVICE = re.compile(rb"coordination_service|preemption_sync_manager")
 _ENDED_BY_IT = b"JAX distributed service detected fatal errors"
@@ -92,15 +92,17 @@ class Witness:
         if _ENDED_BY_IT not in self._held:
             return self._held
         stood_still = self._progress.silent_seconds
-        what = f"process 0 of {self._count} is gone, without which no other can go on"
+        what = (
+            f"process 0 of {self._count} is gone, and no other can continue without it"
+        )
         if self._index == 0:
             what = f"another of the {self._count} processes is gone"
         if stood_still >= self._timeout_seconds:
             what = (
-                f"process {self._index} of {self._count} stood still for "
+                f"process {self._index} of {self._count} was suspended for "
                 f"{stood_still:.0f} s, and the others have ended without it"
             )
-        message = f"{what}; {self._progress.lost()}; {GO_ON}\n"
+        message = f"{what}; {self._progress.lost()}; {RESTART}\n"
         return message.encode(errors="replace")
 
 

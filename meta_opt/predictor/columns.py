@@ -132,7 +132,7 @@ def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
     """The column that divides the samples; "" for none.
 
     Raises:
-        ValueError: a column of which some values are no names of splits.
+        ValueError: a column of which some values are not names of splits.
     """
     name = next((n for n in values if n.casefold() == "split"), "")
     unknown = {str(x): None for x in values.get(name, ()) if named_split(x) is None}

@@ -94,7 +94,8 @@ def fit(
     Raises:
         ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
             of a call with other arguments or data; the message names the problem.
-        TypeError: a target that is not a name, a time limit or seed that is no number.
+        TypeError: a target that is not a string, a time limit or seed that is not a
+            number.
         FileNotFoundError: no such file.
         MissingDataError: encoders that are not prepared; it names the command.
         Interrupted: on SIGINT or SIGTERM while it trains.

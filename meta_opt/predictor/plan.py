@@ -66,7 +66,7 @@ class TrainingPlan:
         loop: number of steps, batch size and intervals.
         metric: the validation metric that selects the parameters.
         mode: ``min`` or ``max``, whichever is better.
-        mesh: the devices, which a call that resumes another one chooses anew.
+        mesh: the devices, which a resuming call chooses again.
     """
 
     loop: LoopConfig

@@ -32,7 +32,7 @@ Data: TypeAlias = Any
 _JSONL, _CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _CODE = re.compile(r"0\d+")
-"""Digits that are no number, such as a postal code: they would lose their zeros."""
+"""Digits that are not a number, such as a postal code: it would lose its zeros."""
 _MISSING = ("na", "n/a", "nan", "null", "none")
 """What programs write for a missing number."""
 
@@ -125,8 +125,8 @@ def _from_path(name: str) -> Table:
     if not path.exists() and not is_path(name):
         raise FileNotFoundError(f"there is no file or folder {name}")
     raise ValueError(
-        f"{name} is no JSONL ({', '.join(_JSONL)}), no CSV ({', '.join(_CSV)}), no "
-        "folder with sub-folders and no tar file"
+        f"{name} is not JSONL ({', '.join(_JSONL)}), CSV ({', '.join(_CSV)}), a folder "
+        "with sub-folders or a tar file"
     )
 
 

@@ -19,7 +19,7 @@ def plot_diagnostics(
         history: what `meta_opt.diagnostics` gave, in order.
 
     Raises:
-        ValueError: an empty history, or records that are no diagnostics.
+        ValueError: an empty history, or records that are not diagnostics.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def plot_diagnostics(
         end = history[-1]["num_steps"]
         for axes in (sizes, skips, fallback):
             axes.set_xlabel("step")
-            if steps[-1] > end:  # What lies beyond is no part of the run.
+            if steps[-1] > end:  # What lies beyond is not part of the run.
                 axes.axvline(end, color="#777777", lw=0.9, zorder=0)
         legend_above(figure, labelled(sizes))
         figure.savefig(temporary, format="png", dpi=150)

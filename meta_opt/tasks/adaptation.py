@@ -86,7 +86,7 @@ def pretrain(
 
 
 def finetuning(model: Model, start: PyTree) -> Model:
-    """All of a pre-trained model; a head of another shape starts anew."""
+    """All of a pre-trained model; a head of another shape starts from scratch."""
 
     def init(key: jax.Array) -> PyTree:
         fresh = model.init(key)

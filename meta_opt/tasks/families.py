@@ -94,7 +94,7 @@ def make_task(family: str, data_dir: str | None = None) -> Task:
     """
     if family not in FAMILIES:
         raise ValueError(
-            f"no task family {family!r}{near_match(family, FAMILIES)}; there are "
+            f"unknown task family {family!r}{near_match(family, FAMILIES)}; available: "
             f"{', '.join(FAMILIES)}"
         )
     return dataclasses.replace(FAMILIES[family](data_dir), name=family)

@@ -79,7 +79,7 @@ class Adaptation:
             ``lion``.
         steps: of pre-training.
         trained: pattern of the paths of trained leaves; the default matches all.
-        new_head: whether the head starts anew.
+        new_head: whether the head is re-initialised.
         low_rank: LoRA factors for leaves that are not trained otherwise.
         frozen: whether a head alone is trained, on features computed once.
     """
@@ -178,7 +178,7 @@ def _model(
     model = _plain(family, arrays, family.goal)
     if how is None:
         return model, arrays
-    # What differs between families of one start is no part of it.
+    # What differs between families of one start is not part of it.
     base = dataclasses.replace(
         StyleFamily(family.data, family.body, family.style),
         goal=Goal(family.goal.kind, family.goal.target, family.goal.fusion),

@@ -368,11 +368,11 @@ def adapt(
     Args:
         model: what is adapted.
         start: its pre-trained parameters; leaves of another shape than the model's
-            start anew and are trained.
+            are re-initialised and trained.
         style: of the model, for the layout of its kernels.
         trained: pattern of the paths (dots between names) of leaves that are trained;
             the default matches all.
-        renewed: pattern of those that start anew, and are trained.
+        renewed: pattern of those that are re-initialised and trained.
         low_rank: factors for leaves that neither pattern matches.
 
     Returns:

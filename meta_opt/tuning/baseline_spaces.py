@@ -39,7 +39,8 @@ def baseline_space(name: str) -> dict[str, Setting]:
         ValueError: no such baseline.
     """
     if name not in _RATES:
-        raise ValueError(f"no search space for {name!r}; there are {', '.join(_RATES)}")
+        known = ", ".join(_RATES)
+        raise ValueError(f"no search space for {name!r}; available: {known}")
     low, high = _RATES[name]
     least, most = _DECAYS.get(name, _DECOUPLED)
     return {

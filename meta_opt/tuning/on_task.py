@@ -49,7 +49,7 @@ def tune_on_task(
         num_steps: length of every trial: the full budget.
         config: of the search.
         seeds: of every trial; what is reported should be measured with others.
-        storage: of the search, which goes on from it, see `Storage`.
+        storage: of the search, which resumes from it, see `Storage`.
         setup: what else the losses depend on, as a JSON value.
         expiry_seconds: see `search`.
 

@@ -81,7 +81,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     try:
         record = read_json(path)
         if not isinstance(record["best"]["params"], dict):
-            raise TypeError("`params` is no object")
+            raise TypeError("`params` is not an object")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the result of a search: {error!r}") from None
     return record

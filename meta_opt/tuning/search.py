@@ -57,7 +57,7 @@ class SearchConfig:
         startup_trials: drawn at random before TPE begins.
         min_resource: the step from which trials may be pruned; 0 never prunes.
         reduction_factor: at ``min_resource`` times each of its powers one trial in so
-            many goes on.
+            many is promoted.
         progress: whether to show a progress bar on a terminal.
     """
 
@@ -96,7 +96,7 @@ def search(
     maximize: bool = False,
     expiry_seconds: float = EXPIRY_SECONDS,
 ) -> "optuna.Study":
-    """Minimises ``objective``, going on with the study in ``storage`` if there is one.
+    """Minimises ``objective``, resuming the study in ``storage`` if there is one.
 
     Processes that call this at the same time with the same arguments share the trials:
     each is run by one of them, and all return when the last has ended. A search of
@@ -129,7 +129,7 @@ def search(
 
     Raises:
         ValueError: if the study in ``storage`` was made under another setup, or
-            ``storage`` is no place for one.
+            ``storage`` is not a place for one.
         ConnectionError: if the server cannot be reached.
         RuntimeError: if no trial completed, unless ``may_all_fail``.
     """
@@ -176,7 +176,7 @@ def _run_trials(
 
     done = len(_counted(study))
     if done:
-        _log.info("%s: going on after %d trials", storage.name, done)
+        _log.info("%s: resuming after %d trials", storage.name, done)
     quiet = None if config.progress else True
     with tqdm(
         total=config.num_trials,

@@ -40,7 +40,7 @@ class Setting:
         kinds = ("linear", "log", "choice")
         if self.kind not in kinds:
             raise ValueError(
-                f"kind={self.kind!r} is none of {', '.join(kinds)}"
+                f"kind={self.kind!r} must be one of {', '.join(kinds)}"
                 f"{near_match(self.kind, kinds)}"
             )
         if self.kind == "choice":

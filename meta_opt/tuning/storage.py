@@ -70,7 +70,7 @@ class Storage:
             self.claims = FileLocks(self._path)
         else:
             raise ValueError(
-                f"{place} is no place for a study: take a file that ends in {SQLITE} "
+                f"{place} is not a valid study storage; use a file ending in {SQLITE} "
                 f"(one machine) or {JOURNAL} (a shared folder), or "
                 "postgresql://USER@HOST/DATABASE"
             )
@@ -117,8 +117,8 @@ class Storage:
             if isinstance(error, ValueError) and self.name in str(error):
                 raise  # It is named already.
             raise ValueError(
-                f"{self.name} is no study or is damaged ({_first_line(error)}); move "
-                "it away to begin anew"
+                f"{self.name} is not a study or is damaged ({_first_line(error)}); "
+                "move it away to start from scratch"
             ) from error
 
     @contextlib.contextmanager
@@ -153,8 +153,8 @@ def _server_url(place: str) -> Any:
     if not place.startswith(_SERVERS):
         scheme = place.partition("://")[0]
         raise ValueError(
-            f"{scheme}://... is no place for a study: of servers there is PostgreSQL, "
-            "postgresql://USER@HOST/DATABASE"
+            f"{scheme}://... is not a valid study storage; the only supported server "
+            "is PostgreSQL: postgresql://USER@HOST/DATABASE"
         )
     if importlib.util.find_spec("psycopg") is None:
         raise ValueError(
@@ -166,7 +166,7 @@ def _server_url(place: str) -> Any:
     except (sqlalchemy.exc.ArgumentError, ValueError):
         # What is wrong may be the password.
         raise ValueError(
-            "the address of the server is none: write it as "
+            "invalid server address; write it as "
             "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters of the "
             "password as %XX"
         ) from None
@@ -179,7 +179,7 @@ def _mend_end(path: Path) -> None:
     Optuna leaves it out when it reads, but would write on in it.
 
     Raises:
-        ValueError: a last line that is whole and no JSON.
+        ValueError: a last line that is complete and not JSON.
     """
     data = path.read_bytes() if path.is_file() else b""
     end = data.rfind(b"\n") + 1

@@ -42,8 +42,8 @@ def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -
         ]
         raise ValueError(
             f"{storage} holds the study {study.study_name!r} made under another "
-            f"{' and '.join(changed)}; take those again to go on with it, or another "
-            "file"
+            f"{' and '.join(changed)}; restore these settings to resume, or use "
+            "another file"
         )
 
 

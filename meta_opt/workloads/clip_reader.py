@@ -154,7 +154,8 @@ def _tokenizer(
     if lower is not None and not isinstance(lower, nnx.Module):
         raise ValueError(
             f"masked texts go through all layers of the encoder {name!r}, and its "
-            "lower ones are no module; train all of it (clips.trainable_layers.text=0)"
+            "lower ones are not a module; train all of them "
+            "(clips.trainable_layers.text=0)"
         )
     if tokenizer.mask_id is None or len(tokenizer.special_ids) != 2:
         raise ValueError(

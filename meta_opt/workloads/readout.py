@@ -257,7 +257,7 @@ def _logistic(
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     kernel[:, seen], bias[seen] = coefficients.T, intercepts
-    # As unlikely as the least likely of the others, not beyond what training can mend.
+    # As unlikely as the least likely of the others: training can still correct that.
     bias[np.setdiff1d(np.arange(classes), seen)] = intercepts.min() - _UNSEEN
     return Linear(kernel, bias)
 

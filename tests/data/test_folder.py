@@ -133,7 +133,7 @@ def test_fits():
     assert np.abs(small.astype(int) - 127).max() < 8
     same = ImageFit(10, "stretch")(Image.fromarray(stretched))
     np.testing.assert_array_equal(same, stretched)
-    with pytest.raises(ValueError, match=r"how='padd' is none of .*did you mean 'pad'"):
+    with pytest.raises(ValueError, match=r"how='padd' must be .*did you mean 'pad'"):
         ImageFit(8, "padd")
     with pytest.raises(ValueError, match=r"resample='cubic'.*did you mean 'bicubic'"):
         ImageFit(8, "pad", "cubic")

@@ -188,7 +188,7 @@ def test_lines_are_named(tmp_path):
         read_samples(path)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.jsonl"):
         read_samples(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="is no JSONL file, no tar file and no folder"):
+    with pytest.raises(ValueError, match="is not a JSONL file, a tar file or a folder"):
         read_samples(tmp_path / "nowhere")
 
 
@@ -295,7 +295,7 @@ def test_a_tar_file_that_is_cut_anywhere_is_named(tmp_path):
     for size in (300, 700, 1100, 2048 + 300):
         (tmp_path / "cut.tar").write_bytes(data[:size])
         with pytest.raises(
-            ValueError, match=r"cut\.tar is (no tar file or is )?cut sh"
+            ValueError, match=r"cut\.tar is (not a tar file or is )?cut"
         ):
             read_samples(tmp_path / "cut.tar")
     # A header in the middle that is broken, and a second file after the end.
@@ -308,7 +308,7 @@ def test_a_tar_file_that_is_cut_anywhere_is_named(tmp_path):
         ):
             read_samples(tmp_path / f"{name}.tar")
     (tmp_path / "none.tar").write_bytes(b"no tar file" * 100)
-    with pytest.raises(ValueError, match=r"none\.tar is no tar file or is cut short"):
+    with pytest.raises(ValueError, match=r"none\.tar is not a tar file or is cut"):
         read_samples(tmp_path / "none.tar")
 
 
@@ -343,11 +343,11 @@ def test_hidden_files_of_a_mac_are_left_out(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (("2.json", b"{"), r"sample '2' \(2\.json, 2\.png\): no JSON: Expecting"),
-        (("2.json", b"[1]"), r"sample '2' .*: its \.json is no JSON object"),
-        (("2.json", b'{"text": NaN}'), "NaN is no JSON"),
+        (("2.json", b"{"), r"sample '2' \(2\.json, 2\.png\): invalid JSON: Expec"),
+        (("2.json", b"[1]"), r"sample '2' .*: its \.json is not a JSON object"),
+        (("2.json", b'{"text": NaN}'), "NaN is not JSON"),
         (("2.json", b'{"lable": 1}'), "no key 'lable'; did you mean 'label'"),
-        (("2.txt", "é".encode("latin-1")), r"sample '2' \(2\.png, 2\.txt\): no UTF-8"),
+        (("2.txt", "é".encode("latin-1")), r"sample '2' \(2\.png, 2\.txt\): not UTF-8"),
     ],
 )
 def test_broken_samples_of_tar_files_are_named(tmp_path, member, message):

@@ -61,7 +61,7 @@ def test_braces_in_a_name_stay():
     ("call", "message"),
     [
         (lambda: CategoryList.of([]), "there must be one"),
-        (lambda: CategoryList.of(["a", " "]), "is no name"),
+        (lambda: CategoryList.of(["a", " "]), "is not a name"),
         (lambda: CategoryList.of(["a", "A "]), "'a' and 'A ' cannot be told apart"),
         (lambda: PLAIN.renamed({"brid": "x"}), "did you mean 'bird'"),
         (lambda: PLAIN.renamed({"bird": "Ship"}), "'Ship' and 'ship'"),

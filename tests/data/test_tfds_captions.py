@@ -1,4 +1,4 @@
-"""Captions of a prepared TFDS dataset: what is no UTF-8 is counted, not patched up."""
+"""Captions of a prepared TFDS dataset: what is not UTF-8 is counted, not patched up."""
 
 import io
 
@@ -38,4 +38,4 @@ def test_a_caption_in_another_encoding_is_counted(tmp_path):
     source = Pictures(rows, ImageFit(4))
     assert source.in_memory().captions == (("café",),)
     (reason,) = source.unreadable.reasons.values()
-    assert "no UTF-8: byte 0xe9 at place 3" in reason
+    assert "not UTF-8: 0xe9 at byte 3" in reason

@@ -179,7 +179,7 @@ def test_cmu_mosi(folder):
 
 
 def test_names_that_are_not_known(folder):
-    with pytest.raises(ValueError, match=r"kind='msrvt' is none of .*; did you mean"):
+    with pytest.raises(ValueError, match=r"kind='msrvt' must be one .*; did you mean"):
         read_annotations("msrvt", folder)
     with pytest.raises(ValueError, match=r"no split 'valid'; did you mean 'validatio"):
         read_annotations("msrvtt", folder, split="valid")
@@ -241,8 +241,8 @@ SEGMENT = (*FIRST, "annotations", 1)
 WRONG = [
     # JSON that is of another form.
     ("msrvtt", WHOLE, lambda text: "[]", r"needs a JSON object, not \[\]; expected \{"),
-    ("msrvtt", WHOLE, lambda text: text[:99], r"no JSON: .* column \d+; expected \{"),
-    ("msrvtt", WHOLE, lambda text: "", "no JSON: .*; expected"),
+    ("msrvtt", WHOLE, lambda text: text[:99], r"invalid JSON: .* column \d+; expected"),
+    ("msrvtt", WHOLE, lambda text: "", "invalid JSON: .*; expected"),
     ("msrvtt", WHOLE, lambda text: "[" * 9999, "nested too deeply; expected"),
     (
         "msrvtt",
@@ -297,7 +297,7 @@ WRONG = [
         "msrvtt",
         WHOLE,
         at("videos", 1, "video_id", to="video0"),
-        "'video0' is there twice",
+        "'video0' occurs twice",
     ),
     ("msrvtt", WHOLE, at("videos", 1, "video_id", to="../x"), "cannot name a file"),
     ("msrvtt", WHOLE, at("videos", 1, "video_id", to=".."), "cannot name a file"),
@@ -336,7 +336,7 @@ WRONG = [
         "msrvtt_9k",
         "MSRVTT_train.9k.csv",
         replaced("6513", "1"),
-        "line 3: video 'video1' is there twice",
+        "line 3: video 'video1' occurs twice",
     ),
     (
         "msrvtt_9k",
@@ -395,7 +395,7 @@ WRONG = [
         replaced("127.5", "1e999"),
         "the number 1e999 is larger than any float",
     ),
-    ("youcook2", COOK, replaced("127.5", "NaN"), "json: NaN is no JSON"),
+    ("youcook2", COOK, replaced("127.5", "NaN"), "json: NaN is not JSON"),
     ("youcook2", COOK, at(*SEGMENT, "id", to=0), "two samples have the key 'GLd3aX16z"),
     ("youcook2", COOK, replaced("GLd3aX16zBg", "../x"), "'video id' cannot name a f"),
     # Entries of other splits are read too.
@@ -422,7 +422,7 @@ WRONG = [
         "tgif_qa_action",
         "Train_action_question.csv",
         replaced("key", "a1"),
-        "'a1' is there twice",
+        "'a1' occurs twice",
     ),
     (
         "tgif_qa_action",
@@ -546,7 +546,7 @@ WRONG = [
         "msrvtt_qa",
         "train_qa.json",
         replaced('"id": 1', '"id": 1, "id": 2'),
-        "'id' is there twice",
+        "duplicate key 'id'",
     ),
 ]
 
@@ -570,8 +570,8 @@ def test_wrong_files(folder, kind, name, change, message):
     ("encoding", "message"),
     [
         ("utf-16", "UTF-16 text; convert it"),
-        ("utf-16-le", "NUL characters, as UTF-16 has"),
-        ("latin-1", "no UTF-8: byte 0xe9"),
+        ("utf-16-le", "NUL characters, as in UTF-16"),
+        ("latin-1", "not UTF-8: 0xe9"),
     ],
 )
 def test_other_encodings(folder, kind, name, encoding, message):
@@ -605,7 +605,7 @@ def test_wrong_mapping(folder):
     for text, message in [
         ("a_1_2 vid1 more", "line 1: 'a_1_2 vid1 more'; expected YOUTUBE_START_END"),
         ("../a vid1", "line 1: .*; expected YOUTUBE_START_END"),
-        ("a_1_2 vid1\nb_1_2 vid1", "line 2: vid1 is there twice"),
+        ("a_1_2 vid1\nb_1_2 vid1", "line 2: vid1 occurs twice"),
         ("a_1_2\0 vid1", "NUL characters"),
     ]:
         path.write_text(text)

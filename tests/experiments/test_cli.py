@@ -37,7 +37,7 @@ def finetune(tmp_path, *arguments, **environment):
         (
             ["--config.data.prompt=12"],
             {},
-            "finetune: config.data.prompt=12 must be text, in quotes: '\"12\"'",
+            "finetune: config.data.prompt=12 must be a string, in quotes: '\"12\"'",
         ),
         (["--config.seed=x"], {}, "finetune: flag --config.seed=x: invalid literal"),
         (
@@ -85,5 +85,5 @@ def test_a_mistake_is_one_line(tmp_path, arguments, environment, message):
 def test_a_benchmark_that_there_is_not_is_named():
     finished = run_command("benchmark", "--only=steps")
     assert finished.returncode == 1
-    message = "benchmark: --only: no benchmark 'steps'; did you mean 'step'?"
+    message = "benchmark: --only: unknown benchmark 'steps'; did you mean 'step'?"
     assert finished.stderr.splitlines()[-1].startswith(message), finished.stderr

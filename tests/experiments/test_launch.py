@@ -112,7 +112,7 @@ def test_after_a_preemption_it_is_made_anew_and_goes_on(checkout):
     assert done.returncode == 0, done.stderr
     whole = ["create", "scp", "ssh", "ssh"]
     assert verbs(calls) == [f"tpu-vm:{v}" for v in (*whole, "delete", *whole)]
-    assert "big is PREEMPTED (loss 1 of at most 20); going on" in done.stdout
+    assert "big is PREEMPTED (loss 1 of at most 20); recreating it" in done.stdout
     assert calls[1].endswith("--spot --zone us-east5-b")
 
 
@@ -169,8 +169,8 @@ def test_dry_run_calls_nothing(checkout):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("go",), "no command 'go'"),
-        (("run", "Big"), "'Big' is no name for a TPU"),
+        (("go",), "unknown command 'go'"),
+        (("run", "Big"), "'Big' is not a valid name for a TPU"),
         (("run", "big", "--zone", "a", *COMMAND), "--type is missing"),
         (("run", "big", "--zone"), "--zone needs a value"),
         (("run", "big", "--type", "v6e-16", *COMMAND), "--zone is missing"),

@@ -102,5 +102,5 @@ def test_bad_settings_are_named():
         run(None, metric="f1", report=lambda step, value: None)
     with pytest.raises(ValueError, match="patience=0 must be at least 1"):
         EarlyStopping(patience=0)
-    with pytest.raises(ValueError, match="mode='most' is none of min, max"):
+    with pytest.raises(ValueError, match="mode='most' must be one of min, max"):
         EarlyStopping(mode="most")

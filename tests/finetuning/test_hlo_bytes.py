@@ -25,7 +25,7 @@ def test_types_count_by_their_bytes():
 
 
 @pytest.mark.skipif(
-    jax.__version_info__ < (0, 9), reason="before, a sum is no fusion on CPUs"
+    jax.__version_info__ < (0, 9), reason="before, a sum is not a fusion on CPUs"
 )
 def test_a_reduction_counts_by_its_bytes():
     assert moved(lambda a: jnp.sum(a, axis=0), X) == pytest.approx(4 + 4 / SIDE)

@@ -357,7 +357,7 @@ def test_settings_of_a_config_file():
     assert (config.combiner, config.clip_norm) == ("equal", 50.0)
     with pytest.raises(ValueError, match=r"config.m has no setting 'intervl'"):
         read_meta_loss({"intervl": 2}, "config.m")
-    with pytest.raises(ValueError, match=r"config.m.published='univ' is none of univl"):
+    with pytest.raises(ValueError, match=r"config.m.published='univ' must be one of"):
         read_meta_loss({"published": "univ"}, "config.m")
     with pytest.raises(ValueError, match="same_batch=True shares the pass of"):
         read_meta_loss({"same_batch": True, "hypergradient": {"kind": "sama"}})

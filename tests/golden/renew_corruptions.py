@@ -6,7 +6,7 @@
 Of one picture of 224 pixels, corrupted by the package ``imagecorruptions`` with the
 random numbers of `meta_opt.data.preprocessing.corruptions`, the file has every 45th
 pixel. Gaussian blur is by scikit-image alone, since that of ``imagecorruptions`` 1.1.2
-passes an argument which scikit-image no longer has. The package is no dependency for
+passes an argument which scikit-image no longer has. The package is not a dependency for
 that reason, and because it needs OpenCV and draws from NumPy's global state.
 """
 

@@ -238,7 +238,7 @@ def test_tar_files_of_very_many_members(tmp_path, monkeypatch):
         samples.tar({**many, "a.txt": b"a cat", "a.json": b'{"label": 1}'})
     )
     found = []
-    # What is no part of a sample is not kept: each would be a kilobyte.
+    # What is not part of a sample is not kept: each would be a kilobyte.
     assert peak_bytes(lambda: found.extend(read_samples(path))) < 2_000_000
     assert [sample.fields.text for sample in found] == [("a cat",)]
     monkeypatch.setattr(tar_members, "MAX_MEMBERS", 4000)
@@ -276,7 +276,7 @@ def test_a_tar_header_that_lies_is_refused(tmp_path, data):
     path.write_bytes(data + b"\0" * 10240)
 
     def read():
-        with pytest.raises(ValueError, match=r"a\.tar is (no tar file|cut short)"):
+        with pytest.raises(ValueError, match=r"a\.tar is (not a tar file|cut short)"):
             read_samples(path)
 
     assert peak_bytes(read) < 20_000_000

@@ -972,7 +972,7 @@ def test_a_harmful_loss_loses_its_weight():
         ),
         (
             lambda: MetaLossConfig(network=small(2), combiner="melter"),
-            "combiner='melter' is none of .*; did you mean 'meltr'",
+            "combiner='melter' must be one of .*; did you mean 'meltr'",
         ),
         (
             lambda: MetaLossConfig(network=small(2), meta_optimizer="adamv"),
@@ -996,7 +996,7 @@ def test_a_harmful_loss_loses_its_weight():
         ),
         (
             lambda: from_config(MetaLossConfig, {"clip_norm": float("nan")}),
-            "MetaLossConfig.clip_norm is nan, which is no number",
+            "MetaLossConfig.clip_norm is nan, which is not a number",
         ),
         (
             lambda: from_config(MetaLossConfig, {"clip_norm": 10**400}),

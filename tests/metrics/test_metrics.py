@@ -122,7 +122,7 @@ def test_multiple_choice():
     ("scores", "answers", "valid", "message"),
     [
         (np.ones((2, 3)), np.array([0]), None, r"answers \(1,\)"),
-        (np.ones((1, 3)), np.array([3]), None, r"answers\[0\]=3 is no valid choice"),
+        (np.ones((1, 3)), np.array([3]), None, r"answers\[0\]=3 is not a valid choice"),
         (np.ones((1, 2)), np.array([1]), np.array([[True, False]]), r"answers\[0\]=1"),
         (np.ones((0, 3)), np.zeros(0, int), None, "no question"),
     ],

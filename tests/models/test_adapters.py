@@ -243,6 +243,6 @@ def test_what_has_no_place_in_peft_is_named(tmp_path):
     model = huggingface.load(GOLDEN / "siglip")
     config = LoRAConfig(pattern="pool/attention/query/kernel")
     add_lora(model, config, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="pool/attention/query/kernel is no linear"):
+    with pytest.raises(ValueError, match="pool/attention/query/kernel is not a linear"):
         save_peft(tmp_path / "x", model, config)
     assert not (tmp_path / "x").exists()

@@ -163,7 +163,11 @@ def test_a_new_head_has_its_classes_and_the_files_trunk(expected):
     "name, changes, message",
     [
         ("resnet_transformers", {"layer_type": "basic"}, "layer_type='basic' must be"),
-        ("resnet_transformers", {"model_type": "regnet"}, "'regnet' is none of resnet"),
+        (
+            "resnet_transformers",
+            {"model_type": "regnet"},
+            "'regnet' must be one of res",
+        ),
         ("resnet_transformers", {"depths": [1, 1, 1]}, "it has unknown resnet.enc"),
         ("resnet_timm", {"architecture": "resnet50d"}, "did you mean 'resnet50'"),
         ("convnext_timm", {"model_args": {"ls_init_value": 0}}, "ls_init_value cannot"),

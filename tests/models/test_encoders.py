@@ -117,7 +117,7 @@ def test_efficientnet_is_pytorchs(expected):
     # An odd side, so that "same" padding is uneven.
     assert found.shape == expected["efficientnet"].shape == (2, 5, 4, 16)
     np.testing.assert_allclose(found, expected["efficientnet"], atol=1e-4)
-    # Statistics are no parameters: nothing trains them.
+    # Statistics are not parameters: nothing trains them.
     assert {type(v) for _, v in nnx.to_flat_state(nnx.state(model, nnx.BatchStat))}
     paths = ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(model))]
     trained = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -330,7 +330,7 @@ def test_others_plug_in_by_name(tmp_path):
         def __init__(self):
             self.w = nnx.Param(jnp.zeros(3))
 
-    with pytest.raises(ValueError, match=r"no encoder 'mine'.*there are efficientnet"):
+    with pytest.raises(ValueError, match=r"unknown encoder 'mine'.*able: efficientnet"):
         encoders.load_encoder("mine", tmp_path)
     encoders.register("mine", lambda t, changes: registry.filled(Mine, t))
     try:

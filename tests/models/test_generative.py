@@ -238,7 +238,7 @@ def test_stacked_pattern_matches_exactly_the_leaves_with_a_layer_axis():
         (SMALL, {"dtype": "float16"}, "dtype='float16' is not one of"),
         (SMALL, {"class_token": True}, "class_token=True False"),
         (SMALL, {"pad_id": 3}, "pad_id=3 must not be the token that ends"),
-        (SMALL, {"end_id": 32}, "end_id=32 is no token of vocab_size=32"),
+        (SMALL, {"end_id": 32}, "end_id=32 is not a token of vocab_size=32"),
         (
             SMALL,
             {"vision": dataclasses.replace(SMALL.vision, pooling="mean")},

@@ -229,7 +229,7 @@ def test_the_published_config_is_3b():
         (None, {"tie_word_embeddings": False}, "tie_word_embeddings=False must be"),
         (None, {"projection_dim": 8}, "projection_dim=8 must be 24"),
         (None, {"text_config": None}, "it has no text_config"),
-        ("text_config", {"hidden_act": "relu"}, "hidden_act='relu' is none of"),
+        ("text_config", {"hidden_act": "relu"}, "hidden_act='relu' must be one of"),
         (None, {"model_type": "blip"}, "model_type 'blip'; paligemma can be read"),
         (
             "text_config",

@@ -216,7 +216,7 @@ def test_relevant_tokens():
         ({"tokens": "patches", "kept_share": 1.5}, "kept_share=1.5"),
         ({"tokens": "patches", "relevant_share": -1.0}, "relevant_share=-1.0"),
         ({"kept_share": 0.5}, "needs pruning.tokens='patches'"),
-        ({"temporal_threshold": 2.0}, "temporal_threshold=2.0 is no cosine"),
+        ({"temporal_threshold": 2.0}, "temporal_threshold=2.0 must be a cosine"),
         ({"neighbours": 0}, "neighbours=0"),
     ],
 )

@@ -136,11 +136,11 @@ def test_bad_masks_are_named(rule, name):
     bad = [
         (
             {"vision": True, "txet": True, "head": True},
-            r"'txet', which is no parameter",
+            r"'txet', which is not a parameter",
         ),
         ({"vision": True, "head": True}, r"nothing for parameter 'text/layers'"),
         (lambda p: {"vision": {"kernel": True}}, r"nothing for parameter 'head/bias'"),
-        ([True, False, True], r"'0', which is no parameter"),
+        ([True, False, True], r"'0', which is not a parameter"),
     ]
     for mask, text in bad:
         with pytest.raises(ValueError, match=rf"^{name} has {text}.*\Z") as caught:

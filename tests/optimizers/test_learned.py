@@ -610,7 +610,7 @@ def test_bad_updates(rule):
 
 
 def test_bad_configs():
-    with pytest.raises(ValueError, match=r"no optimizer 'adamm'; did you mean 'adam"):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adamm'; did you mean"):
         meta_opt.make_optimizer(meta_opt.OptimizerConfig(name="adamm"))
     with pytest.raises(ValueError, match=r"'learned' has no learning rate.*0\.1"):
         meta_opt.make_optimizer(meta_opt.OptimizerConfig(learning_rate=0.1))

@@ -11,10 +11,10 @@ import pytest
 import meta_opt
 from meta_opt.optimizers.controller import ControllerConfig, output_index
 from meta_opt.optimizers.decisions import read_decisions
-from meta_opt.optimizers.safeguard import guard_step, init_guard
+from meta_opt.optimizers.safeguard import init_safeguard, safeguard_step
 
 NUM_STEPS = 1000
-STEP = jax.jit(guard_step)
+STEP = jax.jit(safeguard_step)
 
 
 def late(state, rms, value):
@@ -24,7 +24,7 @@ def late(state, rms, value):
 
 def watch(values, rms=1.0, state=None, jitter=0.01):
     """Feeds losses to the safeguard; every one is taken."""
-    state = init_guard() if state is None else state
+    state = init_safeguard() if state is None else state
     for i, value in enumerate(values):
         noise = jitter * (-1) ** i
         ok, state = late(state, jnp.float32(rms), jnp.float32(value + noise))
@@ -34,7 +34,7 @@ def watch(values, rms=1.0, state=None, jitter=0.01):
 
 def run_rms(sizes, state=None):
     taken = []
-    state = init_guard() if state is None else state
+    state = init_safeguard() if state is None else state
     for rms in sizes:
         ok, state = late(state, jnp.float32(rms), None)
         taken.append(bool(ok))
@@ -43,7 +43,7 @@ def run_rms(sizes, state=None):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_is_skipped_and_counted(bad):
-    ok, state = late(init_guard(), jnp.float32(bad), jnp.float32(1.0))
+    ok, state = late(init_safeguard(), jnp.float32(bad), jnp.float32(1.0))
     assert not ok and int(state.skipped) == 1 and int(state.seen) == 0
     ok, state = late(state, jnp.float32(1.0), jnp.float32(bad))
     assert not ok and int(state.skipped) == 2 and int(state.losses) == 0
@@ -96,7 +96,7 @@ def test_a_vanished_gradient_shrinks_the_step():
 
 
 def test_a_spell_of_zero_gradients_is_survived():
-    """Empty batches give zero gradients; what follows them is no explosion for long."""
+    """Empty batches give zero gradients; what follows is not taken for an explosion."""
     _, state = run_rms([1.0] * 20)
     taken, state = run_rms([0.0] * 10 + [1.0] * 10, state)
     assert all(taken)
@@ -144,7 +144,7 @@ def test_without_losses_it_watches_gradients_only():
 
 def early(values, num_steps=NUM_STEPS, state=None):
     """States after each loss from the start of a run."""
-    state = init_guard() if state is None else state
+    state = init_safeguard() if state is None else state
     states = []
     for i, value in enumerate(values):
         count, length = jnp.int32(i), jnp.int32(num_steps)

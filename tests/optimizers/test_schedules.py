@@ -91,7 +91,7 @@ def test_plateau_is_that_of_pytorch(make, patience):
     "settings, message",
     [
         ({"name": "cosin"}, "did you mean 'cosine'"),
-        ({"mode": "top"}, "schedule.mode='top' is none of min, max"),
+        ({"mode": "top"}, "schedule.mode='top' must be one of min, max"),
         ({"final_fraction": 1.5}, "final_fraction=1.5 must be 0 to 1"),
         ({"factor": 1.0}, "factor=1.0 must be between 0 and 1"),
         ({"patience": -1}, "patience=-1 must be at least 0"),

@@ -89,7 +89,7 @@ def test_a_silent_process_is_named_by_all_others_with_what_is_lost(processes, tm
         expected = (
             rf"process 1 of 3 \(pid {os.getpid()} on .*\): no sign of life for 0.6 s "
             r"\(--process_timeout\); 2 steps since the checkpoint of step 4 are lost; "
-            r"start all processes again, .*"
+            r"restart all processes .*"
         )
         assert re.fullmatch(expected, line)
 
@@ -140,7 +140,9 @@ def test_the_witness_shows_all_but_the_trace_of_an_end_by_the_service():
     assert witness.read(b"slow compile\n" + TRACE) == b"slow compile\n"
     assert witness.ended() == TRACE  # Ended by something else.
     assert witness.read(FATAL) == b""
-    assert witness.ended().startswith(b"process 0 of 4 is gone, without which no other")
+    assert witness.ended().startswith(
+        b"process 0 of 4 is gone, and no other can continue"
+    )
     first = Witness(progress, 0, 4, 10.0)
     first.read(TRACE + FATAL)
     assert first.ended().startswith(b"another of the 4 processes is gone; what was")

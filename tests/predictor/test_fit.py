@@ -241,7 +241,7 @@ def test_the_command(predictor, samples, root, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_folder_of_pictures_within_its_time(root, tmp_path):
-    """Also: files that are no pictures are left out, and a limit that is too short."""
+    """Also: files that are not pictures are left out, and a limit that is too short."""
     write_pictures(tmp_path / "pictures")
     (tmp_path / "pictures" / "red" / "broken.png").write_bytes(b"nothing")
     started = time.perf_counter()

@@ -67,7 +67,7 @@ def test_the_report_has_every_stage_and_what_is_missing(tmp_path):
 
 def test_stages():
     assert [s.trainable for s in read_stages([{"name": "a"}])] == ["all"]
-    with pytest.raises(ValueError, match=r"stage\.part='best' is none of .*checkpoint"):
+    with pytest.raises(ValueError, match=r"stage\.part='best' must be .*checkpoint"):
         read_stages([{"name": "a", "part": "best"}])
     with pytest.raises(ValueError, match="fit has the learned optimizer"):
         read_stages([{"name": "a", "part": "fit", "optimizer": "adamw"}])

@@ -257,8 +257,8 @@ def test_bars_of_memory_name_the_cell():
     ("changes", "message"),
     [
         ({"num_losses": 9}, "num_losses=9: nano has 8 losses, align, joint"),
-        ({"model": "nanno"}, "model='nanno' is none of"),
-        ({"method": "exact"}, "method='exact' is none of jvp_shared"),
+        ({"model": "nanno"}, "model='nanno' must be one of"),
+        ({"method": "exact"}, "method='exact' must be one of jvp_shared"),
         ({"devices": 0}, "devices=0 must be at least 1"),
         (
             {"method": "quarter_batch", "batch_size": 6},
@@ -298,5 +298,5 @@ def test_a_cell_of_other_settings_is_measured_again(tmp_path):
     assert StoredResult(path, dict(reversed(case.items()))).stored()["found"] == 1
     assert StoredResult(path, {**case, "num_losses": 3}).stored() is None
     write_json(path, {"found": 1})
-    with pytest.raises(ValueError, match=r"cell.json is no result; delete it"):
+    with pytest.raises(ValueError, match=r"cell.json is not a result; delete it"):
         cell.stored()

@@ -270,7 +270,7 @@ def test_a_report_of_more_tasks_is_not_replaced(experiment, tmp_path, capsys):
     assert experiment.report_folder(["a", "c"], results, workdir) == workdir
     assert "has 1 further tasks (b) and is kept" in capsys.readouterr().out
     (results / "meta_test.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"meta_test.json is no report"):
+    with pytest.raises(ValueError, match=r"meta_test.json is not a report"):
         experiment.report_folder(["a"], results, workdir)
 
 
@@ -473,7 +473,7 @@ def test_calibrated_rivals_are_stale_under_another_setting(monkeypatch):
     assert contenders(config)[0].setup != one.setup
     with pytest.raises(ValueError, match="did you mean 'nadamw'"):
         calibrated("nadam", 10)
-    with pytest.raises(ValueError, match="no untuned baseline"):
+    with pytest.raises(ValueError, match="unknown untuned baseline"):
         learning_rate_free("adamw", 10)
 
 
@@ -493,7 +493,7 @@ def test_a_calibration_takes_the_best_setting_over_all_tasks():
     )
     assert best_settings({"line": objectives})["adamw"]["learning_rate"] == 0.1
     for wrong, why in (
-        ({"rivals": ("adam",)}, "no rival 'adam'"),
+        ({"rivals": ("adam",)}, "unknown rival 'adam'"),
         ({"rivals": ("muon",)}, "muon needs"),
         ({"families": ()}, "families is empty"),
     ):

@@ -381,7 +381,7 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         ("batch_size", 0, "batch_size=0 must be at least 1"),
         ("model", {"loss": "clip"}, "is trained with 'captioning'"),
         ("optimizers", {}, "name one or more"),
-        ("optimizers", {"a": {"name": "adamv"}}, "no optimizer 'adamv'"),
+        ("optimizers", {"a": {"name": "adamv"}}, "unknown optimizer 'adamv'"),
         ("optimizers", {"a/b": {"name": "adamw"}}, "letters, digits"),
         ("optimizers", {"zero_shot": {"name": "adamw"}}, "letters, digits"),
     ],
@@ -442,7 +442,7 @@ def made_up(folder, accuracy, seconds=0.0, count=180):
     if seconds:
         ledger = Ledger(Prices("EUR", device_hour=3.6))
         ledger = ledger.add("run", "training", Amounts(seconds / 2, seconds))
-        # The run's own test, which is no cost of training.
+        # The run's own test, which is not a cost of training.
         ledger = ledger.add("run", "prediction", Amounts(1.0, 1000.0), count)
         ledger.write(folder)
 

@@ -74,7 +74,7 @@ def test_conditions_have_a_name_and_what_they_are_compared_with(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"corruption": "jpg"}, "corruption='jpg' is none of"),
+        ({"corruption": "jpg"}, "corruption='jpg' must be one of"),
         ({"corruption": "grey"}, "severity=0 of corruption='grey'"),
         ({"severity": 1}, "severity=1 of corruption=''"),
         ({"train_px": 100}, "train_px=100 and test_px=0"),
@@ -107,7 +107,7 @@ def test_confidence_is_the_probability_of_the_prediction():
     ("change", "message"),
     [
         ({"lable": "x"}, "no setting 'lable'; did you mean 'label'"),
-        ({"label": 3}, "prediction.label=3 must be text"),
+        ({"label": 3}, "prediction.label=3 must be a string"),
         ({"label": ""}, "label is empty"),
         ({"confidence": 1.5}, "confidence=1.5"),
         ({"condition": {"severty": 1}}, "did you mean 'severity'"),
@@ -127,7 +127,7 @@ def test_lines_that_will_not_do_are_named(tmp_path, change, message):
 def test_lines_that_lack_a_key_or_are_no_object(tmp_path):
     with pytest.raises(ValueError, match="needs a value for prediction"):
         parse_prediction({k: v for k, v in LINE.items() if k != "prediction"})
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         parse_prediction([1])
     (tmp_path / "none.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no prediction"):
@@ -136,7 +136,7 @@ def test_lines_that_lack_a_key_or_are_no_object(tmp_path):
 
 def test_predictions_that_do_not_fit_together():
     some = made_up("m", CLEAN, [])
-    with pytest.raises(ValueError, match=r"'arrow/000.png' is there twice .* seed 0"):
+    with pytest.raises(ValueError, match=r"'arrow/000.png' occurs twice .* seed 0"):
         cells(some + some[:1])
     relabelled = dataclasses.replace(some[0], label="ship", seed=1)
     with pytest.raises(ValueError, match="the labels 'arrow' and 'ship'"):

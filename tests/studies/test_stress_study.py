@@ -257,7 +257,7 @@ def test_prompts_keep_what_they_ask():
             assert one.category(place) == expected
             assert name in one.prompt
     assert found[2].prompt == "One of hat, footwear!"
-    # What the data ask anyway is no change.
+    # What the data ask anyway is not a change.
     assert changed(CLASSES, plain_template(), TestsConfig(shuffles=0, templates=(
         "plain",))) == []  # fmt: skip
 
@@ -437,7 +437,7 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
             StressTest(read_stress(settings(**sections)), tmp_path / "work")
 
     (tmp_path / "empty").mkdir()
-    fails(r"models\.m='.*empty': .* is no folder of a model", models={
+    fails(r"models\.m='.*empty': .* is not a folder of a model", models={
         "m": str(tmp_path / "empty")})  # fmt: skip
     fails(r"models\.m='nowhere': no weights 'nowhere'", models={"m": "nowhere"})
     fails("models.m='nano': it is neither a picture", models={"m": "nano"})
@@ -465,8 +465,8 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
     fails("config.tests has no setting 'corruption'; did you mean", tests={
         "corruption": []})  # fmt: skip
     fails("no model to test", models={})
-    fails("baseline='x' is none of small", baseline="x")
-    fails("synonym of='shoo' is none of hat, shoe", tests={"synonyms": {"shoo": "x"}})
+    fails("baseline='x' must be one of small", baseline="x")
+    fails("synonym of='shoo' must be one of hat", tests={"synonyms": {"shoo": "x"}})
     learner = {"batch_size": 4, "pictures": {}, "num_steps": 4}
     fails(r"learners\.net\.num_steps: training\.epochs", learners={"net": learner})
     learner = {"batch_size": 4, "pictures": {"task": "x"}}

@@ -132,7 +132,7 @@ def test_a_damaged_journal_is_named_and_a_torn_one_is_mended(tmp_path, rates):
     assert sorted(t["params"]["rate"] for t in describe_trials(study)) == rates
     for damaged in (whole[:40] + b"\n", whole[:-9] + b"\n"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"s\.journal is no study or is damaged"):
+        with pytest.raises(ValueError, match=r"s\.journal is not a study or is damag"):
             take_part(path, calls, 0.0, LONG)
 
 
@@ -141,7 +141,7 @@ def test_an_edited_database_is_refused(tmp_path, rates):
     take_part(path, calls, 0.0, LONG)
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE trials SET state = '2026-11-30' WHERE number = 1")
-    with pytest.raises(ValueError, match=r"s\.sqlite3 is no study or is damaged"):
+    with pytest.raises(ValueError, match=r"s\.sqlite3 is not a study or is damaged"):
         take_part(path, calls, 0.0, LONG)
 
 
@@ -175,16 +175,16 @@ def test_an_edited_journal_is_refused(tmp_path, field, value, message):
 
     next(filter(is_of_kind, entries))[field] = value
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    with pytest.raises(ValueError, match=rf"s\.journal is no study.*{message}"):
+    with pytest.raises(ValueError, match=rf"s\.journal is not a study.*{message}"):
         take_part(path, calls, 0.0, LONG)
 
 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("study.json", r"study\.json is no place for a study: .*\.journal"),
-        ("mysql://me:secret@host/x", r"^mysql://\.\.\. is no place.*PostgreSQL"),
-        ("postgresql://me:secret@host:port/x", "the address of the server is none"),
+        ("study.json", r"study\.json is not a valid study storage; .*\.journal"),
+        ("mysql://me:secret@host/x", r"^mysql://\.\.\. is not a valid.*PostgreSQL"),
+        ("postgresql://me:secret@host:port/x", "invalid server address"),
     ],
 )
 def test_another_place_is_refused_without_its_password(place, message):

@@ -97,7 +97,7 @@ def assert_errors(model, tmp_path, video):
         (tmp_path / "absent", "there is no clip .*absent"),
         (tmp_path / "clip.npy", r"clip\.npy has features, and the model reads pict"),
         (tmp_path / "clip.mp4", "is a video, which is not decoded.*ffmpeg"),
-        (tmp_path / "notes.txt", r"notes\.txt is no clip: give a folder of frames"),
+        (tmp_path / "notes.txt", r"notes\.txt is not a clip: give a folder of frames"),
         (video[:0], r"clips\[0\] has no frames"),
         (video.astype(np.float32), r"must be uint8 \[H, W, 3\]"),
     ):
@@ -115,7 +115,7 @@ def assert_errors(model, tmp_path, video):
             call()
     with pytest.raises(TypeError, match="texts takes a list"):
         model.scores([video], "red")
-    with pytest.raises(TypeError, match="texts has 3, which is no text"):
+    with pytest.raises(TypeError, match="texts has 3, which is not a string"):
         model.scores([video], [3])
 
 
@@ -184,7 +184,7 @@ def test_answers_and_choices(clips_root, exported):
     np.testing.assert_allclose(chosen.sum(axis=1), 1, rtol=1e-5)
     accuracy = multiple_choice_accuracy(chosen, questions.choice)
     assert accuracy == pytest.approx(metrics["choice_accuracy"])
-    with pytest.raises(ValueError, match="1 questions are not for 2 clips"):
+    with pytest.raises(ValueError, match="got 1 questions for 2 clips"):
         model.answer(shown[:2], ["what"])
     with pytest.raises(ValueError, match=r"lists of \[1, 2\] texts; all need as many"):
         model.choose(shown[:2], [["a"], ["a", "b"]])

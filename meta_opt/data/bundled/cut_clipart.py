@@ -1,8 +1,8 @@
 """Cuts the bundled shard from the prepared Open Clip Art: see ``--help``.
 
-``make data`` and then ``python -m meta_opt.data.bundled.cut_clipart`` write the shard,
-its JSON and its data card anew. The pixels come out the same anywhere; the bytes of the
-file depend on Pillow's libwebp as well.
+``make data`` and then ``python -m meta_opt.data.bundled.cut_clipart`` rewrite the
+shard, its JSON and its data card. The pixels are the same on every machine; the bytes
+of the file depend on Pillow's libwebp as well.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=BUNDLED / "tokenizer.json")
     parser.add_argument("--vocab_size", type=int, default=2048)
     arguments = parser.parse_args(argv)
-    # Sorted, since the order of TFDS records is no part of the recipe.
+    # Sorted, since the order of TFDS records is not part of the recipe.
     texts = sorted(training_texts(arguments.data_dir or data_dir()))
     tokenizer = train(texts, arguments.vocab_size)
     with write_atomic(arguments.out) as path:

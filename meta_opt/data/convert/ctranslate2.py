@@ -36,7 +36,7 @@ def read_ctranslate2(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return dict(_variable(file) for _ in range(_number(file, "I")))
     except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is no model of CTranslate2 or is damaged "
+            f"{path} is not a model of CTranslate2 or is damaged "
             f"({type(error).__name__}: {error})"
         ) from None
 

@@ -86,7 +86,7 @@ def read_torch_legacy(path: str | os.PathLike) -> dict[str, np.ndarray]:
     # A damaged pickle raises nearly anything.
     except Exception as error:
         raise ValueError(
-            f"{path} is no dictionary of tensors as PyTorch once wrote it, or is "
+            f"{path} is not a dictionary of tensors as PyTorch once wrote it, or is "
             f"damaged ({type(error).__name__}: {error})"
         ) from None
 

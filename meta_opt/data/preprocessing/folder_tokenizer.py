@@ -73,7 +73,7 @@ class FolderTokenizer:
         token = settings.get(name, default)
         token = token.get("content") if isinstance(token, Mapping) else token
         if token is not None and not isinstance(token, str):
-            raise ValueError(f"{name}={settings[name]!r} is no text")
+            raise ValueError(f"{name}={settings[name]!r} must be a string")
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:

@@ -42,7 +42,7 @@ class ImageFit:
         for name, known in (("how", FITS), ("resample", filters)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(
-                    f"{name}={value!r} is none of {', '.join(known)}"
+                    f"{name}={value!r} must be one of {', '.join(known)}"
                     f"{near_match(value, known)}"
                 )
         if self.size < 1:

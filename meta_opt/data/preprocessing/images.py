@@ -137,7 +137,7 @@ def decode_frames(
 
 
 def count_frames(data: bytes) -> int:
-    """How many frames an image file has; 1 if it is no animation.
+    """How many frames an image file has; 1 if it is not an animation.
 
     Args:
         data: a WebP, GIF, APNG, ... file.

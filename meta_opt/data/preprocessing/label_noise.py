@@ -33,8 +33,8 @@ def noisy_labels(
         int [N], a new array.
 
     Raises:
-        ValueError: a rate that is no share, labels that are no classes, or keys that
-            are not one for each example.
+        ValueError: a rate outside [0, 1], labels that are not classes, or a number of
+            keys that differs from the number of examples.
     """
     labels = np.asarray(labels)
     if not 0 <= rate <= 1:

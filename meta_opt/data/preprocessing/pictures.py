@@ -194,7 +194,7 @@ class Pictures:
             if isinstance(error, OSError) and self._rows.has_vanished(row):
                 raise VanishedFileError(
                     f"{name} was there when the run began and is not there now: put "
-                    "it back; then the same command goes on from what was saved"
+                    "it back and rerun the same command to resume"
                 ) from error
             self.unreadable.add(name, f"{type(error).__name__}: {error}")
             return None

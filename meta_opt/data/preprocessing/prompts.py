@@ -98,7 +98,7 @@ class CategoryList:
         for name in self.names:
             folded = name.casefold().strip()
             if not folded:
-                raise ValueError(f"{name!r} is no name of a category")
+                raise ValueError(f"{name!r} is not a name of a category")
             if folded in seen:
                 raise ValueError(
                     f"the categories {seen[folded]!r} and {name!r} cannot be told "
@@ -132,7 +132,7 @@ class CategoryList:
             synonyms: another name by name; categories that are left out keep theirs.
 
         Raises:
-            ValueError: a name that is no category, or a synonym that is another one.
+            ValueError: a name that is not a category, or a synonym that is another one.
         """
         for name in synonyms:
             check_name("synonym of", name, self.names)

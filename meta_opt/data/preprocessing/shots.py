@@ -49,7 +49,7 @@ def ranks_in_class(labels: np.ndarray, keys: Sequence[str], seed: int) -> np.nda
         int [N], from 0.
 
     Raises:
-        ValueError: a key that is there twice, or as many keys as there are not labels.
+        ValueError: a duplicate key, or a number of keys other than that of labels.
     """
     if len(keys) != len(labels) or len(set(keys)) != len(keys):
         raise ValueError(

@@ -55,7 +55,7 @@ def read_shard(folder: Path, split: str) -> MemorySource:
     try:
         class_names = description["class_names"]
         if not isinstance(class_names, list):
-            raise ValueError("class_names is no list")
+            raise ValueError("class_names is not a list")
         return _source(data, class_names, split)
     # Whoever changes the JSON too may put anything in the shard.
     except (*ZIP_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:

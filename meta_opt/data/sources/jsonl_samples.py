@@ -136,7 +136,7 @@ def _tar_files(pattern: str) -> Sequence[Path]:
         tars = _expand(pattern)
     if not tars:
         raise ValueError(
-            f"{path} is no JSONL file, no tar file and no folder of tar files"
+            f"{path} is not a JSONL file, a tar file or a folder of tar files"
         )
     return tars
 

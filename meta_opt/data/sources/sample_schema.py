@@ -149,7 +149,7 @@ def parse_fields(value: Any) -> tuple[Fields, tuple[str, ...]]:
         known and missing.
 
     Raises:
-        ValueError: a value that is no object or says nothing to be read, a misspelt
+        ValueError: a value that is not an object or says nothing to be read, a misspelt
             key, or a value of another type.
 
     >>> fields, ignored = parse_fields({"text": "well done", "label": 1, "id": 7})

@@ -30,7 +30,7 @@ CLASS_NAMES = tuple(name.replace("_", " ") for name in CATEGORIES)
 """The same in words; labels index them."""
 
 _LEFT_OUT = re.compile(
-    # Near-copies of one drawing, and folders that are no category.
+    # Near-copies of one drawing, and folders that are not categories.
     r"shapes/stars/|computer/icons/|recreation/games/cards/|special/|unsorted/"
 )
 

@@ -50,7 +50,8 @@ def read_members(path: Path) -> Generator[tarfile.TarInfo, None, None]:
     # Headers that lead to headers are read by recursion, and numbers are not checked.
     except (tarfile.TarError, RecursionError, OverflowError, ValueError) as error:
         problem = str(error) or type(error).__name__
-        raise ValueError(f"{path} is no tar file or is cut short ({problem})") from None
+        message = f"{path} is not a tar file or is cut short ({problem})"
+        raise ValueError(message) from None
     _check_end(path, offset)
 
 

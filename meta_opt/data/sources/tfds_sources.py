@@ -125,8 +125,8 @@ def tfds_source(
         raise ValueError(f"artists belong to the dataset 'emoji', not to {name!r}")
     elif name in _BUILDERS and name != "openclipart":
         raise ValueError(
-            f"{name!r} is no set of captioned images (those are: openclipart, emoji); "
-            "meta_opt.data.sources.media_arrays reads it"
+            f"{name!r} has no captioned images (openclipart and emoji have); read it "
+            "with meta_opt.data.sources.media_arrays"
         )
     else:
         source = _openclipart(name, split, data_dir, image_size)

@@ -120,7 +120,7 @@ def _value(members: Mapping[str, Media]) -> dict[str, object]:
     if "json" in members:
         about = parse_json(members["json"].read())
         if not isinstance(about, dict):
-            raise ValueError("its .json is no JSON object")
+            raise ValueError("its .json is not a JSON object")
         value |= about
     if "text" in members:
         value["text"] = decode_text(members["text"].read()).strip()

@@ -14,7 +14,7 @@ rate means the same for each of them.
 
 **Numbers that are not finite.** A loss is clipped to :math:`[-cap, cap]`, and one that
 is not finite counts as ``cap``. From there on that particle is dead: it is given a
-fresh inner state and goes on scoring ``cap`` until its episode ends, as it would had
+fresh inner state and keeps scoring ``cap`` until its episode ends, as it would had
 its whole run been scored at once, so an early divergence costs more than a late one.
 When nothing that shares an episode is alive, the episode ends early: its other windows
 would add nothing, so the mean estimate is scaled up and keeps its direction. An outer

@@ -137,7 +137,7 @@ class ConvNet(Stages):
             image: uint8 or float (0 to 255) [B, h, w, 3].
 
         Raises:
-            ValueError: if they are no images.
+            ValueError: if they are not images.
         """
         if image.ndim != 4 or image.shape[3] != 3:
             raise ValueError(
@@ -158,7 +158,7 @@ class ConvNet(Stages):
             key: switches stochastic depth on; None for inference.
 
         Raises:
-            ValueError: if they are no images.
+            ValueError: if they are not images.
         """
         return super().features(self.grid(inputs), key)
 

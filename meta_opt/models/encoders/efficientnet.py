@@ -192,7 +192,7 @@ class EfficientNet(nnx.Module):
         """Features of uint8 or float (0 to 255) [B, h, w, 3]: [B, h / 32, w / 32, D].
 
         Raises:
-            ValueError: if they are no images.
+            ValueError: if they are not images.
         """
         return self.head(self._grid(image))
 

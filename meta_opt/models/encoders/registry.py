@@ -93,7 +93,7 @@ def load_encoder(name: str, folder: str | os.PathLike, **changes: Any) -> nnx.Mo
     """
     if name not in _ENCODERS:
         raise ValueError(
-            f"no encoder {name!r}{near_match(name, names())}; there are "
+            f"unknown encoder {name!r}{near_match(name, names())}; available: "
             f"{', '.join(names())}"
         )
     folder = Path(folder)

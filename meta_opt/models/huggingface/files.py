@@ -84,8 +84,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         is_plain = isinstance(name, str) and name not in ("", "..") and "\0" not in name
         if not is_plain or Path(name).name != name or len(name.encode()) > _LONGEST:
             raise ValueError(
-                f"{index}: {tensor} is in {name!r}, which is no name of a file in this "
-                "folder"
+                f"{index}: {tensor} is in {name!r}, which is not a file of this folder"
             )
     return listed
 

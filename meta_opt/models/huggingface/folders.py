@@ -202,7 +202,7 @@ def save(
         max_shard_bytes: files are no larger than this, or than one tensor.
 
     Raises:
-        ValueError: an architecture that is none of these; adapters; kernels in int8.
+        ValueError: an architecture that is not one of these; adapters; kernels in int8.
     """
     folder, config = Path(folder), model.config
     settings = check_writable(config)

@@ -117,8 +117,8 @@ def module_names(
         shape: of the kernel; a stacked one has a name for each layer.
 
     Raises:
-        ValueError: a kernel that is no linear layer of its own there, or PaliGemma's,
-            whose layers have other names in each version.
+        ValueError: a kernel that is not a linear layer of its own there, or one of
+            PaliGemma's, whose layers have other names in each version.
     """
     if isinstance(config, GenerativeConfig):
         raise ValueError(
@@ -126,7 +126,7 @@ def module_names(
             "Transformers; `meta_opt.models.adapters.save_adapters` writes ours"
         )
     if path.removesuffix("/kernel") not in _table(config):
-        raise ValueError(f"{path} is no linear layer of its own in Transformers")
+        raise ValueError(f"{path} is not a linear layer of its own in Transformers")
     place = _place(config, path, shape)
     if place.to_file is not None:
         raise ValueError(f"{path} is a convolution in Transformers")

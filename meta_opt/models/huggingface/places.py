@@ -10,7 +10,7 @@ from meta_opt.models.huggingface.files import Files
 from meta_opt.models.parameters import mismatch
 
 _NO_PARAMETERS = (".position_ids", "lm_head.weight", ".num_batches_tracked")
-"""Endings of tensors that are no parameters: buffers, and the tied embedding again."""
+"""Endings of tensors that are not parameters: buffers, and the tied embedding again."""
 
 
 class Place(NamedTuple):

@@ -52,11 +52,11 @@ def section(
     """A part of ``config.json`` with what is left out there.
 
     Raises:
-        ValueError: a part that is no object.
+        ValueError: a part that is not an object.
     """
     part = given.get(name) or {}
     if not isinstance(part, Mapping):
-        raise ValueError(f"{name}={part!r} is no JSON object")
+        raise ValueError(f"{name}={part!r} is not a JSON object")
     return {**defaults, **part}
 
 

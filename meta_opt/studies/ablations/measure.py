@@ -126,7 +126,8 @@ def ablated(
             kernel = _zeroed(theta[lstm]["kernel"], rows, ())
             changed[lstm] = {**theta[lstm], "kernel": kernel}
     else:
-        raise ValueError(f"no ablation {what!r}; there are {', '.join(ABLATIONS)}")
+        known = ", ".join(ABLATIONS)
+        raise ValueError(f"unknown ablation {what!r}; available: {known}")
     return changed, config
 
 

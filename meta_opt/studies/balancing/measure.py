@@ -124,7 +124,7 @@ class _Variant:
             unimodal = self.workload.unimodal
             if unimodal is None:
                 raise ValueError(
-                    f"{self.workload.name} is no classification of several modalities"
+                    f"{self.workload.name} does not classify several modalities"
                 )
             # The models of all seeds have the structure of the first.
             self.alone = jax.jit(unimodal.fn)

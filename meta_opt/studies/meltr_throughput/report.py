@@ -45,7 +45,7 @@ an equal share of those of the trace.
 - Virtual CPU devices share the machine's cores. What they show: operations, memory \
 and messages of each device. What they cannot show: time, and whether messages hide \
 behind computation.
-- Data are made up, of the shapes of real ones; reading them is no part of a step."""
+- Data are made up, of the shapes of real ones; reading them is not part of a step."""
 
 
 def write_throughput(

@@ -25,8 +25,8 @@ _REFERENCE = "adamw"
 _CLOSE = 0.05
 _EQUAL = 1e-4
 """Percentage points within which accuracies are equal: rounding of float32."""
-FAILS_BELOW = 0.9
-"""A run whose test accuracy is below this share of tuned AdamW's mean has failed."""
+POOR_BELOW = 0.9
+"""A run whose test accuracy is below this share of tuned AdamW's mean is poor."""
 
 
 def measure(
@@ -89,7 +89,7 @@ class TaskRow:
             hand-designed rule, at the full budget; infinite if a seed of the subject
             failed, None if the rule was not run or failed itself.
         poor_runs: seeds at the full budget that are not finite or less accurate than
-            `FAILS_BELOW` of tuned AdamW's mean.
+            `POOR_BELOW` of tuned AdamW's mean.
         seconds: of one run of the subject at the full budget.
         adamw_seconds: of one run of AdamW.
         adamw_tuning_seconds: of its search.
@@ -146,7 +146,7 @@ class Summary:
             rule's; None if that was not run.
         worst_task: that task.
         poor_runs: seeds at the full budget that are not finite or less accurate than
-            `FAILS_BELOW` of tuned AdamW's mean.
+            `POOR_BELOW` of tuned AdamW's mean.
         time_ratio: geometric mean over the tasks where it is known.
         time_ratio_with_tuning: geometric mean over the tasks where it is known.
     """
@@ -267,7 +267,7 @@ def _ratio(ours: Run, hand_designed: Record | None) -> float | None:
 
 def _poor(run: Run, accuracy: float) -> int:
     """Seeds that failed or are far less accurate; ``accuracy`` in percent."""
-    poor = 100 * run.test_accuracy < FAILS_BELOW * accuracy - _EQUAL
+    poor = 100 * run.test_accuracy < POOR_BELOW * accuracy - _EQUAL
     failed = [loss is None for loss in run.validation_loss]
     return int(np.sum(poor | np.asarray(failed)))
 

@@ -77,7 +77,7 @@ class MetaTestConfig:
             for name in getattr(self, field):
                 if name not in names:
                     raise ValueError(
-                        f"{field} has {name!r}{near_match(name, names)}; there are "
+                        f"{field} has {name!r}{near_match(name, names)}; available: "
                         f"{', '.join(names)}"
                     )
         if "adamw" not in self.core_baselines:

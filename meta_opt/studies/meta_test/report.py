@@ -152,7 +152,7 @@ def reported_tasks(folder: str | Path) -> set[str]:
     if not isinstance(finals, list) or not all(
         isinstance(row, dict) and "task" in row for row in finals
     ):
-        raise ValueError(f"{path} is no report of a meta-test; move it away")
+        raise ValueError(f"{path} is not a report of a meta-test; move it away")
     return {row["task"] for row in finals}
 
 

@@ -261,7 +261,7 @@ class Phases:
         record = read_json(path)
         if not {"setup", "weights"} <= record.keys():
             raise ValueError(
-                f"{path} is no record of a phase; remove {folder} to run it again"
+                f"{path} is not the record of a phase; remove {folder} to rerun it"
             )
         if "width" not in record["setup"]:
             raise ValueError(
@@ -271,7 +271,8 @@ class Phases:
         if changed := changed_settings(record["setup"], setup):
             raise ValueError(
                 f"{folder} holds a phase with other settings or data "
-                f"({'; '.join(changed)}); take those again, or another --workdir"
+                f"({'; '.join(changed)}); restore these settings to resume, or use "
+                "another --workdir"
             )
         return record["weights"]
 

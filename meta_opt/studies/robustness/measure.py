@@ -56,8 +56,8 @@ class RobustnessConfig:
         for name in self.conditions:
             if name not in CONDITIONS:
                 raise ValueError(
-                    f"no condition {name!r}{near_match(name, CONDITIONS)}; there are "
-                    f"{', '.join(CONDITIONS)}"
+                    f"unknown condition {name!r}{near_match(name, CONDITIONS)}; "
+                    f"available: {', '.join(CONDITIONS)}"
                 )
         if self.conditions and ORDINARY not in self.conditions:
             raise ValueError(f"conditions lack {ORDINARY!r}, for comparison")

@@ -78,7 +78,7 @@ def parse_prediction(value: Any) -> Prediction:
             or probabilities that lack the prediction or do not sum to 1.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} is no JSON object")
+        raise ValueError(f"{value!r} is not a JSON object")
     settings = dict(value)
     probabilities = settings.pop("probabilities", None)
     if probabilities is not None:
@@ -195,7 +195,7 @@ def cells(
         examples = seeds.setdefault(one.seed, {})
         if one.example in examples:
             raise ValueError(
-                f"example {one.example!r} is there twice for model {one.model!r}, seed "
+                f"example {one.example!r} occurs twice for model {one.model!r}, seed "
                 f"{one.seed}, condition {one.condition.name!r}"
             )
         examples[one.example] = one

@@ -207,13 +207,12 @@ class StressTest:
         before = record.get("setup")
         if not isinstance(before, Mapping):
             raise ValueError(
-                f"{unit.record} is no record of a stress test; remove it to run this "
-                "again"
+                f"{unit.record} is not a record of a stress test; remove it to rerun it"
             )
         if differing := changed_settings(before, setup):
             raise ValueError(
                 f"{unit.record} is of other settings or data ({'; '.join(differing)}); "
-                "take those again, or another --workdir"
+                "restore these settings to resume, or use another --workdir"
             )
 
     # Parts of the test
@@ -342,7 +341,7 @@ class StressTest:
                 )
         if (baseline := self.config.baseline) and baseline not in self.names:
             raise ValueError(
-                f"baseline={baseline!r} is none of {', '.join(self.names)}"
+                f"baseline={baseline!r} must be one of {', '.join(self.names)}"
             )
 
     def _trained(self, learner: Learner, seed: int, px: int, record: Path) -> Tested:

@@ -99,8 +99,8 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
             return Described(where, False, size, settings.class_names, settings.sha256)
         if is_folder(where) and not (Path(where) / "config.json").is_file():
             raise ValueError(
-                f"{where} is no folder of a model: it has neither classifier.json nor "
-                "config.json"
+                f"{where} is not a folder of a model: it has neither classifier.json "
+                "nor config.json"
             )
         if not _is_generative(where):
             raise ValueError(

@@ -177,7 +177,7 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Scores every candidate on every family, all with the same seeds.
 
-    Stopped and started again, it goes on after the last finished family, whose scores
+    When rerun after a stop, it resumes after the last finished family, whose scores
     are in ``scores.json``.
 
     Args:

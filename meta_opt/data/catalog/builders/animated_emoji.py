@@ -47,8 +47,8 @@ class AnimatedEmoji(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "`python -m meta_opt.data.prepare --only animated_emoji` brings the packages "
-        "and unpacks them in this folder: "
+        "`make data` (or `python -m meta_opt.data.prepare --only animated_emoji`) "
+        "downloads the packages and unpacks them in this folder: "
         + ", ".join(f"{p.name} to animated_emoji/{p.folder}" for p in CLIP_PACKAGES)
         + "."
     )

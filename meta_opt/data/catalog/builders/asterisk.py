@@ -43,10 +43,10 @@ class Asterisk(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "`make data` (or `python -m meta_opt.data.prepare --only asterisk`) brings the "
-        "Debian packages asterisk-core-sounds-en and asterisk-core-sounds-<language>-"
-        f"wav for {', '.join(LANGUAGES)} and unpacks each to asterisk/<package> in "
-        "this folder."
+        "`make data` (or `python -m meta_opt.data.prepare --only asterisk`) downloads "
+        "the Debian packages asterisk-core-sounds-en and "
+        f"asterisk-core-sounds-<language>-wav for {', '.join(LANGUAGES)} and unpacks "
+        "each to asterisk/<package> in this folder."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -60,7 +60,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "`make data` (or `python -m meta_opt.data.prepare --only emoji`) brings the "
+        "`make data` (or `python -m meta_opt.data.prepare --only emoji`) downloads the "
         "npm packages and unpacks them in this folder: "
         + ", ".join(f"{a.package}@{a.version} to emoji/{a.folder}" for a in ARTISTS)
         + "."

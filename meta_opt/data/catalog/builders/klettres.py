@@ -39,9 +39,9 @@ class Klettres(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "`make data` (or `python -m meta_opt.data.prepare --only klettres`) brings the "
-        "Debian package klettres-data and unpacks it to klettres/klettres-data in this "
-        "folder."
+        "`make data` (or `python -m meta_opt.data.prepare --only klettres`) downloads "
+        "the Debian package klettres-data and unpacks it to klettres/klettres-data in "
+        "this folder."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:

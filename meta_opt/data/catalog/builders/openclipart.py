@@ -39,8 +39,8 @@ class Openclipart(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "`make data` (or `python -m meta_opt.data.prepare --only openclipart`) brings "
-        "the Debian packages openclipart-png and openclipart-svg and unpacks them to "
+        "`make data` (or `python -m meta_opt.data.prepare --only openclipart`) "
+        "downloads the Debian packages openclipart-png and openclipart-svg to "
         "openclipart/openclipart-png and openclipart/openclipart-svg in this folder."
     )
 

@@ -65,8 +65,8 @@ class Tuxpaint(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "`make data` (or `python -m meta_opt.data.prepare --only tuxpaint`) brings the "
-        "Debian package tuxpaint-stamps-default and unpacks it to "
+        "`make data` (or `python -m meta_opt.data.prepare --only tuxpaint`) downloads "
+        "the Debian package tuxpaint-stamps-default and unpacks it to "
         "tuxpaint/tuxpaint-stamps-default in this folder."
     )
 

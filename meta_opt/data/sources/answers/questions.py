@@ -1,6 +1,6 @@
 """Questions about a named picture: what it is, and which of a list of categories.
 
-The lists are drawn anew for each question, so that a model has to read them, and are
+The lists are drawn again for each question, so that a model has to read them, and are
 asked for as in few-shot data (`meta_opt.data.preprocessing.prompts`), where the answer
 is ``{"category": X}``.
 """

@@ -57,7 +57,7 @@ class StoredFewShot:
             FileNotFoundError: the file is not there; names the command that writes it.
         """
         if not 1 <= phase <= self.phases:
-            raise ValueError(f"phase {phase} is none of the {self.phases} there are")
+            raise ValueError(f"phase {phase} must be from 1 to {self.phases}")
         if not cumulative or phase == 1:
             return self._file(f"phase_{phase}")
         if phase == self.phases:

@@ -30,7 +30,7 @@ class Entry:
         value: the JSON value, or the row by column.
 
     Raises:
-        ValueError: if ``value`` is no mapping.
+        ValueError: if ``value`` is not a mapping.
 
     >>> entry = Entry("a.json, entry 0", '{"id": 0, "q": ""}', {"id": 7})
     >>> entry.integer("id")
@@ -102,7 +102,7 @@ class Entry:
         """The value in ``known`` of a text that is one of its keys.
 
         Raises:
-            ValueError: if the text is none of them.
+            ValueError: if the text is not one of them.
         """
         name = self.text(key)
         if name not in known:
@@ -146,7 +146,7 @@ class Entry:
         """The objects of a list.
 
         Raises:
-            ValueError: if the value is no list, or a member no object.
+            ValueError: if the value is not a list, or a member not an object.
         """
         value = self.value(key)
         if not isinstance(value, list):
@@ -160,7 +160,7 @@ class Entry:
         """The objects of an object, by name.
 
         Raises:
-            ValueError: if the value is no object, or a member none.
+            ValueError: if the value or a member is not an object.
         """
         value = self.value(key)
         if not isinstance(value, Mapping):
@@ -178,7 +178,7 @@ def read_object(path: Path, form: str) -> Entry:
         form: the expected form, for errors.
 
     Raises:
-        ValueError: if the file is no UTF-8, no JSON or no object.
+        ValueError: if the file is not UTF-8, not JSON or not an object.
         FileNotFoundError: if there is no such file.
     """
     return Entry(str(path), form, _read_json(path, form))
@@ -192,7 +192,7 @@ def read_list(path: Path, form: str) -> Iterator[Entry]:
         form: the expected form of an object, for errors.
 
     Raises:
-        ValueError: if the file is no UTF-8, no JSON or no list of objects.
+        ValueError: if the file is not UTF-8, not JSON or not a list of objects.
         FileNotFoundError: if there is no such file.
     """
     value = _read_json(path, form)
@@ -216,7 +216,7 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[E
         delimiter: a comma or a tab.
 
     Raises:
-        ValueError: if the file is no UTF-8, a column is missing or named twice, quotes
+        ValueError: if the file is not UTF-8, a column is missing or named twice, quotes
             are not closed, or a row has more or fewer fields than the first line.
         FileNotFoundError: if there is no such file.
 
@@ -303,7 +303,7 @@ def _check_header(
     for column in header:
         if header.count(column) > 1:
             raise ValueError(
-                f"{where}: column {column!r} is there twice; expected {form}"
+                f"{where}: column {column!r} occurs twice; expected {form}"
             )
 
 

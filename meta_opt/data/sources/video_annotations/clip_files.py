@@ -64,6 +64,6 @@ def _form_of(path: Path) -> str:
             "and give their folder"
         )
     raise ValueError(
-        f"{path} is no clip: give a folder of frames, a .npy file of features, or an "
+        f"{path} is not a clip; give a folder of frames, a .npy file of features or an "
         f"animation ({', '.join(ANIMATIONS)})"
     )

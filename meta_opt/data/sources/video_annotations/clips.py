@@ -223,9 +223,9 @@ def find_clips(
         The clips that are there.
 
     Raises:
-        ValueError: if ``media`` is no folder, no sample has a clip or no clip a frame,
-            there are clips of several forms, feature files are not floats [T, D] with
-            one D, or segments are to be cut from whole videos and
+        ValueError: if ``media`` is not a folder, no sample has a clip, no clip has a
+            frame, there are clips of several forms, feature files are not floats
+            [T, D] with one D, or segments are to be cut from whole videos and
             ``frames_per_second`` is not given.
 
     >>> import tempfile

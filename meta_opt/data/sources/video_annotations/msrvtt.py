@@ -100,7 +100,7 @@ def read_msrvtt_9k(path: Path, split: str) -> list[VideoTextSample]:
     rows = {}
     for row in read_table(table, ["video_id"], ","):
         if (video := row.identifier("video_id")) in rows:
-            raise row.error(f"video {video!r} is there twice")
+            raise row.error(f"video {video!r} occurs twice")
         rows[video] = row
     # The 9,000 videos are of all three official splits.
     files = dict.fromkeys(_json_file(path, part) for part in _PARTS)
@@ -132,7 +132,7 @@ def _read_videos(path: Path) -> list[VideoTextSample]:
     for video in whole.entries("videos"):
         name = video.identifier("video_id")
         if name in about:
-            raise video.error(f"video {name!r} is there twice")
+            raise video.error(f"video {name!r} occurs twice")
         category = video.integer("category", 0, _CATEGORIES - 1)
         about[name] = video.choice("split", _SPLITS), category
         entries[name] = video

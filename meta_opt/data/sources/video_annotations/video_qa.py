@@ -80,7 +80,7 @@ def read_youtube_mapping(path: Path) -> dict[str, str]:
         path: ``youtube_mapping.txt``.
 
     Raises:
-        ValueError: if a line is not two names, or a name is there twice.
+        ValueError: if a line is not two names, or a name occurs twice.
         FileNotFoundError: if there is no such file.
 
     >>> import tempfile
@@ -98,6 +98,6 @@ def read_youtube_mapping(path: Path) -> dict[str, str]:
         if len(names) != 2 or "/" in line or "\\" in line or len(line.encode()) > 200:
             raise ValueError(f"{where}: {line!r:.60}; expected YOUTUBE_START_END vidN")
         if names[1] in mapping:
-            raise ValueError(f"{where}: {names[1]} is there twice")
+            raise ValueError(f"{where}: {names[1]} occurs twice")
         mapping[names[1]] = names[0]
     return mapping
