@@ -8,9 +8,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -23,6 +21,7 @@ from meta_opt.data.samples import Samples
 from meta_opt.data.sources.multimodal import find_task, read_split
 from meta_opt.data.view_batches import fresh_views, stored_views, view_batches
 from meta_opt.evaluators.pictures import picture_evaluation
+from meta_opt.losses.classification import classification_loss
 from meta_opt.models.convnets import (
     ARCHITECTURES,
     Classifier,
@@ -388,12 +387,8 @@ def picture_loss(module: SplitModule) -> LossFn:
     def loss_fn(
         params: PyTree, frozen: PyTree, batch: dict[str, Any], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits, labels = (
-            module.merge(params, frozen)(batch["inputs"], rng),
-            batch["label"],
-        )
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        wrong = jnp.mean(jnp.argmax(logits, axis=-1) != labels)
-        return jnp.mean(nats), {"error": wrong}
+        logits = module.merge(params, frozen)(batch["inputs"], rng)
+        loss, wrong = classification_loss(logits, batch["label"])
+        return loss, {"error": wrong}
 
     return loss_fn

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from meta_opt.losses.captioning import captioning_loss
+from meta_opt.losses.classification import classification_loss
 from meta_opt.losses.contrastive import clip_loss, similarity_logits
 from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
@@ -186,11 +186,3 @@ def multimodal_loss(
     found = jnp.argmax(model.captioner.decoder.logits(states), axis=-1)
     wrong = jnp.sum((found != text) & real) / jnp.maximum(jnp.sum(real), 1)
     return captioning_loss(states, embedding, text, real), wrong
-
-
-def classification_loss(
-    logits: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy of logits [B, K], and the error rate, both []."""
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.mean(nats), jnp.mean(jnp.argmax(logits, axis=-1) != labels)

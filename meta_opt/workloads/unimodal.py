@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from meta_opt.losses.balancing import modality_strengths
+from meta_opt.losses.classification import classification_loss
+from meta_opt.losses.masked import masked_mean
 from meta_opt.models.fusion import Tokens
 from meta_opt.models.multimodal import Multimodal
 from meta_opt.types import PyTree
 from meta_opt.workloads.modality_dropout import drop_modalities
 from meta_opt.workloads.multimodal_inputs import Inputs
-from meta_opt.workloads.multimodal_model import classification_loss
 from meta_opt.workloads.workload import Losses, SplitModule, Unimodal
 
 _JOINT = "joint"
@@ -93,10 +94,8 @@ def modality_losses(
         for name, present in zip(names, _present(batch, names), strict=True):
             logits = model.classify_encoded({name: encoded[name]}, batch)
             nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            total = jnp.sum(jnp.where(present, nats, 0.0))
-            count = jnp.sum(present)
-            mean = total / jnp.maximum(count, 1)
-            losses.append(jnp.where(count > 0, mean, jnp.nan))
+            mean = masked_mean(nats, present)
+            losses.append(jnp.where(jnp.any(present), mean, jnp.nan))
         return jnp.stack(losses), {"error": error}
 
     return Losses((_JOINT, *names), _JOINT, fn)
