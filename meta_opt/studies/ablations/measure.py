@@ -126,8 +126,8 @@ def ablated(
             kernel = _zeroed(theta[lstm]["kernel"], rows, ())
             changed[lstm] = {**theta[lstm], "kernel": kernel}
     else:
-        known = ", ".join(ABLATIONS)
-        raise ValueError(f"unknown ablation {what!r}; available: {known}")
+        names = ", ".join(ABLATIONS)
+        raise ValueError(f"unknown ablation {what!r}; available: {names}")
     return changed, config
 
 
