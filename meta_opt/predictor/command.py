@@ -56,6 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except None and empty ones, which the help texts explain."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default == "":
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="meta-opt",
@@ -68,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
         command.set_defaults(run=run)
         return command
@@ -88,12 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the predictor",
     )
     fit.add_argument(
-        "--time-limit", type=float, help="seconds for the whole call; None: no limit"
+        "--time-limit",
+        type=float,
+        help="seconds for the whole call; no limit if omitted",
     )
     fit.add_argument(
         "--workdir",
         help="folder for logs and checkpoints, from which the same command resumes; "
-        "None: neither",
+        "no checkpoints if omitted",
     )
     _add_processes(fit)
     predict = add(
@@ -118,7 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("path", help="HTML file")
     for command in (predict, evaluate, report):
         command.add_argument(
-            "--data-dir", default="", help="folder of pretrained encoders"
+            "--data-dir",
+            default="",
+            help="folder of pretrained encoders; $META_OPT_DATA_DIR or ./data if "
+            "omitted",
         )
     return parser
 
@@ -127,16 +141,16 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which processes run the command together."""
     group = command.add_argument_group(
         "several processes",
-        "The same command in each; SLURM, Open MPI and Cloud TPU need no arguments.",
+        "Run the same command in each; not needed under SLURM, Open MPI and Cloud TPU.",
     )
     group.add_argument("--coordinator", default="", help="host:port of process 0")
-    group.add_argument("--processes", type=int, help="how many there are")
-    group.add_argument("--process", type=int, help="index of this one, from 0")
+    group.add_argument("--processes", type=int, help="total number of processes")
+    group.add_argument("--process", type=int, help="index of this process, from 0")
     group.add_argument(
         *("--process-timeout", "--process_timeout"),
         type=float,
         default=100.0,
-        help="seconds after which a process without a sign of life is gone",
+        help="seconds without a heartbeat after which a process counts as lost",
     )
 
 
@@ -146,20 +160,20 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
         "data",
         help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
     )
-    command.add_argument(
-        "--target", help="column to predict; None: it is found from the data"
-    )
+    command.add_argument("--target", help="column to predict; inferred if omitted")
     command.add_argument(
         "--validation",
-        help="held-out samples that select the model; None: a share of each class",
+        help="validation samples, which select the model; held out from the data if "
+        "omitted",
     )
     command.add_argument(
         "--test",
-        help="held-out samples for the final metrics; None: a share of each class",
+        help="test samples, for the final metrics; held out from the data if omitted",
     )
     command.add_argument(
         "--model",
-        help="CLIP, SigLIP or PaliGemma folder to train; None: pretrained encoders",
+        help="CLIP, SigLIP or PaliGemma folder to fine-tune; the default encoders if "
+        "omitted",
     )
     command.add_argument(
         "--preset", default="good", choices=list(PRESETS), help="training effort"
@@ -167,14 +181,14 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--devices",
         type=int,
-        help="divide batches over at most so many devices; None: all accelerators, or "
-        "one CPU",
+        help="maximum number of devices for data parallelism; all accelerators, or one "
+        "CPU, if omitted",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed")
     command.add_argument(
         "--data-dir",
         default="",
-        help="folder of pretrained encoders; $META_OPT_DATA_DIR, else ./data",
+        help="folder of pretrained encoders; $META_OPT_DATA_DIR or ./data if omitted",
     )
 
 

@@ -377,7 +377,7 @@ def test_an_index_names_files_of_its_folder(tmp_path, name):
         name = str(tmp_path / "a.safetensors")
     index = {"weight_map": {"w": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"index\.json: w is in .*no name of a file"):
+    with pytest.raises(ValueError, match=r"index\.json: w is in .*not a file"):
         Files(folder)
 
 

@@ -281,7 +281,9 @@ def test_ctranslate2s_files_are_read_without_it(tmp_path):
         assert found[name].dtype == value.dtype
     for bad in (data[:40], data[:-9], b"\5\0\0\0" + data[4:], b""):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match="no model of CTranslate2 or is damaged"):
+        with pytest.raises(
+            ValueError, match="not a model of CTranslate2 or is damaged"
+        ):
             read_ctranslate2(path)
 
 
