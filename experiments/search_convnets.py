@@ -41,17 +41,14 @@ def _search(config: Mapping[str, Any], place: Mapping[str, Any], progress: bool)
         search_settings,
     )
     from meta_opt.tuning.search import SearchConfig
-    from meta_opt.tuning.space import Setting
+    from meta_opt.tuning.space import read_space
     from meta_opt.types import from_config
 
     base = read_run(config["base"], "config.base")
     epochs = from_config(EpochsConfig, config["epochs"], "config.epochs")
     given = {**config["search"], "progress": progress}
     settings = from_config(SearchConfig, given, "config.search")
-    space = {
-        k: from_config(Setting, v, f"config.space.{k}")
-        for k, v in config["space"].items()
-    }
+    space = read_space(config["space"], "config.space")
     # Its features are in the cache before the other processes ask for them.
     trial = EpochTrial(base, epochs)
     with _workers(config, place, config["jobs"] - 1 if progress else 0):
@@ -106,7 +103,11 @@ def main() -> None:
         measure_setting,
         untuned,
     )
-    from meta_opt.tuning.results import describe_trials, write_results
+    from meta_opt.tuning.results import (
+        describe_search,
+        describe_trials,
+        write_results,
+    )
     from meta_opt.types import check_keys, from_config
 
     config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
@@ -140,12 +141,8 @@ def main() -> None:
             **found,
         },
     )
-    states = [t["state"] for t in record["trials"]]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
-    print(f"{config['name']}: {len(states)} trials ({counts}) in {seconds:.0f} s")
-    print(f"  validation {epochs.metric} {record['best']['value']:.4f} with")
-    for name, value in record["best"]["params"].items():
-        print(f"    {name} = {value:.4g}")
+    print(describe_search(record, f"validation {epochs.metric}"))
+    print(f"  in {seconds:.0f} s")
     for name, measured in found.items():
         test = measured["test"].get(epochs.metric)
         value = "not finite" if test is None else f"{test['mean']:.4f}"

@@ -30,9 +30,9 @@ def main() -> None:
     from meta_opt.finetuning.trial import Report, Trial
     from meta_opt.interruption import Interrupted
     from meta_opt.tuning.injected import injected
-    from meta_opt.tuning.results import write_results
+    from meta_opt.tuning.results import describe_search, write_results
     from meta_opt.tuning.search import SearchConfig, search
-    from meta_opt.tuning.space import Setting
+    from meta_opt.tuning.space import read_space
     from meta_opt.types import check_keys, from_config
 
     config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
@@ -41,10 +41,7 @@ def main() -> None:
     use_compilation_cache()
     base = read_run(config["base"], "config.base")
     settings = from_config(SearchConfig, config["search"], "config.search")
-    space = {
-        k: from_config(Setting, v, f"config.space.{k}")
-        for k, v in config["space"].items()
-    }
+    space = read_space(config["space"], "config.space")
     trial = Trial(base, injected, test=False)
     start = trial.workload.params, trial.workload.frozen
 
@@ -72,12 +69,7 @@ def main() -> None:
             "objective": "validation loss after the last step",
         },
     )
-    states = [t["state"] for t in record["trials"]]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
-    print(f"{config['name']}: {len(states)} trials ({counts})")
-    print(f"  validation loss {record['best']['value']:.4f} with")
-    for name, value in record["best"]["params"].items():
-        print(f"    {name} = {value:.4g}")
+    print(describe_search(record, "validation loss"))
     print(f"  written to {config['results']}")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meta_opt.provenance import provenance
 from meta_opt.text_files import read_json, write_json
+from meta_opt.tuning.study_setup import INTERRUPTED, PLACE
 
 if TYPE_CHECKING:
     import optuna
@@ -39,13 +40,39 @@ def write_results(
     return record
 
 
+def describe_search(record: Mapping[str, Any], objective: str) -> str:
+    """What `write_results` wrote, for a terminal.
+
+    Args:
+        record: as returned by `write_results`.
+        objective: its name.
+
+    >>> trials = [{"state": "complete"}, {"state": "pruned"}, {"state": "complete"}]
+    >>> best = {"value": 0.5, "params": {"learning_rate": 0.001}}
+    >>> record = {"study": "adamw", "best": best, "trials": trials}
+    >>> print(describe_search(record, "validation loss"))
+    adamw: 3 trials (2 complete, 1 pruned)
+      validation loss 0.5000 with
+        learning_rate = 0.001
+    """
+    states = [trial["state"] for trial in record["trials"]]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in sorted({*states}))
+    lines = [
+        f"{record['study']}: {len(states)} trials ({counts})",
+        f"  {objective} {record['best']['value']:.4f} with",
+    ]
+    for name, value in record["best"]["params"].items():
+        lines.append(f"    {name} = {value:.4g}")
+    return "\n".join(lines)
+
+
 def describe_trials(study: "optuna.Study") -> list[dict[str, Any]]:
     """Returns the trials that ended by themselves, as JSON values in order.
 
     Their numbers are those of a search without interruption: the trial that repeats one
     that was cut off has its number.
     """
-    cut_off = study.user_attrs.get("interrupted", [])
+    cut_off = study.user_attrs.get(INTERRUPTED, [])
     return [
         {
             "number": _place(trial),
@@ -53,7 +80,7 @@ def describe_trials(study: "optuna.Study") -> list[dict[str, Any]]:
             "value": trial.value,
             "params": trial.params,
             "intermediate": trial.intermediate_values,
-            **{k: v for k, v in trial.user_attrs.items() if k != "place"},
+            **{k: v for k, v in trial.user_attrs.items() if k != PLACE},
         }
         for trial in sorted(study.trials, key=_place)
         if trial.state.is_finished() and trial.number not in cut_off
@@ -62,7 +89,7 @@ def describe_trials(study: "optuna.Study") -> list[dict[str, Any]]:
 
 def _place(trial: "optuna.trial.FrozenTrial") -> int:
     """The place of a trial among those of a search without interruption."""
-    return trial.user_attrs.get("place", trial.number)
+    return trial.user_attrs.get(PLACE, trial.number)
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

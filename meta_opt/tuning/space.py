@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from meta_opt.types import near_match
+from meta_opt.types import from_config, near_match
 
 
 class Suggests(Protocol):
@@ -57,6 +57,19 @@ class Setting:
         if self.kind == "choice":
             return trial.suggest_categorical(name, self.choices)
         return trial.suggest_float(name, self.low, self.high, log=self.kind == "log")
+
+
+def read_space(given: Mapping[str, Any], path: str) -> dict[str, Setting]:
+    """Settings by name, of nested mappings.
+
+    Args:
+        given: fields of `Setting` by name of the setting.
+        path: of the mapping in the config, for errors.
+
+    Raises:
+        ValueError: an unknown field, or values that `Setting` refuses.
+    """
+    return {k: from_config(Setting, v, f"{path}.{k}") for k, v in given.items()}
 
 
 def suggest_all(space: Mapping[str, Setting], trial: Suggests) -> dict[str, Any]:

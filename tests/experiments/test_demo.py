@@ -20,7 +20,7 @@ from meta_opt.finetuning.run_config import read_run_config
 from meta_opt.models import pretrained
 from meta_opt.tuning.results import read_results
 from meta_opt.tuning.search import SearchConfig
-from meta_opt.tuning.space import Setting
+from meta_opt.tuning.space import read_space
 from meta_opt.types import from_config
 from meta_opt.workloads.image_text import ImageTextConfig
 
@@ -161,7 +161,7 @@ def test_configs_build_and_share_one_budget(configs):
     with pytest.raises(ValueError, match="did you mean 'momentum'"):
         with_optimizer(base, {"name": "sgd", "momentun": 0.5})
     from_config(SearchConfig, tune["search"])
-    space = {k: from_config(Setting, v) for k, v in tune["space"].items()}
+    space = read_space(tune["space"], "config.space")
     assert space["learning_rate"].high == 1e-2
 
 

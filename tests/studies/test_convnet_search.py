@@ -23,7 +23,7 @@ from meta_opt.studies.convnet_search import (
     untuned,
 )
 from meta_opt.tuning.search import SearchConfig
-from meta_opt.tuning.space import Setting
+from meta_opt.tuning.space import Setting, read_space
 from meta_opt.types import from_config
 from meta_opt.workloads.classification import (
     ClassificationConfig,
@@ -169,7 +169,7 @@ PUBLISHED = {
 def test_configs_have_the_published_spaces_and_recipe(name):
     config = configs.get_config(name).to_dict()
     space, recipe, (min_resource, augment) = PUBLISHED.get(name, PUBLISHED["resnet50"])
-    found = {k: from_config(Setting, v) for k, v in config["space"].items()}
+    found = read_space(config["space"], "config.space")
     assert {
         k: (min(s.choices), max(s.choices)) if s.choices else (s.kind, s.low, s.high)
         for k, s in found.items()
