@@ -41,7 +41,7 @@ _LOOK_SECONDS = 10.0
 
 _SETTINGS = (
     *("tasks", "variants", "optimizers", "seeds", "tuning_seed", "budgets", "search"),
-    *("timing_rounds", "unseen", "workers", "results", "report"),
+    *("timing_rounds", "timed_weights", "unseen", "workers", "results", "report"),
 )
 
 

@@ -49,8 +49,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     for task, base in config["tasks"].items():
         for variant, changes in config["variants"].items():
             run = _run_config(task, base, changes).settings()
-            name = run["optimizer"]["weights"]
-            weights = [name, weights_digest(name)]
+            weights = _described(run["optimizer"]["weights"])
             run = deciding(run)
             for optimizer in config["optimizers"]:
                 setup: dict[str, Any] = {"run": run, "seeds": list(config["seeds"])}
@@ -65,7 +64,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                 "run": run,
                 "rounds": config["timing_rounds"],
                 "optimizers": list(config["optimizers"]),
-                "weights": weights,
+                "weights": _described(config["timed_weights"]),
             }
             found.append((task, variant, STEPS, timed))
     folder = Path(config["results"])
@@ -77,6 +76,10 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
         )
         for task, variant, optimizer, setup in found
     ]
+
+
+def _described(weights: str) -> list[str]:
+    return [weights, weights_digest(weights)]
 
 
 def _run_config(task: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
@@ -226,8 +229,10 @@ def _write(cell: Cell, found: Mapping[str, Any], lease: Lease | None) -> None:
 
 def _step_times(cell: Cell, config: Any, trial: Any) -> dict[str, float]:
     """Median milliseconds of each optimizer's step, taking turns."""
+    weights, _ = cell.setup["weights"]
+    settings = {"weights": weights}
     steppers = {
-        name: trial.stepper(_optimizer(name, config, {}, config.loop.num_steps))
+        name: trial.stepper(_optimizer(name, config, settings, config.loop.num_steps))
         for name in cell.setup["optimizers"]
     }
     return medians(steppers, cell.setup["rounds"])
