@@ -235,7 +235,7 @@ def _check_folder(folder: Path) -> None:
     if any((folder / name).exists() for name in (_RUN, FILE)):
         raise ValueError(
             f"workdir={str(folder)!r} has a run or a predictor and no {CALL}, which "
-            "says how it was made: take another folder"
+            "says how it was made: use another folder"
         )
 
 
