@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Submits one command to SLURM, a process a node with all of its GPUs.
+# Submits one command to SLURM, one process per node with all of its GPUs.
 set -euo pipefail
 
 usage() {
   cat <<'EOF'
 Usage: launch_slurm.sh NAME [options] -- COMMAND...
 
-Submits COMMAND as the job NAME: one process on each node, which finds the others by
-itself (jax.distributed reads SLURM's variables). Before its time is over, and when it
-is preempted, the job gets SIGTERM, saves, and is queued again; so COMMAND must have a
---workdir on a disk that all nodes see. Output goes to runs/launch/NAME-JOB.log.
+Submits COMMAND as the job NAME: one process on each node, which finds the others
+automatically (jax.distributed reads SLURM's variables). Before its time limit, and when
+it is preempted, the job gets SIGTERM, saves, and is requeued; so COMMAND must have a
+--workdir on a disk that all nodes share. Output goes to runs/launch/NAME-JOB.log.
 
-With --array every task of the array runs COMMAND by itself, which must then share its
-work (--shared, or --storage of a search).
+With --array every task of the array runs COMMAND independently, which must then share
+its work (--shared, or --storage of a search).
 
-  --nodes N          of each task (default 1)
+  --nodes N          nodes per task (default 1)
   --array TASKS      such as 0-7, or 0-63%8 for eight at a time (default: no array)
-  --gpus N           of each node (default 8)
-  --cpus N           of each node (default 8 a GPU)
+  --gpus N           GPUs per node (default 8)
+  --cpus N           CPUs per node (default 8 per GPU)
   --time LIMIT       such as 12:00:00 (default 24:00:00)
   --partition NAME   (default: the cluster's)
   --account NAME     (default: yours)
   --venv FOLDER      virtual environment (default .venv)
-  --grace SECONDS    between SIGTERM and the end (default 300)
+  --grace SECONDS    between SIGTERM and the time limit (default 300)
   --dry-run          print the job script instead of submitting it
 
 Example:

@@ -7,22 +7,22 @@ usage() {
 Usage: launch_tpu.sh run NAME --zone ZONE --type TYPE [options] -- COMMAND...
        launch_tpu.sh delete NAME --zone ZONE [options]
 
-run     creates the TPU VM NAME or takes the one that is there, copies the checkout
+run     creates the TPU VM NAME or uses the existing one, copies the checkout
         (all that git does not ignore), installs it, and runs COMMAND on every host;
-        what the hosts print goes to the terminal and to runs/launch/NAME.log. If the TPU is
+        the hosts' output goes to the terminal and to runs/launch/NAME.log. If the TPU is
         preempted it is recreated and COMMAND runs again, so COMMAND must resume by
-        itself: give it a --workdir on a disk that all hosts see (a bucket's name will
-        not do: mount it, on every host).
+        itself: give it a --workdir on a disk that all hosts share (a gs:// path does
+        not work; mount the bucket on every host).
 delete  deletes it.
 
   --zone ZONE        such as us-east5-b
   --type TYPE        such as v5litepod-16, v6e-16, v4-32
   --version VERSION  of the TPU software (default: by type)
-  --project PROJECT  (default: gcloud's own)
+  --project PROJECT  Google Cloud project (default: that of gcloud)
   --spot             cheaper, may be preempted
-  --queued           ask through a queued resource and wait until it is there
-  --retries N        times that a preempted TPU is recreated (default 20)
-  --poll SECONDS     between two looks at a queued resource (default 30)
+  --queued           request a queued resource and wait until it is provisioned
+  --retries N        how often a preempted TPU is recreated (default 20)
+  --poll SECONDS     polling interval of a queued resource (default 30)
   --delete-after     delete it when COMMAND has succeeded
   --dry-run          print the commands instead of running them
 
@@ -221,7 +221,7 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 [[ -n $zone ]] || fail "--zone is missing"
-[[ $retries =~ ^[0-9]+$ ]] || fail "--retries $retries is no whole number"
+[[ $retries =~ ^[0-9]+$ ]] || fail "--retries $retries must be an integer"
 place=(--zone "$zone")
 [[ -n $project ]] && place+=(--project "$project")
 if [[ $dry_run == no ]] && ! command -v gcloud >/dev/null; then

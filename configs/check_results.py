@@ -202,23 +202,23 @@ _NOT_RERUN = (
     ),
     (
         "faults, other cells",
-        "up to minutes a cell; some mount file systems in memory and need root",
+        "up to minutes per cell; some mount file systems in memory and need root",
         "python -m experiments.faults --config configs/faults.py:full",
     ),
     (
         "framework, other tasks",
-        "two to ten minutes a cell",
+        "two to ten minutes per cell",
         "python -m experiments.framework --config configs/framework.py:suite",
     ),
     (
         "balancing, other variants",
-        "ten minutes a task",
+        "ten minutes per task",
         "python -m experiments.balancing "
         "--config configs/balancing.py:tuxpaint_trimodal",
     ),
     (
         "meltr, the comparison of combiners",
-        "a quarter of an hour a cell",
+        "a quarter of an hour per cell",
         "python -m experiments.reproduce_tables --config configs/tables.py:meltr",
     ),
     (
@@ -244,12 +244,12 @@ _NOT_RERUN = (
     ),
     (
         "plans, peak of the compiled step",
-        "needs libtpu (the extra `tpu`) and a minute a step",
+        "needs libtpu (the extra `tpu`) and a minute per step",
         "python -m experiments.plan_memory --config configs/plan_memory.py:so400m",
     ),
     (
         "meltr_throughput, memory and milliseconds",
-        "a minute a program to compile; milliseconds are the machine's",
+        "a minute per program to compile; milliseconds are the machine's",
         "python -m experiments.meltr_throughput "
         "--config configs/meltr_throughput.py:full",
     ),

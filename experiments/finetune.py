@@ -61,10 +61,10 @@ def report(config: Any, finished: Any) -> None:
     for name, value in {
         "seconds training": f"{result.train_seconds:.1f}",
         "seconds compiling": f"{result.compile_seconds:.1f}",
-        "examples a second": f"{examples / max(result.train_seconds, 1e-9):.1f}",
+        "examples per second": f"{examples / max(result.train_seconds, 1e-9):.1f}",
         "  by the input alone": f"{examples / max(result.input_seconds, 1e-9):.1f}",
         "parameters that train": f"{result.trainable:,}",
-        "optimizer bytes a parameter": f"{share:.2f}",
+        "optimizer bytes per parameter": f"{share:.2f}",
         "steps with non-finite loss": f"{int(result.state.nonfinite)}",
         **finished.counts(),
     }.items():

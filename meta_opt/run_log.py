@@ -93,7 +93,7 @@ class RunLog:
         self._append(METRICS, self.history, step, metrics)
 
     def write_timing(self, step: int, seconds: Mapping[str, float]) -> None:
-        """Records measurements of the machine (seconds, steps a second) at a step."""
+        """Records measurements of the machine (seconds, steps per second) at a step."""
         self._append(TIMING, self.timing, step, seconds)
 
     def write_action(self, step: int, action: str, reason: str) -> None:

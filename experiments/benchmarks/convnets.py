@@ -36,7 +36,7 @@ _EPOCH_ROUNDS = flags.DEFINE_integer(
     "epoch_rounds", 5, "Epochs timed per variant in the convnet benchmark."
 )
 _CLASSES, _STEPS = 4, 2
-"""Classes, and training steps an epoch; validation has a quarter of their pictures."""
+"""Classes, and training steps per epoch; validation has a quarter of their pictures."""
 
 
 def _write_pictures(folder: Path, batch: int) -> Path:

@@ -116,7 +116,7 @@ def make_iterator(
     if len(source) < batch_size:
         raise ValueError(
             f"a batch of {batch_size} needs as many records and the source has "
-            f"{len(source)}: lower batch_size or take a larger split"
+            f"{len(source)}: lower batch_size or use a larger split"
         )
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:

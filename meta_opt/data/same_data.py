@@ -61,7 +61,7 @@ def check_same_data(before: int, now: int) -> None:
     if before != now:
         raise ValueError(
             "the training data are not those that the run began with (their checksum "
-            f"was {before:08x} and is {now:08x}): restore them, or take another "
+            f"was {before:08x} and is {now:08x}): restore them, or use another "
             "--workdir"
         )
 

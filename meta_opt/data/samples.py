@@ -36,7 +36,7 @@ class Samples:
         caption: B texts that are to be found or written; else empty.
         absent: by modality bool [B], the pictures or clips that are not there.
         class_names: K of them.
-        rate: samples a second of the audio.
+        rate: samples per second of the audio.
         skipped: how many more could not be read.
     """
 

@@ -168,13 +168,13 @@ class Trainer:
         if restored.step > self.config.num_steps:
             raise ValueError(
                 f"{self.workdir} holds a checkpoint of step {restored.step}, beyond "
-                f"num_steps={self.config.num_steps}; take another --workdir"
+                f"num_steps={self.config.num_steps}; use another --workdir"
             )
         host = restored.host
         if host["frozen"] != self.fingerprint:
             raise ValueError(
                 f"the run in {self.workdir} had other frozen parameters; start it "
-                "from the same model, or take another --workdir"
+                "from the same model, or use another --workdir"
             )
         self.state = dataclasses.replace(self.state, **restored.state)
         self.batches.set_state(host["batches"])

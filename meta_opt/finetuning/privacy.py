@@ -81,7 +81,7 @@ def check_private(
             f"privacy: the loss of {workload.name or 'this workload'} is not declared "
             "a sum over examples (Workload.per_example), as pairwise and contrastive "
             "ones are not: an example's gradient depends on the others, and clipping "
-            "it bounds nothing; take a task such as captioning or classification"
+            "it bounds nothing; use a task such as captioning or classification"
         )
     if meta_loss is not None and meta_loss.combiner != "primary":
         raise ValueError(

@@ -1,6 +1,6 @@
 """Using a model that a run exported, or that comes from elsewhere.
 
-Tokenizer, sizes and channels of pictures are those that the model was trained with.
+Tokenizer, sizes and channels of images are those that the model was trained with.
 
 Example:
     >>> import meta_opt, numpy

@@ -12,13 +12,13 @@ from meta_opt.models.convnets import Classifier
 
 
 class PictureClassifier:
-    """A trained network from pictures to classes, with all that it needs of them.
+    """A trained network from images to classes, with all that it needs of them.
 
     Args:
         model: the network.
         class_names: K names, in the order of its logits.
-        fit: as its pictures were fitted in training.
-        batch_size: pictures at a time; the last batch is filled up, so that one program
+        fit: as its images were fitted in training.
+        batch_size: images at a time; the last batch is filled up, so that one program
             is compiled.
 
     Attributes:
@@ -27,7 +27,7 @@ class PictureClassifier:
     """
 
     MIN_PIXELS = 32
-    """Side of the smallest picture of which a network leaves a pixel."""
+    """Side of the smallest image of which a network leaves a pixel."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class PictureClassifier:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels that pictures are fitted to."""
+        """Side in pixels that images are fitted to."""
         return self._fit.size
 
     def predict(self, images: Sequence[Picture]) -> list[str]:
-        """The likeliest class of each picture.
+        """The likeliest class of each image.
 
         Args:
-            images: B pictures, as `ContrastiveModel.embed` takes them.
+            images: B images, as `ContrastiveModel.embed` takes them.
 
         Returns:
             B names of classes.
@@ -64,10 +64,10 @@ class PictureClassifier:
     def probabilities(
         self, images: Sequence[Picture], image_size: int = 0
     ) -> np.ndarray:
-        """Probability of each class for each picture.
+        """Probability of each class for each image.
 
         Args:
-            images: B pictures, as `ContrastiveModel.embed` takes them.
+            images: B images, as `ContrastiveModel.embed` takes them.
             image_size: side in pixels that they are fitted to; 0 for that of training.
                 At another one the network sees things at another scale.
 
@@ -75,9 +75,9 @@ class PictureClassifier:
             float32 [B, K] whose rows sum to 1, K in the order of ``class_names``.
 
         Raises:
-            ValueError: a picture that cannot be read, which is named, or a side of
+            ValueError: an image that cannot be read, which is named, or a side of
                 fewer than `MIN_PIXELS`.
-            TypeError: one picture where a list is due, or another kind of thing.
+            TypeError: a single image instead of a list, or an unsupported type.
         """
         fit = self._fit
         if image_size:

@@ -1,4 +1,4 @@
-"""Models of images and texts: one that embeds and classifies, one that writes."""
+"""Image-text models for inference: contrastive and generative ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
@@ -18,13 +18,13 @@ from meta_opt.workloads.image_text_model import Preprocessing
 
 
 class ContrastiveModel:
-    """Image and text encoders with all that they need of preprocessing.
+    """Image and text encoders with their preprocessing.
 
     Args:
         model: CLIP, SigLIP or one of ours, with adapters or without.
         preprocessing: as it was trained with.
-        batch_size: pictures or texts at a time; the last batch is filled up, so that
-            one program is compiled for pictures and one for texts.
+        batch_size: images or texts per batch; the last batch is padded, so that one
+            program is compiled for images and one for texts.
 
     Attributes:
         model: as given.
@@ -53,21 +53,20 @@ class ContrastiveModel:
         images: Sequence[Picture] | None = None,
         texts: Sequence[str] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Embeds pictures, texts, or both.
+        """Embeds images, texts, or both.
 
         Args:
-            images: B pictures: open images, files, or uint8 [H, W, 3] of any size.
+            images: B images: open images, files, or uint8 [H, W, 3] of any size.
             texts: any number of texts.
 
         Returns:
-            float32 [B, D] whose rows have length 1, so that the product of two is their
-            cosine; of pictures and texts a pair of such arrays.
+            float32 [B, D] with rows of length 1, so that dot products are cosines; a
+            pair of such arrays if both images and texts are given.
 
         Raises:
-            ValueError: a picture that cannot be read, which is named; or neither
-                pictures nor texts.
-            TypeError: one picture or text where a list is due, or another kind of
-                thing.
+            ValueError: an image that cannot be read, which is named; or neither
+                images nor texts.
+            TypeError: a single image or text instead of a list, or an unsupported type.
         """
         if images is None and texts is None:
             raise ValueError("embed needs images, texts or both")
@@ -79,13 +78,13 @@ class ContrastiveModel:
         return found[0] if len(found) == 1 else (found[0], found[1])
 
     def classify(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
-        """Probability of each text for each picture: zero-shot classification.
+        """Probability of each text for each image: zero-shot classification.
 
         The softmax over the texts of the cosines times the logit scale (Radford et al.
         2021); a bias, as SigLIP has one, makes no difference to it.
 
         Args:
-            images: B pictures, as `embed` takes them.
+            images: B images, as `embed` takes them.
             texts: K texts, such as ``"a photo of a cat"``.
 
         Returns:
@@ -118,13 +117,13 @@ class ContrastiveModel:
 
 
 class GenerativeModel:
-    """A model that writes about pictures, with all that it needs of preprocessing.
+    """A model that generates text about images, with its preprocessing.
 
     Args:
         model: PaliGemma or one of ours, with adapters or without.
         preprocessing: as it was trained with.
-        batch_size: pictures at a time; the last batch is filled up, so that one program
-            is compiled.
+        batch_size: images per batch; the last batch is padded, so that one program is
+            compiled.
 
     Attributes:
         model: as given.
@@ -140,19 +139,19 @@ class GenerativeModel:
     def answer(
         self, images: Sequence[Picture], prompts: str | Sequence[str] = ""
     ) -> list[str]:
-        """The likeliest answers to prompts about pictures.
+        """The most likely answers to prompts about images (greedy decoding).
 
         Args:
-            images: B pictures, as `ContrastiveModel.embed` takes them.
-            prompts: one for each of them, or one for all, such as ``"caption en"``.
+            images: B images, as `ContrastiveModel.embed` takes them.
+            prompts: one for each image, or one for all, such as ``"caption en"``.
 
         Returns:
             B answers.
 
         Raises:
-            ValueError: a picture that cannot be read, which is named; or a number of
+            ValueError: an image that cannot be read, which is named; or a number of
                 prompts that differs from the number of images.
-            TypeError: one picture where a list is due, or another kind of thing.
+            TypeError: a single image instead of a list, or an unsupported type.
         """
         config = DecodingConfig(max_tokens=self._preprocessing.text_length)
         answers: list[str] = []
@@ -175,10 +174,10 @@ class GenerativeModel:
         constrained to the list, so that nothing needs parsing.
 
         Args:
-            images: B pictures, as `ContrastiveModel.embed` takes them.
+            images: B images, as `ContrastiveModel.embed` takes them.
             answers: K texts as the model was trained to write them, such as
                 ``'{"category": "fruit"}'``.
-            prompts: one for each picture, or one for all.
+            prompts: one for each image, or one for all.
 
         Returns:
             float32 [B, K] whose rows sum to 1.
@@ -203,7 +202,7 @@ class GenerativeModel:
     def _asked(
         self, images: Sequence[Picture], prompts: str | Sequence[str]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of pictures and prompts, as the model takes them."""
+        """Batches of images and prompts, as the model takes them."""
         images = listed("images", images)
         asked = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(asked) != len(images):
@@ -219,5 +218,5 @@ class GenerativeModel:
 
 
 def _fitted(images: Sequence[Picture], preprocessing: Preprocessing) -> np.ndarray:
-    """Pictures of any size as the model takes them, uint8 [B, h, w, 3]."""
+    """Images of any size as the model takes them, uint8 [B, h, w, 3]."""
     return np.stack([preprocessing.fit(opened(image)) for image in images])

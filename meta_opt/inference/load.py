@@ -1,4 +1,4 @@
-"""Loads what a run exported, or what comes from elsewhere, for inference."""
+"""Loads models for inference: exports of runs, and models from elsewhere."""
 
 import os
 from collections.abc import Callable
@@ -32,27 +32,25 @@ def load_exported(
     prompt_length: int = 32,
     data_dir: str | os.PathLike = "",
 ) -> ContrastiveModel | GenerativeModel | PictureClassifier | VideoTextModel:
-    """Loads a model for inference: an export of a run, or anything a run can read.
+    """Loads a model for inference: an export of a run, or a pretrained model.
 
     Args:
-        path: the folder of a picture classifier or a video-text model that a run
-            exported; a CLIP, SigLIP or PaliGemma folder of Hugging Face's form; a path
-            of our own weights without suffix; or the name of shipped ones.
-        adapter: folder of adapters on it: ours, or PEFT's for CLIP and SigLIP.
-        processor: folder whose tokenizer and image processor take the place of those
-            in ``path`` or in the export; needed where an export has none because the
-            licence of the tokenizer was not known, and it is not the one that ships
-            here.
-        batch_size: pictures or texts at a time.
-        dtype: of the computation, ``float32`` or ``bfloat16``.
-        max_tokens: longest answer of a model that writes.
-        prompt_length: longest prompt, in tokens.
-        data_dir: of a video-text model, the folder of the prepared encoders; "" for
-            $META_OPT_DATA_DIR, else ``data``.
+        path: the folder of an image classifier or a video-text model that a run
+            exported; a CLIP, SigLIP or PaliGemma folder in Hugging Face's format; a
+            path of our own weights without suffix; or the name of shipped weights.
+        adapter: folder of adapters for it: ours, or PEFT's for CLIP and SigLIP.
+        processor: folder whose tokenizer and image processor replace those of ``path``;
+            required if an export has no tokenizer because its licence is unknown.
+        batch_size: images or texts per batch.
+        dtype: compute dtype, ``float32`` or ``bfloat16``.
+        max_tokens: maximum tokens per answer of a generative model.
+        prompt_length: maximum tokens per prompt.
+        data_dir: for a video-text model, the folder of the prepared encoders; "" for
+            $META_OPT_DATA_DIR, or ``data`` if it is not set.
 
     Returns:
-        A model that embeds and classifies, one that answers, a picture classifier, or a
-        model of clips and texts.
+        A contrastive model, a generative model, an image classifier, or a video-text
+        model.
 
     Raises:
         ValueError: no such model, one that is damaged or lacks its tokenizer, or

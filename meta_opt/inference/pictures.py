@@ -1,4 +1,4 @@
-"""Pictures of users, and lists of them."""
+"""Images of users, and lists of them."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ Picture: TypeAlias = Image.Image | str | os.PathLike | np.ndarray
 
 
 def opened(image: Picture) -> Image.Image:
-    """A picture as an RGB image of Pillow.
+    """An image as an RGB image of Pillow.
 
     Raises:
         ValueError: a file that cannot be read, which is named, or another array.

@@ -23,7 +23,7 @@ from meta_opt.workloads.video_text_export import ExportedVideoText
 
 Clip: TypeAlias = str | os.PathLike | np.ndarray | Sequence[Picture]
 """A folder of frames, an animation or a ``.npy`` file of features; uint8 [T, H, W, 3]
-or float [T, D]; or a list of pictures."""
+or float [T, D]; or a list of images."""
 
 
 class VideoTextModel:

@@ -13,8 +13,8 @@ from meta_opt.meta_loss.hypergradients import HypergradientConfig
 from meta_opt.types import check_least, check_name, from_config
 
 COMBINATIONS = ("primary", *COMBINERS, "gradnorm", "pcgrad")
-"""Ways to make one loss of several; those that are not combiners need the gradient of
-each loss, or of the primary one alone."""
+"""Loss combination methods; those not in `COMBINERS` need per-loss gradients or that of
+the primary loss alone."""
 
 META_OPTIMIZERS = ("adam", "adamw")
 """Optimizers of the combiner."""

@@ -86,7 +86,7 @@ def baseline(
     if schedule.name == "plateau" and name in AVERAGING:
         raise ValueError(
             f"schedule.name='plateau': updates of {name!r} are not proportional to the "
-            "learning rate; take another schedule"
+            "learning rate; use another schedule"
         )
     decays = schedule.name == "cosine" and name != "schedule_free_adamw"
     rate = warmup_cosine(

@@ -45,29 +45,29 @@ _RANGE_MARGIN = 0.1
 """Added to the width of a feature's range, so that it is never next to zero."""
 
 _MAX_HIDDEN = 4096
-"""Width of an LSTM: more is not a controller, but a damaged file."""
+"""Maximum width of an LSTM; a larger value indicates a damaged file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ControllerConfig:
-    """Shape of the controller.
+    """Architecture of the controller.
 
     Attributes:
-        global_hidden: width of the LSTM that reads the run as a whole.
-        tensor_hidden: width of the LSTM that reads each tensor.
+        global_hidden: width of the LSTM that reads features of the whole run.
+        tensor_hidden: width of the LSTM that reads features of each tensor.
         directions: directions that the mixture may use, of `DIRECTIONS`; those of the
             hand-designed rule (``orthogonal`` for matrices, ``adam`` for other tensors)
-            are always there. Fewer make the update cheaper.
-        orthogonal: False replaces the orthogonalised direction of matrices by
-            ``adam``: the elementwise rule, for speed on small problems.
-        iterations: of the orthogonalisation, of small matrices and of large ones, see
-            `meta_opt.optimizers.orthogonal`. Few leave a part of the differences
-            between singular values, and take less time.
+            are always included. Fewer make the update cheaper.
+        orthogonal: whether matrices have the orthogonalised direction; False replaces
+            it by ``adam``, an elementwise rule that is faster on small problems.
+        iterations: of the orthogonalisation, for small and for large matrices, see
+            `meta_opt.optimizers.orthogonal`. Fewer iterations take less time and
+            equalise the singular values less.
         feature_range: smallest and largest value of each of `FEATURES` in
             meta-training. Features are clipped to it, and outputs fade to those of the
             hand-designed rule as features leave it. Empty: no range.
-        record_range: record the smallest and largest value of each feature in the
-            state, to choose ``feature_range``.
+        record_range: whether to record the smallest and largest value of each feature
+            in the state, to choose ``feature_range``.
     """
 
     global_hidden: int = 24

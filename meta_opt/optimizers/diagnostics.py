@@ -1,4 +1,4 @@
-"""What an optimizer's state says of the run so far, as plain numbers."""
+"""Diagnostics of a run from the optimizer's state, as plain numbers."""
 
 from typing import Any
 
@@ -28,16 +28,16 @@ def diagnostics(opt_state: PyTree) -> dict[str, int | float]:
 
         and of floats:
 
-        - ``fallback``: share of the hand-designed rule in the decisions, 0 to 1, by
-          which the safeguard has replaced the controller's;
+        - ``fallback``: degree, 0 to 1, to which the safeguard has replaced the
+          controller by the hand-designed rule;
         - ``step_size``: factor of schedule and safeguard in every tensor's last step,
           0 where it was skipped;
         - ``step/GROUP``: RMS of the last step before weight decay, geometric mean over
           the tensors of each modality group, in units of the parameters.
 
     Raises:
-        ValueError: ``opt_state`` holds no state of these optimizers, several, or that
-            of several runs at once (as under `jax.vmap`).
+        ValueError: ``opt_state`` has no state of these optimizers, or several, or that
+            of a batch of runs (as under `jax.vmap`).
         TypeError: ``opt_state`` is traced.
 
     Example:

@@ -27,13 +27,13 @@ def learned_optimizer(
     safeguard: bool = True,
     pallas: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer that needs the number of steps and no learning rate.
+    """An optimizer that takes the number of steps and no learning rate.
 
-    For every tensor (every layer of a scan-stacked one) an LSTM decides at each step
-    the step size, the mixture of update directions, decay rates, weight decay and how
-    far unusual gradients are compressed. State: bfloat16 momentum, factored second
-    moments and a few dozen numbers a tensor: about 2.1 bytes a parameter. The formula
-    is in `meta_opt.optimizers.update_rule`.
+    For every tensor (every layer of a scan-stacked one) a meta-trained controller sets,
+    at each step, the step size, the mixture of update directions, decay rates, weight
+    decay and the compression of outlier gradients. The state is bfloat16 momentum,
+    factored second moments and a few dozen numbers per tensor, about 2.1 bytes per
+    parameter. `meta_opt.optimizers.update_rule` has the formula.
 
     References:
         An LSTM as optimizer: Andrychowicz et al. 2016, arXiv:1606.04474; an LSTM for
@@ -46,55 +46,55 @@ def learned_optimizer(
         and Hutter 2016 (SGDR), arXiv:1608.03983.
 
     Args:
-        num_steps: length of the run in calls of ``update``; steps beyond it are zero.
-            May be traced, as by `optax.inject_hyperparams`.
+        num_steps: length of the run in calls of ``update``; later steps are zero. May
+            be traced, as by `optax.inject_hyperparams`.
         weights: name of shipped weights, or path of a ``.safetensors`` file.
         theta: the controller's weights as a pytree, instead of ``weights``; may be
             traced and batched by ``vmap``.
-        config: the controller's shape that belongs to ``theta``.
-        stacked: regular expression over ``/``-joined parameter paths; leaves that it
-            finds have a leading layer axis and are controlled per layer.
-        groups: ordered (regular expression, modality group) pairs before the default
-            ones, for logs of decisions; groups are vision, text, audio, video,
-            fusion, head, other.
+        config: the controller's architecture, for ``theta``.
+        stacked: regular expression over ``/``-joined parameter paths; matching leaves
+            have a leading layer axis and are controlled per layer.
+        groups: ordered (regular expression, modality group) pairs that take precedence
+            over the default ones, for logging only; groups are vision, text, audio,
+            video, fusion, head, other.
         mask: which parameters are trained: a pytree of bools, a prefix of one, or a
             function from the parameters to one. Where it is False, updates are zero and
             no state is kept, as with `optax.selective_transform` (`optax.masked` would
-            pass the gradients on); such parameters may be of any type. None: all.
+            return the gradients); such parameters may have any dtype. None: all.
         weight_decay_mask: which parameters decay, in the same forms. It replaces the
             built-in choice, so that True for a bias makes the bias decay. None:
             matrices, that is, tensors with two sides above one that are not vocabulary
-            table.
+            tables.
         schedule: a function from the step, int32 [] from 0, to a multiplier, or a
-            constant multiplier. It replaces the built-in shape, 5% linear warm-up to 1
-            and cosine decay to 0 at ``num_steps``, and nothing else: the multiplier is
-            applied to the RMS step of 2e-3, beside the controller's and the
-            safeguard's.
-            Steps beyond ``num_steps`` are then no longer zero. ``num_steps`` still
-            gives the controller its progress through the run; it was meta-trained
-            under the built-in shape.
-        safeguard: skip broken steps, fall back to the hand-designed rule on sustained
-            rise of the loss.
-        pallas: measure large matrices by a Pallas kernel, which on a GPU saves 4 of 28
-            bytes a parameter; for parameters on one device.
+            constant multiplier. It replaces only the built-in shape, 5% linear warm-up
+            to 1 and cosine decay to 0 at ``num_steps``: the multiplier is applied to
+            the RMS step of 2e-3, in addition to the factors of the controller and the
+            safeguard. Steps beyond ``num_steps`` are then no longer zero. The
+            controller still measures progress by ``num_steps``; it was meta-trained
+            with the built-in shape.
+        safeguard: whether to skip broken steps and to fall back to the hand-designed
+            rule on a sustained rise of the loss.
+        pallas: whether to compute statistics of large matrices with a Pallas kernel,
+            which on a GPU saves 4 of 28 bytes of memory traffic per parameter; for
+            parameters on one device.
 
     Returns:
         A transformation whose ``update(grads, state, params, value=..., feedback=...)``
-        takes two optional keywords: the loss of this step, and a validation loss when
-        there is one (NaN or None otherwise).
+        takes two optional keywords: the loss of this step, and a validation loss if
+        available (NaN or None otherwise).
 
     Raises:
         ValueError: ``num_steps`` below 1, unknown or damaged weights, a pattern that
             matches nothing, a mask that is not a prefix of the parameters; later,
             ``update`` without params, with gradients that do not match, or with a
             ``value``, ``feedback`` or schedule that is not a scalar.
-        TypeError: ``num_steps`` that is not an integer, a mask or schedule of another
-            type, parameters that are not floating-point arrays, a state of another
+        TypeError: ``num_steps`` that is not an integer, a mask or schedule of the wrong
+            type, parameters that are not floating-point arrays, the state of another
             optimizer.
 
     Warns:
-        UserWarning: ``init`` with bfloat16 or float16 parameters, to which small
-            updates are lost in rounding.
+        UserWarning: ``init`` with bfloat16 or float16 parameters, in which small
+            updates are lost to rounding.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

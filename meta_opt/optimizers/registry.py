@@ -1,4 +1,4 @@
-"""Every optimizer by name, behind one config."""
+"""All optimizers by name, with one config."""
 
 import dataclasses
 
@@ -17,24 +17,25 @@ NAMES = (*DEFAULT_LEARNING_RATE, "hand_designed", "learned")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimizer, and its settings.
+    """Name and settings of an optimizer.
 
     Attributes:
         name: one of `NAMES`.
         num_steps: length of the run.
-        learning_rate: peak of a baseline; None for its default.
+        learning_rate: peak learning rate of a baseline; None for its default.
         weight_decay: of a baseline.
         momentum: of a baseline (first decay rate of Adam, AdamW and Lion).
         warmup_fraction: of a baseline.
         schedule: of a baseline's learning rate after the warm-up.
-        clip_norm: of a baseline: global norm to which gradients are clipped; 0: none.
+        clip_norm: of a baseline: global norm to which gradients are clipped; 0 for no
+            clipping.
         rate_factors: of a baseline: (regular expression, factor) pairs; the learning
-            rate of parameters whose path the first matching one finds is so many times
-            the others'.
+            rate of a parameter is multiplied by the factor of the first expression that
+            matches its path.
         weights: of the learned optimizer: a shipped name or a path.
         stacked: of the learned optimizer and the hand-designed rule: regular expression
-            of scan-stacked parameters.
-        groups: of these two: (regular expression, modality group) pairs, for logs.
+            for scan-stacked parameters.
+        groups: of these two: (regular expression, modality group) pairs, for logging.
         safeguard: of these two: whether broken steps are skipped.
         pallas: of the learned optimizer; see `learned_optimizer`.
     """
@@ -97,7 +98,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
         )
     if config.schedule != ScheduleConfig():
         raise ValueError(
-            f"{config.name!r} sets its steps itself: leave schedule={config.schedule} "
+            f"{config.name!r} has its own schedule: leave schedule={config.schedule} "
             "out"
         )
     if config.name == "hand_designed":

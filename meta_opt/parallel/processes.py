@@ -272,7 +272,7 @@ def check_shared(folder: str | Path) -> None:
     file.unlink(missing_ok=True)
     if unseen:
         raise ValueError(
-            f"the {jax.process_count()} processes do not see the same {folder}: take a "
+            f"the {jax.process_count()} processes do not see the same {folder}: use a "
             "--workdir on a disk that all hosts share"
         )
 

@@ -11,7 +11,7 @@ RESTART = "restart all processes to resume from what was saved"
 """What a run of several processes says when it ends because one of them is gone."""
 
 _FIELDS = struct.Struct("dqq")
-"""Seconds of the last sign of life, the step, and whether its end is explained."""
+"""Seconds of the last heartbeat, the step, and whether its end is explained."""
 
 _NAMES = ("seconds", "step", "explained")
 _SIZE = 4096
@@ -48,7 +48,7 @@ class Progress:
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since the last sign of life."""
+        """Seconds since the last heartbeat."""
         return time.monotonic() - self._fields()[0]
 
     @property
@@ -64,7 +64,7 @@ class Progress:
             self._memory[_FIELDS.size : _FIELDS.size + len(path) + 1] = path + b"\0"
 
     def live(self) -> None:
-        """Gives a sign of life."""
+        """Sends a heartbeat."""
         self._write(seconds=time.monotonic())
 
     def explain(self) -> None:

@@ -155,7 +155,7 @@ class ProcessWatch:
             )
         self._tell(f"{_LOST} {' '.join(map(str, gone))}")
         return (
-            f"{self._name(gone)}: no sign of life for {self.timeout_seconds:g} s "
+            f"{self._name(gone)}: no heartbeat for {self.timeout_seconds:g} s "
             "(--process_timeout)"
         )
 

@@ -134,6 +134,6 @@ def _owner(text: str) -> str:
 
 def _in_use(place: Path, owner: str) -> str:
     return (
-        f"{place} is in use by {owner}: wait until that run has ended, or take another "
+        f"{place} is in use by {owner}: wait until that run has ended, or use another "
         "--workdir"
     )

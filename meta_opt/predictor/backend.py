@@ -268,7 +268,7 @@ class VisionTextBackend:
         return Evaluated({"accuracy": both, **metrics}, len(readable))
 
     def readable(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples whose pictures can be read."""
+        """The samples whose images can be read."""
         found = []
         for sample in samples:
             try:
@@ -304,7 +304,7 @@ class VisionTextBackend:
 
 
 DEFAULT_PROMPT = "caption en"
-"""The prompt of a generative model for a picture without a text."""
+"""The prompt of a generative model for an image without a text."""
 
 BACKENDS: Mapping[str, Any] = {
     one.name: one for one in (MultimodalBackend, VisionTextBackend)

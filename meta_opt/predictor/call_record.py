@@ -166,7 +166,7 @@ def _check_same(
     if differ:
         raise ValueError(
             f"workdir={os.fspath(folder)!r} holds a call of fit that differs from this "
-            f"one: {'; '.join(differ)}. Repeat that call to resume it, or take another "
+            f"one: {'; '.join(differ)}. Repeat that call to resume it, or use another "
             "folder"
         )
 

@@ -57,6 +57,6 @@ def _of_all_processes(
         raise ValueError(
             f"a batch of {batch_size} samples, chosen by the call that this one "
             f"resumes, cannot be divided over {count} devices of {processes} "
-            "processes: start as many processes as before, or take another workdir"
+            "processes: start as many processes as before, or use another workdir"
         )
     return count, [Decision("devices", count, f"all of {processes} processes")]

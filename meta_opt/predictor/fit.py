@@ -47,49 +47,50 @@ def fit(
     data_dir: str | os.PathLike = "",
     progress: bool = True,
 ) -> Predictor:
-    """Trains a model on a user's samples, and chooses every setting that is not given.
+    """Trains a model on samples, and chooses every setting that is not given.
 
-    Pretrained encoders for the modalities of the samples (pictures, sounds, clips,
-    texts) are combined and fine-tuned with the learned optimizer. The task is
+    Pretrained encoders for the modalities of the samples (images, audio, video,
+    text) are combined and fine-tuned with the learned optimizer. The task is
     classification, regression, text generation or, without a target, retrieval of
-    pictures and texts. `Predictor.decisions` has each choice and its reason.
+    images and texts. `Predictor.decisions` has each choice and its reason.
 
     Compiled programs are stored for later calls and processes, see
     `meta_opt.compilation_cache`.
 
-    Several processes that `meta_opt.parallel.processes.start_processes` has joined, all
-    with the same arguments and data, train one model on all of their devices, and each
-    returns the predictor; the first one writes ``workdir``, which all must see.
+    Several processes joined by `meta_opt.parallel.processes.start_processes`, all with
+    the same arguments and data, train one model on all of their devices, and each
+    returns the predictor; the first one writes ``workdir``, which all must be able to
+    access.
 
     Args:
         data: a JSONL or CSV file, a folder with a sub-folder for each class, WebDataset
             tar files, a pandas DataFrame or a list of dictionaries. Paths in a file are
             relative to it. A column ``split`` with ``train``, ``validation`` and
             ``test`` is respected.
-        target: name of the column to predict; None to find it.
-        validation: held-out samples that select the model, in any of these forms; None
-            holds out a share of each class.
-        test: held-out samples that are used for the final metrics only; None as for
+        target: name of the column to predict; inferred if None.
+        validation: validation samples, which select the model, in any of these forms;
+            None holds out a share of ``data``.
+        test: test samples, used for the final metrics only; None as for
             ``validation``.
         model: a CLIP, SigLIP or PaliGemma folder, or weights that
-            `meta_opt.load_exported` takes, to train in place of the encoders: a
+            `meta_opt.load_exported` takes, to train instead of the encoders: a
             contrastive model for retrieval, a generative one for text generation.
-        preset: ``fast``, ``good`` or ``best``, or settings of your own, see
+        preset: ``fast``, ``good`` or ``best``, or your own settings, see
             `meta_opt.predictor.presets`.
-        encoders: by modality, names of `meta_opt.models.encoders` to use instead of
-            the default ones.
+        encoders: names of `meta_opt.models.encoders` by modality, instead of the
+            default ones.
         time_limit: seconds for the whole call; None for no limit.
-        devices: at most so many; None for all accelerators, or one CPU. Batches are
-            divided over them and, with ``model``, the parameters too. Several processes
-            use all of their devices.
-        workdir: folder for logs, checkpoints and the predictor; None for none. If a
-            call in it was interrupted, the same call resumes it and returns the same
-            predictor as without the interruption; ``time_limit`` starts over. If the
-            call had finished, its predictor is loaded.
-        seed: of initialisation and order.
-        data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, else
-            ``data``.
-        progress: whether to show bars on a terminal.
+        devices: maximum number of devices; None for all accelerators, or one CPU.
+            Batches are divided over them and, with ``model``, the parameters are
+            sharded too. Several processes use all of their devices.
+        workdir: folder for logs, checkpoints and the predictor; None for none. After an
+            interruption the same call resumes and returns the same predictor as an
+            uninterrupted call; ``time_limit`` restarts. If the call had finished, its
+            predictor is loaded.
+        seed: of initialisation and data order.
+        data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or
+            ``data`` if it is not set.
+        progress: whether to show progress bars on a terminal.
 
     Raises:
         ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
@@ -234,7 +235,7 @@ def _check_folder(folder: Path) -> None:
     if any((folder / name).exists() for name in (_RUN, FILE)):
         raise ValueError(
             f"workdir={str(folder)!r} has a run or a predictor and no {CALL}, which "
-            "says how it was made: take another folder"
+            "says how it was made: use another folder"
         )
 
 

@@ -120,14 +120,14 @@ def plan(
     and the step is traced to estimate its memory.
 
     Args:
-        data: see `meta_opt.fit`, as for all arguments.
+        data: as for `meta_opt.fit`, like all arguments.
         target: the column to predict.
-        validation: held-out samples that select the model.
-        test: held-out samples for the final metrics.
-        model: to train in place of the encoders.
-        preset: the effort.
-        encoders: by modality, names of encoders.
-        devices: number of devices, which need not be there.
+        validation: validation samples, which select the model.
+        test: test samples, for the final metrics.
+        model: to train instead of the encoders.
+        preset: the training effort.
+        encoders: names of encoders by modality.
+        devices: number of devices, which need not be present.
         seed: random seed.
         data_dir: the folder of pretrained encoders.
 

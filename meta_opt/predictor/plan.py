@@ -47,9 +47,9 @@ _LOOKED_AT = 64
 _LONG_ENOUGH = 0.95
 """Share of texts and sounds that are not truncated."""
 _LEAST_SIDE, _SIDE_STEP = 160, 32
-"""Smaller pictures are enlarged: encoders were trained on sides of 224 pixels."""
+"""Smaller images are enlarged: encoders were trained on sides of 224 pixels."""
 _PICTURE_BYTES = 2e9
-"""Most bytes of all decoded pictures."""
+"""Most bytes of all decoded images."""
 _HEAD_ONLY = 60
 """Training samples below which the encoders stay frozen."""
 _ADAPTERS = 2000
@@ -238,7 +238,7 @@ def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, 
 def _sizes(
     fitting: Fitting, text_encoder: Path | None, decisions: Decisions
 ) -> dict[str, Any]:
-    """Sizes of pictures, texts and sounds, as fields of `InputsConfig`."""
+    """Sizes of images, texts and sounds, as fields of `InputsConfig`."""
     train, preset = fitting.parts["train"], fitting.call.preset
     modalities = fitting.columns.modalities
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A trained model with everything it needs to predict from a user's samples."""
+"""A trained model with everything needed to predict from a user's samples."""
 
 import dataclasses
 import os
@@ -69,9 +69,9 @@ class Predictor:
                 read. For a model with a single input column, also a list of its values.
 
         Returns:
-            Array [B]: classes as values of the target, float32 scores, or captions. For
-            retrieval int [B]: for each picture, the row with the nearest text; -1 for
-            rows without a picture.
+            Array [B]: classes as values of the target, float32 scores, or strings. For
+            retrieval int [B]: for each image, the row with the nearest text; -1 for
+            rows without an image.
 
         Raises:
             ValueError: a sample without any input, a file that cannot be read, or no
@@ -121,8 +121,8 @@ class Predictor:
 
         Returns:
             float32 [B, D], the fused features of each sample. For retrieval, two arrays
-            of unit vectors, of the pictures and of the texts; their dot products are
-            similarities. Of a picture or text that a row lacks the vector is zero.
+            of unit vectors, of the images and of the texts; their dot products are
+            similarities. The vector of a missing image or text is zero.
 
         Raises:
             ValueError: as `predict`.
@@ -198,10 +198,10 @@ class Predictor:
     def load(
         cls, folder: str | os.PathLike, *, data_dir: str | os.PathLike = ""
     ) -> "Predictor":
-        """Reads what `save` wrote.
+        """Loads a predictor that `save` wrote.
 
         Args:
-            folder: with a saved predictor.
+            folder: of the saved predictor.
             data_dir: the folder of encoders, if it has moved.
 
         Raises:
@@ -275,7 +275,7 @@ class Predictor:
 
 
 def _sides(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Which samples have a picture, and which a text; bool [B] each."""
+    """Which samples have an image, and which a text; bool [B] each."""
     pictures = np.array([bool(sample.media) for sample in samples])
     return pictures, np.array([bool(sample.fields.reads) for sample in samples])
 

@@ -14,7 +14,7 @@ class Preset:
     Attributes:
         epochs: passes over the training samples, within ``steps``.
         steps: fewest and most optimizer updates.
-        image_size: largest side of pictures, in pixels.
+        image_size: largest side of images, in pixels.
         text_length: most tokens of a text.
         audio_seconds: longest sound.
         fusion_width: D of the fusion.

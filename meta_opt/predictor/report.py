@@ -46,7 +46,7 @@ def write_predictor_report(
     class_names: Sequence[str],
     decisions: Sequence[Decision],
 ) -> None:
-    """Writes the page with pictures and sounds embedded.
+    """Writes the page with images and sounds embedded.
 
     Files of wrong answers that no longer exist are shown as missing.
 

@@ -244,7 +244,7 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Plain Python values, without missing ones.
 
     Raises:
-        ValueError: pictures, arrays or bytes, whose text would be nonsense.
+        ValueError: images, arrays or bytes, whose text would be nonsense.
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -275,7 +275,7 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_content(value: Any) -> bool:
-    """Whether a value is data itself: bytes, or an array or picture of any library."""
+    """Whether a value is data itself: bytes, or an array or image of any library."""
     if isinstance(value, Mapping):
         return any(map(_is_content, value.values()))
     arrays = ("__array__", "__array_interface__")

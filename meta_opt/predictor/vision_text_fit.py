@@ -119,7 +119,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
         weights: folder or name of the model.
 
     Raises:
-        ValueError: a model for another task, samples whose pictures are in tar files,
+        ValueError: a model for another task, samples whose images are in tar files,
             or a time limit that is too short.
     """
     plan, decisions = plan_vision_text(fitting, weights)

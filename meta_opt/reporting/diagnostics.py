@@ -1,4 +1,4 @@
-"""The figure of an optimizer's diagnostics over a run."""
+"""A figure of an optimizer's diagnostics over a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ _PREFIX = "step/"
 def plot_diagnostics(
     path: str | Path, history: Sequence[Mapping[str, int | float]]
 ) -> None:
-    """Draws step sizes by group, skipped steps and the fallback over the steps.
+    """Plots step sizes by group, skipped steps and the fallback over the steps.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        history: what `meta_opt.diagnostics` gave, in order.
+        path: the PNG file, written atomically.
+        history: results of `meta_opt.diagnostics`, in order.
 
     Raises:
         ValueError: an empty history, or records that are not diagnostics.

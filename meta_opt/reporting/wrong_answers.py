@@ -75,7 +75,7 @@ def picture_uri(picture: np.ndarray | None) -> str:
 
 
 def sound_uri(clip: np.ndarray, rate: int) -> str:
-    """A clip, int16 [T] at ``rate`` samples a second, as the address of a WAV file.
+    """A clip, int16 [T] at ``rate`` samples per second, as the address of a WAV file.
 
     >>> sound_uri(np.zeros(2, np.int16), 8000)[:20]
     'data:audio/wav;base6'

@@ -245,7 +245,7 @@ class CountedBatches:
         if state["records"] != self._records:
             raise ValueError(
                 f"the run began with {state['records']} records to train on and now "
-                f"there are {self._records}: restore the data, or take another "
+                f"there are {self._records}: restore the data, or use another "
                 "--workdir"
             )
         # States of older versions do not name their data.

@@ -50,7 +50,7 @@ def check_settings(export: ExportConfig, model: ModelConfig) -> None:
     path = Path(export.path).resolve()
     if any(path == Path(f).resolve() for f in (model.weights, model.processor) if f):
         raise ValueError(
-            f"export.path={export.path!r} is what the run reads; take another"
+            f"export.path={export.path!r} is what the run reads; use another"
         )
     if export.format == "huggingface" and not model.folder:
         raise ValueError(

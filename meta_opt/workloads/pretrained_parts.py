@@ -58,7 +58,7 @@ class PartsConfig:
         if self.image in CONVNETS:
             raise ValueError(
                 f"model.parts.image={self.image!r} is not for a model of tower="
-                f"{made.tower!r}; take another model.size"
+                f"{made.tower!r}; use another model.size"
             )
         of_folder = huggingface.read_config(self.image)
         if of_folder.class_token:
@@ -139,6 +139,6 @@ def _fitting(path: str, array: Any, variables: Mapping[str, Any]) -> jax.Array:
     if array.shape != wanted.shape:
         raise ValueError(
             f"model.parts: {path} has shape {array.shape} and the model's "
-            f"{wanted.shape}; take another model.size or model.processor"
+            f"{wanted.shape}; use another model.size or model.processor"
         )
     return jnp.asarray(array, wanted.dtype)

@@ -62,7 +62,7 @@ def finetune(tmp_path, *arguments, **environment):
             ["--config.pipeline.text_length=None", "--config.batch_size=4096"],
             {},
             "finetune: a batch of 4096 needs as many records and the source has 1546: "
-            "lower batch_size or take a larger split",
+            "lower batch_size or use a larger split",
         ),
         (
             [],

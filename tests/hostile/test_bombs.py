@@ -214,7 +214,7 @@ def test_a_sound_of_an_impossible_rate_is_refused(tmp_path, rate):
     struct.pack_into("<I", data, 24, rate)
     path = tmp_path / "a.wav"
     path.write_bytes(data)
-    with pytest.raises(OSError, match=r"a\.wav has .* samples a second; 1,000 to"):
+    with pytest.raises(OSError, match=r"a\.wav has .* samples per second; 1,000 to"):
         audio_files.read_clip(path)
 
 

@@ -105,7 +105,7 @@ def test_settings_out_of_range(settings, message):
 def test_what_does_not_go_together():
     plateau = ScheduleConfig("plateau")
     for name in ("learned", "hand_designed"):
-        with pytest.raises(ValueError, match="sets its steps itself"):
+        with pytest.raises(ValueError, match="has its own schedule"):
             make_optimizer(OptimizerConfig(name, STEPS, schedule=plateau))
     with pytest.raises(ValueError, match="'prodigy' are not proportional"):
         make_optimizer(OptimizerConfig("prodigy", STEPS, schedule=plateau))

@@ -87,7 +87,7 @@ def test_a_silent_process_is_named_by_all_others_with_what_is_lost(processes, tm
     assert processes.lines.keys() == {0, 2}
     for line in processes.lines.values():
         expected = (
-            rf"process 1 of 3 \(pid {os.getpid()} on .*\): no sign of life for 0.6 s "
+            rf"process 1 of 3 \(pid {os.getpid()} on .*\): no heartbeat for 0.6 s "
             r"\(--process_timeout\); 2 steps since the checkpoint of step 4 are lost; "
             r"restart all processes .*"
         )

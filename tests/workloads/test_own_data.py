@@ -555,7 +555,7 @@ def test_exports_that_make_no_sense_are_errors_before_training(configured, sigli
     for form in ("adapters", "peft"):
         with pytest.raises(ValueError, match=r"writes adapters, and .*='all' has none"):
             exporting(form, variant="so400m")
-    with pytest.raises(ValueError, match=r"is what the run reads; take another"):
+    with pytest.raises(ValueError, match=r"is what the run reads; use another"):
         exporting("huggingface", path=f"{siglip}/../siglip")
     with pytest.raises(ValueError, match=r"no folder with one: model\.weights='nano'"):
         exporting("huggingface", weights="nano")

@@ -25,7 +25,7 @@ def trim_silence(
 
     Args:
         pcm: int16 or float [T].
-        rate: samples a second.
+        rate: samples per second.
         threshold_decibels: how far below the loudest block silence begins.
 
     Returns:
@@ -70,7 +70,7 @@ def log_mel(
 
     Args:
         pcm: int16 or float [T].
-        rate: samples a second.
+        rate: samples per second.
         frames: number of frames.
         mels: number of mel bands, from 0 Hz to ``rate / 2``.
         seconds: the length of time that the frames cover.
@@ -110,7 +110,7 @@ def mel_filters(rate: int, window: int, mels: int) -> np.ndarray:
     Filter k rises from the corner frequency k to 1 at k + 1 and falls to 0 at k + 2.
 
     Args:
-        rate: samples a second.
+        rate: samples per second.
         window: samples of the Fourier transform.
         mels: number of filters.
 

@@ -25,7 +25,7 @@ def read_clip(
 
     Args:
         file: the path, or the bytes, of a file of a kind that libsndfile reads.
-        rate: samples a second of the result.
+        rate: samples per second of the result.
         seconds: the most that is kept, from the first sound on.
 
     Returns:
@@ -51,7 +51,7 @@ def read_clip(
             found = sound.samplerate
             if not MIN_RATE <= found <= MAX_RATE:
                 raise OSError(
-                    f"{name} has {found:,} samples a second; {MIN_RATE:,} to "
+                    f"{name} has {found:,} samples per second; {MIN_RATE:,} to "
                     f"{MAX_RATE:,} can be read"
                 )
             # Into memory by blocks: what the header says of the length is not known to

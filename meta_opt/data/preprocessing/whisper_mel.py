@@ -19,7 +19,7 @@ def whisper_mel(pcm: np.ndarray, rate: int, seconds: float) -> np.ndarray:
 
     Args:
         pcm: int16, or float in [-1, 1], [T].
-        rate: samples a second.
+        rate: samples per second.
         seconds: length.
 
     Returns:

@@ -55,7 +55,7 @@ def losses_table(
 
 
 def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | None:
-    """A column for each timed cell: milliseconds, samples a second, ratios."""
+    """A column for each timed cell: milliseconds, samples per second, ratios."""
     if not cells:
         return None
     costs = [c.costs(TIME) for c in cells]

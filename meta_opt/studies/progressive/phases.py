@@ -266,7 +266,7 @@ class Phases:
         if "width" not in record["setup"]:
             raise ValueError(
                 f"{path} is of an earlier version, which did not record the width of "
-                "pictures; take another --workdir"
+                "pictures; use another --workdir"
             )
         if changed := changed_settings(record["setup"], setup):
             raise ValueError(

@@ -163,4 +163,4 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
 
 def _check_label(label: str, where: str) -> None:
     if label == ZERO_SHOT or not label.replace("_", "").isalnum():
-        raise ValueError(f"{where}: take a name of letters, digits and _")
+        raise ValueError(f"{where}: use a name of letters, digits and _")

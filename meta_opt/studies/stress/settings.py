@@ -208,7 +208,7 @@ class StressConfig:
             for name in names:
                 if not name.replace("_", "").replace("-", "").isalnum():
                     raise ValueError(
-                        f"{section}.{name}: take a name of letters, digits, _ and -"
+                        f"{section}.{name}: use a name of letters, digits, _ and -"
                     )
 
 
