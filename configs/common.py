@@ -8,7 +8,7 @@ be given on the command line, ``--config.section.key=value``.
 import ml_collections
 
 # Of the learned optimizer; the library's default.
-WEIGHTS = "lstm-v3"
+WEIGHTS = "lstm-v4"
 # Leaves with a leading layer axis, in the models of this repository.
 STACKED = r"(^|/)layers/"
 # Linear layers of pretrained encoders, at a token or at a pixel.

@@ -46,7 +46,7 @@ def test() -> ml_collections.ConfigDict:
         extra_baselines=("muon", "schedule_free_adamw", "prodigy"),
         # Run without tuning; "learned" once with each of the weights (names or paths).
         untuned=("learned", "hand_designed", *RIVALS),
-        weights=(common.WEIGHTS,),
+        weights=(common.WEIGHTS, "lstm-v3"),
         budgets=(1.0, 0.75, 0.6, 0.5, 0.35, 0.25),
         # Of initialisation and batches. What is reported has other seeds than the
         # trials that settings are chosen by.
