@@ -63,7 +63,7 @@ def _of_optimizer() -> dict[str, dict]:
         task="clipart_head",
         optimizer="adamw",
     )
-    checks["card/lstm-v3/iris"] = _check(
+    checks[f"card/{common.WEIGHTS}/iris"] = _check(
         "card_value",
         suite=meta_evaluate.style_validation(),
         task="validation_iris_mlp",

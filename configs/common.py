@@ -8,7 +8,7 @@ of their settings can be given on the command line, ``--config.section.key=value
 import ml_collections
 
 # Weights of the learned optimizer; the library's default.
-WEIGHTS = "lstm-v3"
+WEIGHTS = "lstm-v4"
 # Parameters with a leading layer axis, in the models of this repository.
 STACKED = r"(^|/)layers/"
 # Linear layers of pretrained encoders, dense or 1x1 convolutions.

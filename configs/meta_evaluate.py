@@ -46,7 +46,7 @@ def test() -> ml_collections.ConfigDict:
         extra_baselines=("muon", "schedule_free_adamw", "prodigy"),
         # Run without tuning; "learned" once for each of ``weights`` (names or paths).
         untuned=("learned", "hand_designed", *RIVALS),
-        weights=(common.WEIGHTS,),
+        weights=(common.WEIGHTS, "lstm-v3"),
         budgets=(1.0, 0.75, 0.6, 0.5, 0.35, 0.25),
         # Seeds of initialisation and data order; tuning uses a different one.
         tuning_seeds=(0,),

@@ -65,6 +65,7 @@ PAGES = {
     "meta_opt/data/bundled/README.md": "cards/clipart.md",
     "meta_opt/models/weights/nano.md": "cards/nano.md",
     "meta_opt/optimizers/weights/lstm-v3.md": "cards/lstm-v3.md",
+    "meta_opt/optimizers/weights/lstm-v4.md": "cards/lstm-v4.md",
     "results/foreign/meta_test.md": "tables/foreign.md",
     "results/meta_test/meta_test.md": "tables/meta_test.md",
     "results/meltr_throughput/meltr_throughput.md": "tables/meltr_throughput.md",

@@ -10,7 +10,7 @@ from experiments.stored_results import StoredResult
 from experiments.table_cells import deciding
 from experiments.workloads import read_run
 from meta_opt.leases import Lease, Leases, share
-from meta_opt.optimizers.weights import weights_digest
+from meta_opt.optimizers.weights import DEFAULT, weights_digest
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
 from meta_opt.studies.optimizer_table.summary import full_runs
@@ -130,11 +130,17 @@ def measure(
     Raises:
         Interrupted: on SIGINT or SIGTERM.
         LeaseLostError: another process has taken the cell; nothing is written.
+        ValueError: a call of `meta_opt.fit` with other weights than the default.
     """
     from meta_opt.predictor.plan import METRICS
 
     run = _run(cell.stage, base)
     if cell.stage.part == FIT:
+        if run.optimizer.weights != DEFAULT:
+            raise ValueError(
+                f"{cell.name}: meta_opt.fit trains with {DEFAULT}, and the config asks "
+                f"for optimizer.weights={run.optimizer.weights!r}; leave it out"
+            )
         preset = from_config(Preset, cell.setup["preset"])
         found = _fitted(run.workload.inputs, preset, cell.seed)
     else:

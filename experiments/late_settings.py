@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from meta_opt.types import near_match
 
 _SETTING = re.compile(r"--?config\.([\w.]+)=(.*)", re.DOTALL)
+_KEY = re.compile(r"--?config\.[\w.]+")
 _FILE = re.compile(r"--?config(?:=(.*))?")
 _WORDS: Mapping[str, Any] = {"None": None, "true": True, "false": False}
 
@@ -32,6 +33,7 @@ def split_late(
     Returns:
         The other arguments, and the value of each setting.
     """
+    argv = _joined(argv)
     # Only where a section may be missing, since it runs the config file once more.
     nested = any((x := _SETTING.fullmatch(a)) and "." in x[1] for a in argv)
     config = _read_config(argv, default) if partial and nested else None
@@ -66,6 +68,21 @@ def set_late(config: ConfigDict, settings: Mapping[str, Any]) -> None:
             _known(node, name, key, value)
         with node.ignore_type():
             node[name] = value
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Arguments with ``--config.KEY VALUE`` as ``--config.KEY=VALUE``.
+
+    >>> _joined(["--config.a.b", "1", "--config", "file.py", "--config.c"])
+    ['--config.a.b=1', '--config', 'file.py', '--config.c']
+    """
+    joined: list[str] = []
+    for argument in argv:
+        if joined and _KEY.fullmatch(joined[-1]) and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _known(node: Any, name: str, key: str, value: Any) -> Any:

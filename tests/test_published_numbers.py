@@ -14,6 +14,7 @@ import pytest
 from paths import ROOT
 
 from meta_opt.meta_training.scoring import over_tasks
+from meta_opt.optimizers.weights import DEFAULT
 
 RESULTS = ROOT / "results"
 README = "README.md"
@@ -25,7 +26,7 @@ MULTIMODAL = "docs/multimodal.md"
 LOSSES = "docs/losses.md"
 FIT = "docs/fit.md"
 LOG = "docs/meta_training.md"
-CARD = "meta_opt/optimizers/weights/lstm-v3.md"
+CARD = f"meta_opt/optimizers/weights/{DEFAULT}.md"
 GIB = 2**30
 WORDS = ("no", "one", "two", "three", "four", "five", "six")
 
@@ -41,7 +42,7 @@ COPIED = [
         "style_choice/style_validation/style_choice.md",
     ),
     (MULTIMODAL, "### Comparison", "balancing/tuxpaint_trimodal/balancing.md"),
-    (SAFEGUARD, "## Result, `lstm-v3`", "safeguard/safeguard.md"),
+    (SAFEGUARD, f"## Result, `{DEFAULT}`", "safeguard/safeguard.md"),
 ]
 """Sections whose rows are rows of a report."""
 
@@ -111,8 +112,8 @@ class Summary:
 
 
 def of_meta_tests():
-    f, r = Summary("foreign", "lstm-v3"), Summary("foreign", "hand_designed")
-    m, q = Summary("meta_test", "lstm-v3"), Summary("meta_test", "hand_designed")
+    f, r = Summary("foreign", DEFAULT), Summary("foreign", "hand_designed")
+    m, q = Summary("meta_test", DEFAULT), Summary("meta_test", "hand_designed")
     steps = "steps to tuned AdamW's final validation loss, over AdamW's"
     points = "test accuracy over tuned AdamW's, points (95% interval"
     for ours, rule in ((f, r), (m, q)):

@@ -33,6 +33,13 @@ def test_sections_that_the_file_leaves_out(argv, root_as_cwd):
     assert (run.balancing.method, run.balancing.alpha) == ("ogm_ge", 0.25)
 
 
+def test_values_after_a_space(root_as_cwd):
+    given = ["--config.balancing.method", "ogm_ge", "--config.export.path", "None"]
+    kept, late = split_late([*given, "--config.num_steps", "3"], FILE, partial=True)
+    assert kept == ["--config.num_steps=3"]
+    assert late == {"balancing.method": "ogm_ge", "export.path": None}
+
+
 def test_a_config_that_states_everything_gets_no_sections(root_as_cwd):
     given = ["--config=configs/ablations.py:shipped", "--config.new.x=1"]
     assert split_late(given, None, partial=False) == (given, {})

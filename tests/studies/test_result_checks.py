@@ -19,6 +19,7 @@ import meta_opt.studies.token_pruning.measure
 import meta_opt.tasks.families
 from configs import check_results
 from experiments.result_checks.by_name import CHECKS
+from meta_opt.optimizers.weights import DEFAULT
 from meta_opt.studies.robustness.measure import RunOutcome
 from meta_opt.studies.token_pruning.measure import variants
 from meta_opt.text_files import read_json
@@ -122,7 +123,7 @@ def test_operations_of_pruned_models(monkeypatch):
 
 
 def test_values_of_the_card(monkeypatch):
-    card = (ROOT / "meta_opt/optimizers/weights/lstm-v3.md").read_text()
+    card = (ROOT / f"meta_opt/optimizers/weights/{DEFAULT}.md").read_text()
     losses = iter([0.238, 0.246])
     monkeypatch.setattr(
         meta_opt.studies.meta_test.measuring, "inner_run", lambda *_: None
@@ -132,7 +133,7 @@ def test_values_of_the_card(monkeypatch):
         "measure",
         lambda *_: [SimpleNamespace(mean_validation_loss=next(losses))],
     )
-    found = run("card/lstm-v3/iris")
+    found = run(f"card/{DEFAULT}/iris")
     assert all(agreement(found))
     stored = {x.quantity.split(", ")[1]: x.stored for x in found}
-    assert f"{stored['lstm-v3']} and {stored['hand_designed']} (iris)" in card
+    assert f"{stored[DEFAULT]} and {stored['hand_designed']} (iris)" in card

@@ -16,7 +16,7 @@ from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import PyTree, from_config, near_match
 
-DEFAULT = "lstm-v3"
+DEFAULT = "lstm-v4"
 FORMAT = 1
 _FOLDER = Path(__file__).parent
 
