@@ -114,8 +114,8 @@ class Summary:
 def of_meta_tests():
     f, r = Summary("foreign", DEFAULT), Summary("foreign", "hand_designed")
     m, q = Summary("meta_test", DEFAULT), Summary("meta_test", "hand_designed")
-    steps = "steps to tuned AdamW's final validation loss, over AdamW's"
-    points = "test accuracy over tuned AdamW's, points (95% interval"
+    steps = "steps to tuned AdamW's final validation loss, as a multiple of AdamW's"
+    points = "test accuracy minus tuned AdamW's, points (95% interval"
     for ours, rule in ((f, r), (m, q)):
         missed = f"| tasks that never reach it | {ours.misses} | {rule.misses} |"
         values = f"| {ours.accuracy} | {rule.accuracy} |"
@@ -141,21 +141,21 @@ def of_meta_tests():
         ),
         (
             TABLES,
-            f"the same points, over {most} the five on each task",
+            f"the same points, against {most} the five on each task",
             f"{f.over_best} | {r.over_best} |",
         ),
         (
             TABLES,
-            f"the same, over {most} all eight tuned optimizers {others}",
+            f"the same, against {most} all eight tuned optimizers {others}",
             over_all,
         ),
-        (README, f"the same, over {best} on each task", over_all),
+        (README, f"the same, against {best} on each task", over_all),
     ):
         yield page, f"| {label} | {values}"
     for label, a, b in (
         (f"the same steps, to the best of {five} on each task", m.to_best, q.to_best),
         (
-            "the same, over the most accurate of the five on each task",
+            "the same, against the most accurate of the five on each task",
             m.over_best,
             q.over_best,
         ),
