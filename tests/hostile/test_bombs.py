@@ -435,7 +435,7 @@ def test_a_pattern_that_might_never_end_is_refused(pattern):
         {"alpha_pattern": {pattern: 4}},
         {"layers_pattern": pattern, "layers_to_transform": [1]},
     ):
-        with pytest.raises(ValueError, match=r"repeats|repetitions|no regular"):
+        with pytest.raises(ValueError, match=r"repeats|repetitions|not a regular"):
             parse_config({"peft_type": "LORA", **settings})
 
 
