@@ -34,7 +34,7 @@ def main(*pictures: str) -> None:
     from meta_opt.inference import GenerativeModel, load_exported
 
     if not pictures:
-        raise ValueError("name at least one picture")
+        raise ValueError("name at least one image")
     model = load_exported(
         MODEL.value,
         adapter=ADAPTERS.value,

@@ -161,7 +161,7 @@ class ImageProcessor:
         if not self._get("do_resize", True):
             raise self._error(
                 "do_resize",
-                f"is not applied here: pictures come in all sizes, and the model takes "
+                f"is not applied here: images come in all sizes, and the model takes "
                 f"{size} x {size}; set it to true",
             )
         kind = next((_KINDS[k] for t in _TYPES if (k := self._get(t, None))), None)

@@ -63,7 +63,7 @@ class Signals:
             signal.raise_signal(signum)
         self.received = signum
         _log.warning(
-            "%s: finishing the step and saving; once more to abort",
+            "%s: finishing the step and saving; repeat the signal to abort",
             signal.Signals(signum).name,
         )
 

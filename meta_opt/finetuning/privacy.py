@@ -86,7 +86,7 @@ def check_private(
     if meta_loss is not None and meta_loss.combiner != "primary":
         raise ValueError(
             f"privacy: meta_loss.combiner={meta_loss.combiner!r} combines losses by "
-            "gradients without noise; take 'primary', or no meta_loss"
+            "gradients without noise; use 'primary', or no meta_loss"
         )
     if loop.recovery.enabled:
         raise ValueError(

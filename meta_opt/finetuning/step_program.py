@@ -98,7 +98,7 @@ def compile_step(
             raise ValueError(
                 f"a step in {parts} micro-batches needs {about}, and a batch of "
                 f"{config.batch_size} over {shards} shards cannot be cut further: "
-                "lower batch_size, or take more devices"
+                "lower batch_size, or use more devices"
             )
         parts *= 2
         reason = f"a step needs {about}: it is cut in {parts} micro-batches"

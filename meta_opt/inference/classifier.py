@@ -83,7 +83,7 @@ class PictureClassifier:
         if image_size:
             if image_size < self.MIN_PIXELS:
                 raise ValueError(
-                    f"image_size={image_size}: the network takes pictures of "
+                    f"image_size={image_size}: the network takes images of "
                     f"{self.MIN_PIXELS} pixels or more"
                 )
             fit = dataclasses.replace(fit, size=image_size)

@@ -68,7 +68,7 @@ def load_exported(
     if is_classifier(weights):
         if adapter or processor:
             raise ValueError(
-                f"{weights} is a picture classifier, which takes no adapter and no "
+                f"{weights} is an image classifier, which takes no adapter and no "
                 "processor; leave them out"
             )
         classifier, settings = read_classifier(weights, dtype)

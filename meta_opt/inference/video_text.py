@@ -254,7 +254,7 @@ class VideoTextModel:
                 f"reads features [{width}]"
             )
         if not width and found.ndim != 4:
-            raise ValueError(f"{name} has features, and the model reads pictures")
+            raise ValueError(f"{name} has features, and the model reads images")
         return found
 
     def _of_each(self, name: str, given: Sequence, clips: Sequence) -> Sequence:

@@ -50,7 +50,7 @@ class Parametrisation:
         if self.direct and self.keep_direct:
             raise ValueError(f"keep_direct leaves nothing of direct={self.direct}")
         if len(set(self.direct)) < len(self.direct):
-            raise ValueError(f"a name stands twice in direct={tuple(self.direct)}")
+            raise ValueError(f"a name occurs twice in direct={tuple(self.direct)}")
         for name in self.direct:
             output_index(self.config, name)
 

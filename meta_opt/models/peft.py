@@ -164,7 +164,7 @@ def parse_config(given: Mapping[str, Any]) -> PeftConfig:
     alpha_pattern = section(given, "alpha_pattern", {})
     for name, value in {"r": rank, **rank_pattern}.items():
         if not is_count(value):
-            raise ValueError(f"{name}={value!r} must be a number above 0, a whole one")
+            raise ValueError(f"{name}={value!r} must be a positive integer")
     for name, value in {"lora_alpha": alpha, **alpha_pattern}.items():
         if not (is_number(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a number above 0")
@@ -352,7 +352,7 @@ def _names(given: Mapping[str, Any], key: str) -> str | tuple[str, ...] | None:
     if found is None or isinstance(found, str):
         return found
     if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
-        raise ValueError(f"{key}={found!r} must be a text or a list of texts")
+        raise ValueError(f"{key}={found!r} must be a string or a list of strings")
     return tuple(found)
 
 

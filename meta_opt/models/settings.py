@@ -37,9 +37,7 @@ def check_counts(config: object, *names: str, most: int = MAX_SIZE) -> None:
     """
     for name in names:
         if not is_count(value := getattr(config, name), most):
-            raise ValueError(
-                f"{name}={value!r} must be a whole number from 1 to {most}"
-            )
+            raise ValueError(f"{name}={value!r} must be an integer from 1 to {most}")
 
 
 def check_positive(config: object, *names: str) -> None:

@@ -90,7 +90,7 @@ class VisionTextConfig(VisionConfig):
             )
         for name in ("pad_id", "end_id"):
             if not isinstance(value := getattr(self, name), int):
-                raise ValueError(f"{name}={value!r} must be a whole number")
+                raise ValueError(f"{name}={value!r} must be an integer")
         for name in ("vision", "text"):
             tower = getattr(self, name)
             if tower.pooling == "none":

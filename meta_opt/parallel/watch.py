@@ -149,7 +149,7 @@ class ProcessWatch:
             return None
         if self._stood_still or self._index in gone:
             return (
-                f"{self._name([self._index])} stood still for over "
+                f"{self._name([self._index])} was suspended for over "
                 f"{self.timeout_seconds:g} s (--process_timeout), and the others have "
                 "ended without it"
             )

@@ -314,7 +314,7 @@ BACKENDS: Mapping[str, Any] = {
 
 def _opened(sample: Sample) -> Image.Image:
     if "image" not in sample.media:
-        raise ValueError(f"{sample.where}: no picture, which the model reads")
+        raise ValueError(f"{sample.where}: no image, which the model reads")
     media = sample.media["image"]
     try:
         return decode(media.read(), MAX_PIXELS)

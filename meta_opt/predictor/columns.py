@@ -113,7 +113,7 @@ def find_columns(
         if set(columns.modalities) != {"image", "text"}:
             raise ValueError(
                 f"{table.name}: no target: name its column, target=... (columns: "
-                f"{', '.join(names)}), or give pictures with texts for retrieval"
+                f"{', '.join(names)}), or give images with texts for retrieval"
             )
         decisions.insert(0, Decision("task", "retrieve", why))
     counts = {m: _count(table.rows, columns, m) for m in columns.modalities}
@@ -293,8 +293,8 @@ def _asked(
         _check_not_labels(table, name, values)
         if not media:
             raise ValueError(
-                f"{table.name}: the target {name!r} has lists of texts, and generating "
-                "texts needs pictures, sounds or clips"
+                f"{table.name}: the target {name!r} has lists of texts, and text "
+                "generation needs images, audio or video"
             )
         return "caption", "text", f"{about}: a text to generate"
     if distinct == 1:
@@ -318,7 +318,7 @@ def _asked(
         return "caption", "text", f"{about}: a text to generate"
     raise ValueError(
         f"{table.name}: the target {name!r} has {about}: too many for classes, and "
-        "generating texts needs pictures, sounds or clips"
+        "text generation needs images, audio or video"
     )
 
 

@@ -133,7 +133,7 @@ def _from_path(name: str) -> Table:
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     def parse(value: Any, line: int) -> Row:
         if not isinstance(value, Mapping):
-            raise ValueError("needs a JSON object; write one a line")
+            raise ValueError("needs a JSON object; write one per line")
         where = f"{path}, line {line}"
         return Row(_cleaned(value, where), where)
 
@@ -204,7 +204,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
             files = list(_media_files(folder))
             if not files:
                 _log.warning(
-                    "%s has no pictures, sounds or clips; it is not used as a class",
+                    "%s has no images, audio or video; it is not used as a class",
                     folder,
                 )
             for file, kind in files:
@@ -257,7 +257,7 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if _is_content(value):
             raise ValueError(
                 f"{where}: the column {name!r} has a value of type "
-                f"{type(value).__name__}; write pictures, sounds and clips to files "
+                f"{type(value).__name__}; write images, audio and video to files "
                 "and give their paths, and decode texts"
             )
         missing = value is None or (isinstance(value, float) and math.isnan(value))

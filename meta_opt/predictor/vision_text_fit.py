@@ -78,7 +78,7 @@ def _make_plan(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, Decision
     kind = "caption" if loss == "captioning" else "retrieve"
     if columns.kind != kind or "image" not in columns.modalities:
         raise ValueError(
-            f"model={weights!r} is for the task {kind!r} on pictures, and the task of "
+            f"model={weights!r} is for the task {kind!r} on images, and the task of "
             f"the samples is {columns.kind!r} on {', '.join(columns.modalities)}: "
             "leave model out, or give "
             + (

@@ -253,14 +253,14 @@ def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
     if task.kind != "classify" or "image" not in task.modalities:
         raise ValueError(
             f"pictures.task={config.task!r} is of kind {task.kind!r} with "
-            f"{', '.join(task.modalities)}; it must be a classification with pictures"
+            f"{', '.join(task.modalities)}; it must be a classification with images"
         )
     found = {}
     for split in SPLITS:
         samples = read_split(task, config.task, split, root, config.image_size)
         if lacking := int(np.sum(~samples.present()["image"])):
             raise ValueError(
-                f"{config.task}: {lacking} samples of {split} have no picture; give "
+                f"{config.task}: {lacking} samples of {split} have no image; give "
                 "each an `image`"
             )
         found[split] = samples.at_most(config.max_examples)

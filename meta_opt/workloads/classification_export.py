@@ -139,7 +139,7 @@ def _parse_settings(about: Mapping[str, Any]) -> ClassifierSettings:
     network, names, given = (about[key] for key in ("network", "class_names", "image"))
     check_name("network", network, _ARCHITECTURES)
     if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
-        raise ValueError(f"class_names={names!r} must be a list of texts")
+        raise ValueError(f"class_names={names!r} must be a list of strings")
     architecture = about["architecture"]
     if network == "efficientnet" and isinstance(architecture, Mapping):
         architecture = {**architecture, "stages": _stages(architecture)}

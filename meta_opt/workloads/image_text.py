@@ -57,7 +57,7 @@ class ImageTextConfig:
         if self.model.cache_features and changed:
             raise ValueError(
                 f"model.cache_features=True with pipeline.flip={self.pipeline.flip} "
-                f"and pipeline.crop_pixels={self.pipeline.crop_pixels}: pictures that "
+                f"and pipeline.crop_pixels={self.pipeline.crop_pixels}: images that "
                 "change cannot be read once; leave these out"
             )
 

@@ -140,7 +140,7 @@ class Splits:
         if repeated := sum(n for n in counts.values() if n > 1):
             caption, most = counts.most_common(1)[0]
             _log.warning(
-                "%d of %d training pictures share their caption with another (%d have "
+                "%d of %d training images share their caption with another (%d have "
                 "%r): a contrastive loss takes them for unlike; give captions that "
                 "tell them apart, or labels to classify by",
                 *(repeated, len(part), most, caption),
@@ -197,7 +197,7 @@ def _parts(config: DataConfig) -> dict[str, tuple[Rows, list[int]]]:
     for split, (_, part) in parts.items():
         if not part:
             raise ValueError(
-                f"no picture is left for {split}: {config.name} has {len(rows)} and "
+                f"no image is left for {split}: {config.name} has {len(rows)} and "
                 f"data.held_out={config.held_out}; change that or name a file in "
                 f"data.{'validation, data.test' if split == 'train' else split}"
             )

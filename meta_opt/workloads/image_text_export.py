@@ -44,7 +44,7 @@ def check_settings(export: ExportConfig, model: ModelConfig) -> None:
     if export.format in _OF_ADAPTERS and model.trainable != "lora":
         raise ValueError(
             f"export.format={export.format!r} writes adapters, and "
-            f"model.trainable={model.trainable!r} has none; take 'model' or "
+            f"model.trainable={model.trainable!r} has none; use 'model' or "
             "'huggingface', or model.trainable='lora'"
         )
     path = Path(export.path).resolve()

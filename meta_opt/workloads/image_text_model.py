@@ -128,13 +128,13 @@ class ModelConfig:
         VisionTextConfig(**self.numerics())
         if self.base == "int8" and self.trainable != "lora":
             raise ValueError(
-                "model.base='int8' cannot be trained itself; take model.trainable="
+                "model.base='int8' cannot be trained itself; use model.trainable="
                 "'lora', or model.base='float'"
             )
         if self.cache_features and self.trainable == "all":
             raise ValueError(
                 "model.cache_features=True: the features of an image tower that trains "
-                "change; take model.trainable='decoder', 'layers' or 'lora'"
+                "change; use model.trainable='decoder', 'layers' or 'lora'"
             )
 
     def numerics(self) -> dict[str, Any]:

@@ -293,10 +293,10 @@ def _reader_config(config: ClipsConfig, clips: Mapping[str, Clips]) -> ClipReade
     if features != (image == PRECOMPUTED):
         raise ValueError(
             f"the clips of {config.source} are features of frames, and "
-            f"clips.encoders.image={image!r} reads pictures: set it to {PRECOMPUTED!r}"
+            f"clips.encoders.image={image!r} reads images: set it to {PRECOMPUTED!r}"
             if features
-            else f"the clips of {config.source} are pictures, and clips.encoders.image="
-            f"{image!r} takes features of frames: name an encoder of pictures"
+            else f"the clips of {config.source} are images, and clips.encoders.image="
+            f"{image!r} takes features of frames: name an encoder of images"
         )
     for split, shape in shapes.items():
         if shape != shapes["train"]:

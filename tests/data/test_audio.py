@@ -161,9 +161,9 @@ def test_long_and_loud_sounds(tmp_path):
 def test_a_file_that_is_no_sound(tmp_path):
     path = tmp_path / "text.ogg"
     path.write_text("no sound")
-    with pytest.raises(OSError, match=r"text\.ogg cannot be read as sound"):
+    with pytest.raises(OSError, match=r"text\.ogg cannot be read as audio"):
         read_clip(path)
-    with pytest.raises(OSError, match="cannot be read as sound: Format not recogn"):
+    with pytest.raises(OSError, match="cannot be read as audio: Format not recogn"):
         read_clip(b"RIFFnothing")
 
 

@@ -127,7 +127,7 @@ def test_a_class_of_near_duplicates_does_not_fill_the_splits(tmp_path):
         pixels = noise(1000)
         pixels[0, 0] = j
         save(tmp_path / "b" / f"{j}.png", pixels)
-    message = "of the 20 pictures of class 'b' 20 are usable, in 1 groups"
+    message = "of the 20 images of class 'b' 20 are usable, in 1 groups"
     with pytest.raises(ValueError, match=message):
         chosen_of(tmp_path)
 
@@ -286,7 +286,7 @@ def empty(folder, name="a.png"):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: empty(p / "flat"), "flat has no folders; put the pictures of each"),
+        (lambda p: empty(p / "flat"), "flat has no folders; put the images of each"),
         (lambda p: p / "none", "there is no .*none; give a folder"),
         (lambda p: p / "none.jsonl", "there is no file .*none.jsonl"),
         (lambda p: p / "none.csv", "there is no file .*none.csv"),
@@ -316,17 +316,17 @@ def empty(folder, name="a.png"):
         ),
         (
             lambda p: write_text(p / "a.csv", "image,category\n"),
-            "a.csv names no picture",
+            "a.csv names no image",
         ),
         (
             lambda p: write_text(
                 p / "a.csv", "image,category\na/../a/0.png,b\na/0.png,c\n"
             ),
-            "the picture a/0.png is in two classes",
+            "the image a/0.png is in two classes",
         ),
         (
             lambda p: empty(p / "a" / "hats", "0.heic").parent,
-            "the class folder .*hats has no picture of a kind",
+            "the class folder .*hats has no image of a kind",
         ),
         (
             lambda p: empty(empty(p / "test") / "b").parents[1],
@@ -338,7 +338,7 @@ def empty(folder, name="a.png"):
                 {"image": "a.png", "label": "b"},
                 {"image": "./a.png", "label": "c"},
             ),
-            "the picture a.png is in two classes, 'b' and 'c'",
+            "the image a.png is in two classes, 'b' and 'c'",
         ),
     ],
 )
@@ -384,7 +384,7 @@ def test_bad_classes_are_named(products):
     (products / "hats").rmdir()
     for j in range(3):
         (products / "Hats" / f"{j:02}.png").rename(products / "a, b & c" / f"b{j}.png")
-    message = r"14 pictures of each class are needed; 'Hats' has 12$"
+    message = r"14 images of each class are needed; 'Hats' has 12$"
     with pytest.raises(ValueError, match=message):
         chosen_of(products, FewShotConfig(**{**vars(SMALL), "test": 4}))
 
@@ -392,7 +392,7 @@ def test_bad_classes_are_named(products):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train": 27}, "train=27 pictures of a class do not divide into phases=4"),
+        ({"train": 27}, "train=27 images of a class do not divide into phases=4"),
         ({"test": 0}, "test=0 must be at least 1"),
         ({"widths": ()}, "widths="),
         ({"widths": (100, 100)}, "has one of them twice"),
@@ -482,7 +482,7 @@ def test_the_command(products, tmp_path):
     ended = run_command("few_shot_data", *settings, f"--config.data.name={products}")
     assert ended.returncode == 1 and not out.exists()
     assert ended.stderr.splitlines()[-1] == (
-        "few_shot_data: 40 pictures of each class are needed; 'Hats' has 14, "
+        "few_shot_data: 40 images of each class are needed; 'Hats' has 14, "
         "'a, b & c' has 14, \"men's shoes\" has 14"
     )
     ended = run_command(

@@ -177,9 +177,9 @@ def test_unreadable_pictures_are_counted_and_the_next_one_is_given(tmp_path, cap
 
 def test_nothing_readable(tmp_path):
     source = pictures(jsonl(tmp_path, broken=range(5)))
-    with pytest.raises(UnreadableFilesError, match="none of 5 pictures can be read"):
+    with pytest.raises(UnreadableFilesError, match="none of 5 images can be read"):
         source[0]
-    with pytest.raises(UnreadableFilesError, match="none of 5 pictures can be read"):
+    with pytest.raises(UnreadableFilesError, match="none of 5 images can be read"):
         source.in_memory()
 
 
@@ -237,9 +237,9 @@ def test_what_is_held_out_depends_on_the_keys_alone():
     ("line", "message"),
     [
         ('{"text": "x"}', "needs an `image`"),
-        ('{"image": "x"}', "needs a `text` that is not empty"),
-        ('{"image": "x", "text": " "}', "needs a `text` that is not empty"),
-        ('{"image": "x", "label": "y"}', "needs a `text` that is not empty"),
+        ('{"image": "x"}', "needs a non-empty `text`"),
+        ('{"image": "x", "text": " "}', "needs a non-empty `text`"),
+        ('{"image": "x", "label": "y"}', "needs a non-empty `text`"),
     ],
 )
 def test_lines_that_are_no_pair_are_named(tmp_path, line, message):
@@ -250,7 +250,9 @@ def test_lines_that_are_no_pair_are_named(tmp_path, line, message):
 
 def test_members_that_are_no_pair_are_named(tmp_path):
     tar(tmp_path / "c.tar", {"1.png": picture("red")})
-    with pytest.raises(ValueError, match=r"c\.tar: sample '1': needs a `text`"):
+    with pytest.raises(
+        ValueError, match=r"c\.tar: sample '1': needs a non-empty `text`"
+    ):
         ImageTextRows(tmp_path / "c.tar")
     tar(tmp_path / "d.tar", {"1.txt": b"red"})
     with pytest.raises(ValueError, match=r"d\.tar: sample '1': needs an `image`"):

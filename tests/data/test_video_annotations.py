@@ -285,7 +285,7 @@ WRONG = [
         "msrvtt",
         WHOLE,
         at("videos", 1, "category", to=1.5),
-        "must be a whole number, not 1.5",
+        "must be an integer, not 1.5",
     ),
     (
         "msrvtt",
@@ -306,7 +306,7 @@ WRONG = [
         "msrvtt",
         WHOLE,
         at("videos", 1, "video_id", to=7),
-        "'video_id' must be a text, not 7",
+        "'video_id' must be a string, not 7",
     ),
     (
         "msrvtt",
@@ -318,7 +318,7 @@ WRONG = [
         "msrvtt",
         WHOLE,
         at("sentences", 0, "caption", to=7),
-        r"sentences\[0\]: 'caption' must be a text, not 7",
+        r"sentences\[0\]: 'caption' must be a string, not 7",
     ),
     (
         "msrvtt",
@@ -403,7 +403,7 @@ WRONG = [
         "youcook2",
         COOK,
         at("database", "-dh_uGahzYo", "annotations", 0, "sentence", to=3),
-        r"database\['-dh_uGahzYo'\].annotations\[0\]: 'sentence' must be a text, not 3",
+        r"database\['-dh_uGahzYo'\].annotations\[0\]: 'sentence' must be a string, not",
     ),
     # Tables.
     (
@@ -458,7 +458,7 @@ WRONG = [
         "tgif_qa_action",
         "Train_action_question.csv",
         replaced("\tfall\t", "\t\t"),
-        "line 2: 'a4' must be a text, not ''",
+        "line 2: 'a4' must be a string, not ''",
     ),
     (
         "tgif_qa_frame",
@@ -476,7 +476,7 @@ WRONG = [
         "tgif_qa_count",
         "Train_count_question.csv",
         replaced("\t3\t", "\t2.5\t"),
-        "line 4: 'answer' must be a whole number, not '2.5'",
+        "line 4: 'answer' must be an integer, not '2.5'",
     ),
     (
         "tgif_qa_count",
@@ -532,7 +532,7 @@ WRONG = [
         "msrvtt_qa",
         "train_qa.json",
         at(1, "answer", to=3),
-        "'answer' must be a text, not 3",
+        "'answer' must be a string, not 3",
     ),
     (
         "msrvtt_qa",
@@ -828,7 +828,10 @@ def test_wrong_features(folder):
             np.savez(file, a=np.ones(3))
 
     for write, message in [
-        (lambda: np.save(wrong, np.ones((2, 4), np.float32)), "4 features a frame, bu"),
+        (
+            lambda: np.save(wrong, np.ones((2, 4), np.float32)),
+            "4 features per frame, bu",
+        ),
         (lambda: np.save(wrong, np.ones((2, 3), np.int64)), r"int64 \[2, 3\]; expect"),
         (lambda: np.save(wrong, np.ones(3)), r"float64 \[3\]; expected floats"),
         (lambda: np.save(wrong, np.ones((3, 0))), r"float64 \[3, 0\]; expected floats"),
@@ -891,7 +894,7 @@ def test_files_that_cannot_be_decoded(folder):
     _, mask = data.frames(data[0], 2, 4)
     assert mask.tolist() == [True, False]
     (problem,) = data.damaged.values()
-    assert "video0 cannot be decoded: 2.png: no picture" in problem
+    assert "video0 cannot be decoded: 2.png: not an image" in problem
     for damaged in (b"GIF89a", b"no picture", whole[:40], b""):
         (media / "tumblr_a_250.gif").write_bytes(damaged)
         data = read_annotations("tgif_qa_count", folder, media=media)

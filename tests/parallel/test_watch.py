@@ -107,8 +107,9 @@ def test_a_process_that_the_others_gave_up_says_so(processes):
     processes.store.values["meta_opt/watch/end/0"] = "lost 1"
     # Process 0 ends too, by the word of process 2, perhaps before process 1.
     processes.wait(3)
-    assert "process 1 of 3" in processes.lines[2] and "no sign" in processes.lines[2]
-    assert "stood still for over 0.6 s" in processes.lines[1]
+    assert "process 1 of 3" in processes.lines[2]
+    assert "no heartbeat" in processes.lines[2]
+    assert "was suspended for over 0.6 s" in processes.lines[1]
 
 
 def test_a_failed_process_is_named_at_once_and_a_finished_one_is_not(processes):

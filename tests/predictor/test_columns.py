@@ -137,7 +137,7 @@ MISTAKES = {
     "lists of texts without media": (
         rows(text=str, target=lambda i: [f"this is {i}", f"that is {i}"]),
         None,
-        "'target' has lists of texts, and generating texts needs pictures",
+        "'target' has lists of texts, and text generation needs images",
     ),
     "several classes by name": (
         rows(text=str, label=lambda i: [f"one {i}", f"two {i}"]),
@@ -323,7 +323,7 @@ def test_folders_of_classes_and_of_splits(tmp_path, caplog):
     (bird / "1.heic").write_bytes(b"")
     assert len(read_table(tmp_path / "set" / "train").rows) == 2
     assert caplog.messages == [
-        f"{bird} has no pictures, sounds or clips; it is not used as a class"
+        f"{bird} has no images, audio or video; it is not used as a class"
     ]
 
 

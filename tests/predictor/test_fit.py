@@ -309,7 +309,7 @@ def test_a_folder_of_the_users_learns_pairs(tmp_path):
     np.testing.assert_allclose(loaded.embed(pairs)[0], image, atol=1e-5)
     found.report(tmp_path / "page.html")
     with pytest.raises(
-        ValueError, match=r"is for the task 'retrieve' on pictures, and the task of"
+        ValueError, match=r"is for the task 'retrieve' on images, and the task of"
     ):
         meta_opt.fit(write_samples(tmp_path / "own"), model=siglip, preset=SMALL)
 

@@ -261,7 +261,7 @@ def test_policies_need_prices_and_names_of_their_own():
     with pytest.raises(ValueError, match=r"policies.dynamic.point_value.*prices"):
         read_study({**settings, "policies": policies})
     optimizers = {"a": {"name": "adamw"}, "a_b": {"name": "adamw"}}
-    with pytest.raises(ValueError, match="called like another"):
+    with pytest.raises(ValueError, match="the name of another"):
         read_study({**settings, "optimizers": optimizers, "policies": {"b": {}}})
 
 

@@ -440,7 +440,7 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
     fails(r"models\.m='.*empty': .* is not a folder of a model", models={
         "m": str(tmp_path / "empty")})  # fmt: skip
     fails(r"models\.m='nowhere': no weights 'nowhere'", models={"m": "nowhere"})
-    fails("models.m='nano': it is neither a picture", models={"m": "nano"})
+    fails("models.m='nano': it is neither an image", models={"m": "nano"})
     fails("python -m experiments.few_shot_data", data={"folder": str(tmp_path)})
     (tmp_path / "dataset.json").write_text('{"classes": ["a"]}')
     fails("is damaged: it lacks 'settings'", data={"folder": str(tmp_path)})

@@ -278,7 +278,7 @@ def test_features_that_would_change_are_not_kept(processor):
         model_config(processor, cache_features=True)
     frozen = model_config(processor, trainable="layers", cache_features=True)
     for changes in ({"flip": True}, {"crop_pixels": 2}):
-        with pytest.raises(ValueError, match="pictures that change cannot be read"):
+        with pytest.raises(ValueError, match="images that change cannot be read"):
             ImageTextConfig(model=frozen, pipeline=PipelineConfig(**changes))
     with pytest.raises(ValueError, match="of the image tower encoder would train"):
         check_frozen({"encoder": {}, "projection": {}})

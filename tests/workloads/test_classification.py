@@ -219,7 +219,7 @@ def test_errors(task, tmp_path):
         network_parts(NetworkConfig("convnext_tiny", WEIGHTS), 3, "")
     with pytest.raises(ValueError, match=r"image_size=8 must be"):
         PicturesConfig(task, image_size=8)
-    with pytest.raises(ValueError, match="must be a classification with pictures"):
+    with pytest.raises(ValueError, match="must be a classification with images"):
         read_pictures(PicturesConfig("emoji_names"))
     file = tmp_path / "lacking.jsonl"
     lines = [
@@ -229,7 +229,7 @@ def test_errors(task, tmp_path):
     picture = paths.ROOT / "tests" / "none.png"
     lines.append({**lines[0], "image": str(picture)})
     file.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(ValueError, match="1 samples of train have no picture"):
+    with pytest.raises(ValueError, match="1 samples of train have no image"):
         read_pictures(PicturesConfig(str(file)))
     no_head = dataclasses.replace(run.optimizer, rate_factors=(("^heed/", 2.0),))
     with pytest.raises(ValueError, match=r"'\^heed/' finds none of the parameters"):

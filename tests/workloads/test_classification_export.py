@@ -113,7 +113,7 @@ def test_faults_are_named(exported, tmp_path):
     model = meta_opt.load_exported(exported)
     with pytest.raises(ValueError, match="image_size=16: the network takes"):
         model.probabilities(pictures(1), image_size=16)
-    with pytest.raises(ValueError, match="picture classifier, which takes no adapter"):
+    with pytest.raises(ValueError, match="image classifier, which takes no adapter"):
         meta_opt.load_exported(exported, adapter="a")
     with pytest.raises(ValueError, match="2 class names do not match 3 logits"):
         write_classifier(

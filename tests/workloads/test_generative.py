@@ -151,7 +151,7 @@ def test_the_command_answers_about_pictures(run, questions, capsys):
         command.main("gone.png")
     with (
         flagsaver.flagsaver(**settings),
-        pytest.raises(ValueError, match=r"jsonl cannot be read: no picture"),
+        pytest.raises(ValueError, match=r"jsonl cannot be read: not an image"),
     ):
         command.main(str(questions))
 

@@ -368,7 +368,7 @@ def test_mistakes(clips_root, settings):
         config = changed(clips_root, settings, "msrvtt_7k", {"held_out_share": 1e-6})
         read_clip_inputs(config, "retrieval")
     pictures = {"image": "toy_video_image", "text": "toy_video_text"}
-    with pytest.raises(ValueError, match=r"reads pictures: set it to 'precomputed'"):
+    with pytest.raises(ValueError, match=r"reads images: set it to 'precomputed'"):
         config = changed(clips_root, settings, "youcook2", encoders=pictures)
         read_clip_inputs(config, "captioning")
     features = {"image": "precomputed", "text": "toy_video_text"}

@@ -254,7 +254,7 @@ def test_int8_base_under_adapters(configured):
     assert types == {"int8", "float32"}
     losses = [r["train/loss"] for r in result.history if "train/loss" in r]
     assert losses[-1] < losses[0] and np.isfinite(test["loss"])
-    with pytest.raises(ValueError, match=r"base='int8' cannot be trained itself; take"):
+    with pytest.raises(ValueError, match=r"base='int8' cannot be trained itself; use"):
         configured("so400m", model={"base": "int8"})
 
 
@@ -476,10 +476,12 @@ def test_captions_longer_than_the_context(siglip, clip):
 def test_a_line_that_lacks_something(configured, tmp_path):
     broken = tmp_path / "captions.jsonl"
     broken.write_text('{"image": "a.png", "text": "a"}\n{"image": "b.png"}\n')
-    with pytest.raises(ValueError, match=r"captions\.jsonl, line 2: needs a `text`"):
+    with pytest.raises(
+        ValueError, match=r"captions\.jsonl, line 2: needs a non-empty `text`"
+    ):
         finetune(configured(data={"name": str(broken)}))
     broken.write_text('{"image": "a.png", "text": "a"}\n')
-    with pytest.raises(ValueError, match=r"no picture is left for .*data.held_out=0.1"):
+    with pytest.raises(ValueError, match=r"no image is left for .*data.held_out=0.1"):
         finetune(configured(data={"name": str(broken)}))
 
 
@@ -514,7 +516,7 @@ def test_repeated_captions_are_counted(configured, tmp_path, caplog):
     config = DataConfig(str(file), validation=str(file), test=str(file))
     splits = Splits(config, ImageFit(8))
     splits.warn_of_repeated_captions()
-    assert "30 of 30 training pictures share their caption" in caplog.text
+    assert "30 of 30 training images share their caption" in caplog.text
     assert "(20 have 'a')" in caplog.text
 
 

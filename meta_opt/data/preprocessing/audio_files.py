@@ -41,7 +41,7 @@ def read_clip(
         from scipy.signal import resample_poly
     except ImportError as error:
         raise ImportError(
-            "reading sound files needs soundfile and SciPy: pip install "
+            "reading audio files needs soundfile and SciPy: pip install "
             "'meta-opt[data]'"
         ) from error
     name: str | Path = "the file" if isinstance(file, bytes) else file
@@ -66,10 +66,10 @@ def read_clip(
                     )
     except soundfile.LibsndfileError as error:
         raise OSError(
-            f"{name} cannot be read as sound: {error.error_string}"
+            f"{name} cannot be read as audio: {error.error_string}"
         ) from error
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise OSError(f"{name} cannot be read as sound: {error}") from error
+        raise OSError(f"{name} cannot be read as audio: {error}") from error
     mono = np.concatenate([np.zeros(0), *blocks])
     if not np.isfinite(mono).all():
         raise OSError(f"{name} has samples that are not finite")

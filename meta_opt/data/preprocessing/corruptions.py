@@ -94,11 +94,11 @@ def _check(image: Any, name: str, severity: Any) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
         raise ValueError(
-            f"the picture is {kind} and must be a NumPy array of uint8, 0 to 255"
+            f"the image is {kind} and must be a NumPy array of uint8, 0 to 255"
         )
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
-            f"the picture has shape {list(image.shape)} and must have [H, W, 3]"
+            f"the image has shape {list(image.shape)} and must have [H, W, 3]"
         )
 
 

@@ -205,7 +205,7 @@ def _opened(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError:
         # Pillow's own message names the buffer.
-        raise UnidentifiedImageError("no picture of a kind that Pillow reads") from None
+        raise UnidentifiedImageError("not an image format that Pillow reads") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise TooManyPixelsError(str(error)) from error
 
@@ -228,7 +228,7 @@ def _damage_named() -> Iterator[None]:
         raise TooManyPixelsError(str(error)) from error
     except Exception as error:
         raise OSError(
-            f"the picture is damaged ({type(error).__name__}: {error})"
+            f"the image is damaged ({type(error).__name__}: {error})"
         ) from error
 
 

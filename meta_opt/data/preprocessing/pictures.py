@@ -137,7 +137,7 @@ class Pictures:
         self.class_names = rows.class_names
         self.unreadable = unreadable or Unreadable()
         if not self._part:
-            raise ValueError("a source needs at least one picture")
+            raise ValueError("a source needs at least one image")
 
     def __len__(self) -> int:
         return len(self._part)
@@ -163,7 +163,7 @@ class Pictures:
             record = self._read(self._part[(index + step) % len(self)])
             if record is not None:
                 return record
-        raise UnreadableFilesError(f"none of {len(self)} pictures can be read")
+        raise UnreadableFilesError(f"none of {len(self)} images can be read")
 
     def in_memory(self) -> MemorySource:
         """Reads everything; what is unreadable is left out.
@@ -173,7 +173,7 @@ class Pictures:
         """
         found = [record for i in self._part if (record := self._read(i)) is not None]
         if not found:
-            raise UnreadableFilesError(f"none of {len(self)} pictures can be read")
+            raise UnreadableFilesError(f"none of {len(self)} images can be read")
         return MemorySource(
             np.stack([record["image"] for record in found]),
             [record["captions"] for record in found],

@@ -77,9 +77,9 @@ def _parse(svg: str) -> ElementTree.Element:
                     raise ValueError(f"elements in more than {MAX_DEPTH} others")
         parser.close()
     except ElementTree.ParseError as error:
-        raise ValueError(f"no XML: {error}") from None
+        raise ValueError(f"invalid XML: {error}") from None
     if root is None:
-        raise ValueError("no XML: it is empty")
+        raise ValueError("invalid XML: it is empty")
     return root
 
 

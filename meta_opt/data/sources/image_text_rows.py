@@ -50,7 +50,7 @@ class ImageTextRows:
                 raise ValueError(f"{sample.where}: needs an `image`")
             if not (sample.fields.target or sample.fields.text):
                 raise ValueError(
-                    f"{sample.where}: needs a `text` that is not empty, a caption (or "
+                    f"{sample.where}: needs a non-empty `text`, a caption (or "
                     "a `target`, what is to be written)"
                 )
         self.captions = tuple(s.fields.target or s.fields.text for s in self._samples)

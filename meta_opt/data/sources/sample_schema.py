@@ -201,7 +201,7 @@ def _shown(value: Any) -> str:
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"`{key}` must be a text, not {_shown(value)}")
+        raise ValueError(f"`{key}` must be a string, not {_shown(value)}")
     return value if value.strip() else ""
 
 
@@ -210,10 +210,10 @@ def _texts(key: str, value: Any) -> tuple[str, ...]:
         return (value,) if value.strip() else ()
     if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
         raise ValueError(
-            f"`{key}` must be a text or a list of texts, not {_shown(value)}"
+            f"`{key}` must be a string or a list of strings, not {_shown(value)}"
         )
     if not all(x.strip() for x in value):
-        raise ValueError(f"an empty text in the list `{key}`")
+        raise ValueError(f"an empty string in the list `{key}`")
     return tuple(value)
 
 
@@ -234,7 +234,7 @@ def _label(value: Any) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
-            "`label` must be a class: a text, an integer, true or false, not "
+            "`label` must be a class: a string, an integer, true or false, not "
             f"{_shown(value)} (a number that is to be predicted is a `score`)"
         )
     return value.strip()

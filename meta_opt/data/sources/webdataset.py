@@ -109,7 +109,7 @@ def _check_not_compressed(path: Path) -> None:
     for magic, what in _BEGINNINGS.items():
         if beginning.startswith(magic):
             raise ValueError(
-                f"{path} is compressed by {what}, and pictures are read in place: "
+                f"{path} is compressed by {what}, and images are read in place: "
                 "decompress it"
             )
 

@@ -42,7 +42,7 @@ class ConvNetConfig(Numerics):
             )
         if not all(is_count(n) for n in (*self.depths, *self.widths)):
             raise ValueError(
-                f"depths={self.depths} and widths={self.widths} must be whole numbers "
+                f"depths={self.depths} and widths={self.widths} must be integers "
                 f"from 1 to {MAX_SIZE}"
             )
         if sum(self.depths) > MAX_BLOCKS:

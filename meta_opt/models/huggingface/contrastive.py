@@ -93,7 +93,7 @@ def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
     if clip:
         # Before it is computed with.
         if not is_count(vocabulary):
-            raise ValueError(f"vocab_size={vocabulary!r} must be a whole number")
+            raise ValueError(f"vocab_size={vocabulary!r} must be an integer")
         end = vocabulary - 1 if end == _LEGACY_END else end
         embed_dim = given.get("projection_dim", 512)
     else:

@@ -83,7 +83,7 @@ def parse_config(given: Mapping[str, Any]) -> GenerativeConfig:
         if found is None:
             return default
         if not isinstance(found, int):
-            raise ValueError(f"{name}={found!r} must be a whole number")
+            raise ValueError(f"{name}={found!r} must be an integer")
         return found
 
     return GenerativeConfig(

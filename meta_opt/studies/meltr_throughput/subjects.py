@@ -64,7 +64,7 @@ def make_subject(model: str, num_losses: int, trainable: str = "all") -> Subject
     if not 1 <= num_losses <= len(every):
         raise ValueError(
             f"num_losses={num_losses}: {model} has {len(every)} losses, "
-            f"{', '.join(every)}; take 1 to {len(every)}"
+            f"{', '.join(every)}; use 1 to {len(every)}"
         )
     names = every[:num_losses]
     if model == "So400m/14":

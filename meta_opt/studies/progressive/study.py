@@ -155,7 +155,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
     study = Study(config, run, optimizers, policies)
     if len(study.tracks()) < len(optimizers) * (1 + len(policies)):
         raise ValueError(
-            f"{name}.policies: an optimizer is called like another one with a policy: "
+            f"{name}.policies: an optimizer has the name of another one with a policy: "
             f"{', '.join(study.tracks())}"
         )
     return study

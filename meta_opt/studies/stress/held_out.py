@@ -90,7 +90,7 @@ def read_pictures(
                 check_name(f"{sample.where}: label", name, tuple(classes))
             rows.append((prefix + sample.key, name, sample.media["image"].file))
     if not rows:
-        raise ValueError(f"{', '.join(map(str, paths))}: no picture of the categories")
+        raise ValueError(f"{', '.join(map(str, paths))}: no image of the categories")
     if per_class:
         places = np.asarray([list(classes).index(name) for _, name, _ in rows])
         kept: list[int] = []

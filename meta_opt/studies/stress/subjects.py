@@ -104,7 +104,7 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
             )
         if not _is_generative(where):
             raise ValueError(
-                "it is neither a picture classifier nor a generative model; give the "
+                "it is neither an image classifier nor a generative model; give the "
                 "folder of one"
             )
         made = architecture(_model_config(where, processor))

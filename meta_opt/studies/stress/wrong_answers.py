@@ -35,7 +35,7 @@ def picture_reader(folder: str | Path) -> ReadPicture:
             picture = np.asarray(decode(path.read_bytes()))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"the picture {path} of example {prediction.example!r} cannot be read: "
+                f"the image {path} of example {prediction.example!r} cannot be read: "
                 f"{error}"
             ) from error
         condition = prediction.condition

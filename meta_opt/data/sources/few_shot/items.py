@@ -122,12 +122,12 @@ def read_items(
         found = _from_samples(path)
     else:
         raise FileNotFoundError(
-            f"there is no {path}; give a folder with a folder of pictures for each "
+            f"there is no {path}; give a folder with a folder of images for each "
             "class, a JSONL file or a table"
         )
     items = _unique(found)
     if not items:
-        raise ValueError(f"{path} names no picture")
+        raise ValueError(f"{path} names no image")
     return items
 
 
@@ -135,7 +135,7 @@ def _from_folder(root: Path) -> Iterable[Item]:
     folders = class_folders(root)
     if not folders:
         raise ValueError(
-            f"{root} has no folders; put the pictures of each class in a folder of its "
+            f"{root} has no folders; put the images of each class in a folder of its "
             f"own, {root.name}/CLASS/PICTURE.jpg"
         )
     splits = [p.name for p in folders if named_split(p.name) and class_folders(p)]
@@ -147,7 +147,7 @@ def _from_folder(root: Path) -> Iterable[Item]:
         files = [p for p in visible_files(folder) if p.suffix.lower() in endings]
         if not files:
             raise ValueError(
-                f"the class folder {folder} has no picture of a kind that can be read; "
+                f"the class folder {folder} has no image of a kind that can be read; "
                 "add some, or move the folder away"
             )
         for file in files:
@@ -199,7 +199,7 @@ def _unique(items: Iterable[Item]) -> list[Item]:
         other = found.setdefault(item.key, item)
         if other.class_name != item.class_name:
             raise ValueError(
-                f"the picture {item.key} is in two classes, {other.class_name!r} and "
+                f"the image {item.key} is in two classes, {other.class_name!r} and "
                 f"{item.class_name!r}"
             )
     return [found[key] for key in sorted(found)]

@@ -67,7 +67,7 @@ class FewShotConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.train % self.phases:
             raise ValueError(
-                f"train={self.train} pictures of a class do not divide into "
+                f"train={self.train} images of a class do not divide into "
                 f"phases={self.phases}"
             )
         if not self.widths or min(self.widths) < 1:
@@ -147,7 +147,7 @@ def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choi
     need = config.per_class
     if few := {name: len(x) for name, x in classes.items() if len(x) < need}:
         raise ValueError(
-            f"{need} pictures of each class are needed; "
+            f"{need} images of each class are needed; "
             + ", ".join(f"{name!r} has {count}" for name, count in few.items())
         )
     unreadable, copies = Unreadable(config.max_unreadable), 0
@@ -175,9 +175,7 @@ def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choi
     of_class = np.repeat(np.arange(len(kept)), [len(x) for x in kept.values()])
     if not prints:
         key, reason = next(iter(unreadable.reasons.items()))
-        raise ValueError(
-            f"none of the pictures can be read; the first, {key}: {reason}"
-        )
+        raise ValueError(f"none of the images can be read; the first, {key}: {reason}")
     group = groups(
         np.stack([one.bits for one in prints]),
         np.stack([one.colours for one in prints]),
@@ -241,9 +239,9 @@ def _divide(
     if any(room.values()):
         usable = sum(map(len, found))
         raise ValueError(
-            f"of the {count} pictures of class {name!r} {usable} are usable, in "
+            f"of the {count} images of class {name!r} {usable} are usable, in "
             f"{len(found)} groups of near duplicates; they do not fill splits of "
-            f"{config.train}, {config.validation} and {config.test}. Add pictures that "
+            f"{config.train}, {config.validation} and {config.test}. Add images that "
             "differ"
             + f", or raise candidates={config.candidates}"
             * (count > config.candidates)

@@ -136,7 +136,7 @@ def _checked(about: Mapping[str, Any]) -> tuple[tuple[str, ...], FewShotConfig]:
             raise ValueError(f"it lacks {key!r}")
     classes = about["classes"]
     if not (isinstance(classes, list) and all(isinstance(x, str) for x in classes)):
-        raise ValueError(f"classes={classes!r} must be a list of texts")
+        raise ValueError(f"classes={classes!r} must be a list of strings")
     return tuple(classes), from_config(FewShotConfig, about["settings"], "settings")
 
 

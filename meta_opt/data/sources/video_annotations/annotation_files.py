@@ -80,7 +80,7 @@ class Entry:
         """
         value = self.value(key)
         if not isinstance(value, str) or not (blank or value.strip()):
-            raise self.error(f"{key!r} must be a text, not {_shown(value)}")
+            raise self.error(f"{key!r} must be a string, not {_shown(value)}")
         return value.strip()
 
     def identifier(self, key: str) -> str:
@@ -139,7 +139,7 @@ class Entry:
         number = self.number(key, low, high)
         if not number.is_integer():
             value = _shown(self.value(key))
-            raise self.error(f"{key!r} must be a whole number, not {value}")
+            raise self.error(f"{key!r} must be an integer, not {value}")
         return int(number)
 
     def entries(self, key: str) -> Iterator["Entry"]:

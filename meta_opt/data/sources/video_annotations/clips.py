@@ -428,7 +428,7 @@ def _check_features(paths: Iterable[Path]) -> None:
         first = first or (path, width)
         if width != first[1]:
             raise ValueError(
-                f"{path} has {width} features a frame, but {first[0]} has {first[1]}"
+                f"{path} has {width} features per frame, but {first[0]} has {first[1]}"
             )
 
 
