@@ -124,7 +124,7 @@ def test_operations_of_pruned_models(monkeypatch):
 
 def test_values_of_the_card(monkeypatch):
     card = (ROOT / f"meta_opt/optimizers/weights/{DEFAULT}.md").read_text()
-    losses = iter([0.238, 0.246])
+    losses = iter([0.238, 0.245])
     monkeypatch.setattr(
         meta_opt.studies.meta_test.measuring, "inner_run", lambda *_: None
     )
