@@ -500,7 +500,7 @@ WRONG = [
         "cmu_mosi",
         "MOSI-label.csv",
         replaced("valid", "dev"),
-        "line 4: 'mode' is 'dev', none",
+        "line 4: 'mode' is 'dev', not",
     ),
     (
         "cmu_mosi",
