@@ -55,14 +55,14 @@ class Prices:
 
         >>> Prices(device_hour=2.5)
         Traceback (most recent call last):
-        ValueError: currency is empty: device_hour=2.5 of what? Name it, such as USD
+        ValueError: currency is empty: device_hour=2.5 needs one, such as USD
         """
         for name, price in self._given().items():
             if not (math.isfinite(price) and price >= 0):
                 raise ValueError(f"{name}={price} must be a finite number of 0 or more")
             if not self.currency.strip():
                 raise ValueError(
-                    f"currency is empty: {name}={price} of what? Name it, such as USD"
+                    f"currency is empty: {name}={price} needs one, such as USD"
                 )
 
     def _given(self) -> dict[str, float]:

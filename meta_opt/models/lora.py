@@ -84,8 +84,8 @@ class LoRAConfig:
         for group in self.groups:
             if group not in GROUPS:
                 raise ValueError(
-                    f"no modality group {group!r}{near_match(group, GROUPS)}; there "
-                    f"are {', '.join(GROUPS)}"
+                    f"unknown modality group {group!r}{near_match(group, GROUPS)}; "
+                    f"available: {', '.join(GROUPS)}"
                 )
 
     def matches(self, path: str) -> bool:

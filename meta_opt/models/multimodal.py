@@ -100,8 +100,8 @@ class Multimodal(nnx.Module):
         for modality, encoder in used.items():
             if modality not in MODALITIES or encoder not in encoders:
                 raise ValueError(
-                    f"no encoder for the modality {modality!r}: there are "
-                    f"{', '.join(encoders) or 'none'}, and modalities are "
+                    f"no encoder for the modality {modality!r}; encoders: "
+                    f"{', '.join(encoders) or 'none'}; modalities: "
                     f"{', '.join(MODALITIES)}"
                 )
         self.config, self.modalities = config, tuple(used)

@@ -33,7 +33,7 @@ def check_counts(config: object, *names: str, most: int = MAX_SIZE) -> None:
     >>> import types
     >>> check_counts(types.SimpleNamespace(depth=0), "depth", most=9)
     Traceback (most recent call last):
-    ValueError: depth=0 must be a whole number from 1 to 9
+    ValueError: depth=0 must be an integer from 1 to 9
     """
     for name in names:
         if not is_count(value := getattr(config, name), most):
@@ -56,7 +56,7 @@ def check_positive(config: object, *names: str) -> None:
 
 
 def check_pattern(name: str, pattern: Any) -> None:
-    r"""Raises ValueError for no regular expression, or one that might never end.
+    r"""Raises ValueError for an invalid regular expression, or one that may never end.
 
     The time of a search doubles with each character where a group is repeated whose
     parts can be divided in several ways, and it grows with the power of the number of
@@ -123,11 +123,11 @@ def check_names(config: object, **known_by_field: tuple[str, ...]) -> None:
     >>> import types
     >>> check_names(types.SimpleNamespace(remat="fulll"), remat=("none", "full"))
     Traceback (most recent call last):
-    ValueError: remat='fulll' is not one of none, full; did you mean 'full'?
+    ValueError: remat='fulll' must be one of none, full; did you mean 'full'?
     """
     for name, known in known_by_field.items():
         if (value := getattr(config, name)) not in known:
             raise ValueError(
-                f"{name}={value!r} is not one of {', '.join(known)}"
+                f"{name}={value!r} must be one of {', '.join(known)}"
                 f"{near_match(str(value), known)}"
             )

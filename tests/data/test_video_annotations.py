@@ -267,7 +267,7 @@ WRONG = [
         "msrvtt",
         WHOLE,
         at("videos", 1, "split", to="val"),
-        r"videos\[1\]: 'split' is 'val', none of train, validate, test; did you mean",
+        r"videos\[1\]: 'split' is 'val', not one of train, validate, test; did you",
     ),
     (
         "msrvtt",
@@ -374,7 +374,7 @@ WRONG = [
         "youcook2",
         COOK,
         at(*FIRST, "subset", to="testing"),
-        r"database\['GLd3aX16zBg'\]: 'subset' is 'testing', none of training, valid",
+        r"database\['GLd3aX16zBg'\]: 'subset' is 'testing', not one of training",
     ),
     (
         "youcook2",
@@ -500,7 +500,7 @@ WRONG = [
         "cmu_mosi",
         "MOSI-label.csv",
         replaced("valid", "dev"),
-        "line 4: 'mode' is 'dev', none",
+        "line 4: 'mode' is 'dev', not",
     ),
     (
         "cmu_mosi",

@@ -166,7 +166,7 @@ def peft_folder(folder, **settings):
         ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' changed"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' changed"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changed"),
-        ({"r": 0}, "r=0 must be a number above 0"),
+        ({"r": 0}, "r=0 must be a positive integer"),
         ({"alpha_pattern": {"fc1": None}}, "fc1=None must be a number above 0"),
         ({"r": 4}, r"k_proj|q_proj has rank 3, and adapter_config.json says 4"),
         ({"rank_pattern": {"fc1": 5}}, r"fc1 has rank 3, .* says 5 \(r, rank_pat"),

@@ -234,8 +234,8 @@ def test_stacked_pattern_matches_exactly_the_leaves_with_a_layer_axis():
     [
         (SMALL.decoder, {"key_value_heads": 3}, "key_value_heads=3 must divide heads"),
         (SMALL.decoder, {"head_width": 7}, "head_width=7 must be even"),
-        (SMALL.decoder, {"activation": "relu"}, "activation='relu' is not one of"),
-        (SMALL, {"dtype": "float16"}, "dtype='float16' is not one of"),
+        (SMALL.decoder, {"activation": "relu"}, "activation='relu' must be one of"),
+        (SMALL, {"dtype": "float16"}, "dtype='float16' must be one of"),
         (SMALL, {"class_token": True}, "class_token=True False"),
         (SMALL, {"pad_id": 3}, "pad_id=3 must not be the token that ends"),
         (SMALL, {"end_id": 32}, "end_id=32 is not a token of vocab_size=32"),

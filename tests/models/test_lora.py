@@ -143,7 +143,7 @@ def test_groups_choose_modalities():
     assert list(adapted(config)[1].shapes) == ["text/layers/attention/query/kernel"]
     with pytest.raises(ValueError, match=r"query/kernel' matches no kernel of audio"):
         adapted(LoRAConfig(pattern="query/kernel", groups=("audio",)))
-    with pytest.raises(ValueError, match=r"no modality group 'visio'.*'vision'"):
+    with pytest.raises(ValueError, match=r"unknown modality group 'visio'.*'vision'"):
         LoRAConfig(groups=("visio",))
 
 

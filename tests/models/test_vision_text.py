@@ -148,9 +148,9 @@ def test_stacked_pattern_matches_exactly_the_leaves_with_a_layer_axis():
         (SMALL, {"patch_size": 7}, "patch_size=7 must divide image_size=8"),
         (TOWER, {"heads": 3}, "heads=3 must divide width=16"),
         (TOWER, {"pooling": "meen"}, "did you mean 'mean'"),
-        (TOWER, {"activation": "relu"}, "activation='relu' is not one of gelu_tanh"),
+        (TOWER, {"activation": "relu"}, "activation='relu' must be one of gelu_tanh"),
         (SMALL, {"init_scale": 0.0}, "init_scale=0.0 must be above 0"),
-        (SMALL, {"dtype": "float16"}, "dtype='float16' is not one of"),
+        (SMALL, {"dtype": "float16"}, "dtype='float16' must be one of"),
         (SMALL, {"remat": "fulll"}, "did you mean 'full'"),
         (
             SMALL,

@@ -179,7 +179,7 @@ def test_misspelt_key_in_a_config_file_is_an_error(configs, section, key, near):
 
 
 def test_bad_names_and_variants(configs):
-    with pytest.raises(ValueError, match=r"none of all, lora, .*; did you mean 'lora'"):
+    with pytest.raises(ValueError, match=r"one of all, lora, .*; did you mean 'lora'"):
         ModelConfig(trainable="lra")
     with pytest.raises(ValueError, match="did you mean 'clipart'"):
         DataConfig(name="clipar")

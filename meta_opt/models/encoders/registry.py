@@ -71,7 +71,7 @@ def register(name: str, build: Build) -> None:
         ValueError: if the name is taken.
     """
     if name in _ENCODERS:
-        raise ValueError(f"there is an encoder {name!r} already")
+        raise ValueError(f"the encoder {name!r} is already registered")
     _ENCODERS[name] = build
 
 

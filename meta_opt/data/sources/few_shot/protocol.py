@@ -60,7 +60,7 @@ class FewShotConfig:
 
         >>> FewShotConfig(train=30)
         Traceback (most recent call last):
-        ValueError: train=30 pictures of a class do not divide into phases=4
+        ValueError: train=30 images of a class do not divide into phases=4
         """
         for name in ("train", "validation", "test", "phases"):
             if getattr(self, name) < 1:

@@ -107,7 +107,7 @@ class Entry:
         name = self.text(key)
         if name not in known:
             raise self.error(
-                f"{key!r} is {_shown(name)}, none of {', '.join(known)}"
+                f"{key!r} is {_shown(name)}, not one of {', '.join(known)}"
                 f"{near_match(name, known)}"
             )
         return known[name]
