@@ -88,7 +88,7 @@ def report_folder(tasks: Sequence[str], results: Path, workdir: Path) -> Path:
     """Where the report is written: never over one that has further tasks.
 
     Args:
-        tasks: of the report.
+        tasks: tasks of the report.
         results: where it belongs.
         workdir: where it is written if the report in ``results`` has further tasks.
     """

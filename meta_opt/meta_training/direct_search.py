@@ -60,8 +60,8 @@ def direct_search(
             (AdamW's results), logs and the resolved config.
         show_progress: whether to show bars.
         validation: evaluates the centre every few generations and at the end.
-        leases: of all processes that share the search, in a folder that all see; None
-            if this one is alone.
+        leases: leases shared by all processes of the search, in a folder that all see;
+            None if this one is alone.
 
     Returns:
         The centre with the best meta-validation (the last one without), and the last.

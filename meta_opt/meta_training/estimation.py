@@ -223,11 +223,12 @@ def make_estimator(
     The horizon is drawn log-uniformly from the task's range inside the program.
 
     Args:
-        task: of the family.
+        task: task of the family.
         config: settings.
-        parts: what is trained, which the gradient is by.
-        mesh: from `particle_mesh`: particles, and the state of their runs, are divided
-            over its devices, the estimate is on all of them. None for one device.
+        parts: trained parts of the controller's weights, to differentiate by.
+        mesh: mesh from `particle_mesh`; particles, and the state of their runs, are
+            divided over its devices, the estimate is on all of them. None for one
+            device.
         longest: bound on the length of runs; None for the task's own.
 
     Returns:

@@ -124,7 +124,7 @@ def meta_train(
         config: settings.
         tasks: a task for each of ``config.families``.
         workdir: checkpoints, logs and the resolved config go there.
-        resolved_config: what is written as the run's config.
+        resolved_config: configuration to write for the run.
         show_progress: whether to show bars.
         validation: evaluates the averaged weights every ``config.validate_every`` steps
             and at the end; the best ones are kept.
@@ -135,7 +135,7 @@ def meta_train(
         The result; not ``finished`` if the budget of seconds ran out.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after the outer step, with all saved.
+        Interrupted: on SIGINT or SIGTERM, after finishing and saving the outer step.
         ValueError: a family without task, no task left because every loss is not
             finite at the start, particles that the devices cannot share evenly,
             several processes without ``parallel="particles"`` or without a common
@@ -267,9 +267,9 @@ def _validated(
     """Evaluates the averaged weights, and keeps them if they are the best so far.
 
     Args:
-        state: of the outer loop.
-        validation: of all processes alike.
-        parts: what is trained of the controller.
+        state: state of the outer loop.
+        validation: validation, the same in all processes.
+        parts: trained parts of the controller's weights.
         home: device or sharding of the state.
 
     Returns:

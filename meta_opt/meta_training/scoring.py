@@ -17,8 +17,8 @@ def relative_score(
     Each task has its own scale: 0 is as good as the reference, below is better.
 
     Args:
-        loss: of a run; need not be finite.
-        reference: to compare with.
+        loss: loss of a run; need not be finite.
+        reference: loss to compare with.
         floor: added to both, so that losses next to nothing are alike.
     """
     ratio = jnp.log((loss + floor) / (reference + floor))
@@ -53,9 +53,9 @@ def meta_objective(
     reference, less is better.
 
     Args:
-        loss: of the run; need not be finite.
+        loss: loss of the run; need not be finite.
         error: error rate of the run in [0, 1]; need not be finite.
-        reference_loss: of the reference.
+        reference_loss: loss of the reference.
         reference_error: error rate of the reference.
         error_weight: weight of the error beside the log loss.
         floor: see `relative_score`.

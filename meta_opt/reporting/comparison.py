@@ -30,8 +30,8 @@ def write_report(
         summary: one paragraph.
         runs: directories by label, the subject of the comparison first.
         reference: label of the run whose final validation loss is the target.
-        before: what `meta_opt.studies.examples.before_and_after` left.
-        facts: how it was measured, beside what the logs say.
+        before: folder that `meta_opt.studies.examples.before_and_after` wrote.
+        facts: facts about how it was measured, besides those in the logs.
 
     Returns:
         The table, for a terminal.

@@ -29,7 +29,7 @@ def write_memory_plan(folder: str | Path, rows: Sequence[Values], facts: Values)
         folder: created if needed.
         rows: fields of `meta_opt.finetuning.planning.StepPlan` with ``trainable``,
             ``name`` of the optimizer, ``fits`` and ``largest_examples``.
-        facts: how they were measured.
+        facts: facts about how they were measured.
 
     Returns:
         The table, for a terminal.

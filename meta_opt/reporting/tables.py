@@ -38,7 +38,7 @@ class Row:
     """One measurement of all runs.
 
     Attributes:
-        label: with the unit.
+        label: label of the row, with the unit.
         better: ``lower``, ``higher`` or "" where there is no better.
         cells: one for each run.
     """
@@ -53,8 +53,8 @@ class Section:
     """Rows that were measured on the same data.
 
     Attributes:
-        title: what on.
-        rows: in order.
+        title: title of the section, such as the task.
+        rows: rows in order.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Table:
 
     Attributes:
         columns: label of each run.
-        sections: in order.
+        sections: sections in order.
     """
 
     columns: tuple[str, ...]
@@ -163,12 +163,12 @@ def numbers_row(
     """Formats values; the best are those that read best, ties included.
 
     Args:
-        label: with the unit.
+        label: label of the row, with the unit.
         better: ``lower``, ``higher`` or "".
         values: one for each column; None is shown as ``-``.
         digits: after the point.
         scale: factor on the values.
-        infinite: what is shown for infinity.
+        infinite: text to show for infinity.
     """
     # What is shown decides: a difference that is rounded away is none.
     shown = [None if v is None else round(v * scale, digits) for v in values]
@@ -284,10 +284,10 @@ def write_report(
 
     Args:
         folder: created if needed.
-        name: of both, without suffix.
+        name: name of both files, without suffix.
         parts: paragraphs of the Markdown; empty ones are left out.
-        values: for JSON; numbers that it does not have become null. Where they were
-            written, ``environment``, is added.
+        values: values of the JSON file; numbers that JSON lacks become null. Where they
+            were written, ``environment``, is added.
     """
     values = {**values, "environment": describe_environment()}
     text = json.dumps(_finite(values), indent=1, allow_nan=False)
@@ -310,11 +310,11 @@ def write_table(
 
     Args:
         folder: created if needed.
-        name: of both, without suffix.
-        title: of the report.
-        table: as it is shown.
+        name: name of both files, without suffix.
+        title: title of the report.
+        table: table to show.
         rows: JSON values behind it.
-        facts: how they were measured, name to value.
+        facts: facts about how they were measured, by name.
         notes: Markdown below the table.
 
     Returns:

@@ -48,9 +48,9 @@ def pretrain(
     """Trains a model, by default by AdamW, the way checkpoints usually come about.
 
     Args:
-        model: what is trained.
+        model: model to train.
         arrays: examples, all used for training.
-        steps: of 64 examples, after a warm-up with cosine decay.
+        steps: number of steps of 64 examples, after a warm-up with cosine decay.
         peak_rate: highest learning rate.
         make_tx: learning rate schedule to optimizer; AdamW with a decay of 0.05.
 

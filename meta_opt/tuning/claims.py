@@ -158,8 +158,8 @@ class ServerLocks:
     is killed, and when it has heard nothing for a while, by its own clock.
 
     Args:
-        url: of the database.
-        study: its name.
+        url: URL of the database.
+        study: name of the study.
         expiry_seconds: after which a trial is taken from a process that is not heard
             of.
     """

@@ -51,9 +51,9 @@ class SearchConfig:
     Attributes:
         num_trials: trials that end by themselves: complete, pruned or failed; of all
             processes together.
-        seed: of the suggestions. They depend on it and on the trials so far, so that
-            an interrupted and resumed search of one process makes those of an unbroken
-            one.
+        seed: random seed of the suggestions. They depend on it and on the trials so
+            far, so that an interrupted and resumed search of one process makes those of
+            an unbroken one.
         startup_trials: drawn at random before TPE begins.
         min_resource: the step from which trials may be pruned; 0 never prunes.
         reduction_factor: at ``min_resource`` times each of its powers one trial in so
@@ -110,14 +110,14 @@ def search(
     is recorded as pruned, which TPE takes for worse than any other.
 
     Args:
-        config: how to search.
+        config: settings of the search.
         space: settings by name.
         objective: called with one value for each setting. It may report values at
             increasing steps.
         storage: a file, created if needed, or a server, see `Storage`.
-        name: of the study.
-        setup: what the objective depends on, as a JSON value; a study is only resumed
-            under the same setup, space and seed.
+        name: name of the study.
+        setup: everything that the objective depends on, as a JSON value; a study is
+            only resumed under the same setup, space and seed.
         stop_on: exceptions that end the search, beside KeyboardInterrupt and its like.
         may_all_fail: whether to return a study without any complete trial, too.
         maximize: whether the objective is maximised.

@@ -40,8 +40,8 @@ class Storage:
     ========================  =====================================================
 
     Args:
-        place: of the study; of files the folder is made.
-        study: its name.
+        place: place of the study; the folder of a file is created.
+        study: name of the study.
         expiry_seconds: after which a trial is taken from a process that is not heard
             of. On one machine it is known at once.
 
