@@ -25,7 +25,7 @@ def write_report(
     """Writes ``curves.png``, ``index.html`` and ``table.txt``.
 
     Args:
-        folder: created if needed.
+        folder: output folder, created if needed.
         title: heading.
         summary: one paragraph.
         runs: directories by label, the subject of the comparison first.
@@ -34,7 +34,7 @@ def write_report(
         facts: facts about how it was measured, besides those in the logs.
 
     Returns:
-        The table, for a terminal.
+        The table as text.
 
     Raises:
         ValueError: if a run is not finished.

@@ -28,14 +28,14 @@ class Judged(Protocol):
 
     @property
     def confidence(self) -> float | None:
-        """Probability of the answer; None where the model gives none."""
+        """Probability of the answer; None if the model gives none."""
 
 
 J = TypeVar("J", bound=Judged)
 
 
 class ShownAnswer(TypedDict):
-    """What the macro of ``answers.html`` shows of an answer.
+    """The fields of an answer that the macro of ``answers.html`` shows.
 
     ``picture`` and ``sound`` are data URIs, see `picture_uri` and `sound_uri`, "" where
     there is none; ``prediction`` is None where none was read.
