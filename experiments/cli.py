@@ -159,7 +159,7 @@ def run(
     arguments: bool = False,
     prepare: Callable[[], None] | None = None,
 ) -> None:
-    """Parses the flags and runs ``main``; what is not its fault ends it with one line.
+    """Parses the flags and runs ``main``; user errors end it with one line.
 
     That is a user's mistake, a full disk, a folder that cannot be written to, or too
     little memory.

@@ -52,7 +52,7 @@ def measure_all(
     workdir: Path,
     leases: Leases | None = None,
 ) -> dict[str, dict[str, records.Record]]:
-    """Measures what is not there, alone or with all processes that share it.
+    """Measures missing results, alone or with all processes that share the work.
 
     Returns:
         All results, by task and contender's name.
@@ -137,7 +137,7 @@ def report(
 
 
 def main() -> None:
-    """Measures what is missing and writes the report."""
+    """Measures missing results and writes the report."""
     workdir = Path(WORKDIR.value)
     use_compilation_cache()
     settings = CONFIG.value.to_dict()

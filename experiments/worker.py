@@ -1,4 +1,4 @@
-"""Processes that a command starts to work beside it."""
+"""Worker processes that a command starts."""
 
 import os
 import signal

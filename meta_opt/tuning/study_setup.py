@@ -1,4 +1,4 @@
-"""What a study was made under, and whether it may be gone on with."""
+"""The setup of a study, and checks of whether it can be resumed."""
 
 import math
 from collections.abc import Mapping
