@@ -99,7 +99,7 @@ def finetuning(model: Model, start: PyTree) -> Model:
 
 
 def lora(model: Model, start: PyTree, rank: int = 4) -> Model:
-    """LoRA factors beside the kernels of the body; the head is trained whole."""
+    """Adds LoRA factors to the kernels of the body; the head is fully trained."""
 
     def body() -> PyTree:
         return {name: value for name, value in start.items() if name != "head"}

@@ -233,7 +233,7 @@ def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
 
 
 def overlay(params: PyTree, extra: PyTree) -> PyTree:
-    """``params`` with the leaves of ``extra`` beside or in place of its own."""
+    """Merges the leaves of ``extra`` into ``params``, replacing existing ones."""
     merged = dict(params)
     for name, value in extra.items():
         inside = name in params and isinstance(value, dict)

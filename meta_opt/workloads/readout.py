@@ -1,4 +1,4 @@
-"""A linear readout of pretrained encoders, beside a model that is fine-tuned.
+"""A linear readout of pretrained encoders, added to a model that is fine-tuned.
 
 A regularised regression on the mean features of frozen encoders is hard to beat with
 few examples. It fits its own training examples nearly perfectly, which would leave
