@@ -1,4 +1,4 @@
-"""Ablations of learned weights: what is lost if a part of them is set to zero.
+"""Ablations of learned weights: the loss when parts of them are set to zero.
 
     python -m experiments.ablations --config configs/ablations.py:shipped
 

@@ -2,7 +2,7 @@
 
     python -m experiments.answer --model runs/mine/tuned --prompt "caption en" *.jpg
 
-A line for each picture: its path, a tab, the answer.
+Prints a line for each image: its path, a tab, the answer.
 """
 
 import sys

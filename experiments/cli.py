@@ -85,7 +85,7 @@ def report_facts(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """How a report was made.
 
     Args:
-        settings: of the command, JSON values.
+        settings: settings of the command, JSON values.
         **more: further facts; ``seeds`` are listed.
 
     Returns:
@@ -132,7 +132,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         name = error.flagname
         message = f"no flag --{name}{near_match(name, flags.FLAGS)} (--help lists them)"
     except (AttributeError, KeyError) as error:
-        # Of ml_collections: no such setting, or no such section above it.
+        # ml_collections raises these for unknown settings and unknown sections.
         key, *near = str(error.args[0]).splitlines()
         key = key.strip("'\"")
         given = (a.partition("=")[0] for a in argv if a.startswith("--config."))
@@ -159,7 +159,7 @@ def run(
     arguments: bool = False,
     prepare: Callable[[], None] | None = None,
 ) -> None:
-    """Parses the flags and runs ``main``; what is not its fault ends it with one line.
+    """Parses the flags and runs ``main``; user errors end it with one line.
 
     That is a user's mistake, a full disk, a folder that cannot be written to, or too
     little memory.
@@ -168,7 +168,7 @@ def run(
 
     Args:
         main: gets the positional arguments, if there may be any.
-        log_level: of the package.
+        log_level: log level of the package.
         processes: whether several processes may run this together: flags or the
             environment then name them, and ``main`` gets whether this is process 0,
             which prints.

@@ -23,7 +23,7 @@ _PICTURE_SIDE = 224
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameworkCell(StoredResult):
-    """What is measured, and where its result is stored.
+    """A measurement, and where its result is stored.
 
     Attributes:
         task: its name.
@@ -155,7 +155,7 @@ def measure_all(
 
     Args:
         tasks: settings of each task's run, by its name.
-        missing: what is to be measured.
+        missing: cells to measure.
         leases: of all that share the work; None if this process is alone.
     """
     from tqdm import tqdm

@@ -1,11 +1,11 @@
-"""The table of what is measured of long runs, many checkpoints and much data."""
+"""Table of measurements of long runs, many checkpoints and large data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def table(found: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> str:
-    """Markdown of what is measured.
+    """Formats the measurements as Markdown.
 
     Args:
         found: by trial.

@@ -22,7 +22,7 @@ def long_run(steps: int) -> dict[str, Any]:
     """A run of the small network that records each step.
 
     Args:
-        steps: how many; a tenth of them is the first measurement.
+        steps: number of steps; a tenth of them is the first measurement.
 
     Returns:
         As JSON values: ``mib``, resident memory, and ``files``, open descriptors, after
@@ -51,7 +51,7 @@ def many_checkpoints(saves: int) -> dict[str, Any]:
     """A folder that so many checkpoints were saved to, one after the other.
 
     Args:
-        saves: how many.
+        saves: number of saves.
 
     Returns:
         As JSON values: ``kept`` steps, ``entries`` in the folder, ``seconds_each`` of
@@ -94,12 +94,12 @@ def many_checkpoints(saves: int) -> dict[str, Any]:
 
 
 def jsonl_lines(lines: int) -> dict[str, Any]:
-    """A user's captions, so many lines on a hundred pictures, to the first batch."""
+    """Reads a user's caption lines on a hundred images, up to the first batch."""
     return _captions(lines, _DISTINCT)
 
 
 def picture_files(pictures: int) -> dict[str, Any]:
-    """So many pictures with a caption each, to the first batch."""
+    """Reads images with a caption each, up to the first batch."""
     return _captions(pictures, pictures)
 
 

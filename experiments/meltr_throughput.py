@@ -40,7 +40,7 @@ _KEYS = ("cases", "intervals", "held_out", "results")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell(StoredResult):
-    """What is measured, and where it is stored.
+    """A measurement, and where it is stored.
 
     The setup has the fields of `meta_opt.studies.meltr_throughput.cases.Case`.
 
@@ -96,7 +96,7 @@ def measure_all(missing: Sequence[Cell]) -> None:
 
 
 def main() -> None:
-    """Measures what is missing and writes the report."""
+    """Measures missing cells and writes the report."""
     from meta_opt.studies.meltr_throughput.cases import Case
     from meta_opt.studies.meltr_throughput.cost_model import HeldOut
     from meta_opt.studies.meltr_throughput.report import write_throughput

@@ -52,7 +52,7 @@ def measure_all(
     workdir: Path,
     leases: Leases | None = None,
 ) -> dict[str, dict[str, records.Record]]:
-    """Measures what is not there, alone or with all processes that share it.
+    """Measures missing results, alone or with all processes that share the work.
 
     Returns:
         All results, by task and contender's name.
@@ -88,7 +88,7 @@ def report_folder(tasks: Sequence[str], results: Path, workdir: Path) -> Path:
     """Where the report is written: never over one that has further tasks.
 
     Args:
-        tasks: of the report.
+        tasks: tasks of the report.
         results: where it belongs.
         workdir: where it is written if the report in ``results`` has further tasks.
     """
@@ -137,7 +137,7 @@ def report(
 
 
 def main() -> None:
-    """Measures what is missing and writes the report."""
+    """Measures missing results and writes the report."""
     workdir = Path(WORKDIR.value)
     use_compilation_cache()
     settings = CONFIG.value.to_dict()

@@ -27,7 +27,7 @@ RUN = flags.DEFINE_bool("run", True, "Run unfinished phases; --norun only report
 
 
 def main() -> None:
-    """Runs what is not finished and writes the report."""
+    """Runs unfinished phases and writes the report."""
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache
@@ -69,7 +69,7 @@ def main() -> None:
                 bar.update(bar.postfix is not None)
                 bar.set_postfix_str(name)
 
-            # Where it is interrupted, what is finished is reported.
+            # If interrupted, report the finished phases.
             try:
                 phases.run(announce)
                 bar.update()

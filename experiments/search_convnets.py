@@ -1,4 +1,4 @@
-"""Searches the settings of a picture classifier by Optuna, and tests the best.
+"""Searches the settings of an image classifier by Optuna, and tests the best.
 
     python -m experiments.search_convnets --config configs/convnet_search.py:resnet50
 

@@ -1,4 +1,4 @@
-"""The cells of the table of faults: what is tried, and where its result is."""
+"""Cells of the table of faults: trials, and where their results are stored."""
 
 import contextlib
 import dataclasses
@@ -25,10 +25,10 @@ _SETTINGS = ("kinds", "trials", "kills", "damages", "faults", "processes", "resu
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FaultCell(StoredResult):
-    """What is tried.
+    """A trial.
 
     Attributes:
-        name: such as ``kills/meltr/3``.
+        name: name such as ``kills/meltr/3``.
         measure: tries it.
     """
 
@@ -79,7 +79,7 @@ def cells(config: Mapping[str, Any]) -> list[FaultCell]:
 
 @contextlib.contextmanager
 def open_place(workdir: str) -> Iterator[Place]:
-    """A folder for trials, which no other command uses, and a starter of commands."""
+    """Provides an exclusive folder for trials, and a starter of commands."""
     root = Path(workdir).absolute()
     with hold_workdir(root):
         starter = Starter(

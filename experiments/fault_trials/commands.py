@@ -20,8 +20,8 @@ class Command:
     """A command of this repository.
 
     Attributes:
-        module: such as ``experiments.finetune``.
-        arguments: of the command line.
+        module: module such as ``experiments.finetune``.
+        arguments: command-line arguments.
     """
 
     module: str
@@ -32,7 +32,7 @@ class Running:
     """A command that was started.
 
     Attributes:
-        pid: of its process.
+        pid: process id of the command.
         started: seconds of the monotonic clock.
     """
 
@@ -76,7 +76,7 @@ class Running:
         return code
 
     def printed(self) -> str:
-        """What it has printed so far, to stdout and stderr."""
+        """Returns the output to stdout and stderr so far."""
         if not self._output.exists():
             return ""
         with self._output.open("rb") as file:
@@ -137,7 +137,7 @@ class Starter:
 
 
 def last_line(printed: str) -> str:
-    """The last line that is not blank; of an abort the one that says so."""
+    """Returns the last nonblank line; for an abort the line that reports it."""
     lines: Sequence[str] = [x for x in printed.splitlines() if x.strip()]
     aborts = [x for x in lines if x.startswith("Fatal Python error")]
     return (aborts or lines or [""])[-1].strip()

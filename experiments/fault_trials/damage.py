@@ -110,7 +110,7 @@ def damaged_run(place: Place, damage: str) -> dict[str, Any]:
 
 
 def _state(step: int) -> dict[str, Any]:
-    """A small train state: several dtypes, a scalar, a key, an empty array."""
+    """Returns a small train state: several dtypes, a scalar, a key, an empty array."""
     rng = np.random.default_rng(step)
     return {
         "params": {
@@ -148,7 +148,7 @@ class _Listener(logging.Handler):
 
 
 def _restored_step(folder: Path, said: list[str]) -> int | str:
-    """The step that is restored, if all of it is what was saved at that step."""
+    """Returns the restored step, after checking the state against what was saved."""
     listener, logger = _Listener(said), logging.getLogger("meta_opt.checkpoints")
     logger.addHandler(listener)
     # What is said is counted, and need not be read fifty times.

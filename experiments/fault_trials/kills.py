@@ -55,7 +55,7 @@ class Place:
         return self.starter.start(command, folder / "output.log", **how)
 
     def command(self, kind: str, folder: Path) -> Command:
-        """The command of a kind of run; its data are made first."""
+        """Returns the command of a kind of run, after creating its data."""
         write_pictures(self.shared)
         made, prepared = KINDS[kind], self.shared / f"{kind}.prepared"
         if made.prepare is not None and not prepared.exists():
@@ -64,7 +64,7 @@ class Place:
         return made.command(folder, self.shared)
 
     def unbroken(self, kind: str) -> tuple[Path, float]:
-        """A finished run of a kind that nothing disturbed, and what it took.
+        """An undisturbed finished run of a kind, with its time.
 
         It is run twice: the second time is that of a warm compilation cache, and two
         runs that differ would make all comparisons idle.
@@ -110,9 +110,9 @@ def killed_runs(place: Place, kind: str, number: int, kills: int) -> dict[str, A
 
     Args:
         place: where.
-        kind: of run.
-        number: of this trial; it seeds the moments.
-        kills: how many.
+        kind: kind of run.
+        number: number of this trial, which seeds the times of the kills.
+        kills: number of kills.
 
     Returns:
         As JSON values: ``kills`` with second, stage and step of each, ``runs`` that

@@ -31,7 +31,7 @@ class Kind:
 
 
 def write_pictures(shared: Path) -> Path:
-    """Writes a user's pictures with captions, once; returns the JSONL file."""
+    """Writes a user's images with captions, once; returns the JSONL file."""
     file = shared / "pictures" / "captions.jsonl"
     if file.is_file():
         return file
@@ -50,7 +50,7 @@ def write_pictures(shared: Path) -> Path:
 
 
 def _image_text(*arguments: str) -> Kind:
-    """A run of `configs/finetune.py` on the pictures, which saves every other step."""
+    """A run of `configs/finetune.py` on the images, which saves every other step."""
 
     def command(folder: Path, shared: Path) -> Command:
         return Command(
@@ -72,7 +72,7 @@ def _image_text(*arguments: str) -> Kind:
 
 
 def _inputs(config: str, section: str, *arguments: str) -> Kind:
-    """A smoke run on encoders, whose lower features all runs share."""
+    """A smoke run with encoders, whose cached lower features all runs share."""
 
     def command(folder: Path, shared: Path) -> Command:
         return Command(

@@ -1,4 +1,4 @@
-"""What a finished run left, and how it differs from what another one left."""
+"""Outcomes of finished runs, and differences between them."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from meta_opt.text_files import read_json_value
 
 _CHECKPOINTS = "checkpoints"
 _IGNORED = re.compile(
-    # Seconds, compiled programs, pictures, locks; the studies' trials are in results.
+    # Times, compiled programs, images, locks; trials of studies are in results.
     r"^data/|(^|/)(tensorboard|compiled|damaged|manifests|.*\.locks|\.[^/]+)(/|$)"
     r"|(timing|environment|ledger|config)\.jsonl?$|\.(png|md|html|txt|csv|sqlite3)$"
 )
@@ -28,7 +28,7 @@ _TEMPORARY = re.compile(r"^\..+\.[a-z0-9_]{8}$|orbax-checkpoint-tmp")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a run left that is the same for every run of its command.
+    """Returns the reproducible outcome of a run, equal for all runs of a command.
 
     Parameters and optimizer state of the newest checkpoint of each run in the folder,
     lines of ``metrics.jsonl`` and other JSONL files, values of JSON files but those
@@ -36,7 +36,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     weights.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Returns:
         By path; a checkpoint's arrays by path and name.
@@ -72,7 +72,7 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 def largest_difference(
     found: list[dict[str, Any]], expected: list[dict[str, Any]]
 ) -> float:
-    """The largest relative difference of two runs' metrics.
+    """Returns the largest relative difference of two runs' metrics.
 
     Args:
         found: records of a run.
@@ -106,7 +106,7 @@ def temporary_files(folder: Path) -> list[str]:
 
 
 def newest_step(folder: Path) -> int:
-    """The largest step of a checkpoint in a folder; 0 without any."""
+    """Returns the largest step of a checkpoint in a folder; 0 without checkpoints."""
     steps = [
         int(path.name)
         for path in entries(folder)

@@ -37,13 +37,13 @@ _GRACE_SECONDS = 300.0
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What happens to one of the processes.
+    """A fault of one of the processes.
 
     Attributes:
-        signum: what it gets; SIGSTOP lasts until the others have ended.
-        process: its index.
+        signum: signal to send; SIGSTOP lasts until the other processes have ended.
+        process: index of the process.
         step: after which it gets it; they were drawn.
-        then: how many processes resume.
+        then: number of processes that resume.
     """
 
     signum: signal.Signals
@@ -65,7 +65,7 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
 
     Args:
         place: where.
-        name: of the trial.
+        name: name of the trial.
 
     Returns:
         As JSON values: ``seconds`` until the last of the others had ended, ``codes``
@@ -148,7 +148,7 @@ def _start(place: Place, folder: Path, count: int) -> list[Running]:
 
 
 def _verdict(running: Running) -> str:
-    """The last line, that of a witness too, who speaks after the process has ended."""
+    """Returns the last line of output, including that of a witness."""
     until = time.monotonic() + _LAST_WORD_SECONDS
     while RESTART not in running.printed() and time.monotonic() < until:
         time.sleep(0.1)
@@ -156,7 +156,7 @@ def _verdict(running: Running) -> str:
 
 
 def _finished(running: list[Running]) -> str:
-    """What process 0 printed, when all have ended well."""
+    """Returns the output of process 0 after all processes have succeeded."""
     codes = [process.finish() for process in running]
     if any(codes):
         printed = "\n".join(process.printed()[-2000:] for process in running)
@@ -165,7 +165,7 @@ def _finished(running: list[Running]) -> str:
 
 
 def _unbroken(place: Place) -> Path:
-    """The folder of a run of four processes that nothing disturbed."""
+    """Returns the folder of an undisturbed run of four processes."""
     folder = place.root / "processes-unbroken"
     finished = place.root / f"{folder.name}.finished"
     if not finished.exists():

@@ -1,4 +1,4 @@
-"""The table of faults, from the results of its cells."""
+"""Table of faults, from the results of its cells."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
     """Writes ``faults.json`` and ``faults.md``.
 
     Args:
-        folder: for both.
-        cells: of which those that are measured are reported.
-        command: that measured them.
+        folder: folder for both files.
+        cells: cells, of which the measured ones are reported.
+        command: command that measured the cells.
 
     Returns:
         The tables.

@@ -83,8 +83,8 @@ def small_run(
     """Runs it; see `meta_opt.finetuning.runs.run`.
 
     Args:
-        workdir: for logs and checkpoints.
-        steps: how many.
+        workdir: folder for logs and checkpoints.
+        steps: number of steps.
         every: steps between checkpoints and evaluations.
         pace: least seconds of a step.
         stop_when: called after each evaluation.

@@ -1,4 +1,4 @@
-"""A run of a small network by the loop of fine-tuning.
+"""A fine-tuning run of a small network.
 
     python -m experiments.fault_trials.small_run --workdir runs/small --steps 8
 

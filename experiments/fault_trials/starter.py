@@ -76,7 +76,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def _set_back(seconds: float) -> None:
-    """The wall clock of this process jumps back, again and again.
+    """Makes the wall clock of this process jump back repeatedly.
 
     It runs backwards by ``seconds`` at each look at it: worse than any correction.
     """

@@ -27,7 +27,7 @@ _WAIT_SECONDS = 900.0
 
 
 def second_run(place: Place) -> dict[str, Any]:
-    """The same command again while the run is in progress."""
+    """Starts the same command a second time while the run is in progress."""
     folder, command = _begin(place, "second_run")
     first = place.start(command, folder)
     _until(first, lambda: (folder / "run" / "checkpoints").is_dir())
@@ -57,7 +57,7 @@ def file_size_limit(place: Place) -> dict[str, Any]:
 
 
 def disk_full(place: Place) -> dict[str, Any]:
-    """A file system of 20 MiB, too small for the second checkpoint; then a larger one.
+    """Runs on a 20 MiB file system, too small for a second checkpoint, then a larger.
 
     Raises:
         PermissionError: mounting needs root.
@@ -71,7 +71,7 @@ def disk_full(place: Place) -> dict[str, Any]:
 
 
 def read_only(place: Place) -> dict[str, Any]:
-    """The run's file system is read-only when it is resumed; then no more.
+    """Resumes on a read-only file system, then on a writable one.
 
     Raises:
         PermissionError: mounting needs root.
@@ -87,7 +87,7 @@ def read_only(place: Place) -> dict[str, Any]:
 
 
 def clock_set_back(place: Place) -> dict[str, Any]:
-    """The wall clock goes back by an hour at each look at it."""
+    """Sets the wall clock back by an hour at each reading."""
     folder, command = _begin(place, "clock")
     running = place.start(command, folder, clock=3600.0)
     code, printed = running.finish(), running.printed()
@@ -95,7 +95,7 @@ def clock_set_back(place: Place) -> dict[str, Any]:
 
 
 def data_changed(place: Place) -> dict[str, Any]:
-    """A caption is another one when the run is resumed."""
+    """Changes a caption before the run is resumed."""
 
     def change(data: Path) -> None:
         file = data / "captions.jsonl"
@@ -105,7 +105,7 @@ def data_changed(place: Place) -> dict[str, Any]:
 
 
 def data_vanished(place: Place) -> dict[str, Any]:
-    """A picture is gone when the run is resumed."""
+    """Removes an image before the run is resumed."""
     return _with_other_data(
         place, "data_vanished", lambda data: (data / "3.png").unlink()
     )
@@ -214,7 +214,7 @@ def _found(
 def _mounted(
     place: Place, name: str, size: str
 ) -> Iterator[tuple[Path, Callable[[str], None]]]:
-    """A run's folder on a file system in memory, and a function that remounts it."""
+    """Returns a run's folder on an in-memory file system, and a remount function."""
     if os.geteuid():
         raise PermissionError(f"{name} mounts a file system, which needs root")
     place.unbroken(KIND)

@@ -1,1 +1,1 @@
-"""What `experiments.hostile` damages and how: formats, mutations, a worker process."""
+"""Formats, mutations and worker processes of `experiments.hostile`."""

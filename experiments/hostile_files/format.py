@@ -1,4 +1,4 @@
-"""What a format is: a valid sample, its reader, and what that may raise."""
+"""A format: a valid sample, its reader, and the errors that may be raised."""
 
 import dataclasses
 import hashlib
@@ -21,12 +21,13 @@ class Format:
     Attributes:
         files: makes a valid sample, contents by name below a folder.
         read: reads the folder; what it returns is not looked at.
-        damage: by name of each file that is damaged, a kind of
+        damage: for each file to damage, by name, a kind of
             `experiments.hostile_files.mutations.KINDS`.
-        errors: what the reader may raise.
+        errors: exceptions that the reader may raise.
         is_named: whether a message must name a file; readers of bytes know none.
-        sealed: by name of a JSON file the file whose SHA-256 it has under ``sha256``:
-            it is recomputed, as an attacker who changes both files would do.
+        sealed: for a JSON file, by name, the file whose SHA-256 it has under
+            ``sha256``: it is recomputed, as an attacker who changes both files would
+                do.
         costly: whether a call takes a good part of a second.
     """
 
@@ -39,7 +40,7 @@ class Format:
     costly: bool = False
 
     def seal(self, found: Files) -> Files:
-        """The files with the right SHA-256 in the JSON, where it can be put there."""
+        """Returns the files with the correct SHA-256 in the JSON, if possible."""
         if self.sealed is None:
             return found
         about, data = self.sealed
@@ -52,13 +53,13 @@ class Format:
 
 
 def of_bytes(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Format:
-    """A format of one file whose reader takes its bytes.
+    """Returns a format of one file whose reader takes bytes.
 
     Args:
-        name: of the file.
+        name: name of the file.
         data: makes its contents.
         read: takes the bytes.
-        kind: of damage, one of `experiments.hostile_files.mutations.KINDS`.
+        kind: kind of damage, one of `experiments.hostile_files.mutations.KINDS`.
     """
     return Format(
         lambda: {name: data()},
@@ -70,14 +71,14 @@ def of_bytes(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Form
 
 
 def of_file(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Format:
-    """A format of one file whose reader takes its path; as `of_bytes`."""
+    """Returns a format of one file whose reader takes a path; see `of_bytes`."""
     return Format(
         lambda: {name: data()}, lambda folder: read(folder / name), {name: kind}
     )
 
 
 def written(write: Callable[[Path], Any]) -> Files:
-    """What a function writes into a folder."""
+    """Returns the files that a function writes into a folder."""
     with tempfile.TemporaryDirectory() as name:
         write(Path(name))
         return {

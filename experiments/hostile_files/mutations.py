@@ -41,12 +41,12 @@ _TAR_BLOCK = 512
 
 
 def mutate(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
-    """A damaged copy of a file.
+    """Returns a damaged copy of a file.
 
     Args:
         data: the file.
-        kind: of the damage, one of `KINDS`; whatever the kind, about half of the copies
-            have random bytes changed.
+        kind: kind of damage, one of `KINDS`; whatever the kind, about half of the
+            copies have random bytes changed.
         rng: draws it.
 
     Returns:
@@ -98,7 +98,7 @@ def _bytes(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _json(data: bytes, rng: np.random.Generator) -> bytes:
-    """A JSON value with one node replaced, left out, renamed, doubled or nested."""
+    """Mutates a JSON value: replaces, removes, renames, repeats or nests a node."""
     try:
         value = json.loads(data)
     except ValueError:
@@ -140,7 +140,7 @@ def _json_lines(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _safetensors(data: bytes, rng: np.random.Generator) -> bytes:
-    """The header changed, with its length right or one that is claimed."""
+    """Mutates the header, with the correct length or a wrong one."""
     length = int.from_bytes(data[:8], "little")
     header, rest = data[8 : 8 + length], data[8 + length :]
     if rng.random() < 0.7:
@@ -152,7 +152,7 @@ def _safetensors(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _svg(data: bytes, rng: np.random.Generator) -> bytes:
-    """A number or a reference changed, or a part doubled, nested or put in."""
+    """Changes a number or a reference, or repeats, nests or inserts a part."""
     text = data.decode()
     numbers = list(re.finditer(r"-?\d+(?:\.\d+)?", text))
     parts = list(re.finditer(r"<(?!svg|defs)[a-z]+[^>]*/>", text))
@@ -174,7 +174,7 @@ def _svg(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _png(data: bytes, rng: np.random.Generator) -> bytes:
-    """A chunk's contents changed, left out, doubled or moved, with its right CRC."""
+    """Changes, removes, repeats or moves a chunk, with the correct CRC."""
     chunks, place = [], 8
     while place + 12 <= len(data):
         (size,) = struct.unpack_from(">I", data, place)
@@ -199,7 +199,7 @@ def _png(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _tar(data: bytes, rng: np.random.Generator) -> bytes:
-    """A field of a member's header changed, with its right checksum."""
+    """Changes a field of a member's header, with the correct checksum."""
     headers = [
         i
         for i in range(0, len(data) - _TAR_BLOCK + 1, _TAR_BLOCK)
@@ -233,7 +233,7 @@ def _tar(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _zip(data: bytes, rng: np.random.Generator) -> bytes:
-    """A member's name, or a field of its entry, replaced in both headers or in one."""
+    """Replaces a member's name or a field of its entry in one or both headers."""
     magic = _pick((b"PK\x01\x02", b"PK\x03\x04"), rng)
     places = [i for i in range(len(data) - 4) if data[i : i + 4] == magic]
     if not places:

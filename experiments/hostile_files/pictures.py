@@ -1,4 +1,4 @@
-"""Pictures, clips and drawings."""
+"""Formats of images, video clips and drawings."""
 
 import functools
 from collections.abc import Callable

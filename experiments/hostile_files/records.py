@@ -1,4 +1,4 @@
-"""What runs and studies write: records, ledgers, predictions, checkpoints."""
+"""Formats that runs and studies write: records, ledgers, predictions, checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sounds."""
+"""Formats of audio files."""
 
 import dataclasses
 import functools

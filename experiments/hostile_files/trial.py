@@ -24,10 +24,10 @@ WORKER = (sys.executable, "-m", "experiments.hostile_files.worker")
 
 @dataclasses.dataclass
 class Trial:
-    """What came of the mutations of a format.
+    """Outcomes of the mutations of a format.
 
     Attributes:
-        outcomes: how often each of `ALLOWED` and `BROKEN` was the end.
+        outcomes: count of each outcome of `ALLOWED` and `BROKEN`.
         problems: number of the first mutation of each problem, by outcome and error.
     """
 
@@ -53,11 +53,11 @@ def try_formats(
     """Tries the readers of formats, in a process that is replaced when it crashes.
 
     Args:
-        names: of `experiments.hostile_files.formats.FORMATS`.
-        mutations: of each format.
-        seed: of the mutations.
+        names: names in `experiments.hostile_files.formats.FORMATS`.
+        mutations: number of mutations per format.
+        seed: random seed of the mutations.
         start: number of the first; one that failed is repeated by its number alone.
-        command: of a worker.
+        command: command that starts a worker.
 
     Returns:
         What came of it, by format.
@@ -118,13 +118,13 @@ def _work(
 
 
 def _after(jobs: Sequence[Job], number: int) -> list[Job]:
-    """The jobs that are left when a mutation of the first one has ended."""
+    """Returns the jobs that remain after a mutation of the first job."""
     rest = dataclasses.replace(jobs[0], start=number + 1)
     return [*([rest] if rest.start < rest.stop else []), *jobs[1:]]
 
 
 def report(trials: Mapping[str, Trial]) -> str:
-    """A table of outcomes, and a line for each problem with how to repeat it."""
+    """Formats a table of outcomes, and a line per problem with how to reproduce it."""
     columns = (*ALLOWED, *BROKEN)
     lines = [f"{'format':20}" + "".join(f"{name:>13}" for name in columns)]
     for name, trial in trials.items():

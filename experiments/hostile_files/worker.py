@@ -36,20 +36,20 @@ _BACKSTOP = 6
 
 
 class _Hang(BaseException):
-    """A mutation took too long; no `except Exception` may hide it."""
+    """A mutation took too long; a BaseException, so that readers do not catch it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a worker does.
+    """The job of a worker.
 
     Attributes:
         format: one of `FORMATS`.
         start: number of the first mutation.
         stop: number after the last one.
-        seed: of all mutations.
-        seconds: of processor time that a reader may take.
-        megabytes: that it may take beside what the process has already.
+        seed: random seed of all mutations.
+        seconds: limit of a reader's processor time in seconds.
+        megabytes: limit of a reader's memory in MB, in addition to that of the process.
     """
 
     format: str
@@ -61,7 +61,7 @@ class Job:
 
 
 def mutated(found: Format, files: Mapping[str, bytes], job: Job, number: int) -> Any:
-    """The files of a mutation: the same for the same seed, format and number."""
+    """Returns the files of a mutation, a function of seed, format and number."""
     rng = np.random.default_rng([job.seed, zlib.crc32(job.format.encode()), number])
     names = [
         (name, kind)
@@ -81,7 +81,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _outcome(found: Format, folder: Path, job: Job) -> dict[str, str]:
-    """How a reader ends: ``valid``, ``refused`` or what breaks the contract."""
+    """Returns how a reader ends: ``valid``, ``refused`` or the broken contract."""
     try:
         with _limits(job):
             found.read(folder)
@@ -144,7 +144,7 @@ def work(job: Job, out: TextIO) -> None:
     """Reads every mutation of a job.
 
     Args:
-        job: what to do.
+        job: the job.
         out: gets two lines for each.
     """
     found = FORMATS[job.format]
@@ -182,7 +182,7 @@ def main(seconds: float | None = None) -> None:
     """Works on the jobs that standard input lists, one a line.
 
     Args:
-        seconds: of processor time for each mutation, in place of the jobs' own.
+        seconds: limit of processor time per mutation, which replaces the jobs' limits.
     """
     faulthandler.enable()
     # What libraries print would be read as outcomes.

@@ -1,4 +1,4 @@
-"""The table of libraries on the same texts, encoder and splits."""
+"""Table that compares libraries on the same texts, encoder and splits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ _NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class PeerRow:
-    """A library over all tasks.
+    """Results of a library over all tasks.
 
     Attributes:
         means: accuracy and macro F1; its ``stage`` is the library's name.
         processor_seconds: geometric mean.
         peak_mib: the largest.
-        lines: of user code.
+        lines: number of lines of user code.
     """
 
     means: StageRow
@@ -41,11 +41,11 @@ class PeerRow:
 
 
 def summarise_peers(records: Results, peers: Sequence[Peer]) -> list[PeerRow]:
-    """A row for each peer, over the tasks that all measured peers have.
+    """Summarises each peer over the tasks that all measured peers have.
 
     Args:
-        records: by the peer's name and the task, a record for each seed.
-        peers: in the order of the rows.
+        records: records of each seed, by the peer's name and the task.
+        peers: peers in the order of the rows.
     """
     by_name = {peer.name: peer for peer in peers}
     rows = []

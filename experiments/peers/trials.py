@@ -34,12 +34,12 @@ print(json.dumps({name: installed[name] for name in sys.argv[1:] if name in inst
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A library with a setting.
+    """A library with one of its settings.
 
     Attributes:
-        name: in the table.
+        name: name in the table.
         script: file of this folder, without its ending.
-        setting: its fourth argument.
+        setting: fourth argument of the script.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Peer:
 
     @property
     def path(self) -> Path:
-        """Of the script."""
+        """Path of the script."""
         return Path(__file__).parent / f"{self.script}.py"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PeerCell(StoredResult):
-    """A library on a task with a seed, and where its result is stored."""
+    """A library, a task and a seed, and where the result is stored."""
 
     task: str
     peer: Peer
@@ -93,10 +93,11 @@ def run_peer(
     """Runs a script in an empty folder and judges its predictions of the test split.
 
     Args:
-        cell: what to run.
-        python: of the peers' environment; `meta_opt` runs in the present one.
-        folder: with the task's files.
-        scratch: for what the script leaves; emptied before.
+        cell: cell to run.
+        python: interpreter of the peers' environment; `meta_opt` runs in the current
+            one.
+        folder: folder of the task's files.
+        scratch: scratch folder of the script, which is emptied first.
         labels: classes of the test split.
 
     Returns:

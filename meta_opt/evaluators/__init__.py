@@ -1,1 +1,1 @@
-"""Evaluators: metrics of a model on the arrays of a split."""
+"""Evaluators, which compute metrics of a model on the arrays of a split."""

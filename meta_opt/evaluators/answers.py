@@ -23,16 +23,16 @@ def evaluate_answers(
     batch_size: int = 32,
     max_written: int = 200,
 ) -> dict[str, float]:
-    """Loss of the reference answers, and metrics of greedily decoded answers.
+    """Returns the loss of reference answers, and metrics of greedily decoded ones.
 
     Args:
-        model: for example from `nnx.merge(graphdef, params)`.
-        data: a whole split: ``image`` [N, h, w, 3], ``prompt`` int [N, P], ``text`` int
-            [N, S]; generated answers have at most S tokens.
+        model: the model, for example `nnx.merge(graphdef, params)`.
+        data: arrays of a whole split: ``image`` [N, h, w, 3], ``prompt`` int [N, P],
+            ``text`` int [N, S]; generated answers have at most S tokens.
         references: all correct answers of each example.
-        tokenizer: decodes generated answers.
-        batch_size: examples at a time.
-        max_written: answers are generated for the first so many examples.
+        tokenizer: tokenizer that decodes generated answers.
+        batch_size: number of examples per batch.
+        max_written: number of examples, the first ones, to generate answers for.
 
     Returns:
         ``loss``, in nats per token of the split, and the metrics of `answer_metrics`.
@@ -57,14 +57,14 @@ def write_answers(
     config: DecodingConfig,
     batch_size: int = 32,
 ) -> list[str]:
-    """Generated answers to ``prompt`` int [N, P] about ``image`` [N, h, w, 3].
+    """Generates answers to ``prompt`` int [N, P] about ``image`` [N, h, w, 3].
 
     Args:
-        model: with or without adapters.
-        data: ``image`` and ``prompt``.
-        tokenizer: of the answers.
-        config: of decoding, at temperature 0.
-        batch_size: examples at a time.
+        model: the model, with or without adapters.
+        data: arrays ``image`` and ``prompt``.
+        tokenizer: tokenizer of the answers.
+        config: decoding settings, with temperature 0.
+        batch_size: number of examples per batch.
     """
     tokens = in_batches(model, _Write(config), data, batch_size)
     return tokenizer.decode(tokens)
@@ -86,12 +86,12 @@ def _nats(model: Generative, batch: Batch) -> jax.Array:
 def token_sums(
     logits: jax.Array, text: jax.Array | np.ndarray, pad_id: int
 ) -> jax.Array:
-    """Negative log-likelihood, number of tokens, and number of correct tokens by row.
+    """Returns negative log-likelihood, token count and correct tokens of each row.
 
     Args:
         logits: float32 [B, S, K].
         text: int [B, S].
-        pad_id: id of padding, which does not count.
+        pad_id: id of the padding token, which is ignored.
 
     Returns:
         float32 [B, 3].

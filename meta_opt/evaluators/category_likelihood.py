@@ -1,4 +1,4 @@
-"""Classification by a generative model: the most likely of a list of answers."""
+"""Classification with a generative model: the most likely of a list of answers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ def answer_scores(
     tokenizer: AnswerTokenizer,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Log-likelihoods of answers, such as ``{"category": "fruit"}`` for each category.
+    """Returns log-likelihoods of answers, such as ``{"category": "fruit"}``.
 
     ``argmax(axis=1)`` is the model's choice among them, which needs no parsing.
 
     Args:
-        model: with or without adapters, sharded or not.
-        data: ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
+        model: the model, with or without adapters, sharded or not.
+        data: arrays ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
         answers: K complete texts; each is scored with its end token.
-        tokenizer: of prompts and answers.
-        batch_size: examples at a time.
+        tokenizer: tokenizer of prompts and answers.
+        batch_size: number of examples per batch.
 
     Returns:
         float32 [N, K], nats; see `meta_opt.models.answer_likelihood`.
 
     Raises:
-        ValueError: no answers, or two with the same tokens.
+        ValueError: there are no answers, or two of them have the same tokens.
     """
     if not answers:
         raise ValueError("no answers to choose from")
-    # The complete answer with its end token.
+    # Long enough for every complete answer with its end token.
     length = max(map(len, tokenizer.pieces(list(answers)))) + 1
     tokens = tokenizer.encode(list(answers), max(length, 2))
     rows = [tuple(row) for row in tokens.tolist()]
@@ -55,7 +55,7 @@ def answer_scores(
 
 @dataclasses.dataclass(frozen=True)
 class _Score:
-    """Scores answers, one per row of tokens; hashable, so that it is compiled once."""
+    """Scores answers, one per row of tokens; hashable so that it compiles only once."""
 
     answers: tuple[tuple[int, ...], ...]
 

@@ -1,4 +1,4 @@
-"""Metrics of a vision-text model on one split."""
+"""Metrics of a contrastive vision-text model on one split."""
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,17 @@ def evaluate(
     loss: str = "clip",
     batch_size: int = 128,
 ) -> dict[str, float]:
-    """Loss, retrieval and, with prompts, zero-shot classification.
+    """Evaluates loss, retrieval and, with prompts, zero-shot classification.
 
     Args:
-        model: for example from `nnx.merge(graphdef, params)`.
-        data: a whole split: ``image`` [N, h, w, 3], ``text`` int [N, S] and, for
-            zero-shot classification, ``label`` int [N].
+        model: the model, for example `nnx.merge(graphdef, params)`.
+        data: arrays of a whole split: ``image`` [N, h, w, 3], ``text`` int [N, S] and,
+            for zero-shot classification, ``label`` int [N].
         prompts: int [K, M, S], M prompts of each class (`zero_shot.class_prompts`).
         loss: ``clip`` or ``siglip``.
-        batch_size: pairs contrasted in the loss, and encoded at a time. The loss is
-            the mean over consecutive batches; an incomplete last batch counts only if
-            it is the only one, since the loss grows with the batch.
+        batch_size: number of pairs that are encoded and contrasted together. The loss
+            is the mean over consecutive batches; an incomplete last batch is only
+            counted if it is the only one, since the loss grows with the batch size.
 
     Returns:
         ``loss``, the metrics of `retrieval_metrics`, ``zero_shot_accuracy`` and

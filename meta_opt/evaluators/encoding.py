@@ -1,4 +1,4 @@
-"""Model outputs over whole splits, in batches of one shape.
+"""Model outputs over whole splits, computed in batches of fixed shape.
 
 If the model is sharded over a mesh, batches are sharded as in training, and every
 process gets all results.
@@ -49,11 +49,11 @@ def in_batches(
     """Applies a function of a model to arrays in batches.
 
     Args:
-        model: sharded over a mesh or not.
-        apply: hashable, so that it is compiled once: a module-level function, or an
-            instance of a frozen dataclass.
+        model: the model, sharded over a mesh or not.
+        apply: function of model and batch, hashable so that it is compiled once: a
+            module-level function, or an instance of a frozen dataclass.
         data: pytree of arrays [N, ...]; the last batch is padded with zeros.
-        batch_size: rows at a time; rounded up to a multiple of the mesh's shards.
+        batch_size: rows per batch, rounded up to a multiple of the mesh's shards.
 
     Returns:
         Results of ``apply`` for all rows, [N, ...], on the host.
@@ -78,7 +78,7 @@ def in_batches(
     return np.concatenate(outputs)
 
 
-# Graph definitions compare by value, so later evaluations of a run compile nothing.
+# Graph definitions compare by value, so later evaluations of a run reuse programs.
 @functools.partial(jax.jit, static_argnames=("graphdef", "apply"))
 def _apply(
     graphdef: nnx.GraphDef, params: nnx.State, batch: PyTree, apply: Apply

@@ -30,21 +30,21 @@ def multimodal_evaluation(
     batch_size: int = 128,
     write: bool = False,
 ) -> Callable[[Multimodal], dict[str, float]]:
-    """Returns the evaluation on a split.
+    """Returns an evaluation on a split.
 
-    Every task has ``loss``, the training loss, and ``accuracy`` in [0, 1]: of classes;
-    of the signs of scores (Acc-2); the mean of recall at 1 in both directions, where
-    equal captions are all correct; of a caption's tokens given the preceding ones.
-    Classes and scores also have ``macro_f1``.
+    Every task has ``loss``, the training loss, and ``accuracy`` in [0, 1]. This is the
+    accuracy of classes; of the signs of scores (Acc-2); the mean of recall at 1 in both
+    directions of retrieval, where equal captions are all correct; or the accuracy of
+    caption tokens given the preceding ones. Classes and scores also have ``macro_f1``.
 
     Args:
-        kind: the task, one of `meta_opt.data.samples.KINDS`.
-        modalities: of the samples.
-        arrays: of the split, as in `meta_opt.workloads.multimodal_inputs.Inputs`.
+        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
+        modalities: modalities of the samples.
+        arrays: arrays of the split, see `meta_opt.workloads.multimodal_inputs.Inputs`.
         captions: texts to retrieve or to generate.
-        tokenizer: of generated captions.
-        batch_size: samples at a time.
-        write: whether to generate captions too, and score them by BLEU and chrF.
+        tokenizer: tokenizer of generated captions.
+        batch_size: number of samples per batch.
+        write: whether to also generate captions and score them by BLEU and chrF.
     """
     inputs = _inputs(modalities, arrays)
 
@@ -102,20 +102,20 @@ def multimodal_outputs(
     batch_size: int = 128,
     max_tokens: int = 32,
 ) -> np.ndarray:
-    """Outputs of a model for samples without targets.
+    """Returns the outputs of a model for samples without targets.
 
     Args:
-        model: with the head that ``kind`` asks for.
+        model: model with the head for ``kind``.
         kind: one of `meta_opt.data.samples.KINDS`; ``summary`` for fused features.
-        modalities: that are read.
-        arrays: [B, ...], see `meta_opt.workloads.multimodal_inputs.InputReader`.
-        batch_size: samples at a time.
-        max_tokens: S, most tokens of a generated caption.
+        modalities: modalities to read.
+        arrays: arrays [B, ...], see `meta_opt.workloads.multimodal_inputs.InputReader`.
+        batch_size: number of samples per batch.
+        max_tokens: S, maximum number of tokens of a generated caption.
 
     Returns:
-        Class logits float32 [B, K]; scores float32 [B]; for retrieval unit vectors of
-        pictures and texts float32 [B, 2, D]; caption tokens int32 [B, S]; features
-        float [B, D].
+        Class logits float32 [B, K]; scores float32 [B]; for retrieval unit-norm
+        embeddings of images and texts float32 [B, 2, D]; caption tokens int32 [B, S];
+        fused features float [B, D].
     """
     applied: dict[str, Apply] = {
         "classify": _classify,
@@ -130,7 +130,7 @@ def multimodal_outputs(
 
 def _inputs(modalities: Sequence[str], arrays: dict[str, PyTree]) -> dict[str, PyTree]:
     names = [name for m in modalities for name in (m, f"{m}_present")]
-    names += [name for name in ("means", "read") if name in arrays]  # Of a readout.
+    names += [name for name in ("means", "read") if name in arrays]  # for a readout
     return {name: arrays[name] for name in names}
 
 
@@ -147,7 +147,7 @@ def _score(model: Multimodal, batch: PyTree) -> jax.Array:
 
 
 def _embed(model: Multimodal, batch: PyTree) -> jax.Array:
-    """Unit vectors of picture and text, [B, 2, embed_dim]."""
+    """Unit-norm embeddings of images and texts, [B, 2, embed_dim]."""
     return jnp.stack([model.embed(batch, (m,)) for m in ("image", "text")], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Class probabilities of a picture classifier, and its metrics on a split."""
+"""Class probabilities of an image classifier, and its metrics on a split."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ from meta_opt.types import PyTree
 def picture_evaluation(
     inputs: np.ndarray, labels: np.ndarray, batch_size: int = 64
 ) -> Callable[[Classifier], dict[str, float]]:
-    """Returns the evaluation on a split: `probability_metrics`, with ``loss`` in nats.
+    """Returns an evaluation on a split: `probability_metrics`, with ``loss`` in nats.
 
     Args:
-        inputs: of the classifier's trunk, [N, ...].
-        labels: int [N].
-        batch_size: examples at a time.
+        inputs: inputs of the classifier's trunk, [N, ...].
+        labels: class indices, int [N].
+        batch_size: number of examples per batch.
     """
 
     def evaluate(model: Classifier) -> dict[str, float]:
@@ -31,12 +31,12 @@ def picture_evaluation(
 def probabilities(
     model: Classifier, inputs: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
-    """Class probabilities, float32 [N, K].
+    """Returns class probabilities, float32 [N, K].
 
     Args:
         model: the classifier.
-        inputs: of its trunk, [N, ...].
-        batch_size: examples at a time.
+        inputs: inputs of the classifier's trunk, [N, ...].
+        batch_size: number of examples per batch.
     """
     logits = in_batches(model, _logits, inputs, batch_size)
     return np.asarray(jax.nn.softmax(logits))

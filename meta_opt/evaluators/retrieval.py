@@ -13,14 +13,14 @@ def caption_groups(tokens: np.ndarray) -> np.ndarray:
 def evaluate_retrieval(
     image_z: np.ndarray, text_z: np.ndarray, tokens: np.ndarray
 ) -> dict[str, float]:
-    """Recall and median rank in both directions; equal captions are all correct.
+    """Returns recall and median rank in both directions; equal captions all count.
 
     Args:
-        image_z: [N, D].
-        text_z: [N, D].
+        image_z: image embeddings [N, D].
+        text_z: text embeddings [N, D].
         tokens: the captions as int [N, S], or as texts [N, 1].
 
     Returns:
-        As `retrieval_metrics`.
+        The metrics of `retrieval_metrics`.
     """
     return retrieval_metrics(image_z @ text_z.T, caption_groups(tokens))

@@ -43,23 +43,23 @@ def retrieval_evaluation(
     *,
     false_negatives: bool = False,
 ) -> Evaluation:
-    """Evaluation of retrieval, of clips for texts and of texts for clips.
+    """Returns an evaluation of retrieval, of clips by texts and of texts by clips.
 
-    Ranks are by the cross encoder, which reads every clip with every text; for the loss
-    ``contrastive`` by the unit vectors of clips and texts. Clips of equal name are all
-    correct.
+    Clips and texts are ranked by the cross encoder, which reads every pair, or for the
+    loss ``contrastive`` by the cosines of their embeddings. Clips with equal captions
+    are all correct.
 
     Args:
-        arrays: of the split.
-        primary: the loss ``align``, ``matching`` or ``contrastive``.
-        margin: of ``align``.
-        batch_size: clips at a time.
-        false_negatives: whether clips of equal name are negatives of ``align`` and
-            ``contrastive``, as in training.
+        arrays: arrays of the split.
+        primary: primary loss, ``align``, ``matching`` or ``contrastive``.
+        margin: margin of ``align``.
+        batch_size: number of clips per batch.
+        false_negatives: whether clips with equal captions are negatives in ``align``
+            and ``contrastive``, as in training.
 
     Returns:
         An evaluation with ``loss`` over all pairs of the split (``matching``: one
-        negative for each), ``t2v_r1``, ``t2v_r5``, ``t2v_r10``, ``t2v_medr`` of clips
+        negative each), ``t2v_r1``, ``t2v_r5``, ``t2v_r10``, ``t2v_medr`` of clips
         for texts, and ``v2t_*`` of texts for clips.
     """
     clips = {k: arrays[k] for k in ("frames", "present")}
@@ -87,7 +87,7 @@ def retrieval_evaluation(
 
 
 def _matching_of_scores(scores: jax.Array, differ: jax.Array) -> jax.Array:
-    """The loss ``matching``, each clip with its own text and with the next one's."""
+    """Returns ``matching`` of each clip with its own text and the next clip's text."""
     size = len(scores)
     next_one = (jnp.arange(size), rolled_negatives(size))
     ones = jnp.ones(size, bool)
@@ -109,13 +109,13 @@ def captioning_evaluation(
     decode: Callable[[np.ndarray], list[str]],
     batch_size: int = 128,
 ) -> Evaluation:
-    """Evaluation of captioning.
+    """Returns an evaluation of captioning.
 
     Args:
-        arrays: of the split, a row for each clip.
+        arrays: arrays of the split, with one row per clip.
         captions: all captions of each clip; ``arrays`` has the first.
-        decode: from rows of the decoder's tokens to texts.
-        batch_size: clips at a time.
+        decode: converts rows of the decoder's tokens to texts.
+        batch_size: number of clips per batch.
 
     Returns:
         An evaluation with ``loss`` and ``accuracy`` of a caption's tokens given the
@@ -150,13 +150,13 @@ def question_evaluation(
     answers: Sequence[str],
     batch_size: int = 128,
 ) -> Evaluation:
-    """Evaluation of answers from a vocabulary, of choices and of counts.
+    """Returns an evaluation of open-ended, multiple-choice and counting questions.
 
     Args:
-        arrays: of the split.
-        questions: of the split.
-        answers: the vocabulary.
-        batch_size: questions at a time.
+        arrays: arrays of the split.
+        questions: questions of the split.
+        answers: vocabulary of answers.
+        batch_size: number of questions per batch.
 
     Returns:
         An evaluation with ``loss``; with a vocabulary also ``accuracy`` over all
@@ -200,7 +200,7 @@ def question_evaluation(
 def sentiment_evaluation(
     arrays: Mapping[str, PyTree], batch_size: int = 128
 ) -> Evaluation:
-    """Evaluation of sentiment: ``loss``, squared error, and `sentiment_metrics`."""
+    """Returns an evaluation: ``loss``, the squared error, and `sentiment_metrics`."""
     data = {k: arrays[k] for k in ("frames", "present", "text_features")}
     scores = arrays["score"]
 

@@ -1,6 +1,6 @@
-"""What a video-text model makes of whole arrays of clips and texts, on the host.
+"""Outputs of a video-text model for whole arrays of clips and texts, on the host.
 
-Evaluations compare it with what is known; `meta_opt.inference` returns it.
+Evaluations compare them with targets; `meta_opt.inference` returns them.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ def clip_text_scores(
     *,
     from_embeddings: bool,
 ) -> np.ndarray:
-    """How well every clip and every text match, float32 [N, M].
+    """Returns matching scores of every clip with every text, float32 [N, M].
 
     Args:
-        model: with a head for matches, or with embeddings.
-        clips: ``frames`` and ``present`` of N clips.
-        texts: what the encoder of texts reads of M texts.
-        batch_size: clips or texts at a time.
-        from_embeddings: scores are cosines of the unit vectors of each alone, else
+        model: model with a matching head, or with embeddings.
+        clips: arrays ``frames`` and ``present`` of N clips.
+        texts: inputs of the text encoder for M texts.
+        batch_size: number of clips or texts per batch.
+        from_embeddings: whether scores are cosines of separate embeddings instead of
             logits of the cross encoder, which reads every clip with every text.
     """
     video = in_batches(model, _video, clips, batch_size)
@@ -46,13 +46,13 @@ def clip_text_scores(
 def _pair_scores(
     model: VideoText, video: np.ndarray, text: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """Logits of every clip with every text, float32 [N, M], a text at a time.
+    """Returns logits of every clip with every text, float32 [N, M], text by text.
 
     Args:
-        model: with a head for matches.
-        video: packed tokens of N clips, see `_pack`.
-        text: of M texts.
-        batch_size: clips at a time.
+        model: model with a matching head.
+        video: packed tokens of N clips; see `_pack`.
+        text: packed tokens of M texts.
+        batch_size: number of clips per batch.
     """
     columns = [
         in_batches(
@@ -70,12 +70,12 @@ def _pair_scores(
 
 
 def caption_sums(model: VideoText, data: PyTree, batch_size: int) -> np.ndarray:
-    """Sums over the tokens of captions, see `meta_opt.evaluators.answers.token_sums`.
+    """Returns `meta_opt.evaluators.answers.token_sums` of captions.
 
     Args:
-        model: with a decoder.
-        data: ``frames``, ``present`` and ``caption`` of N clips.
-        batch_size: clips at a time.
+        model: model with a decoder.
+        data: arrays ``frames``, ``present`` and ``caption`` of N clips.
+        batch_size: number of clips per batch.
     """
     return in_batches(model, _caption_sums, data, batch_size)
 
@@ -83,43 +83,43 @@ def caption_sums(model: VideoText, data: PyTree, batch_size: int) -> np.ndarray:
 def written_captions(
     model: VideoText, clips: PyTree, max_tokens: int, batch_size: int
 ) -> np.ndarray:
-    """The likeliest captions, int [N, max_tokens] of the decoder's tokens.
+    """Decodes captions greedily, to the decoder's tokens int [N, max_tokens].
 
     Args:
-        model: with a decoder.
-        clips: ``frames`` and ``present`` of N clips.
-        max_tokens: of a caption.
-        batch_size: clips at a time.
+        model: model with a decoder.
+        clips: arrays ``frames`` and ``present`` of N clips.
+        max_tokens: maximum number of tokens of a caption.
+        batch_size: number of clips per batch.
     """
     return in_batches(model, _Write(max_tokens), clips, batch_size)
 
 
 def answer_logits(model: VideoText, data: PyTree, batch_size: int) -> np.ndarray:
-    """Logits of answers, float32 [N, K + C].
+    """Returns the logits of answers, float32 [N, K + C].
 
     Args:
-        model: with the heads that the data need.
-        data: ``frames``, ``present`` and, of N questions, ``question`` for logits of
-            the K answers of the vocabulary, ``choices`` for those of C that are
-            offered, or both.
-        batch_size: questions at a time.
+        model: model with the heads that the data require.
+        data: arrays ``frames`` and ``present`` of N questions, with ``question`` for
+            logits of the K answers of the vocabulary, ``choices`` for logits of the C
+            options, or both.
+        batch_size: number of questions per batch.
     """
     return in_batches(model, _answers, data, batch_size)
 
 
 def sentiment_scores(model: VideoText, data: PyTree, batch_size: int) -> np.ndarray:
-    """Predicted sentiment, float32 [N].
+    """Returns the predicted sentiment, float32 [N].
 
     Args:
-        model: with a head for it.
-        data: ``frames``, ``present`` and ``text_features`` of N clips with their texts.
-        batch_size: clips at a time.
+        model: model with a sentiment head.
+        data: arrays ``frames``, ``present`` and ``text_features`` of N clips.
+        batch_size: number of clips per batch.
     """
     return in_batches(model, _score, data, batch_size)
 
 
 def _pack(tokens: Tokens) -> jax.Array:
-    """Tokens as one array [B, S, D + 1]; the last feature says which are real."""
+    """Packs tokens into one array [B, S, D + 1]; the last feature is the mask."""
     return jnp.concatenate(
         [tokens.x, tokens.real[..., None].astype(tokens.x.dtype)], axis=-1
     )

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose prompts are nearest to the image."""
+"""Zero-shot classification by the class whose prompts are nearest to the image."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,8 +22,9 @@ def class_prompts(
 
     Args:
         class_names: K names; underscores and hyphens are read as spaces.
-        encode: texts and length to int [N, length], as ``CaptionTokenizer.encode``.
-        length: tokens a prompt, S.
+        encode: maps texts and length to int [N, length], as
+            ``CaptionTokenizer.encode``.
+        length: S, number of tokens of a prompt.
         templates: M strings with ``{}``.
 
     Returns:
@@ -39,7 +40,7 @@ def class_prompts(
 def class_embeddings(
     model: VisionText, prompts: np.ndarray, batch_size: int = 256
 ) -> np.ndarray:
-    """Mean of each class's prompt embeddings, int [K, M, S] to unit [K, embed_dim]."""
+    """Averages prompt embeddings by class: int [K, M, S] to unit [K, embed_dim]."""
     classes, templates, length = prompts.shape
     z = encode_texts(model, prompts.reshape(-1, length), batch_size)
     mean = z.reshape(classes, templates, -1).mean(axis=1)
@@ -49,12 +50,12 @@ def class_embeddings(
 def evaluate_zero_shot(
     image_z: np.ndarray, class_z: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-    """Accuracy and macro F1 of the nearest class.
+    """Returns accuracy and macro F1 of the nearest class.
 
     Args:
-        image_z: [N, D].
-        class_z: [K, D], as from `class_embeddings`.
-        labels: int [N].
+        image_z: image embeddings [N, D].
+        class_z: class embeddings [K, D] from `class_embeddings`.
+        labels: class indices, int [N].
 
     Returns:
         ``zero_shot_accuracy`` and ``zero_shot_macro_f1``.

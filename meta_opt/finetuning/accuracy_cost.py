@@ -13,11 +13,12 @@ class PointCost:
     """A phase of training with its cost and its gain in accuracy.
 
     Attributes:
-        name: of the phase.
-        accuracy: after the phase, in [0, 1].
+        name: name of the phase.
+        accuracy: accuracy after the phase, in [0, 1].
         points: gain of the phase in percentage points; negative if accuracy fell.
-        cost: by unit: money, device_seconds, flops, joules; None if unknown.
-        cost_per_point: by unit; None if unknown, or without a gain.
+        cost: cost by unit (money, device_seconds, flops, joules); None if unknown.
+        cost_per_point: cost per percentage point by unit; None if unknown or if there
+            is no gain.
     """
 
     name: str
@@ -30,23 +31,23 @@ class PointCost:
 def cost_of_accuracy(
     ledger: Ledger, accuracies: Mapping[str, float], start: float
 ) -> list[PointCost]:
-    """Cost of each phase, of all phases, and per point of accuracy.
+    """Returns the cost of each phase, of all phases, and per point of accuracy.
 
-    Differences within the noise of a small test set mean nothing: report intervals of
-    the accuracies too.
+    Differences within the sampling noise of a small test set are meaningless: report
+    confidence intervals of the accuracies too.
 
     Args:
-        ledger: its entries have the names of the phases; those of kind ``training`` and
-            ``validation`` count, predictions on the test set do not.
-        accuracies: after each phase, in [0, 1], in order.
-        start: before the first phase, zero-shot.
+        ledger: ledger whose entries have the names of the phases; entries of kind
+            ``training`` and ``validation`` are counted, test predictions are not.
+        accuracies: accuracy after each phase, in [0, 1], in order.
+        start: zero-shot accuracy, before the first phase.
 
     Returns:
         A row for each phase, and a row ``all`` from ``start`` to the last phase.
 
     Raises:
-        ValueError: a phase without entries, an accuracy outside [0, 1], no phases, or
-            one with the name ``all``.
+        ValueError: there are no phases, one has no entries or the name ``all``, or an
+            accuracy is outside [0, 1].
 
     Example:
         >>> from meta_opt.finetuning.ledger import Amounts, Prices
@@ -103,11 +104,11 @@ def _number(value: float) -> str:
 
 
 def markdown(rows: list[PointCost], currency: str = "") -> str:
-    """The rows as a Markdown table; ``-`` for unknown costs.
+    """Formats rows as a Markdown table; ``-`` for unknown costs.
 
     Args:
-        rows: as `cost_of_accuracy` returns them.
-        currency: of the prices.
+        rows: rows from `cost_of_accuracy`.
+        currency: currency of the prices.
     """
     titles = {
         "money": currency,

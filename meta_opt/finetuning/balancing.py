@@ -1,6 +1,6 @@
-"""Balancing of modalities or losses that train at unequal speed, under one setting.
+"""Balancing of modalities or losses that train at unequal speed.
 
-A run has one of the methods: OGM-GE scales the gradients of a multimodal classifier's
+A run uses one method: OGM-GE scales the gradients of a multimodal classifier's
 encoders; equal weights, GradNorm, PCGrad and uncertainty weighting combine several
 losses. Equal weights are often competitive (arXiv:2505.10347).
 """
@@ -31,11 +31,12 @@ class BalancingConfig:
 
     Attributes:
         method: one of `METHODS`.
-        alpha: of ``ogm_ge``, how strongly a stronger modality's gradient is weakened;
+        alpha: how strongly ``ogm_ge`` attenuates the gradient of a stronger modality;
             0.1 to 0.8 in the paper.
-        noise: of ``ogm_ge``, whether to add noise that restores that of the gradients
-            (generalisation enhancement); False is OGM.
-        learning_rate: of Adam on the parameters of ``gradnorm`` and ``uncertainty``.
+        noise: whether ``ogm_ge`` adds noise that restores the variance of the
+            attenuated gradients (generalisation enhancement); False is OGM.
+        learning_rate: Adam's learning rate for the parameters of ``gradnorm`` and
+            ``uncertainty``.
     """
 
     method: str = "none"
@@ -81,17 +82,17 @@ def balanced_objective(
     meta_loss: MetaLossConfig | None = None,
     balancing: BalancingConfig | None = None,
 ) -> Objective:
-    """The objective of a run.
+    """Returns the objective of a run.
 
     Args:
-        workload: whose modalities or losses are balanced.
+        workload: workload whose modalities or losses are balanced.
         meta_loss: how losses are combined without balancing; None for the workload's
             own loss.
-        balancing: the method; None for none.
+        balancing: the balancing method; None for no balancing.
 
     Raises:
-        ValueError: a method that does not apply to the workload, a second way of
-            combining losses, and as `make_objective`.
+        ValueError: the method does not apply to the workload, or ``meta_loss`` combines
+            the losses too; see also `make_objective`.
     """
     check_balancing(balancing, meta_loss, None)
     if balancing is None or balancing.method == "none":
@@ -118,7 +119,7 @@ def balanced_objective(
 
 
 def _ogm_ge(unimodal: Unimodal, config: BalancingConfig) -> Objective:
-    """The workload's own loss, with the gradients of encoders scaled by OGM's factors.
+    """Returns the workload's loss, with encoder gradients scaled by OGM's factors.
 
     A modality's strength is a mean over the examples that have it; if all examples have
     all modalities, the ratios equal those of the paper's sums. Strengths are means over

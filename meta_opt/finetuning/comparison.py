@@ -26,12 +26,12 @@ def with_optimizer(base: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """Returns ``base`` with another optimizer.
 
     Args:
-        base: the run. Its optimizer's length, pattern of stacked parameters and groups
-            are kept; all other settings of the optimizer become defaults.
+        base: configuration of the run. The optimizer's length, pattern of stacked
+            parameters and groups are kept; its other settings become the defaults.
         settings: fields of `OptimizerConfig`.
 
     Raises:
-        ValueError: if the optimizer cannot be made of these; names the setting.
+        ValueError: the settings are invalid; the message names the setting.
     """
     kept = {
         name: getattr(base.optimizer, name)
@@ -49,11 +49,11 @@ def run_all(
     fresh: bool = False,
     announce: Callable[[str, bool], None] = lambda name, finished: None,
 ) -> dict[str, Path]:
-    """Trains one run after another; resumes interrupted and reuses finished ones.
+    """Trains runs in sequence; resumes interrupted runs and reuses finished ones.
 
     The name of a run's directory has a hash of everything that the outcome depends on:
-    configuration, contents of the initial weights and of the learned optimizer,
-    revision of the code, versions and device. The trained weights are written there as
+    configuration, contents of the initial weights and of the learned optimizer, code
+    revision, package versions and device. The trained weights are written there as
     `EXPORT`.
 
     Args:
@@ -67,7 +67,7 @@ def run_all(
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving.
-        ValueError: missing or damaged weights, and as `finetune`.
+        ValueError: weights are missing or damaged; see also `finetune`.
     """
     environment = describe_environment()
     folders = {
@@ -78,7 +78,7 @@ def run_all(
         folder = folders[name]
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
-        # In the order in which they are written.
+        # The files in the order in which a run writes them.
         finished = all(
             (folder / file).is_file() for file in ("result.json", f"{EXPORT}.json")
         )
@@ -90,7 +90,7 @@ def run_all(
 
 
 def _digest(config: RunConfig, environment: Any) -> str:
-    """Hash of everything that the outcome depends on."""
+    """Hashes everything that the outcome of a run depends on."""
     weights: dict[str, int] = {}
     workload = config.workload
     if workload.model.weights:

@@ -1,4 +1,4 @@
-"""Early stopping by a metric of the evaluations."""
+"""Early stopping by a validation metric."""
 
 import dataclasses
 import math
@@ -9,10 +9,10 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Which metric is followed, and how long a run continues without improvement.
+    """Stops a run when a validation metric no longer improves.
 
     Attributes:
-        metric: of the evaluation on validation data.
+        metric: name of the validation metric.
         mode: ``min`` or ``max``, whichever is better.
         patience: consecutive evaluations without improvement after which a run stops.
 
@@ -36,10 +36,10 @@ class EarlyStopping:
             )
 
     def best(self, values: Sequence[float]) -> int:
-        """The index of the first of the best values; NaN and infinities rank last.
+        """Returns the first index of the best value; NaN and infinities rank last.
 
         Args:
-            values: of the metric, in order; at least one.
+            values: values of the metric in order, at least one.
         """
         sign = 1.0 if self.mode == "min" else -1.0
         costs = [sign * x if math.isfinite(x) else math.inf for x in values]

@@ -1,9 +1,9 @@
-"""Energy that a machine's own counters report, in joules.
+"""Energy in joules, from the hardware counters of a machine.
 
-Processors: the RAPL counters that Linux has below ``/sys/class/powercap``, one for each
+CPUs: the RAPL counters that Linux has below ``/sys/class/powercap``, one for each
 package (its cores and, on most machines, not its memory). Since 2020 only root may read
 them. GPUs: NVIDIA's counters through NVML, if the package ``nvidia-ml-py`` is
-installed. Without counters the energy is None: nothing is estimated.
+installed. Without counters the energy is None: it is never estimated.
 """
 
 import logging
@@ -16,15 +16,15 @@ from typing import NamedTuple
 _log = logging.getLogger(__name__)
 
 POWERCAP = Path("/sys/class/powercap")
-# A package; its count includes its parts, such as intel-rapl:0:0.
+# Matches packages only: their counts include their parts, such as intel-rapl:0:0.
 _PACKAGE = re.compile(r"intel-rapl:\d+")
 
 
 class Counter(NamedTuple):
-    """A counter of energy that only rises until it wraps around.
+    """A monotonic energy counter that wraps around.
 
     Attributes:
-        read: returns joules; raises OSError if the counter cannot be read.
+        read: function that returns joules; raises OSError if it cannot be read.
         range: joules at which it wraps around; None if it does not.
     """
 
@@ -35,11 +35,11 @@ class Counter(NamedTuple):
 class EnergyMeter:
     """Measures joules since its creation.
 
-    Under load RAPL counters wrap around within minutes to hours. One wrap between two
-    readings is corrected, so read more often than that.
+    Under load RAPL counters wrap around within minutes to hours. Only a single wrap
+    between two readings is corrected, so read the meter more often than that.
 
     Args:
-        counters: by name; None uses those of `find_counters`.
+        counters: counters by name; None uses those of `find_counters`.
 
     Attributes:
         sources: sorted names of the counters.
@@ -58,7 +58,7 @@ class EnergyMeter:
         self.sources = tuple(sorted(self._counters))
 
     def joules(self) -> float | None:
-        """Total over all sources; None without sources, or if one cannot be read."""
+        """Returns the total over all sources; None without sources, or if one fails."""
         if not self._counters:
             return None
         for name, counter in self._counters.items():
@@ -77,7 +77,7 @@ class EnergyMeter:
 
 
 def find_counters(powercap: Path = POWERCAP) -> dict[str, Counter]:
-    """The readable counters of this machine by name.
+    """Returns the readable counters of this machine by name.
 
     Args:
         powercap: folder of RAPL's counters.
@@ -117,7 +117,7 @@ def _nvml() -> dict[str, Counter]:
         found = {f"gpu:{i}": _gpu(pynvml, handle) for i, handle in enumerate(handles)}
         for counter in found.values():
             counter.read()
-    # No driver, or GPUs before Volta, which do not count.
+    # There is no driver, or the GPU predates Volta and has no counter.
     except (pynvml.NVMLError, OSError) as error:
         _log.info("no energy of GPUs: %s", error)
         return {}

@@ -1,8 +1,8 @@
 """Bytes that a compiled program reads and writes, counted in its HLO text.
 
 The elementwise part of an optimizer is bound by memory bandwidth, so its time depends
-on how often a parameter's bytes are read and written, which fusion decides. The
-compiler's own count has copies to fast memory twice, and both sides of a branch.
+on how often each parameter is read and written, which fusion determines. The
+compiler's own count includes copies to fast memory twice, and both sides of a branch.
 """
 
 import math
@@ -28,15 +28,15 @@ contain other programs (branches, loops)."""
 
 
 def bytes_moved(hlo: str) -> int:
-    r"""Bytes read and written by the operations of a program's entry computation.
+    r"""Counts bytes read and written by the operations of the entry computation.
 
-    Its branches, loops and copies are not counted.
+    Branches, loops and copies are not counted.
 
     Args:
         hlo: text of the compiled program, ``compiled.as_text()``.
 
     Raises:
-        ValueError: a text without an entry computation.
+        ValueError: the text has no entry computation.
 
     >>> line = "  %b = f32[8] fusion(%a), kind=kLoop"
     >>> bytes_moved("ENTRY %main {\n  %a = f32[8] parameter(0)\n" + line + "\n}")
@@ -63,7 +63,7 @@ def bytes_moved(hlo: str) -> int:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of all arrays in the text of a shape or tuple of shapes."""
+    """Returns the bytes of all arrays in the text of a shape or tuple of shapes."""
     return sum(
         _BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
         for kind, sizes in _SHAPE.findall(shape)

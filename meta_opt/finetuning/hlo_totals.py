@@ -30,14 +30,14 @@ _COLLECTIVES = (
 
 
 class ProgramTotals(NamedTuple):
-    """Work of one device in one call of a program.
+    """Work of one device per call of a program.
 
     Attributes:
-        dot_flops: floating-point operations of the ``dot`` instructions: all matrix
-            products on CPU. The TPU compiler has other instructions, so it is 0 there.
+        dot_flops: floating-point operations of ``dot`` instructions, which are all
+            matrix products on CPU. 0 on TPU, whose compiler uses other instructions.
         collectives: number of collective operations.
-        collective_bytes: bytes that these return to the device; of a pair of start and
-            done, the larger of the two.
+        collective_bytes: bytes that collectives return to the device; for a pair of
+            start and done, the larger of the two.
     """
 
     dot_flops: float
@@ -46,17 +46,17 @@ class ProgramTotals(NamedTuple):
 
 
 def program_totals(hlo: str) -> ProgramTotals:
-    r"""Counts, from the text of a compiled program.
+    r"""Counts operations in the text of a compiled program.
 
     The trip count of a loop is the compiler's annotation if there is one, else the
     largest integer in the loop's condition, which holds for loops of `jax.lax.scan`.
     All branches of a conditional count.
 
     Args:
-        hlo: ``compiled.as_text()``.
+        hlo: text of the compiled program, ``compiled.as_text()``.
 
     Raises:
-        ValueError: a text without an entry computation.
+        ValueError: the text has no entry computation.
 
     >>> dot = "  %d = f32[2,4] dot(%a, %b), lhs_contracting_dims={1}, rhs_..."
     >>> x, y = "  %a = f32[2,8] parameter(0)", "  %b = f32[8,4] parameter(1)"
@@ -105,7 +105,7 @@ def program_totals(hlo: str) -> ProgramTotals:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str | None]:
-    """Lines of each computation, in the order of the text, and the entry's name."""
+    """Returns the lines of each computation, in order, and the entry's name."""
     bodies: dict[str, list[str]] = {}
     entry, lines = None, list[str]()
     for line in hlo.splitlines():
@@ -136,7 +136,7 @@ def _trip_count(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _dot_flops(shape: str, arguments: str, shapes: dict[str, str]) -> float:
-    """Two for each multiplication and addition."""
+    """Counts two operations for each multiply-add."""
     left = re.match(r"[^%]*%([\w.\-]+)", arguments)
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", arguments)
     if left is None or contracted is None:
@@ -152,9 +152,9 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _largest(shape: str) -> int:
-    """Bytes of an array, or of the largest in a tuple of operands and results.
+    """Returns the bytes of an array, or of the largest in a tuple of operands.
 
-    An operation that combines several arrays has a plain tuple of them: all count.
+    The arrays of a plain tuple, of an operation that combines several, are added up.
     """
     if not shape.startswith("(("):
         return shape_bytes(shape)

@@ -1,4 +1,4 @@
-"""Programs inside of an operation: the bodies of loops, branches and calls."""
+"""Nested jaxprs of an equation: the bodies of loops, branches and calls."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
     """Yields the jaxprs among an equation's parameters, also those in sequences.
 
-    As `jax.extend.core.jaxprs_in_params`, which JAX 0.7 does not have.
+    Equivalent to `jax.extend.core.jaxprs_in_params`, which JAX 0.7 lacks.
 
     Args:
-        params: of a `jax.extend.core.JaxprEqn`.
+        params: parameters of a `jax.extend.core.JaxprEqn`.
 
     >>> import jax
     >>> program = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 3, lambda i, y: y, x))

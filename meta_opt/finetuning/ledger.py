@@ -37,7 +37,7 @@ class Prices:
     """Prices in one currency.
 
     Attributes:
-        currency: such as ``USD``; needed if there is a price.
+        currency: currency such as ``USD``; required if there is a price.
         device_hour: price of an hour of one device; None if it costs nothing.
         thousand_tokens_in: price of 1,000 input tokens; None if they cost nothing.
         thousand_tokens_out: price of 1,000 output tokens; None if they cost nothing.
@@ -51,7 +51,7 @@ class Prices:
     kilowatt_hour: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for prices without a currency and for negative ones.
+        """Raises ValueError for prices without a currency and for negative prices.
 
         >>> Prices(device_hour=2.5)
         Traceback (most recent call last):
@@ -71,7 +71,7 @@ class Prices:
         return {name: price for name, price in values.items() if price is not None}
 
     def money(self, amounts: "Amounts") -> float | None:
-        """The cost of amounts; None without prices, or if a priced amount is unknown.
+        """Returns the cost of amounts; None without prices or if one is unknown.
 
         >>> prices = Prices("USD", device_hour=3.6, thousand_tokens_in=0.5)
         >>> prices.money(Amounts(device_seconds=1000.0, tokens_in=2000))
@@ -101,9 +101,9 @@ class Amounts:
         device_seconds: seconds times the number of allocated devices.
         flops: floating-point operations of all devices.
         bytes_read: bytes of data read from files.
-        tokens_in: input tokens, in training prompts and answers.
+        tokens_in: input tokens; in training those of prompts and answers.
         tokens_out: generated tokens.
-        joules: energy, as far as the machine counts it.
+        joules: energy in joules, as far as the machine measures it.
     """
 
     seconds: float | None = None
@@ -115,14 +115,14 @@ class Amounts:
     joules: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for amounts that are below 0 or not finite."""
+        """Raises ValueError for amounts that are negative or not finite."""
         for name in AMOUNTS:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value} must be a finite number of 0 or more")
 
     def known(self) -> dict[str, float]:
-        """The measured amounts by name."""
+        """Returns the measured amounts by name."""
         values = {name: getattr(self, name) for name in AMOUNTS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -132,7 +132,7 @@ class Entry:
     """One line of a ledger.
 
     Attributes:
-        name: of the phase, trial or run.
+        name: name of the phase, trial or run.
         kind: one of `KINDS`.
         amounts: time, work and energy.
         count: number of items, such as predictions.
@@ -157,9 +157,9 @@ class Ledger:
     """Entries with their prices.
 
     Attributes:
-        prices: for all entries.
-        entries: in the order in which they were added.
-        energy_sources: counters of the joules, see `EnergyMeter`.
+        prices: prices that apply to all entries.
+        entries: entries in the order in which they were added.
+        energy_sources: names of the energy counters, see `EnergyMeter`.
 
     Example:
         >>> ledger = Ledger(Prices("USD", device_hour=3.6))
@@ -181,10 +181,10 @@ class Ledger:
         return dataclasses.replace(self, entries=(*self.entries, entry))
 
     def select(self, name: str | None = None, kind: str | None = None) -> "Ledger":
-        """A ledger of the entries with this name and kind; None matches any.
+        """Returns a ledger of the entries with this name and kind; None matches any.
 
         Raises:
-            ValueError: no entry has that name, or an unknown kind.
+            ValueError: no entry has that name, or the kind is unknown.
         """
         if name is not None:
             check_name("name", name, self.names())
@@ -198,13 +198,14 @@ class Ledger:
         return dataclasses.replace(self, entries=chosen)
 
     def names(self) -> tuple[str, ...]:
-        """Distinct names of the entries, in order."""
+        """Returns the distinct names of the entries, in order."""
         return tuple(dict.fromkeys(entry.name for entry in self.entries))
 
     def total(self, name: str | None = None, kind: str | None = None) -> Amounts:
-        """Sums over the entries with this name and kind.
+        """Returns sums over the entries with this name and kind.
 
-        An amount that is None in one of them is None; without entries all are 0.
+        A sum is None if the amount of any entry is None; without entries all sums are
+        0.
         """
         chosen = self.select(name, kind).entries
 
@@ -215,14 +216,14 @@ class Ledger:
         return Amounts(**{amount: add_up(amount) for amount in AMOUNTS})
 
     def money(self, name: str | None = None, kind: str | None = None) -> float | None:
-        """The cost of the entries; see `Prices.money`."""
+        """Returns the cost of the entries; see `Prices.money`."""
         return self.prices.money(self.total(name, kind))
 
     def each(self, kind: str, name: str | None = None) -> Amounts:
-        """Amounts per item of a kind, such as a prediction.
+        """Returns the amounts per item of a kind, such as per prediction.
 
         Raises:
-            ValueError: no entry of that kind.
+            ValueError: there is no entry of that kind.
         """
         chosen = self.select(name, kind).entries
         if not chosen:
@@ -232,7 +233,7 @@ class Ledger:
         return Amounts(**{amount: value / count for amount, value in known.items()})
 
     def record(self) -> dict[str, Any]:
-        """Prices, entries, and sums by kind and in total, as JSON values."""
+        """Returns prices, entries, and sums by kind and in total, as JSON values."""
 
         def sums(kind: str | None) -> dict[str, Any]:
             return {**self.total(kind=kind).known(), "money": self.money(kind=kind)}
@@ -254,7 +255,7 @@ class Ledger:
         }
 
     def write(self, workdir: str | os.PathLike) -> Path:
-        """Writes ``ledger.json`` into a run's directory, whole or not at all."""
+        """Writes ``ledger.json`` into a run's directory atomically."""
         path = Path(workdir) / LEDGER
         write_json(path, self.record())
         return path
@@ -264,8 +265,8 @@ def read_ledger(workdir: str | os.PathLike) -> Ledger:
     """Reads the ledger of a run's directory; sums are recomputed.
 
     Raises:
-        ValueError: a damaged file or invalid entries; the message names the file.
-        FileNotFoundError: no such file.
+        ValueError: the file is damaged or has invalid entries; the message names it.
+        FileNotFoundError: the file does not exist.
     """
     path = Path(workdir) / LEDGER
     record = read_json(path)
@@ -285,13 +286,13 @@ def read_ledger(workdir: str | os.PathLike) -> Ledger:
 
 
 class Measured:
-    """The ``amounts`` of a block of `measure`, available at its end."""
+    """Holds the ``amounts`` of a `measure` block, available after the block."""
 
     def __init__(self) -> None:
         self.amounts = Amounts()
 
     def with_counts(self, **counts: float) -> Amounts:
-        """The amounts with others filled in: flops, bytes, tokens."""
+        """Returns the amounts with other counts (flops, bytes, tokens) filled in."""
         return dataclasses.replace(self.amounts, **counts)
 
 
@@ -301,17 +302,17 @@ def measure(
     meter: EnergyMeter | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Measured]:
-    """Measures seconds, device seconds and joules of a block, also if it raises.
+    """Measures seconds, device seconds and joules of a block, even if it raises.
 
-    Work on devices must be finished within the block: see `jax.block_until_ready`.
+    Device work must finish within the block; see `jax.block_until_ready`.
 
     Args:
         devices: number of allocated devices.
-        meter: of energy; None for none.
-        clock: returns seconds.
+        meter: energy meter; None for no energy.
+        clock: function that returns seconds.
 
     Raises:
-        ValueError: ``devices`` below 1.
+        ValueError: ``devices`` is below 1.
 
     Example:
         >>> times = iter((10.0, 14.0))
@@ -346,9 +347,9 @@ def add_to_file(
 
     Args:
         workdir: the run's directory.
-        prices: for all entries, also those already in the file.
-        entries: to add.
-        energy_sources: counters of their joules.
+        prices: prices for all entries, including those already in the file.
+        entries: entries to add.
+        energy_sources: names of the energy counters.
 
     Returns:
         The written ledger.

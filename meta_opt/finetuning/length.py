@@ -1,4 +1,4 @@
-"""Length and batch size of a run, from the number of examples."""
+"""Default length and batch size of a run, from the number of examples."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ def with_length(config: LoopConfig, examples: int, unit: int = 1) -> LoopConfig:
     20 epochs, but at least 100 and at most 2,000 steps.
 
     Args:
-        config: its other settings are kept.
+        config: settings of the loop; all others are kept.
         examples: number of training examples.
-        unit: the batch size is a multiple of it, see
+        unit: factor that the batch size is a multiple of, see
             `meta_opt.parallel.mesh.check_batch_size`.
 
     >>> config = LoopConfig(num_steps=0, batch_size=0)

@@ -42,14 +42,14 @@ class RunResult:
             ``{"step": ..., "validation/...": ...}``.
         actions: actions of automatic recovery, ``{"step": ..., "action": ...,
             "reason": ...}``.
-        train_seconds: time of the steps with their input, without compilation,
+        train_seconds: time of the steps including their input, without compilation,
             evaluation and saving; summed over all parts of an interrupted run.
         input_seconds: part of ``train_seconds`` that was spent waiting for batches.
         compile_seconds: time of tracing and compiling the step in this process.
-        optimizer_bytes: bytes of optimizer state; each shard counts once.
+        optimizer_bytes: bytes of optimizer state, summed over distinct shards.
         trainable: number of trainable parameters.
         steps_taken: number of steps in this process; 0 if the run had finished before.
-        batch_size: B of a step.
+        batch_size: B, the batch size of a step.
         privacy: privacy loss of a private run
             (`meta_opt.finetuning.privacy_accounting.spent`).
     """
@@ -68,12 +68,12 @@ class RunResult:
 
     @property
     def last_evaluation(self) -> dict[str, Any] | None:
-        """The last record of an evaluation."""
+        """Returns the last record of an evaluation."""
         records = (r for r in reversed(self.history) if "validation/loss" in r)
         return next(records, None)
 
     def figures(self) -> dict[str, Any]:
-        """Measured times, sizes and counts, as JSON values."""
+        """Returns measured times, sizes and counts, as JSON values."""
         names = ("train_seconds", "input_seconds", "compile_seconds")
         return {
             **{name: getattr(self, name) for name in names},
@@ -85,7 +85,7 @@ class RunResult:
 
 
 class Trainer:
-    """Executes a run: open, train, close."""
+    """Executes a run: call ``open``, ``train`` and ``close`` in this order."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Trainer:
                     self.workdir,
                     resolved_config,
                     resuming=bool(self.checkpoints.steps()),
-                    # A checkpoint fits any layout.
+                    # Checkpoints can be restored with any sharding.
                     may_change=(
                         "mesh",
                         *(f"loop.{name}" for name in self.config.idle_settings),
@@ -228,7 +228,7 @@ class Trainer:
                 batch = self._next_batch()
 
     def _after_step(self, bar: Any) -> None:
-        """Logs, evaluates and saves at their intervals."""
+        """Logs, evaluates and saves if it is time to."""
         config, last = self.config, self.step == self.config.num_steps
         note_progress(self.step, self.workdir)
         self.best = None
@@ -244,7 +244,7 @@ class Trainer:
             self._keep()
 
     def _log_progress(self, loss: float) -> None:
-        """Logs progress in a line, for output without a progress bar."""
+        """Logs a line of progress, for output without a progress bar."""
         total = self.config.num_steps
         seconds = self.train_seconds / self.step * (total - self.step)
         left = datetime.timedelta(seconds=round(seconds))
@@ -323,7 +323,7 @@ class Trainer:
         timing["step_seconds"] = (self.train_seconds - self._logged_seconds) / steps
         self._logged_seconds = self.train_seconds
         device = self.mesh.local_devices[0]
-        # None if the device does not count them, such as a CPU.
+        # None for devices that do not report memory, such as CPUs.
         in_use = (device.memory_stats() or {}).get("bytes_in_use")
         if in_use is not None:
             timing["bytes_in_use"] = in_use

@@ -15,27 +15,27 @@ class LoopConfig:
     """Length of a run, and when it evaluates, logs and saves.
 
     Attributes:
-        num_steps: optimizer updates; 0: `meta_opt.finetuning.runs.finetune` chooses by
-            the number of examples.
+        num_steps: number of optimizer updates; 0: `meta_opt.finetuning.runs.finetune`
+            chooses by the number of examples.
         batch_size: B, over all devices and micro-batches of one update; 0: chosen by
             the number of examples.
-        accumulation_steps: micro-batches of one update.
-        seed: of the randomness in steps, such as dropout.
+        accumulation_steps: number of micro-batches per update.
+        seed: random seed of the steps, such as of dropout.
         eval_every: steps between evaluations; the last step is always evaluated.
-        evaluate_at_start: whether to evaluate before the first step too.
-        log_every: steps between records; each has the means since the last. A run has
-            at most `MAX_RECORDS`, for which a long one may take longer steps
-            (`record_every`).
+        evaluate_at_start: whether to also evaluate before the first step.
+        log_every: steps between records, which have the means since the last record. A
+            run has at most `MAX_RECORDS` records, so a long run may use a longer
+            interval (`record_every`).
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_latest: number of newest checkpoints to keep.
         keep_best: number of best checkpoints to keep in addition.
-        best_metric: the metric of the evaluation that ranks checkpoints.
+        best_metric: validation metric that ranks checkpoints.
         best_mode: ``min`` or ``max``, whichever is better.
         feedback: whether ``best_metric`` is given to the optimizer after each
             evaluation. Validation data then takes part in training.
         progress: whether to show a progress bar on a terminal.
-        recovery: automatic recovery from spikes, losses that are not finite, a metric
-            that no longer improves, and too little memory.
+        recovery: automatic recovery from loss spikes, losses that are not finite, a
+            metric that no longer improves, and too little memory.
     """
 
     num_steps: int = 0
@@ -61,7 +61,7 @@ class LoopConfig:
 
     @property
     def record_every(self) -> int:
-        """Steps between records.
+        """Number of steps between records.
 
         >>> LoopConfig(1000, log_every=10).record_every
         10
@@ -72,10 +72,10 @@ class LoopConfig:
 
     @property
     def idle_settings(self) -> tuple[str, ...]:
-        """Names of the settings that do not alter the result, so may change on resume.
+        """Names of settings that do not affect the result and may change on resume.
 
-        With recovery, the loss is judged at each record, and the state to roll back to
-        is that of the last checkpoint, so that the intervals do alter it.
+        With recovery, the intervals do affect the result: the loss is judged at each
+        record, and a rollback restores the last checkpoint.
 
         >>> "log_every" in LoopConfig().idle_settings
         True
@@ -89,6 +89,6 @@ class LoopConfig:
     def evaluates_first(self) -> bool:
         """Whether there is an evaluation before the first step.
 
-        A misspelt metric is thus found at the start and not after many steps.
+        A misspelt metric is then found at the start instead of after many steps.
         """
         return self.evaluate_at_start or self.best_metric != LoopConfig.best_metric

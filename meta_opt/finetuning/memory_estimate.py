@@ -23,14 +23,15 @@ _FUSED = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of a training step on one device.
+    """Memory of a training step on one device, in bytes.
 
     Attributes:
-        parameters: of trained parameters.
-        frozen: of frozen parameters.
-        gradients: of the gradients.
-        optimizer: of the optimizer's state.
-        activations: of everything else at the peak of loss and gradients, an estimate.
+        parameters: bytes of trained parameters.
+        frozen: bytes of frozen parameters.
+        gradients: bytes of the gradients.
+        optimizer: bytes of the optimizer's state.
+        activations: estimated bytes of everything else at the peak of loss and
+            gradients.
     """
 
     parameters: int
@@ -57,7 +58,7 @@ def estimate_memory(
     Args:
         params: (abstract) arrays of the trained part.
         frozen: (abstract) arrays of the frozen part.
-        loss_fn: see `LossFn`.
+        loss_fn: training loss, see `LossFn`.
         tx: the optimizer.
         batch: (abstract) arrays [B, ...].
 
@@ -79,7 +80,7 @@ def estimate_memory(
 
     traced = jax.make_jaxpr(gradients)(params, frozen, batch, rng)
     weights = _bytes(params)
-    # The gradients are alive at the end.
+    # The gradients are live at the end of the program.
     live = max(peak_live_bytes(traced.jaxpr) - weights, 0)
     return MemoryEstimate(
         parameters=weights,
@@ -91,13 +92,13 @@ def estimate_memory(
 
 
 def peak_live_bytes(jaxpr: Any) -> int:
-    """Peak bytes of live results, in the order of the trace.
+    """Returns the peak bytes of live results, in the order of the trace.
 
-    Arguments are not counted. Compilers fuse and reorder operations, so that a program
-    may need less or, if parts of it overlap, more.
+    Arguments are not counted. Compilers fuse and reorder operations, so a program may
+    need less memory or, if parts of it overlap, more.
 
     Args:
-        jaxpr: of a function, see `jax.make_jaxpr`.
+        jaxpr: jaxpr of a function, see `jax.make_jaxpr`.
     """
     last: dict[Any, int] = {}
     for place, equation in enumerate(jaxpr.eqns):

@@ -1,7 +1,7 @@
-"""Meta-steps: train the combiner of losses every few steps, in programs of their own.
+"""Meta-steps, which train the combiner of losses every few training steps.
 
-The programs are separate from the training step, so that their temporary memory does
-not add up. Their batches are held out of training and of all evaluation.
+They are compiled separately from the training step, so that their temporary memory
+does not add up. Their batches are held out of training and of all evaluation.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from meta_opt.workloads.workload import Batches, Workload
 
 
 class MetaPrograms(NamedTuple):
-    """A meta-step as two functions that are compiled separately, or as one.
+    """A meta-step as two separately compiled functions, or as one.
 
     Attributes:
         primary: ``(state, first batch) -> (gradient of the primary loss, loss)``; None
-            if one batch serves both.
+            if a single batch is used for both.
         finish: ``(state, gradient, loss, second batch) -> (objective's state,
-            metrics)``; ``(state, batch)`` if one batch serves both.
+            metrics)``; ``(state, batch)`` if a single batch is used for both.
     """
 
     primary: Callable[..., tuple[PyTree, jax.Array]] | None
@@ -53,18 +53,18 @@ def make_meta_step(
     """Builds the meta-step (Ko et al. 2023, arXiv:2303.13009, algorithm 1).
 
     Args:
-        workload: with several losses; ``loss_fn`` is the primary one.
-        objective: with the combiner to train.
+        workload: workload with several losses; ``loss_fn`` is the primary loss.
+        objective: objective with the combiner to train.
         config: method, optimizer and interval of meta-steps.
         tx: the optimizer of the model; ``sama`` reads its preconditioner.
 
     Returns:
-        Pure functions. Metrics of the second: ``primary`` (the primary loss on the
-        first batch), ``grad_norm`` of the hypergradient, the number of ``masked``
-        losses, ``skipped`` (1 if something was not finite, so that nothing changed),
+        Pure functions. The metrics of ``finish`` are ``primary`` (the primary loss on
+        the first batch), ``grad_norm`` of the hypergradient, the number of ``masked``
+        losses, ``skipped`` (1 if something was not finite and the step was skipped),
         and for each loss ``weight/`` (its weight in the model's gradient) and
-        ``alignment/`` (its derivative along the gradient of the primary loss; a
-        positive one means that the loss helps).
+        ``alignment/`` (its derivative along the gradient of the primary loss, positive
+        if the loss helps).
     """
     combiner, losses = objective.combiner, workload.losses
     assert combiner is not None and losses is not None
@@ -95,7 +95,7 @@ def make_meta_step(
         state: TrainState, gradient: PyTree, loss: jax.Array, second: PyTree
     ) -> tuple[PyTree, dict[str, jax.Array]]:
         losses_fn = losses_of(state)
-        # One key: direction and hypergradient see the same network.
+        # A single key: direction and hypergradient must use the same dropout masks.
         combine = functools.partial(combiner.apply, dropout_key=keys(state)[1])
         phi = state.objective["phi"]
 
@@ -159,12 +159,12 @@ class MetaSteps:
     """Runs the meta-steps of a run at their interval, and collects their metrics.
 
     Args:
-        programs: see `make_meta_step`.
-        interval: training steps between two meta-steps.
-        open_batches: opens the meta-validation data at the start.
+        programs: result of `make_meta_step`.
+        interval: number of training steps between two meta-steps.
+        open_batches: opens the meta-validation data at their beginning.
         rows: number of rows of each batch that this process reads.
-        batch_size: B of a batch over all processes.
-        mesh: of the run.
+        batch_size: B, the batch size over all processes.
+        mesh: mesh of the run.
 
     Attributes:
         pending: metrics that are not in a record yet.
@@ -188,7 +188,7 @@ class MetaSteps:
         self._finish: Any = None
 
     def compile(self, state: TrainState) -> None:
-        """Compiles for the shapes of ``state``; takes no batch from the data."""
+        """Compiles for the shapes of ``state`` without consuming a batch."""
         batches = self._open_batches()
         whole = replicated(self._mesh)
         finish = jax.jit(self._programs.finish, out_shardings=whole)
@@ -211,7 +211,7 @@ class MetaSteps:
             self._finish = finish.lower(state, gradient, loss, second).compile()
 
     def after(self, step: int, state: TrainState) -> TrainState:
-        """The state after step number ``step``, with a meta-step if it is due."""
+        """Returns the state after step ``step``, taking a meta-step if one is due."""
         if step % self.interval:
             return state
         batch = self._placed(next(self._batches))
@@ -224,7 +224,7 @@ class MetaSteps:
         return dataclasses.replace(state, objective=objective)
 
     def means(self) -> dict[str, float]:
-        """Means of the metrics since the last call, by name."""
+        """Returns the means of the metrics since the last call, by name."""
         seen, self.pending = self.fetched(), []
         return {
             f"meta/{key}": sum(metrics[key] for metrics in seen) / len(seen)
@@ -240,7 +240,7 @@ class MetaSteps:
         return self.pending
 
     def get_state(self) -> dict[str, Any]:
-        """Returns a JSON value."""
+        """Returns the state as a JSON value."""
         return {"batches": self._batches.get_state(), "pending": self.fetched()}
 
     def set_state(self, state: dict[str, Any]) -> None:

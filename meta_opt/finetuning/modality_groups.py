@@ -7,7 +7,7 @@ from meta_opt.workloads.workload import Workload
 
 
 def with_groups(optimizer: OptimizerConfig, workload: Workload) -> OptimizerConfig:
-    """The optimizer's settings with the workload's modality groups after its own.
+    """Returns optimizer settings with the workload's modality groups appended.
 
     Only the learned optimizer and the hand-designed rule, which log decisions by group,
     use them.

@@ -1,8 +1,8 @@
 """The objective of a training step: one loss, or a combination of several.
 
-All combinations have the same functions, so that there is only one training step: the
-primary loss alone, fixed weights, learned weights (MELTR, uncertainty, GradNorm), and
-combined gradients (PCGrad).
+All combinations share one interface and one training step: the primary loss alone,
+fixed weights, learned weights (MELTR, uncertainty, GradNorm), and combined gradients
+(PCGrad).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ class Gradients(NamedTuple):
     """Loss, metrics and gradient of a batch.
 
     Attributes:
-        loss: [], the differentiated loss.
+        loss: the differentiated loss, [].
         metrics: scalars for the log.
         signals: pytree that `Objective.update` and `Objective.modulate` read; averaged
             over micro-batches.
-        grads: pytree like the parameters.
+        grads: gradients, a pytree like the parameters.
     """
 
     loss: jax.Array
@@ -58,14 +58,15 @@ class Objective(NamedTuple):
     """A loss, or a combination of several.
 
     Attributes:
-        init: from a key to the objective's state, a pytree of arrays.
-        gradient: see `GradientFn`.
-        update: ``(state, signals) -> state``, after each step.
-        combiner: of a learned combination; its parameters are ``state["phi"]``.
-        privatise: ``(gradient, key, B) -> gradient``, once a step, on the mean over
-            micro-batches; the optimizer then gets no loss, which has no noise.
-        modulate: ``(gradient, signals, key) -> (gradient, metrics)``, once a step, on
-            the means over micro-batches.
+        init: function from a key to the objective's state, a pytree of arrays.
+        gradient: computes loss and gradient, see `GradientFn`.
+        update: ``(state, signals) -> state``, called after each step.
+        combiner: combiner of a learned combination, with parameters ``state["phi"]``.
+        privatise: ``(gradient, key, B) -> gradient``, called once per step on the mean
+            over micro-batches; the optimizer then gets no loss, because it has no
+            noise.
+        modulate: ``(gradient, signals, key) -> (gradient, metrics)``, called once per
+            step on the means over micro-batches.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -80,7 +81,7 @@ class Objective(NamedTuple):
 
 
 def single_loss(loss_fn: LossFn) -> Objective:
-    """The objective of a workload with one loss."""
+    """Returns the objective of a workload with one loss."""
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def gradient(
@@ -93,15 +94,15 @@ def single_loss(loss_fn: LossFn) -> Objective:
 
 
 def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objective:
-    """The objective of a run.
+    """Returns the objective of a run.
 
     Args:
-        workload: with the ``losses`` to combine.
-        config: the combination; None for the workload's own loss.
+        workload: workload with the ``losses`` to combine.
+        config: how losses are combined; None for the workload's own loss.
 
     Raises:
-        ValueError: several losses or meta-validation data are needed and the workload
-            has none, or weights do not match the losses.
+        ValueError: the workload lacks the several losses or the meta-validation data
+            that the combination requires, or weights do not match the losses.
     """
     if config is None:
         return single_loss(workload.loss_fn)
@@ -137,14 +138,14 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
 
 
 def loss_metrics(names: Sequence[str], losses: jax.Array) -> dict[str, jax.Array]:
-    """Each loss by name, and the number of losses left out as not finite."""
+    """Returns each loss by name, and the number of losses that are not finite."""
     masked = jnp.sum(~present_losses(losses)).astype(jnp.float32)
     each = {f"loss/{name}": losses[i] for i, name in enumerate(names)}
     return {**each, "masked_losses": masked}
 
 
 def _primary(loss_fn: LossFn, name: str) -> Objective:
-    """The workload's own loss, without computing the other losses."""
+    """Returns the workload's own loss, without computing the other losses."""
 
     def named(
         params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
@@ -203,12 +204,12 @@ def _combined(
 
 
 def _gradnorm(fn: LossesFn, names: Sequence[str], config: MetaLossConfig) -> Objective:
-    """GradNorm over all parameters that train; weights by the meta-optimizer."""
+    """GradNorm over all trained parameters; the meta-optimizer updates weights."""
     optimizer = config.make_meta_optimizer()
 
     def init(key: jax.Array) -> PyTree:
         weights = jnp.ones(len(names))
-        # The losses of the first step are not known yet: NaN.
+        # NaN, because the losses of the first step are not known yet.
         first = jnp.full(len(names), jnp.nan)
         return {"phi": weights, "opt_state": optimizer.init(weights), "first": first}
 
@@ -272,9 +273,9 @@ def _pcgrad(fn: LossesFn, names: Sequence[str]) -> Objective:
 def _each_gradient(
     fn: LossesFn, params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
-    """Losses [T], metrics, and the gradient of each loss, stacked [T, ...].
+    """Returns losses [T], metrics, and the gradients of each loss, [T, ...].
 
-    One forward pass and T backward ones, one after another: memory is that of one.
+    One forward and T sequential backward passes, in the memory of a single one.
     """
 
     def losses_fn(params: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -292,9 +293,9 @@ def _each_gradient(
 
 
 def _without_masked(grads: PyTree, losses: jax.Array) -> PyTree:
-    """Sets gradients to zero that a masked loss has made not finite.
+    """Zeroes gradients that a masked loss has made not finite.
 
-    The combiner gives such a loss weight 0, and 0 times NaN is NaN.
+    Needed because the combiner gives such a loss weight 0, and 0 times NaN is NaN.
     """
     left_out = ~jnp.all(present_losses(losses))
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""Plans the memory of a training step on each device by compiling it ahead of time.
+"""Memory plans of training steps per device, from ahead-of-time compilation.
 
 The step is compiled with abstract arrays, for the local devices or for a described TPU
 topology (the libtpu wheel compiles without a TPU).
@@ -37,7 +37,7 @@ HBM_BYTES = {
 """Memory of a device by its kind."""
 
 _SIZE = r"([\d.]+)([KMGT]?)"
-# The TPU compiler's error: the peak or its temporary part, and the available memory.
+# The TPU compiler's error has the peak or its temporary part, and the available memory.
 _PEAK = re.compile(rf"Used {_SIZE} of {_SIZE} hbm", re.IGNORECASE)
 _TEMPORARY = re.compile(
     rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)", re.IGNORECASE
@@ -51,24 +51,24 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """Bytes and operations of one step, on each device.
+    """Memory in bytes and operations of one step, on each device.
 
     Attributes:
-        batch_size: over all devices.
+        batch_size: batch size over all devices.
         accumulation_steps: number of micro-batches.
         parameters: bytes of trained parameters.
         frozen: bytes of frozen parameters.
         gradients: bytes of the gradients.
         optimizer: bytes of the optimizer's state.
-        temporary: everything else at the peak: activations, updates, buffers. None if
-            the step was not compiled.
-        total: the peak; a lower bound if the step was not compiled.
-        limit: memory of the device; None if unknown.
+        temporary: bytes of everything else at the peak: activations, updates, buffers.
+            None if the step was not compiled.
+        total: peak bytes; a lower bound if the step was not compiled.
+        limit: memory of the device in bytes; None if unknown.
         flops: floating-point operations of the step's matrix products divided by the
             number of devices; recomputation is counted.
-        collectives: number of collective operations in the compiled step; one in a loop
-            counts once. None if it was not compiled, or its text cannot be read.
-        compile_seconds: compilation time; 0 if the step was not compiled.
+        collectives: number of collective operations in the compiled step; those in a
+            loop count once. None if the step was not compiled or cannot be parsed.
+        compile_seconds: compilation time in seconds; 0 if the step was not compiled.
     """
 
     batch_size: int
@@ -95,10 +95,10 @@ class StepPlan:
 
 
 def topology_devices(topology: str) -> Sequence[Any]:
-    """The devices of ``v5e:2x2``, ``v4:2x2x2``, ...; the local devices for ``""``.
+    """Returns the devices of ``v5e:2x2``, ``v4:2x2x2``, ...; ``""`` for local ones.
 
     Raises:
-        ValueError: an unknown topology, or libtpu is not installed.
+        ValueError: the topology is unknown, or libtpu is not installed.
     """
     if not topology:
         return jax.devices()
@@ -106,7 +106,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
 
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # Whatever the plugin raises.
+    except Exception as error:  # The plugin may raise any exception.
         raise ValueError(
             f"no topology {topology!r} (such as v5e:2x2, v4:2x2x2, v6e:4x4): "
             f"{_first_line(error)}; compiling for TPU needs `pip install libtpu`"
@@ -132,15 +132,15 @@ def plan_step(
     Args:
         params: abstract arrays of the trained part.
         frozen: abstract arrays of the frozen part.
-        loss_fn: see `LossFn`.
+        loss_fn: training loss, see `LossFn`.
         tx: the optimizer.
         batch: abstract arrays [B, ...].
-        mesh: of real or described devices.
-        rules: layout of params and frozen.
-        accumulation_steps: micro-batches.
+        mesh: mesh of real or described devices.
+        rules: sharding rules of ``params`` and ``frozen``.
+        accumulation_steps: number of micro-batches.
 
     Raises:
-        ValueError: a rule that matches nothing, or a batch that cannot be sharded.
+        ValueError: a rule matches nothing, or the batch cannot be sharded.
     """
     state, shardings = abstract_state(params, frozen, tx, mesh, rules)
     step = make_train_step(single_loss(loss_fn), tx, accumulation_steps)
@@ -173,7 +173,7 @@ def plan_step(
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = traced.lower()
-    # Arguments of the compiled step: everything but gradients.
+    # The arguments of the compiled step are everything but the gradients.
     held = least - known["gradients"]
     try:
         compiled = lowered.compile()
@@ -186,7 +186,7 @@ def plan_step(
             collectives = count_collectives(compiled.as_text() or "")
         except (
             jax.errors.JaxRuntimeError
-        ):  # A newer compiler's text, not readable here.
+        ):  # The text of a newer compiler may not be parsable.
             collectives = None
     return StepPlan(
         **known,
@@ -198,7 +198,7 @@ def plan_step(
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """Peak bytes of a compiled program on each device, its arguments included."""
+    """Returns the peak bytes per device of a compiled program with its arguments."""
     memory: Any = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -210,14 +210,14 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def refused(message: str, held: int) -> tuple[int, int]:
-    """Peak and available bytes of a step that does not compile for lack of memory.
+    """Returns peak and available bytes of a step that is too large to compile.
 
     Args:
         message: the compiler's error.
         held: bytes of the step's arguments.
 
     Raises:
-        RuntimeError: another error.
+        RuntimeError: the error has another cause.
 
     >>> refused("Used 17.5G of 15.75G hbm. Exceeded", held=0)[0] / 2**30
     17.5
@@ -233,9 +233,10 @@ def refused(message: str, held: int) -> tuple[int, int]:
 
 
 def count_collectives(hlo: str) -> int:
-    """Number of collectives in the text of a compiled program.
+    """Counts the collectives in the text of a compiled program.
 
-    The TPU compiler writes an asynchronous one in several places with one channel id.
+    The TPU compiler writes an asynchronous one in several places with the same channel
+    id.
 
     >>> count_collectives("%x = f32[4] all-reduce-start(%y), channel_id=3, ...")
     1
@@ -255,7 +256,7 @@ def abstract_state(
     mesh: Mesh,
     rules: Sequence[Rule],
 ) -> tuple[TrainState, PyTree]:
-    """The abstract state of step 0, and its shardings."""
+    """Returns the abstract state of step 0, and its shardings."""
 
     def placed(tree: PyTree, shardings: PyTree) -> PyTree:
         return jax.tree.map(
@@ -294,14 +295,14 @@ def largest_batch(
     plans, and the next batch size is where it meets the limit.
 
     Args:
-        plan: from a batch size to its plan.
-        known: a plan to start from.
-        mesh: its data and fsdp axes shard the batch.
-        most: most examples per shard to try, a multiple of ``grain``.
-        grain: batch sizes per shard are multiples of it.
+        plan: function from a batch size to its plan.
+        known: plan to start from.
+        mesh: mesh whose data and fsdp axes shard the batch.
+        most: maximum number of examples per shard to try, a multiple of ``grain``.
+        grain: factor that batch sizes per shard are multiples of.
 
     Returns:
-        The plan; None if no such batch fits.
+        The plan; None if no batch fits.
     """
     unit = grain * batch_shards(mesh)
     plans = [known]
@@ -319,10 +320,10 @@ def largest_batch(
 
 
 def _next(plans: Sequence[StepPlan]) -> int:
-    """The batch size at which a line through the last two plans meets the limit.
+    """Extrapolates the last two plans linearly to the batch size at the limit.
 
-    With one plan all temporary bytes are taken as proportional to the batch, which
-    gives too small a size.
+    With one plan all temporary bytes are assumed to be proportional to the batch, which
+    underestimates the size.
     """
     last = plans[-1]
     if len(plans) == 1:
@@ -336,14 +337,14 @@ def _next(plans: Sequence[StepPlan]) -> int:
 
 
 def product_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Floating-point operations of all matrix products of a function.
+    """Counts the floating-point operations of all matrix products of a function.
 
-    Two for each multiply-add. Loops with a trip count that is known at trace time
-    (scans) are multiplied by it; others count once.
+    A multiply-add counts as two. Loops with a trip count that is known at trace time
+    (scans) are multiplied by it; other loops count once.
 
     Args:
-        function: of (abstract) arrays.
-        *args: its arguments.
+        function: function of (abstract) arrays.
+        *args: arguments of the function.
 
     >>> x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
     >>> product_flops(lambda a: jax.lax.fori_loop(0, 3, lambda i, y: y @ a, a), x)
@@ -353,7 +354,7 @@ def product_flops(function: Callable[..., Any], *args: Any) -> float:
 
 
 def count_flops(jaxpr: Any) -> float:
-    """As `product_flops`, for a jaxpr."""
+    """Counts `product_flops` of a jaxpr."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -372,7 +373,7 @@ def count_flops(jaxpr: Any) -> float:
 
 
 def device_bytes(tree: PyTree) -> int:
-    """Bytes on each device of (abstract) arrays with shardings."""
+    """Returns the bytes on each device of (abstract) arrays with shardings."""
 
     def leaf(x: Any) -> int:
         shape = x.sharding.shard_shape(x.shape)
@@ -384,7 +385,7 @@ def device_bytes(tree: PyTree) -> int:
 
 
 def device_limit(device: Any) -> int | None:
-    """Memory of a device in bytes; None if unknown."""
+    """Returns the memory of a device in bytes; None if unknown."""
     kind = getattr(device, "device_kind", "")
     if kind in HBM_BYTES:
         return HBM_BYTES[kind]

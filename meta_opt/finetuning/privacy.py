@@ -1,4 +1,4 @@
-"""Differentially private fine-tuning: clipped per-example gradients, and noise.
+"""Differentially private fine-tuning: clipped per-example gradients with noise.
 
 DP-SGD (Abadi et al. 2016, arXiv:1607.00133), which suits large models that are
 fine-tuned by adapters (Yu et al. 2021, arXiv:2110.06500). It bounds what a trained
@@ -31,13 +31,15 @@ class PrivacyConfig:
         clip_norm: each example's gradient is clipped to this global L2 norm over all
             trained parameters.
         noise_multiplier: standard deviation of the noise on the sum of a batch's
-            clipped gradients, divided by ``clip_norm``; None: chosen by ``epsilon``.
-        epsilon: target for the whole run with ``delta``; the least noise that reaches
-            it is used. None: follows from ``noise_multiplier``.
-        delta: of (epsilon, delta)-differential privacy; below 1 divided by the number
-            of training examples.
-        sampling: assumption for the noise of a target ``epsilon``: ``shuffled``, as
-            runs draw batches, or ``poisson``, as most publications count.
+            clipped gradients, divided by ``clip_norm``; None to derive it from
+                ``epsilon``.
+            epsilon: target for the whole run with ``delta``; the least noise that
+                reaches it is used. None if ``noise_multiplier`` is given.
+            delta: delta of (epsilon, delta)-differential privacy; below 1 divided by
+                the number of training examples.
+        sampling: sampling assumption in the accounting of a target ``epsilon``:
+            ``shuffled``, as runs draw batches, or ``poisson``, as most publications
+            count.
     """
 
     clip_norm: float
@@ -47,7 +49,7 @@ class PrivacyConfig:
     sampling: str = "shuffled"
 
     def __post_init__(self) -> None:
-        """Checks the ranges, and that the noise is determined once."""
+        """Checks the ranges, and that the noise is specified exactly once."""
         check_name("privacy.sampling", self.sampling, SAMPLING)
         if not 0 < self.clip_norm < float("inf"):
             raise ValueError(
@@ -72,9 +74,9 @@ def check_private(
     """Raises ValueError for a run that cannot be private.
 
     Args:
-        workload: its loss must be a sum over examples.
-        meta_loss: learned combinations use data without noise.
-        loop: automatic recovery and feedback use losses without noise.
+        workload: workload, whose loss must be a sum over examples.
+        meta_loss: combination of losses; learned ones use data without noise.
+        loop: settings of the loop; recovery and feedback use losses without noise.
     """
     if not workload.per_example:
         raise ValueError(
@@ -98,7 +100,7 @@ def check_private(
 def private_loss(
     loss_fn: LossFn, clip_norm: float, noise_multiplier: float
 ) -> Objective:
-    r"""The objective whose gradient is that of DP-SGD.
+    r"""Returns the objective whose gradient is that of DP-SGD.
 
     .. math::
       \frac1B \Big(\sum_b g_b \min(1, C / \|g_b\|) + \sigma C\, \xi\Big),
@@ -109,9 +111,9 @@ def private_loss(
     function would add noise to every micro-batch.
 
     Args:
-        loss_fn: see `LossFn`; called with one example at a time.
-        clip_norm: C.
-        noise_multiplier: sigma; 0 clips only.
+        loss_fn: training loss, see `LossFn`; called with one example at a time.
+        clip_norm: C, the clipping norm of per-example gradients.
+        noise_multiplier: sigma; 0 for clipping without noise.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -121,9 +123,9 @@ def private_loss(
         def of_example(example: PyTree, key: jax.Array) -> Any:
             alone = jax.tree.map(lambda x: jnp.asarray(x)[None], example)
             found, grads = grad_fn(params, frozen, alone, key)
-            # Norms and sums in float32 for parameters of any type.
+            # Norms and sums in float32, whatever the parameters' dtype.
             grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-            # A gradient that is not finite would show through any noise.
+            # A gradient that is not finite would be visible through any noise.
             finite = jnp.isfinite(optax.tree.norm(grads))
             return found, jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
 

@@ -10,7 +10,7 @@ numbers:
   probability B / N. It is smaller, and most publications state it for shuffled batches,
   for which it is not a bound (Chua et al. 2024, arXiv:2403.17673).
 
-Neighbouring data sets differ in one example, which one of them replaces by an example
+Neighbouring datasets differ in one example, which one of them replaces by an example
 without a gradient.
 """
 
@@ -31,7 +31,7 @@ class Exposure:
 
     Attributes:
         examples: N, number of training examples.
-        batch_size: B.
+        batch_size: B, the batch size.
         steps: number of steps.
     """
 
@@ -40,7 +40,7 @@ class Exposure:
     steps: int
 
     def __post_init__(self) -> None:
-        """Checks that there is a batch."""
+        """Checks that the batch size is at most the number of examples."""
         if not 1 <= self.batch_size <= self.examples:
             raise ValueError(
                 f"batch_size={self.batch_size} must be at least 1 and at most the "
@@ -49,12 +49,12 @@ class Exposure:
 
     @property
     def epochs(self) -> int:
-        """Most uses of an example; an epoch leaves out an incomplete batch."""
+        """Maximum number of uses of an example; epochs drop incomplete batches."""
         return math.ceil(self.steps / (self.examples // self.batch_size))
 
 
 def load_accounting() -> Any:
-    """The module ``dp_accounting``.
+    """Imports the module ``dp_accounting``.
 
     Raises:
         ValueError: it is not installed; the message has the command.
@@ -73,16 +73,16 @@ def load_accounting() -> Any:
 def epsilon_of(
     exposure: Exposure, noise_multiplier: float, delta: float, sampling: str
 ) -> float:
-    """The least epsilon of a run for its delta.
+    """Returns the least epsilon of a run for its delta.
 
     Args:
-        exposure: of the run.
-        noise_multiplier: relative to the clipping norm.
-        delta: of (epsilon, delta)-differential privacy.
-        sampling: one of `SAMPLING`.
+        exposure: how often the run uses its examples.
+        noise_multiplier: standard deviation of the noise divided by the clipping norm.
+        delta: delta of (epsilon, delta)-differential privacy.
+        sampling: sampling assumption, one of `SAMPLING`.
 
     Raises:
-        ValueError: without ``dp-accounting``.
+        ValueError: ``dp-accounting`` is not installed.
     """
     if not exposure.steps:
         return 0.0
@@ -100,11 +100,11 @@ def epsilon_of(
 
 @functools.cache
 def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
-    """The noise multiplier of a run: as given, or the least for its epsilon.
+    """Returns the configured noise multiplier, or the least one for epsilon.
 
     Raises:
-        ValueError: a delta that is too large for the number of examples, an epsilon
-            that no noise in the range reaches, or ``dp-accounting`` is not installed.
+        ValueError: delta is too large for the number of examples, no noise in the range
+            reaches epsilon, or ``dp-accounting`` is not installed.
     """
     load_accounting()
     if config.delta >= 1 / exposure.examples:
@@ -130,7 +130,7 @@ def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
                 f"noise multiplier above {_MOST:g}: allow a larger epsilon, or take "
                 "fewer steps"
             )
-    # Rounded up to three digits.
+    # Bisection to three digits; the upper end is returned.
     while high - low > 1e-3 * high and high > _LEAST:
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
@@ -140,7 +140,7 @@ def noise_for(config: PrivacyConfig, exposure: Exposure) -> float:
 def spent(
     config: PrivacyConfig, exposure: Exposure, noise_multiplier: float
 ) -> dict[str, Any]:
-    """The privacy section of a run's result, JSON values by name."""
+    """Returns the privacy section of a run's result, JSON values by name."""
     by_sampling = {
         f"epsilon_{sampling}": epsilon_of(
             exposure, noise_multiplier, config.delta, sampling

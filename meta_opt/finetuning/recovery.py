@@ -1,8 +1,8 @@
-"""Automatic recovery: monitors a run, and decides on actions against instability.
+"""Automatic recovery: monitors a run and decides on actions against instability.
 
-The feedback module of the Meta Optimizer framework (Muhajab et al.): from training loss
-and validation metric it decides on actions with reasons: shrink the step, roll back to
-the last good state, stop early. The loop carries them out and logs them.
+This is the feedback module of the Meta Optimizer framework (Muhajab et al.). From
+training loss and validation metric it decides on actions: shrink the step, roll back to
+the last good state, stop early. The loop carries them out and logs their reasons.
 `meta_opt.finetuning.step_program` adds the choice of micro-batches by memory.
 """
 
@@ -22,7 +22,7 @@ _FLOOR = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class RecoveryConfig:
-    """What counts as instability, and how much of it is tolerated.
+    """Thresholds of instability and of the actions against it.
 
     Attributes:
         enabled: whether recovery is on.
@@ -31,12 +31,12 @@ class RecoveryConfig:
         window: number of good records in the median.
         sustained: consecutive bad records after which the run rolls back; a loss that
             is not finite at the end of a record rolls back immediately.
-        shrink: factor on the step after a bad record.
+        shrink: factor that scales the step after a bad record.
         recover: consecutive good records after which a shrunk step grows again.
         max_rollbacks: number of rollbacks after which the run stops instead.
-        patience: evaluations without a better metric after which the run stops; 0:
-            never.
-        memory_limit: most bytes of a device for the compiled step; 0: the device's
+        patience: number of evaluations without a better metric after which the run
+            stops; 0: never.
+        memory_limit: maximum bytes per device of the compiled step; 0: the device's
             memory, if known.
         slow: warn if a step takes more than this many times the median of preceding
             step times; 0: never.
@@ -69,8 +69,9 @@ class Action(NamedTuple):
     """An action with its reason.
 
     Attributes:
-        kind: ``shrink``, ``grow``, ``roll back``, ``stop`` or ``micro-batch``.
-        reason: in words, for the log.
+        kind: kind of action: ``shrink``, ``grow``, ``roll back``, ``stop`` or
+            ``micro-batch``.
+        reason: explanation for the log.
     """
 
     kind: str
@@ -78,14 +79,14 @@ class Action(NamedTuple):
 
 
 class RunMonitor:
-    """Follows the losses and metrics of one run.
+    """Monitors the losses and metrics of one run.
 
     Args:
         config: thresholds.
         mode: ``min`` or ``max``, whichever metric is better.
 
     Attributes:
-        scale: factor on the optimizer's updates.
+        scale: factor that scales the optimizer's updates.
         stopped: whether the run is to stop.
 
     Example:
@@ -112,13 +113,13 @@ class RunMonitor:
         return self._consecutive_bad == 0
 
     def record(self, losses: Sequence[float]) -> list[Action]:
-        """Takes the training losses of the steps since the last record.
+        """Processes the training losses of the steps since the last record.
 
         Args:
-            losses: in the order of the steps.
+            losses: losses in the order of the steps.
 
         Returns:
-            Actions, in the order in which they are to be carried out.
+            Actions in the order in which to carry them out.
         """
         if not self._config.enabled or self.stopped or not losses:
             return []
@@ -155,7 +156,7 @@ class RunMonitor:
         return []
 
     def metric(self, value: float) -> list[Action]:
-        """Takes the metric of an evaluation; NaN and infinities are never the best."""
+        """Processes a validation metric; NaN and infinities are never the best."""
         patience = self._config.patience
         if not self._config.enabled or self.stopped or not patience:
             return []
@@ -194,7 +195,7 @@ class RunMonitor:
         return [Action("shrink", shrunk), Action("roll back", reason)]
 
     def get_state(self) -> dict[str, Any]:
-        """Returns a JSON value."""
+        """Returns the state as a JSON value."""
         return {
             key: value
             for key, value in vars(self).items()
@@ -208,10 +209,10 @@ class RunMonitor:
 
 
 class ResourceMonitor:
-    """Follows step times and memory in use.
+    """Monitors step times and memory in use.
 
-    A run cannot change either, and both differ between machines: unusual values are
-    logged as warnings and are not part of a run's state.
+    A run cannot control either, and both differ between machines, so unusual values are
+    only logged as warnings and are not part of a run's state.
 
     Args:
         config: thresholds.
@@ -230,13 +231,13 @@ class ResourceMonitor:
         self._step_seconds: list[float] = []
 
     def record(self, step_seconds: float, bytes_in_use: int | None) -> list[str]:
-        """Takes measurements since the last record; returns warnings."""
+        """Processes measurements since the last record; returns warnings."""
         if not self._config.enabled:
             return []
         unusual = []
         if self._step_seconds and self._config.slow:
             median = statistics.median(self._step_seconds)
-            # A coarse clock may show no time at all.
+            # The median may be 0 if the clock is coarse.
             if step_seconds > self._config.slow * median > 0:
                 unusual.append(
                     f"a step takes {step_seconds:.3g} s, {step_seconds / median:.3g} "

@@ -12,8 +12,8 @@ from meta_opt.types import PyTree
 class RollbackSnapshot:
     """Keeps parameters and optimizer states; data and randomness are not rolled back.
 
-    The copy is in host memory if devices have their own, sharded as the state is, so
-    that each process keeps its own part.
+    The copy is in host memory if devices have separate memory. It is sharded like the
+    state, so that each process keeps its own part.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class RollbackSnapshot:
         self._kept = jax.tree.map(_to_host_memory, _changing(state))
 
     def restored(self, state: TrainState) -> TrainState:
-        """``state`` with the kept parts restored; unchanged if nothing was kept."""
+        """Returns ``state`` with the kept parts restored, if any were kept."""
         if self._kept is None:
             return state
-        # Copies, because a step donates its state.
+        # Copies, because steps donate their state.
         back = jax.tree.map(
             lambda kept, x: jax.device_put(kept, x.sharding).copy(),
             self._kept,

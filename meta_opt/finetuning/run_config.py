@@ -34,11 +34,11 @@ class RunConfig:
         loop: length, and intervals of logging, evaluation and checkpoints.
         optimizer: the optimizer; its length is the loop's.
         meta_loss: how the workload's losses are combined; None for its own loss.
-        balancing: how its modalities or losses are balanced; None: not at all.
-        privacy: differentially private training; None for none.
-        mesh: devices.
+        balancing: how its modalities or losses are balanced; None for no balancing.
+        privacy: differentially private training; None for ordinary training.
+        mesh: mesh of devices.
         export: path and format of the final weights.
-        prices: of device hours, tokens and energy, for the ledger.
+        prices: prices of device hours, tokens and energy, for the ledger.
     """
 
     workload: Any
@@ -83,9 +83,9 @@ class RunConfig:
         return dataclasses.replace(self, loop=loop, optimizer=optimizer)
 
     def settings(self) -> dict[str, Any]:
-        """All settings as one nested mapping, the workload's beside the run's."""
+        """Returns all settings, of workload and run, as one nested mapping."""
         nested = dataclasses.asdict(self)
-        # Prices do not affect a run, and are in its ledger.
+        # Prices do not affect a run; they are recorded in its ledger.
         del nested["prices"]
         return nested.pop("workload") | nested
 
@@ -96,14 +96,15 @@ def read_run_config(
     """Builds the configuration of a run from one nested mapping.
 
     Args:
-        workload: the dataclass of the workload; its fields are keys next to those of
+        workload: dataclass of the workload, whose fields are keys next to those of
             `RunConfig`.
-        settings: such as a config file's: differences from the dataclasses' defaults,
-            with ``num_steps``, ``batch_size`` and ``seed`` at the root.
-        name: of the mapping, for errors.
+        settings: mapping such as from a config file, of differences from the
+            dataclasses' defaults, with ``num_steps``, ``batch_size`` and ``seed`` at
+            the root.
+        name: name of the mapping, for error messages.
 
     Raises:
-        ValueError: an unknown key, named with the nearest known one, and as
+        ValueError: a key is unknown (the message has the nearest known one); see also
             `from_config`.
 
     Example:

@@ -1,4 +1,4 @@
-"""Runs: `run` trains a workload, `finetune` a configuration from data to result."""
+"""Training runs: `run` trains a workload, `finetune` runs a whole configuration."""
 
 import contextlib
 import dataclasses
@@ -67,26 +67,27 @@ def run(
 
     On the same topology an interrupted and resumed run has the same parameters and
     ``metrics.jsonl``, bit for bit, as an uninterrupted one. On SIGINT or SIGTERM the
-    run finishes its step, saves, and raises
-    :class:`meta_opt.interruption.Interrupted`; a second signal ends the
-    process immediately. Several processes all call this with the same arguments; if one
-    of them gets a signal, all stop after the same step.
+    run finishes its step, saves, and raises :class:`meta_opt.interruption.Interrupted`;
+    a second signal ends the process immediately. In multi-process runs all processes
+    call this with the same arguments; if one of them gets a signal, all stop after the
+    same step.
 
     Args:
         workload: model, loss, data and evaluation.
-        tx: the optimizer. It gets ``value=loss`` if it takes keyword arguments.
-        config: the loop's settings: steps, batch size, seed, when to evaluate and save.
+        tx: the optimizer, which gets ``value=loss`` if it takes keyword arguments.
+        config: settings of the loop: steps, batch size, seed, when to evaluate and
+            save.
         meta_loss: how the workload's ``losses`` are combined; None for its own loss.
-        balancing: how its modalities or ``losses`` are balanced; None: not at all.
-        privacy: differentially private training; the workload's ``describe`` must then
-            have the number of training examples. None for none.
-        mesh: devices; default one device.
-        workdir: for logs and checkpoints; None for neither.
+        balancing: how its modalities or ``losses`` are balanced; None for no balancing.
+        privacy: differentially private training, for which the workload's ``describe``
+            must give the number of training examples; None for ordinary training.
+        mesh: mesh of devices; None for a single device.
+        workdir: folder for logs and checkpoints; None to write neither.
         resolved_config: nested mapping that is written to ``config.json``; a resumed
-            run must have the same, but for ``mesh`` and those of ``loop`` that do not
-            alter the result (`LoopConfig.idle_settings`).
+            run must have the same, except for ``mesh`` and those settings of ``loop``
+            that do not affect the result (`LoopConfig.idle_settings`).
         label: text before the progress bar.
-        donate: whether the run may donate the workload's arrays, see `init_state`.
+        donate: whether the run may donate the workload's arrays; see `init_state`.
         compile_with: compiles the step, or returns an already compiled one.
         stop_when: called after every evaluation except the one before the first step;
             True stops the run. Its own state is not in checkpoints.
@@ -98,8 +99,8 @@ def run(
         Interrupted: on SIGINT or SIGTERM.
         ValueError: sizes do not fit the mesh; batches do not have ``batch_size`` rows;
             ``workdir`` has a run of another configuration, model or optimizer, or is in
-            use by another run; the processes do not share ``workdir``; or settings that
-            cannot be private in a private run.
+            use by another run; the processes do not share ``workdir``; or settings are
+            incompatible with a private run.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax
@@ -164,7 +165,7 @@ def run_objective(
     privacy: PrivacyConfig | None = None,
     balancing: BalancingConfig | None = None,
 ) -> Objective:
-    """The objective of a run's steps; see `run`."""
+    """Returns the objective of a run's steps; see `run`."""
     if privacy is None:
         return balanced_objective(workload, meta_loss, balancing)
     check_balancing(balancing, meta_loss, privacy)
@@ -174,10 +175,10 @@ def run_objective(
 
 
 def exposure_of(workload: Workload, config: LoopConfig) -> Exposure:
-    """How often a run uses its examples.
+    """Returns how often a run uses its examples.
 
     Raises:
-        ValueError: a workload that does not state its number of training examples.
+        ValueError: the workload does not state its number of training examples.
     """
     examples = workload.describe().get("examples", {}).get("train")
     if examples is None:
@@ -192,7 +193,7 @@ def exposure_of(workload: Workload, config: LoopConfig) -> Exposure:
 def _with_privacy_loss(
     result: RunResult, workload: Workload, config: LoopConfig, privacy: PrivacyConfig
 ) -> RunResult:
-    """Adds the privacy loss of the steps that were taken, with the run's noise."""
+    """Adds the privacy loss of the steps that were taken, with the noise of the run."""
     noise = noise_for(privacy, exposure_of(workload, config))
     taken = dataclasses.replace(config, num_steps=int(result.state.step))
     figures = spent(privacy, exposure_of(workload, taken), noise)
@@ -241,7 +242,7 @@ class FinishedRun(NamedTuple):
     data: dict[str, Any]
 
     def counts(self) -> dict[str, int]:
-        """The counts among the facts about the data that are not 0, by name.
+        """Returns the nonzero counts among the facts about the data, by name.
 
         >>> FinishedRun(None, {}, {"missing": {"audio": 2, "text": 0}}).counts()
         {'missing, audio': 2}
@@ -260,26 +261,26 @@ def finetune(config: RunConfig, workdir: str | Path | None = None) -> FinishedRu
     """Builds a workload, trains, evaluates on the test split and exports.
 
     Resumes from a checkpoint in ``workdir``. A finished run is only evaluated and
-    exported again. Several processes call this with the same arguments; process 0
-    writes the results.
+    exported again. In multi-process runs all processes call this with the same
+    arguments; process 0 writes the results.
 
     Args:
-        config: the run; a number of steps or batch size of 0 is chosen by the number of
-            examples.
-        workdir: for logs, checkpoints, ``result.json`` and ``ledger.json``; None for
-            none of them.
+        config: configuration of the run; a number of steps or a batch size of 0 is
+            chosen from the number of examples.
+        workdir: folder for logs, checkpoints, ``result.json`` and ``ledger.json``; None
+            to write none of them.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving.
         ValueError: see `run` and the workload's ``build``.
-        MissingDataError: data or weights that are not prepared.
+        MissingDataError: data or weights are not prepared.
     """
     with hold_workdir(workdir):
         return _finetune(config, workdir)
 
 
 def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
-    # What is quickly found to be wrong comes first; a large model takes minutes.
+    # Quick checks first: loading a large model takes minutes.
     mesh = mesh_lib.make_mesh(config.mesh)
     _check_quickly(config, mesh)
     workload = config.workload.build(config.loop.seed, mesh, config.export)
@@ -295,7 +296,7 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
         workdir or "memory only",
     )
     settings = config.settings()
-    # A finished run may be exported again in another format.
+    # Not compared on resume: a finished run may be exported in another format.
     del settings["export"]
     first = jax.process_index() == 0
     meter = EnergyMeter()
@@ -324,7 +325,7 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
         enter("training", training.amounts)
         raise
     if result.steps_taken:
-        # Before the test, which may be interrupted too.
+        # Written before the test, which may be interrupted too.
         enter("training", training.amounts)
     trained = result.state.params, result.state.frozen
     with measure(mesh.size, meter) as predicting:
@@ -335,11 +336,11 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
         enter("prediction", predicting.amounts, count)
     if workdir is not None and first:
         path = Path(workdir) / "result.json"
-        # If the run had finished before, the file has its times.
+        # Keep the file of a run that had already finished: it has its times.
         if result.steps_taken or not path.is_file():
             _write_result(path, finished)
     if workload.write is not None:
-        # A single process has whole arrays; several have a part each.
+        # With several processes each has only a part of the arrays.
         whole = trained if jax.process_count() == 1 else to_host(trained)
         if first:
             workload.write(*whole)
@@ -347,7 +348,7 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
 
 
 def _check_quickly(config: RunConfig, mesh: Mesh) -> None:
-    """Raises for what can be checked before a large model is loaded for minutes."""
+    """Checks what can be checked before a large model is loaded."""
     if config.loop.batch_size:
         mesh_lib.check_batch_size(
             mesh, config.loop.batch_size, config.loop.accumulation_steps

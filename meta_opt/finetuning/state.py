@@ -1,4 +1,4 @@
-"""The state of a fine-tuning run, one pytree."""
+"""The training state of a fine-tuning run, as one pytree."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,17 +19,17 @@ from meta_opt.types import PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step reads and writes.
+    """The state that a training step reads and writes.
 
     Attributes:
         step: int32 [], number of updates.
         params: pytree of arrays, the trainable part; the optimizer sees only these.
-        frozen: pytree of arrays that do not train; empty in full fine-tuning.
+        frozen: pytree of arrays that are not trained; empty in full fine-tuning.
         opt_state: state of the optimizer.
         rng: typed PRNG key [], constant; each step folds its number in.
         nonfinite: int32 [], number of steps with a loss that was not finite.
-        scale: float32 [], factor on the optimizer's updates; 1 unless the run's
-            feedback has shrunk it (`meta_opt.finetuning.recovery`).
+        scale: float32 [], factor that scales the optimizer's updates; 1 unless the
+            run's feedback has shrunk it (`meta_opt.finetuning.recovery`).
         objective: state of the combination of losses
             (`meta_opt.finetuning.objective`); empty with a single loss.
     """
@@ -61,30 +61,30 @@ def init_state(
     donate: bool = False,
     init_objective: Callable[[jax.Array], PyTree] = lambda key: (),
 ) -> TrainState:
-    """Makes the state of step 0, sharded over the mesh.
+    """Creates the state of step 0, sharded over the mesh.
 
-    The optimizer's state is sharded as its parameters are.
+    The optimizer's state is sharded like its parameters.
 
     Args:
         params: pytree of arrays, the trainable part.
-        frozen: pytree of arrays that do not train.
+        frozen: pytree of arrays that are not trained.
         tx: the optimizer.
-        mesh: see :func:`meta_opt.parallel.mesh.make_mesh`.
-        rules: layout of params and frozen.
-        seed: of the steps' randomness.
+        mesh: mesh from :func:`meta_opt.parallel.mesh.make_mesh`.
+        rules: sharding rules of ``params`` and ``frozen``.
+        seed: random seed of the steps.
         donate: whether ``params`` and ``frozen`` may be donated. Arrays with the
             right sharding are then not copied, and are deleted once the state is
             donated.
-        init_objective: makes the objective's state from a key.
+        init_objective: creates the objective's state from a key.
 
     Returns:
         A state that is safe to donate.
 
     Raises:
-        ValueError: if a rule matches nothing.
+        ValueError: a rule matches nothing.
     """
     shardings = parameter_shardings(rules, mesh, params, frozen)
-    # Copies if the caller keeps the arrays, because the step donates its state.
+    # Copies unless the caller donates the arrays, because steps donate their state.
     params, frozen = place((params, frozen), shardings, donate)
     init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
     step, nonfinite, rng, scale = place(
@@ -101,9 +101,9 @@ def init_state(
 def fingerprint(tree: PyTree) -> int:
     """Hashes the contents of arrays independently of devices and sharding.
 
-    Each element's bits are mixed with its position and summed modulo 2**32, which does
-    not depend on the order of summation, hence not on the sharding. It distinguishes
-    models; it is not a cryptographic hash.
+    Each element's bits are mixed with its position and summed modulo 2**32. The sum
+    does not depend on the order of summation, hence not on the sharding. It
+    distinguishes models but is not a cryptographic hash.
 
     Args:
         tree: pytree of arrays.

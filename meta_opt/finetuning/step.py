@@ -24,24 +24,24 @@ def make_train_step(
 
     With accumulation the batch is split into micro-batches, and loss, metrics and
     gradient are averaged over them, which equals those of the full batch for a loss
-    that is a mean over examples. A contrastive loss has negatives from its micro-batch
-    only.
+    that is a mean over examples. A contrastive loss only has negatives from its own
+    micro-batch.
 
     Args:
         objective: computes the gradient and scalar metrics, and may have a state.
-        tx: the optimizer. It gets ``value=loss``, unless the objective is private, and
-            ``feedback`` if there is one; optimizers that take neither work too.
-        accumulation_steps: number of micro-batches; divides B.
+        tx: the optimizer, which gets ``value=loss`` unless the objective is private,
+            and ``feedback`` if there is one; optimizers that take neither work too.
+        accumulation_steps: number of micro-batches, a divisor of B.
 
     Returns:
         A pure function of (state, batch, feedback=None), to be compiled with the state
         donated. ``feedback`` is a validation loss [], NaN in steps without one.
-        Its metrics: ``loss``, ``grad_norm``, ``update_norm`` (global L2 norms),
+        Its metrics are ``loss``, ``grad_norm``, ``update_norm`` (global L2 norms),
         ``nonfinite`` (count so far), and the objective's.
 
     Raises:
-        ValueError: if ``accumulation_steps`` is below 1, or when traced with a batch
-            that it does not divide.
+        ValueError: ``accumulation_steps`` is below 1, or (when traced) does not divide
+            the batch.
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps={accumulation_steps} must be at least 1")
@@ -124,7 +124,7 @@ def _accumulate(total: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
-    """Cuts [B, ...] into [parts, B / parts, ...].
+    """Splits [B, ...] into [parts, B / parts, ...].
 
     Micro-batch i has rows i, i + parts, ...: every device then has its share of every
     micro-batch of a sharded batch, and no communication is needed.

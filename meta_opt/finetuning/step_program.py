@@ -1,4 +1,4 @@
-"""Compiles a run's training step, with as many micro-batches as memory requires."""
+"""Compilation of a run's step, with as many micro-batches as memory requires."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -24,11 +24,11 @@ CompileStep: TypeAlias = Callable[..., tuple[Callable[..., Any], Sequence[Action
 class CachedStep:
     """Calls `compile_step` once; later calls return the same program.
 
-    For runs whose steps differ only in values of their state
+    Used for runs whose steps only differ in values of their state
     (`meta_opt.tuning.injected`).
 
     Attributes:
-        compiled: the program; None before the first call.
+        compiled: compiled program; None before the first call.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class CachedStep:
         self._actions: Sequence[Action] = ()
 
     def __call__(self, *arguments: Any) -> tuple[Callable[..., Any], Sequence[Action]]:
-        """As `compile_step`."""
+        """Returns the result of `compile_step`, compiling at the first call."""
         if self.compiled is None:
             self.compiled, self._actions = compile_step(*arguments)
         return self.compiled, self._actions
@@ -50,25 +50,25 @@ def compile_step(
     batch: PyTree,
     mesh: Mesh,
 ) -> tuple[Callable[..., Any], Sequence[Action]]:
-    """Compiles the step ahead of time, so that step times exclude compilation.
+    """Compiles the step ahead of time, which keeps compilation out of step times.
 
     With automatic recovery, the number of micro-batches is doubled until the step fits
     into memory.
 
     Args:
-        config: of the loop.
-        objective: see `meta_opt.finetuning.objective`.
+        config: settings of the loop.
+        objective: objective of the run, see `meta_opt.finetuning.objective`.
         tx: the optimizer.
-        state: sharded over the mesh; each call donates it.
+        state: training state, sharded over the mesh; each call donates it.
         batch: one of the run's batches.
-        mesh: the optimizer shards its work over it.
+        mesh: mesh over which the optimizer shards its work.
 
     Returns:
         ``(state, batch) -> (state, metrics)``, with a third argument if
-        ``config.feedback``; and the actions that were taken for memory.
+        ``config.feedback``; and the actions that were taken to save memory.
 
     Raises:
-        ValueError: a batch that cannot be split as far as memory requires.
+        ValueError: the batch cannot be split into as many parts as memory requires.
     """
     shardings = jax.tree.map(lambda x: x.sharding, state)
     feedback = (np.float32(np.nan),) if config.feedback else ()

@@ -1,4 +1,4 @@
-"""Many runs of one workload, for searches and tables, that share data and programs."""
+"""Repeated runs of one workload that share data and programs, for searches."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -29,11 +29,11 @@ MakeOptimizer = Callable[[OptimizerConfig], optax.GradientTransformation]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of a run.
+    """An evaluation during a run.
 
     Attributes:
-        step: optimizer updates so far.
-        train_loss: mean over the steps since the previous evaluation.
+        step: number of optimizer updates so far.
+        train_loss: mean training loss since the previous evaluation.
         validation: metrics on validation data.
     """
 
@@ -47,13 +47,13 @@ class TrialRun:
     """The outcome of one run.
 
     Attributes:
-        seed: of initialisation and batches.
+        seed: random seed of initialisation and batches.
         num_steps: length of the run.
-        evaluations: in order; the last is after the final step.
+        evaluations: evaluations in order; the last one is after the final step.
         test: metrics of the final parameters; with early stopping, of the parameters at
             the best evaluation.
-        seconds: time of the steps, without compilation and evaluation.
-        peak_bytes: of the compiled step, by the compiler's analysis.
+        seconds: time of the steps in seconds, without compilation and evaluation.
+        peak_bytes: peak memory of the compiled step, from the compiler's analysis.
         optimizer_bytes: bytes of the optimizer's state.
         trainable: number of trainable parameters.
         decisions: the controller's decisions at each evaluation; see
@@ -75,17 +75,17 @@ class Trial:
     """Runs a workload with any optimizer, seed and length.
 
     Args:
-        base: the run. A validation metric is reported every ``loop.eval_every`` steps;
-            ``loop.seed`` is the default seed of trials.
+        base: configuration of the runs. A validation metric is reported every
+            ``loop.eval_every`` steps; ``loop.seed`` is the default seed of trials.
         make_tx: builds an optimizer. If its settings are values of its state
             (`meta_opt.tuning.injected`), all trials share one compiled step.
         test: whether to evaluate the test split.
         metric: the validation metric to report.
-        early_stopping: stops runs early; None: never.
+        early_stopping: early stopping of runs; None for none.
 
     Attributes:
-        base: the run.
-        workload: built with the base's seed.
+        base: configuration of the runs.
+        workload: the workload, built with the seed of ``base``.
     """
 
     def __init__(
@@ -103,16 +103,16 @@ class Trial:
         self._steps: dict[Any, CachedStep] = {}
 
     def optimizer(self, settings: Mapping[str, Any]) -> OptimizerConfig:
-        """The base's optimizer with changed settings.
+        """Returns the optimizer of ``base`` with changed settings.
 
         Raises:
-            ValueError: a setting that the optimizer does not have.
+            ValueError: the optimizer does not have a setting.
         """
         given = dataclasses.asdict(self.base.optimizer)
         return from_config(OptimizerConfig, {**given, **settings})
 
     def stepper(self, optimizer: OptimizerConfig) -> Callable[[], Any]:
-        """A function that takes one step, always on the same batch, for timing."""
+        """Returns a function that takes one step on a fixed batch, for timing."""
         base, workload = self.base, self._seeded(0)
         tx = self._make_tx(with_groups(optimizer, workload))
         loop = dataclasses.replace(base.loop, num_steps=optimizer.num_steps)
@@ -146,16 +146,16 @@ class Trial:
         report: Report | None = None,
         loop: LoopConfig | None = None,
     ) -> TrialRun:
-        """Runs.
+        """Executes a run.
 
         Args:
-            optimizer: its length is the length of the run.
-            seed: of initialisation and batches; None for the base's.
-            report: called at every evaluation except that of the last step.
-            loop: replaces the base's loop, for example with another batch size.
+            optimizer: optimizer of the run, whose length is the length of the run.
+            seed: random seed of initialisation and batches; None for that of ``base``.
+            report: callback at every evaluation except that of the last step.
+            loop: replaces the loop of ``base``, for example with another batch size.
 
         Raises:
-            ValueError: a metric that the evaluation does not return.
+            ValueError: the evaluation does not return the metric.
         """
         base = self.base
         loop = base.loop if loop is None else loop
@@ -165,7 +165,7 @@ class Trial:
             num_steps=optimizer.num_steps,
             seed=seed,
             log_every=loop.eval_every,
-            # The last evaluation is the trial's value, not a report.
+            # The last evaluation is returned as the trial's value, not reported.
             evaluate_at_start=False,
             progress=False,
         )
@@ -181,7 +181,7 @@ class Trial:
         def validate(params: Any, frozen: Any, split: str) -> dict[str, float]:
             nonlocal checked, kept
             metrics = dict(evaluate(params, frozen, split))
-            if not checked:  # That before the first step.
+            if not checked:  # the evaluation before the first step
                 checked = True
                 return metrics
             seen.append(metrics)
@@ -195,7 +195,7 @@ class Trial:
                 report(step, _named(metrics, self._metric))
             return metrics
 
-        # A baseline's length is a constant in its program, and so is the noise of a
+        # The length is a compile-time constant for baselines, and so is the noise of a
         # private run, which may depend on the length.
         constant_length = optimizer.name != "learned" or base.privacy is not None
         key = (
@@ -213,7 +213,7 @@ class Trial:
             balancing=base.balancing,
             privacy=base.privacy,
             mesh=base.mesh,
-            # The run may donate these arrays if the next run can have new ones.
+            # The run may donate these arrays if the next run can recreate them.
             donate=workload.reseeded is not None,
             compile_with=compile_step if constant else shared,
             stop_when=(lambda: stopping.stops(followed)) if stopping else None,
@@ -252,7 +252,7 @@ def _named(metrics: Mapping[str, float], name: str) -> float:
 
 
 def _decisions(record: Mapping[str, Any]) -> dict[str, float]:
-    """The controller's decisions in a record of a run's metrics."""
+    """Extracts the controller's decisions from a record of a run's metrics."""
     prefix = "optimizer/"
     return {
         k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)

@@ -1,6 +1,6 @@
-"""Using a model that a run exported, or that comes from elsewhere.
+"""Inference with models that a run exported, or with pretrained models.
 
-Tokenizer, sizes and channels of images are those that the model was trained with.
+Texts and images are preprocessed as in the training of the model.
 
 Example:
     >>> import meta_opt, numpy

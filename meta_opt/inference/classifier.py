@@ -1,4 +1,4 @@
-"""Picture classifiers that a run exported."""
+"""Image classifiers that a run exported."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from meta_opt.models.convnets import Classifier
 
 
 class PictureClassifier:
-    """A trained network from images to classes, with all that it needs of them.
+    """A trained image classifier with its preprocessing.
 
     Args:
         model: the network.
         class_names: K names, in the order of its logits.
-        fit: as its images were fitted in training.
-        batch_size: images at a time; the last batch is filled up, so that one program
-            is compiled.
+        fit: how images are scaled to the network's input, as in training.
+        batch_size: number of images per batch; the last batch is padded, so that one
+            program is compiled.
 
     Attributes:
-        model: as given.
-        class_names: as given.
+        model: the network.
+        class_names: K names, in the order of the network's logits.
     """
 
     MIN_PIXELS = 32
@@ -43,20 +43,20 @@ class PictureClassifier:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels that images are fitted to."""
+        """Side length in pixels that images are scaled to."""
         return self._fit.size
 
     def predict(self, images: Sequence[Picture]) -> list[str]:
-        """The likeliest class of each image.
+        """Returns the most likely class of each image.
 
         Args:
             images: B images, as `ContrastiveModel.embed` takes them.
 
         Returns:
-            B names of classes.
+            B class names.
 
         Raises:
-            ValueError, TypeError: as `probabilities`.
+            ValueError, TypeError: see `probabilities`.
         """
         best = np.argmax(self.probabilities(images), axis=1)
         return [self.class_names[i] for i in best]
@@ -64,20 +64,20 @@ class PictureClassifier:
     def probabilities(
         self, images: Sequence[Picture], image_size: int = 0
     ) -> np.ndarray:
-        """Probability of each class for each image.
+        """Returns the probability of each class for each image.
 
         Args:
             images: B images, as `ContrastiveModel.embed` takes them.
-            image_size: side in pixels that they are fitted to; 0 for that of training.
-                At another one the network sees things at another scale.
+            image_size: side length in pixels that images are scaled to; 0 for that of
+                training. Another size changes the scale of objects in the images.
 
         Returns:
             float32 [B, K] whose rows sum to 1, K in the order of ``class_names``.
 
         Raises:
-            ValueError: an image that cannot be read, which is named, or a side of
-                fewer than `MIN_PIXELS`.
-            TypeError: a single image instead of a list, or an unsupported type.
+            ValueError: an image cannot be read (the message names it), or
+                ``image_size`` is below `MIN_PIXELS`.
+            TypeError: ``images`` is a single image, or has an unsupported type.
         """
         fit = self._fit
         if image_size:

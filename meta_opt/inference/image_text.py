@@ -1,4 +1,4 @@
-"""Image-text models for inference: contrastive and generative ones."""
+"""Contrastive and generative vision-text models for inference."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
@@ -21,13 +21,13 @@ class ContrastiveModel:
     """Image and text encoders with their preprocessing.
 
     Args:
-        model: CLIP, SigLIP or one of ours, with adapters or without.
-        preprocessing: as it was trained with.
+        model: a CLIP or SigLIP model or one of this package, with or without adapters.
+        preprocessing: preprocessing that the model was trained with.
         batch_size: images or texts per batch; the last batch is padded, so that one
             program is compiled for images and one for texts.
 
     Attributes:
-        model: as given.
+        model: the model.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class ContrastiveModel:
             pair of such arrays if both images and texts are given.
 
         Raises:
-            ValueError: an image that cannot be read, which is named; or neither
-                images nor texts.
-            TypeError: a single image or text instead of a list, or an unsupported type.
+            ValueError: an image cannot be read (the message names it); or neither
+                images nor texts are given.
+            TypeError: an argument is a single image or text, or has an unsupported
+                type.
         """
         if images is None and texts is None:
             raise ValueError("embed needs images, texts or both")
@@ -78,10 +79,10 @@ class ContrastiveModel:
         return found[0] if len(found) == 1 else (found[0], found[1])
 
     def classify(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
-        """Probability of each text for each image: zero-shot classification.
+        """Classifies images zero-shot: returns the probability of each text.
 
-        The softmax over the texts of the cosines times the logit scale (Radford et al.
-        2021); a bias, as SigLIP has one, makes no difference to it.
+        This is the softmax over texts of the cosines times the logit scale (Radford et
+        al. 2021); SigLIP's bias does not affect it.
 
         Args:
             images: B images, as `embed` takes them.
@@ -91,7 +92,7 @@ class ContrastiveModel:
             float32 [B, K] whose rows sum to 1.
 
         Raises:
-            ValueError, TypeError: as `embed`.
+            ValueError, TypeError: see `embed`.
         """
         image_z, text_z = self.embed(images, texts)
         scale = np.asarray(self.model.scale(), np.float32)
@@ -120,13 +121,13 @@ class GenerativeModel:
     """A model that generates text about images, with its preprocessing.
 
     Args:
-        model: PaliGemma or one of ours, with adapters or without.
-        preprocessing: as it was trained with.
+        model: a PaliGemma model or one of this package, with or without adapters.
+        preprocessing: preprocessing that the model was trained with.
         batch_size: images per batch; the last batch is padded, so that one program is
             compiled.
 
     Attributes:
-        model: as given.
+        model: the model.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class GenerativeModel:
     def answer(
         self, images: Sequence[Picture], prompts: str | Sequence[str] = ""
     ) -> list[str]:
-        """The most likely answers to prompts about images (greedy decoding).
+        """Generates answers to prompts about images by greedy decoding.
 
         Args:
             images: B images, as `ContrastiveModel.embed` takes them.
@@ -149,9 +150,9 @@ class GenerativeModel:
             B answers.
 
         Raises:
-            ValueError: an image that cannot be read, which is named; or a number of
-                prompts that differs from the number of images.
-            TypeError: a single image instead of a list, or an unsupported type.
+            ValueError: an image cannot be read (the message names it); or the numbers
+                of prompts and images differ.
+            TypeError: ``images`` is a single image, or has an unsupported type.
         """
         config = DecodingConfig(max_tokens=self._preprocessing.text_length)
         answers: list[str] = []
@@ -167,11 +168,11 @@ class GenerativeModel:
         answers: Sequence[str],
         prompts: str | Sequence[str] = "",
     ) -> np.ndarray:
-        """Probability of each of a list of answers, given that one of them is right.
+        """Returns the probability of each of a list of answers, one being correct.
 
-        The softmax of their log-likelihoods
-        (`meta_opt.models.answer_likelihood.answer_log_likelihoods`): decoding that is
-        constrained to the list, so that nothing needs parsing.
+        This is the softmax of their log-likelihoods
+        (`meta_opt.models.answer_likelihood.answer_log_likelihoods`), which amounts to
+        decoding constrained to the list, so that no answer needs parsing.
 
         Args:
             images: B images, as `ContrastiveModel.embed` takes them.
@@ -183,8 +184,9 @@ class GenerativeModel:
             float32 [B, K] whose rows sum to 1.
 
         Raises:
-            ValueError: as `answer`; no answers, or two that are the same tokens.
-            TypeError: as `answer`.
+            ValueError: see `answer`; or there are no answers, or two with the same
+                tokens.
+            TypeError: see `answer`.
         """
         parts = [
             answer_scores(self.model, data, answers, self._tokenizer, self._batch_size)
@@ -202,7 +204,7 @@ class GenerativeModel:
     def _asked(
         self, images: Sequence[Picture], prompts: str | Sequence[str]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of images and prompts, as the model takes them."""
+        """Yields batches of preprocessed images and prompts."""
         images = listed("images", images)
         asked = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
         if len(asked) != len(images):
@@ -218,5 +220,5 @@ class GenerativeModel:
 
 
 def _fitted(images: Sequence[Picture], preprocessing: Preprocessing) -> np.ndarray:
-    """Images of any size as the model takes them, uint8 [B, h, w, 3]."""
+    """Scales images of any size to the model's input, uint8 [B, h, w, 3]."""
     return np.stack([preprocessing.fit(opened(image)) for image in images])

@@ -1,4 +1,4 @@
-"""Loads models for inference: exports of runs, and models from elsewhere."""
+"""Loading of models for inference: exports of runs and pretrained models."""
 
 import os
 from collections.abc import Callable
@@ -37,14 +37,16 @@ def load_exported(
     Args:
         path: the folder of an image classifier or a video-text model that a run
             exported; a CLIP, SigLIP or PaliGemma folder in Hugging Face's format; a
-            path of our own weights without suffix; or the name of shipped weights.
-        adapter: folder of adapters for it: ours, or PEFT's for CLIP and SigLIP.
+            path of weights in this package's format, without suffix; or the name of
+            shipped weights.
+        adapter: folder of adapters in this package's format, or PEFT's for CLIP and
+            SigLIP.
         processor: folder whose tokenizer and image processor replace those of ``path``;
             required if an export has no tokenizer because its licence is unknown.
         batch_size: images or texts per batch.
         dtype: compute dtype, ``float32`` or ``bfloat16``.
-        max_tokens: maximum tokens per answer of a generative model.
-        prompt_length: maximum tokens per prompt.
+        max_tokens: maximum number of tokens per answer of a generative model.
+        prompt_length: maximum number of tokens per prompt.
         data_dir: for a video-text model, the folder of the prepared encoders; "" for
             $META_OPT_DATA_DIR, or ``data`` if it is not set.
 
@@ -53,9 +55,9 @@ def load_exported(
         model.
 
     Raises:
-        ValueError: no such model, one that is damaged or lacks its tokenizer, or
-            adapters of another one.
-        MissingDataError: of a video-text model, an encoder that is not prepared.
+        ValueError: the model does not exist, is damaged or lacks its tokenizer, or
+            the adapters are of another model.
+        MissingDataError: an encoder of a video-text model is not prepared.
 
     Example:
         >>> sorted(name for name in dir(load_exported("nano")) if name[0] != "_")

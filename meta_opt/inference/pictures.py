@@ -1,4 +1,4 @@
-"""Images of users, and lists of them."""
+"""Validation and batching of images that users pass in."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,12 @@ Picture: TypeAlias = Image.Image | str | os.PathLike | np.ndarray
 
 
 def opened(image: Picture) -> Image.Image:
-    """An image as an RGB image of Pillow.
+    """Opens an image as an RGB Pillow image.
 
     Raises:
-        ValueError: a file that cannot be read, which is named, or another array.
-        TypeError: another kind of thing.
+        ValueError: a file cannot be read (the message names it), or an array is not
+            uint8 [H, W, 3].
+        TypeError: the type is not supported.
     """
     if isinstance(image, Image.Image):
         return to_rgb(image)
@@ -41,13 +42,13 @@ def opened(image: Picture) -> Image.Image:
 
 
 def listed(name: str, given: Sequence) -> Sequence:
-    """The list that was given; one thing where a list is due is a TypeError."""
+    """Returns a list argument; raises TypeError for a single item."""
     if isinstance(given, str | os.PathLike | Image.Image):
         raise TypeError(f"{name} takes a list, not one {type(given).__name__}")
     return given if isinstance(given, np.ndarray) else list(given)
 
 
 def batches(rows: Sequence, size: int) -> Iterator[Sequence]:
-    """Parts of ``size`` rows; the last may have fewer."""
+    """Yields parts of ``size`` rows; the last may have fewer."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -1,4 +1,4 @@
-"""Models of clips and texts that a run exported."""
+"""Video-text models that a run exported."""
 
 import os
 from collections.abc import Sequence
@@ -27,21 +27,22 @@ or float [T, D]; or a list of images."""
 
 
 class VideoTextModel:
-    """A video-text model with all that it needs to read clips and texts.
+    """A video-text model with its preprocessing.
 
-    Of its methods those work whose parts the family and task of its training have:
-    UniVL's losses train matching and a decoder whatever the task. Longer clips are
-    thinned and texts cut as in training.
+    A method works if the family and the task of the training have the heads for it:
+    UniVL's losses train matching and a decoder for every task. Long clips are
+    subsampled and long texts truncated as in training.
 
     Args:
-        exported: the model and how it reads.
-        batch_size: clips, texts or questions at a time; the last batch is filled up, so
-            that one program is compiled for each use.
+        exported: the model and the reader of its inputs.
+        batch_size: number of clips, texts or questions per batch; the last batch is
+            padded, so that one program is compiled for each use.
 
     Attributes:
-        model: of ``exported``.
-        task: that it was trained for.
-        answers: K answers to questions in words; none if it has not learned any.
+        model: the model.
+        task: task that the model was trained for.
+        answers: vocabulary of K answers to open-ended questions; empty if there is
+            none.
     """
 
     def __init__(self, exported: ExportedVideoText, batch_size: int = 32) -> None:
@@ -52,10 +53,11 @@ class VideoTextModel:
         self._batch_size = batch_size
 
     def scores(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
-        """How well every clip and every text match; the larger the better.
+        """Returns matching scores of every clip with every text; higher is better.
 
-        After training on ``contrastive`` they are cosines, else the logits of the cross
-        encoder, which reads each clip with each text: its time grows with N x M.
+        After training on ``contrastive`` the scores are cosines, else logits of the
+        cross encoder, which reads each clip with each text, in time proportional to N x
+        M.
 
         Args:
             clips: N clips.
@@ -65,9 +67,9 @@ class VideoTextModel:
             float32 [N, M].
 
         Raises:
-            ValueError: a clip that cannot be read or has no frames, which is named; no
-                clips or no texts; or a model that was not trained to match.
-            TypeError: one clip or text where a list is due, or another kind of thing.
+            ValueError: a clip cannot be read or has no frames (the message names it);
+                there are no clips or no texts; or the model was not trained to match.
+            TypeError: an argument is a single clip or text, or has an unsupported type.
         """
         contrastive = self._exported.settings.primary == "contrastive"
         if not contrastive and "match" not in self.model.heads:
@@ -83,18 +85,18 @@ class VideoTextModel:
     def search(
         self, clips: Sequence[Clip], texts: Sequence[str], count: int = 5
     ) -> np.ndarray:
-        """The best clips for each text, the best one first.
+        """Returns the best clips for each text, in decreasing order of score.
 
         Args:
             clips: N clips.
             texts: M texts.
-            count: how many clips of each text; N if there are fewer.
+            count: number of clips per text; N if there are fewer.
 
         Returns:
-            int [M, count], places in ``clips``.
+            int [M, count], indices into ``clips``.
 
         Raises:
-            ValueError, TypeError: as `scores`.
+            ValueError, TypeError: see `scores`.
         """
         if count < 1:
             raise ValueError(f"count={count} must be at least 1")
@@ -102,7 +104,7 @@ class VideoTextModel:
         return order[:count].T
 
     def caption(self, clips: Sequence[Clip]) -> list[str]:
-        """The likeliest caption of each clip, of words that training captions have.
+        """Generates a caption of each clip, from the vocabulary of training captions.
 
         Args:
             clips: N clips.
@@ -111,13 +113,13 @@ class VideoTextModel:
             N texts.
 
         Raises:
-            ValueError: as `scores`, or a model that was not trained to write.
-            TypeError: as `scores`.
+            ValueError: see `scores`; or the model was not trained to write captions.
+            TypeError: see `scores`.
         """
         if not hasattr(self.model, "captioner"):
             raise ValueError(self._without("to write captions"))
         exported = self._exported
-        # A caption begins after the token that begins a text.
+        # The start token is not part of a generated caption.
         length = exported.reader.config.text_length - 1
         data = self._clips(clips)
         return exported.decode(
@@ -125,19 +127,19 @@ class VideoTextModel:
         )
 
     def answer(self, clips: Sequence[Clip], questions: Sequence[str]) -> list[str]:
-        """The likeliest of ``answers`` to a question about each clip.
+        """Returns the most likely of ``answers`` to a question about each clip.
 
         Args:
             clips: N clips.
             questions: N texts.
 
         Returns:
-            N of ``answers``.
+            N answers.
 
         Raises:
-            ValueError: as `scores`; another number of questions than of clips; or a
-                model that was not trained to answer in words.
-            TypeError: as `scores`.
+            ValueError: see `scores`; or the numbers of questions and clips differ; or
+                the model was not trained on open-ended questions.
+            TypeError: see `scores`.
         """
         best = np.argmax(self.answer_probabilities(clips, questions), axis=1)
         return [self.answers[i] for i in best]
@@ -145,7 +147,7 @@ class VideoTextModel:
     def answer_probabilities(
         self, clips: Sequence[Clip], questions: Sequence[str]
     ) -> np.ndarray:
-        """Probability of each of ``answers`` to a question about each clip.
+        """Returns the probability of each of ``answers`` to a question about each clip.
 
         Args:
             clips: N clips.
@@ -155,7 +157,7 @@ class VideoTextModel:
             float32 [N, K] whose rows sum to 1.
 
         Raises:
-            ValueError, TypeError: as `answer`.
+            ValueError, TypeError: see `answer`.
         """
         if not self.answers:
             raise ValueError(self._without("to answer questions in words"))
@@ -166,21 +168,21 @@ class VideoTextModel:
     def choose(
         self, clips: Sequence[Clip], options: Sequence[Sequence[str]]
     ) -> np.ndarray:
-        """Probability of each option that is offered for a clip.
+        """Returns the probability of each answer option for a clip.
 
         Args:
             clips: N clips.
-            options: N lists of C texts, as the model read them in training: of official
-                data sets the question, a space and the option; of animated emoji ``"is
-                it NAME?"``.
+            options: N lists of C texts in the format of the training data: the
+                question, a space and the option for official datasets, ``"is it
+                NAME?"`` for animated emoji.
 
         Returns:
             float32 [N, C] whose rows sum to 1.
 
         Raises:
-            ValueError: as `scores`; another number of lists than of clips; lists of
-                different lengths; or a model that was not trained to choose.
-            TypeError: as `scores`.
+            ValueError: see `scores`; or the numbers of lists and clips differ, lists
+                have different lengths, or the model was not trained on multiple choice.
+            TypeError: see `scores`.
         """
         if "choice" not in self.model.heads:
             raise ValueError(self._without("to choose between options"))
@@ -196,19 +198,19 @@ class VideoTextModel:
         return _softmax(answer_logits(self.model, data, self._batch_size))
 
     def sentiment(self, clips: Sequence[Clip], texts: Sequence[str]) -> np.ndarray:
-        """Sentiment of clips with their texts, on the scale of the training data.
+        """Returns the sentiment of clips with texts, on the training data's scale.
 
         Args:
             clips: N clips.
-            texts: N texts, such as what is said.
+            texts: N texts, such as transcripts.
 
         Returns:
             float32 [N].
 
         Raises:
-            ValueError: as `scores`; another number of texts than of clips; or a model
-                that was not trained for sentiment.
-            TypeError: as `scores`.
+            ValueError: see `scores`; or the numbers of texts and clips differ, or the
+                model was not trained for sentiment.
+            TypeError: see `scores`.
         """
         if "scores" not in self.model.heads:
             raise ValueError(self._without("for sentiment"))
@@ -232,7 +234,7 @@ class VideoTextModel:
         return {"frames": reader.frames(frames), "present": present}
 
     def _frames(self, clip: Clip, place: int) -> np.ndarray:
-        """One clip of at most T frames, uint8 [t, h, w, 3] or float32 [t, D]."""
+        """Reads a clip of at most T frames, uint8 [t, h, w, 3] or float32 [t, D]."""
         config = self._exported.reader.config
         if isinstance(clip, str | os.PathLike):
             found = read_clip(clip, config.frames, config.image_size)

@@ -1,4 +1,4 @@
-"""Every combiner of losses by name, all with the same two functions."""
+"""All combiners of losses by name, with a common interface."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ combined loss itself, or not at all."""
 
 
 class Apply(Protocol):
-    """Losses to a scalar; see `meta_opt.meta_loss.combiner.combine`."""
+    """Combines losses to a scalar; see `meta_opt.meta_loss.combiner.combine`."""
 
     def __call__(
         self,
@@ -41,11 +41,12 @@ class Apply(Protocol):
 class Combiner(NamedTuple):
     """A combiner of losses.
 
-    Losses that are not finite or masked are left out by all of them, with derivative 0.
+    Every combiner leaves out losses that are not finite or masked; their derivative is
+    0.
 
     Attributes:
-        init: key to phi; an empty dict where there is nothing to train.
-        apply: see `Apply`; pure.
+        init: function from a key to phi, which is an empty dict if nothing is trained.
+        apply: pure function, see `Apply`.
         training: how phi is trained.
     """
 
@@ -61,24 +62,24 @@ COMBINERS = ("meltr", "linear", "uncertainty", "equal", "fixed")
 def make_combiner(
     name: str, config: CombinerConfig, weights: Sequence[float] | None = None
 ) -> Combiner:
-    r"""The combiner of a name.
+    r"""Returns the combiner of a name.
 
     - ``meltr``: the transformer (`meta_opt.meta_loss.combiner`).
-    - ``linear``: :math:`\sum_t \phi_t l_t` with :math:`\phi` trained by hypergradients,
-      ``weights`` at first: what the transformer adds shows against it.
-    - ``uncertainty``: :math:`\frac12 \sum_t e^{-s_t} l_t + s_t`, s trained with the
+    - ``linear``: :math:`\sum_t \phi_t l_t` with :math:`\phi` initialised to ``weights``
+      and trained by hypergradients, as a baseline for the transformer.
+    - ``uncertainty``: :math:`\frac12 \sum_t e^{-s_t} l_t + s_t` with s trained like the
       model (`meta_opt.losses.balancing.uncertainty_weighting`).
     - ``equal``: the mean.
     - ``fixed``: :math:`\sum_t a_t l_t` with constant ``weights`` a.
 
     Args:
         name: one of `COMBINERS`.
-        config: of the network; the others read ``num_losses`` of it.
-        weights: of ``linear`` and ``fixed``, [T]; None for ones.
+        config: configuration of the network; other combiners only read ``num_losses``.
+        weights: weights [T] of ``linear`` and ``fixed``; None for ones.
 
     Raises:
-        ValueError: an unknown name, ``weights`` that are not T, or for a combiner
-            that has none.
+        ValueError: the name is unknown, the number of ``weights`` is not T, or the
+            combiner has no weights.
 
     >>> combiner = make_combiner("fixed", CombinerConfig(num_losses=2), [1.0, 0.5])
     >>> phi = combiner.init(jax.random.key(0))
@@ -131,7 +132,7 @@ def make_combiner(
 def _of_present(
     count: int, rule: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
 ) -> Apply:
-    """A combiner out of ``rule(phi, losses, present)``, absent losses being 0."""
+    """Makes a combiner of ``rule(phi, losses, present)``; absent losses are 0."""
 
     def apply(
         phi: PyTree,
@@ -140,7 +141,7 @@ def _of_present(
         mask: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        del dropout_key  # There is nothing to drop.
+        del dropout_key  # These combiners have no dropout.
         check_losses(losses, count)
         present = present_losses(losses, mask)
         return rule(phi, zero_absent(losses, present), present)

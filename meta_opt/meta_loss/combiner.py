@@ -1,26 +1,26 @@
-r"""The MELTR network: several losses to one by a transformer layer.
+r"""The MELTR network, which combines several losses by a transformer layer.
 
 Each loss becomes a token,
 
 .. math:: x_t = W_2 \operatorname{relu}(W_1 l_t + b_1) + b_2 + e_t,
 
 with a learned embedding :math:`e_t` for each loss. One post-LN transformer encoder
-layer (ReLU, dropout) reads the tokens, and a linear map without bias makes a scalar of
-their mean (Ko et al. 2023, arXiv:2303.13009). Nothing keeps the scalar positive or
-increasing in the losses.
+layer (ReLU, dropout) reads the tokens, and a linear map without bias reduces their
+mean to a scalar (Ko et al. 2023, arXiv:2303.13009). The scalar is not constrained to be
+positive, nor to increase with the losses.
 
-**At initialisation** each sign of the readout is equally likely, and with it each sign
-of :math:`\partial c / \partial l_t`. Over 200 seeds of the published shapes, at losses
-of 1, half of the derivatives are negative, and in three to five of ten seeds all are:
-there the model *ascends* its losses until the meta-steps have turned that around. Their
-RMS is 0.016 (8 losses) to 0.07 (2 losses). Layer normalisation bounds the value, so
-that the derivatives shrink as losses grow: at losses of 50 they are 0.003 to 0.004, and
-the value cannot come near the sum. ``residual=True`` begins at the sum of the losses
-instead, where every derivative is exactly 1: it adds the sum to a network whose readout
-is zero at first.
+**At initialisation** both signs of the readout are equally likely, and so are both
+signs of :math:`\partial c / \partial l_t`. Over 200 seeds of the published shapes, at
+losses of 1, half of the derivatives are negative, and for three to five of ten seeds
+all are: the model then *ascends* its losses until the meta-steps have reversed that.
+The RMS of the derivatives is 0.016 (8 losses) to 0.07 (2 losses). Layer normalisation
+bounds the value, so that the derivatives shrink as losses grow: at losses of 50 they
+are 0.003 to 0.004, and the value cannot approach the sum. ``residual=True`` starts at
+the sum of the losses instead, where every derivative is exactly 1: it adds the sum to a
+network whose readout is initialised to zero.
 
 Pure functions on a pytree, so that they compose with `jax.jvp`, `jax.vmap` and
-sharding. All is computed in float32 at full matmul precision; there are only T tokens.
+sharding. They compute in float32 at full matmul precision; there are only T tokens.
 """
 
 import dataclasses
@@ -40,15 +40,15 @@ class CombinerConfig:
     """Shape of the MELTR network.
 
     Attributes:
-        num_losses: T.
+        num_losses: T, number of losses.
         hidden_size: h1, hidden units of the map from a loss to its token.
-        width: D of the tokens.
+        width: D, width of the tokens.
         ffn_size: F, hidden units of the encoder layer's MLP.
-        num_heads: H; divides ``width``.
-        dropout: rate, of attention weights and of both branches and the MLP's hidden
-            units; only where ``combine`` gets a key.
-        residual: whether the network is added to the sum of the losses, its readout
-            zero at first. The published network has no residual.
+        num_heads: H, number of attention heads; a divisor of ``width``.
+        dropout: dropout rate of attention weights, both residual branches and the MLP's
+            hidden units; only applied if ``combine`` gets a key.
+        residual: whether the network, with a zero-initialised readout, is added to the
+            sum of the losses. The published network has no residual.
     """
 
     num_losses: int
@@ -74,15 +74,15 @@ class CombinerConfig:
 
 
 def init_combiner(config: CombinerConfig, key: jax.Array) -> PyTree:
-    r"""Parameters of the network, as PyTorch's modules initialise them.
+    r"""Initialises the parameters of the network as PyTorch's modules do.
 
     Linear maps and their biases are uniform in :math:`\pm 1/\sqrt{n}` of their fan-in
     :math:`n`, the kernels of query, key and value in :math:`\pm\sqrt{1.5/D}`, biases of
-    attention are zero, embeddings standard normal: those of the released code.
+    attention are zero, embeddings are standard normal, as in the released code.
 
     Args:
-        config: sizes.
-        key: of the draws.
+        config: configuration of the network.
+        key: random key.
 
     Returns:
         Nested dict of float32 arrays: ``embed`` and ``token`` (the map from a loss to
@@ -137,24 +137,24 @@ def combine(
     mask: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """The network's value for ``losses``: MELTR(l; phi).
+    """Computes MELTR(l; phi), the network's value for ``losses``.
 
     A loss that is masked or not finite has no token: neither attention nor the mean
-    reads it, and the derivative with respect to it is 0 whatever its value. Without any
-    token the value is 0.
+    reads it, and the derivative with respect to it is 0. Without any token the value
+    is 0.
 
     Args:
-        config: that of ``phi``.
-        phi: of `init_combiner`.
-        losses: [T].
-        mask: bool [T], false for losses to be left out; None for all.
-        dropout_key: for dropout; None for none of it.
+        config: configuration that ``phi`` was initialised with.
+        phi: parameters from `init_combiner`.
+        losses: losses [T].
+        mask: bool [T], False for losses to leave out; None to use all.
+        dropout_key: random key of dropout; None for no dropout.
 
     Returns:
         A scalar, float32.
 
     Raises:
-        ValueError: ``losses`` that are not [T].
+        ValueError: ``losses`` does not have the shape [T].
     """
     count = config.num_losses
     check_losses(losses, count)
@@ -176,7 +176,7 @@ def combine(
 
     query, key, value = (heads(_linear(phi[x], tokens)) for x in _ATTENTION)
     scores = _product("qhd,khd->hqk", query, key) * query.shape[-1] ** -0.5
-    # The lowest number rather than -inf: without any token the softmax stays finite.
+    # Lowest finite number, not -inf, so that a softmax over no tokens stays finite.
     lowest = jnp.finfo(scores.dtype).min
     scores = jnp.where(present[None, None, :], scores, lowest)
     attention = dropout(jax.nn.softmax(scores), 0)
@@ -195,7 +195,7 @@ def combine(
 
 
 def check_losses(losses: jax.Array, count: int) -> None:
-    """Raises ValueError for ``losses`` that are not [T] with T = ``count``."""
+    """Raises ValueError if ``losses`` does not have the shape [``count``]."""
     if losses.shape != (count,):
         raise ValueError(
             f"a combiner of {count} losses got losses of shape {losses.shape}; stack "
@@ -211,7 +211,7 @@ def _product(equation: str, *operands: jax.Array) -> jax.Array:
 
 
 def _linear(parameters: Any, x: jax.Array) -> jax.Array:
-    """[T, in] to [T, out]."""
+    """Applies a linear map, [T, in] to [T, out]."""
     return _product("ti,io->to", x, parameters["kernel"]) + parameters["bias"][None, :]
 
 

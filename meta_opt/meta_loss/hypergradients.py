@@ -1,4 +1,4 @@
-r"""Hypergradients of a combined loss, by several methods with one interface.
+r"""Hypergradients of a combined loss, by several methods with a common interface.
 
 Let :math:`w` move down the gradient of the combined loss :math:`c(l(w); \phi)`, and let
 :math:`v` be the gradient of the meta-objective with respect to :math:`w`. All methods
@@ -21,7 +21,7 @@ name                     M                           derivatives of the model
 ``sama``                 the optimizer's adaptation  one forward-mode pass
 =======================  ==========================  ===================================
 
-:math:`\phi` meets :math:`w` only through the T losses: with
+The combined loss depends on :math:`w` only through the T losses: with
 :math:`c_t = \langle p, \nabla l_t \rangle` the product is
 :math:`\sum_t c_t\, \partial c / \partial l_t`. One forward-mode pass gives losses and
 :math:`c_t`; only the combiner is differentiated with respect to :math:`\phi`. ``jvp``
@@ -30,23 +30,22 @@ and ``double_backward`` are equal to rounding.
 **Cost.** ``jvp``, ``sama`` and ``double_backward`` take the FLOPs of one training
 gradient, ``finite_differences`` two thirds of that.
 
-**Memory.** Forward mode needs a tangent like w and no stored activations; where layers
-are scanned, XLA keeps none (6 MiB for 16 layers whose training gradient takes 52), but
-where the loop is written out it may. ``double_backward`` keeps those of a training
-gradient, ``neumann`` twice as much and two float32 vectors like w, whatever K is, and
-``finite_differences`` a shifted copy of w. `jax.checkpoint` in the losses is respected
-by all.
+**Memory.** Forward mode needs a tangent like w and no stored activations. XLA keeps
+none for scanned layers (6 MiB for 16 layers whose training gradient takes 52 MiB), but
+may for unrolled ones. ``double_backward`` keeps the activations of a training gradient,
+``neumann`` twice as much and two float32 vectors like w, independently of K, and
+``finite_differences`` a shifted copy of w. All respect `jax.checkpoint` in the losses.
 
-**Losses.** ``losses_fn`` maps w to losses [T]; randomness has its key in the batch, so
-that every call draws the same. A `jax.custom_vjp` has no forward mode: take
-``double_backward`` or ``finite_differences`` then.
+**Losses.** ``losses_fn`` maps w to losses [T]. Its random keys must be part of the
+batch, so that every call draws the same numbers. A `jax.custom_vjp` has no forward
+mode: use ``double_backward`` or ``finite_differences`` then.
 
-**Losses that are not finite** are left out by the combiner, whatever their :math:`c_t`
-is. Reverse mode through the losses (``double_backward``, ``neumann``, v itself, the
-gradient that trains the model) still multiplies a cotangent of 0 with such a loss's own
-derivative, and 0 times NaN is NaN. So a loss that a batch does not have is best given
-as ``jnp.where(available, loss, jnp.nan)``, where ``loss`` is finite: its gradient is
-exactly 0 then.
+**Losses that are not finite** are left out by the combiner, whatever their
+:math:`c_t`. Reverse mode through the losses (``double_backward``, ``neumann``, v
+itself, the gradient that trains the model) still multiplies a cotangent of 0 with the
+derivative of such a loss, and 0 times NaN is NaN. A loss that a batch lacks should
+therefore be ``jnp.where(available, loss, jnp.nan)`` with a finite ``loss``, whose
+gradient is exactly 0.
 """
 
 import dataclasses
@@ -72,13 +71,13 @@ _TINY = 1e-30
 
 
 class Hypergradient(NamedTuple):
-    """A hypergradient and what came with it.
+    """A hypergradient, with the losses and their tangents.
 
     Attributes:
-        gradient: g, pytree like phi.
+        gradient: g, a pytree like phi.
         losses: l(w), float32 [T].
         tangents: c, float32 [T]: derivative of each loss along p. A loss with positive
-            c falls along -p, as the meta-objective does.
+            c decreases along -p, as the meta-objective does.
     """
 
     gradient: PyTree
@@ -87,7 +86,7 @@ class Hypergradient(NamedTuple):
 
 
 class HypergradientFn(Protocol):
-    """A method for hypergradients; pure."""
+    """A pure function that estimates hypergradients."""
 
     def __call__(
         self,
@@ -100,28 +99,28 @@ class HypergradientFn(Protocol):
         """Estimates the hypergradient.
 
         Args:
-            losses_fn: w to losses [T].
+            losses_fn: function from w to losses [T].
             combine: ``(phi, losses) -> scalar``.
             phi: the combiner's parameters.
             w: the model's trainable parameters, any pytree of floating-point arrays.
-            v: pytree like w.
+            v: gradient of the meta-objective, a pytree like w.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class HypergradientConfig:
-    """Which method, and its settings.
+    """The hypergradient method and its settings.
 
     Attributes:
         kind: one of `HYPERGRADIENTS`.
-        terms: K of ``neumann``.
-        step_size: eta of ``neumann``; the series converges below two over the largest
-            eigenvalue of the Hessian.
-        radius: of ``finite_differences``: length of the move along v, to either side.
-        share_forward: of ``jvp`` in a meta-step: whether its pass over the second batch
-            is the regulariser's too: fewer operations, for the memory of a backward
-            pass.
+        terms: K, number of terms of ``neumann``.
+        step_size: eta of ``neumann``; the series converges below two divided by the
+            largest eigenvalue of the Hessian.
+        radius: length of the step along v to either side, for ``finite_differences``.
+        share_forward: whether ``jvp`` shares its pass over the second batch of a
+            meta-step with the regulariser: this saves operations, but takes the memory
+            of a backward pass.
     """
 
     kind: str = "jvp"
@@ -131,7 +130,7 @@ class HypergradientConfig:
     share_forward: bool = True
 
     def __post_init__(self) -> None:
-        """Checks name and ranges."""
+        """Checks the name and the ranges."""
         check_name("kind", self.kind, HYPERGRADIENTS)
         if self.terms < 1:
             raise ValueError(f"terms={self.terms} must be at least 1")
@@ -144,14 +143,14 @@ class HypergradientConfig:
 def make_hypergradient(
     config: HypergradientConfig, precondition: Precondition | None = None
 ) -> HypergradientFn:
-    """The method that ``config`` names.
+    """Returns the method that ``config`` names.
 
     Args:
         config: name and settings.
-        precondition: of ``sama``, which needs one.
+        precondition: preconditioner, which ``sama`` requires.
 
     Raises:
-        ValueError: ``sama`` without ``precondition``, or another method with it.
+        ValueError: ``sama`` has no ``precondition``, or another method has one.
 
     >>> losses_fn = lambda w: jnp.array([0.5, 2.0]) * w**2
     >>> combine = lambda phi, losses: jnp.sum(phi * losses)
@@ -172,7 +171,7 @@ def make_hypergradient(
 def _jvp(
     config: HypergradientConfig, precondition: Precondition | None
 ) -> HypergradientFn:
-    """Exact, by forward mode; ``sama`` with a preconditioner."""
+    """Exact hypergradient by forward mode; ``sama`` if there is a preconditioner."""
 
     def hypergradient(
         losses_fn: LossesFn, combine: Combine, phi: PyTree, w: PyTree, v: PyTree
@@ -187,7 +186,7 @@ def _jvp(
 def _double_backward(
     config: HypergradientConfig, precondition: Precondition | None
 ) -> HypergradientFn:
-    """Exact, by reverse mode over reverse mode; the reference for the others."""
+    """Exact hypergradient by reverse over reverse mode, the reference for tests."""
 
     def hypergradient(
         losses_fn: LossesFn, combine: Combine, phi: PyTree, w: PyTree, v: PyTree
@@ -196,7 +195,7 @@ def _double_backward(
             return inner_product(jax.grad(lambda w: combine(phi, losses_fn(w)))(w), v)
 
         losses, backward = jax.vjp(losses_fn, w)
-        # <J' u, v> is linear in u, and its derivative is J v.
+        # <J' u, v> is linear in u, so its derivative with respect to u is J v.
         tangents = jax.grad(lambda u: inner_product(backward(u)[0], v))(
             jnp.zeros_like(losses)
         )
@@ -212,8 +211,8 @@ def _neumann(
     r"""Implicit differentiation at a minimum of the combined loss.
 
     The inverse Hessian is replaced by :math:`\eta \sum_{k<K} (I - \eta H)^k` (Lorraine
-    et al. 2020, arXiv:1911.02590); K = 1 is ``jvp`` times eta. Its memory is that of a
-    Hessian product, whatever K is.
+    et al. 2020, arXiv:1911.02590); K = 1 is ``jvp`` times eta. Its memory is that of
+    one Hessian-vector product, independently of K.
     """
 
     def hypergradient(
@@ -245,9 +244,9 @@ def _finite_differences(
 
     As in DARTS (Liu et al. 2019, arXiv:1806.09055), but only the T losses are
     differenced; the combiner is differentiated exactly, at the mean of the two. For an
-    MLP with eight losses that is off by 3e-5 at radius 1e-2 and 1e-3 at 1e-4, where
-    differences of the combiner's gradient, which jumps at every ReLU, are off by 2.8
-    and 0.01. Too small a radius drowns in rounding, at once where w is bfloat16.
+    MLP with eight losses the error is 3e-5 at radius 1e-2 and 1e-3 at 1e-4; differences
+    of the combiner's gradient, which jumps at every ReLU, have errors of 2.8 and 0.01.
+    If the radius is too small, rounding errors dominate, first of all in bfloat16.
     """
 
     def hypergradient(
@@ -284,13 +283,13 @@ the product by finite differences; here it is exact."""
 
 
 def inner_product(a: PyTree, b: PyTree) -> jax.Array:
-    """Inner product of two pytrees of one structure, summed in float32 or wider."""
+    """Returns the inner product of two pytrees, summed in at least float32."""
     products = jax.tree.map(lambda x, y: jnp.sum(_wide(x) * _wide(y)), a, b)
     return sum(jax.tree.leaves(products), start=jnp.zeros(()))
 
 
 def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
-    """``tree`` with the dtypes of ``reference``, as a tangent of it must have."""
+    """Casts ``tree`` to the dtypes of ``reference``, as its tangents must have."""
     return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
 
 
@@ -301,7 +300,7 @@ def _wide(x: jax.Array) -> jax.Array:
 def contract(
     combine: Combine, phi: PyTree, losses: jax.Array, tangents: jax.Array
 ) -> Hypergradient:
-    """Minus the phi-gradient of the combined loss's derivative along ``tangents``."""
+    """Returns minus the phi-gradient of the combined loss's tangent in w."""
     losses, tangents = _wide(losses), _wide(tangents)
 
     def along(phi: PyTree) -> jax.Array:

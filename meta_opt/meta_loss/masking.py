@@ -1,17 +1,17 @@
-"""Which losses of a batch count: those that are finite and not masked."""
+"""Masking of losses that are not finite or not used in a batch."""
 
 import jax
 import jax.numpy as jnp
 
 
 def present_losses(losses: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Which losses count: bool [T], true where a loss is finite and not masked.
+    """Returns which losses are used: bool [T], True if finite and not masked.
 
-    Its complement are the losses that every combiner leaves out.
+    Every combiner leaves out the other losses.
 
     Args:
-        losses: [T].
-        mask: bool [T], false for losses to be left out; None for all.
+        losses: losses [T].
+        mask: bool [T], False for losses to leave out; None to use all.
 
     >>> present_losses(jnp.array([1.0, jnp.nan, jnp.inf])).tolist()
     [True, False, False]
@@ -21,14 +21,14 @@ def present_losses(losses: jax.Array, mask: jax.Array | None = None) -> jax.Arra
 
 
 def zero_absent(losses: jax.Array, present: jax.Array) -> jax.Array:
-    """``losses`` [T] as float32 (or wider), 0 where they do not count.
+    """Returns ``losses`` [T] in at least float32, with unused losses set to 0.
 
-    Selecting *before* anything is computed makes the derivative with respect to an
-    absent loss exactly 0; selecting afterwards would give 0 times NaN.
+    Selecting *before* any computation makes the derivative with respect to an unused
+    loss exactly 0; selecting afterwards would give 0 times NaN.
 
     Args:
-        losses: [T].
-        present: bool [T], of `present_losses`.
+        losses: losses [T].
+        present: bool [T] from `present_losses`.
 
     >>> jax.grad(lambda x: jnp.sum(zero_absent(x, present_losses(x)) ** 2))(
     ...     jnp.array([1.0, jnp.nan])

@@ -8,12 +8,12 @@ arXiv:2303.13009),
         + \gamma \Big| \sum_t l_t(w; B_2) - c(l(w; B_2); \phi) \Big| \Big], \qquad
     g_\phi = -\nabla_\phi \langle \nabla_w c(l(w; B_2); \phi), v \rangle.
 
-`primary_gradient` and `finish_meta_gradient` may be compiled as two programs: the
-second needs the gradient and nothing of the first's activations. `meta_gradient` is
-both, and `same_batch_meta_gradient` the cheaper one of :math:`B_1 = B_2`.
+`primary_gradient` and `finish_meta_gradient` can be compiled as two programs: the
+second needs the gradient, but no activations of the first. `meta_gradient` does both,
+and `same_batch_meta_gradient` is cheaper if :math:`B_1 = B_2`.
 
-Beside the hypergradient's own cost, v takes a training gradient, and with the
-regulariser a second one, whose activations XLA may keep at the same time.
+Besides the hypergradient, v costs a training gradient, and a second one with the
+regulariser, whose activations XLA may keep at the same time.
 """
 
 from collections.abc import Callable
@@ -44,20 +44,20 @@ PrimaryFn: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
 
 
 class MetaDiagnostics(NamedTuple):
-    r"""What a meta-step saw.
+    r"""Diagnostics of a meta-step.
 
     Attributes:
-        primary: loss on the first batch, [].
-        losses: l on the second, [T].
+        primary: primary loss on the first batch, [].
+        losses: l on the second batch, [T].
         combined: c(l; phi), [].
         weights: :math:`\partial c/\partial l_t`, [T]: the weight of each loss in the
-            model's gradient, and 0 for one that is left out. May be negative.
-        tangents: :math:`c_t = \langle p, \nabla l_t \rangle`, [T], p being v or what
-            the method makes of it. Positive where descending the loss helps.
-        masked: bool [T], losses left out since they were not finite.
-        direction_norm: of v, [].
-        gradient_norm: of g, []; NaN where g was.
-        finite: bool, whether v and g were; where not, the gradient is returned as 0.
+            model's gradient, 0 for losses that are left out. May be negative.
+        tangents: :math:`c_t = \langle p, \nabla l_t \rangle`, [T], where p is v or the
+            method's transform of it. Positive if descending the loss helps.
+        masked: bool [T], losses left out because they were not finite.
+        direction_norm: norm of v, [].
+        gradient_norm: norm of g, []; NaN if g was not finite.
+        finite: bool, whether v and g were finite; otherwise the gradient is set to 0.
     """
 
     primary: jax.Array
@@ -72,7 +72,7 @@ class MetaDiagnostics(NamedTuple):
 
 
 class MetaGradient(NamedTuple):
-    """Gradient for phi (pytree like it) and diagnostics of a meta-step."""
+    """Gradient of a meta-step, a pytree like phi, and its diagnostics."""
 
     gradient: PyTree
     diagnostics: MetaDiagnostics
@@ -81,13 +81,13 @@ class MetaGradient(NamedTuple):
 def primary_gradient(
     primary_fn: PrimaryFn, w: PyTree, batch: PyTree
 ) -> tuple[PyTree, jax.Array]:
-    """The gradient of the primary loss, a pytree like w, and the loss [].
+    """Returns the gradient of the primary loss, a pytree like w, and the loss [].
 
     Args:
-        primary_fn: ``(w, batch) -> scalar``, the primary loss alone: out of T losses it
-            would be differentiated with the others.
+        primary_fn: ``(w, batch) -> scalar``, the primary loss alone, so that the other
+            losses are not differentiated.
         w: the model's trainable parameters, any pytree of floating-point arrays.
-        batch: B1.
+        batch: batch B1.
     """
 
     def wide(w: PyTree) -> jax.Array:
@@ -114,17 +114,17 @@ def meta_direction(
     primary: int | PrimaryFn,
     gamma: float,
 ) -> tuple[PyTree, jax.Array]:
-    """The direction v, a pytree like w, and the primary loss [].
+    """Returns the direction v, a pytree like w, and the primary loss [].
 
     Args:
         losses_fn: ``(w, batch) -> losses [T]``.
         combine: ``(phi, losses) -> scalar``.
         phi: the combiner's parameters.
         w: the model's trainable parameters.
-        batches: B1 and B2; at gamma 0 only the first is read.
-        primary: place of the primary loss in [T], or a function for it alone, which
-            saves the others' work.
-        gamma: weight of the regulariser, static.
+        batches: batches B1 and B2; only B1 is read if gamma is 0.
+        primary: index of the primary loss in [T], or a function that computes it alone,
+            which is cheaper.
+        gamma: weight of the regulariser, a static float.
     """
     first, second = batches
     v, loss = primary_gradient(_primary_fn(losses_fn, primary), w, first)
@@ -159,26 +159,26 @@ def meta_gradient(
     hypergradient: HypergradientFn | None = None,
     direct_term: bool = False,
 ) -> MetaGradient:
-    r"""The gradient of a meta-step.
+    r"""Computes the gradient of a meta-step.
 
     Args:
         losses_fn: ``(w, batch) -> losses [T]``; see
             `meta_opt.meta_loss.hypergradients` for what it may contain.
         combine: ``(phi, losses) -> scalar``, such as
-            ``functools.partial(combiner.apply, dropout_key=key)``: one key, so that
-            direction and hypergradient see the same network.
+            ``functools.partial(combiner.apply, dropout_key=key)``, with a fixed key so
+            that direction and hypergradient use the same dropout masks.
         phi: the combiner's parameters.
         w: the model's trainable parameters, any pytree of floating-point arrays.
-        batches: B1 and B2, held out from the data that w is trained on.
-        primary: place of the primary loss in [T], or a function for it alone.
-        gamma: weight of the regulariser, static.
-        hypergradient: the method; None for the exact one that shares the pass over B2
+        batches: batches B1 and B2, held out from the data that w is trained on.
+        primary: index of the primary loss in [T], or a function that computes it alone.
+        gamma: weight of the regulariser, a static float.
+        hypergradient: method; None for the exact one that shares the pass over B2
             with the regulariser.
-        direct_term: add :math:`\nabla_\phi\, \gamma |\sum_t l_t - c(l; \phi)|`, which
-            the published algorithm leaves out.
+        direct_term: whether to add :math:`\nabla_\phi\, \gamma |\sum_t l_t - c(l;
+            \phi)|`, which the published algorithm leaves out.
 
     Returns:
-        Gradient, 0 where anything was not finite, and diagnostics.
+        Gradient, set to 0 if anything was not finite, and diagnostics.
 
     >>> def losses_fn(w, batch):
     ...     return jnp.stack([(w - batch) ** 2, (w - 5.0) ** 2])
@@ -209,19 +209,19 @@ def finish_meta_gradient(
     hypergradient: HypergradientFn | None = None,
     direct_term: bool = False,
 ) -> MetaGradient:
-    """`meta_gradient`, the primary loss's gradient being known.
+    """Computes `meta_gradient` from a known gradient of the primary loss.
 
-    For a program of its own, so that the memory of the two does not add up.
+    Compiled as a separate program, so that the memory of the two does not add up.
 
     Args:
         losses_fn: see `meta_gradient`.
         combine: see `meta_gradient`.
         phi: the combiner's parameters.
         w: the model's trainable parameters.
-        batch: B2.
-        of_primary: what `primary_gradient` gave on B1.
-        gamma: weight of the regulariser, static.
-        hypergradient: the method; None for the exact one that shares the pass over B2
+        batch: batch B2.
+        of_primary: result of `primary_gradient` on B1.
+        gamma: weight of the regulariser, a static float.
+        hypergradient: method; None for the exact one that shares the pass over B2
             with the regulariser.
         direct_term: see `meta_gradient`.
     """
@@ -246,24 +246,24 @@ def same_batch_meta_gradient(
     gamma: float = 0.1,
     direct_term: bool = False,
 ) -> MetaGradient:
-    """`meta_gradient` where B1 and B2 are one batch: one linearisation does it all.
+    """Computes `meta_gradient` for equal batches B1 and B2, with one linearisation.
 
-    The losses go forward once; the transposed product gives the direction, the primary
-    loss's gradient and the regulariser's together, and the product with it the
-    tangents. The same numbers as ``jvp`` on ``(batch, batch)``, without the primary
-    loss's own forward and backward pass: five passes where there are eight, if the
-    primary loss costs as much as all (a backward pass and a tangent are two each). What
-    is saved costs independence: the direction's noise is that of the
-    tangents, which makes them larger than they are on average.
+    The losses are evaluated once; the vector-Jacobian product gives the direction,
+    which includes the gradient of the regulariser, and the Jacobian-vector product with
+    it the tangents. The results equal those of ``jvp`` on ``(batch, batch)`` without
+    the primary loss's own forward and backward pass: the cost is five forward passes
+    instead of eight, if the primary loss costs as much as all (a backward pass and a
+    tangent cost two each). The price is a bias: direction and tangents share their
+    noise, which makes the tangents larger than on independent batches.
 
     Args:
         losses_fn: see `meta_gradient`.
         combine: see `meta_gradient`.
         phi: the combiner's parameters.
         w: the model's trainable parameters.
-        batch: B1 and B2.
-        primary: place of the primary loss in [T].
-        gamma: weight of the regulariser, static.
+        batch: batch that is both B1 and B2.
+        primary: index of the primary loss in [T].
+        gamma: weight of the regulariser, a static float.
         direct_term: see `meta_gradient`.
 
     >>> result = same_batch_meta_gradient(
@@ -294,7 +294,7 @@ def _diagnosed(
     gamma: float,
     direct_term: bool,
 ) -> MetaGradient:
-    """A hypergradient with its direct term, 0 where not finite, and diagnostics."""
+    """Adds the direct term and diagnostics; zeroes a gradient that is not finite."""
     gradient = found.gradient
     if direct_term:
         direct = jax.grad(
@@ -330,10 +330,11 @@ def _shared(
     v: PyTree,
     gamma: float,
 ) -> tuple[PyTree, Hypergradient]:
-    """The direction and ``jvp`` out of one linearisation of the losses on B2.
+    """Returns the direction and ``jvp`` from one linearisation of the losses on B2.
 
-    The regulariser's gradient is its transpose, and the tangents are its product with
-    v: one forward pass instead of three, for the memory of a backward pass.
+    The regulariser's gradient is a product with the transpose, and the tangents are a
+    product with v: one forward pass instead of three, with the memory of a backward
+    pass.
     """
     losses, push = jax.linearize(lambda w: losses_fn(w, batch), w)
 

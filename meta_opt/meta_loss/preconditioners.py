@@ -1,7 +1,7 @@
-r"""The inner optimizer's adaptation of a direction, for the hypergradient ``sama``.
+r"""Preconditioners from the inner optimizer, for the hypergradient ``sama``.
 
-A step moves w by :math:`u(g)`. The derivative of the meta-objective after it with
-respect to :math:`\phi` is that of :math:`\langle g(\phi), (\partial u / \partial
+A step updates w by :math:`u(g)`. The derivative of the meta-objective after the step
+with respect to :math:`\phi` is that of :math:`\langle g(\phi), (\partial u / \partial
 g)^\top v \rangle` (Choe et al. 2023, arXiv:2310.05674). For plain gradient descent the
 matrix is a multiple of the identity.
 """
@@ -22,19 +22,19 @@ _SMALL = 1e-16
 def adam_preconditioner(
     state: optax.OptState, *, b2: float = 0.999, eps: float = 1e-8
 ) -> Precondition:
-    r"""Division by Adam's denominator, :math:`v / (\sqrt{\hat s} + \epsilon)`.
+    r"""Divides by Adam's denominator: :math:`v / (\sqrt{\hat s} + \epsilon)`.
 
-    Cheap, since it takes no gradient of the current batch, and without the learning
-    rate. An entry that never had a gradient, such as an embedding of an unseen token,
-    becomes 0. Before the first step it is the identity.
+    Cheap, since it needs no gradient of the current batch. The learning rate is not
+    included. Entries that never had a gradient, such as embeddings of unseen tokens,
+    become 0. Before the first step this is the identity.
 
     Args:
-        state: an optax state that holds one of ``scale_by_adam`` somewhere.
-        b2: decay rate of that transformation, for bias correction.
-        eps: its epsilon.
+        state: an optax state that contains the state of one ``scale_by_adam``.
+        b2: decay rate of its second moment, for bias correction.
+        eps: epsilon of its denominator.
 
     Raises:
-        ValueError: a state with no Adam in it, or with several.
+        ValueError: the state contains no Adam state, or several.
 
     >>> tx = optax.adam(0.1)
     >>> w = jnp.array([1.0, 1.0])
@@ -74,21 +74,22 @@ def update_preconditioner(
     params: PyTree,
     **extra: Any,
 ) -> Precondition:
-    r"""The transposed derivative of any optax transformation's update.
+    r"""Returns the transposed derivative of any optax transformation's update.
 
     .. math:: v \mapsto -(\partial u / \partial g)^\top v
 
-    Exact: with v the gradient after the step, ``sama`` is the derivative through that
-    step, learning rate and clipping included. Gradients below 1e-16 count as 1e-16: at
-    0 the root in Adam's denominator has no finite derivative.
+    This is exact: if v is the gradient after the step, ``sama`` is the derivative
+    through that step, including learning rate and clipping. Gradients are at least
+    1e-16 in magnitude, since the root in Adam's denominator has no finite derivative at
+    0.
 
     Args:
         tx: the optimizer of w.
-        state: its state before the step.
-        grads: of the combined loss at w on the batch of the hypergradient, pytree like
-            ``params``. On another batch, entries that are 0 here and not there would
-            be weighed by one over Adam's epsilon.
-        params: w.
+        state: state of the optimizer before the step.
+        grads: gradient of the combined loss at w on the batch of the hypergradient, a
+            pytree like ``params``. With another batch, entries that are 0 only in
+            ``grads`` would be weighted by one over Adam's epsilon.
+        params: the model's parameters w.
         **extra: further arguments of ``tx.update``, such as ``value``.
 
     >>> tx, w = optax.sgd(0.5), jnp.array([1.0, 2.0])

@@ -1,4 +1,4 @@
-"""Keeps a combined loss near the sum of the losses that it combines."""
+"""Regulariser that keeps a combined loss near the sum of its losses."""
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,18 @@ def sum_regulariser(
     gamma: float | jax.Array,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Distance of the combined loss to the sum, times gamma (arXiv:2303.13009).
+    r"""Returns gamma times the distance of the combined loss to the sum of the losses.
 
     .. math:: \gamma \Big| \sum_t l_t - c(l; \phi) \Big|
 
-    Losses that are not finite or masked are not in the sum, as they are not in c. The
-    derivative where the two are equal is 0.
+    This is the regulariser of MELTR (arXiv:2303.13009). Losses that are not finite or
+    masked are neither in the sum nor in c. The derivative is 0 if the two are equal.
 
     Args:
-        losses: l, [T].
-        combined: c(l; phi), a scalar.
-        gamma: weight.
-        mask: bool [T] as given to the combiner; None for all.
+        losses: losses l, [T].
+        combined: combined loss c(l; phi), a scalar.
+        gamma: weight of the regulariser.
+        mask: mask of the combiner, bool [T]; None to use all losses.
 
     >>> float(sum_regulariser(jnp.array([1.0, 2.0]), jnp.array(5.0), 0.5))
     1.0

@@ -1,4 +1,4 @@
-"""Settings of training with a learned combination of losses, and the published ones."""
+"""Settings of learned combinations of losses, including the published ones."""
 
 import dataclasses
 import math
@@ -26,22 +26,23 @@ class MetaLossConfig:
 
     Attributes:
         combiner: one of `COMBINATIONS`.
-        network: shape of the transformer; its ``num_losses`` is that of the workload.
-        batch_size: B of each of the two batches of a meta-step; 0: that of training.
-        weights: of the combiners ``fixed`` and ``linear``, [T]; None for ones.
+        network: shape of the transformer; ``num_losses`` is taken from the workload.
+        batch_size: B, size of each of the two batches of a meta-step; 0 for that of
+            training.
+        weights: weights [T] of the combiners ``fixed`` and ``linear``; None for ones.
         interval: training steps between two meta-steps.
         meta_optimizer: one of `META_OPTIMIZERS`.
-        learning_rate: of the meta-optimizer.
-        weight_decay: of the meta-optimizer; added to the gradient by ``adam``,
-            decoupled in ``adamw``.
-        clip_norm: bound on the norm of the hypergradient.
+        learning_rate: learning rate of the meta-optimizer.
+        weight_decay: weight decay of the meta-optimizer, as L2 regularisation in
+            ``adam`` and decoupled in ``adamw``.
+        clip_norm: maximum norm of the hypergradient.
         gamma: weight of the regulariser.
         direct_term: see `meta_opt.meta_loss.meta_gradient.meta_gradient`.
-        hypergradient: method.
-        same_batch: whether a meta-step takes one batch for both of its two, which saves
-            a pass over the model
-            (`meta_opt.meta_loss.meta_gradient.same_batch_meta_gradient`); of the
-            method ``jvp`` with ``share_forward`` only.
+        hypergradient: hypergradient method and its settings.
+        same_batch: whether a meta-step uses the same batch for B1 and B2, which saves a
+            pass over the model
+            (`meta_opt.meta_loss.meta_gradient.same_batch_meta_gradient`). Requires the
+            method ``jvp`` with ``share_forward``.
     """
 
     combiner: str = "meltr"
@@ -63,7 +64,7 @@ class MetaLossConfig:
     same_batch: bool = False
 
     def __post_init__(self) -> None:
-        """Checks names and ranges."""
+        """Checks the names and ranges."""
         check_name("meta_loss.combiner", self.combiner, COMBINATIONS)
         check_name("meta_loss.meta_optimizer", self.meta_optimizer, META_OPTIMIZERS)
         check_least("meta_loss", self, interval=1, batch_size=0)
@@ -92,7 +93,7 @@ class MetaLossConfig:
         """Builds the combiner of T losses.
 
         Raises:
-            ValueError: weights that do not fit, or a method not in `COMBINERS`.
+            ValueError: weights do not fit, or the method is not in `COMBINERS`.
         """
         network = dataclasses.replace(self.network, num_losses=num_losses)
         return make_combiner(self.combiner, network, self.weights)
@@ -160,12 +161,12 @@ def read_meta_loss(
     """Builds the configuration from a mapping such as a config file's section.
 
     Args:
-        settings: fields of `MetaLossConfig`, and ``published``, a key of `PUBLISHED`,
-            whose settings the others are put over.
-        name: of the mapping, for errors.
+        settings: fields of `MetaLossConfig`, and optionally ``published``, a key of
+            `PUBLISHED` whose settings the other fields override.
+        name: name of the mapping, for error messages.
 
     Raises:
-        ValueError: as `from_config`, and an unknown ``published``.
+        ValueError: see `from_config`; or ``published`` is unknown.
 
     >>> config = read_meta_loss({"published": "univl", "network": {"dropout": 0.0}})
     >>> config.network.ffn_size, config.network.dropout, config.interval
@@ -184,14 +185,14 @@ def read_meta_loss(
 
 
 def published(name: str, num_losses: int | None = None) -> MetaLossConfig:
-    """A published configuration.
+    """Returns a published configuration.
 
     Args:
         name: a key of `PUBLISHED`.
-        num_losses: T, where it is not the published one.
+        num_losses: T; None for the published number.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
 
     >>> config = published("all_in_one", num_losses=3)
     >>> config.interval, config.network.num_losses

@@ -23,9 +23,9 @@ class CalibrationConfig:
         families: names of task families, of meta-training only.
         rivals: names in `meta_opt.optimizers.untuned.CALIBRATED`.
         learning_rates: peaks to try, by rival.
-        weight_decays: to try with each of them, by rival.
+        weight_decays: weight decays to try with each learning rate, by rival.
         horizon_shares: lengths of the runs, as shares of a task's largest horizon.
-        seeds: of every run.
+        seeds: random seeds of every run.
         error_weight: weight of the error beside the log loss.
     """
 
@@ -67,8 +67,8 @@ def task_objectives(
     """The meta-objective of each setting on a task, relative to AdamW at 1e-3.
 
     Args:
-        task: of a family of ``config``.
-        config: what is tried.
+        task: task of a family in ``config``.
+        config: settings to try.
 
     Returns:
         By rival, a row for each setting: ``learning_rate``, ``weight_decay`` and
@@ -117,7 +117,7 @@ def best_settings(
     """The setting of each rival whose mean objective over the tasks is least.
 
     Args:
-        objectives: by task, what `task_objectives` returns.
+        objectives: results of `task_objectives` by task.
 
     Returns:
         By rival: ``learning_rate``, ``weight_decay`` and the mean ``objective``.

@@ -20,18 +20,18 @@ class MetaTrainConfig:
         estimator: one of `ESTIMATORS`. Over whole runs: ``bptt`` (back-propagation) or
             ``es`` (evolution strategies). Over one window of each run at a time, with
             runs out of step: ``truncated_bptt``, ``truncated_es``, ``pes``, ``nres``.
-        parallel: what devices share. ``families``: a step takes as many families as
+        parallel: how devices share work. ``families``: a step takes as many families as
             there are devices, one on each; for few devices. ``particles``: a step
             takes one family, whose particles are divided over all devices of all
             processes; results do not depend on their number.
         particles: inner runs a family, each with its own seed, of back-propagation;
             seeds that pairs take turns with, of ``es``.
-        pairs: of evolution strategies: antithetic pairs a family.
-        sigma: of evolution strategies: standard deviation of the perturbations of
+        pairs: number of antithetic pairs of evolution strategies per family.
+        sigma: for evolution strategies, standard deviation of the perturbations of
             theta.
         windows: windows that runs are cut into, where they are.
-        learning_rate: of Adam on theta; decays by cosine to a tenth.
-        seed: of everything.
+        learning_rate: learning rate of Adam on theta; decays by cosine to a tenth.
+        seed: random seed of all randomness.
         augmentation: see `Augmentation`.
         error_weight: weight of the error rate beside the log loss in the objective.
         weight_decay: pull of theta's output weights towards where they began: the
@@ -49,8 +49,8 @@ class MetaTrainConfig:
             bound) pairs in ascending order, ``((0, 100), (500, 400))`` for short runs
             first. Programs are recompiled where it changes. Empty, and before the
             first of them, for the families' own.
-        rates: of ``es``: learning rates of the AdamW that it is scored against.
-        least_budget: of ``es``: least share of AdamW's steps that is given.
+        rates: for ``es``, learning rates of the AdamW that it is scored against.
+        least_budget: for ``es``, smallest budget as a share of AdamW's steps.
     """
 
     families: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Search of a few direct weights by CMA-ES over whole runs of all families.
 
-Where a few dozen numbers decide, and runs are long, a search that compares whole
-populations on the same seeds needs fewer runs than gradients that are mostly chaos. The
+For a few dozen parameters and long runs, a search that compares populations on the same
+seeds needs fewer runs than meta-gradients, which are mostly chaotic noise. The
 covariance matrix adaptation is that of the package ``cmaes`` (Hansen 2016,
 arXiv:1604.00772).
 """
@@ -56,12 +56,12 @@ def direct_search(
     Args:
         config: settings.
         make: builds the task of a family; with ``workers`` it is pickled.
-        workdir: gets ``history.json`` (scores of every generation), ``references.json``
-            (AdamW's results), logs and the resolved config.
-        show_progress: whether to show bars.
+        workdir: folder for ``history.json`` (scores of every generation),
+            ``references.json`` (AdamW's results), logs and the resolved config.
+        show_progress: whether to show progress bars.
         validation: evaluates the centre every few generations and at the end.
-        leases: of all processes that share the search, in a folder that all see; None
-            if this one is alone.
+        leases: leases shared by all processes of the search, in a folder that all see;
+            None if this one is alone.
 
     Returns:
         The centre with the best meta-validation (the last one without), and the last.
@@ -82,13 +82,13 @@ def _search(
     validation: Validation | None,
     leases: Leases | None,
 ) -> MetaResult:
-    # Of processes that share it another may have begun.
+    # Another process that shares the search may have begun it.
     begun = [(workdir / name).is_file() for name in (_HISTORY, REFERENCES)]
     resuming = leases is not None or any(begun)
     write_config(workdir, dataclasses.asdict(config), resuming=resuming)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        # Without generations nothing is evaluated, so that AdamW need not be measured.
+        # Without generations nothing is evaluated, so AdamW is not measured.
         families = None
         if config.generations:
             families = Families(config, make, workdir, show_progress, leases)
@@ -159,9 +159,10 @@ def _generations(
 
 
 class _History:
-    """What is kept of each generation: in ``history.json`` and in the logs.
+    """Records of each generation, in ``history.json`` and in the logs.
 
-    Of processes that share the search, one validates, logs and keeps a generation.
+    Of the processes that share a search, only one validates, logs and records a
+    generation.
     """
 
     def __init__(
@@ -185,32 +186,32 @@ class _History:
         return len(self._entries)
 
     def has(self, generation: int) -> bool:
-        """Whether a generation has been kept, by this process or another."""
+        """Whether a generation has been recorded, by this process or another."""
         if self._leases and generation >= len(self):
             self._entries = read_or(self._workdir / _HISTORY)
         return generation < len(self)
 
     def scores(self, generation: int) -> list[float]:
-        """Scores of its candidates and its centre."""
+        """Returns the scores of a generation's candidates and of its centre."""
         return self._entries[generation]["scores"]
 
     def validation(self, generation: int, after: PyTree) -> float | None:
-        """Mean meta-validation after a generation; None if none is due.
+        """Returns mean meta-validation after a generation; None if none is due.
 
         Args:
-            generation: one that has been kept.
-            after: the centre after it.
+            generation: index of a recorded generation.
+            after: centre after the generation.
         """
         entry = self._entries[generation]
         if entry["validation"] is None:
-            # Due now, but not when the search was shorter.
+            # It was not due yet if the search was shorter before.
             entry["validation"] = self._validated(generation, after).get(_MEAN)
         return entry["validation"]
 
     def add(
         self, generation: int, scores: list[float], row: dict[str, float], after: PyTree
     ) -> None:
-        """Keeps a generation, unless another process has."""
+        """Records a generation, unless another process has recorded it."""
 
         def keep(generation: int, lease: Lease | None) -> None:
             if self.has(generation):
@@ -250,14 +251,14 @@ class _History:
 
 
 class _Weights:
-    """From the search's standard coordinates to the controller's weights."""
+    """Maps the search's standardised coordinates to the controller's weights."""
 
     def __init__(self, config: DirectSearchConfig) -> None:
         self._names = [name.split("+") for name, _, _ in config.direct]
         self._centre = np.array([centre for _, centre, _ in config.direct])
         self._scale = np.array([scale for _, _, scale in config.direct])
         flat = tuple(n for names in self._names for n in names)
-        # Nothing random: the LSTMs have no output weight and may be initialised later.
+        # The random LSTM weights have no effect: their output weights are zero.
         start = init_theta(jax.random.key(config.seed), config.controller)
         if config.start:
             start, shape = load_theta(config.start)

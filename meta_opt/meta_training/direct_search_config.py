@@ -23,9 +23,9 @@ class DirectSearchConfig:
         reference_seeds: inner runs of every setting of AdamW.
         budgets: shares of AdamW's steps that candidates are run for.
         rates: learning rates of AdamW, the reference.
-        decays: its weight decays; every pair is run once, and the best counts.
+        decays: weight decays of AdamW; every pair is run once, and the best is used.
         error_weight: weight of the error rate beside the log loss, at the full budget.
-        seed: of the search.
+        seed: random seed of the search.
         validate_every: generations between meta-validations of the centre.
         controller: the controller's shape.
         worst_weight: weight of the mean over the worst fifth of the families (the
@@ -33,7 +33,7 @@ class DirectSearchConfig:
         pull: weight of the squared distance from where the search began, in its first
             standard deviations, beside a candidate's score. Outputs are bounded, so
             that without it the search may wander off where nothing changes any more.
-        families_per_generation: how many families, drawn at random, a generation runs
+        families_per_generation: number of random families that a generation runs
             on; 0 for all.
         workers: processes that share the families; 0 for this process alone. Families
             stay with their process, which builds and compiles them.

@@ -1,4 +1,4 @@
-"""Meta-gradients on task families: the estimators by name, each one program."""
+"""Estimators of meta-gradients on task families, by name."""
 
 import dataclasses
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def _draw_horizon(task: Task, key: jax.Array) -> jax.Array:
 
 
 def _whole(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
-    """An estimator without state."""
+    """Wraps an estimate as an estimator without state."""
     return Estimator(
         lambda theta, key: (), lambda theta, state, key: (estimate(theta, key), state)
     )
@@ -52,10 +52,10 @@ def _whole(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
 def _backpropagation(
     task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
 ) -> Estimator:
-    """Mean over particles of unit meta-gradients of log loss and error.
+    """Averages unit meta-gradients of log loss and error over particles.
 
-    Scaled to unit length, a run in which small changes grow without bound (chaos)
-    has one vote like any other, and where runs disagree their mean is short.
+    Gradients are normalised, so that a chaotic run has the same weight as any other,
+    and the mean is small where runs disagree.
     """
 
     def objective(trained: PyTree, key: jax.Array, steps: jax.Array) -> jax.Array:
@@ -88,14 +88,14 @@ def _backpropagation(
 
 
 def _at_most_unit(gradient: PyTree) -> PyTree:
-    """Scaled to norm 1 if it is longer; zero if any of it is not finite."""
+    """Clips a gradient to norm 1; zero if any of it is not finite."""
     norm = optax.tree.norm(gradient)
     factor = jnp.where(jnp.isfinite(norm), 1.0 / jnp.maximum(norm, 1.0), 0.0)
     return jax.tree.map(lambda g: jnp.where(factor > 0, g * factor, 0.0), gradient)
 
 
 def _unit(gradient: PyTree) -> PyTree:
-    """Scaled to norm 1; zero if any of it is not finite."""
+    """Normalises a gradient; zero if any of it is not finite."""
     norm = optax.tree.norm(gradient)
     sound = jnp.isfinite(norm) & (norm > 0)
     return jax.tree.map(lambda g: jnp.where(sound, g / norm, 0.0), gradient)
@@ -130,7 +130,7 @@ def _evolution(
         tuned = vmap(reference)(
             jnp.repeat(keys, len(rates)), jnp.tile(rates, config.particles)
         )
-        # The rate of least mean loss over the seeds, as a user would choose it.
+        # The rate of least mean loss over seeds, as a user would select it.
         losses = jnp.where(jnp.isfinite(tuned.loss), tuned.loss, jnp.inf)
         losses = losses.reshape(config.particles, -1)
         chosen = jnp.argmin(jnp.mean(losses, axis=0))
@@ -218,16 +218,17 @@ def make_estimator(
     mesh: Mesh | None = None,
     longest: int | None = None,
 ) -> Estimator:
-    """The configured estimator on one family, to be compiled once.
+    """Returns the configured estimator for one family, to be compiled once.
 
     The horizon is drawn log-uniformly from the task's range inside the program.
 
     Args:
-        task: of the family.
+        task: task of the family.
         config: settings.
-        parts: what is trained, which the gradient is by.
-        mesh: from `particle_mesh`: particles, and the state of their runs, are divided
-            over its devices, the estimate is on all of them. None for one device.
+        parts: trained parts of the controller's weights, to differentiate by.
+        mesh: mesh from `particle_mesh`; particles, and the state of their runs, are
+            divided over its devices, the estimate is on all of them. None for one
+            device.
         longest: bound on the length of runs; None for the task's own.
 
     Returns:

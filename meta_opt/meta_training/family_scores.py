@@ -49,12 +49,12 @@ class Families:
     """Evaluators of all families: in this process, its workers, and on other machines.
 
     Args:
-        config: of the search.
+        config: settings of the search.
         make: builds the task of a family.
         workdir: gets ``references.json``, and of a search that is shared the scores of
             each family in each generation, in its folder ``shared``.
         show_progress: whether to show a bar while AdamW is measured.
-        leases: of all processes that share the search; None if this one is alone.
+        leases: leases shared by all processes of the search; None for a single process.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class Families:
         """Calls a method of the worker of each family, the first argument.
 
         Args:
-            method: its name.
+            method: name of the method.
             calls: arguments.
-            step: of the search, in names of leases and files.
+            step: step of the search, for the names of leases and files.
 
         Yields:
             Families and what the call returned, as they are done.
@@ -200,7 +200,7 @@ class Families:
         """Scores of every candidate on each of some families, as they are done.
 
         Args:
-            names: of families.
+            names: names of families.
             candidates: weights of the controller.
             generation: decides the seeds, those of all candidates.
 

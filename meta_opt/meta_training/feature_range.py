@@ -30,7 +30,7 @@ def with_feature_range(
         config: their shape.
         num_steps: length of a run by family; a task's larger horizon where left out.
         budgets: shares of it, a run each.
-        seed: of the runs.
+        seed: random seed of the runs.
 
     Returns:
         ``config`` with ``feature_range`` set.

@@ -47,14 +47,14 @@ class MetaState(NamedTuple):
 
 
 class MetaResult(NamedTuple):
-    """What meta-training leaves.
+    """Result of meta-training.
 
     Attributes:
-        theta: the averaged weights, those of the best meta-validation if there is one.
-        last: the averaged weights at the end.
-        score: their meta-validation, inf without.
-        steps: outer steps done, over all sessions.
-        seconds: spent by this session.
+        theta: averaged weights, at the best meta-validation if there is one.
+        last: averaged weights at the end.
+        score: meta-validation score of ``theta``; inf without meta-validation.
+        steps: number of completed outer steps, over all sessions.
+        seconds: time spent by this session.
         finished: whether all outer steps, or those up to ``stop_after``, are done.
     """
 
@@ -69,7 +69,7 @@ class MetaResult(NamedTuple):
 def make_outer_step(
     config: MetaTrainConfig, parts: Parametrisation
 ) -> tuple[Callable, Callable]:
-    """Initial state and the jitted outer update: Adam on what is trained."""
+    """Returns the initial state and the jitted outer update, Adam on theta."""
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, config.outer_steps, alpha=0.1
     )
@@ -123,23 +123,23 @@ def meta_train(
     Args:
         config: settings.
         tasks: a task for each of ``config.families``.
-        workdir: checkpoints, logs and the resolved config go there.
-        resolved_config: what is written as the run's config.
-        show_progress: whether to show bars.
+        workdir: folder for checkpoints, logs and the resolved config.
+        resolved_config: configuration to write for the run.
+        show_progress: whether to show progress bars.
         validation: evaluates the averaged weights every ``config.validate_every`` steps
             and at the end; the best ones are kept.
-        start: the controller's weights to begin from; None: random ones, with zero
+        start: initial weights of the controller; None for random ones, with zero
             output weights.
 
     Returns:
         The result; not ``finished`` if the budget of seconds ran out.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after the outer step, with all saved.
-        ValueError: a family without task, no task left because every loss is not
-            finite at the start, particles that the devices cannot share evenly,
-            several processes without ``parallel="particles"`` or without a common
-            ``workdir``, or another run uses ``workdir``.
+        Interrupted: on SIGINT or SIGTERM, after finishing and saving the outer step.
+        ValueError: a family has no task, no task is left because no initial loss is
+            finite, the devices cannot share the particles evenly, several processes
+            have no ``parallel="particles"`` or no common ``workdir``, or another run
+            uses ``workdir``.
         CheckpointMismatchError: ``workdir`` holds another controller's checkpoint.
     """
     mesh = _mesh(config)
@@ -174,7 +174,7 @@ def _meta_train(
     parts = Parametrisation(start, config.controller, config.direct, config.keep_direct)
     show_progress = show_progress and jax.process_index() == 0
     programs = FamilyPrograms(config, tasks, parts, mesh, show_progress)
-    # Committed like all that comes after, else jit compiles twice.
+    # Committed to devices like later states; otherwise jit compiles twice.
     home = jax.local_devices()[0] if mesh is None else replicated(mesh)
     init, outer_step = make_outer_step(config, parts)
     state = jax.device_put(init(), home)
@@ -204,7 +204,7 @@ def _meta_train(
         config.outer_steps, start=step, label="meta-train", show=show_progress
     )
     unbroken = False
-    # A step's state belongs with its line of the log: both or neither are kept.
+    # A step's state and its line of the log are saved together or not at all.
     whole = step, state
     try:
         while step < last:
@@ -244,8 +244,8 @@ def _meta_train(
                 raise Interrupted(signum, step)
         unbroken = True
     finally:
-        # An error keeps what is done. Of several processes one cannot save alone; the
-        # newest checkpoint has to do.
+        # Save completed work on errors. With several processes one cannot save
+        # alone, so the run resumes from the newest checkpoint.
         if unbroken or jax.process_count() == 1:
             checkpoints.save(*whole, {"families": programs.families})
             checkpoints.close()
@@ -267,9 +267,9 @@ def _validated(
     """Evaluates the averaged weights, and keeps them if they are the best so far.
 
     Args:
-        state: of the outer loop.
-        validation: of all processes alike.
-        parts: what is trained of the controller.
+        state: state of the outer loop.
+        validation: validation, the same in all processes.
+        parts: trained parts of the controller's weights.
         home: device or sharding of the state.
 
     Returns:
@@ -285,7 +285,7 @@ def _validated(
 
 
 def _mesh(config: MetaTrainConfig) -> Mesh | None:
-    """The mesh of the particles; None where devices share families."""
+    """Returns the mesh of particles; None if devices share families."""
     if config.parallel == "families":
         if jax.process_count() > 1:
             raise ValueError(
@@ -312,5 +312,5 @@ def _mesh(config: MetaTrainConfig) -> Mesh | None:
 
 
 def _local(tree: PyTree) -> PyTree:
-    """The copy of replicated arrays that is on this process's first device."""
+    """Returns the copy of replicated arrays on this process's first device."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)

@@ -55,7 +55,7 @@ class Parametrisation:
             output_index(self.config, name)
 
     def trained(self) -> PyTree:
-        """What is trained, before the first outer step."""
+        """Returns the trained parameters before the first outer step."""
         return jnp.zeros(len(self.direct)) if self.direct else self.start
 
     def theta(self, trained: PyTree) -> PyTree:

@@ -34,8 +34,8 @@ class FamilyPrograms:
     Args:
         config: names the families; the longest run may grow with the outer steps.
         tasks: a task for each of them.
-        parts: what is trained of the controller.
-        mesh: of particles; None where devices share families.
+        parts: trained parts of the controller's weights.
+        mesh: mesh of particles; None if devices share families.
         show_progress: whether to show a bar while compiling.
 
     Attributes:
@@ -70,7 +70,7 @@ class FamilyPrograms:
         """Inner runs under way, of each program.
 
         Args:
-            theta: what is trained.
+            theta: trained parameters.
             key: JAX random key.
         """
         keys = jax.random.split(key, len(self._programs))
@@ -84,8 +84,8 @@ class FamilyPrograms:
         """Estimates for one outer step; compiles first where that is needed.
 
         Args:
-            theta: what is trained.
-            inner: from `init` or the previous call.
+            theta: trained parameters.
+            inner: inner state from `init` or the previous call.
             step: number of the outer step, from 0.
             key: JAX random key of this step.
 

@@ -1,4 +1,4 @@
-"""How a run is scored against a reference, on a scale that tasks share."""
+"""Scores of runs relative to a reference, on a scale that tasks share."""
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,26 @@ _BETTER = 1.0 / 3.0
 def relative_score(
     loss: jax.Array, reference: jax.Array, floor: float = 1e-2
 ) -> jax.Array:
-    """Log of loss over reference, bounded; what is not finite scores worst.
+    """Returns the bounded log ratio of loss to reference; NaN and inf are worst.
 
-    Each task has its own scale: 0 is as good as the reference, below is better.
+    Losses of all tasks become comparable: 0 is as good as the reference, lower is
+    better.
 
     Args:
-        loss: of a run; need not be finite.
-        reference: to compare with.
-        floor: added to both, so that losses next to nothing are alike.
+        loss: loss of a run; need not be finite.
+        reference: loss to compare with.
+        floor: value added to both losses, so that negligible losses are equivalent.
     """
     ratio = jnp.log((loss + floor) / (reference + floor))
     return jnp.where(jnp.isfinite(ratio), jnp.clip(ratio, -CAP, CAP), CAP)
 
 
 def asymmetric_log1p(x: jax.Array) -> jax.Array:
-    """``log(1 + x)`` above 0, a third of ``-log(1 - x)`` below it.
+    """Returns ``log(1 + x)`` for positive x, a third of ``-log(1 - x)`` for negative.
 
-    Being worse than the reference counts in full, being better a third. The logarithm
-    keeps a task on which all rules are much better, or much worse, from dominating.
+    Being worse than the reference has full weight, being better a third of it. The
+    logarithm prevents tasks on which all rules are much better, or much worse, from
+    dominating.
 
     >>> [round(float(asymmetric_log1p(jnp.float32(x))), 3) for x in (1.0, -1.0)]
     [0.693, -0.231]
@@ -46,18 +48,18 @@ def meta_objective(
     error_weight: float,
     floor: float = 1e-2,
 ) -> jax.Array:
-    """Objective of meta-training: a run's loss and error rate against the reference's.
+    """Returns the meta-training objective, of loss and error relative to a reference.
 
     ``f(log((loss + floor) / (reference_loss + floor))) + error_weight *
     f(error - reference_error)`` with f = `asymmetric_log1p`; 0 is as good as the
-    reference, less is better.
+    reference, lower is better.
 
     Args:
-        loss: of the run; need not be finite.
+        loss: loss of the run; need not be finite.
         error: error rate of the run in [0, 1]; need not be finite.
-        reference_loss: of the reference.
+        reference_loss: loss of the reference.
         reference_error: error rate of the reference.
-        error_weight: weight of the error beside the log loss.
+        error_weight: weight of the error, which is added to the log loss.
         floor: see `relative_score`.
     """
     more = jnp.where(jnp.isfinite(error), error, 1.0) - reference_error
@@ -66,10 +68,10 @@ def meta_objective(
 
 
 def over_tasks(scores: np.ndarray, worst_weight: float) -> np.ndarray:
-    """Mean over tasks plus ``worst_weight`` times the mean over the worst fifth.
+    """Returns the mean over tasks plus ``worst_weight`` times that of the worst fifth.
 
     The mean over the worst fifth is the conditional value at risk (Rockafellar and
-    Uryasev 2000): rules that fail on a few tasks do not make up for it elsewhere.
+    Uryasev 2000): rules that fail on a few tasks cannot compensate for it elsewhere.
 
     Args:
         scores: float [tasks, ...]; larger is worse.

@@ -49,7 +49,7 @@ def task_episode(
 
     Args:
         task: the task.
-        parts: what the episode's theta is of the controller's weights.
+        parts: parts of the controller's weights that form the episode's theta.
         windows: windows of a run.
         augmentation: random changes of the task, drawn for each run.
         error_weight: weight of the error beside the log loss.

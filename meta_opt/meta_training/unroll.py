@@ -1,4 +1,4 @@
-"""One inner run: a task trained from start to end under given controller weights."""
+"""One inner run: training of a task from start to end with given weights."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ _SPARSEST = 0.95
 
 
 class Outcome(NamedTuple):
-    """Loss and error rate on the test examples after a run; float32 []."""
+    """Test loss and error rate after a run, float32 []."""
 
     loss: jax.Array
     error: jax.Array
@@ -68,7 +68,7 @@ class Augmentation:
 
 
 class _Draw(NamedTuple):
-    """What augmentation chose for one run."""
+    """Random choices of the augmentation for one run."""
 
     scale: jax.Array
     size: jax.Array
@@ -115,11 +115,11 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
 
 
 def _calm(carry: tuple) -> tuple:
-    """The identity; in the backward pass, the carry's derivative is kept from growing.
+    """The identity, which clips the carry's derivative in the backward pass.
 
     A normalised update of a tiny gradient is chaotic: derivatives through many such
-    steps overflow. Where that with respect to the parameters is longer than
-    `_LONGEST`, all derivatives are shortened alike.
+    steps overflow. If the norm of the derivative with respect to the parameters is
+    above `_LONGEST`, all derivatives are scaled by the same factor.
     """
     leaves: list[Any]
     treedef: Any
@@ -160,8 +160,8 @@ _calm_leaves.defvjp(_calm_forward, _calm_backward)
 class Unroll:
     """One inner run under an optimizer: its start, its steps, its end.
 
-    Everything random is decided by ``key``, so that a run can be cut into windows and
-    taken up again from parameters and optimizer state alone.
+    All randomness is derived from ``key``, so that a run can be split into windows and
+    continued from parameters and optimizer state alone.
 
     Args:
         task: the task.
@@ -184,18 +184,18 @@ class Unroll:
         self._tx = tx
 
     def start(self) -> tuple[PyTree, optax.OptState]:
-        """Parameters and optimizer state before the first step."""
+        """Returns parameters and optimizer state before the first step."""
         scale = self._drawn.scale
         params = jax.tree.map(lambda p: p / scale, self._task.init(self._init_key))
         return params, self._tx.init(params)
 
     def step(self, t: jax.Array, carry: tuple) -> tuple[PyTree, optax.OptState]:
-        """The state after step ``t``."""
+        """Returns the state after step ``t``."""
         task, drawn = self._task, self._drawn
         picks = jax.random.randint(
             jax.random.fold_in(self._batch_key, t), (task.batch_size,), 0, drawn.size
         )
-        # A smaller batch, repeated: the shape stays.
+        # A smaller batch is repeated, so that the shape stays the same.
         picks = picks[jnp.arange(task.batch_size) % drawn.batch]
         batch = rows_of(drawn.train, picks)
         loss_key = jax.random.fold_in(jax.random.fold_in(self._batch_key, t), 2)
@@ -232,20 +232,20 @@ class Unroll:
     def run(
         self, carry: tuple, first: jax.Array | int, last: jax.Array | int, longest: int
     ) -> tuple[PyTree, optax.OptState]:
-        """The state after steps ``first`` to ``last`` (exclusive).
+        """Returns the state after steps ``first`` to ``last`` (exclusive).
 
         Args:
-            carry: the state before.
-            first: may be traced.
-            last: may be traced.
+            carry: state before step ``first``.
+            first: index of the first step; may be traced.
+            last: index after the last step; may be traced.
             longest: 0 for a loop without reverse-mode derivative; otherwise the largest
                 number of steps, and each is rematerialised in the backward pass.
         """
         if not longest:
             return jax.lax.fori_loop(first, last, self.step, carry)
 
-        # The branch inside, the checkpoint outside: the other way round the branch
-        # would save the whole data set for every step.
+        # The checkpoint must be outside of the branch: otherwise the branch would
+        # save the whole dataset for every step.
         def scanned(carry: tuple, i: jax.Array) -> tuple:
             t = first + i
             now = jax.lax.cond(t < last, self.step, lambda t, c: c, t, _calm(carry))
@@ -255,7 +255,7 @@ class Unroll:
         return jax.lax.scan(body, carry, jnp.arange(longest))[0]
 
     def evaluate(self, carry: tuple) -> Outcome:
-        """Loss and error on the task's test examples."""
+        """Returns loss and error on the task's test examples."""
         scaled = jax.tree.map(lambda p: p * self._drawn.scale, carry[0])
         return Outcome(*self._task.loss(scaled, self._task.splits.test))
 
@@ -268,7 +268,7 @@ def unroll_with(
     augmentation: Augmentation = Augmentation(),
     differentiable_steps: int = 0,
 ) -> Outcome:
-    """`unroll` under any optimizer, which is built for ``num_steps``."""
+    """Runs `unroll` with any optimizer, which must be built for ``num_steps``."""
     run = Unroll(task, tx, key, augmentation)
     return run.evaluate(run.run(run.start(), 0, num_steps, differentiable_steps))
 
@@ -291,7 +291,7 @@ def unroll(
     Args:
         task: the task.
         theta: controller weights.
-        config: their shape.
+        config: configuration of the controller.
         key: random key of initialisation, batches and augmentation.
         num_steps: length of the run; may be traced, so that one program serves all.
         augmentation: random changes of the task.

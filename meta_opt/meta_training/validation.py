@@ -26,7 +26,7 @@ class Validation:
         references: final validation and test loss of the tuned baseline on each, at
             the task's largest horizon.
         config: the controller's shape.
-        seeds: of initialisation and batches.
+        seeds: random seeds of initialisation and batches.
 
     Raises:
         ValueError: a task without reference.

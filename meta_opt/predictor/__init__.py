@@ -1,4 +1,4 @@
-"""Trains a model on a table of samples, and chooses the task and all settings.
+"""Automatic fine-tuning on a table of samples: task and settings are inferred.
 
 >>> import meta_opt
 >>> predictor = meta_opt.fit("samples.jsonl")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""A model's answers to samples, with the correct ones."""
+"""A model's predictions on held-out samples, with the correct answers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from meta_opt.data.sources.sample_schema import Media, Sample
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One held-out sample and the model's answer.
+    """A held-out sample and the model's prediction.
 
     Attributes:
         example: file and line, or the name of the file.
@@ -20,7 +20,7 @@ class Answer:
         prediction: the model's answer.
         correct: whether the prediction is correct; False for scores.
         confidence: probability of the prediction, or None.
-        error: orders wrong answers, the largest first.
+        error: sort key of wrong answers, largest first.
         text: text of the sample.
         media: files of the sample by modality.
     """
@@ -35,7 +35,7 @@ class Answer:
     media: dict[str, Media]
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields as JSON values."""
+        """Returns the fields as JSON values."""
         fields = dataclasses.asdict(self)
         fields["media"] = {
             m: [str(x.file.absolute()), x.offset, x.size, x.member]
@@ -45,7 +45,7 @@ class Answer:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Answer":
-        """The reverse of `to_json`."""
+        """Inverse of `to_json`."""
         media = {
             m: Media(Path(file), offset, size, member)
             for m, (file, offset, size, member) in fields["media"].items()
@@ -62,10 +62,10 @@ def answers_of(
     """Converts the outputs of `meta_opt.predictor.backend.Backend.outputs`.
 
     Args:
-        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
         samples: B samples with their targets.
-        outputs: of the model, [B, ...].
-        class_names: K names of a classification.
+        outputs: outputs of the model, [B, ...].
+        class_names: K class names of a classification task.
     """
     labels: Sequence[str]
     confidences: list[float | None] = [None] * len(samples)
@@ -116,7 +116,7 @@ def answers_of(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits [B, K].
+    """Returns the probabilities of logits [B, K].
 
     >>> softmax(np.zeros((1, 2)))
     array([[0.5, 0.5]])

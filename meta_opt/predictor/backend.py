@@ -1,4 +1,4 @@
-"""One interface to trained models: from samples to outputs and metrics."""
+"""A common interface to trained models: outputs and metrics of samples."""
 
 import dataclasses
 import os
@@ -47,8 +47,8 @@ class Evaluated(NamedTuple):
     """Metrics on samples.
 
     Attributes:
-        metrics: by name.
-        examples: number of evaluated samples: those that could be read.
+        metrics: metrics by name.
+        examples: number of evaluated samples, those whose files could be read.
     """
 
     metrics: dict[str, float]
@@ -59,30 +59,30 @@ class Backend(Protocol):
     """A trained model.
 
     Attributes:
-        name: of the backend, a key of `BACKENDS`.
-        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        name: name of the backend, a key of `BACKENDS`.
+        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
     """
 
     name: str
     kind: str
 
     def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
-        """Outputs of the model; the targets of the samples are not read.
+        """Returns the outputs of the model; targets of the samples are not read.
 
         Args:
             samples: B samples.
             what: ``summary`` for fused features; "" for the output of the task.
 
         Returns:
-            Class logits [B, K], scores [B], unit vectors of pairs [B, 2, D], or B
-            texts; for ``summary`` features [B, D].
+            Class logits [B, K], scores [B], unit-norm embeddings of pairs [B, 2, D], or
+            B texts; for ``summary`` features [B, D].
 
         Raises:
-            ValueError: a file that cannot be read; the message names it.
+            ValueError: a file cannot be read; the message names it.
         """
 
     def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
-        """Metrics; samples with a file that cannot be read are left out."""
+        """Computes metrics; samples with unreadable files are left out."""
 
     def save(self, folder: Path) -> None:
         """Writes the model into a folder."""
@@ -93,11 +93,11 @@ class MultimodalBackend:
 
     Args:
         model: the trained model.
-        columns: of the user's data.
+        columns: columns of the user's data.
         inputs: how samples become arrays.
-        config: of the model.
-        class_names: K names of a classification.
-        reader: of the inputs; None makes one.
+        config: configuration of the model.
+        class_names: K class names of a classification task.
+        reader: reader of the inputs; None creates one.
     """
 
     name = "multimodal"
@@ -126,7 +126,7 @@ class MultimodalBackend:
         return self.outputs_of(self._read(arrays, asked=False), what)
 
     def outputs_of(self, arrays: dict[str, PyTree], what: str = "") -> np.ndarray:
-        """As `outputs`, for arrays that the reader has made."""
+        """Returns `outputs` for arrays that the reader made."""
         kind = what or self.kind
         found = multimodal_outputs(
             self._model,
@@ -158,11 +158,11 @@ class MultimodalBackend:
         captions: tuple[str, ...] = (),
         write: bool = True,
     ) -> dict[str, float]:
-        """Metrics on arrays that the reader has made; scores in the user's unit."""
+        """Computes metrics on the reader's arrays; scores are in the user's unit."""
         if self.kind == "score":
             scores, found = arrays["score"], self.outputs_of(arrays)
             squared = float(np.mean((scores - found) ** 2))
-            # The sign says something only where both are there, as in sentiment.
+            # The sign is only meaningful if both signs occur, as in sentiment.
             signed = np.min(scores) < 0 < np.max(scores)
             metrics = sentiment_metrics if signed else regression_metrics
             return {"loss": squared, **metrics(scores, found)}
@@ -184,7 +184,7 @@ class MultimodalBackend:
 
     @classmethod
     def load(cls, folder: Path, columns: Columns, data_dir: str) -> "MultimodalBackend":
-        """Reads what `save` wrote; ``data_dir``: see `Predictor.load`."""
+        """Loads what `save` wrote; for ``data_dir`` see `Predictor.load`."""
         path = folder / MODEL
         inputs, config, settings = read_settings(path)
         if data_dir:
@@ -195,7 +195,7 @@ class MultimodalBackend:
         return cls(model, columns, inputs, config, names, reader)
 
     def _read(self, samples: Samples, asked: bool = True) -> dict[str, PyTree]:
-        """Arrays of samples, with means where the model has a readout."""
+        """Returns arrays of samples, with mean features if the model has a readout."""
         arrays = self._reader(samples, asked=asked)
         if self._config.readout:
             encoders = self._reader.encoders
@@ -221,12 +221,12 @@ class MultimodalBackend:
 
 
 class VisionTextBackend:
-    """A CLIP, SigLIP or PaliGemma model, or one of ours, as a run exported it.
+    """An exported CLIP, SigLIP or PaliGemma model, or a model of this package.
 
     Args:
         kind: ``retrieve`` for a contrastive model, ``caption`` for a generative one.
-        path: of the export.
-        temporary: folder to remove when the model is no longer used, or None.
+        path: path of the export.
+        temporary: folder to remove when the model is garbage-collected, or None.
     """
 
     name = "vision_text"
@@ -268,7 +268,7 @@ class VisionTextBackend:
         return Evaluated({"accuracy": both, **metrics}, len(readable))
 
     def readable(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples whose images can be read."""
+        """Returns the samples whose images can be read."""
         found = []
         for sample in samples:
             try:
@@ -286,14 +286,14 @@ class VisionTextBackend:
         folder.mkdir(parents=True, exist_ok=True)
         for part in self._path.parent.glob(f"{self._path.name}.*"):
             copy = folder / f"{MODEL}{part.name.removeprefix(self._path.name)}"
-            if part.is_dir():  # The tokenizer.
+            if part.is_dir():  # the tokenizer
                 shutil.copytree(part, copy, dirs_exist_ok=True)
             else:
                 shutil.copyfile(part, copy)
 
     @classmethod
     def load(cls, folder: Path, columns: Columns, data_dir: str) -> "VisionTextBackend":
-        """Reads what `save` wrote; ``data_dir`` is not needed."""
+        """Loads what `save` wrote; ``data_dir`` is not needed."""
         del data_dir
         return cls(columns.kind, folder / MODEL)
 

@@ -1,4 +1,4 @@
-"""Arguments and decisions of a call of `fit`, stored for the call that resumes it."""
+"""Arguments and decisions of a call of `fit`, stored so that it can be resumed."""
 
 import hashlib
 import json
@@ -23,21 +23,21 @@ _FORMAT = 1
 
 
 class CallRecord:
-    """The decisions of a call, written to a folder as soon as they are made.
+    """Decisions of a call, written to a folder as soon as they are made.
 
-    A later call with the same folder, arguments and data gets the decisions of the
-    first, so that it trains the same model on the same samples, even if a newer version
-    or another machine would choose otherwise. Of several processes the first one
-    decides for all, and writes.
+    A later call with the same folder, arguments and data reuses the decisions of the
+    first call, so that it trains the same model on the same samples, even if a newer
+    version or another machine would choose differently. In multi-process runs the first
+    process decides for all, and writes.
 
     Args:
-        folder: of the call; None stores nothing.
+        folder: folder of the call; None stores nothing.
         arguments: JSON values that the result depends on.
-        data: `fingerprint` of each table by the name of its argument.
+        data: `fingerprint` of each table, by the name of its argument.
 
     Raises:
-        ValueError: the folder belongs to a call with other arguments or data, which the
-            message names, or to something else.
+        ValueError: the folder belongs to something else, or to a call with other
+            arguments or data, which the message names.
 
     Example:
         >>> record = CallRecord(None, {"seed": 0}, {})
@@ -56,7 +56,7 @@ class CallRecord:
         self._content = {
             "format": _FORMAT,
             "version": meta_opt.__version__,
-            # In the form in which they are read back.
+            # Normalised to the form in which JSON is read back.
             **plain_json(given),
             "decided": {},
         }
@@ -67,16 +67,16 @@ class CallRecord:
             self._content = self._stored() or self._content
         except ValueError as error:
             problem = error
-        # Nothing is written before all have read.
+        # No process writes before all processes have read.
         if any_process(problem is not None):
             raise problem or ValueError(
                 f"another process cannot use the folder {folder}; it says why"
             )
-        # Of a shared disk, one process may see a file later than another.
+        # On a shared disk some processes may not see the file yet.
         self._content = json_from_first(self._content)
 
     def _stored(self) -> dict[str, Any] | None:
-        """The content of the file; None if there is none."""
+        """Returns the content of the file; None if it does not exist."""
         if self._file is None or not self._file.is_file():
             return None
         stored = read_json(self._file)
@@ -96,9 +96,9 @@ class CallRecord:
 
         Args:
             name: key of the value in the file.
-            choose: returns the value and its decisions.
-            encode: from the value to JSON.
-            decode: the inverse of ``encode``.
+            choose: function that returns the value and its decisions.
+            encode: converts the value to JSON.
+            decode: inverse of ``encode``.
         """
         decided = self._content["decided"]
         if name in decided:
@@ -121,7 +121,7 @@ class CallRecord:
 
 
 def fingerprint(table: Table, files: Sequence[str]) -> dict[str, Any]:
-    """Number of rows, and a SHA-256 of each column and the files that it names.
+    """Returns the number of rows, and a SHA-256 of each column with its files.
 
     Args:
         table: the rows.

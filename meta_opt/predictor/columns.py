@@ -1,4 +1,4 @@
-"""Which columns a model reads, and which one it predicts."""
+"""Inference of input and target columns, and of the task."""
 
 import collections
 import dataclasses
@@ -36,14 +36,14 @@ class Columns:
     """The columns of a table by their use.
 
     Attributes:
-        kind: the task, one of `meta_opt.data.samples.KINDS`.
-        media: the column of files of each modality.
-        text: columns that are read as text, in order.
-        target: the column to predict; "" for retrieval.
+        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
+        media: column of files, by modality.
+        text: columns that are concatenated as text, in order.
+        target: column to predict; "" for retrieval.
         labels: type of the classes: ``text``, ``integer`` or ``truth``.
-        split: the column of ``train``, ``validation`` or ``test``; "" for none.
-        center: subtracted from scores before training.
-        scale: divides the centered scores.
+        split: column with ``train``, ``validation`` or ``test``; "" for none.
+        center: value that is subtracted from scores before training.
+        scale: divisor of the centered scores.
     """
 
     kind: str
@@ -73,12 +73,12 @@ def find_columns(
     texts without a target are a retrieval task.
 
     Args:
-        table: of training samples.
-        target: the target's column; None finds it.
+        table: table of training samples.
+        target: name of the target's column; None to infer it.
 
     Raises:
-        ValueError: no target; a target that is not a column, has values of two types,
-            or has a single class; no input; or missing files.
+        ValueError: there is no target; the target is not a column, has values of two
+            types, or has a single class; there is no input; or files are missing.
 
     >>> from meta_opt.predictor.table import read_table
     >>> rows = [{"review": f"it is {x}", "label": x} for x in ("good", "bad") * 8]
@@ -129,10 +129,10 @@ def _count(rows: Sequence[Row], columns: Columns, modality: str) -> int:
 
 
 def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
-    """The column that divides the samples; "" for none.
+    """Returns the column of split names; "" for none.
 
     Raises:
-        ValueError: a column of which some values are not names of splits.
+        ValueError: some values of the column are not names of splits.
     """
     name = next((n for n in values if n.casefold() == "split"), "")
     unknown = {str(x): None for x in values.get(name, ()) if named_split(x) is None}
@@ -149,10 +149,10 @@ def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
 def _media_columns(
     table: Table, values: Mapping[str, Sequence[Any]]
 ) -> dict[str, list[str]]:
-    """Columns of files by modality.
+    """Returns the columns of files by modality.
 
     Raises:
-        ValueError: a column of paths none of which exists.
+        ValueError: none of the paths in a column exists.
     """
     found: dict[str, list[str]] = {}
     for name, given in values.items():
@@ -177,21 +177,21 @@ def _media_columns(
 
 
 def _media_kind(name: str, value: Any) -> str:
-    """The modality of the file that a value names; "" if it names none."""
+    """Returns the modality of the file that a value names; "" if it names none."""
     if isinstance(value, Media):
         return name
     if not isinstance(value, str) or "\n" in value:
         return ""
     path = value.partition("?")[0] if "://" in value else value
     kind = MEDIA_ENDINGS.get(Path(path).suffix.lower(), "")
-    # GIF and WebP files are images or videos.
+    # GIF and WebP files may be images or videos.
     return "video" if kind == "image" and name == "video" else kind
 
 
 def _one_each(
     media: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, str], list[Decision]]:
-    """One column for each modality: the one with its name, or with the most files."""
+    """Selects a column per modality: the one with its name, or with most files."""
     chosen, decisions = {}, []
     for kind, names in media.items():
         best = max(names, key=lambda n: (n == kind, len(values[n]), -names.index(n)))
@@ -212,7 +212,7 @@ def _target_column(
     values: Mapping[str, Sequence[Any]],
     media: bool,
 ) -> tuple[str, str]:
-    """The target's column, or "" for none, and the reason."""
+    """Returns the target's column, or "" for none, and the reason."""
     if target is not None:
         if target not in values:
             raise ValueError(
@@ -238,7 +238,7 @@ def _target_column(
     texts = [n for n in left if any(isinstance(x, str | list) for x in values[n])]
     if media and not few and (texts or not left):
         return "", "pictures and texts, and no target"
-    # Without texts a number is what pictures have beside them.
+    # Without texts a column of numbers can be the target of media files.
     few = few or [name for name in left if name not in texts]
     several = f" ({', '.join(map(repr, few))} might be it)" if few else ""
     raise ValueError(
@@ -262,7 +262,7 @@ def _mean_words(values: Sequence[Any]) -> float:
 def _asked(
     table: Table, name: str, values: Sequence[Any], media: bool
 ) -> tuple[str, str, str]:
-    """The task of a target, the type of its classes, and the reason."""
+    """Returns the task of a target, the type of its classes, and the reason."""
     groups: dict[str, list[Any]] = {}
     for value in values:
         groups.setdefault(_type_of(value), []).append(value)
@@ -286,7 +286,7 @@ def _asked(
             "make them one"
         )
     (kind,) = groups
-    # Of numbers 1 and 1.0 are the same.
+    # Numbers are compared by value: 1 and 1.0 are the same.
     distinct = len(set(values if kind == "number" else map(str, values)))
     about = f"{len(values)} values of type {kind}, {distinct} of them distinct"
     if kind == "texts":
@@ -323,9 +323,9 @@ def _asked(
 
 
 def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
-    """Raises ValueError for lists of classes, which are not several correct texts."""
+    """Raises ValueError if lists are classes instead of alternative correct texts."""
     texts = [text for value in values for text in value]
-    # Annotators may agree on an answer; nobody gives a sample one class twice.
+    # Repeated values are answers of several annotators; classes are not repeated.
     repeated = any(len(set(map(str, value))) < len(value) for value in values)
     if name.casefold() in _TEXT_NAMES or repeated or _mean_words(texts) > _LONG:
         return
@@ -345,7 +345,7 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
 
 
 def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
-    """Raises ValueError for numbers of which some are written in another way."""
+    """Raises ValueError for numbers if some are not written as numbers."""
     numbers = sum(map(is_number, values))
     if 2 * numbers <= len(values):
         return
@@ -379,7 +379,7 @@ def _type_of(value: Any) -> str:
 def _text_columns(
     names: Sequence[str], values: Mapping[str, Sequence[Any]]
 ) -> tuple[tuple[str, ...], list[Decision]]:
-    """Columns that are read as text; identifiers are left out."""
+    """Returns the columns to read as text, without identifiers."""
     kept, decisions = [], []
     for name in names:
         given = values[name]
@@ -405,5 +405,5 @@ def _is_identifier(values: Sequence[Any]) -> bool:
         return steps == {1}
     alone = all(len(str(x).split()) == 1 for x in values)
     digits = sum(any(c.isdigit() for c in str(x)) for x in values)
-    # Without digits, single words such as names of emoji are texts.
+    # Single words without digits, such as names of emoji, are texts.
     return alone and len(set(values)) == len(values) and digits > 0.5 * len(values)

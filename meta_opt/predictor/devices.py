@@ -1,4 +1,4 @@
-"""Chooses the devices of a fit."""
+"""Choice of the devices of a fit."""
 
 import jax
 
@@ -8,20 +8,20 @@ from meta_opt.predictor.decision import Decision
 def choose_devices(
     batch_size: int, wanted: int | None, *, present: bool = True
 ) -> tuple[int, list[Decision]]:
-    """The number of devices to divide a batch over.
+    """Chooses the number of devices to shard a batch over.
 
     Args:
-        batch_size: B; the number of devices divides it.
-        wanted: at most so many; None for all accelerators, or one CPU. Several
-            processes always use all of their devices.
-        present: whether the devices must be there; for a plan they need not.
+        batch_size: B, a multiple of the number of devices.
+        wanted: maximum number of devices; None for all accelerators, or one CPU.
+            Multi-process runs always use all of their devices.
+        present: whether the devices must exist; False for plans.
 
     Returns:
-        The number, and the decision about it unless there is only one to have.
+        The number, and the decision about it unless there is no choice.
 
     Raises:
-        ValueError: fewer than one, more than there are, or several processes whose
-            devices cannot divide the batch.
+        ValueError: ``wanted`` is below one or above the number of devices, or the
+            devices of several processes cannot divide the batch.
 
     >>> count, decisions = choose_devices(12, 8, present=False)
     >>> print(count, decisions[0])
@@ -46,7 +46,7 @@ def choose_devices(
 def _of_all_processes(
     batch_size: int, wanted: int | None
 ) -> tuple[int, list[Decision]]:
-    """All devices of several processes: each process must have a part of the batch."""
+    """Uses all devices of several processes, which must each get a part of a batch."""
     count, processes = jax.device_count(), jax.process_count()
     if wanted is not None and wanted != count:
         raise ValueError(

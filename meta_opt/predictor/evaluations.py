@@ -1,4 +1,4 @@
-"""Metrics and best parameters of a run, stored so that the run can be resumed."""
+"""Metrics and best parameters of a run, stored so that it can be resumed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,14 +25,15 @@ class Evaluations:
 
     With a folder, each evaluation is written before the run continues. The files may be
     ahead of the run's last checkpoint; a resumed run repeats those steps, bit for bit,
-    and finds their evaluations recorded. Of several processes the first one writes.
+    and finds their evaluations recorded. In multi-process runs the first process
+    writes.
 
     Args:
-        keep: most snapshots to average; 1 for none.
-        metric: the metric that selects snapshots.
+        keep: maximum number of snapshots to average; 1 for no averaging.
+        metric: metric that selects snapshots.
         mode: ``min`` or ``max``, whichever is better.
         like: pytree of parameters with the structure to restore.
-        folder: of the files; None keeps everything in memory.
+        folder: folder of the files; None keeps everything in memory.
 
     Attributes:
         metrics: validation metrics by step.
@@ -40,7 +41,7 @@ class Evaluations:
         ended: step and reason if the run stopped early, else None.
 
     Raises:
-        ValueError: damaged files.
+        ValueError: files are damaged.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Evaluations:
             self._read(folder)
 
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
-        """Records an evaluation; a step that is recorded already is not changed."""
+        """Records an evaluation; steps that are already recorded are not changed."""
         if step in self.metrics:
             return
         self.metrics[step] = dict(metrics)
@@ -68,7 +69,7 @@ class Evaluations:
         self._write()
 
     def values(self, until: int) -> list[float]:
-        """The selecting metric at each evaluation up to a step."""
+        """Returns the selecting metric at each evaluation up to a step."""
         return [m[self._metric] for step, m in self.metrics.items() if step <= until]
 
     def _stored(self) -> dict[str, Snapshot]:
@@ -79,7 +80,7 @@ class Evaluations:
     def _write(self) -> None:
         """Writes new parameter files, then their list, then deletes unlisted files.
 
-        If the process is killed in between, all files on the list still exist.
+        In this order all listed files exist, even if the process is killed in between.
         """
         folder = self._folder
         if folder is None or jax.process_index() != 0:
@@ -127,7 +128,7 @@ class Evaluations:
 
 
 def _named(number: int, x: Any) -> tuple[str, np.ndarray]:
-    """A leaf in a form that safetensors reads into NumPy, which has no bfloat16."""
+    """Returns a leaf without bfloat16, which safetensors cannot load into NumPy."""
     x = np.ascontiguousarray(x)
     if x.dtype == ml_dtypes.bfloat16:
         return f"{number}{_HALF}bfloat16", x.view(np.uint16)

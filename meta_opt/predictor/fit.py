@@ -57,10 +57,10 @@ def fit(
     Compiled programs are stored for later calls and processes, see
     `meta_opt.compilation_cache`.
 
-    Several processes joined by `meta_opt.parallel.processes.start_processes`, all with
-    the same arguments and data, train one model on all of their devices, and each
-    returns the predictor; the first one writes ``workdir``, which all must be able to
-    access.
+    Processes that were joined by `meta_opt.parallel.processes.start_processes` and call
+    this with the same arguments and data train one model on all of their devices, and
+    each returns the predictor. The first process writes ``workdir``, which all must be
+    able to access.
 
     Args:
         data: a JSONL or CSV file, a folder with a sub-folder for each class, WebDataset
@@ -87,19 +87,20 @@ def fit(
             interruption the same call resumes and returns the same predictor as an
             uninterrupted call; ``time_limit`` restarts. If the call had finished, its
             predictor is loaded.
-        seed: of initialisation and data order.
-        data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or
+        seed: random seed of initialisation and data order.
+        data_dir: folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or
             ``data`` if it is not set.
         progress: whether to show progress bars on a terminal.
 
     Raises:
-        ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
-            of a call with other arguments or data; the message names the problem.
-        TypeError: a target that is not a string, a time limit or seed that is not a
+        ValueError: the data are unsuitable, the time limit is too short, or
+            ``workdir`` is of a call with other arguments or data; the message names
+            the problem.
+        TypeError: the target is not a string, or the time limit or seed is not a
             number.
-        FileNotFoundError: no such file.
-        MissingDataError: encoders that are not prepared; it names the command.
-        Interrupted: on SIGINT or SIGTERM while it trains.
+        FileNotFoundError: a file does not exist.
+        MissingDataError: encoders are not prepared; the message has the command.
+        Interrupted: on SIGINT or SIGTERM during training.
 
     Example:
         >>> import meta_opt
@@ -129,7 +130,7 @@ def fit(
     run_folder = None if folder is None else folder / _RUN
     call = FitCall(chosen, clock, run_folder, progress, devices=devices)
     fitting, decisions = prepare(given, arguments, call, folder)
-    # Nothing is written before all have looked.
+    # No process writes before all processes have checked for the file.
     if folder is not None and any_process((folder / FILE).is_file()):
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
@@ -164,7 +165,7 @@ def fit(
     if folder is not None:
         if jax.process_index() == 0:
             predictor.save(folder)
-        barrier()  # Until it is there.
+        barrier()  # until the file exists
     return predictor
 
 
@@ -178,17 +179,17 @@ def prepare(
 
     Args:
         given: ``data`` and, if they are given, ``validation`` and ``test``.
-        arguments: those of `fit` that the result depends on.
-        call: limits of the call; its record is made here.
-        folder: of the call; None for none.
+        arguments: arguments of `fit` that the result depends on.
+        call: limits of the call; its record is created here.
+        folder: folder of the call, or None.
 
     Returns:
         The input of a fit, and the decisions.
 
     Raises:
-        ValueError: unsuitable data, or a folder of another call.
-        TypeError: a target that is not a name, or a seed that is not an integer.
-        FileNotFoundError: no such file.
+        ValueError: the data are unsuitable, or the folder is of another call.
+        TypeError: the target is not a name, or the seed is not an integer.
+        FileNotFoundError: a file does not exist.
     """
     target, seed = arguments["target"], arguments["seed"]
     if not isinstance(target, str | None):
@@ -209,7 +210,7 @@ def prepare(
     if folder is not None or jax.process_count() > 1:
         files = tuple(columns.media.values())
         prints = {name: fingerprint(one, files) for name, one in tables.items()}
-        # Before anything that only some of them would do.
+        # Checked before anything that only some processes would do.
         others = {"workdir": folder is not None, "devices": call.devices}
         check_alike([arguments, prints, others], "arguments or data")
     if folder is not None:
@@ -229,7 +230,7 @@ def prepare(
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises ValueError for a folder that cannot be resumed."""
+    """Raises ValueError if a folder cannot be resumed."""
     if (folder / CALL).is_file():
         return
     if any((folder / name).exists() for name in (_RUN, FILE)):
@@ -242,7 +243,7 @@ def _check_folder(folder: Path) -> None:
 def _divided(
     tables: Mapping[str, Table], columns: Columns, record: CallRecord
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
-    """Samples by split, and the decisions about them."""
+    """Returns the samples by split, and the decisions about them."""
     table = tables["data"]
     converted = to_samples(table, columns)
     given = {}

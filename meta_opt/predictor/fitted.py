@@ -1,4 +1,4 @@
-"""The result of a fit of either kind of model."""
+"""The result of a fit, for all kinds of models."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,16 +14,16 @@ class Fitted(NamedTuple):
     """A trained model and the facts about its training.
 
     Attributes:
-        backend: the model.
-        columns: of the user's data, with the scale of scores.
-        class_names: K names of a classification; otherwise empty.
-        decisions: made while planning, reading and training.
-        trained: the training run.
-        metric: the validation metric that selected the parameters.
-        metrics: by split: ``validation`` and, if there is one, ``test``.
-        answers: to the samples of `Fitting.answered`.
-        without: by modality, metrics of these samples without that modality.
-        seconds: by part of the fit.
+        backend: the trained model.
+        columns: columns of the user's data, with the scale of scores.
+        class_names: K class names of a classification task; otherwise empty.
+        decisions: decisions made while planning, reading and training.
+        trained: outcome of the training run.
+        metric: validation metric that selected the parameters.
+        metrics: metrics by split: ``validation`` and, if there is one, ``test``.
+        answers: predictions on the samples of the split `Fitting.answered`.
+        without: metrics on these samples without a modality, by modality.
+        seconds: time in seconds of each part of the fit.
     """
 
     backend: Backend

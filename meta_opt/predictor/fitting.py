@@ -1,4 +1,4 @@
-"""What a fit of either kind of model is given: samples, columns, limits, a record."""
+"""The input of a fit, for all kinds of models: samples, columns, limits, record."""
 
 import dataclasses
 import time
@@ -15,22 +15,22 @@ from meta_opt.predictor.presets import Preset
 class Clock:
     """Remaining time under a time limit.
 
-    Several processes go by the clock of the first one, so that they decide alike: all
-    of them must ask.
+    In multi-process runs all processes use the clock of the first one, so that they
+    make the same decisions; hence all of them must call the methods.
 
     Args:
-        limit: seconds from now; None for no limit.
+        limit: time limit in seconds from now; None for no limit.
     """
 
     def __init__(self, limit: float | None = None) -> None:
         self._started, self.limit = time.perf_counter(), limit
 
     def spent(self) -> float:
-        """Seconds since the start."""
+        """Returns the seconds since the start."""
         return json_from_first(time.perf_counter() - self._started)
 
     def left(self) -> float:
-        """Remaining seconds; infinite without a limit."""
+        """Returns the remaining seconds; infinite without a limit."""
         return float("inf") if self.limit is None else self.limit - self.spent()
 
 
@@ -40,11 +40,12 @@ class FitCall:
 
     Attributes:
         preset: limits on the length of training and the sizes of inputs.
-        clock: the remaining time.
-        run_folder: for logs, checkpoints and evaluations of the run; None for none.
-        progress: whether to show bars.
-        record: keeps decisions, for the call that resumes this one.
-        devices: at most so many; None for all accelerators, or one CPU.
+        clock: clock of the time limit.
+        run_folder: folder for logs, checkpoints and evaluations of the run; None for
+            none.
+        progress: whether to show progress bars.
+        record: record of decisions, for calls that resume this one.
+        devices: maximum number of devices; None for all accelerators, or one CPU.
     """
 
     preset: Preset
@@ -63,9 +64,9 @@ class Fitting:
 
     Attributes:
         parts: samples by split, at least ``train`` and ``validation``.
-        columns: of the user's data.
-        name: of the data.
-        seed: of initialisation and order.
+        columns: columns of the user's data.
+        name: name of the data.
+        seed: random seed of initialisation and data order.
         call: limits of the call and its record.
     """
 
@@ -77,5 +78,5 @@ class Fitting:
 
     @property
     def answered(self) -> str:
-        """The split whose answers are kept: ``test`` if there is one."""
+        """The split whose predictions are kept: ``test`` if there is one."""
         return "test" if self.parts.get("test") else "validation"

@@ -51,14 +51,14 @@ class Outline:
     """What `meta_opt.fit` would do.
 
     Attributes:
-        decisions: its choices and their reasons.
+        decisions: choices of `meta_opt.fit` and their reasons.
         trained_parameters: number of trained parameters.
         other_parameters: number of frozen parameters in the training step.
-        num_steps: most optimizer updates; early stopping and a time limit may lead to
-            fewer.
-        batch_size: B.
-        devices: number of devices that a batch is divided over.
-        memory: estimate for one step, on each device.
+        num_steps: maximum number of optimizer updates; early stopping and a time limit
+            may reduce it.
+        batch_size: B, the batch size.
+        devices: number of devices that a batch is sharded over.
+        memory: memory estimate for one step, per device.
         sample_bytes: bytes of the arrays of all samples, which stay in memory; 0 if
             files are read while training.
     """
@@ -73,7 +73,7 @@ class Outline:
     sample_bytes: int
 
     def __str__(self) -> str:
-        """The decisions, then a line for each figure."""
+        """Formats the decisions, then a line for each figure."""
         memory = ", ".join(
             f"{name} {value / 2**20:.0f}"
             for name, value in dataclasses.asdict(self.memory).items()
@@ -120,11 +120,11 @@ def plan(
     and the step is traced to estimate its memory.
 
     Args:
-        data: as for `meta_opt.fit`, like all arguments.
+        data: samples; this and all other arguments are those of `meta_opt.fit`.
         target: the column to predict.
         validation: validation samples, which select the model.
         test: test samples, for the final metrics.
-        model: to train instead of the encoders.
+        model: model to train instead of the encoders.
         preset: the training effort.
         encoders: names of encoders by modality.
         devices: number of devices, which need not be present.
@@ -132,9 +132,9 @@ def plan(
         data_dir: the folder of pretrained encoders.
 
     Raises:
-        ValueError: as `meta_opt.fit`.
-        FileNotFoundError: no such file.
-        MissingDataError: encoders that are not prepared.
+        ValueError: see `meta_opt.fit`.
+        FileNotFoundError: a file does not exist.
+        MissingDataError: encoders are not prepared.
 
     Example:
         >>> import meta_opt
@@ -224,7 +224,7 @@ def _multimodal(
 
 
 def _some(samples: Sequence[Sample], modalities: Sequence[str]) -> list[Sample]:
-    """A few samples of each modality."""
+    """Selects a few samples of each modality."""
     found: dict[int, Sample] = {}
     for modality in modalities:
         has = (

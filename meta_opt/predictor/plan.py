@@ -1,4 +1,4 @@
-"""Chooses encoders, sizes, trained layers and run length for the samples."""
+"""Choice of encoders, sizes, trained layers and run length for the samples."""
 
 import dataclasses
 import math
@@ -60,13 +60,13 @@ trained on an accelerator. On CPUs, whole encoders in every step take too long."
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPlan:
-    """How long to train, and which evaluation selects the parameters.
+    """The length of training, and the metric that selects the parameters.
 
     Attributes:
         loop: number of steps, batch size and intervals.
-        metric: the validation metric that selects the parameters.
+        metric: validation metric that selects the parameters.
         mode: ``min`` or ``max``, whichever is better.
-        mesh: the devices, which a resuming call chooses again.
+        mesh: mesh of devices, which a resuming call chooses again.
     """
 
     loop: LoopConfig
@@ -77,11 +77,11 @@ class TrainingPlan:
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalPlan(TrainingPlan):
-    """The training plan with the preparation of samples and the model.
+    """A training plan with the preprocessing of samples and the model.
 
     Attributes:
         inputs: how samples become arrays.
-        model: fusion and head on top of the encoders, and which parts are trained.
+        model: fusion and heads on top of the encoders, and which parts are trained.
     """
 
     inputs: InputsConfig
@@ -91,14 +91,14 @@ class MultimodalPlan(TrainingPlan):
 def encoders_of(
     given: Mapping[str, str] | None, model: str | os.PathLike | None
 ) -> dict[str, str]:
-    """Names of encoders by modality: the given ones, and defaults for the others.
+    """Returns encoder names by modality: the given ones, and defaults for the rest.
 
     Args:
-        given: `meta_opt.fit`'s ``encoders``.
-        model: the model that is trained in place of the encoders, if any.
+        given: argument ``encoders`` of `meta_opt.fit`.
+        model: model that is trained instead of the encoders, if any.
 
     Raises:
-        ValueError: an unknown modality, or encoders beside a model that has its own.
+        ValueError: a modality is unknown, or encoders are given with a model.
 
     >>> encoders_of({"text": "mine"}, None)["text"]
     'mine'
@@ -116,11 +116,11 @@ def make_plan(
 
     Args:
         fitting: the input of the fit.
-        encoders: by modality, names of `meta_opt.models.encoders`.
-        data_dir: the folder of encoders, see `InputsConfig.data_dir`.
+        encoders: names in `meta_opt.models.encoders` by modality.
+        data_dir: folder of encoders, see `InputsConfig.data_dir`.
 
     Raises:
-        MissingDataError: an encoder that is not prepared.
+        MissingDataError: an encoder is not prepared.
     """
     kind, modalities = fitting.columns.kind, fitting.columns.modalities
     examples, preset = len(fitting.parts["train"]), fitting.call.preset
@@ -140,7 +140,7 @@ def make_plan(
         data_dir=data_dir,
         encoders=used,
         trainable_layers=dict.fromkeys(used, layers) if layers else {},
-        # Frames of 20 ms below the layers that train.
+        # The frozen layers output frames of 20 ms.
         pool_size={"audio": 4} if layers and "audio" in used else {},
         **sizes,
     )
@@ -169,13 +169,13 @@ def choose_loop(
 ) -> LoopConfig:
     """Chooses batch size and number of steps.
 
-    With several processes the batch is a multiple of their devices.
+    In multi-process runs the batch is a multiple of the number of devices.
 
     Args:
         examples: number of training samples.
-        preset: number of passes, fewest and most steps.
-        seed: of the run.
-        decisions: gets the choices.
+        preset: number of epochs, minimum and maximum number of steps.
+        seed: random seed of the run.
+        decisions: list that the choices are added to.
     """
     unit = jax.device_count() if jax.process_count() > 1 else 1
     batch_size = with_length(LoopConfig(), examples, unit).batch_size
@@ -194,7 +194,7 @@ def choose_loop(
 
 
 def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopConfig:
-    """The settings of a loop of so many steps, evaluated as the preset says."""
+    """Returns the settings of a loop with the preset's number of evaluations."""
     every = max(1, math.ceil(num_steps / preset.evaluations))
     return LoopConfig(
         num_steps,
@@ -210,7 +210,7 @@ def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopC
 
 
 def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, int]:
-    """Which parameters train, and how many of the encoders' last layers; 0: all."""
+    """Chooses trained parameters, and the number of trained last layers; 0: all."""
     on = f"{examples} training samples on {backend}"
     if examples < _HEAD_ONLY:
         decisions.choose(
@@ -238,7 +238,7 @@ def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, 
 def _sizes(
     fitting: Fitting, text_encoder: Path | None, decisions: Decisions
 ) -> dict[str, Any]:
-    """Sizes of images, texts and sounds, as fields of `InputsConfig`."""
+    """Chooses the sizes of images, texts and audio, as fields of `InputsConfig`."""
     train, preset = fitting.parts["train"], fitting.call.preset
     modalities = fitting.columns.modalities
     found: dict[str, Any] = {}
@@ -252,14 +252,14 @@ def _sizes(
     if text_encoder is not None:
         texts = _spread([x.fields.reads for x in train if x.fields.reads])
         lengths = [len(ids) for ids in FolderTokenizer(text_encoder, 0).pieces(texts)]
-        # With the tokens at the start and the end of a text.
+        # Includes the start and end tokens of a text.
         found["text_length"] = _length(
             "text_length", [n + 2 for n in lengths], preset.text_length, decisions
         )
     if "audio" in modalities:
         seconds = _seconds([x.media["audio"] for x in train if "audio" in x.media])
         longest = _quantile(seconds) if seconds else 1.0
-        # Whole blocks of 80 ms, which are averaged.
+        # A multiple of the blocks of 80 ms over which features are averaged.
         chosen = math.ceil(min(max(longest, 0.8), preset.audio_seconds) / 0.8) * 0.8
         found["audio_seconds"] = round(min(chosen, 29.6), 1)
         decisions.choose(
@@ -296,7 +296,7 @@ def _image_size(
     for one in _spread(media):
         try:
             sides.append(max(size_of(one.read())))
-        except OSError:  # Counted when all samples are read.
+        except OSError:  # counted later, when all samples are read
             continue
     median = statistics.median(sides) if sides else preset.image_size
     memory = math.floor(math.sqrt(_PICTURE_BYTES / (3 * max(count, 1))))
@@ -317,13 +317,13 @@ def _seconds(media: Sequence[Media]) -> list[float]:
     for one in _spread(media):
         try:
             found.append(len(read_clip(one.read(), RATE, 30.0)) / RATE)
-        except OSError:  # Counted when all samples are read.
+        except OSError:  # counted later, when all samples are read
             continue
     return found
 
 
 def _spread(items: Sequence) -> list:
-    """At most `_LOOKED_AT` of the items, evenly spaced."""
+    """Selects at most `_LOOKED_AT` items, evenly spaced."""
     step = max(1, math.ceil(len(items) / _LOOKED_AT))
     return list(items[::step])
 

@@ -1,4 +1,4 @@
-"""A trained model with everything needed to predict from a user's samples."""
+"""A trained model with everything that is needed to predict from user data."""
 
 import dataclasses
 import os
@@ -25,20 +25,20 @@ _DECISIONS = "decisions.json"
 
 
 class Predictor:
-    """Predicts from samples; made by `meta_opt.fit` or `load`.
+    """Predicts from samples; created by `meta_opt.fit` or `load`.
 
     Args:
         backend: the trained model.
-        columns: of the user's data.
-        class_names: K names of a classification.
+        columns: columns of the user's data.
+        class_names: K class names of a classification task.
         decisions: chosen settings with reasons.
-        record: of the fit.
+        record: record of the fit.
 
     Attributes:
-        columns: as given.
-        class_names: as given.
-        decisions: as given.
-        record: as given.
+        columns: columns of the user's data.
+        class_names: K class names of a classification task.
+        decisions: chosen settings with reasons.
+        record: record of the fit.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Predictor:
 
     @property
     def classes(self) -> np.ndarray:
-        """The K classes as values of the target, in the order of `predict_proba`."""
+        """The K classes, as values of the target, in the order of `predict_proba`."""
         values = [class_value(name, self.columns.labels) for name in self.class_names]
         return np.asarray(values)
 
     def predict(self, samples: Data) -> np.ndarray:
-        """The prediction for each sample.
+        """Predicts the target of each sample.
 
         Args:
             samples: B rows in any form that `meta_opt.fit` takes; the target is not
@@ -74,7 +74,7 @@ class Predictor:
             rows without an image.
 
         Raises:
-            ValueError: a sample without any input, a file that cannot be read, or no
+            ValueError: a sample has no input, a file cannot be read, or there is no
                 text to retrieve.
         """
         read = self._read(samples)
@@ -95,16 +95,16 @@ class Predictor:
         return outputs
 
     def predict_proba(self, samples: Data) -> np.ndarray:
-        """Probability of each of the `classes`.
+        """Returns the probability of each of the `classes`.
 
         Args:
-            samples: as `predict` takes them.
+            samples: B rows, see `predict`.
 
         Returns:
             float [B, K] whose rows sum to 1.
 
         Raises:
-            ValueError: a model that is not a classifier; see also `predict`.
+            ValueError: the model is not a classifier; see also `predict`.
         """
         if self.columns.kind != "classify":
             raise ValueError(
@@ -117,15 +117,15 @@ class Predictor:
         """Embeds samples.
 
         Args:
-            samples: as `predict` takes them.
+            samples: B rows, see `predict`.
 
         Returns:
             float32 [B, D], the fused features of each sample. For retrieval, two arrays
-            of unit vectors, of the images and of the texts; their dot products are
-            similarities. The vector of a missing image or text is zero.
+            of unit-norm embeddings, of the images and of the texts; their dot products
+            are similarities. The embedding of a missing image or text is zero.
 
         Raises:
-            ValueError: as `predict`.
+            ValueError: see `predict`.
         """
         if self.columns.kind == "retrieve":
             read = self._read(samples)
@@ -137,11 +137,11 @@ class Predictor:
         )
 
     def evaluate(self, data: Data) -> dict[str, float]:
-        """Metrics on samples with their targets.
+        """Computes metrics on samples with targets.
 
         Args:
-            data: in any form that `meta_opt.fit` takes. Samples without a target, of
-                an unknown class, or with a file that cannot be read are left out.
+            data: samples in any form that `meta_opt.fit` takes. Samples without a
+                target, of an unknown class, or with an unreadable file are left out.
 
         Returns:
             The metrics of `meta_opt.evaluators.multimodal.multimodal_evaluation`, and
@@ -201,12 +201,12 @@ class Predictor:
         """Loads a predictor that `save` wrote.
 
         Args:
-            folder: of the saved predictor.
-            data_dir: the folder of encoders, if it has moved.
+            folder: folder of the saved predictor.
+            data_dir: folder of encoders, if it has moved.
 
         Raises:
-            ValueError: no predictor in the folder, or damaged files.
-            MissingDataError: encoders that are not prepared.
+            ValueError: the folder has no predictor, or files are damaged.
+            MissingDataError: encoders are not prepared.
         """
         file = Path(folder) / FILE
         if not file.is_file():
@@ -246,7 +246,7 @@ class Predictor:
         return converted.samples
 
     def _with_names(self, data: Data) -> Data:
-        """Values of the only input column, as rows."""
+        """Converts a list of values of the only input column to rows."""
         if isinstance(data, str | os.PathLike) or not isinstance(data, Sequence):
             return data
         if not data or not all(isinstance(x, str | os.PathLike) for x in data):
@@ -275,7 +275,7 @@ class Predictor:
 
 
 def _sides(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Which samples have an image, and which a text; bool [B] each."""
+    """Returns which samples have an image and which have a text, bool [B] each."""
     pictures = np.array([bool(sample.media) for sample in samples])
     return pictures, np.array([bool(sample.fields.reads) for sample in samples])
 

@@ -12,17 +12,17 @@ class Preset:
     """Limits on the length of training and the sizes of inputs.
 
     Attributes:
-        epochs: passes over the training samples, within ``steps``.
-        steps: fewest and most optimizer updates.
-        image_size: largest side of images, in pixels.
-        text_length: most tokens of a text.
-        audio_seconds: longest sound.
-        fusion_width: D of the fusion.
-        evaluations: number of evaluations on validation samples in a run.
+        epochs: passes over the training samples, subject to ``steps``.
+        steps: minimum and maximum number of optimizer updates.
+        image_size: maximum side length of images in pixels.
+        text_length: maximum number of tokens of a text.
+        audio_seconds: maximum length of audio in seconds.
+        fusion_width: D, width of the fusion.
+        evaluations: number of evaluations on validation samples per run.
         patience: evaluations without improvement after which the run stops.
-        snapshots: number of best snapshots to average, if that helps; 1: none.
-        early: share of a run; if validation is best before it, a second run follows
-            that is as long as the best step suggests. 0: never.
+        snapshots: maximum number of best snapshots to average; 1 for no averaging.
+        early: if validation is best before this share of a run, a shorter second run
+            follows, with a length chosen from the best step. 0: never.
 
     >>> find_preset("good").epochs
     20

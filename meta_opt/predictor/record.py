@@ -14,14 +14,14 @@ class Record:
     Attributes:
         source: name of the training data.
         preset: name of the preset.
-        metric: the validation metric that selected the parameters.
+        metric: validation metric that selected the parameters.
         metrics: metrics of the model by split.
-        history: the run's records of metrics.
+        history: records of metrics of the run.
         actions: actions of automatic recovery.
-        seconds: by part of the fit.
-        answers: to held-out samples.
-        answered: the split of these samples.
-        without: by modality, metrics of that split without the modality.
+        seconds: time in seconds of each part of the fit.
+        answers: predictions on held-out samples.
+        answered: split of these samples.
+        without: metrics of that split without a modality, by modality.
     """
 
     source: str

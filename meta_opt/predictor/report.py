@@ -1,4 +1,4 @@
-"""The report of a fit: metrics, curves, errors with their media, decisions."""
+"""Reports of fits: metrics, curves, errors with their media, decisions."""
 
 import math
 import os
@@ -46,15 +46,15 @@ def write_predictor_report(
     class_names: Sequence[str],
     decisions: Sequence[Decision],
 ) -> None:
-    """Writes the page with images and sounds embedded.
+    """Writes the HTML page, with images and audio embedded.
 
     Files of wrong answers that no longer exist are shown as missing.
 
     Args:
-        path: the HTML file, written whole or not at all.
-        record: of the fit.
-        columns: of the user's data.
-        class_names: K names of a classification.
+        path: HTML file, written atomically.
+        record: record of the fit.
+        columns: columns of the user's data.
+        class_names: K class names of a classification task.
         decisions: chosen settings with reasons.
     """
     answered = list(record.answers)
@@ -142,7 +142,7 @@ def _without(record: Record) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _confusion(answered: Sequence[Answer]) -> dict[str, Any]:
-    """Counts for the classes with the most samples; rows are labels."""
+    """Returns the confusion matrix of the most frequent classes; rows are labels."""
     labels = [one.label for one in answered]
     every = sorted({*labels, *(one.prediction for one in answered)})
     most = sorted(every, key=lambda name: (-labels.count(name), name))[:_CLASSES]
@@ -178,7 +178,7 @@ def _colour(share: float, right: bool) -> str:
 def _shown(
     kind: str, answered: Sequence[Answer], split: str
 ) -> tuple[str, str, list[Answer]]:
-    """Heading, explanation, and the answers to show."""
+    """Returns heading, explanation, and the answers to show."""
     if kind == "score":
         worst = sorted(answered, key=lambda one: -one.error)[:_SHOWN]
         return "Largest errors", f"Of {len(answered)} {split} samples.", worst
@@ -217,7 +217,7 @@ def _with_media(answer: Answer) -> ShownAnswer:
 def _read(
     media: Media | None, make: Callable[[bytes], np.ndarray | None]
 ) -> np.ndarray | None:
-    """``make`` of a file's contents; None if the file cannot be read."""
+    """Applies ``make`` to a file's contents; None if the file cannot be read."""
     if media is None:
         return None
     try:

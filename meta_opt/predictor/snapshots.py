@@ -13,11 +13,11 @@ from meta_opt.types import PyTree
 
 
 class Snapshot(NamedTuple):
-    """Parameters at an evaluation.
+    """Parameters at the time of an evaluation.
 
     Attributes:
-        step: optimizer updates so far.
-        value: of the selecting metric.
+        step: number of optimizer updates so far.
+        value: value of the selecting metric.
         params: pytree of arrays on the host.
     """
 
@@ -27,18 +27,18 @@ class Snapshot(NamedTuple):
 
 
 class Snapshots:
-    """Keeps the best parameters of those it is shown.
+    """Keeps the parameters with the best metrics.
 
-    The best parameters are kept exactly; those to be averaged in bfloat16.
+    The best parameters are kept exactly, those to be averaged in bfloat16.
 
     Args:
-        keep: most snapshots to average; 1 for none.
-        metric: the metric that selects; of equal ones the lower ``loss`` is better.
+        keep: maximum number of snapshots to average; 1 for no averaging.
+        metric: metric that selects snapshots; ties are broken by lower ``loss``.
         mode: ``min`` or ``max``, whichever is better.
 
     Attributes:
         best: the best snapshot; None before the first.
-        keep: as given.
+        keep: maximum number of snapshots to average.
 
     >>> snapshots = Snapshots(2, "accuracy", "max")
     >>> for step, accuracy in enumerate([0.5, 0.9, 0.7]):
@@ -58,7 +58,7 @@ class Snapshots:
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
         """Keeps a copy of the parameters if they are among the best.
 
-        Of several processes all must call this with the same metrics.
+        In multi-process runs all processes must call this with the same metrics.
         """
         rank = self.rank(metrics)
         value = metrics[self._metric]
@@ -74,7 +74,7 @@ class Snapshots:
             self.best = Snapshot(step, value, jax.tree.map(np.array, here))
         if averaged:
             half = Snapshot(step, value, jax.tree.map(_half, here))
-            # The earlier of equal ones is kept.
+            # The earlier of equally good snapshots is kept.
             heapq.heappush(self._kept, (rank, -step, half))
             if len(self._kept) > self.keep:
                 heapq.heappop(self._kept)
@@ -88,8 +88,8 @@ class Snapshots:
         """Restores the snapshots of an earlier process.
 
         Args:
-            best: its `best`.
-            averaged: its `ranked`.
+            best: `best` of the earlier process.
+            averaged: `ranked` of the earlier process.
             metrics: validation metrics of these snapshots by step.
         """
         self.best, self._best_rank = best, self.rank(metrics[best.step])
@@ -97,13 +97,13 @@ class Snapshots:
         heapq.heapify(self._kept)
 
     def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """A sort key that is larger for better metrics; not finite ones are worst."""
+        """Returns a sort key, larger for better metrics; NaN and infinity are worst."""
         found = (self._sign * metrics[self._metric], -metrics["loss"])
         first, second = (x if np.isfinite(x) else -np.inf for x in found)
         return first, second
 
     def ranked(self) -> list[Snapshot]:
-        """The snapshots to average, the best first."""
+        """Returns the snapshots to average, best first."""
         return [one for _, _, one in sorted(self._kept, key=lambda x: x[:2])[::-1]]
 
 
@@ -112,7 +112,7 @@ class Soup(NamedTuple):
 
     Attributes:
         params: pytree of arrays on the host.
-        steps: of the averaged snapshots.
+        steps: steps of the averaged snapshots.
         metrics: validation metrics of the average.
     """
 
@@ -131,13 +131,12 @@ def greedy_soup(
     Wortsman et al. 2022 (arXiv:2203.05482), recipe 1.
 
     Args:
-        snapshots: of a run.
-        evaluate: validation metrics of parameters.
-        enough_time: called before each evaluation; False ends the search.
+        snapshots: snapshots of a run.
+        evaluate: computes validation metrics of parameters.
+        enough_time: callback before each evaluation; False ends the search.
 
     Returns:
-        The average, or None if no average of several snapshots is better than the best
-        one.
+        The average, or None if no average is better than the best snapshot.
     """
     ranked = snapshots.ranked()
     if len(ranked) < 2 or snapshots.best is None:

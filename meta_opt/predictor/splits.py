@@ -1,4 +1,4 @@
-"""Held-out samples: the user's own, or a share of each class chosen by hash."""
+"""Train, validation and test splits: the user's, or held out by hash."""
 
 import collections
 import math
@@ -23,8 +23,8 @@ def check_enough(samples: Sequence[Sample], kind: str, name: str) -> None:
 
     Args:
         samples: all samples.
-        kind: the task.
-        name: of the data, for the message.
+        kind: kind of task.
+        name: name of the data, for the message.
     """
     if len(samples) < LEAST:
         raise ValueError(
@@ -57,12 +57,12 @@ def hold_out(
     fewer than five samples are not held out.
 
     Args:
-        samples: all samples but those of ``given``.
-        kind: the task; ``classify`` splits by class.
+        samples: all samples except those of ``given``.
+        kind: kind of task; ``classify`` splits by class.
         given: ``validation`` and ``test`` samples from separate files.
 
     Raises:
-        ValueError: no sample left to train on.
+        ValueError: no sample is left to train on.
 
     >>> def sample(i):
     ...     from meta_opt.data.sources.sample_schema import Fields
@@ -85,7 +85,7 @@ def hold_out(
         split: f"{len(part)} samples, as given" for split, part in parts.items() if part
     }
     if wanting and not free:
-        # Every sample names a split, and none of them is for validation.
+        # Every sample names a split, but none of them names validation.
         free, parts["train"] = parts["train"], []
         wanting = [split for split in wanting if split == "validation"]
     share = _SHARES[len(free) < _FEW]
@@ -117,11 +117,11 @@ def hold_out(
 def _held(
     samples: Sequence[Sample], kind: str, splits: Sequence[str], share: float
 ) -> dict[str, str]:
-    """The split of each held-out key."""
+    """Returns the split of each held-out key."""
     classes: dict[str | None, dict[str, None]] = collections.defaultdict(dict)
     taken: set[str] = set()
     for sample in samples:
-        # A key with samples of two classes counts for the first.
+        # A key with samples of two classes is counted for the first class.
         if sample.key not in taken:
             taken.add(sample.key)
             label = sample.fields.label if kind == "classify" else None
@@ -145,12 +145,12 @@ def without_unknown(
 
     Args:
         parts: samples by split.
-        kind: the task.
-        modalities: of the training samples.
+        kind: kind of task.
+        modalities: modalities of the training samples.
 
     Returns:
-        The parts without samples of classes that are not in the training split or
-        without any of its modalities; and the decisions that say how many.
+        The parts without samples whose class is not in the training split or that have
+        none of its modalities; and the decisions that report how many were left out.
     """
     known = {sample.fields.label for sample in parts["train"]}
     found, decisions = {"train": list(parts["train"])}, []

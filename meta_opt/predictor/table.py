@@ -1,4 +1,4 @@
-"""Reads a user's data, in any of several forms, as rows of named values.
+"""Reading of user data, in any of several forms, as rows of named values.
 
 Forms: a JSONL file (one object per line), a CSV file with a header, a pandas DataFrame,
 a list of mappings, a folder with one sub-folder per class (optionally below ``train``,
@@ -38,12 +38,12 @@ _MISSING = ("na", "n/a", "nan", "null", "none")
 
 
 class Row(NamedTuple):
-    """One sample as the user gave it.
+    """A sample in the user's table.
 
     Attributes:
-        values: by column, without empty ones. Files are paths, or `Media` if they are
-            in a tar file.
-        where: file and line, for messages.
+        values: nonempty values by column. Files are paths, or `Media` if they are in a
+            tar file.
+        where: file and line, for error messages.
     """
 
     values: Mapping[str, Any]
@@ -54,9 +54,9 @@ class Table(NamedTuple):
     """Rows and their origin.
 
     Attributes:
-        rows: at least one.
+        rows: rows, at least one.
         folder: base of relative paths in the rows.
-        name: for messages.
+        name: name of the table, for error messages.
     """
 
     rows: Sequence[Row]
@@ -64,7 +64,7 @@ class Table(NamedTuple):
     name: str
 
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns in order of first appearance."""
+        """Returns the names of the columns in order of first appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row.values))
 
 
@@ -83,11 +83,11 @@ def read_table(data: Data, name: str = "data") -> Table:
 
     Args:
         data: a path, a DataFrame or a sequence of mappings.
-        name: of data that are not a file, for messages.
+        name: name of data that are not a file, for error messages.
 
     Raises:
-        ValueError: an unknown form, a line that is not an object, or no rows.
-        FileNotFoundError: no such file.
+        ValueError: the form is unknown, a line is not an object, or there are no rows.
+        FileNotFoundError: a file does not exist.
 
     >>> table = read_table([{"text": "well done", "label": 1, "id": None}])
     >>> table.columns(), table.rows[0].where
@@ -145,7 +145,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     header = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter not in header:
-        # As spreadsheets write it where the comma is a decimal point.
+        # Spreadsheets use these in locales where the comma is the decimal separator.
         delimiter = next((mark for mark in ";\t" if mark in header), delimiter)
     lines = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     _check_distinct(list(lines.fieldnames or ()), str(path))
@@ -177,9 +177,9 @@ def _number(text: str | None) -> int | float | None:
 
 
 def _check_distinct(names: Sequence[str], where: str) -> None:
-    """Raises ValueError for columns of one name, of which all but one would be lost.
+    """Raises ValueError for duplicate column names, of which only one would be kept.
 
-    Columns without a name are what spreadsheets leave at the end of lines.
+    Unnamed columns are ignored: spreadsheets leave them at the end of lines.
     """
     twice = [name for name, n in collections.Counter(names).items() if n > 1 and name]
     if twice:
@@ -190,7 +190,7 @@ def _check_distinct(names: Sequence[str], where: str) -> None:
 
 
 def _folder_rows(path: Path) -> Iterator[Row]:
-    """Files with the name of their sub-folder as class; none without sub-folders."""
+    """Yields files with their sub-folder's name as class; none without sub-folders."""
     subs = class_folders(path)
     if not subs:
         for file, kind in _media_files(path):
@@ -214,7 +214,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
 
 
 def _media_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Image, audio and video files below a folder, with their modality."""
+    """Yields image, audio and video files below a folder, with their modality."""
     for file in visible_files(folder):
         if (kind := MEDIA_ENDINGS.get(file.suffix.lower())) is not None:
             yield file, kind
@@ -241,17 +241,17 @@ def _from_mappings(data: Sequence[Mapping[str, Any]], name: str) -> Table:
 
 
 def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Plain Python values, without missing ones.
+    """Converts values to plain Python values, without missing ones.
 
     Raises:
-        ValueError: images, arrays or bytes, whose text would be nonsense.
+        ValueError: a value is an image, an array or bytes instead of a file name.
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         elif hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-            value = value.item()  # A NumPy scalar, as in DataFrames.
+            value = value.item()  # NumPy scalars, as in DataFrames
         elif isinstance(value, decimal.Decimal):
             value = float(value)
         if _is_content(value):
@@ -266,7 +266,7 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if isinstance(value, list) and not value:
             continue
         if not isinstance(value, str | bool | int | float | list | Media):
-            # For example the missing values of pandas' extension types.
+            # Missing values of pandas' extension types.
             if type(value).__name__ in ("NAType", "NaTType"):
                 continue
             value = str(value)
@@ -275,7 +275,7 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_content(value: Any) -> bool:
-    """Whether a value is data itself: bytes, or an array or image of any library."""
+    """Whether a value is raw data: bytes, or an array or image of any library."""
     if isinstance(value, Mapping):
         return any(map(_is_content, value.values()))
     arrays = ("__array__", "__array_interface__")

@@ -33,25 +33,26 @@ _EVALUATING, _FEWEST_EVALUATIONS = 0.25, 4
 
 
 class Timing:
-    """Seconds of evaluations; those of the first include compilation.
+    """Times evaluations; the first one includes compilation.
 
-    Several processes go by those of the first one: all of them must ask.
+    In multi-process runs all processes use the times of the first one, so all of them
+    must call the methods.
     """
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
 
     def evaluation(self) -> Any:
-        """A context manager that times an evaluation."""
+        """Returns a context manager that times an evaluation."""
         return _Timed(self._seconds)
 
     def mean(self) -> float:
-        """Seconds of an evaluation, without compilation where there are later ones."""
+        """Returns seconds per evaluation, without the first if there are others."""
         later = self._seconds[1:] or self._seconds
         return json_from_first(float(np.mean(later)) if later else 0.0)
 
     def tail(self, preset: Preset) -> float:
-        """Seconds for what follows the run: averaging, tests, ablated modalities."""
+        """Returns seconds for the work after a run: averaging, tests, ablations."""
         return (6 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
 
 
@@ -73,20 +74,20 @@ def loop_in_time(
     step: CachedStep,
     timing: Timing,
 ) -> tuple[LoopConfig, list[Decision]]:
-    """Times a few steps, and finds the loop of those that fit in the remaining time.
+    """Times a few steps, and chooses a length that fits in the remaining time.
 
     Args:
-        workload: must have an evaluation.
-        plan: with the longest loop.
-        call: its limit and preset.
-        step: compiled once, for the run too.
-        timing: of evaluations.
+        workload: workload with an evaluation.
+        plan: plan with the longest loop.
+        call: call with its time limit and preset.
+        step: step that is compiled once, also for the run.
+        timing: times of evaluations.
 
     Returns:
         The loop, and the decision about it.
 
     Raises:
-        ValueError: fewer steps fit than a run needs; the message has the seconds.
+        ValueError: fewer steps fit than a run requires; the message has the seconds.
     """
     loop, evaluate = plan.loop, workload.evaluate
     preset, clock = call.preset, call.clock
@@ -155,15 +156,15 @@ def loop_in_time(
 
 
 def fit_optimizer(num_steps: int, params: PyTree) -> Any:
-    """The learned optimizer for a run of so many steps.
+    """Returns the learned optimizer for a run.
 
     Args:
         num_steps: length of the run.
-        params: pytree of the trained parameters; their names show whether layers are
+        params: pytree of the trained parameters, whose names tell whether layers are
             stacked.
     """
     paths = leaves_by_path(params)
     stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
-    # The length is a value in its state, so that the timed steps and the run share one
-    # compiled program.
+    # The length is a value in the optimizer's state, so that the timed steps and the
+    # run share one compiled program.
     return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))

@@ -1,4 +1,4 @@
-"""Trains within a time limit, and returns the best parameters of one or two runs."""
+"""Training within a time limit, which selects the best parameters of its runs."""
 
 import dataclasses
 import functools
@@ -38,12 +38,12 @@ class Trained(NamedTuple):
     """The outcome of a training run.
 
     Attributes:
-        params: the best trainable parameters, on the host.
-        frozen: parameters that do not train, on the host.
+        params: best trained parameters, on the host.
+        frozen: frozen parameters, on the host.
         validation: metrics of these parameters on validation samples.
-        result: of the run.
-        seconds: mean time of a step.
-        decisions: made while training.
+        result: result of the run.
+        seconds: mean time of a step in seconds.
+        decisions: decisions made during training.
         best_step: the step with the best validation metric.
     """
 
@@ -57,26 +57,26 @@ class Trained(NamedTuple):
 
 
 def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
-    """Trains with the learned optimizer, a second time where the first is too long.
+    """Trains with the learned optimizer, again if the first run was too long.
 
     With a time limit, a few steps are timed first, and the run has as many steps as
     fit. It stops early when validation no longer improves. The best parameters of the
     run, or the average of the best ones, are returned.
 
-    Where validation was best early, its steps were still large: the schedule had most
-    of the run before it. A second run from the same start ends there, and the better of
-    the two is returned.
+    If validation was best early in the run, the learning rate had not been annealed at
+    the best parameters. A second, shorter run from the same initialisation is then
+    trained, and the better of the two is returned.
 
-    An interrupted call is resumed in its folder; the outcome is that of a call without
-    interruption.
+    An interrupted call is resumed from its folder, with the same outcome as a call
+    without interruption.
 
     Args:
-        workload: must have an evaluation.
-        plan: the longest run, and the metric that selects the parameters.
-        call: limits and folder of the call.
+        workload: workload with an evaluation.
+        plan: maximum length, and the metric that selects the parameters.
+        call: time limit, preset and folder of the call.
 
     Raises:
-        ValueError: a time limit that is too short for a run.
+        ValueError: the time limit is too short for a run.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     loop = plan.loop
@@ -118,11 +118,11 @@ def _train_once(
     step: CachedStep,
     timing: Timing,
 ) -> Trained:
-    """One run of `meta_opt.finetuning.run`, and its best parameters."""
+    """Trains one run of `meta_opt.finetuning.run` and selects its best parameters."""
     evaluate = workload.evaluate
     assert evaluate is not None
     if call.run_folder is not None:
-        # Stopping is decided at evaluations, so each of them has a checkpoint.
+        # Checkpoint at each evaluation, because these decide about early stopping.
         loop = dataclasses.replace(loop, checkpoint_every=loop.eval_every)
     watch = _Watch(workload, plan, loop, call, timing)
     result = run(
@@ -162,7 +162,7 @@ def _train_once(
 def _second_length(
     first: Trained, loop: LoopConfig, call: FitCall, timing: Timing
 ) -> int:
-    """Steps of a second run; 0 where the first was not too long, or time is short."""
+    """Returns the length of a second run; 0 if none is needed or time is short."""
     length = max(_LONGER * first.best_step, FEWEST_STEPS)
     if not 0 < first.best_step <= call.preset.early * loop.num_steps:
         return 0
@@ -176,7 +176,7 @@ def _second_length(
 def _better(
     first: Trained, second: Trained, plan: TrainingPlan, long: int, short: int
 ) -> tuple[Trained, Decision]:
-    """The run with the better validation metric, and of equal ones the lower loss."""
+    """Returns the run with the better validation metric; ties are broken by loss."""
     sign = 1 if plan.mode == "min" else -1
 
     def rank(trained: Trained) -> tuple[float, float]:
@@ -197,19 +197,19 @@ def _better(
 
 
 class _Watch:
-    """Evaluates a run, keeps its best parameters, and says when it stops.
+    """Evaluates a run, keeps its best parameters, and decides when it stops.
 
     Args:
-        workload: must have an evaluation.
-        plan: the metric that selects the parameters.
-        loop: of the run.
-        call: limits and folder of the call.
-        timing: of evaluations.
+        workload: workload with an evaluation.
+        plan: plan with the metric that selects the parameters.
+        loop: settings of the run's loop.
+        call: time limit, preset and folder of the call.
+        timing: times of evaluations.
 
     Attributes:
-        evaluations: of the run, those before an interruption too.
-        length: steps to run; fewer than those of the loop if the interrupted run had
-            stopped already.
+        evaluations: evaluations of the run, including those before an interruption.
+        length: number of steps to run; less than that of the loop if the interrupted
+            run had already stopped.
     """
 
     def __init__(
@@ -236,10 +236,10 @@ class _Watch:
         self._at = 0 if folder is None else _last_checkpoint(folder)
         ended = self.evaluations.ended
         if ended is not None and ended[0] > self._at:
-            # Decided after the last checkpoint, so it is decided again.
+            # The decision was made after the last checkpoint, so it is repeated.
             self.evaluations.ended = ended = None
         self.length = ended[0] if ended else loop.num_steps
-        # Nothing is written before all have read.
+        # No process writes before all processes have read.
         seen = [self._at, ended, sorted(self.evaluations.metrics)]
         check_alike(seen, f"files in {folder}")
         self._calls = self._at // loop.eval_every + 1 if self._at else 0
@@ -248,7 +248,7 @@ class _Watch:
     def evaluate(
         self, params: PyTree, frozen: PyTree, split: str
     ) -> Mapping[str, float]:
-        """The workload's evaluation; it is recorded."""
+        """Evaluates the workload and records the metrics."""
         with self._timing.evaluation():
             found = {
                 k: float(v) for k, v in self._evaluate(params, frozen, split).items()
@@ -257,13 +257,13 @@ class _Watch:
         self._at = min(self._calls * self._loop.eval_every, self._loop.num_steps)
         self._calls += 1
         if not self._at:
-            # The first interval excludes all earlier work, such as compilation.
+            # Start timing here, so that the first interval excludes compilation.
             self._last_call = time.perf_counter()
         self.evaluations.show(self._at, params, metrics)
         return metrics
 
     def stops(self) -> bool:
-        """Whether the run stops, for lack of improvement or of time."""
+        """Whether the run stops, because it does not improve or time has run out."""
         now = time.perf_counter()
         interval, self._last_call = now - self._last_call, now
         evaluations, clock, preset = self.evaluations, self._clock, self._preset
@@ -283,10 +283,10 @@ class _Watch:
         return evaluations.ended is not None
 
     def decisions(self, taken: int) -> list[Decision]:
-        """Where the run stopped early, and which of its steps is best.
+        """Returns decisions about early stopping and the best step.
 
         Args:
-            taken: steps of the run.
+            taken: number of steps of the run.
         """
         found = []
         evaluations, metric = self.evaluations, self._metric
@@ -303,7 +303,7 @@ class _Watch:
 
 
 def _of_average(soup: Soup | None, evaluations: Evaluations, metric: str) -> Decision:
-    """Whether the average of the best parameters is taken, and why."""
+    """Returns the decision whether the average of the best parameters is used."""
     snapshots = evaluations.snapshots
     best = snapshots.best
     assert best is not None
@@ -319,7 +319,7 @@ def _of_average(soup: Soup | None, evaluations: Evaluations, metric: str) -> Dec
 
 
 def _last_checkpoint(workdir: Path) -> int:
-    """The step that a run in a folder resumes from; 0 without a checkpoint."""
+    """Returns the step that a run in a folder resumes from; 0 without a checkpoint."""
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         return 0

@@ -1,4 +1,4 @@
-"""Fits a vision-text model that the user names: CLIP, SigLIP, PaliGemma or our own."""
+"""Fitting of vision-text models: CLIP, SigLIP, PaliGemma or this package's."""
 
 import dataclasses
 import functools
@@ -41,11 +41,11 @@ _MAX_UNREADABLE = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class VisionTextPlan(TrainingPlan):
-    """The training plan with the model and its task.
+    """A training plan with the model and its task.
 
     Attributes:
-        kind: the task, ``retrieve`` or ``caption``.
-        model: the model, and which of its parameters train.
+        kind: kind of task, ``retrieve`` or ``caption``.
+        model: the model, and which of its parameters are trained.
     """
 
     kind: str
@@ -55,14 +55,14 @@ class VisionTextPlan(TrainingPlan):
 def plan_vision_text(
     fitting: Fitting, weights: str
 ) -> tuple[VisionTextPlan, list[Decision]]:
-    """Makes a plan, or returns the one that an interrupted call has recorded.
+    """Makes a plan, or returns the plan that an interrupted call recorded.
 
     Args:
         fitting: the input of the fit: images with texts, to retrieve or to generate.
         weights: folder or name of the model.
 
     Raises:
-        ValueError: a model for another task.
+        ValueError: the model is for another task.
     """
     return fitting.call.record.decide(
         "plan",
@@ -119,12 +119,12 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
         weights: folder or name of the model.
 
     Raises:
-        ValueError: a model for another task, samples whose images are in tar files,
-            or a time limit that is too short.
+        ValueError: the model is for another task, images are in tar files, or the time
+            limit is too short.
     """
     plan, decisions = plan_vision_text(fitting, weights)
     devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
-    # The model is large: parameters and optimizer state are divided.
+    # The model is large: shard parameters and optimizer state.
     plan = dataclasses.replace(plan, mesh=MeshConfig(fsdp=devices))
     decisions = [*decisions, *found]
     log_decisions(decisions)
@@ -132,7 +132,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     try:
         return _fit_in(folder, fitting, plan, decisions)
     except BaseException:
-        # A model that is returned removes its folder itself.
+        # On success the returned model removes its folder itself.
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -140,7 +140,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
 def _fit_in(
     folder: Path, fitting: Fitting, plan: VisionTextPlan, decisions: list[Decision]
 ) -> Fitted:
-    """`fit_vision_text`, with files in a folder that the model keeps."""
+    """Implements `fit_vision_text`, with files in a folder that the model keeps."""
     clock, kind = fitting.call.clock, plan.kind
     file = folder / "samples.jsonl"
     _write_samples(file, fitting, kind)
@@ -189,22 +189,22 @@ def _fit_in(
 
 
 def _loss_of(weights: str) -> str:
-    """The loss of a model: ``captioning``, ``clip`` or ``siglip``.
+    """Returns the loss of a model: ``captioning``, ``clip`` or ``siglip``.
 
     Raises:
-        ValueError: no such model.
+        ValueError: there is no such model.
     """
     if not is_folder(weights):
         made = pretrained.read_config(weights)
         return "captioning" if isinstance(made, GenerativeConfig) else "clip"
     if huggingface.is_generative(weights):
         return "captioning"
-    # CLIP's tower has a class token; SigLIP's has none.
+    # CLIP's tower has a class token, SigLIP's does not.
     return "clip" if huggingface.read_config(weights).class_token else "siglip"
 
 
 def _write_samples(file: Path, fitting: Fitting, kind: str) -> None:
-    """Writes the samples as the JSONL file that a run reads."""
+    """Writes the samples to a JSONL file, which the run reads."""
     write_jsonl(
         file,
         (

@@ -25,16 +25,16 @@ def write_report(
     """Writes ``curves.png``, ``index.html`` and ``table.txt``.
 
     Args:
-        folder: created if needed.
+        folder: output folder, created if needed.
         title: heading.
         summary: one paragraph.
         runs: directories by label, the subject of the comparison first.
         reference: label of the run whose final validation loss is the target.
-        before: what `meta_opt.studies.examples.before_and_after` left.
-        facts: how it was measured, beside what the logs say.
+        before: folder that `meta_opt.studies.examples.before_and_after` wrote.
+        facts: facts about how it was measured, besides those in the logs.
 
     Returns:
-        The table, for a terminal.
+        The table as text.
 
     Raises:
         ValueError: if a run is not finished.

@@ -42,7 +42,7 @@ def plot_curves(path: str | Path, runs: Sequence[Run], reference: Run) -> None:
     """Draws validation loss over steps and over seconds, and recall over steps.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: PNG file, written atomically.
         runs: one line each.
         reference: whose final validation loss is drawn as a level.
     """
@@ -107,9 +107,9 @@ def legend_above(figure: Any, lines: Mapping[str, Any], columns: int = 0) -> Non
     """Puts one legend for all panels above them.
 
     Args:
-        figure: of matplotlib, with a constrained layout.
-        lines: what is drawn, by label.
-        columns: at most so many labels side by side; 0 for all.
+        figure: Matplotlib figure with a constrained layout.
+        lines: Matplotlib artists by label.
+        columns: maximum number of labels per row; 0 for all.
     """
     figure.legend(
         list(lines.values()),

@@ -25,7 +25,7 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
     """Draws step, mixture and decays over the steps, a line for each group.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: PNG file, written atomically.
         history: a run's records, those with ``optimizer/GROUP/NAME`` are read.
 
     Returns:

@@ -26,13 +26,13 @@ def write_memory_plan(folder: str | Path, rows: Sequence[Values], facts: Values)
     """Writes ``memory_plan.md`` and ``memory_plan.json``.
 
     Args:
-        folder: created if needed.
+        folder: output folder, created if needed.
         rows: fields of `meta_opt.finetuning.planning.StepPlan` with ``trainable``,
             ``name`` of the optimizer, ``fits`` and ``largest_examples``.
-        facts: how they were measured.
+        facts: facts about how they were measured.
 
     Returns:
-        The table, for a terminal.
+        The table as text.
     """
     title = "Memory of a fine-tuning step"
     return write_table(folder, "memory_plan", title, _table(rows), rows, facts, _NOTES)

@@ -25,16 +25,16 @@ def write_page(
     """Writes the page; images are inside it.
 
     Args:
-        path: the HTML file, written whole or not at all.
+        path: HTML file, written atomically.
         title: heading.
         summary: one paragraph.
         table: the comparison.
         figure: a PNG file.
-        examples: as ``examples.json``: ``titles`` and ``images`` (base64 of PNG) by
-            row as a string, ``queries`` (rows), ``models`` (label to what
+        examples: contents of ``examples.json``: ``titles`` and ``images`` (base64 PNG)
+            by row as a string, ``queries`` (rows), ``models`` (label to what
             `meta_opt.studies.examples.retrieved` gives).
-        facts: how it was measured, name to value.
-        notes: how the table is to be read.
+        facts: facts about how it was measured, by name.
+        notes: notes on how to read the table.
     """
     render_page(
         path,
@@ -53,7 +53,7 @@ def render_page(path: str | Path, template: Path, **values: Any) -> None:
     """Writes a page of a template; what is filled in is escaped.
 
     Args:
-        path: the HTML file, written whole or not at all.
+        path: HTML file, written atomically.
         template: a file of Jinja's; it may include those of this folder.
         **values: by the names that the template has for them.
 
@@ -80,7 +80,7 @@ def data_uri(data: bytes, kind: str = "image/png") -> str:
 
     Args:
         data: the file.
-        kind: its media type.
+        kind: media type of the data.
 
     >>> data_uri(b"RIFF", "audio/wav")
     'data:audio/wav;base64,UklGRg=='

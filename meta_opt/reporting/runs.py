@@ -16,15 +16,15 @@ class Run:
     """What a finished run left.
 
     Attributes:
-        label: as in tables and figures.
-        result: of ``result.json``: ``test`` metrics and, if something was trained,
-            ``train_seconds``, ``input_seconds``, ``compile_seconds``,
+        label: label in tables and figures.
+        result: contents of ``result.json``: ``test`` metrics and, if something was
+            trained, ``train_seconds``, ``input_seconds``, ``compile_seconds``,
             ``optimizer_bytes``, ``trainable``, ``nonfinite``, and ``validation``, the
             last record of that kind.
-        records: of ``metrics.jsonl``.
-        timing: of ``timing.jsonl``.
+        records: records of ``metrics.jsonl``.
+        timing: records of ``timing.jsonl``.
         config: the resolved configuration, empty if there is none.
-        environment: of the last start, empty if there is none.
+        environment: environment of the last start; empty if there is none.
     """
 
     label: str
@@ -64,8 +64,8 @@ def read_run(workdir: str | Path, label: str) -> Run:
     """Reads a finished run.
 
     Args:
-        workdir: its directory. Only ``result.json`` must be there.
-        label: as in tables and figures.
+        workdir: directory of the run. Only ``result.json`` is required.
+        label: label in tables and figures.
 
     Raises:
         ValueError: if the run is not finished, or a file is damaged; it is named.

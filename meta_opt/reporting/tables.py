@@ -1,4 +1,4 @@
-"""The table that compares runs: one column a run, one row a measurement."""
+"""Tables that compare runs, with a column per run and a row per measurement."""
 
 import dataclasses
 import json
@@ -22,11 +22,11 @@ Reader = Callable[[Run], float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A measurement as it is shown.
+    """A formatted measurement.
 
     Attributes:
-        text: formatted.
-        best: whether no other run's, as shown, is better.
+        text: formatted value.
+        best: whether no other run has a better formatted value.
     """
 
     text: str
@@ -38,9 +38,9 @@ class Row:
     """One measurement of all runs.
 
     Attributes:
-        label: with the unit.
-        better: ``lower``, ``higher`` or "" where there is no better.
-        cells: one for each run.
+        label: label of the row, with the unit.
+        better: whether ``lower`` or ``higher`` values are better; "" for neither.
+        cells: cells, one per run.
     """
 
     label: str
@@ -53,8 +53,8 @@ class Section:
     """Rows that were measured on the same data.
 
     Attributes:
-        title: what on.
-        rows: in order.
+        title: title of the section, such as the task.
+        rows: rows in order.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Table:
 
     Attributes:
         columns: label of each run.
-        sections: in order.
+        sections: sections in order.
     """
 
     columns: tuple[str, ...]
@@ -81,16 +81,16 @@ def comparison(
     validation: str = "validation",
     test: str = "test",
 ) -> Table:
-    """Compares runs: validation loss, steps to the reference's, test metrics, cost.
+    """Compares validation loss, steps to the reference's loss, test metrics, cost.
 
     Args:
-        runs: one for each column.
-        reference: whose final validation loss is the target of ``steps to``.
+        runs: runs, one per column.
+        reference: run whose final validation loss is the target of ``steps to``.
         validation: title of the section on validation data.
         test: title of the section on test data.
 
     Raises:
-        ValueError: if the reference has no validation loss.
+        ValueError: the reference has no validation loss.
     """
     target = reference.final(LOSS)
     if target is None:
@@ -160,17 +160,17 @@ def numbers_row(
     scale: float = 1,
     infinite: str = _NOT_REACHED,
 ) -> Row:
-    """Formats values; the best are those that read best, ties included.
+    """Formats values and marks the best formatted ones, including ties.
 
     Args:
-        label: with the unit.
-        better: ``lower``, ``higher`` or "".
-        values: one for each column; None is shown as ``-``.
-        digits: after the point.
-        scale: factor on the values.
-        infinite: what is shown for infinity.
+        label: label of the row, with the unit.
+        better: whether ``lower`` or ``higher`` values are better; "" for neither.
+        values: values by column; None is shown as ``-``.
+        digits: number of decimals.
+        scale: factor that scales the values.
+        infinite: text to show for infinity.
     """
-    # What is shown decides: a difference that is rounded away is none.
+    # Compare rounded values: differences below the precision are ties.
     shown = [None if v is None else round(v * scale, digits) for v in values]
     real = [v for v in shown if v is not None and math.isfinite(v)]
     best = None
@@ -188,7 +188,7 @@ def numbers_row(
 
 
 def plus_minus(found: Interval) -> str:
-    """A mean with half of its interval, to one decimal.
+    """Formats a mean with the half-width of its interval, to one decimal.
 
     >>> plus_minus(Interval(57.5, 53.5, 61.5)), plus_minus(Interval(62.8, None, None))
     ('57.5 ± 4.0', '62.8')
@@ -198,7 +198,7 @@ def plus_minus(found: Interval) -> str:
 
 
 def signed(found: Interval | None) -> str:
-    """A difference with its interval, to one decimal; nothing for None.
+    """Formats a difference with its interval, to one decimal; "" for None.
 
     >>> signed(Interval(2.04, -0.9, 4.9)), signed(Interval(2.04, None, None))
     ('+2.0 [-0.9, +4.9]', '+2.0')
@@ -268,7 +268,7 @@ def to_markdown(table: Table) -> str:
 
 
 def fact_list(facts: Mapping[str, Any]) -> str:
-    """How something was measured, as a list in Markdown.
+    """Formats facts about how something was measured as a Markdown list.
 
     >>> print(fact_list({"seeds": 3, "steps": 200}))
     - seeds: 3
@@ -283,11 +283,11 @@ def write_report(
     """Writes ``name.md`` and ``name.json``.
 
     Args:
-        folder: created if needed.
-        name: of both, without suffix.
+        folder: output folder, created if needed.
+        name: name of both files, without suffix.
         parts: paragraphs of the Markdown; empty ones are left out.
-        values: for JSON; numbers that it does not have become null. Where they were
-            written, ``environment``, is added.
+        values: values of the JSON file; numbers that JSON lacks become null. Where they
+            were written, ``environment``, is added.
     """
     values = {**values, "environment": describe_environment()}
     text = json.dumps(_finite(values), indent=1, allow_nan=False)
@@ -309,16 +309,16 @@ def write_table(
     """Writes ``name.md`` and ``name.json``, a report of one table.
 
     Args:
-        folder: created if needed.
-        name: of both, without suffix.
-        title: of the report.
-        table: as it is shown.
-        rows: JSON values behind it.
-        facts: how they were measured, name to value.
+        folder: output folder, created if needed.
+        name: name of both files, without suffix.
+        title: title of the report.
+        table: table to show.
+        rows: JSON values behind the table.
+        facts: facts about how they were measured, by name.
         notes: Markdown below the table.
 
     Returns:
-        The table, for a terminal.
+        The table as text.
     """
     parts = [f"# {title}", to_markdown(table), notes, fact_list(facts)]
     write_report(folder, name, parts, {"facts": dict(facts), "rows": list(rows)})
@@ -326,7 +326,7 @@ def write_table(
 
 
 def _finite(value: Any) -> Any:
-    """Replaces what JSON has no number for by None."""
+    """Replaces numbers that JSON lacks (NaN, infinities) by None."""
     if isinstance(value, Mapping):
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

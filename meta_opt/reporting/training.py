@@ -17,9 +17,9 @@ def plot_training(
     """Draws training and validation loss, and a validation metric, over the steps.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: PNG file, written atomically.
         history: a run's records, with ``train/loss`` and ``validation/NAME``.
-        metric: of validation.
+        metric: name of the validation metric.
         best_step: is marked; None for none.
     """
     import matplotlib

@@ -1,4 +1,4 @@
-"""Wrong answers of a model, as pages show them: the pictures, sounds and words."""
+"""Wrong answers of a model for HTML pages, with images, audio and texts."""
 
 import io
 import wave
@@ -28,16 +28,16 @@ class Judged(Protocol):
 
     @property
     def confidence(self) -> float | None:
-        """Probability of the answer; None where the model gives none."""
+        """Probability of the answer; None if the model gives none."""
 
 
 J = TypeVar("J", bound=Judged)
 
 
 class ShownAnswer(TypedDict):
-    """What the macro of ``answers.html`` shows of an answer.
+    """The fields of an answer that the macro of ``answers.html`` shows.
 
-    ``picture`` and ``sound`` are addresses, see `picture_uri` and `sound_uri`, "" where
+    ``picture`` and ``sound`` are data URIs, see `picture_uri` and `sound_uri`, "" where
     there is none; ``prediction`` is None where none was read.
     """
 
@@ -57,8 +57,8 @@ def choose_wrong(answers: Iterable[J], most: int) -> list[J]:
     decides.
 
     Args:
-        answers: of one model, seed and condition.
-        most: how many are chosen.
+        answers: answers of one model, seed and condition.
+        most: maximum number of answers to select.
     """
     wrong = [one for one in answers if not one.correct]
     return sorted(
@@ -67,7 +67,7 @@ def choose_wrong(answers: Iterable[J], most: int) -> list[J]:
 
 
 def picture_uri(picture: np.ndarray | None) -> str:
-    """A small copy of a picture, uint8 [H, W, 3], as an address; "" of None."""
+    """Returns a thumbnail of an image, uint8 [H, W, 3], as a data URI; "" for None."""
     if picture is None:
         return ""
     image = Image.fromarray(np.ascontiguousarray(picture))

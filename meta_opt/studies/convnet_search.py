@@ -1,4 +1,4 @@
-"""Hyperparameter search for picture classifiers, with runs measured in epochs.
+"""Hyperparameter search for image classifiers, with run lengths in epochs.
 
 The protocol of the convolutional baselines of progressive few-shot fine-tuning
 (Roumeliotis et al. 2025, IEEE Access): each trial trains for at most a number of
@@ -36,11 +36,11 @@ class EpochsConfig:
     """Length and objective of a run.
 
     Attributes:
-        max_epochs: length of a run, and of its schedule. An epoch leaves out an
-            incomplete last batch.
-        metric: validation metric to maximise, at the epoch that is best by
+        max_epochs: length of a run and of its schedule. An epoch drops an incomplete
+            last batch.
+        metric: validation metric to maximise, at the best epoch by
             ``early_stopping.metric``.
-        early_stopping: with ``patience`` in epochs.
+        early_stopping: early stopping, with ``patience`` in epochs.
     """
 
     max_epochs: int = 50
@@ -53,12 +53,12 @@ class EpochsConfig:
             raise ValueError(f"max_epochs={self.max_epochs} must be at least 1")
 
     def best_epoch(self, evaluations: Sequence[Evaluation]) -> int:
-        """The epoch (from 1) whose parameters a run keeps."""
+        """Returns the epoch (from 1) whose parameters a run keeps."""
         name = self.early_stopping.metric
         return 1 + self.early_stopping.best([e.validation[name] for e in evaluations])
 
     def value(self, evaluations: Sequence[Evaluation]) -> float:
-        """The metric of the epoch whose parameters a run keeps."""
+        """Returns the metric of the epoch whose parameters a run keeps."""
         return evaluations[self.best_epoch(evaluations) - 1].validation[self.metric]
 
 
@@ -66,16 +66,16 @@ class EpochTrial:
     """Runs of a workload whose length and evaluations are in epochs.
 
     Args:
-        base: the run: its workload, optimizer, batch size and seed.
-        config: how runs are measured.
+        base: configuration of a run: workload, optimizer, batch size and seed.
+        config: length and objective of runs.
         test: whether to evaluate the test split with the parameters of the best epoch.
 
     Attributes:
         examples: number of training examples.
-        fingerprint: of the parameters before training.
+        fingerprint: fingerprint of the parameters before training.
 
     Raises:
-        ValueError: a metric that the workload does not have.
+        ValueError: the workload does not have the metric.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class EpochTrial:
         workload = self._trial.workload
         self.examples = workload.describe()["examples"]["train"]
         self.fingerprint = fingerprint((workload.params, workload.frozen))
-        # Checked before the first trial, because an error in a trial fails only that
-        # one.
+        # Checked before the first trial, because an error within a trial only fails
+        # that trial.
         assert workload.evaluate is not None
         given = workload.evaluate(workload.params, workload.frozen, "validation")
         check_name("config.metric", config.metric, given)
@@ -105,15 +105,18 @@ class EpochTrial:
         seed: int | None = None,
         report: Report | None = None,
     ) -> TrialRun:
-        """Runs.
+        """Executes a run.
 
         Args:
-            settings: of the optimizer, replacing the base's, and ``batch_size``.
-            seed: of the head, the order of examples and dropout; None for the base's.
-            report: called with the epoch (from 1) and the metric.
+            settings: settings of the optimizer, which replace those of ``base``, and
+                optionally ``batch_size``.
+            seed: random seed of the head, the order of examples and dropout; None for
+                that of ``base``.
+            report: callback with the epoch (from 1) and the metric.
 
         Raises:
-            ValueError: unknown settings, or a batch larger than an epoch.
+            ValueError: settings are unknown, or the batch size is above the number of
+                examples.
         """
         settings = dict(settings)
         batch_size = settings.pop(_BATCH_SIZE, self._base.loop.batch_size)
@@ -143,25 +146,26 @@ def search_settings(
     name: str,
     expiry_seconds: float = EXPIRY_SECONDS,
 ) -> "optuna.Study":
-    """Searches, continuing the study in ``storage``; several processes may share it.
+    """Searches settings, continuing the study in ``storage``, which may be shared.
 
     Args:
-        trial: made from ``base`` and ``config``.
-        base: the run; the study depends on it and the space.
-        config: how runs are measured; the pruner counts epochs.
-        space: of the optimizer's settings and ``batch_size``.
-        settings: of the search.
-        storage: of the study, see `meta_opt.tuning.storage.Storage`.
-        name: of the study.
-        expiry_seconds: see `meta_opt.tuning.search.search`.
+        trial: trial for ``base`` and ``config``.
+        base: configuration of a run; the study depends on it and on the space.
+        config: length and objective of runs; the pruner counts epochs.
+        space: search space of the optimizer's settings and ``batch_size``.
+        settings: settings of the search.
+        storage: storage of the study, see `meta_opt.tuning.storage.Storage`.
+        name: name of the study.
+        expiry_seconds: seconds after which a trial of a lost process expires, see
+            `meta_opt.tuning.search.search`.
 
     Returns:
         The study; see `meta_opt.tuning.search.search`.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM; the same call continues.
-        ValueError: a setting that the optimizer does not have, a batch size above the
-            number of examples, or a study of another space, run or seed.
+        ValueError: the optimizer does not have a setting, a batch size is above the
+            number of examples, or the study has another space, run or seed.
         RuntimeError: no trial completed.
     """
     fields = {field.name for field in dataclasses.fields(OptimizerConfig)}
@@ -199,18 +203,18 @@ def measure_setting(
     settings: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Runs a setting with several seeds, and tests the kept parameters of each run.
+    """Runs settings with several seeds, and tests the best parameters of each run.
 
     Args:
-        trial: one that evaluates the test split.
-        config: of ``trial``.
-        settings: see `EpochTrial`.
-        seeds: of the runs; they should differ from the search's.
+        trial: trial that evaluates the test split.
+        config: configuration of ``trial``.
+        settings: settings of the runs, see `EpochTrial`.
+        seeds: random seeds of the runs, which should differ from those of the search.
 
     Returns:
         JSON values: ``settings``; ``runs``, each with its seed, epochs, best epoch,
-        metrics of that epoch and seconds; ``test``, the mean over the runs of each
-        metric that is finite in all, with its 95% confidence interval.
+        metrics of that epoch and seconds; ``test``, for each metric that is finite in
+        all runs its mean and 95% confidence interval over the runs.
     """
     runs: list[dict[str, Any]] = []
     for seed in seeds:
@@ -236,9 +240,10 @@ def measure_setting(
 
 
 def untuned(base: RunConfig) -> RunConfig:
-    """The same run with the learned optimizer, which has no settings to search.
+    """Returns the same run with the learned optimizer, which needs no search.
 
-    It sets clipping and the step of each tensor itself, and gets no validation metric.
+    The learned optimizer sets clipping and the step size of each tensor itself, and
+    gets no validation metric.
     """
     optimizer = OptimizerConfig(
         "learned", base.optimizer.num_steps, stacked=base.optimizer.stacked

@@ -48,9 +48,9 @@ def pretrain(
     """Trains a model, by default by AdamW, the way checkpoints usually come about.
 
     Args:
-        model: what is trained.
+        model: model to train.
         arrays: examples, all used for training.
-        steps: of 64 examples, after a warm-up with cosine decay.
+        steps: number of steps of 64 examples, after a warm-up with cosine decay.
         peak_rate: highest learning rate.
         make_tx: learning rate schedule to optimizer; AdamW with a decay of 0.05.
 
@@ -99,7 +99,7 @@ def finetuning(model: Model, start: PyTree) -> Model:
 
 
 def lora(model: Model, start: PyTree, rank: int = 4) -> Model:
-    """LoRA factors beside the kernels of the body; the head is trained whole."""
+    """Adds LoRA factors to the kernels of the body; the head is fully trained."""
 
     def body() -> PyTree:
         return {name: value for name, value in start.items() if name != "head"}

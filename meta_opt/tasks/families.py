@@ -90,7 +90,7 @@ def make_task(family: str, data_dir: str | None = None) -> Task:
 
     Raises:
         ValueError: an unknown family.
-        MissingDataError: its data has not been prepared; names the command.
+        MissingDataError: the data are not prepared; the message has the command.
     """
     if family not in FAMILIES:
         raise ValueError(
@@ -154,7 +154,7 @@ def _speech(classes: int, width: int = 32, depth: int = 1) -> Model:
 
 
 def _speech_conv(classes: int) -> Model:
-    # A spectrogram as a picture of one channel.
+    # A spectrogram is treated as an image with one channel.
     return classifier("audio", conv_tower("picture", 1, (8, 16, 24)), classes)
 
 

@@ -1,4 +1,4 @@
-"""What a result on a task depends on, short enough to be kept beside it."""
+"""Fingerprints of what a result on a task depends on, stored with the result."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 from meta_opt.tasks.task import Task
 
 _TOLERANCE = 1e-2
-"""Relative: features and pretrained weights differ a little between machines."""
+"""Relative tolerance: features and pretrained weights vary between machines."""
 
 
 def task_fingerprint(task: Task) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def task_fingerprint(task: Task) -> dict[str, Any]:
         "stacked": task.stacked,
         "provides_loss": task.provides_loss,
         "feedback_every": task.feedback_every,
-        # Of a setting that tasks had once, so that stored results stay comparable.
+        # A former setting of tasks, kept so that stored results stay comparable.
         "gives_epochs": True,
     }
     loss = jax.jit(task.loss)(params, task.splits.validation)[0]

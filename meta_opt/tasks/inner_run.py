@@ -154,10 +154,10 @@ class InnerRun:
         """Runs all seeds.
 
         Args:
-            seeds: of initialisation and batches.
+            seeds: random seeds of initialisation and batches.
             num_steps: length of the runs.
             settings: pytree of numbers, of one structure and shape in all calls.
-            condition: as in `train_and_evaluate`; given in all calls or in none.
+            condition: see `train_and_evaluate`; given in all calls or in none.
 
         Returns:
             The outcome, NumPy float32 [seeds], and the seconds of one seed, without
@@ -219,7 +219,7 @@ class PopulationRun:
     Args:
         task: the task; its examples are arguments of the program and no constants.
         make_tx: ``(num_steps, settings)`` to an optimizer.
-        device: that the program runs on; None for the default.
+        device: device that the program runs on; None for the default.
 
     Example:
         >>> from meta_opt.tasks.families import make_task

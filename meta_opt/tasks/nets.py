@@ -158,7 +158,7 @@ def transformer(
     """Encodes [B, P, inputs] to [B, P, D].
 
     Args:
-        params: from `init_transformer`.
+        params: parameters from `init_transformer`.
         x: tokens.
         heads: attention heads.
         mask: [B, P], nonzero where there is a token; None: everywhere.
@@ -211,7 +211,7 @@ def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
     Args:
         key: random key for the A factors; B is zero.
         params: nested dict with ``kernel`` leaves.
-        rank: of the factors.
+        rank: rank of the factors.
 
     Returns:
         The adapters: the same nesting, ``lora_a`` and ``lora_b`` beside each kernel.
@@ -233,7 +233,7 @@ def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
 
 
 def overlay(params: PyTree, extra: PyTree) -> PyTree:
-    """``params`` with the leaves of ``extra`` beside or in place of its own."""
+    """Merges the leaves of ``extra`` into ``params``, replacing existing ones."""
     merged = dict(params)
     for name, value in extra.items():
         inside = name in params and isinstance(value, dict)

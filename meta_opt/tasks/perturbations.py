@@ -110,7 +110,7 @@ class Condition(NamedTuple):
             start: initial parameters.
             moment: where the run is.
             value: float32 [], the task's loss.
-            grads: its gradient.
+            grads: gradient of the loss.
             params: parameters that both are of.
         """
         rows_key, spike_key, broken_key = jax.random.split(moment.key, 3)

@@ -156,7 +156,7 @@ def layer_task(
         data_dir: where prepared datasets and encoders are; None for the default.
         adapt: ``all`` trains the layer and a new head, ``lora`` factors and the head,
             ``head`` the head alone.
-        rank: of the factors.
+        rank: rank of the factors.
         targets: kernels that get factors.
         train: examples to train on, at most.
         batch: B.

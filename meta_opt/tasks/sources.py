@@ -261,7 +261,7 @@ def asterisk(data_dir: str | None) -> Parts:
 
 @functools.cache
 def tuxpaint(data_dir: str | None, size: int = 16) -> Parts:
-    """Stamps: picture, English caption, spoken caption; 10 categories."""
+    """Stamps: image, English caption, spoken caption; 10 categories."""
 
     def read(split: str) -> NumpyArrays:
         found = tuxpaint_arrays(split, data_dir, size)

@@ -74,10 +74,10 @@ class Adaptation:
     """How a model is pre-trained, and what of it is trained then.
 
     Attributes:
-        data: that it is pre-trained on, a name in the table of data.
-        optimizer: of pre-training: ``adamw``, ``adamw_heavy_decay``, ``momentum`` or
-            ``lion``.
-        steps: of pre-training.
+        data: pre-training data, a name in the table of data.
+        optimizer: optimizer of pre-training: ``adamw``, ``adamw_heavy_decay``,
+            ``momentum`` or ``lion``.
+        steps: number of steps of pre-training.
         trained: pattern of the paths of trained leaves; the default matches all.
         new_head: whether the head is re-initialised.
         low_rank: LoRA factors for leaves that are not trained otherwise.
@@ -103,10 +103,10 @@ class StyleFamily:
     Attributes:
         data: a name in the table of data.
         body: encoder.
-        style: how the model is written and initialised.
+        style: style of the model's layers and initialisation.
         goal: loss and augmentation.
         second: encoder of a second input.
-        outputs: of the head; 0 for the number of classes.
+        outputs: number of outputs of the head; 0 for the number of classes.
         adaptation: None from scratch.
         train: examples to train on, at most.
         held_out: test examples; there are half as many validation examples.

@@ -29,7 +29,7 @@ class Goal:
             error), ``language`` (the next token) or ``contrastive`` (two encoders with
             a trained temperature).
         target: field that ``regress`` predicts; its input gives an autoencoder.
-        fusion: of two encoders, if not contrastive: ``concat``, ``gated`` or
+        fusion: fusion of two encoders, if not contrastive: ``concat``, ``gated`` or
             ``attention`` (the second one's features attend to tokens of the first).
         scale: factor on the loss.
         smoothing: share of the target that is spread over all classes.
@@ -90,11 +90,11 @@ def build_model(
     """A model for examples of the shape of ``arrays``.
 
     Args:
-        style: how it is written.
-        body: its encoder.
-        goal: its loss.
-        outputs: of the head: classes, or numbers to predict; the embedding's width of
-            a contrastive model.
+        style: style of the model's layers.
+        body: encoder of the model.
+        goal: loss of the model.
+        outputs: outputs of the head: classes, or numbers to predict; the embedding's
+            width of a contrastive model.
         arrays: training examples; regression takes the targets' variance from them.
         second: encoder of a second input, for contrastive and fused models.
 
@@ -334,10 +334,10 @@ class LowRank:
 
     Attributes:
         where: pattern of the paths (dots between names) of adapted matrices.
-        rank: of the factors.
+        rank: rank of the factors.
         alpha: numerator of the scale; the denominator is the rank, or its root.
         root: whether the scale is ``alpha / sqrt(rank)``.
-        names: of A and B.
+        names: names of the factors A and B.
         transposed: whether they are stored [r, in] and [out, r], not [in, r], [r, out].
         uniform: whether A starts uniform in ``+-1/sqrt(in)``, not normal of variance
             ``1 / rank^2``. B starts at zero.
@@ -366,10 +366,10 @@ def adapt(
     matrix with LoRA factors a dict of the two.
 
     Args:
-        model: what is adapted.
-        start: its pre-trained parameters; leaves of another shape than the model's
+        model: model to adapt.
+        start: pretrained parameters; leaves of another shape than the model's
             are re-initialised and trained.
-        style: of the model, for the layout of its kernels.
+        style: style of the model, for the layout of its kernels.
         trained: pattern of the paths (dots between names) of leaves that are trained;
             the default matches all.
         renewed: pattern of those that are re-initialised and trained.

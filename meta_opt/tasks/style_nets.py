@@ -36,16 +36,17 @@ class Body:
 
     Attributes:
         kind: a name in `ENCODERS`.
-        field: of the arrays; ``text`` and ``words`` are token ids, padded by 0, all
-            others numbers.
-        widths: of the hidden layers (channels of convolutions); nets of equal blocks
-            have as many blocks as there are widths, all of the last width.
+        field: field of the arrays to read; ``text`` and ``words`` are token ids, padded
+            by 0, all others numbers.
+        widths: widths of the hidden layers (channels of convolutions); nets of equal
+            blocks have as many blocks as there are widths, all of the last width.
         patch: side of an image's patches, or frames joined to a token.
-        heads: of attention.
+        heads: number of attention heads.
         causal: whether a token sees only those before it.
-        cell: of a recurrent net: ``gru``, ``lstm`` or ``linear`` (gated, elementwise).
+        cell: cell of a recurrent net: ``gru``, ``lstm`` or ``linear`` (gated,
+            elementwise).
         residual: whether dense and convolutional layers have a residual branch.
-        stride: of the first convolution; all others halve the image.
+        stride: stride of the first convolution; all others halve the image.
         vocabulary: number of token ids.
     """
 
@@ -78,7 +79,7 @@ class Encoder(NamedTuple):
         tokens: ``(params, arrays, key) -> [B, P, D]``; the key is for dropout, None
             drops nothing.
         pool: ``([B, P, D], arrays) -> [B, width]``.
-        width: of the pooled features.
+        width: width of the pooled features.
         token_width: D of the tokens.
     """
 

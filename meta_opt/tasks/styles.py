@@ -45,7 +45,7 @@ class Style:
     """How a model is written and initialised.
 
     Attributes:
-        init: of kernels, a name in `INITIALIZERS`.
+        init: initialiser of kernels, a name in `INITIALIZERS`.
         gain: factor on every kernel.
         out_in: whether kernels are stored [out, in] and [out, in, 3, 3], not [in, out]
             and [3, 3, in, out].
@@ -57,13 +57,14 @@ class Style:
         fused_qkv: whether queries, keys and values share one kernel.
         gated_mlp: whether a transformer's MLP is gated, as SwiGLU is.
         positions: ``learned``, ``sinusoidal`` or ``none``.
-        pool: what a classifier reads: ``mean``, ``cls`` (transformers) or ``flatten``
-            (convolutional nets).
+        pool: features that a classifier reads: ``mean``, ``cls`` (transformers) or
+            ``flatten`` (convolutional nets).
         tied: whether a language model's head is its embedding.
         residual_scaling: whether the last layer of each residual branch starts smaller
             by ``sqrt(2 depth)``, as in GPT-2.
         zero_head: whether the last layer starts at zero.
-        embedding_std: of embeddings, positions and class tokens at the start.
+        embedding_std: initial standard deviation of embeddings, positions and class
+            tokens.
         dropout: rate after embeddings and in residual branches, during training.
         leaves: names of a layer's weight and bias; None for a tuple of both.
         blocks: container of repeated blocks: ``dict``, ``list`` or ``tuple``.
@@ -208,8 +209,8 @@ def dropout(style: Style, key: jax.Array | None, index: int, x: jax.Array) -> ja
 
     Args:
         style: says the rate.
-        key: of the training step, None when evaluating.
-        index: of the place in the model.
+        key: random key of the training step; None for evaluation.
+        index: index of the place in the model.
         x: any array.
     """
     if key is None or style.dropout == 0:

@@ -30,10 +30,10 @@ class Splits(NamedTuple):
     """Disjoint examples of a task.
 
     Attributes:
-        train: what the inner optimizer trains on.
-        validation: what settings are chosen by, and what ``feedback`` is computed on
-            during training.
-        test: what the trained parameters are evaluated on.
+        train: examples that the inner optimizer trains on.
+        validation: examples that settings are selected by, and ``feedback`` is computed
+            on during training.
+        test: examples that the trained parameters are evaluated on.
     """
 
     train: Arrays
@@ -46,8 +46,8 @@ class Task:
     """A small learning problem, pure in all its parts so that it can be vmapped.
 
     Attributes:
-        name: of the family.
-        dataset: what its examples come from; splits into meta-training and meta-test
+        name: name of the family.
+        dataset: dataset of the examples; splits into meta-training and meta-test
             are by this name.
         init: key to initial parameters; pretrained ones may ignore the key.
         loss: ``(params, arrays) -> (loss, error)``, both float32 []: the training loss

@@ -29,14 +29,14 @@ def baseline_space(name: str) -> dict[str, Setting]:
     """The search space of a baseline.
 
     Args:
-        name: of the baseline.
+        name: name of the baseline.
 
     Returns:
         Ranges of learning rate and weight decay (log-uniform), choices of momentum and
         warm-up.
 
     Raises:
-        ValueError: no such baseline.
+        ValueError: there is no such baseline.
     """
     if name not in _RATES:
         known = ", ".join(_RATES)

@@ -1,8 +1,8 @@
-"""Which process runs which trial of a study.
+"""Claims of processes on the trials of a study.
 
-A claim ends with its process, however that ends. There are locks of the operating
-system for the processes of one machine, leases for those that share a folder, and locks
-of the database server.
+A claim ends with its process, however that ends. Processes of one machine use locks of
+the operating system, processes that share a folder use leases, and a database server
+has locks of its own.
 """
 
 import contextlib
@@ -33,36 +33,36 @@ class Claims(Protocol):
     """The claims of a study.
 
     Attributes:
-        poll_seconds: between looks at the trials of other processes, when no other is
-            left to begin.
+        poll_seconds: interval of polling the trials of other processes, when no trial
+            is left to begin.
     """
 
     poll_seconds: float
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
-        """Waits until no other process is in here."""
+        """Mutual exclusion: waits until no other process is in this context."""
 
     def hold(self, number: int) -> contextlib.AbstractContextManager[None]:
-        """Holds a trial.
+        """Claims a trial for the duration of the context.
 
         Raises:
-            BlockingIOError: a process holds it already.
+            BlockingIOError: a process already holds the trial.
         """
 
     def held(self, number: int) -> bool:
-        """Whether a process that lives, this one too, holds a trial."""
+        """Whether a live process, including this one, holds a trial."""
 
     def close(self) -> None:
-        """Lets go of what it has opened."""
+        """Releases all resources."""
 
 
 class FileLocks:
     """Locks for the processes of one machine.
 
-    A trial whose process was killed is known at once, without a time to wait for.
+    A killed process releases its trial immediately, without a timeout.
 
     Args:
-        storage: the study's file; the locks are in a folder beside it.
+        storage: file of the study; the locks are in a folder next to it.
     """
 
     poll_seconds = 0.2
@@ -109,7 +109,7 @@ class FolderLeases:
     """Leases for processes on many machines that share the study's folder.
 
     Args:
-        storage: the study's file; the leases are in a folder beside it.
+        storage: file of the study; the leases are in a folder next to it.
         expiry_seconds: after which a trial is taken from a process that is not heard
             of.
     """
@@ -130,7 +130,7 @@ class FolderLeases:
         try:
             yield
         finally:
-            # Of one that was stopped for long, another may have broken the lock.
+            # Another process may have broken the lock while this one was suspended.
             with contextlib.suppress(RuntimeError):
                 self._lock.release()
 
@@ -154,12 +154,12 @@ class FolderLeases:
 class ServerLocks:
     """Advisory locks of a PostgreSQL server (14 or later), held by a connection.
 
-    The server lets go of them when the connection breaks, as it does when the process
-    is killed, and when it has heard nothing for a while, by its own clock.
+    The server releases them when the connection breaks, for example because the process
+    was killed, and when it has received nothing for a while by its own clock.
 
     Args:
-        url: of the database.
-        study: its name.
+        url: URL of the database.
+        study: name of the study.
         expiry_seconds: after which a trial is taken from a process that is not heard
             of.
     """
@@ -211,7 +211,7 @@ class ServerLocks:
 
     def held(self, number: int) -> bool:
         """See `Claims`."""
-        # A connection is given again what it holds already.
+        # Advisory locks are reentrant: a connection can lock again what it holds.
         if number in self._holding:
             return True
         if not self._call("pg_try_advisory_lock", number):
@@ -231,7 +231,7 @@ class ServerLocks:
 
         while not released.wait(self._expiry_seconds / _BEATS):
             try:
-                # Any statement tells the server that this process lives.
+                # Any statement tells the server that this process is alive.
                 self._call("pg_try_advisory_xact_lock_shared", _STUDY)
             except SQLAlchemyError as error:
                 _log.warning("the database is out of reach: %s", error)
@@ -248,8 +248,8 @@ class ServerLocks:
                 except sqlalchemy.exc.DBAPIError as error:
                     if not error.connection_invalidated:
                         raise
-                    # The server has ended it, and let go of its locks. What was held
-                    # is lost, and the storage takes no result of it.
+                    # The server closed the connection and released its locks. Claims
+                    # are lost, and the storage accepts no result of their trials.
                     self._connection.close()
                     self._connection = None
             self._connection = self._engine.connect()

@@ -23,7 +23,7 @@ def injected_baseline(
     of `meta_opt.optimizers.registry.make_optimizer` to rounding.
 
     Args:
-        config: of a baseline. Its length and schedule remain constants.
+        config: configuration of a baseline. Length and schedule remain constants.
 
     Raises:
         ValueError: if ``config`` is not of a baseline.
@@ -59,7 +59,7 @@ def injected_learned(
     The step of runs of any length is the same program.
 
     Args:
-        config: of the learned optimizer.
+        config: configuration of the learned optimizer.
 
     Raises:
         ValueError: if ``config`` is not of the learned optimizer.

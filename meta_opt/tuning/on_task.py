@@ -22,7 +22,7 @@ class Tuned:
     Attributes:
         settings: the best ones; those of the first trial if every trial failed.
         trials: JSON values: number, state, value, params and seconds of each.
-        seconds: of all trials, over all sessions, without compilation.
+        seconds: total time of all trials, over all sessions, without compilation.
     """
 
     settings: dict[str, float]
@@ -45,12 +45,12 @@ def tune_on_task(
 
     Args:
         run: a task under the baseline; settings as `baseline_space` names them.
-        name: of the baseline.
+        name: name of the baseline.
         num_steps: length of every trial: the full budget.
-        config: of the search.
-        seeds: of every trial; what is reported should be measured with others.
-        storage: of the search, which resumes from it, see `Storage`.
-        setup: what else the losses depend on, as a JSON value.
+        config: settings of the search.
+        seeds: random seeds of every trial; reported results should use other seeds.
+        storage: storage of the search, from which it resumes; see `Storage`.
+        setup: everything else that the losses depend on, as a JSON value.
         expiry_seconds: see `search`.
 
     Returns:

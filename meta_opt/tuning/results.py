@@ -18,8 +18,8 @@ def write_results(
     """Writes the best settings, every trial and where they come from.
 
     Args:
-        path: the JSON file, written whole or not at all.
-        study: with at least one complete trial.
+        path: JSON file, written atomically.
+        study: study with at least one complete trial.
         about: further entries, such as the command and the objective in words.
 
     Returns:
@@ -44,8 +44,8 @@ def describe_search(record: Mapping[str, Any], objective: str) -> str:
     """What `write_results` wrote, for a terminal.
 
     Args:
-        record: as returned by `write_results`.
-        objective: its name.
+        record: result of `write_results`.
+        objective: name of the objective.
 
     >>> trials = [{"state": "complete"}, {"state": "pruned"}, {"state": "complete"}]
     >>> best = {"value": 0.5, "params": {"learning_rate": 0.001}}

@@ -1,4 +1,4 @@
-"""A resumable search: TPE with successive halving, kept in a file or on a server.
+"""Resumable hyperparameter search: TPE with successive halving, stored on disk.
 
 Several processes may share it, and with some storages several machines.
 
@@ -37,7 +37,7 @@ _ERROR, _SECONDS = "error", "seconds"
 
 
 class Pruned(Exception):
-    """The trial is not worth finishing; let it through."""
+    """Raised to prune a trial; objectives must not catch it."""
 
 
 class _Taken(Exception):
@@ -46,18 +46,18 @@ class _Taken(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How to search.
+    """Settings of a search.
 
     Attributes:
-        num_trials: trials that end by themselves: complete, pruned or failed; of all
-            processes together.
-        seed: of the suggestions. They depend on it and on the trials so far, so that
-            an interrupted and resumed search of one process makes those of an unbroken
-            one.
-        startup_trials: drawn at random before TPE begins.
-        min_resource: the step from which trials may be pruned; 0 never prunes.
-        reduction_factor: at ``min_resource`` times each of its powers one trial in so
-            many is promoted.
+        num_trials: number of trials that complete, are pruned or fail, over all
+            processes.
+        seed: random seed of the suggestions, which depend only on it and on the
+            previous trials, so that an interrupted and resumed search of one process
+            equals an uninterrupted one.
+        startup_trials: number of random trials before TPE begins.
+        min_resource: step from which trials may be pruned; 0 never prunes.
+        reduction_factor: eta of successive halving: at ``min_resource`` times each
+            power of it, one trial in this many is promoted.
         progress: whether to show a progress bar on a terminal.
     """
 
@@ -99,39 +99,39 @@ def search(
     """Minimises ``objective``, resuming the study in ``storage`` if there is one.
 
     Processes that call this at the same time with the same arguments share the trials:
-    each is run by one of them, and all return when the last has ended. A search of
-    several processes does not repeat itself exactly, since its suggestions depend on
-    which trials have ended.
+    each trial is run by one process, and all return when the last trial has ended. A
+    search of several processes is not exactly reproducible, since its suggestions
+    depend on which trials have ended.
 
-    A trial that was cut off (the process was killed, or stopped for so long that others
-    took it for dead, or an exception of ``stop_on`` came up) does not count; the next
-    one has its settings. A trial that raises anything
-    else is recorded as failed, with the error; one whose value is not finite
-    is recorded as pruned, which TPE takes for worse than any other.
+    An interrupted trial (its process was killed, did not respond for so long that its
+    claim expired, or raised an exception of ``stop_on``) is not counted; the next trial
+    repeats its settings. A trial that raises any other exception is recorded as failed,
+    with the error. A trial whose value is not finite is recorded as pruned, which TPE
+    treats as worse than any other.
 
     Args:
-        config: how to search.
+        config: settings of the search.
         space: settings by name.
-        objective: called with one value for each setting. It may report values at
+        objective: function of one value for each setting. It may report values at
             increasing steps.
-        storage: a file, created if needed, or a server, see `Storage`.
-        name: of the study.
-        setup: what the objective depends on, as a JSON value; a study is only resumed
-            under the same setup, space and seed.
-        stop_on: exceptions that end the search, beside KeyboardInterrupt and its like.
-        may_all_fail: whether to return a study without any complete trial, too.
+        storage: file, created if needed, or server; see `Storage`.
+        name: name of the study.
+        setup: everything that the objective depends on, as a JSON value; a study is
+            only resumed under the same setup, space and seed.
+        stop_on: exceptions that end the search, besides those like KeyboardInterrupt.
+        may_all_fail: whether to return a study even if no trial completed.
         maximize: whether the objective is maximised.
-        expiry_seconds: after which the trial of a process that is not heard of is
-            another's, where ``storage`` is shared by several machines.
+        expiry_seconds: time without a heartbeat after which other processes may take
+            over a trial, if ``storage`` is shared by several machines.
 
     Returns:
-        The study. Its user attribute ``interrupted`` lists the trials cut off.
+        The study. Its user attribute ``interrupted`` lists the interrupted trials.
 
     Raises:
-        ValueError: if the study in ``storage`` was made under another setup, or
-            ``storage`` is not a place for one.
-        ConnectionError: if the server cannot be reached.
-        RuntimeError: if no trial completed, unless ``may_all_fail``.
+        ValueError: the study in ``storage`` has another setup, or ``storage`` is not a
+            valid storage.
+        ConnectionError: the server cannot be reached.
+        RuntimeError: no trial completed, unless ``may_all_fail``.
     """
     import optuna
 
@@ -208,7 +208,7 @@ def _claim(
     claims: Claims,
     stack: contextlib.ExitStack,
 ) -> "optuna.Trial | None":
-    """Begins a trial, held until ``stack`` closes; None if all are begun."""
+    """Begins a trial and claims it until ``stack`` closes; None if none is left."""
     import optuna
 
     with claims.exclusive():
@@ -217,14 +217,14 @@ def _claim(
             deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
         )
         begun = sorted([*_counted(study), *running], key=lambda trial: trial.number)
-        # Studies of one process alone once had no places.
+        # Single-process studies of earlier versions did not store places.
         places = {t.user_attrs.get(PLACE, i) for i, t in enumerate(begun)}
         if len(places) >= config.num_trials:
             return None
         place = min(set(range(config.num_trials)) - places)
-        # A sampler's own state would start over with each process, and with it the
-        # random trials. The place, and not the number of trials so far: processes that
-        # begin at once, or again, would draw the same.
+        # Reseed the sampler for each trial, because its state is not stored. The seed
+        # depends on the trial's place instead of the number of trials so far, which may
+        # be the same for concurrent or restarted processes.
         study.sampler = optuna.samplers.TPESampler(
             seed=config.seed * 1_000_003 + place,
             n_startup_trials=config.startup_trials,
@@ -291,7 +291,7 @@ def _run_trial(
 
 @contextlib.contextmanager
 def _unless_taken() -> Iterator[None]:
-    """Raises `_Taken` where a trial has ended, of which the storage takes no more."""
+    """Raises `_Taken` if the storage refuses updates because the trial has ended."""
     try:
         yield
     except RuntimeError as error:  # `UpdateFinishedTrialError` in newer versions.
@@ -316,7 +316,7 @@ def _setup(
     setup: Mapping[str, Any],
     maximize: bool,
 ) -> dict[str, Any]:
-    """What a study must have been made under, to be gone on with."""
+    """Returns the setup that a study must match to be resumed."""
     settings = dataclasses.asdict(config)
     for free in ("num_trials", "progress"):
         del settings[free]
@@ -330,7 +330,7 @@ def _setup(
 
 
 def _counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
-    """Returns the trials that ended by themselves."""
+    """Returns the trials that were not interrupted."""
     cut_off = study.user_attrs.get(INTERRUPTED, [])
     return [
         trial
@@ -344,7 +344,7 @@ def _any_complete(study: "optuna.Study") -> bool:
 
 
 def _set_dead_aside(study: "optuna.Study", claims: Claims) -> None:
-    """Sets aside the running trials whose processes have ended."""
+    """Marks running trials whose processes have ended as interrupted."""
     import optuna
 
     running = (optuna.trial.TrialState.RUNNING,)
@@ -352,14 +352,14 @@ def _set_dead_aside(study: "optuna.Study", claims: Claims) -> None:
     unheld = {t.number for t in found if not claims.held(t.number)}
     if not unheld:
         return
-    # Looked at again: one that has ended in between was let go after that.
+    # Read the trials again: some may have ended, and been released, in between.
     for trial in study.get_trials(deepcopy=False, states=running):
         if trial.number in unheld:
             _set_aside(study, trial.number)
 
 
 def _set_aside(study: "optuna.Study", number: int) -> None:
-    """Marks a trial as cut off: neither TPE nor the count regards it."""
+    """Marks a trial as interrupted, which TPE and the count ignore."""
     from optuna.trial import TrialState
 
     cut_off = study.user_attrs.get(INTERRUPTED, [])

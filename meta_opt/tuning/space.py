@@ -27,7 +27,7 @@ class Setting:
         kind: ``linear`` or ``log`` (uniform on that scale), or ``choice``.
         low: least value of a range.
         high: greatest value of a range.
-        choices: of ``choice``.
+        choices: options of ``choice``.
     """
 
     kind: str
@@ -64,7 +64,7 @@ def read_space(given: Mapping[str, Any], path: str) -> dict[str, Setting]:
 
     Args:
         given: fields of `Setting` by name of the setting.
-        path: of the mapping in the config, for errors.
+        path: path of the mapping in the config, for error messages.
 
     Raises:
         ValueError: an unknown field, or values that `Setting` refuses.

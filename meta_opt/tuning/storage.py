@@ -1,4 +1,4 @@
-"""Where a study is kept: a file on one machine or a shared folder, or a server."""
+"""Storage of studies: a file on one machine or in a shared folder, or a server."""
 
 import contextlib
 import importlib.util
@@ -31,7 +31,7 @@ _UNREADABLE = (
 
 
 class Storage:
-    """The place of a study, and the claims of the processes that share it.
+    """The storage of a study, and the claims of the processes that share it.
 
     ========================  =====================================================
     ``FILE.sqlite3``, ``.db``  processes of one machine
@@ -40,13 +40,13 @@ class Storage:
     ========================  =====================================================
 
     Args:
-        place: of the study; of files the folder is made.
-        study: its name.
-        expiry_seconds: after which a trial is taken from a process that is not heard
-            of. On one machine it is known at once.
+        place: place of the study; the folder of a file is created.
+        study: name of the study.
+        expiry_seconds: time without a heartbeat after which other processes may take
+            over a trial. On one machine this is detected immediately.
 
     Raises:
-        ValueError: another place, or a driver that is not installed.
+        ValueError: the place is not supported, or a driver is not installed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Storage:
             )
 
     def open(self) -> "optuna.storages.BaseStorage":
-        """Opens it, within `Claims.exclusive`; a file is made if there is none."""
+        """Opens the storage, within `Claims.exclusive`; creates the file if needed."""
         from optuna import storages
         from optuna.storages import journal
 
@@ -104,7 +104,7 @@ class Storage:
 
     @contextlib.contextmanager
     def damage_named(self) -> Iterator[None]:
-        """Turns what a damaged file of a study raises into ValueError with its name."""
+        """Converts errors from a damaged study file to ValueError with its name."""
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -123,7 +123,7 @@ class Storage:
 
     @contextlib.contextmanager
     def outage_named(self) -> Iterator[None]:
-        """Turns what a server that cannot be reached raises into ConnectionError."""
+        """Converts errors from an unreachable server to ConnectionError."""
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -139,7 +139,7 @@ class Storage:
 
 
 def study_file(stem: Path, shared: bool) -> Path:
-    """The file of a study: a journal if several machines may come to use it.
+    """Returns the file of a study: a journal if several machines may share it.
 
     >>> study_file(Path("runs/adamw"), shared=True).name
     'adamw.journal'
@@ -164,7 +164,7 @@ def _server_url(place: str) -> Any:
     try:
         url = sqlalchemy.make_url(place)
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        # What is wrong may be the password.
+        # Not quoted in the message, because it may contain the password.
         raise ValueError(
             "invalid server address; write it as "
             "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters of the "
@@ -174,12 +174,12 @@ def _server_url(place: str) -> Any:
 
 
 def _mend_end(path: Path) -> None:
-    """Removes the torn last line of a journal, which a kill or a full disk leaves.
+    """Removes an incomplete last line of a journal, left by a kill or a full disk.
 
-    Optuna leaves it out when it reads, but would write on in it.
+    Optuna ignores it when reading, but would append to it.
 
     Raises:
-        ValueError: a last line that is complete and not JSON.
+        ValueError: the last line is complete but not JSON.
     """
     data = path.read_bytes() if path.is_file() else b""
     end = data.rfind(b"\n") + 1
@@ -191,7 +191,7 @@ def _mend_end(path: Path) -> None:
 
 
 def _outage(error: BaseException) -> BaseException | None:
-    """The error of a database that does not answer: SQLAlchemy's, or Optuna's of it."""
+    """Returns the error of an unreachable database, raised by SQLAlchemy or Optuna."""
     from sqlalchemy.exc import OperationalError
 
     for found in (error, error.__cause__):
@@ -206,7 +206,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _closed_at_last(storage: Any) -> Any:
-    """The storage; its connections are closed when nothing refers to it any more."""
+    """Returns the storage, whose connections are closed when it is collected."""
     weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
     return storage
 

@@ -1,4 +1,4 @@
-"""What a study was made under, and whether it may be gone on with."""
+"""The setup of a study, and checks of whether it can be resumed."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -
     Args:
         study: new or older.
         setup: JSON values in sections.
-        storage: its name in the error.
+        storage: name of the storage, for error messages.
 
     Raises:
         ValueError: another setup; the message names the settings that differ.
@@ -51,7 +51,7 @@ def check_trials(study: "optuna.Study", maximize: bool) -> None:
     """Checks what an edited or damaged file can break and Optuna reads without a word.
 
     Args:
-        study: of any number of trials.
+        study: study with any number of trials.
         maximize: whether its objective is maximised.
 
     Raises:

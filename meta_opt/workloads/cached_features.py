@@ -1,4 +1,4 @@
-"""Features of a frozen image tower, computed once for each picture."""
+"""Features of a frozen image tower, computed once per image."""
 
 import hashlib
 import threading
@@ -19,14 +19,14 @@ Encode = Callable[[np.ndarray], np.ndarray]
 
 
 class FeatureSource:
-    """A source with the features of an image tower in place of its pictures.
+    """A data source whose images are replaced by the features of an image tower.
 
-    A picture is encoded when it is first read, and its features are kept in memory as
+    An image is encoded when it is first read, and its features are kept in memory as
     float16: 2 P D bytes, 125 kB for EfficientNet-Lite0 at 224 pixels.
 
     Args:
-        source: of records with ``image`` uint8 [h, w, 3].
-        encode: the tower.
+        source: data source whose records have ``image`` uint8 [h, w, 3].
+        encode: the image tower, from images to features.
     """
 
     def __init__(self, source: Source, encode: Encode) -> None:
@@ -38,12 +38,12 @@ class FeatureSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        """The record with ``image`` float16 [P, D]."""
+        """Returns the record with its features as ``image``, float16 [P, D]."""
         record = self._source[index]
         image = record["image"]
-        # By content: a picture may be in several rows, or replace an unreadable one.
+        # Keyed by content: several rows may share an image, also as a replacement.
         key = hashlib.blake2b(np.ascontiguousarray(image).tobytes()).digest()
-        # One thread encodes; others would do the same work again.
+        # The lock keeps two threads from encoding the same image.
         with self._lock:
             if key not in self._known:
                 features = self._encode(image[None])[0]
@@ -53,13 +53,13 @@ class FeatureSource:
 
 
 def check_frozen(tower: Mapping[str, PyTree]) -> None:
-    """Checks that only the projection of an image tower trains.
+    """Checks that nothing of an image tower but its projection is trained.
 
     Args:
-        tower: its trainable parameters, nested dict.
+        tower: trainable parameters of the tower, a nested dict.
 
     Raises:
-        ValueError: other trainable parameters.
+        ValueError: the tower has other trainable parameters.
     """
     if trained := sorted(str(name) for name in tower if name != "projection"):
         raise ValueError(
@@ -71,18 +71,18 @@ def check_frozen(tower: Mapping[str, PyTree]) -> None:
 
 
 def tower_features(module: SplitModule) -> Encode:
-    """The image tower of a model with its current arrays, compiled.
+    """Returns the compiled image tower of a model with its current arrays.
 
     Args:
         module: a generative model.
 
     Raises:
-        ValueError: if the tower trains.
+        ValueError: the tower is trained.
     """
     check_frozen(module.params.get("vision", {}))
     model: Generative = module.merge(module.params, module.frozen)
     graphdef, state = nnx.split(model.vision)
-    # A training step donates the model's own arrays.
+    # A copy, because training steps donate the model's own arrays.
     state = jax.tree.map(jnp.copy, state)
 
     @jax.jit

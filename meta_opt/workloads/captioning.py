@@ -1,4 +1,4 @@
-"""Captions and answers: loss and evaluation of a generative model."""
+"""Loss and evaluation of generative models, which write captions or answers."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,10 @@ from meta_opt.workloads.workload import LossFn, SplitModule
 
 
 def captioning_loss(module: SplitModule) -> LossFn:
-    """The loss of a batch as a function of the model's arrays.
+    """Returns the loss of a batch as a function of the model's arrays.
 
     Args:
-        module: only its structure is used.
+        module: the model; only its structure is used.
     """
 
     def loss_fn(
@@ -35,13 +35,13 @@ def captioning_evaluation(
     text_length: int,
     batch_size: int = 256,
 ) -> Callable[[Generative], dict[str, float]]:
-    """The evaluation on ``source``: loss, and metrics of the answers it generates.
+    """Returns an evaluation on ``source``: loss and metrics of generated answers.
 
     Args:
-        source: a split.
-        tokenizer: of prompts and answers.
-        text_length: S, tokens of an answer.
-        batch_size: examples at a time.
+        source: data of a split.
+        tokenizer: tokenizer of prompts and answers.
+        text_length: S, number of tokens of an answer.
+        batch_size: number of examples per evaluation batch.
     """
     references = list(source.captions)
     data = as_arrays(source, tokenizer, text_length, tokenizer.encode_prompts)

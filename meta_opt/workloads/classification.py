@@ -1,4 +1,4 @@
-"""Pictures to classes: a pretrained convolutional network with its last stages trained.
+"""Image classification with a pretrained ConvNet whose last stages are fine-tuned.
 
 The baselines of progressive few-shot fine-tuning (Roumeliotis et al. 2025): ResNet-50
 and ConvNeXt-T, and EfficientNet-Lite0, whose weights are among the prepared encoders.
@@ -53,25 +53,26 @@ NETWORKS = ("resnet50", "convnext_tiny", ENCODER)
 
 @dataclasses.dataclass(frozen=True)
 class PicturesConfig:
-    """Labelled pictures, and their random views.
+    """Labelled images and their augmentation.
 
     Attributes:
-        task: a classification task with pictures in
+        task: a classification task on images in
             `meta_opt.data.sources.multimodal.TASKS`, such as ``emoji_pictures`` or
             ``clipart_category``, or the path of samples with ``image`` and ``label``;
             see `meta_opt.data.sources.jsonl_samples`. Other modalities are not read.
         data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
-        image_size: side in pixels; pictures are fitted to a square on white.
-        max_examples: most pictures of a split; 0: all of them.
+        image_size: side length in pixels; images are fitted into a white square.
+        max_examples: maximum number of images per split; 0 for all of them.
         max_unreadable: number of the user's files that may be skipped as unreadable.
-        augment: random changes of training pictures.
-        augmented_views: V, number of views of each training picture that are drawn and
+        augment: augmentation of the training images.
+        augmented_views: V, number of augmented views of each training image that are
             run through the frozen stages in advance; each epoch then uses one of them.
-            The fewer views there are for the number of epochs, the weaker is the
-            augmentation, and a run overfits sooner. 0 draws new views each time and
-            runs the frozen stages in every step.
-        views_seed: of the views drawn in advance. Runs with other seeds share them.
+            With few views for the number of epochs augmentation is weaker and a run
+            overfits sooner. 0 augments images at each step and runs the frozen stages
+            in every step.
+        views_seed: random seed of the precomputed views, which is independent of the
+            run's seed so that runs share them.
         feature_cache_dir: folder for the outputs of the frozen stages; "" computes them
             for each run and keeps them in memory.
     """
@@ -94,23 +95,23 @@ class PicturesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The network, and which part of it trains.
+    """The network, and which part of it is trained.
 
-    Frozen stages and all batch norms compute as in inference: running statistics stay
-    those of pre-training. (In trained stages scale and bias of the norms train;
-    statistics of small batches would degrade the network.)
+    Frozen stages and all batch norms run in inference mode with the running statistics
+    of pre-training, because statistics of small batches would degrade the network. In
+    trained stages the scale and bias of the norms are trained.
 
     Attributes:
         name: one of `NETWORKS`.
         weights: for ``resnet50`` and ``convnext_tiny`` a folder that
             `meta_opt.models.convnets.load_classifier` reads, or "" for random weights,
-            which do not depend on the seed, as those of a file do not.
-            ``efficientnet_lite0`` has the prepared weights.
-        trained_stages: number of last stages that train, in addition to the head.
-        dropout: rate on pooled features.
+            which do not depend on the run's seed. ``efficientnet_lite0`` always has the
+                prepared weights.
+        trained_stages: number of last stages that are trained, besides the head.
+        dropout: dropout rate of the pooled features.
         drop_path: for ``convnext_tiny``, rate of stochastic depth in the last block; it
-            applies to trained stages.
-        dtype: of the computation.
+            applies to trained stages only.
+        dtype: dtype of the computation.
     """
 
     name: str = "resnet50"
@@ -137,7 +138,7 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationConfig:
-    """A network and its pictures; each section is documented at its class.
+    """A network and its images; each section is documented at its class.
 
     Attributes:
         pictures: training, validation and test data.
@@ -153,16 +154,16 @@ class ClassificationConfig:
         mesh: Mesh | None = None,
         export: ExportConfig = ExportConfig(),  # noqa: B008
     ) -> Workload:
-        """Reads the pictures and runs the frozen stages on them.
+        """Reads the images and runs the frozen stages on them.
 
         Args:
-            seed: of the head.
+            seed: random seed of the head's initialisation.
             mesh: ignored; the networks are small.
             export: path and format of the exported classifier.
 
         Raises:
-            ValueError: settings, pictures or weights that do not fit together.
-            MissingDataError: a dataset or encoder that is not prepared.
+            ValueError: settings, images or weights do not fit together.
+            MissingDataError: a dataset or encoder is not prepared.
         """
         check_model_format(export, "picture classifier")
         config = self.pictures
@@ -242,11 +243,11 @@ class ClassificationConfig:
 
 
 def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
-    """Reads the labelled pictures of each split.
+    """Reads the labelled images of each split.
 
     Raises:
-        ValueError: a task that does not classify pictures, or samples without one.
-        MissingDataError: a dataset that is not prepared.
+        ValueError: the task is not image classification, or a sample has no image.
+        MissingDataError: the dataset is not prepared.
     """
     root = config.data_dir or default_data_dir()
     task = find_task(config.task, config.max_unreadable)
@@ -268,15 +269,16 @@ def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
 
 
 class NetworkParts(NamedTuple):
-    """A network, divided by what trains.
+    """A network, split into its frozen and its trained part.
 
     Attributes:
-        whole: from pictures to classes.
-        upper: from what the frozen stages give to classes; the head is the whole's.
-        lower: the frozen stages, from pictures to a grid.
-        lower_module: that they are of.
-        trained: layers of the whole's trunk that train: stages, or blocks of
-            EfficientNet.
+        whole: the network from images to logits.
+        upper: the trained part, from outputs of the frozen stages to logits; it shares
+            its head with ``whole``.
+        lower: the frozen stages as a function from images to a feature grid.
+        lower_module: the module that ``lower`` belongs to.
+        trained: number of trained layers of the trunk of ``whole``: stages, or blocks
+            for EfficientNet.
     """
 
     whole: Classifier
@@ -292,14 +294,14 @@ def network_parts(
     """Loads a network and splits it below the trained stages.
 
     Args:
-        config: which.
-        classes: K.
-        root: the folder of datasets and encoders.
-        seed: of the head.
+        config: the network.
+        classes: K, number of classes.
+        root: folder of datasets and encoders.
+        seed: random seed of the head's initialisation.
 
     Raises:
-        ValueError: weights of another network, or more stages than it has.
-        MissingDataError: an encoder that is not prepared.
+        ValueError: the weights are of another network, or it has fewer stages.
+        MissingDataError: the encoder is not prepared.
     """
     trained = config.trained_stages
     rngs = nnx.Rngs(seed)
@@ -337,7 +339,7 @@ def network_parts(
             ARCHITECTURES[config.name], dtype=config.dtype, **own
         )
 
-        # As one program, which is far faster than one per operation.
+        # Compiled as one program: dispatching each operation would be far slower.
         @nnx.jit
         def create(rngs: nnx.Rngs) -> Classifier:
             trunk = make_convnet(architecture, rngs=nnx.Rngs(0))
@@ -352,11 +354,11 @@ def network_parts(
 
 
 def split_network(parts: NetworkParts, cut: bool) -> SplitModule:
-    """The model that a run trains, split into trained and frozen arrays.
+    """Splits the model of a run into trained and frozen arrays.
 
     Args:
         parts: the network.
-        cut: whether its input is the output of the frozen stages; otherwise pictures.
+        cut: whether the model's input is the output of the frozen stages; else images.
     """
     if cut:
         return split_module(parts.upper)
@@ -371,17 +373,17 @@ def split_network(parts: NetworkParts, cut: bool) -> SplitModule:
             return True
         if path[1] == layers:
             return path[2] >= first
-        # EfficientNet's last convolution is above its blocks, the stem is below.
+        # EfficientNet's last convolution follows its blocks, its stem precedes them.
         return path[1] == "head"
 
     return split_module(parts.whole, trains)
 
 
 def picture_loss(module: SplitModule) -> LossFn:
-    """Cross-entropy with dropout and stochastic depth, and the error rate.
+    """Returns cross-entropy with dropout and stochastic depth, and the error rate.
 
     Args:
-        module: only its structure is used.
+        module: the model; only its structure is used.
     """
 
     def loss_fn(

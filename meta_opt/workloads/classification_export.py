@@ -1,8 +1,8 @@
-"""Exports of picture classifiers: folders with arrays, classes and preprocessing.
+"""Exports of image classifiers: folders with arrays, classes and preprocessing.
 
 ``model.safetensors`` has every array of the network by its '/'-joined path, bit for
 bit; ``classifier.json`` has the architecture, the classes in the order of the logits,
-the preprocessing of pictures, and the SHA-256 of the arrays.
+the preprocessing of images, and the SHA-256 of the arrays.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ class ClassifierSettings:
     """The settings of an exported classifier, without its arrays.
 
     Attributes:
-        architecture: of the trunk.
+        architecture: architecture of the trunk.
         class_names: K names, in the order of the logits.
-        fit: how pictures are scaled to the network's input.
-        sha256: of the file of arrays.
+        fit: how images are scaled to the network's input.
+        sha256: SHA-256 of the file of arrays.
     """
 
     architecture: Any
@@ -61,11 +61,11 @@ def is_classifier(path: str | os.PathLike) -> bool:
 
 
 def with_trained_top(whole: Classifier, top: Classifier) -> Classifier:
-    """A network with the last stages and the head of another one.
+    """Returns a network with the last stages and the head of another one.
 
     Args:
-        whole: from pictures to classes; it is not changed.
-        top: from the output of the frozen stages to classes, as
+        whole: a network from images to logits; it is not changed.
+        top: a network from outputs of the frozen stages to logits, as
             `meta_opt.workloads.classification.network_parts` splits it.
     """
     assembled = nnx.clone(top)
@@ -80,13 +80,13 @@ def write_classifier(
     class_names: tuple[str, ...],
     fit: ImageFit,
 ) -> None:
-    """Writes a picture classifier, replacing the one in the folder, if any.
+    """Writes an image classifier, replacing the one in the folder, if any.
 
     Args:
-        folder: created if needed.
+        folder: output folder, created if needed.
         model: the whole network.
         class_names: K names, in the order of its logits.
-        fit: how pictures were scaled in training.
+        fit: how images were scaled in training.
 
     Raises:
         ValueError: the numbers of names and logits differ.
@@ -109,15 +109,15 @@ def write_classifier(
         "parameters": parameter_count(model),
         "sha256": digest,
     }
-    # The last of the two: what it names is there.
+    # Written last, so that settings never refer to missing arrays.
     write_json(folder / SETTINGS, about)
 
 
 def read_settings(folder: str | os.PathLike) -> ClassifierSettings:
-    """The settings of an exported classifier.
+    """Reads the settings of an exported classifier.
 
     Raises:
-        ValueError: a missing or damaged file, or one of another format.
+        ValueError: the file is missing, damaged, or of another format.
     """
     path = Path(folder) / SETTINGS
     try:
@@ -152,7 +152,7 @@ def _parse_settings(about: Mapping[str, Any]) -> ClassifierSettings:
 
 
 def _stages(architecture: Mapping[str, Any]) -> tuple[Stage, ...]:
-    """EfficientNet's, which are lists of numbers in JSON."""
+    """Parses EfficientNet's stages, which are lists of numbers in JSON."""
     given = architecture.get("stages")
     if (
         not isinstance(given, list)
@@ -173,14 +173,14 @@ def read_classifier(
     """Reads a classifier that `write_classifier` wrote.
 
     Args:
-        folder: of the two files.
-        dtype: of the computation.
+        folder: folder of the two files.
+        dtype: dtype of the computation.
 
     Returns:
-        The network, which computes as in inference, and its settings.
+        The network in inference mode, and its settings.
 
     Raises:
-        ValueError: missing or damaged files, or arrays of another architecture.
+        ValueError: files are missing or damaged, or do not fit the architecture.
     """
     settings = read_settings(folder)
     architecture = dataclasses.replace(settings.architecture, dtype=dtype)
@@ -192,7 +192,7 @@ def read_classifier(
             trunk = EfficientNet(architecture, rngs=rngs)
         else:
             trunk = make_convnet(architecture, rngs=rngs)
-        # Dropout is for training.
+        # No dropout: the model is only used for inference.
         return Classifier(trunk, len(settings.class_names), 0.0, rngs=rngs)
 
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""From frames and texts to what the upper layers of a video-text model read."""
+"""Encodes frames and texts into the inputs of a video-text model's trained layers."""
 
 import dataclasses
 import os
@@ -27,17 +27,17 @@ PRECOMPUTED = "precomputed"
 
 @dataclasses.dataclass(frozen=True)
 class ClipReaderConfig:
-    """How clips and texts become arrays; an exported model keeps it.
+    """How clips and texts become arrays; exported models store this.
 
     Attributes:
-        frames: T, of a clip; longer ones are thinned, shorter ones filled up.
-        image_size: of the frames in pixels.
-        text_length: S, tokens of a clip's name or caption.
-        question_length: S, tokens of a question or of an answer that is offered.
-        encoders: names of those of ``image`` and ``text``; of ``image`` also
+        frames: T, frames per clip; longer clips are subsampled, shorter ones padded.
+        image_size: side length of the frames in pixels.
+        text_length: S, number of tokens of a clip's name or caption.
+        question_length: S, number of tokens of a question or of an answer option.
+        encoders: encoder names for ``image`` and ``text``; ``image`` may also be
             `PRECOMPUTED`.
-        trainable_layers: by modality, how many of the last layers train; 0: all.
-        feature_width: D, where clips are features of frames; 0 where they are pictures.
+        trainable_layers: number of last layers to train, by modality; 0 for all.
+        feature_width: D, width of precomputed frame features; 0 if clips are images.
     """
 
     frames: int
@@ -50,23 +50,24 @@ class ClipReaderConfig:
 
 
 class ClipReader:
-    """Takes frames and texts through the encoders' layers that do not train.
+    """Runs frames and texts through the frozen layers of the encoders.
 
     Args:
-        config: how.
-        root: the folder of datasets and encoders.
-        cache_folder: of features that are kept; "" computes them each time.
-        cache_name: begins the names of their files.
+        config: frames per clip, text lengths and encoders.
+        root: folder of datasets and encoders.
+        cache_folder: folder for cached features; "" computes them each time.
+        cache_name: prefix of the names of cached files.
 
     Attributes:
-        config: as given.
-        encoders: divided by what trains, ``image`` and ``text``.
-        tokenizer: of the text's encoder.
+        config: the configuration.
+        encoders: encoders of ``image`` and ``text``, split into frozen and trained
+            layers.
+        tokenizer: tokenizer of the text encoder.
 
     Raises:
-        MissingDataError: an encoder that is not prepared.
-        ValueError: one that cannot be divided, whose lower layers cannot read masked
-            texts, or whose tokenizer has no mask.
+        MissingDataError: an encoder is not prepared.
+        ValueError: an encoder cannot be split, its lower layers cannot read masked
+            texts, or its tokenizer has no mask token.
     """
 
     def __init__(
@@ -92,34 +93,34 @@ class ClipReader:
         }
 
     def frames(self, frames: np.ndarray, split: str = "") -> PyTree:
-        """What the model reads of frames [N, T, ...], a pytree of [N, T, ...].
+        """Encodes frames [N, T, ...] into the model's input, a pytree of [N, T, ...].
 
         Args:
             frames: uint8 [N, T, h, w, 3], or float features [N, T, D].
-            split: a part of the names of cached files.
+            split: name of the split, for the names of cached files.
         """
         return self._read(split, "image", frames)
 
     def texts(self, texts: Sequence[str], length: int, split: str = "") -> PyTree:
-        """What the model reads of N texts, see `tokens`."""
+        """Tokenizes and encodes N texts; see `tokens`."""
         return self.tokens(self.tokenizer.encode(texts, length), split)
 
     def tokens(self, tokens: np.ndarray, split: str = "") -> PyTree:
-        """What the model reads of token ids [N, S]; equal texts are read once.
+        """Encodes token ids [N, S] into the model's input; equal texts only once.
 
         Args:
-            tokens: int [N, S].
-            split: a part of the names of cached files.
+            tokens: token ids, int [N, S].
+            split: name of the split, for the names of cached files.
         """
         different, places = np.unique(tokens, axis=0, return_inverse=True)
         read = self._read(split, "text", different)
         return jax.tree.map(lambda x: x[places.reshape(-1)], read)
 
     def frame_targets(self, read: PyTree) -> np.ndarray:
-        """Mean features of each frame, float32 [N, T, F].
+        """Returns the mean features of each frame, float32 [N, T, F].
 
         Args:
-            read: what `frames` gave.
+            read: result of `frames`.
         """
         upper: Any = self.encoders["image"].upper
         found = features_of(read, lambda x: upper.tokens(x)[0].mean(axis=1), clips=True)

@@ -20,13 +20,13 @@ from meta_opt.workloads.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class ContinuedConfig:
-    """Images with texts, and the parameters that a run starts from.
+    """A vision-text workload, and the parameters that a run starts from.
 
     Attributes:
-        workload: model and data.
-        start: a file that `save_params` wrote for the same model; "" for the model's
+        workload: configuration of model and data.
+        start: file that `save_params` wrote for the same model; "" for the model's
             own parameters.
-        start_sha256: of that file.
+        start_sha256: SHA-256 of that file.
     """
 
     workload: ImageTextConfig
@@ -39,47 +39,47 @@ class ContinuedConfig:
         mesh: Mesh | None = None,
         export: ExportConfig = ExportConfig(),  # noqa: B008
     ) -> Workload:
-        """As `ImageTextConfig.build`, with the parameters of ``start``.
+        """Builds the workload as `ImageTextConfig.build`, starting from ``start``.
 
         Raises:
-            ValueError: as `ImageTextConfig.build` and `load_params`.
+            ValueError: see `ImageTextConfig.build` and `load_params`.
         """
         workload = self.workload.build(seed, mesh, export)
         if not self.start:
             return workload
         params = load_params(self.start, workload.params, self.start_sha256)
-        # Another seed would give another model.
+        # Not reseeded: another seed would initialise another model.
         return dataclasses.replace(workload, params=params, reseeded=None)
 
 
 def save_params(path: str | os.PathLike, params: PyTree) -> str:
     """Writes arrays bit for bit as safetensors, whole or not at all.
 
-    bfloat16, which safetensors does not read into NumPy, is written as integers with
-    the same bits.
+    bfloat16, which safetensors cannot load into NumPy, is stored as integers with the
+    same bits.
 
     Args:
-        path: the file.
+        path: path of the file.
         params: nested dict of arrays, sharded or not.
 
     Returns:
-        SHA-256 of the file.
+        The SHA-256 of the file.
     """
     stored = {name: _bits(x) for name, x in leaves_by_path(to_host(params)).items()}
     return write_tensors(path, stored)
 
 
 def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
-    """Reads what `save_params` wrote.
+    """Reads parameters that `save_params` wrote.
 
     Args:
-        path: the file.
+        path: path of the file.
         like: parameters of the model; the result has the same structure and sharding.
-        sha256: of the file.
+        sha256: expected SHA-256 of the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file with another hash, or of another model.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another hash, or is of another model.
     """
     remedy = "remove the folder of its phase to train it again"
     tensors = read_tensors(path, sha256, "its phase", remedy)

@@ -1,4 +1,4 @@
-"""Image-text retrieval: loss and evaluation of a model with two towers."""
+"""Loss and evaluation of dual encoders for image-text retrieval."""
 
 from collections.abc import Callable
 
@@ -16,10 +16,10 @@ from meta_opt.workloads.workload import LossFn, SplitModule
 
 
 def contrastive_loss(module: SplitModule, loss: str = "clip") -> LossFn:
-    """The loss of a batch as a function of the model's arrays.
+    """Returns the loss of a batch as a function of the model's arrays.
 
     Args:
-        module: only its structure is used.
+        module: the model; only its structure is used.
         loss: ``clip`` or ``siglip``.
     """
 
@@ -39,15 +39,15 @@ def contrastive_evaluation(
     loss: str = "clip",
     batch_size: int = 256,
 ) -> Callable[[VisionText], dict[str, float]]:
-    """The evaluation on ``source``: loss, retrieval and zero-shot classification.
+    """Returns an evaluation on ``source``: loss, retrieval and zero-shot accuracy.
 
     Args:
-        source: a split; without classes there is no zero-shot classification.
-        tokenizer: of the captions.
-        text_length: S, tokens of a caption.
+        source: data of a split; without classes there is no zero-shot classification.
+        tokenizer: tokenizer of the captions.
+        text_length: S, number of tokens of a caption.
         loss: ``clip`` or ``siglip``.
-        batch_size: examples at a time, and pairs contrasted in the loss. A split that
-            is not larger is contrasted as a whole. Splits with the same batch size
+        batch_size: number of pairs per batch, which are contrasted in the loss; a
+            smaller split is contrasted as a whole. Splits with the same batch size
             share compiled programs.
     """
     data = as_arrays(source, tokenizer, text_length)

@@ -13,7 +13,7 @@ class ExportConfig:
 
     Attributes:
         path: "" for no export. For the format ``model`` a path without suffix, except
-            for picture classifiers and video-text models; otherwise a folder.
+            for image classifiers and video-text models; otherwise a folder.
         format: ``model``: this package's own format, with adapters merged;
             ``huggingface``: a folder that Transformers reads and ``model.weights``
             takes, with adapters merged; ``adapters``: only the adapters, for
@@ -35,11 +35,11 @@ def check_model_format(export: ExportConfig, kind: str) -> None:
     """Checks, before training, that a model can be written as one of this package.
 
     Args:
-        export: where to, and as what.
-        kind: of the model, for the error.
+        export: path and format.
+        kind: kind of model, for the error message.
 
     Raises:
-        ValueError: a format other than ``model``.
+        ValueError: the format is not ``model``.
 
     >>> check_model_format(ExportConfig("tuned", "peft"), "picture classifier")
     ... # doctest: +ELLIPSIS

@@ -1,4 +1,4 @@
-"""The arrays of an exported model: a safetensors file whose hash is written beside."""
+"""Arrays of exported models: safetensors files whose hash the settings record."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +18,11 @@ def write_arrays(file: Path, model: nnx.Module) -> str:
     """Writes every array of a model by its '/'-joined path, bit for bit.
 
     Args:
-        file: to write; whole or not at all.
-        model: concrete.
+        file: file to write atomically.
+        model: a concrete model.
 
     Returns:
-        The SHA-256 of the file, for the settings beside it.
+        The SHA-256 of the file, for the settings file.
     """
     variables = by_path(model, nnx.Variable)
     return write_tensors(file, {k: np.asarray(x[...]) for k, x in variables.items()})
@@ -34,13 +34,13 @@ def read_arrays(
     """Reads a model that `write_arrays` wrote.
 
     Args:
-        file: of the arrays.
-        create: makes a model of its architecture; it is only traced.
-        sha256: that the settings name.
-        settings: their file, for errors.
+        file: file of the arrays.
+        create: creates a model of the same architecture; it is only traced.
+        sha256: SHA-256 that the settings record.
+        settings: path of the settings file, for error messages.
 
     Raises:
-        ValueError: a missing or damaged file, or arrays of another architecture.
+        ValueError: the file is missing or damaged, or of another architecture.
     """
     try:
         arrays = read_tensors(file, str(sha256), settings.name, "export it again")

@@ -1,4 +1,4 @@
-"""What is predicted of masked frames: their features, or the visual tokens of these."""
+"""Prediction targets of masked frames: frame features, or visual tokens of them."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from meta_opt.types import PyTree
 
 
 def centre_targets(splits: dict[str, dict[str, PyTree]]) -> None:
-    """Makes frames' targets unit vectors from the mean of the training ones, in place.
+    """Centres frame targets on the training mean and normalises them, in place.
 
     Args:
         splits: arrays with ``targets`` [N, T, F] and ``present`` bool [N, T], by split.
@@ -20,18 +20,18 @@ def centre_targets(splits: dict[str, dict[str, PyTree]]) -> None:
 
 
 def make_codebook(targets: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Visual tokens: centres of frames' features by k-means, scikit-learn's.
+    """Returns visual tokens: k-means centres of frame features (scikit-learn).
 
     Args:
-        targets: float32 [N, F], of training frames.
-        size: K.
-        seed: of the first centres.
+        targets: features of training frames, float32 [N, F].
+        size: K, number of centres.
+        seed: random seed of the initial centres.
 
     Returns:
-        float32 [K, F].
+        The centres, float32 [K, F].
 
     Raises:
-        ValueError: fewer different frames than centres.
+        ValueError: there are fewer distinct frames than centres.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -42,7 +42,7 @@ def make_codebook(targets: np.ndarray, size: int, seed: int) -> np.ndarray:
             f"clips.codebook_size={size} is more than the {different} different frames "
             "to train on"
         )
-    # Sums of several threads differ in their last bits from run to run.
+    # One thread: multi-threaded sums differ in their last bits between runs.
     with threadpool_limits(1):
         found = KMeans(size, n_init=1, random_state=seed).fit(targets)
     return found.cluster_centers_.astype(np.float32)

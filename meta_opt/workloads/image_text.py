@@ -1,4 +1,4 @@
-"""Workloads of vision-text models on images with captions or answers.
+"""Workloads that train vision-text models on images with captions or answers.
 
 Pre-training, full fine-tuning and LoRA of contrastive and generative models differ only
 in settings.
@@ -44,7 +44,7 @@ class ImageTextConfig:
     Attributes:
         model: the model.
         data: training, validation and test data.
-        pipeline: how batches are made.
+        pipeline: batching, text lengths and augmentation.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -52,7 +52,7 @@ class ImageTextConfig:
     pipeline: PipelineConfig = dataclasses.field(default_factory=PipelineConfig)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for cached features of augmented pictures."""
+        """Raises ValueError if features are cached although images are augmented."""
         changed = self.pipeline.flip or self.pipeline.crop_pixels
         if self.model.cache_features and changed:
             raise ValueError(
@@ -62,7 +62,7 @@ class ImageTextConfig:
             )
 
     def preprocessing(self) -> Preprocessing:
-        """How the data are prepared, without reading weights."""
+        """Returns the preprocessing of images and texts, without reading weights."""
         return read_preprocessing(
             self.model,
             self.pipeline.text_length,
@@ -79,8 +79,8 @@ class ImageTextConfig:
         """Opens the data, then loads or initialises the model.
 
         Args:
-            seed: of initialised parameters.
-            mesh: tensors of a folder are read directly into its shards; None for the
+            seed: random seed of initialised parameters.
+            mesh: mesh whose shards the tensors of a folder are read into; None for the
                 default device.
             export: path and format of the exported model.
 
@@ -88,7 +88,7 @@ class ImageTextConfig:
             ValueError: see `build_model`, `Splits` and
                 `meta_opt.workloads.image_text_export`.
         """
-        # Quick checks come first, because loading a large model takes minutes.
+        # Quick checks first: loading a large model takes minutes.
         image_text_export.check_settings(export, self.model)
         preprocessing = self.preprocessing()
         splits = Splits(self.data, preprocessing.fit)
@@ -169,10 +169,10 @@ class ImageTextConfig:
 
 
 def image_text_loss(module: SplitModule, loss: str = "clip") -> LossFn:
-    """The loss of a batch as a function of the model's arrays.
+    """Returns the loss of a batch as a function of the model's arrays.
 
     Args:
-        module: only its structure is used.
+        module: the model; only its structure is used.
         loss: ``clip`` or ``siglip``; ``captioning`` for a generative model.
     """
     if loss == "captioning":

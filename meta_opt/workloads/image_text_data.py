@@ -1,4 +1,4 @@
-"""From a configuration of the data to the splits of a run."""
+"""Training, validation and test data of vision-text models."""
 
 import collections
 import dataclasses
@@ -40,8 +40,8 @@ class DataConfig:
 
     Validation and test data are, in order of precedence: the named files; a TFDS
     dataset's splits of that name; the samples with that ``split``, and a share of the
-    samples without a split, chosen by a hash of each picture's path, so that it is
-    always the same pictures and none of them is trained on.
+    samples without a split. The share is chosen by a hash of each image's path, so that
+    it is always the same images and none of them is trained on.
 
     Attributes:
         name: ``clipart`` (the bundled shard), ``openclipart`` or ``emoji`` (which
@@ -51,15 +51,17 @@ class DataConfig:
         test: path of test data; "" for the dataset's own split or a hash.
         held_out: share of the training data held out by hash, for each of validation
             and test, if neither a path nor a split is given.
-        max_evaluated: most evaluated pairs of a split of the user's data, which are
-            kept in memory with 3 bytes per pixel. A hash chooses among more.
-        max_unreadable: number of the user's pictures that may be skipped as unreadable.
-        eval_batch_size: pairs that are encoded at a time and contrasted in the loss.
-        artists: for ``emoji``, artists of the drawings; empty for all.
+        max_evaluated: maximum number of evaluated pairs per split of the user's data,
+            which are kept in memory with 3 bytes per pixel. If there are more, a hash
+            chooses among them.
+        max_unreadable: number of the user's images that may be skipped as unreadable.
+        eval_batch_size: number of pairs per evaluation batch, which are contrasted in
+            the loss.
+        artists: for ``emoji``, artists whose drawings are used; empty for all.
         captions: for ``openclipart`` and ``emoji``: ``name``, or ``name_tags`` for
             several captions per record.
-        prompt: of a generative model for pictures without a ``prompt``.
-        data_dir: folder of prepared datasets; "" for the default.
+        prompt: default prompt of a generative model, for images without a ``prompt``.
+        data_dir: folder of prepared datasets; "" for the default folder.
     """
 
     name: str = "clipart"
@@ -102,12 +104,12 @@ class Splits:
     """Training, validation and test data, each opened on first use.
 
     Args:
-        config: which.
-        fit: scales pictures to the model's input. (The drawings of this package are
+        config: which data.
+        fit: scales images to the model's input. (The drawings of this package are
             padded to its size.)
 
     Attributes:
-        unreadable: the pictures skipped so far.
+        unreadable: counter of the images skipped so far.
 
     Raises:
         ValueError: unknown names, damaged files, or empty splits.
@@ -122,7 +124,7 @@ class Splits:
             self._parts = _parts(config)
 
     def train(self) -> Source:
-        """The training data; the user's pictures are read one by one."""
+        """Returns the training data; the user's images are read one by one."""
         if self._config.name in DRAWINGS:
             return self._drawings("train")
         rows, part = self._parts["train"]
@@ -131,7 +133,7 @@ class Splits:
     def warn_of_repeated_captions(self) -> None:
         """Logs how many of the user's training captions are repeated.
 
-        A contrastive loss treats pictures with the same caption as negatives.
+        A contrastive loss treats images with the same caption as negatives.
         """
         rows, part = self._parts.get("train", (None, []))
         if not isinstance(rows, ImageTextRows):
@@ -141,13 +143,13 @@ class Splits:
             caption, most = counts.most_common(1)[0]
             _log.warning(
                 "%d of %d training images share their caption with another (%d have "
-                "%r): a contrastive loss takes them for unlike; give captions that "
+                "%r): a contrastive loss treats them as negatives; give captions that "
                 "tell them apart, or labels to classify by",
                 *(repeated, len(part), most, caption),
             )
 
     def held_out(self, split: str) -> MemorySource:
-        """The ``validation`` or ``test`` data, in memory."""
+        """Returns the ``validation`` or ``test`` data, in memory."""
         if self._config.name in DRAWINGS:
             return self._drawings(split)
         rows, part = self._parts[split]
@@ -155,7 +157,7 @@ class Splits:
         return Pictures(rows, self._fit, self.unreadable, chosen).in_memory()
 
     def digest(self) -> int:
-        """A checksum of the user's samples and of the sizes of their files; else 0."""
+        """Returns a checksum of the user's samples and file sizes; 0 for other data."""
         every = {id(rows): rows for rows, _ in self._parts.values()}
         found = [r.digest() for r in every.values() if isinstance(r, ImageTextRows)]
         return zlib.crc32(repr(found).encode()) if found else 0
@@ -175,7 +177,7 @@ class Splits:
 
 
 def _parts(config: DataConfig) -> dict[str, tuple[Rows, list[int]]]:
-    """Rows of each split, and which of them belong to it."""
+    """Returns for each split its rows and the indices that belong to it."""
     given: dict[str, Rows] = {
         split: ImageTextRows(path)
         for split in _HELD_OUT
@@ -205,13 +207,13 @@ def _parts(config: DataConfig) -> dict[str, tuple[Rows, list[int]]]:
 
 
 class CountedBatches:
-    """Batches whose state includes the unreadable pictures skipped so far.
+    """Batches whose state includes the number of unreadable images skipped so far.
 
     Args:
-        batches: an iterator with ``get_state`` and ``set_state``.
-        unreadable: the counter that the data's sources share.
+        batches: iterator with ``get_state`` and ``set_state``.
+        unreadable: counter that the data sources share.
         records: number of training records.
-        digest: of the data; a state of other data is refused.
+        digest: returns a checksum of the data; states with another one are refused.
     """
 
     def __init__(
@@ -228,7 +230,7 @@ class CountedBatches:
         return next(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns a JSON value."""
+        """Returns the state as a JSON value."""
         return {
             "batches": self._batches.get_state(),
             "unreadable": dict(self._unreadable.reasons),
@@ -240,7 +242,7 @@ class CountedBatches:
         """Restores a state that ``get_state`` returned.
 
         Raises:
-            ValueError: the records have changed.
+            ValueError: the training records have changed.
         """
         if state["records"] != self._records:
             raise ValueError(
@@ -248,7 +250,7 @@ class CountedBatches:
                 f"there are {self._records}: restore the data, or use another "
                 "--workdir"
             )
-        # States of older versions do not name their data.
+        # States of older versions have no checksum of their data.
         check_same_data(state.get("data", self._digest()), self._digest())
         self._unreadable.reasons.update(state["unreadable"])
         self._batches.set_state(state["batches"])

@@ -1,4 +1,4 @@
-"""Writes a vision-text model or its adapters, in four formats."""
+"""Exports of vision-text models or their adapters, in four formats."""
 
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ from meta_opt.workloads.image_text_model import (
 )
 
 _OF_ADAPTERS = ("adapters", "peft")
-# Files of a folder that are copied: neither weights nor newly written.
+# Files copied from the source folder: neither weights nor written by this package.
 _BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -64,7 +64,7 @@ def check_model(export: ExportConfig, model: Module) -> None:
     """Checks, before training, that this model can be written.
 
     Raises:
-        ValueError: an architecture or adapters that the format does not support.
+        ValueError: the format does not support the architecture or the adapters.
     """
     if not export.path:
         return
@@ -78,12 +78,12 @@ def check_model(export: ExportConfig, model: Module) -> None:
 
 
 def write(export: ExportConfig, model: Module, config: ModelConfig) -> None:
-    """Writes a trained model; formats without adapters get them merged.
+    """Writes a trained model; adapters are merged unless the format keeps them.
 
     Args:
         export: path and format; without a path nothing is written.
-        model: with adapters if they were trained. It may be modified.
-        config: the settings that it was built from.
+        model: trained model with its adapters, if any; it may be modified.
+        config: configuration that the model was built from.
     """
     if not export.path:
         return
@@ -107,9 +107,9 @@ def write(export: ExportConfig, model: Module, config: ModelConfig) -> None:
 
 
 def _write_tokenizer(path: str, source: str) -> None:
-    """Writes the tokenizer next to weights in our own format, if its licence is known.
+    """Writes the tokenizer next to weights in this package's format.
 
-    The tokenizer of this package is not written, nor are files without a known licence,
+    This package's own tokenizer is not written, nor are files without a known licence,
     which may not permit redistribution.
     """
     folder = tokenizer_folder(path)

@@ -1,4 +1,4 @@
-"""Builds a vision-text model and its preprocessing from a configuration."""
+"""Vision-text models and their preprocessing, built from a configuration."""
 
 import dataclasses
 import logging
@@ -48,13 +48,13 @@ _ANSWER_LENGTH = 32
 
 
 class Kind(NamedTuple):
-    """A kind of models: contrastive or generative.
+    """A kind of model: contrastive or generative.
 
     Attributes:
-        module: class of the models.
-        sizes: architectures by name.
-        losses: names of the losses that they are trained with.
-        rules: sharding rules.
+        module: class of these models.
+        sizes: their architectures by name.
+        losses: names of the losses that can train them.
+        rules: their sharding rules.
     """
 
     module: type[Any]
@@ -73,7 +73,7 @@ _LOSSES = (*CONTRASTIVE.losses, *GENERATIVE.losses)
 
 
 def kind_of(made: Architecture) -> Kind:
-    """The kind of an architecture."""
+    """Returns the kind of an architecture."""
     if isinstance(made, GenerativeConfig):
         return GENERATIVE if made.tower == "vit" else CONV_GENERATIVE
     return CONTRASTIVE
@@ -81,7 +81,7 @@ def kind_of(made: Architecture) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The model, and which part of it trains.
+    """The model, and which part of it is trained.
 
     Attributes:
         weights: a CLIP, SigLIP or PaliGemma folder in Hugging Face format, the name of
@@ -91,18 +91,18 @@ class ModelConfig:
             to use; "" for that of ``weights``, else the tokenizer that was exported
             with them (`tokenizer_folder`), else the one of this package.
         size: name of an architecture, for a model without weights.
-        parts: pretrained parts of a generative model without weights.
+        parts: pretrained parts of a new generative model.
         trainable: ``all`` or ``lora``; for a generative model also ``decoder`` (all but
             the image tower, whose projection trains) or ``layers`` (as ``decoder``,
             without the token embeddings).
-        cache_features: whether a frozen image tower encodes each training picture only
-            once, with its features kept in memory.
-        lora: the adapters if ``trainable`` is ``lora``.
-        base: ``float``, or ``int8`` for kernels of one byte per weight under adapters.
+        cache_features: whether a frozen image tower encodes each training image only
+            once and its features are kept in memory.
+        lora: settings of the adapters if ``trainable`` is ``lora``.
+        base: ``float``, or ``int8`` for int8 kernels under the adapters.
         loss: ``clip`` or ``siglip``; ``captioning`` for a generative model.
-        dtype: of the computation, ``float32`` or ``bfloat16``.
-        param_dtype: of the parameters, ``float32`` or ``bfloat16``; adapters are
-            float32.
+        dtype: dtype of the computation, ``float32`` or ``bfloat16``.
+        param_dtype: dtype of the parameters, ``float32`` or ``bfloat16``; adapters are
+            always float32.
         remat: what the backward pass recomputes: ``full``, ``dots`` or ``none``.
     """
 
@@ -120,7 +120,7 @@ class ModelConfig:
     remat: str = "full"
 
     def __post_init__(self) -> None:
-        """Checks the names, and that nothing in int8 trains."""
+        """Checks the names, and that no int8 weights or cached features are trained."""
         check_name("model.trainable", self.trainable, _TRAINABLE)
         check_name("model.base", self.base, ("float", "int8"))
         check_name("model.loss", self.loss, _LOSSES)
@@ -138,12 +138,12 @@ class ModelConfig:
             )
 
     def numerics(self) -> dict[str, Any]:
-        """The fields of an architecture that this configuration sets."""
+        """Returns the architecture fields that this configuration sets."""
         return {name: getattr(self, name) for name in ("dtype", "param_dtype", "remat")}
 
     @property
     def folder(self) -> str:
-        """The folder of tokenizer and preprocessing; "" if there is none."""
+        """Returns the folder of tokenizer and preprocessing; "" if there is none."""
         if self.processor:
             return self.processor
         if is_folder(self.weights):
@@ -153,7 +153,7 @@ class ModelConfig:
 
 
 def tokenizer_folder(weights: str) -> Path:
-    """The folder of another tokenizer than this package's, in an export of our format.
+    """Returns the tokenizer folder of an export in this package's format.
 
     >>> tokenizer_folder("runs/mine").as_posix()
     'runs/mine.tokenizer'
@@ -168,10 +168,10 @@ def is_folder(weights: str) -> bool:
 
 
 def architecture(config: ModelConfig) -> Architecture:
-    """The architecture of a model, without reading its weights.
+    """Returns the architecture of a model, without reading its weights.
 
     Raises:
-        ValueError: no such weights, or a loss that does not apply to them.
+        ValueError: there are no such weights, or the loss does not apply to them.
     """
     found: Architecture
     if is_folder(config.weights):
@@ -215,9 +215,9 @@ class Preprocessing(NamedTuple):
     """The preprocessing of images and texts for a model.
 
     Attributes:
-        tokenizer: of captions or answers.
-        text_length: S, tokens of a caption or answer.
-        fit: scales pictures.
+        tokenizer: tokenizer of captions or answers.
+        text_length: S, number of tokens of a caption or answer.
+        fit: scales images.
         prompts: encodes prompts; None for a contrastive model.
     """
 
@@ -237,13 +237,13 @@ def read_preprocessing(
 
     Args:
         config: the model.
-        text_length: S; None for the model's context, or for 32 tokens of an answer.
-        prompt_length: P, tokens of a generative model's prompt.
+        text_length: S; None for the model's context length, or 32 tokens for answers.
+        prompt_length: P, number of tokens of a generative model's prompt.
         prompt: default prompt of a generative model.
 
     Raises:
-        ValueError: no tokenizer in the folder, a tokenizer with another vocabulary than
-            the weights, or a text length above the model's.
+        ValueError: the folder has no tokenizer, its vocabulary is not that of the
+            weights, or the text length is above the model's.
     """
     made = architecture(config)
     tokenizer, fit = _tokenizer_and_fit(config, made)
@@ -264,7 +264,7 @@ def read_preprocessing(
 def _tokenizer_and_fit(
     config: ModelConfig, made: Architecture
 ) -> tuple[TextTokenizer, ImageFit]:
-    """The tokenizer and image fit of a folder, or those of this package."""
+    """Returns the tokenizer and image fit of a folder, or those of this package."""
     known = (
         made.decoder.vocab_size
         if isinstance(made, GenerativeConfig)
@@ -287,7 +287,7 @@ def _tokenizer_and_fit(
             f"of {config.folder} has {tokenizer.vocab_size}"
         )
     if isinstance(made, GenerativeConfig) and made.tower != "vit":
-        # A text encoder's folder has no preprocessing of pictures.
+        # The folder of a text encoder has no image preprocessing.
         return tokenizer, ImageFit(made.image_size)
     how = "crop" if made.class_token else "stretch"
     adapt = config.folder != config.weights
@@ -295,7 +295,7 @@ def _tokenizer_and_fit(
 
 
 def _end_id(config: ModelConfig, tokenizer: TextTokenizer) -> int:
-    """The end token of answers, for a new model with this tokenizer."""
+    """Returns the token that ends the answers of a new model."""
     if not tokenizer.special_ids:
         raise ValueError(
             f"the tokenizer of {config.folder} adds no token that ends a text, and a "
@@ -332,7 +332,7 @@ def _check_length(config: ModelConfig, made: VisionTextConfig, length: int) -> N
 
 
 def trainable_filter(trainable: str) -> Any:
-    """The NNX filter of ``model.trainable``."""
+    """Returns the NNX filter for ``model.trainable``."""
     match trainable:
         case "lora":
             return LoRAParam
@@ -348,10 +348,10 @@ def trainable_filter(trainable: str) -> Any:
 
 
 def in_tower(path: Sequence[Any]) -> bool:
-    """Whether a variable of a generative model is in the image tower.
+    """Whether a variable of a generative model is in the image tower's encoder.
 
     Args:
-        path: keys of the variable.
+        path: keys of the variable in the model.
 
     >>> in_tower(("vision", "patches", "kernel"))
     True
@@ -371,14 +371,14 @@ def load_weights(
 
     Args:
         config: the model.
-        preprocessing: from `read_preprocessing`; a model without weights gets its
+        preprocessing: result of `read_preprocessing`; a model without weights gets its
             vocabulary and text length.
-        mesh: tensors of a folder are read directly into its shards; None for the
+        mesh: mesh whose shards the tensors of a folder are read into; None for the
             default device.
-        seed: of a model without weights.
+        seed: random seed of a model without weights.
 
     Raises:
-        ValueError: missing or damaged weights.
+        ValueError: weights are missing or damaged.
     """
     made = architecture(config)
     kind = kind_of(made)
@@ -402,7 +402,7 @@ def load_weights(
 
 
 def _made_for(made: Architecture, preprocessing: Preprocessing) -> Architecture:
-    """The architecture of a new model for this preprocessing."""
+    """Returns the architecture of a new model for this preprocessing."""
     tokenizer = preprocessing.tokenizer
     if isinstance(made, GenerativeConfig):
         return dataclasses.replace(
@@ -412,7 +412,7 @@ def _made_for(made: Architecture, preprocessing: Preprocessing) -> Architecture:
             end_id=tokenizer.special_ids[-1],
         )
     if made.text.pooling == "end":
-        # An empty text has a start and an end token.
+        # An empty text is encoded as a start and an end token.
         end = int(tokenizer.encode([""], preprocessing.text_length)[0, 1])
         made = dataclasses.replace(made, end_id=end)
     return dataclasses.replace(
@@ -429,16 +429,16 @@ def build_model(
     mesh: Mesh | None = None,
     seed: int = 0,
 ) -> SplitModule:
-    """Loads or initialises the model, and adds adapters if they train.
+    """Loads or initialises the model, and adds adapters if they are trained.
 
     Args:
         config: the model.
-        preprocessing: from `read_preprocessing`.
+        preprocessing: result of `read_preprocessing`.
         mesh: see `load_weights`.
-        seed: of initialised parameters.
+        seed: random seed of initialised parameters.
 
     Raises:
-        ValueError: no such weights, or the LoRA pattern matches nothing.
+        ValueError: there are no such weights, or the LoRA pattern matches nothing.
     """
     model = load_weights(config, preprocessing, mesh, seed)
     count = parameter_count(model)
@@ -454,14 +454,14 @@ def build_model(
 
 
 def model_structure(config: ModelConfig, preprocessing: Preprocessing) -> SplitModule:
-    """As `build_model` with abstract arrays; no weights are read.
+    """Returns the model of `build_model` with abstract arrays; reads no weights.
 
     Args:
         config: the model.
-        preprocessing: from `read_preprocessing`.
+        preprocessing: result of `read_preprocessing`.
 
     Raises:
-        ValueError: no such weights, or the LoRA pattern matches nothing.
+        ValueError: there are no such weights, or the LoRA pattern matches nothing.
     """
     made = architecture(config)
     if not config.weights:

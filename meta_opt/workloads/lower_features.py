@@ -1,6 +1,6 @@
-"""Outputs of the frozen layers of encoders, computed once for each sample.
+"""Outputs of the frozen lower layers of encoders, computed once per sample.
 
-They may be cached in files.
+The outputs can be cached in files.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class EncoderParts(NamedTuple):
     """An encoder, split into frozen and trained layers.
 
     Attributes:
-        lower: the frozen layers; None if all layers train.
+        lower: the frozen layers; None if all layers are trained.
         upper: the trained layers.
     """
 
@@ -40,16 +40,16 @@ class EncoderParts(NamedTuple):
 
 
 def divide_encoder(name: str, trained: int, root: str | os.PathLike) -> EncoderParts:
-    """Loads an encoder and splits it.
+    """Loads an encoder and splits it into frozen and trained layers.
 
     Args:
-        name: of an encoder in `meta_opt.models.encoders`.
-        trained: number of last layers that train; 0: all.
-        root: the folder of datasets and encoders.
+        name: name of an encoder in `meta_opt.models.encoders`.
+        trained: number of last layers to train; 0 for all.
+        root: folder of datasets and encoders.
 
     Raises:
-        ValueError: an encoder that cannot be split there.
-        MissingDataError: an encoder that is not prepared.
+        ValueError: the encoder cannot be split at this layer.
+        MissingDataError: the encoder is not prepared.
     """
     encoder = load_encoder(name, encoder_folder(name, root))
     if not trained:
@@ -63,13 +63,13 @@ def divide_encoder(name: str, trained: int, root: str | os.PathLike) -> EncoderP
 
 
 class FeatureCache:
-    """Outputs of the lower layers for a modality, computed or read from a file.
+    """Outputs of the lower layers for one modality, computed or read from a file.
 
     Args:
-        folder: of the files; "" computes them each time.
-        name: prefix of the files' names.
+        folder: folder of the cached files; "" computes the outputs each time.
+        name: prefix of the names of the files.
         encoder: name of the encoder.
-        root: the folder of datasets and encoders.
+        root: folder of datasets and encoders.
         settings: JSON values that the features depend on, apart from encoder and
             inputs.
     """
@@ -95,7 +95,7 @@ class FeatureCache:
         lower: Callable[[Any], PyTree],
         pool: int = 1,
     ) -> PyTree:
-        """See `features_of`; ``split`` is part of the file's name."""
+        """Returns `features_of` the inputs; ``split`` is part of the file's name."""
         if self._folder is None:
             return features_of(inputs, lower, pool)
         digest = hashlib.sha256(self._key + np.ascontiguousarray(inputs).tobytes())
@@ -106,7 +106,7 @@ class FeatureCache:
                 np.savez(opened, *leaves)
         with np.load(file, allow_pickle=False) as stored:
             leaves = [stored[f"arr_{i}"] for i in range(len(stored.files))]
-        # Sequences are features and which of them are real, images one grid.
+        # Sequences have features and a padding mask, images a single grid.
         return leaves[0] if len(leaves) == 1 else tuple(leaves)
 
 
@@ -116,13 +116,13 @@ def features_of(
     pool: int = 1,
     clips: bool | None = None,
 ) -> PyTree:
-    """Applies a function to samples in batches, to clips frame by frame.
+    """Applies a function to samples in batches, or to the frames of clips.
 
     Args:
-        inputs: pytree of [N, ...]; for clips [N, T, ...].
-        apply: from [B, ...] to a pytree of [B, ...].
+        inputs: pytree of arrays [N, ...], or [N, T, ...] for clips.
+        apply: function from [B, ...] to a pytree of [B, ...].
         pool: number of consecutive features to average, see `pooled`.
-        clips: whether ``inputs`` are clips; None: if they are one array of rank 5.
+        clips: whether ``inputs`` are clips; None: clips are single arrays of rank 5.
 
     Returns:
         Outputs for all samples, [N, ...] or [N, T, ...], on the host.
@@ -146,11 +146,11 @@ def features_of(
 def feature_shapes(
     inputs: jax.ShapeDtypeStruct, apply: Callable[[Any], PyTree], pool: int = 1
 ) -> PyTree:
-    """Shapes of the results of `features_of`, without computing them.
+    """Returns the shapes of the results of `features_of`, without computing them.
 
     Args:
-        inputs: samples [N, ...] or clips [N, T, ...].
-        apply: from [B, ...] to a pytree of [B, ...].
+        inputs: shape of samples [N, ...] or clips [N, T, ...].
+        apply: function from [B, ...] to a pytree of [B, ...].
         pool: number of consecutive features to average.
     """
     frames = inputs.shape[:2] if len(inputs.shape) == 5 else None
@@ -170,22 +170,22 @@ def feature_shapes(
 def _applied(
     parts: Iterable[PyTree], apply: Callable[[Any], PyTree]
 ) -> Iterator[PyTree]:
-    """Applies a function to batches of at most `_ENCODED` samples, as one program."""
+    """Applies a function to batches of `_ENCODED` samples, compiled only once."""
     apply = jax.jit(apply)
     for part in parts:
         size = len(jax.tree.leaves(part)[0])
         found = jax.device_get(apply(jax.tree.map(_filled, part)))
-        # Without the padding of the last batch.
+        # Drop the padding of the last batch.
         yield jax.tree.map(lambda x, size=size: x[:size], found)
 
 
 class Views(NamedTuple):
-    """Random views of pictures, drawn in advance.
+    """Random augmented views of images, drawn in advance.
 
     Attributes:
-        number: V, views of each picture; 1 without augmentation for evaluation.
-        augment: the random changes.
-        seed: view v of picture i is drawn with the seed (seed, i, v).
+        number: V, views per image; 1 without augmentation for evaluation.
+        augment: the augmentation.
+        seed: random seed; view v of image i is drawn with the seed (seed, i, v).
     """
 
     number: int = 1
@@ -193,7 +193,7 @@ class Views(NamedTuple):
     seed: int = 0
 
     def draw(self, images: np.ndarray, first: int, view: int) -> np.ndarray:
-        """View ``view`` of images uint8 [B, h, w, 3] with numbers from ``first`` on.
+        """Returns view ``view`` of images uint8 [B, h, w, 3] number ``first`` onwards.
 
         >>> image = np.zeros((1, 2, 2, 3), np.uint8)
         >>> Views().draw(image, 0, 0).shape
@@ -219,26 +219,26 @@ def view_features(
     folder: str = "",
     name: str = "views",
 ) -> np.ndarray:
-    """Outputs of frozen layers for each view of each picture.
+    """Returns the outputs of frozen layers for each view of each image.
 
     They are stored in half precision. With a folder they are written to a ``.npy`` file
-    that is memory-mapped. Its name has a hash of everything that they depend on, so
-    that a later call with the same pictures, views and weights reuses it.
+    that is memory-mapped. Its name has a hash of everything that the outputs depend on,
+    so that a later call with the same images, views and weights reuses the file.
 
     Args:
         images: uint8 [N, h, w, 3].
         views: the views to compute.
-        lower: from images [B, h, w, 3] to a grid [B, h', w', C].
+        lower: function from images [B, h, w, 3] to a grid [B, h', w', C].
         weights: the arrays that ``lower`` depends on, by path.
-        folder: of the file; "" computes the features each time and keeps them in
-            memory.
+        folder: folder of the file; "" computes the features each time and keeps them
+            in memory.
         name: prefix of the file's name.
 
     Returns:
         float16 [N, V, h', w', C]; with a folder, a read-only memory map of the file.
 
     Raises:
-        ValueError: features that are not finite in half precision.
+        ValueError: features are not finite in half precision.
     """
     shape = jax.eval_shape(lower, images[:1]).shape[1:]
     whole = (len(images), views.number, *shape)
@@ -276,7 +276,7 @@ def view_features(
 def _to_half(x: np.ndarray) -> np.ndarray:
     most = float(np.finfo(np.float16).max)
     largest = float(np.abs(x).max(initial=0))
-    # Not a number fails this too.
+    # Written so that NaN fails too.
     if not largest <= most:
         raise ValueError(
             f"features of the frozen stages reach {largest:g}, more than half "
@@ -294,11 +294,11 @@ def pooled(features: PyTree, size: int) -> PyTree:
     """Averages ``size`` consecutive features at a time, without padding.
 
     Args:
-        features: x [B, S, D], and bool [B, S] that is False for padding.
-        size: divides S.
+        features: features [B, S, D], and a mask bool [B, S] that is False for padding.
+        size: number of features to average, a divisor of S.
 
     Raises:
-        ValueError: features of other shapes, or a length that ``size`` does not divide.
+        ValueError: features have other shapes, or ``size`` does not divide S.
 
     >>> x, real = pooled((np.arange(4.0).reshape(1, 4, 1), np.ones((1, 4), bool)), 2)
     >>> x.ravel().tolist(), real.tolist()

@@ -20,10 +20,10 @@ def drop_modalities(
     all equally likely. Examples with a single modality keep it.
 
     Args:
-        batch: with ``<modality>_present`` bool [B] if examples may lack a modality.
-        modalities: M modalities that examples may have.
-        rate: probability, 0 to 1.
-        key: of the draws.
+        batch: a batch, with ``<modality>_present`` bool [B] if examples may lack it.
+        modalities: the M modalities that examples may have.
+        rate: probability that an example loses a modality, 0 to 1.
+        key: random key.
 
     Returns:
         The batch with new ``<modality>_present`` for each of ``modalities``.
@@ -41,7 +41,7 @@ def drop_modalities(
     whether, which = jax.random.split(key)
     loses = jax.random.bernoulli(whether, rate, (size,))
     loses &= jnp.sum(present, axis=1) > 1
-    # Each of independent uniform draws is equally likely to be the largest.
+    # The argmax of i.i.d. uniform draws is uniform over the present modalities.
     draws = jnp.where(present, jax.random.uniform(which, present.shape), -1.0)
     chosen = jax.nn.one_hot(jnp.argmax(draws, axis=1), len(modalities), dtype=bool)
     left = present & ~(chosen & loses[:, None])

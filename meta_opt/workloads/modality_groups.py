@@ -1,4 +1,4 @@
-"""Which parameters of encoders, fusion and heads belong to which modality."""
+"""Modality groups of the parameters of encoders, fusion and heads."""
 
 import re
 
@@ -21,10 +21,10 @@ GROUPS = (
 
 
 def modality_groups(params: PyTree) -> tuple[tuple[str, str], ...]:
-    """The `GROUPS` whose patterns match a parameter; optimizers reject others.
+    """Returns the `GROUPS` whose patterns match a parameter; optimizers reject others.
 
     Args:
-        params: pytree of the trained arrays.
+        params: pytree of the trained parameters.
 
     >>> modality_groups({"fusion": {"summary": 0.0}, "logit_scale": 0.0})
     (('^(fusion|cross_encoder)/', 'fusion'), ('^heads/|^logit_scale$', 'head'))

@@ -38,11 +38,11 @@ from meta_opt.workloads.workload import (
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalConfig:
-    """A task, its samples and the model; each section is documented at its class.
+    """The samples of a task and the model; each section is documented at its class.
 
     Attributes:
-        inputs: the task and its samples.
-        model: fusion and head on the encoders, and which part trains.
+        inputs: the task, and how its samples become arrays.
+        model: fusion and heads on the encoders, and which part is trained.
         modality_dropout: probability that a training example with several modalities
             loses one of them.
     """
@@ -66,24 +66,24 @@ class MultimodalConfig:
         mesh: Mesh | None = None,
         export: ExportConfig = ExportConfig(),  # noqa: B008
     ) -> Workload:
-        """Reads the samples, and initialises fusion and head.
+        """Reads the samples, and initialises fusion and heads.
 
         Args:
-            seed: of initialised parameters.
+            seed: random seed of initialised parameters.
             mesh: ignored; the encoders are small.
             export: path and format of the exported model.
 
         Raises:
-            ValueError: modality dropout for a task that it does not apply to; see also
+            ValueError: modality dropout does not apply to the task; see also
                 `read_inputs`, `model_factory` and `check_model_format`.
-            MissingDataError: a dataset or encoder that is not prepared.
+            MissingDataError: a dataset or encoder is not prepared.
         """
         check_model_format(export, "multimodal model")
         inputs = read_inputs(self.inputs)
         self._check_dropout(inputs)
         if self.model.readout:
             inputs = with_readout(inputs)
-        # As one program, compiled once for all seeds.
+        # One program, compiled once for all seeds.
         create = nnx.jit(model_factory(self.model, inputs))
 
         def with_seed(seed: int) -> Workload:
@@ -129,12 +129,12 @@ class MultimodalConfig:
 def multimodal_workload(
     module: SplitModule, inputs: Inputs, name: str, dropout: float = 0.0
 ) -> Workload:
-    """The workload of a model with given inputs.
+    """Returns the workload of a model with given inputs.
 
     Args:
-        module: see `meta_opt.workloads.multimodal_model.build_multimodal`.
-        inputs: with the split ``train`` and the splits to evaluate.
-        name: of the task, for errors.
+        module: model from `meta_opt.workloads.multimodal_model.build_multimodal`.
+        inputs: inputs with the split ``train`` and the splits to evaluate.
+        name: name of the task, for error messages.
         dropout: see `MultimodalConfig.modality_dropout`.
     """
     evaluations = {s: evaluation_on(inputs, s) for s in inputs.splits if s != "train"}
@@ -161,11 +161,11 @@ def multimodal_workload(
 def multimodal_loss_fn(
     module: SplitModule, inputs: Inputs, dropout: float = 0.0
 ) -> LossFn:
-    """`multimodal_loss` as a function of the model's arrays.
+    """Returns `multimodal_loss` as a function of the model's arrays.
 
     Args:
-        module: only its structure is used.
-        inputs: kind and modalities of the task.
+        module: the model; only its structure is used.
+        inputs: inputs, for the kind and the modalities of the task.
         dropout: see `MultimodalConfig.modality_dropout`.
     """
 
@@ -181,7 +181,7 @@ def multimodal_loss_fn(
 
 
 def evaluation_on(inputs: Inputs, split: str, batch_size: int = 128) -> Any:
-    """``model -> metrics`` on a split; on the test split captions are generated too."""
+    """Returns ``model -> metrics``; captions are generated on the test split only."""
     return multimodal_evaluation(
         inputs.kind,
         inputs.modalities,

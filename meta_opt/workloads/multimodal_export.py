@@ -34,11 +34,11 @@ def write_multimodal(
     """Writes a trained model; adapters are merged.
 
     Args:
-        export: path of the files.
-        model: it may be modified.
-        inputs: the settings of its inputs.
-        config: the settings that it was built from.
-        class_names: K names of a classification.
+        export: path of the files, without suffix.
+        model: trained model; it may be modified.
+        inputs: configuration of the model's inputs.
+        config: configuration that the model was built from.
+        class_names: K class names of a classification task.
     """
     if config.trainable == "lora":
         merge_lora(model)
@@ -56,10 +56,10 @@ def write_multimodal(
 def read_settings(
     path: str | os.PathLike,
 ) -> tuple[InputsConfig, MultimodalModelConfig, dict[str, Any]]:
-    """The settings of inputs and model of an export, and its whole JSON object.
+    """Reads the settings of inputs and model of an export, and its JSON object.
 
     Raises:
-        ValueError: no such file, or one of another format.
+        ValueError: there is no such file, or it is of another format.
     """
     file = Path(f"{path}.json")
     try:
@@ -73,7 +73,7 @@ def read_settings(
         inputs = from_config(InputsConfig, about.get("inputs"), "inputs")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    # Adapters were merged into the kernels.
+    # No LoRA: the adapters were merged into the kernels on export.
     return inputs, dataclasses.replace(model, trainable="all"), about
 
 
@@ -81,11 +81,11 @@ def read_multimodal(path: str | os.PathLike, inputs: Inputs) -> Multimodal:
     """Reads a model that `write_multimodal` wrote.
 
     Args:
-        path: without suffix.
-        inputs: `read_inputs` of the settings that `read_settings` returns.
+        path: path of the export, without suffix.
+        inputs: result of `read_inputs` for the settings from `read_settings`.
 
     Raises:
-        ValueError: missing or damaged files, or arrays of another model.
+        ValueError: files are missing or damaged, or of another model.
     """
     _, config, about = read_settings(path)
     create = model_factory(config, inputs)

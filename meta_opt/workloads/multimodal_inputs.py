@@ -1,7 +1,7 @@
 """Converts samples to the input arrays of a multimodal model.
 
-If only the upper layers of the encoders train, the outputs of the frozen lower layers
-are computed once for each sample, and may be cached in a file.
+If only the upper layers of the encoders are trained, the outputs of the frozen lower
+layers are computed once per sample, and can be cached in files.
 """
 
 import dataclasses
@@ -35,24 +35,24 @@ _END, _PAD = 3, 0
 
 @dataclasses.dataclass(frozen=True)
 class InputsConfig:
-    """The task, and how its samples become arrays.
+    """A task, and how its samples become arrays.
 
     Attributes:
         task: one of `meta_opt.data.sources.multimodal.TASKS`, or the path of a JSONL
             file or of tar files; see `meta_opt.data.sources.jsonl_samples`.
-        data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
+        data_dir: folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
-        max_examples: most samples of a split; 0: all of them.
+        max_examples: maximum number of samples per split; 0 for all of them.
         max_unreadable: number of the user's files that may be skipped as unreadable.
-        image_size: side of pictures and frames in pixels.
-        audio_seconds: length of sounds.
-        text_length: S, input tokens of the text encoder.
-        caption_length: S, tokens of a generated caption.
-        encoders: by modality, names of `meta_opt.models.encoders`; video is encoded by
-            that of images.
-        trainable_layers: by modality, number of last layers that train; 0: all.
-        pool_size: by modality, number of consecutive features that are averaged before
-            the trained layers; 1: no pooling. It requires frozen layers.
+        image_size: side length of images and video frames in pixels.
+        audio_seconds: length of audio clips in seconds.
+        text_length: S, number of input tokens of the text encoder.
+        caption_length: S, number of tokens of a generated caption.
+        encoders: names in `meta_opt.models.encoders` by modality; video is encoded by
+            the image encoder.
+        trainable_layers: number of last layers to train, by modality; 0 for all.
+        pool_size: number of consecutive features to average before the trained layers,
+            by modality; 1 for no pooling. Pooling requires frozen layers.
         feature_cache_dir: folder for the outputs of frozen layers; "" computes them for
             each run.
     """
@@ -92,18 +92,18 @@ class Inputs(NamedTuple):
     """The inputs of a run.
 
     Attributes:
-        kind: the task, one of `meta_opt.data.samples.KINDS`.
-        modalities: of the samples.
-        splits: by name, pytrees of arrays [B, ...]: the input of each modality's
+        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
+        modalities: modalities of the samples.
+        splits: pytrees of arrays [N, ...] by split name: the input of each modality's
             encoder, ``<modality>_present``, and ``label``, ``score`` or ``caption``.
-        encoders: trained parts of the encoders by modality.
-        class_names: K names of a classification.
-        captions: by split, texts to retrieve or to generate.
-        tokenizer: of generated captions.
-        missing: by split and modality, number of samples without the modality.
-        skipped: by split, number of unreadable samples.
-        readout: kernel [W, K] and bias [K] of a linear readout of the encoders as they
-            are; None for none. See `meta_opt.workloads.readout.with_readout`.
+        encoders: trained layers of the encoders by modality.
+        class_names: K class names of a classification task.
+        captions: texts to retrieve or to generate, by split.
+        tokenizer: tokenizer of generated captions.
+        missing: number of samples that lack a modality, by split and modality.
+        skipped: number of unreadable samples by split.
+        readout: kernel [W, K] and bias [K] of a linear readout of the pretrained
+            encoders, or None. See `meta_opt.workloads.readout.with_readout`.
     """
 
     kind: str
@@ -122,7 +122,7 @@ def read_inputs(config: InputsConfig) -> Inputs:
     """Reads the samples and runs the encoders' frozen lower layers on them.
 
     Raises:
-        MissingDataError: a dataset or encoder that is not prepared.
+        MissingDataError: a dataset or encoder is not prepared.
         ValueError: see `find_task`, `read_split` and `Divisible`.
     """
     root = config.data_dir or default_data_dir()
@@ -140,8 +140,8 @@ def inputs_of(reader: "InputReader", samples: Mapping[str, Samples]) -> Inputs:
     """Runs the encoders' frozen lower layers on samples.
 
     Args:
-        reader: of the task.
-        samples: by split.
+        reader: input reader of the task.
+        samples: samples by split.
     """
     return reader.without_samples(samples["train"].class_names)._replace(
         splits={split: reader(x, split) for split, x in samples.items()},
@@ -158,18 +158,18 @@ class InputReader:
     """Converts samples to the input arrays of the encoders' trained layers.
 
     Args:
-        config: of the inputs; its task is only a name.
-        kind: the task, one of `meta_opt.data.samples.KINDS`.
-        modalities: of the samples.
+        config: configuration of the inputs; its task is only used as a name.
+        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
+        modalities: modalities of the samples.
 
     Attributes:
-        kind: as given.
-        modalities: as given.
-        encoders: trained parts of the encoders by modality.
-        tokenizer: of generated captions.
+        kind: kind of task.
+        modalities: modalities of the samples.
+        encoders: trained layers of the encoders by modality.
+        tokenizer: tokenizer of generated captions.
 
     Raises:
-        MissingDataError: an encoder that is not prepared.
+        MissingDataError: an encoder is not prepared.
         ValueError: see `divide_encoder`.
     """
 
@@ -191,11 +191,11 @@ class InputReader:
     def __call__(
         self, samples: Samples, split: str = "", *, asked: bool = True
     ) -> dict[str, PyTree]:
-        """Returns arrays [B, ...] as `Inputs.splits` has them.
+        """Returns arrays [N, ...] in the format of `Inputs.splits`.
 
         Args:
-            samples: with all of the modalities.
-            split: for the names of files in ``feature_cache_dir``.
+            samples: samples with all of the modalities.
+            split: name of the split, for the names of files in ``feature_cache_dir``.
             asked: whether the samples have targets.
         """
         found = self._arrays(samples)
@@ -218,10 +218,10 @@ class InputReader:
         return found
 
     def without_samples(self, class_names: tuple[str, ...]) -> Inputs:
-        """`Inputs` without samples, to build a model from.
+        """Returns `Inputs` without samples, from which a model can be built.
 
         Args:
-            class_names: K names of a classification.
+            class_names: K class names of a classification task.
         """
         return Inputs(
             kind=self.kind,
@@ -236,10 +236,10 @@ class InputReader:
         )
 
     def shapes(self, samples: Samples) -> dict[str, PyTree]:
-        """The abstract arrays that a call would return; no layer is run.
+        """Returns the abstract arrays of a call, without running any layer.
 
         Args:
-            samples: with all of the modalities, and targets.
+            samples: samples with all of the modalities, and targets.
         """
         found = self._arrays(samples) | self._asked(samples)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)

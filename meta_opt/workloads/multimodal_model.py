@@ -1,4 +1,4 @@
-"""The multimodal model of a task, split into trained and frozen parts, and its loss."""
+"""Multimodal models, split into trained and frozen parts, and their loss."""
 
 import dataclasses
 import re
@@ -32,18 +32,19 @@ ADAPTED = (
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalModelConfig:
-    """The model on top of the encoders, and which part of it trains.
+    """The model on top of the encoders, and which part of it is trained.
 
     Attributes:
         fusion: width and depth of the fusion transformer.
-        embed_dim: width of the vectors for retrieval.
-        captioner: generates captions in the vocabulary of this package's tokenizer.
-        trainable: what trains of the encoders: ``all``, adapters (``lora``) or nothing
-            (``head``). Projections, fusion and heads always train.
-        lora: the adapters if ``trainable`` is ``lora``.
-        readout: whether classes or scores are also read linearly from the pretrained
-            encoders' mean features, by a regression that does not train any further
-            (`meta_opt.workloads.readout`).
+        embed_dim: width of the embeddings for retrieval.
+        captioner: caption decoder, whose vocabulary is that of this package's
+            tokenizer.
+        trainable: what is trained of the encoders: ``all``, adapters (``lora``) or
+            nothing (``head``). Projections, fusion and heads are always trained.
+        lora: settings of the adapters if ``trainable`` is ``lora``.
+        readout: whether a linear regression on the mean features of the pretrained
+            encoders, fitted before training and then frozen, is added to the logits or
+            scores (`meta_opt.workloads.readout`).
     """
 
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
@@ -64,15 +65,14 @@ def build_multimodal(
     """Builds the model of a task.
 
     Args:
-        config: of the model.
-        inputs: with the encoders.
-        seed: of the initialisation of fusion, heads and adapters.
+        config: configuration of the model.
+        inputs: inputs with the encoders.
+        seed: random seed of the initialisation of fusion, heads and adapters.
 
     Raises:
-        ValueError: adapters that match no kernel, or a readout for what is not read
-            out.
+        ValueError: adapters match no kernel, or the task has no readout.
     """
-    # In one program: operation by operation it would take far longer.
+    # Compiled as one program: dispatching each operation would be far slower.
     return start_multimodal(
         nnx.jit(model_factory(config, inputs)), config, inputs, seed
     )
@@ -84,13 +84,13 @@ def start_multimodal(
     inputs: Inputs,
     seed: int,
 ) -> SplitModule:
-    """The model as training begins: initialised, its readout set, split.
+    """Initialises a model, sets its readout, and splits it for training.
 
     Args:
-        create: `model_factory` of the config, compiled.
-        config: of the model.
-        inputs: with the readout if the model has one.
-        seed: of the initialisation.
+        create: compiled `model_factory` of the configuration.
+        config: configuration of the model.
+        inputs: inputs, with a readout if the model has one.
+        seed: random seed of the initialisation.
     """
     model = create(jax.random.key(seed))
     if config.readout:
@@ -120,7 +120,7 @@ def model_factory(
         first, second = jax.random.split(key)
         model = Multimodal(
             config.fusion,
-            # Variables of this trace's own around the same arrays.
+            # Creates variables in this trace's scope around the same arrays.
             nnx.merge(graph, jax.tree.map(jnp.asarray, arrays)),
             inputs.modalities,
             heads,
@@ -139,11 +139,11 @@ def split_multimodal(
     """Splits a model with encoders into trained and frozen parts.
 
     Args:
-        model: its encoders are under ``encoders``.
-        trainable: what trains of the encoders: ``all``, adapters (``lora``) or nothing
-            (``head``).
-        frozen: an attribute of the model that does not train, as readouts never do; ""
-            for none.
+        model: a model with its encoders under ``encoders``.
+        trainable: what is trained of the encoders: ``all``, adapters (``lora``) or
+            nothing (``head``).
+        frozen: name of an attribute of the model to freeze, besides readouts, which are
+            always frozen; "" for none.
     """
 
     def trains(path: Any, value: Any) -> bool:
@@ -158,19 +158,20 @@ def split_multimodal(
 def multimodal_loss(
     model: Multimodal, batch: dict[str, Any], kind: str
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss of a batch, and its error rate.
+    """Returns the loss and the error rate of a batch.
 
-    Cross-entropy of classes, squared error of scores, symmetric contrastive loss of
-    pairs, or cross-entropy of a caption's tokens. The error rate is that of classes, of
-    the signs of scores, of the nearest texts of pictures, or of tokens.
+    The loss is the cross-entropy of classes, the squared error of scores, the symmetric
+    contrastive loss of pairs, or the cross-entropy of caption tokens. The error rate is
+    that of classes, of the signs of scores, of the nearest text of each image, or of
+    tokens.
 
     Args:
-        model: with the head for the kind of task.
+        model: a model with the head for the kind of task.
         batch: arrays [B, ...].
-        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
 
     Returns:
-        Both float32 [].
+        Loss and error rate, both float32 [].
     """
     if kind == "classify":
         return classification_loss(model.classify(batch), batch["label"])

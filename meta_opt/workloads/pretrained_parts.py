@@ -1,4 +1,4 @@
-"""Initialises parts of a new generative model from pretrained models."""
+"""Initialisation of parts of a new generative model from pretrained models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ class PartsConfig:
 
     Attributes:
         image: the image tower: the encoder ``efficientnet_lite0`` that ``make data``
-            prepares, or a SigLIP folder in Hugging Face format, which then replaces the
-            tower of the size; "" initialises it at random.
+            prepares, or a SigLIP folder in Hugging Face format, whose tower replaces
+            the tower of ``model.size``; "" initialises it at random.
         text: the decoder's token embeddings: the encoder ``minilm``, with the same
             width as the decoder; "" initialises them at random. MiniLM's layers are not
             used: they normalise after their residuals, and have biases and no gates.
-        data_dir: the folder of encoders; "" for the default.
+        data_dir: folder of encoders; "" for the default folder.
     """
 
     image: str = ""
@@ -36,22 +36,22 @@ class PartsConfig:
     data_dir: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for another text encoder."""
+        """Raises ValueError if ``text`` is not a supported encoder."""
         if self.text not in ("", "minilm"):
             raise ValueError(
                 f"model.parts.text={self.text!r} must be 'minilm' or empty"
             )
 
     def architecture(self, made: GenerativeConfig) -> GenerativeConfig:
-        """The architecture with the tower of ``image``.
+        """Returns the architecture with the image tower of ``image``.
 
         Args:
-            made: architecture of the size.
+            made: architecture of ``model.size``.
 
         Raises:
-            ValueError: a tower of another architecture than the size's, or a folder of
-                another model than SigLIP.
-            FileNotFoundError: no such folder.
+            ValueError: the tower does not fit the architecture, or the folder is not of
+                a SigLIP model.
+            FileNotFoundError: there is no such folder.
         """
         if not self.image or self.image == made.tower:
             return made
@@ -74,15 +74,15 @@ class PartsConfig:
         return dataclasses.replace(made, tower="vit", vision=tower, **found)
 
     def build(self, made: GenerativeConfig, seed: int = 0) -> Generative:
-        """A new model with the pretrained arrays.
+        """Returns a new model with the pretrained arrays.
 
         Args:
-            made: from `architecture`.
-            seed: of all other arrays.
+            made: result of `architecture`.
+            seed: random seed of all other arrays.
 
         Raises:
-            ValueError: arrays of other shapes than the model's.
-            MissingDataError: an encoder that is not prepared; names the command.
+            ValueError: pretrained arrays do not have the model's shapes.
+            MissingDataError: an encoder is not prepared; the message has the command.
         """
 
         def create() -> Generative:
@@ -96,7 +96,7 @@ class PartsConfig:
             path: _fitting(path, array, variables)
             for path, array in self._arrays().items()
         }
-        # Unused results are not compiled; a convolutional tower would take long.
+        # jit prunes unused results; compiling a convolutional tower would take long.
         others = jax.jit(
             lambda: {
                 path: variable[...]
@@ -109,7 +109,7 @@ class PartsConfig:
         return model
 
     def _arrays(self) -> dict[str, Any]:
-        """The pretrained arrays by their paths in the model."""
+        """Returns the pretrained arrays by their paths in the model."""
         root = self.data_dir or default_data_dir()
         found: dict[str, Any] = {}
         if self.image in CONVNETS:
@@ -127,12 +127,12 @@ class PartsConfig:
 
 
 def _below(place: str, module: nnx.Module) -> dict[str, Any]:
-    """The arrays of a module by path; paths start with ``place``."""
+    """Returns the arrays of a module by path, prefixed with ``place``."""
     return {f"{place}/{k}": v[...] for k, v in by_path(module, STORED).items()}
 
 
 def _fitting(path: str, array: Any, variables: Mapping[str, Any]) -> jax.Array:
-    """An array in the model's layout."""
+    """Converts an array to the dtype and layout of the model's variable."""
     if path not in variables:
         raise ValueError(f"model.parts: the model has no {path}")
     wanted = variables[path]

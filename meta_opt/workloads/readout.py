@@ -1,10 +1,10 @@
-"""A linear readout of pretrained encoders, beside a model that is fine-tuned.
+"""A linear readout of pretrained encoders, added to a model that is fine-tuned.
 
-A regularised regression on the mean features of frozen encoders is hard to beat where
-examples are few. It fits its own examples nearly perfectly, so that a model trained on
-top of that would have nothing left to learn from them. Training examples therefore get
+A regularised regression on the mean features of frozen encoders is hard to beat with
+few examples. It fits its own training examples nearly perfectly, which would leave
+nothing to learn for a model trained on top of it. Training examples therefore get
 out-of-fold predictions, each from a regression on other examples, and the model learns
-what the readout lacks on examples that it has not seen (stacked generalisation, Wolpert
+to correct the readout's errors on unseen examples (stacked generalisation, Wolpert
 1992).
 """
 
@@ -46,7 +46,7 @@ _FOLDS = 5
 
 
 class Linear(NamedTuple):
-    """A linear map of means [N, W] to outputs [N, K].
+    """A linear map from mean features [N, W] to outputs [N, K].
 
     Attributes:
         kernel: float [W, K].
@@ -57,25 +57,26 @@ class Linear(NamedTuple):
     bias: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Outputs float32 [N, K]."""
+        """Returns outputs float32 [N, K]."""
         return (x @ self.kernel + self.bias).astype(np.float32)
 
 
 def with_readout(inputs: Inputs) -> Inputs:
     """Fits a readout to the training examples.
 
-    Classes by multinomial logistic regression, scores by ridge regression, on the mean
-    features of the encoders as they are; the penalty by cross-validation.
+    Classes are predicted by multinomial logistic regression and scores by ridge
+    regression on the mean features of the pretrained encoders. The penalty is chosen by
+    cross-validation.
 
     Args:
-        inputs: with the encoders, and classes or scores.
+        inputs: inputs with the encoders, and classes or scores.
 
     Returns:
         The inputs with ``readout``. Training examples have ``read``, out-of-fold
         predictions float32 [N, K]; other splits have ``means`` float32 [N, W].
 
     Raises:
-        ValueError: a task without classes or scores.
+        ValueError: the task has no classes or scores.
     """
     if inputs.kind not in READ_OUT:
         raise ValueError(
@@ -95,7 +96,7 @@ def with_readout(inputs: Inputs) -> Inputs:
             for fold in _folds(inputs.kind, y[used]):
                 held_out, others = used[fold], np.delete(used, fold)
                 read[held_out] = fit(x[others], y[others])(x[held_out])
-    # The choice of the penalty may differ between processes by rounding.
+    # Rounding may make processes choose different penalties.
     read, kernel, bias = arrays_from_first((read, whole.kernel, whole.bias))
     splits = {**inputs.splits, "train": {**train, "read": read}}
     return inputs._replace(splits=splits, readout=(kernel, bias))
@@ -103,10 +104,10 @@ def with_readout(inputs: Inputs) -> Inputs:
 
 @contextlib.contextmanager
 def _few_threads(work: float) -> Iterator[None]:
-    """One thread for products of matrices that are too small to divide.
+    """Limits BLAS to one thread for matrix products too small to parallelise.
 
-    The threads of OpenBLAS wait for each other busily: where the cores have other work,
-    two of them take fifty times as long as one for a regression on 500 examples.
+    OpenBLAS threads busy-wait for each other: on busy cores a regression on 500
+    examples takes fifty times as long with two threads as with one.
     """
     from threadpoolctl import threadpool_limits
 
@@ -117,7 +118,7 @@ def _few_threads(work: float) -> Iterator[None]:
 def _chosen_fit(
     inputs: Inputs, x: np.ndarray, y: np.ndarray
 ) -> Callable[[np.ndarray, np.ndarray], Linear]:
-    """The regression of the task's kind, its penalty chosen by cross-validation."""
+    """Returns the regression for the kind of task, with a cross-validated penalty."""
     if inputs.kind == "classify":
         classes, strength = len(inputs.class_names), _choose_strength(x, y)
         return functools.partial(_logistic, classes=classes, strength=strength)
@@ -125,7 +126,7 @@ def _chosen_fit(
 
 
 def with_means(inputs: Inputs) -> Inputs:
-    """The inputs with ``means`` in each split, see `mean_features`."""
+    """Returns inputs with ``means`` in each split; see `mean_features`."""
     splits = {
         name: arrays
         if "means" in arrays
@@ -141,17 +142,17 @@ def with_means(inputs: Inputs) -> Inputs:
 def mean_features(
     encoders: Mapping[str, Any], modalities: Sequence[str], arrays: Mapping[str, PyTree]
 ) -> np.ndarray:
-    """The mean features of encoders, which a readout reads.
+    """Returns the mean features of encoders, the input of a readout.
 
     Args:
-        encoders: by modality, before they are trained; video may be encoded by that of
-            images, frame by frame.
-        modalities: in the order of the result.
-        arrays: [N, ...], as in `Inputs.splits`.
+        encoders: pretrained encoders by modality; video may be encoded frame by frame
+            by the image encoder.
+        modalities: modalities in the order of the result.
+        arrays: arrays [N, ...] in the format of `Inputs.splits`.
 
     Returns:
-        float32 [N, W], each modality's mean over its features, normalised to mean 0 and
-        variance 1 in each sample, next to each other; 0 where a modality is missing.
+        float32 [N, W], the concatenated means over each modality's features, each
+        normalised to mean 0 and variance 1 per sample; 0 where a modality is missing.
     """
     parts = []
     for modality in modalities:
@@ -177,11 +178,11 @@ def mean_features(
 
 
 def set_readout(model: Multimodal, inputs: Inputs) -> None:
-    """Sets the model's readout to that of the inputs.
+    """Copies the readout of the inputs into the model.
 
     Args:
-        model: with a readout; all else stays.
-        inputs: of `with_readout`.
+        model: a model with a readout; its other arrays are unchanged.
+        inputs: result of `with_readout`.
     """
     assert inputs.readout is not None
     layer: Any
@@ -199,16 +200,16 @@ def _folds(kind: str, y: np.ndarray) -> list[np.ndarray]:
     count = min(_FOLDS, len(y))
     make: Any = StratifiedKFold if kind == "classify" else KFold
     if kind == "classify" and np.bincount(y).max() < count:
-        make = KFold  # No class has an example for each fold.
+        make = KFold  # No class has enough examples for stratified folds.
     with warnings.catch_warnings():
-        # Of classes with fewer examples than folds.
+        # Warns of classes with fewer examples than folds.
         warnings.simplefilter("ignore", UserWarning)
         split = make(count, shuffle=True, random_state=0).split(y, y)
         return [held_out for _, held_out in split]
 
 
 def _choose_strength(x: np.ndarray, labels: np.ndarray) -> float:
-    """The C of least cross-validated loss; a small one where no folds can be made."""
+    """Returns the C of least cross-validated loss; a small C if no folds exist."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -219,11 +220,11 @@ def _choose_strength(x: np.ndarray, labels: np.ndarray) -> float:
     folds = min(_MOST_FOLDS, int(counts.min()))
     if len(seen) < 2 or folds < 2:
         return _FEW_EXAMPLES
-    # The first examples of each class.
+    # Only the first examples of each class, to bound the cost.
     most = max(_FEWEST_A_CLASS, int(_MOST_WORK / (x.shape[1] * len(seen) ** 2)))
     some = np.concatenate([np.flatnonzero(labels == c)[:most] for c in seen])
     with warnings.catch_warnings():
-        # What has not converged is as good as it is.
+        # Solutions that have not converged are good enough to compare.
         warnings.simplefilter("ignore", ConvergenceWarning)
         search: Any = GridSearchCV(
             LogisticRegression(max_iter=200),
@@ -238,7 +239,7 @@ def _choose_strength(x: np.ndarray, labels: np.ndarray) -> float:
 def _logistic(
     x: np.ndarray, labels: np.ndarray, classes: int, strength: float
 ) -> Linear:
-    """Multinomial logistic regression; a class without example is never likely."""
+    """Fits a multinomial logistic regression; unseen classes get a low bias."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -253,24 +254,24 @@ def _logistic(
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = LogisticRegression(C=strength, max_iter=500).fit(x, labels)
     coefficients, intercepts = found.coef_, found.intercept_
-    if len(seen) == 2:  # One row, the logit of the second class.
+    if len(seen) == 2:  # scikit-learn returns one row, the second class's logit.
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     kernel[:, seen], bias[seen] = coefficients.T, intercepts
-    # As unlikely as the least likely of the others: training can still correct that.
+    # Just below the least likely seen class, so that training can still correct it.
     bias[np.setdiff1d(np.arange(classes), seen)] = intercepts.min() - _UNSEEN
     return Linear(kernel, bias)
 
 
 def _choose_alpha(x: np.ndarray, scores: np.ndarray) -> float:
-    """The alpha of least squared error, by leave-one-out."""
+    """Returns the alpha of least leave-one-out squared error."""
     from sklearn.linear_model import RidgeCV
 
     return float(RidgeCV(alphas=_PENALTIES).fit(x, scores).alpha_)
 
 
 def _ridge(x: np.ndarray, scores: np.ndarray, alpha: float) -> Linear:
-    """Ridge regression to one output."""
+    """Fits a ridge regression with one output."""
     from sklearn.linear_model import Ridge
 
     found = Ridge(alpha=alpha).fit(x, scores)

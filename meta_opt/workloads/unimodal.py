@@ -1,4 +1,4 @@
-"""Predictions of a multimodal classifier from each modality alone, and their losses."""
+"""Predictions of a multimodal classifier from single modalities, and their losses."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -24,16 +24,15 @@ _JOINT = "joint"
 def unimodal_of(
     module: SplitModule, inputs: Inputs, dropout: float = 0.0
 ) -> Unimodal | None:
-    """Predictions from each modality alone, for a classification from several.
+    """Returns predictions from each modality alone, for multimodal classification.
 
-    A single modality's prediction is the fusion of its own features, which equals
-    masking all others (`Multimodal.classify_encoded`). The encoders run once, for the
-    loss; this adds M forward passes through the fusion, each with one modality's
-    features.
+    A unimodal prediction fuses the features of that modality only, which equals masking
+    all others (`Multimodal.classify_encoded`). The encoders run once, for the loss; the
+    predictions add M forward passes through the fusion.
 
     Args:
-        module: only its structure is used.
-        inputs: kind and modalities of the task.
+        module: the model; only its structure is used.
+        inputs: inputs, for the kind and the modalities of the task.
         dropout: see `MultimodalConfig.modality_dropout`; strengths are computed without
             dropout.
 
@@ -63,19 +62,19 @@ def unimodal_of(
 def modality_losses(
     module: SplitModule, inputs: Inputs, dropout: float = 0.0
 ) -> Losses | None:
-    """The loss of a classification from several modalities, and of each one alone.
+    """Returns the losses of all modalities jointly and of each modality alone.
 
-    For runs that combine several losses: with equal weights the model is trained to
-    predict from each modality by itself too, so that none stops learning while another
-    suffices (as Wang et al. 2020, arXiv:1905.12681, with heads of their own). Encoders,
-    fusion and head are those of the joint loss; the encoders run once. A modality's
-    loss is the mean cross-entropy over the examples that have it, and NaN, which such
-    runs mask, in a batch without any.
+    For multimodal classification in runs that combine several losses: with equal
+    weights the model is also trained to predict from each modality alone, so that none
+    stops learning while another suffices (Wang et al. 2020, arXiv:1905.12681, who use
+    separate heads). All losses share encoders, fusion and head; the encoders run once.
+    A modality's loss is the mean cross-entropy over the examples that have it, and NaN
+    in a batch without any, which such runs mask.
 
     Args:
-        module: only its structure is used.
-        inputs: kind and modalities of the task.
-        dropout: see `MultimodalConfig.modality_dropout`, of the joint loss.
+        module: the model; only its structure is used.
+        inputs: inputs, for the kind and the modalities of the task.
+        dropout: see `MultimodalConfig.modality_dropout`; applies to the joint loss.
 
     Returns:
         ``joint``, the primary loss, and one loss by the name of each modality; None for
@@ -108,7 +107,7 @@ def _joint(
     dropout: float,
     rng: jax.Array,
 ) -> tuple[Mapping[str, Tokens], jax.Array, jax.Array]:
-    """Features of each modality, and loss and error rate of all together."""
+    """Returns features by modality, and loss and error rate of the joint prediction."""
     encoded = model.encode(batch)
     seen = drop_modalities(batch, modalities, dropout, rng) if dropout else batch
     logits = model.classify_encoded(encoded, seen)
@@ -120,7 +119,7 @@ def _several(inputs: Inputs) -> bool:
 
 
 def _present(batch: dict[str, Any], modalities: Sequence[str]) -> list[jax.Array]:
-    """Which examples have each modality, bool [B]."""
+    """Returns for each modality which examples have it, bool [B]."""
     everywhere = jnp.ones(len(batch["label"]), bool)
     return [jnp.asarray(batch.get(f"{m}_present", everywhere)) for m in modalities]
 
@@ -128,13 +127,13 @@ def _present(batch: dict[str, Any], modalities: Sequence[str]) -> list[jax.Array
 def own_parameters(
     modalities: Sequence[str], encoders: Collection[str]
 ) -> tuple[str, ...]:
-    """A pattern of the parameters that only one modality passes through, for each.
+    """Returns a pattern of the parameters that only this modality uses, for each.
 
-    An image encoder that encodes video frames too belongs to neither modality.
+    An image encoder that also encodes video frames belongs to neither modality.
 
     Args:
-        modalities: of the model.
-        encoders: modalities with an encoder; video without one uses that of images.
+        modalities: modalities of the model.
+        encoders: modalities with an encoder; video without one uses the image encoder.
 
     >>> own_parameters(("image", "text"), ("image", "text"))[1]
     '^(projections/text/|encoders/text/)'

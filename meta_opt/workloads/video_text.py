@@ -1,4 +1,4 @@
-"""Tasks on clips with texts, with auxiliary losses.
+"""Video-text tasks with auxiliary losses.
 
 The setting of MELTR (Ko et al. 2023, arXiv:2303.13009): a video-text model of the
 family UniVL, VIOLET or All-in-one is fine-tuned for retrieval, captioning, question
@@ -54,14 +54,14 @@ from meta_opt.workloads.workload import Losses, Workload, evaluate_splits
 
 @dataclasses.dataclass(frozen=True)
 class VideoTextConfig:
-    """A family of models, a task, the clips and the model.
+    """A model family, a task, its clips and the model.
 
     Attributes:
-        family: its losses are combined, one of
+        family: model family whose losses are combined, one of
             `meta_opt.workloads.video_text_losses.FAMILIES`.
         task: one of `meta_opt.workloads.video_text_losses.TASKS`.
-        clips: the data.
-        model: fusion and heads on the encoders, and which part trains.
+        clips: the clips, and how they become arrays.
+        model: fusion and heads on the encoders, and which part is trained.
     """
 
     family: str = "univl"
@@ -90,14 +90,14 @@ class VideoTextConfig:
         """Reads the clips, and initialises fusion and heads.
 
         Args:
-            seed: of initialised parameters.
+            seed: random seed of initialised parameters.
             mesh: ignored; the encoders are small.
-            export: where the trained model is to be written.
+            export: path of the exported model.
 
         Raises:
-            ValueError: an export in another format than ``model``, and see
+            ValueError: the export format is not ``model``; see also
                 `read_clip_inputs`.
-            MissingDataError: a dataset or encoder that is not prepared.
+            MissingDataError: a dataset or encoder is not prepared.
         """
         check_model_format(export, "video-text model")
         names, primary = losses_of(self.family, self.task)
@@ -107,7 +107,7 @@ class VideoTextConfig:
             for split in ("validation", "test")
         }
         masking = masking_of(self.model, inputs)
-        # As one program, compiled once for all seeds.
+        # One program, compiled once for all seeds.
         create: Callable[[jax.Array], Any] = nnx.jit(
             model_factory(names, self.model, inputs)
         )
@@ -165,7 +165,7 @@ class VideoTextConfig:
         return with_seed(seed)
 
     def _settings(self, inputs: ClipInputs) -> VideoTextSettings:
-        """What is exported beside the arrays."""
+        """Returns the settings to export with the arrays."""
         reader = inputs.reader.config
         root = self.clips.data_dir or default_data_dir()
         return VideoTextSettings(
@@ -187,14 +187,14 @@ def evaluation_on(
     masking: MaskingConfig,
     batch_size: int = 128,
 ) -> Evaluation:
-    """``model -> metrics`` on a split, for the task of this primary loss.
+    """Returns ``model -> metrics`` on a split, for the task of this primary loss.
 
     Args:
-        inputs: with the split.
-        split: such as ``test``.
-        primary: name of the loss.
-        masking: what the ranking losses compare.
-        batch_size: samples at a time.
+        inputs: inputs with the split.
+        split: name of the split, such as ``test``.
+        primary: name of the primary loss.
+        masking: settings of the ranking losses.
+        batch_size: number of samples per evaluation batch.
     """
     arrays = inputs.splits[split]
     if primary == "decoder":

@@ -41,28 +41,28 @@ META_VALIDATION = "meta_validation"
 
 @dataclasses.dataclass(frozen=True)
 class ClipsConfig:
-    """The clips, and how they become arrays.
+    """The clips of a run, and how they become arrays.
 
     Attributes:
-        source: one of `meta_opt.data.sources.clips.CLIPS`, or an official data set, one
+        source: one of `meta_opt.data.sources.clips.CLIPS`, or an official dataset, one
             of `meta_opt.data.sources.annotated_clips.SETS`.
-        official: the files and the splits of an official data set.
-        data_dir: the folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
+        official: files and splits of an official dataset.
+        data_dir: folder of datasets and encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
-        max_examples: most clips of a split; 0: all of them.
-        frames: T, frames of a clip; longer clips are subsampled, shorter ones padded.
-        image_size: side of the frames in pixels.
-        text_length: S, tokens of a clip's name or caption.
-        question_length: S, tokens of a question or of an answer option.
-        meta_validation: share of the training clips that is held out for meta-steps.
+        max_examples: maximum number of clips per split; 0 for all of them.
+        frames: T, frames per clip; longer clips are subsampled, shorter ones padded.
+        image_size: side length of the frames in pixels.
+        text_length: S, number of tokens of a clip's name or caption.
+        question_length: S, number of tokens of a question or of an answer option.
+        meta_validation: share of the training clips held out for meta-steps.
         codebook_size: K, number of visual tokens.
         encoders: names of `meta_opt.models.encoders` for ``image`` and ``text``;
             ``image`` may be ``precomputed`` for clips that are features of frames.
-        trainable_layers: by modality, number of last layers that train; 0: all.
+        trainable_layers: number of last layers to train, by modality; 0 for all.
             ``precomputed`` has no layers.
         feature_cache_dir: folder for the outputs of frozen layers; "" computes them for
             each run.
-        seed: of questions and codebook.
+        seed: random seed of questions and codebook.
     """
 
     source: str = "animated_emoji"
@@ -85,7 +85,7 @@ class ClipsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks names and ranges, and the paths of an official data set."""
+        """Checks names and ranges, and the paths of an official dataset."""
         check_name("clips.source", self.source, (*CLIPS, *SETS))
         if self.source in SETS:
             self.official.check(self.source)
@@ -113,24 +113,26 @@ class ClipInputs(NamedTuple):
     """The inputs of a run.
 
     Attributes:
-        splits: ``train``, ``meta_validation``, ``validation`` and ``test``, dicts of
-            arrays [N, ...]: ``frames`` and ``text_features``, what the encoders read,
-            ``present`` bool [N, T], ``targets`` [N, T, F] of masked frames, ``clip``
-            int [N], the row in `clips`, ``text`` int [N, S], ``words``, the same by
-            `vocabulary`, ``score``. Where questions have answers in words ``question``
-            and ``answer`` (-1: not in `answers`), where they have options ``choices``
-            [N, C, ...] and ``choice``. A sample is a clip with a caption, the first
-            alone in validation and test, or with a question.
-        clips: by split.
-        questions: by split; of other tasks none.
-        reader: with the encoders and the tokenizer of texts.
-        vocabulary: int [K], its ids of the tokens that training texts have; the first
-            is the padding's, and stands for all others too.
-        answers: of training questions.
-        codebook: float32 [K, F], centres of the targets of training frames; None where
-            no loss reads visual tokens.
-        short: by split, how many clips have fewer than T frames.
-        about: JSON values on what the source has and what was left out of it.
+        splits: dicts of arrays [N, ...] for ``train``, ``meta_validation``,
+            ``validation`` and ``test``. ``frames`` and ``text_features`` are the inputs
+            of the encoders' trained layers; ``present`` bool [N, T] marks frames that
+            are not padding; ``targets`` [N, T, F] are those of masked frames; ``clip``
+            int [N] is the row in `clips`; ``text`` int [N, S] has the tokenizer's ids
+            and ``words`` those of `vocabulary`; ``score`` is the sentiment. Open-ended
+            questions have ``question`` and ``answer`` (-1: not in `answers`),
+            multiple-choice questions ``choices`` [N, C, ...] and ``choice``. A sample
+            is a clip with a question or with a caption; validation and test samples
+            have only the first caption of each clip.
+        clips: clips by split.
+        questions: questions by split; empty for other tasks.
+        reader: reader with the encoders and the text tokenizer.
+        vocabulary: int [K], tokenizer ids of the tokens of training texts. The first is
+            padding, which also stands for unknown tokens.
+        answers: answers of the training questions.
+        codebook: float32 [K, F], centres of the targets of training frames; None if no
+            loss uses visual tokens.
+        short: number of clips with fewer than T frames, by split.
+        about: JSON values that describe the source and what was left out of it.
     """
 
     splits: dict[str, dict[str, PyTree]]
@@ -145,12 +147,12 @@ class ClipInputs(NamedTuple):
 
     @property
     def end_id(self) -> int:
-        """Of the token that ends a text, by `vocabulary`."""
+        """Index in `vocabulary` of the token that ends a text."""
         end = self.reader.tokenizer.special_ids[-1]
         return int(np.flatnonzero(self.vocabulary == end)[0])
 
     def decode(self, words: np.ndarray) -> list[str]:
-        """The texts of rows [N, S] by `vocabulary`."""
+        """Decodes rows [N, S] of indices in `vocabulary` to texts."""
         return self.reader.tokenizer.decode(self.vocabulary[words])
 
 
@@ -160,16 +162,16 @@ def read_clip_inputs(
     """Reads the clips and runs the frozen layers on them.
 
     Args:
-        config: the clips.
-        task: ``question_answering`` reads questions, ``sentiment`` only clips with a
-            known sentiment.
+        config: configuration of the clips.
+        task: ``question_answering`` reads questions; ``sentiment`` only reads clips
+            with a known sentiment.
         visual_tokens: whether to make the codebook, which takes long for many clips.
 
     Raises:
-        MissingDataError: a dataset or encoder that is not prepared.
-        FileNotFoundError: an annotation file that is missing.
-        ValueError: a source that cannot do the task; clips that are features where
-            pictures are encoded, or the other way round; see also `ClipSource.read`,
+        MissingDataError: a dataset or encoder is not prepared.
+        FileNotFoundError: an annotation file is missing.
+        ValueError: the source does not support the task; the clips are features but
+            the encoder takes images, or vice versa; see also `ClipSource.read`,
             `hold_out`, `ClipReader` and `ClipSource.questions`.
     """
     root = config.data_dir or default_data_dir()
@@ -186,7 +188,7 @@ def read_clip_inputs(
         clips[split], fitted[split], empty = _fit(split, x, config.frames)
         if empty:
             without[split] = {"count": len(empty), "named": empty[:NAMED]}
-    # Now that all frames were read: those that are damaged are counted.
+    # Only after all frames are read does this count the damaged ones.
     about = dict(source.describe())
     if without:
         about["clips_without_frames"] = without
@@ -232,11 +234,11 @@ def read_clip_inputs(
 
 
 def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
-    """The source of a run's clips.
+    """Returns the source of a run's clips.
 
     Args:
-        config: the clips.
-        root: the folder of datasets.
+        config: configuration of the clips.
+        root: folder of datasets.
     """
     if config.source in SETS:
         return AnnotatedClips(
@@ -246,7 +248,7 @@ def clip_source(config: ClipsConfig, root: str | os.PathLike) -> ClipSource:
 
 
 def patches_of(inputs: ClipInputs) -> int:
-    """P, number of patches of a frame in the image encoder."""
+    """Returns P, the number of patches of a frame in the image encoder."""
     frames = inputs.splits["train"]["frames"]
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x[0].shape, x.dtype), frames)
     upper: Any = inputs.reader.encoders["image"].upper
@@ -269,10 +271,10 @@ def _split_clips(
 def _fit(
     split: str, clips: Clips, frames: int
 ) -> tuple[Clips, tuple[np.ndarray, ...], list[str]]:
-    """The clips with frames, their fitted frames, and the keys of clips without any.
+    """Returns clips that have frames, these resampled to T, and keys of empty clips.
 
     Raises:
-        ValueError: no clip has a frame.
+        ValueError: no clip has any frame.
     """
     video, present = fit_frames(clips.video, frames)
     there = present.any(axis=1)
@@ -286,7 +288,7 @@ def _fit(
 
 
 def _reader_config(config: ClipsConfig, clips: Mapping[str, Clips]) -> ClipReaderConfig:
-    """How clips are read; their frames must fit the encoder of images."""
+    """Returns the reader's settings; frames must suit the image encoder."""
     shapes = {split: x.video[0].shape[1:] for split, x in clips.items()}
     features = len(shapes["train"]) == 1
     image = config.encoders["image"]
@@ -316,7 +318,7 @@ def _reader_config(config: ClipsConfig, clips: Mapping[str, Clips]) -> ClipReade
 
 
 def _pairs(clips: Clips, first_only: bool) -> tuple[np.ndarray, list[str]]:
-    """Clips with their captions, N rows of clips and N texts."""
+    """Returns clip-caption pairs, as N rows of clips and N texts."""
     texts = [(name,) for name in clips.name] if first_only else clips.captions
     rows = np.repeat(np.arange(len(clips)), [len(each) for each in texts])
     return rows, [text for each in texts for text in each]
@@ -325,7 +327,7 @@ def _pairs(clips: Clips, first_only: bool) -> tuple[np.ndarray, list[str]]:
 def _clip_arrays(
     reader: ClipReader, split: str, frames: np.ndarray, present: np.ndarray
 ) -> dict[str, PyTree]:
-    """Of clips without texts; ``targets`` are not centred yet."""
+    """Returns the arrays of clips without texts; ``targets`` are not yet centred."""
     read = reader.frames(frames, split)
     targets = reader.frame_targets(read)
     return {"frames": read, "present": present, "targets": targets}
@@ -338,7 +340,7 @@ def _text_arrays(
     rows: np.ndarray,
     texts: Sequence[str],
 ) -> dict[str, PyTree]:
-    """Of clips with texts; ``clip`` are the rows."""
+    """Returns the arrays of clips with texts; ``rows`` become ``clip``."""
     tokens = reader.tokenizer.encode(texts, reader.config.text_length)
     return {
         **share_rows(dict(arrays), rows),
@@ -355,7 +357,7 @@ def _question_arrays(
     questions: Questions,
     answers: Sequence[str],
 ) -> dict[str, PyTree]:
-    """Of questions, from those of their clips."""
+    """Returns the arrays of questions, from the arrays of their clips."""
     length = reader.config.question_length
     found: dict[str, PyTree] = {}
     if answers:
@@ -375,7 +377,7 @@ def _question_arrays(
     if not np.array_equal(shown, in_order):
         at = np.arange(len(shown))[:, None]
         for name in ("frames", "targets"):
-            # Of what is not shown anything will do: it is not present.
+            # The values of frames that are not shown are arbitrary: they are masked.
             found[name] = jax.tree.map(
                 lambda x: x[rows][at, np.maximum(shown, 0)], arrays[name]
             )
@@ -393,6 +395,6 @@ def _add_words(
     place[vocabulary] = np.arange(len(vocabulary))
     for arrays in splits.values():
         arrays["words"] = place[arrays["text"]]
-        # Without the start token, but with the end token, which is generated.
+        # Without the start token, but with the end token, which is predicted too.
         arrays["caption"] = arrays["words"][:, 1:]
     return vocabulary

@@ -1,9 +1,9 @@
-"""Trained video-text models as folders: arrays, vocabularies, and how clips are read.
+"""Exports of video-text models: folders of arrays, vocabularies and settings.
 
-``model.safetensors`` has every array of the model by its '/'-joined path, adapters
-folded in; ``video_text.json`` the settings of clips and model, the words and answers,
-and SHA-256s. The encoders' layers that do not train are not written, nor is the
-tokenizer: they are read from the prepared encoders, which are checked to be the same.
+``model.safetensors`` has every array of the model by its '/'-joined path, with adapters
+merged; ``video_text.json`` has the settings of clips and model, the vocabularies of
+captions and answers, and SHA-256s. Frozen layers of the encoders and the tokenizer are
+not written: they are read from the prepared encoders, whose SHA-256 is checked.
 """
 
 import dataclasses
@@ -35,20 +35,20 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class VideoTextSettings:
-    """What is known of an exported video-text model without its arrays.
+    """The settings of an exported video-text model, without its arrays.
 
     Attributes:
-        family: whose losses it was trained with, one of
+        family: model family whose losses the model was trained with, one of
             `meta_opt.workloads.video_text_losses.FAMILIES`.
         task: one of `meta_opt.workloads.video_text_losses.TASKS`.
-        reader: how its clips and texts are read.
-        model: its settings, as of a model without adapters.
-        sizes: how much it predicts.
-        vocabulary: K ids of the tokenizer that captions are made of.
-        answers: the vocabulary of answers to questions.
-        encoders: the SHA-256 of the prepared encoders that it was trained on, by
+        reader: how clips and texts become arrays.
+        model: settings of the model, without adapters, which were merged.
+        sizes: sizes of the model's predictions.
+        vocabulary: K tokenizer ids that captions consist of.
+        answers: vocabulary of answers to questions.
+        encoders: SHA-256 of the prepared encoders that the model was trained on, by
             modality.
-        sha256: of the file of arrays.
+        sha256: SHA-256 of the file of arrays.
     """
 
     family: str
@@ -63,17 +63,17 @@ class VideoTextSettings:
 
     @property
     def primary(self) -> str:
-        """Name of the loss of its task."""
+        """Name of the primary loss of the task."""
         return losses_of(self.family, self.task)[1]
 
 
 class ExportedVideoText(NamedTuple):
-    """A model that was read, with all that it needs of its inputs.
+    """An exported model that was read, with the reader of its inputs.
 
     Attributes:
-        model: concrete.
-        settings: of the export.
-        reader: from frames and texts to what the model reads.
+        model: the model with concrete arrays.
+        settings: settings of the export.
+        reader: encodes frames and texts into the model's input.
     """
 
     model: VideoText
@@ -81,7 +81,7 @@ class ExportedVideoText(NamedTuple):
     reader: ClipReader
 
     def decode(self, words: np.ndarray) -> list[str]:
-        """The texts of rows int [N, S] that the decoder wrote."""
+        """Decodes generated rows of words, int [N, S], to texts."""
         vocabulary = np.asarray(self.settings.vocabulary)
         return self.reader.tokenizer.decode(vocabulary[words])
 
@@ -94,11 +94,11 @@ def is_video_text(path: str | os.PathLike) -> bool:
 def encoder_digests(
     config: ClipReaderConfig, root: str | os.PathLike
 ) -> dict[str, str]:
-    """The SHA-256 of each prepared encoder of a reader, by modality.
+    """Returns the SHA-256 of each prepared encoder of a reader, by modality.
 
     Args:
-        config: which encoders.
-        root: the folder of encoders.
+        config: settings of the reader.
+        root: folder of encoders.
     """
     return {
         modality: read_json(encoder_folder(name, root) / ABOUT)["sha256"]
@@ -110,12 +110,12 @@ def encoder_digests(
 def write_video_text(
     folder: str | os.PathLike, model: VideoText, settings: VideoTextSettings
 ) -> None:
-    """Writes a trained model; a folder that has one gets the new one.
+    """Writes a trained model, replacing the one in the folder, if any.
 
     Args:
-        folder: created if needed.
-        model: it may be changed: adapters are merged.
-        settings: of it; the SHA-256 of the arrays is filled in.
+        folder: output folder, created if needed.
+        model: trained model; it may be modified, because adapters are merged.
+        settings: settings of the model; the SHA-256 of the arrays is filled in.
     """
     if settings.model.trainable == "lora":
         merge_lora(model)
@@ -129,15 +129,15 @@ def write_video_text(
         )
     )
     about["sizes"] = settings.sizes._asdict()
-    # The last of the two: what it names is there.
+    # Written last, so that settings never refer to missing arrays.
     write_json(folder / SETTINGS, {"format": _FORMAT, **about})
 
 
 def read_settings(folder: str | os.PathLike) -> VideoTextSettings:
-    """The settings of an exported model.
+    """Reads the settings of an exported model.
 
     Raises:
-        ValueError: no such file, or one that is damaged or of another format.
+        ValueError: the file is missing, damaged, or of another format.
     """
     path = Path(folder) / SETTINGS
     try:
@@ -166,14 +166,14 @@ def read_video_text(
     """Reads a model that `write_video_text` wrote.
 
     Args:
-        folder: of the two files.
-        data_dir: the folder of prepared encoders; "" for $META_OPT_DATA_DIR, else
+        folder: folder of the two files.
+        data_dir: folder of prepared encoders; "" for $META_OPT_DATA_DIR, else
             ``data``.
 
     Raises:
-        ValueError: missing or damaged files, arrays of another model, or encoders other
-            than those that it was trained on.
-        MissingDataError: an encoder that is not prepared.
+        ValueError: files are missing or damaged, arrays are of another model, or
+            encoders are not those that the model was trained on.
+        MissingDataError: an encoder is not prepared.
     """
     settings = read_settings(folder)
     root = os.fspath(data_dir) or default_data_dir()

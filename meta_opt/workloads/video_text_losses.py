@@ -1,4 +1,4 @@
-"""The losses of UniVL, VIOLET and All-in-one, functions of model outputs and batch.
+"""Losses of UniVL, VIOLET and All-in-one, as functions of model outputs and batch.
 
 Luo et al. 2020 (arXiv:2002.06353), Fu et al. 2021 (arXiv:2111.12681), Wang et al. 2022
 (arXiv:2203.07303).
@@ -27,9 +27,9 @@ class Family(NamedTuple):
     """The losses of a published model.
 
     Attributes:
-        losses: for every task.
-        primary: the primary loss of each supported task; it is added to the losses if
-            it is not among them.
+        losses: names of the losses that are used for every task.
+        primary: name of the primary loss of each supported task, which is added to
+            ``losses`` if it is not among them.
     """
 
     losses: tuple[str, ...]
@@ -59,10 +59,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 def losses_of(family: str, task: str) -> tuple[tuple[str, ...], str]:
-    """Names of the losses, and the primary one.
+    """Returns the names of the losses, and of the primary one.
 
     Raises:
-        ValueError: an unknown name, or a task that the family does not support.
+        ValueError: a name is unknown, or the family does not support the task.
 
     >>> losses_of("violet", "question_answering")
     (('matching', 'masked_text', 'masked_visual', 'answer'), 'answer')
@@ -143,7 +143,7 @@ def _contrastive(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Arr
 
 
 def _answer(outputs: Outputs, batch: Any, config: MaskingConfig) -> jax.Array:
-    """The loss of answers in words, of choices, or of both."""
+    """Returns the loss of open-ended questions, of multiple-choice ones, or of both."""
     loss = jnp.float32(0)
     if "answer" in batch:
         answer = jnp.asarray(batch["answer"])

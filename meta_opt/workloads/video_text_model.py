@@ -1,4 +1,4 @@
-"""The video-text model of a family and a task, its trained parts, and its losses."""
+"""Video-text models by family and task, their trained parts, and their losses."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +25,19 @@ from meta_opt.workloads.workload import LossesFn, LossFn, SplitModule
 
 @dataclasses.dataclass(frozen=True)
 class VideoTextModelConfig:
-    """Fusion and heads on the encoders, which part trains, and masking.
+    """Fusion and heads on the encoders, which part is trained, and masking.
 
     Attributes:
         fusion: width and depth of the temporal transformer and the cross encoder; its
-            ``frames`` are those of the clips.
-        embed_dim: width of the dual encoder's vectors.
-        captioner: the decoder; its vocabulary is that of the training texts.
-        masking: rates of the masked losses.
+            ``frames`` is the maximum number of frames of a clip.
+        embed_dim: width of the dual encoder's embeddings.
+        captioner: caption decoder, whose vocabulary is that of the training texts.
+        masking: masking rates and margins of the losses.
         pruning: whether a clip's tokens are frames or patches, and which patches are
             kept.
-        trainable: ``all``, or ``lora``: adapters on the encoders, with fusion and
-            heads.
-        lora: the adapters if ``trainable`` is ``lora``.
+        trainable: ``all``; or ``lora`` for adapters on the encoders, while fusion and
+            heads are fully trained.
+        lora: settings of the adapters if ``trainable`` is ``lora``.
     """
 
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
@@ -59,10 +59,10 @@ class TargetSizes(NamedTuple):
     Attributes:
         words: K, size of the vocabulary of the texts.
         codes: K, number of visual tokens.
-        frame: F, width of the features of frames.
-        answers: K, number of answers to questions; 0 if all questions have options.
+        frame: F, width of frame features.
+        answers: K, number of answers to open-ended questions; 0 if there are none.
         end_id: id of the end token in the vocabulary.
-        choices: 1 if there are questions with options, else 0.
+        choices: 1 if there are multiple-choice questions, else 0.
     """
 
     words: int
@@ -76,7 +76,7 @@ class TargetSizes(NamedTuple):
 def heads_for(
     losses: Sequence[str], config: VideoTextModelConfig, sizes: TargetSizes
 ) -> VideoTextHeads:
-    """The heads that some losses need."""
+    """Returns the heads that these losses need."""
 
     def needed(size: int, *by: str) -> int:
         return size if set(by) & set(losses) else 0
@@ -102,19 +102,19 @@ def heads_for(
 def model_factory(
     losses: Sequence[str], config: VideoTextModelConfig, inputs: ClipInputs
 ) -> Callable[[jax.Array], VideoText]:
-    """Returns ``key -> model``; the key initialises all but the encoders.
+    """Returns ``key -> model``; the key initialises everything but the encoders.
 
     Args:
         losses: names in `LOSSES` that the model is trained with.
-        config: of the model.
-        inputs: with the encoders and the codebook.
+        config: configuration of the model.
+        inputs: inputs with the encoders and the codebook.
     """
     encoders = inputs.reader.encoders
     return factory_of(losses, config, sizes_of(inputs), encoders, inputs.codebook)
 
 
 def sizes_of(inputs: ClipInputs) -> TargetSizes:
-    """How much there is to predict of what a run reads."""
+    """Returns the sizes of the predictions for a run's inputs."""
     return TargetSizes(
         words=len(inputs.vocabulary),
         codes=0 if inputs.codebook is None else len(inputs.codebook),
@@ -132,14 +132,14 @@ def factory_of(
     encoders: Mapping[str, EncoderParts],
     codebook: np.ndarray | None,
 ) -> Callable[[jax.Array], VideoText]:
-    """`model_factory` without anything to train on.
+    """Returns `model_factory` from sizes instead of training inputs.
 
     Args:
-        losses: names of `LOSSES`.
-        config: of the model.
-        sizes: how much it predicts.
-        encoders: ``image`` and ``text``, divided by what trains.
-        codebook: centres of visual tokens [K, F]; None where no loss reads them.
+        losses: names in `LOSSES` that the model is trained with.
+        config: configuration of the model.
+        sizes: sizes of the model's predictions.
+        encoders: encoders ``image`` and ``text``, split into frozen and trained layers.
+        codebook: centres of visual tokens [K, F]; None if no loss uses them.
     """
     heads = heads_for(losses, config, sizes)
     whole: dict[str, Any] = {m: parts.upper for m, parts in encoders.items()}
@@ -150,7 +150,7 @@ def factory_of(
 
     def create(key: jax.Array) -> VideoText:
         first, second = jax.random.split(key)
-        # Variables of this trace's own around the same arrays.
+        # Creates variables in this trace's scope around the same arrays.
         parts = nnx.merge(graph, jax.tree.map(jnp.asarray, arrays))
         model = VideoText(
             config.fusion,
@@ -169,12 +169,12 @@ def factory_of(
 
 
 def split_video_text(model: VideoText, trainable: str) -> SplitModule:
-    """Splits a model; see `VideoTextModelConfig` for what trains."""
+    """Splits a model; `VideoTextModelConfig` documents which part is trained."""
     return split_multimodal(model, trainable, frozen="text_lower")
 
 
 def masking_of(config: VideoTextModelConfig, inputs: ClipInputs) -> Masking:
-    """What draws the masks of a model's batches."""
+    """Returns the masking of a model's batches."""
     tokenizer = inputs.reader.tokenizer
     assert tokenizer.mask_id is not None
     return Masking(
@@ -188,11 +188,11 @@ def masking_of(config: VideoTextModelConfig, inputs: ClipInputs) -> Masking:
 def video_text_losses_fn(
     module: SplitModule, losses: Sequence[str], masking: Masking
 ) -> LossesFn:
-    """`LOSSES` as a function of the model's arrays.
+    """Returns some of `LOSSES` as a function of the model's arrays.
 
     Args:
-        module: only its structure is used.
-        losses: names of T losses.
+        module: the model; only its structure is used.
+        losses: names of the T losses.
         masking: draws new masks at each step.
     """
 
@@ -209,7 +209,7 @@ def video_text_losses_fn(
 
 
 def primary_loss_fn(module: SplitModule, primary: str, masking: Masking) -> LossFn:
-    """One of the losses alone."""
+    """Returns a single loss as a function of the model's arrays."""
     losses_fn = video_text_losses_fn(module, (primary,), masking)
 
     def loss_fn(

@@ -1,4 +1,4 @@
-"""Outputs of a video-text model on a batch, plain and masked, for its losses."""
+"""Outputs of a video-text model on a batch, unmasked and masked, for its losses."""
 
 import dataclasses
 import functools
@@ -24,11 +24,11 @@ class MaskingConfig:
         text_rate: probability that a token is masked.
         frame_rate: probability that a frame is masked.
         frame_scale: inverse temperature of the masked-frame loss.
-        margin: of the max-margin losses.
+        margin: margin of the max-margin losses.
         false_negatives: whether two captions of one clip, equal captions of two clips,
-            and frames of one clip that is twice in a batch count as negatives. They
-            do in the published losses, which take each row for another clip. In
-            ``matching`` equal captions never count.
+            and rows of the same clip count as negatives of each other. They do in the
+            published losses, which treat each row of a batch as a different clip. In
+            ``matching`` equal captions never count as negatives.
     """
 
     text_rate: float = 0.15
@@ -48,9 +48,9 @@ class Masks(NamedTuple):
     """The masks of a batch.
 
     Attributes:
-        text: int [B, S], the masked tokens.
-        words: bool [B, S], true at tokens to predict.
-        frames: bool [B, T], true at frames to predict.
+        text: int [B, S], token ids after masking.
+        words: bool [B, S], True at tokens to predict.
+        frames: bool [B, T], True at frames to predict.
     """
 
     text: jax.Array
@@ -60,13 +60,13 @@ class Masks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Draws masks.
+    """Draws the masks of batches.
 
     Attributes:
-        config: rates.
-        mask_id: of the tokenizer.
-        special_ids: of the tokenizer: padding, start and end.
-        vocabulary_size: of the tokenizer.
+        config: masking rates.
+        mask_id: id of the tokenizer's mask token.
+        special_ids: ids of the tokenizer's padding, start and end tokens.
+        vocabulary_size: vocabulary size of the tokenizer.
     """
 
     config: MaskingConfig
@@ -75,7 +75,7 @@ class Masking:
     vocabulary_size: int
 
     def draw(self, key: jax.Array, batch: Mapping[str, Any]) -> Masks:
-        """Draws the masks of a batch; another key gives others."""
+        """Draws the masks of a batch with a random key."""
         of_text, of_frames = jax.random.split(key)
         text, words = mask_tokens(
             of_text,
@@ -94,9 +94,9 @@ class Outputs:
     """Outputs of a model on a batch, each computed on first use.
 
     Args:
-        model: with the heads of the outputs that are used.
+        model: model with the heads of the outputs that are used.
         batch: arrays [B, ...] of `meta_opt.workloads.video_text_data.ClipInputs`.
-        masks: of it.
+        masks: masks of the batch.
         false_negatives: see `MaskingConfig`.
     """
 
@@ -110,22 +110,22 @@ class Outputs:
         self.model, self.batch, self.masks = model, batch, masks
         self._false_negatives = false_negatives
         self.present = jnp.asarray(batch["present"])
-        # A masked token that no training text has cannot be predicted.
+        # Masked tokens outside the vocabulary of training texts cannot be predicted.
         self.words = jnp.asarray(batch["words"])
         self.masked_words = masks.words & (self.words > 0)
 
     @functools.cached_property
     def other_clips(self) -> jax.Array | None:
-        """Which rows show different clips, bool [B, B]; None: all count as such."""
+        """Which rows are different clips, bool [B, B]; None if all count as such."""
         if self._false_negatives:
             return None
         return negative_pairs(jnp.asarray(self.batch["clip"]))
 
     @functools.cached_property
     def negatives(self) -> jax.Array | None:
-        """Which clips and texts do not match, bool [B, B]; None: all of two rows.
+        """Which clips and texts are negatives, bool [B, B]; None: all in other rows.
 
-        One does not match another clip's text, unless the texts are equal.
+        Negatives are texts of other clips that are not equal to the clip's own text.
         """
         if self.other_clips is None:
             return None
@@ -157,12 +157,12 @@ class Outputs:
 
     @functools.cached_property
     def video_z(self) -> jax.Array:
-        """Unit vectors of clips [B, E]."""
+        """Unit-norm embeddings of clips [B, E]."""
         return self.model.embed("video", self.video)
 
     @functools.cached_property
     def text_z(self) -> jax.Array:
-        """Unit vectors of texts [B, E]."""
+        """Unit-norm embeddings of texts [B, E]."""
         return self.model.embed("text", self.text)
 
     @property
@@ -172,7 +172,7 @@ class Outputs:
 
     @functools.cached_property
     def similarity(self) -> jax.Array:
-        """Cosine similarities of clips and texts [B, B] by the dual encoder."""
+        """Cosine similarities of clips and texts [B, B] from the dual encoder."""
         return similarity_logits(self.video_z, self.text_z, 1.0)
 
     @functools.cached_property
@@ -185,7 +185,7 @@ class Outputs:
 
     @functools.cached_property
     def alignment(self) -> jax.Array:
-        """Matching scores of clips and texts [B, B] by the cross encoder."""
+        """Matching scores of clips and texts [B, B] from the cross encoder."""
         return self.model.pair_logits(self.video, self.text)
 
     @functools.cached_property
@@ -205,7 +205,7 @@ class Outputs:
 
     @functools.cached_property
     def pairs(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Logits [2 B] of clips with their own and another's text, labels, and mask.
+        """Logits [2 B] of clips with their own and another text, labels and mask.
 
         The mask excludes negatives with an equal text or clip.
         """
@@ -247,13 +247,13 @@ class Outputs:
 
     @functools.cached_property
     def captioning(self) -> tuple[jax.Array, ...]:
-        """Arguments of `captioning_loss`: names generated from the clips alone."""
+        """Arguments of `captioning_loss` for captions generated from clips alone."""
         fused = self.model.cross(self.video)
         return self.model.caption_states(fused, self.batch["caption"])
 
     @functools.cached_property
     def masked_captioning(self) -> tuple[jax.Array, ...]:
-        """As for captioning: names generated from masked clips and masked names."""
+        """Arguments of `captioning_loss` for masked clips and masked captions."""
         return self.model.caption_states(self.masked_fused, self.batch["caption"])
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""A workload: everything that a run needs of a task and its model."""
+"""The workload interface: a model with its loss, data and evaluation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +29,9 @@ class Losses(NamedTuple):
     """Several losses of one model, for a run that combines them.
 
     Attributes:
-        names: of the T losses.
-        primary: name of the task's own loss.
-        fn: see `LossesFn`.
+        names: names of the T losses.
+        primary: name of the primary loss, that of the task itself.
+        fn: computes the losses; see `LossesFn`.
     """
 
     names: tuple[str, ...]
@@ -40,12 +40,12 @@ class Losses(NamedTuple):
 
 
 class Unimodal(NamedTuple):
-    """Predictions of each modality alone, for a run that balances modalities.
+    """Predictions from each modality alone, for a run that balances modalities.
 
     Attributes:
-        names: of the M modalities.
-        encoders: for each modality a regular expression of the '/'-joined paths of its
-            own parameters: those that its features pass through before fusion.
+        names: names of the M modalities.
+        encoders: for each modality a regular expression that matches the '/'-joined
+            paths of its own parameters, those that act before fusion.
         fn: ``(params, frozen, batch, rng) -> (loss [], (strengths [M], examples [M],
             metrics))``: the workload's own loss,
             `meta_opt.losses.balancing.modality_strengths` of the batch, and the number
@@ -64,27 +64,27 @@ class Batches(Protocol):
     """An endless iterator of batches (pytrees of [B, ...]) that can be resumed."""
 
     def __next__(self) -> PyTree:
-        """Returns the next batch; each process gets its ``local_rows``."""
+        """Returns the next batch; each process gets its own ``local_rows``."""
 
     def get_state(self) -> Any:
-        """Returns a JSON value."""
+        """Returns the state as a JSON value."""
 
     def set_state(self, state: Any) -> None:
         """Restores a state that ``get_state`` returned."""
 
 
 class MakeBatches(Protocol):
-    """Opens the training data at the start."""
+    """Creates iterators over the training data, from its beginning."""
 
     def __call__(
         self, batch_size: int, seed: int = 0, rows: np.ndarray | None = None
     ) -> Batches:
-        """Returns an iterator.
+        """Returns an iterator over batches.
 
         Args:
             batch_size: B, over all processes.
-            seed: of the order and of augmentation.
-            rows: int, the rows of each batch that this process reads
+            seed: random seed of the order and of augmentation.
+            rows: int indices of the rows of each batch that this process reads
                 (`meta_opt.parallel.mesh.local_rows`); None for all.
         """
 
@@ -98,17 +98,17 @@ Write: TypeAlias = Callable[[PyTree, PyTree], None]
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model in parts, its loss, its data and its evaluation.
+    """A model, split into trained and frozen parts, its loss, data and evaluation.
 
     Attributes:
-        params: pytree of arrays, the trainable part at the start.
-        loss_fn: see `LossFn`.
+        params: pytree of arrays, the initial values of the trained part.
+        loss_fn: training loss, see `LossFn`.
         train_batches: see `MakeBatches`; for arrays in memory
             ``functools.partial(array_batches, arrays)``.
-        frozen: pytree of arrays, the part of the model that does not train.
-        evaluate: see `Evaluate`; None for a run without evaluation.
-        rules: layout of params and frozen on a mesh.
-        write: see `Write`; None for no export.
+        frozen: pytree of arrays, the part of the model that is not trained.
+        evaluate: evaluation, see `Evaluate`; None for a run without evaluation.
+        rules: sharding rules of ``params`` and ``frozen``.
+        write: exports the model, see `Write`; None for no export.
         losses: the separate losses of a model with several; ``loss_fn`` is then the
             primary one.
         meta_batches: as ``train_batches``, with data held out of training and of all
@@ -118,7 +118,7 @@ class Workload:
             for optimizers that take them (`meta_opt.optimizers.learned`); each must
             match a path.
         describe: facts about the data for the run's result, JSON values by name.
-        name: for errors.
+        name: name of the workload, for error messages.
         per_example: whether the loss of a batch is a mean of terms that each depend on
             a single example, which private runs require
             (`meta_opt.finetuning.privacy`).
@@ -158,7 +158,7 @@ class Workload:
 
 
 class WorkloadConfig(Protocol):
-    """Settings that a workload is built from."""
+    """Configuration that a workload is built from."""
 
     def build(
         self, seed: int = 0, mesh: Mesh | None = None, export: ExportConfig = ...
@@ -166,13 +166,13 @@ class WorkloadConfig(Protocol):
         """Builds the workload.
 
         Args:
-            seed: of initialised parameters.
-            mesh: large weights are read directly into its shards; None for the default
+            seed: random seed of initialised parameters.
+            mesh: mesh whose shards large weights are read into; None for the default
                 device.
             export: path and format of the exported model.
 
         Raises:
-            ValueError: settings, data or weights that do not fit together.
+            ValueError: settings, data or weights do not fit together.
         """
 
 
@@ -180,7 +180,7 @@ class SplitModule(NamedTuple):
     """A module split into structure, trained and frozen arrays.
 
     Attributes:
-        graphdef: its structure.
+        graphdef: structure of the module.
         params: nested dict of the trained arrays.
         frozen: nested dict of all other arrays.
     """
@@ -190,17 +190,17 @@ class SplitModule(NamedTuple):
     frozen: PyTree
 
     def merge(self, params: PyTree, frozen: PyTree) -> Any:
-        """The module with these arrays."""
+        """Returns the module with these arrays."""
         return nnx.merge(self.graphdef, params, frozen)
 
 
 def evaluate_splits(
     module: SplitModule, evaluations: Mapping[str, Callable[[Any], Mapping[str, float]]]
 ) -> Evaluate:
-    """A workload's evaluation, from an evaluation of the whole module for each split.
+    """Combines the evaluations of the whole module on each split.
 
     Args:
-        module: only its structure is used.
+        module: the model; only its structure is used.
         evaluations: ``model -> metrics`` by split.
     """
 
@@ -214,8 +214,8 @@ def split_module(module: nnx.Module, trainable: Any = nnx.Param) -> SplitModule:
     """Splits a module into trained and frozen arrays.
 
     Args:
-        module: concrete or abstract (`nnx.eval_shape`).
-        trainable: a filter of NNX: a type of variables such as `nnx.Param` or
+        module: a concrete or abstract (`nnx.eval_shape`) module.
+        trainable: an NNX filter: a variable type such as `nnx.Param` or
             `meta_opt.models.lora.LoRAParam`, or ``(path, variable) -> bool``.
     """
     graphdef, *states = nnx.split(module, trainable, ...)

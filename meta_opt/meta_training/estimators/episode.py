@@ -31,8 +31,8 @@ class Episode:
         segment: ``(theta, state, key) -> (state, loss)`` runs the next window. The same
             key gives the same batches whatever theta is.
         segments: S, windows of a whole episode.
-        weights: of the windows' losses in the objective, [S], none negative; equal if
-            None. ``(0, ..., 0, 1)`` is the final loss only.
+        weights: weights [S] of the windows' losses in the objective, none negative;
+            equal if None. ``(0, ..., 0, 1)`` is the final loss only.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -193,8 +193,8 @@ def renew(episode: Episode, runs: Runs, keys: jax.Array) -> Runs:
     """Begins new episodes where the window is 0; the dead get a fresh inner state.
 
     Args:
-        episode: what is run.
-        runs: of P groups.
+        episode: episode to run.
+        runs: runs of P groups.
         keys: [P], of the initial states.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Parts of the shipped weights set to zero."""
+"""Ablations of the shipped weights of the learned optimizer."""

@@ -1,8 +1,8 @@
 """Ablations of a learned optimizer: parts of its controller's weights set to zero.
 
-Nothing is trained again, so this shows what the trained weights lose without a part,
-not what could be reached by training without it. Weights that were trained without a
-part can be added, see `AblationConfig.others`.
+Nothing is retrained, so this shows what the trained weights lose without a part, not
+what training without the part could reach. Weights that were trained without a part can
+be added, see `AblationConfig.others`.
 """
 
 import dataclasses
@@ -60,14 +60,14 @@ ABLATIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class AblationConfig:
-    """What is measured.
+    """Tasks, weights, budgets and seeds of the ablations.
 
     Attributes:
         tasks: names of task families.
-        weights: of the learned optimizer: a shipped name or a path.
-        others: other weights by their names in the table.
+        weights: weights of the learned optimizer, a shipped name or a path.
+        others: further weights to measure, by their names in the table.
         budgets: shares of a task's larger horizon.
-        seeds: of initialisation and batches.
+        seeds: random seeds of initialisation and batches.
     """
 
     tasks: tuple[str, ...]
@@ -88,21 +88,21 @@ class AblationConfig:
 def ablated(
     theta: PyTree, config: ControllerConfig, what: str
 ) -> tuple[PyTree, ControllerConfig]:
-    """The controller with a part of its weights set to zero.
+    """Returns the controller with a part of its weights set to zero.
 
-    The orthogonalised direction is ablated in the config and not in the weights:
-    matrices then have Adam's direction.
+    The orthogonalised direction is ablated in the config instead of the weights:
+    matrices are then updated in Adam's direction.
 
     Args:
-        theta: weights.
-        config: their shape.
-        what: one of `ABLATIONS`.
+        theta: weights of the controller.
+        config: configuration of the controller.
+        what: name of the ablation, one of `ABLATIONS`.
 
     Returns:
-        Weights and config.
+        Ablated weights and config.
 
     Raises:
-        ValueError: any other name.
+        ValueError: the name is unknown.
     """
     if what == WHOLE:
         return theta, config
@@ -141,7 +141,7 @@ def _zeroed(x: jax.Array, rows: Iterable[int], columns: Iterable[int]) -> jax.Ar
 def _with_output(
     theta: PyTree, rows: Iterable[int] = (), columns: Iterable[int] = ()
 ) -> dict[str, PyTree]:
-    """Output weights with rows (inputs) and columns (outputs) set to zero."""
+    """Zeroes rows (inputs) and columns (outputs) of the output weights."""
     columns = list(columns)
     output = {
         "kernel": _zeroed(theta["output"]["kernel"], rows, columns),
@@ -152,17 +152,17 @@ def _with_output(
 
 @dataclasses.dataclass(frozen=True)
 class AblationRow:
-    """The result of weights on one task at one budget.
+    """The result of an ablation, or of other weights, on a task at a budget.
 
     Attributes:
         name: one of `ABLATIONS`, or the name of other weights.
-        task: its name.
+        task: name of the task.
         budget: share of the steps.
-        loss: on validation and test examples together, mean over seeds; infinite if
-            one failed.
-        accuracy: percent, on validation and test examples together, mean over seeds; a
-            failed seed counts as 0.
-        log_ratio: log of that loss over the reference's.
+        loss: loss on validation and test examples together, mean over seeds; infinite
+            if a seed failed.
+        accuracy: accuracy in percent on validation and test examples together, mean
+            over seeds; a failed seed counts as 0.
+        log_ratio: log of the ratio of the loss to the reference's loss.
     """
 
     name: str
@@ -180,11 +180,11 @@ def measure(
 
     Args:
         task: the task.
-        reference: final validation and test loss of the tuned baseline.
+        reference: final validation and test losses of the tuned baseline.
         config: tasks, seeds, budgets and weights.
 
     Raises:
-        ValueError: weights that are missing, damaged, or of another shape.
+        ValueError: weights are missing, damaged, or of another shape.
     """
     theta, shape = load_theta(config.weights)
     rows = {name: ablated(theta, shape, name) for name in ABLATIONS}

@@ -1,4 +1,4 @@
-"""The report on ablations: Markdown and JSON in one folder."""
+"""Report on ablations, as Markdown and JSON in one folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,19 +21,19 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
     """Writes ``ablations.md`` and ``ablations.json``.
 
     Args:
-        folder: created if needed.
-        rows: as `meta_opt.studies.ablations.AblationRow`.
-        facts: how they were measured.
+        folder: output folder, created if needed.
+        rows: `meta_opt.studies.ablations.AblationRow` as mappings.
+        facts: facts about how they were measured.
 
     Returns:
-        The table, for a terminal.
+        The table as text.
     """
     title = "Ablations on meta-validation"
     return write_table(folder, "ablations", title, _table(rows), rows, facts, _NOTES)
 
 
 def _table(rows: Sequence[Values]) -> Table:
-    """A section for each budget, a row for each weights, a column for each task."""
+    """Builds the table: sections by budget, rows by ablation, columns by task."""
     found = {(r["budget"], r["name"], r["task"]): r["log_ratio"] for r in rows}
     budgets, names, tasks = (
         list(dict.fromkeys(row[key] for row in rows))

@@ -1,1 +1,1 @@
-"""Balancing of modalities compared on one multimodal classification."""
+"""Comparison of methods that balance modalities in multimodal classification."""

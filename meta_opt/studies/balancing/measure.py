@@ -1,4 +1,4 @@
-"""Trains on one task with and without balancing of its modalities."""
+"""Training runs on one task with and without balancing of its modalities."""
 
 import dataclasses
 import functools
@@ -24,9 +24,9 @@ class BalancingStudyConfig:
     """The compared variants.
 
     Attributes:
-        seeds: of initialisation and batches.
-        alpha: of OGM.
-        modality_dropout: rate in the variants with modality dropout.
+        seeds: random seeds of initialisation and batches.
+        alpha: attenuation strength of OGM.
+        modality_dropout: rate of the variants with modality dropout.
     """
 
     seeds: tuple[int, ...] = (1, 2)
@@ -36,18 +36,18 @@ class BalancingStudyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a variant changes of a run.
+    """The settings of a run that a variant changes.
 
     Attributes:
-        balancing: of modalities, or of their losses.
-        modality_dropout: rate.
+        balancing: balancing of modalities or of their losses.
+        modality_dropout: rate of modality dropout.
     """
 
     balancing: BalancingConfig = dataclasses.field(default_factory=BalancingConfig)
     modality_dropout: float = 0.0
 
     def of(self, base: RunConfig) -> RunConfig:
-        """The run with this variant's settings."""
+        """Returns the configuration of a run with this variant's settings."""
         workload = dataclasses.replace(
             base.workload, modality_dropout=self.modality_dropout
         )
@@ -55,7 +55,7 @@ class Variant:
 
 
 def variants(config: BalancingStudyConfig) -> dict[str, Variant]:
-    """Variants by name.
+    """Returns the variants by name.
 
     >>> list(variants(BalancingStudyConfig()))[:3]
     ['none', 'OGM', 'OGM-GE']
@@ -79,22 +79,23 @@ def measure(
     finished: Path,
     announce: Callable[[str], None] = lambda name: None,
 ) -> Iterator[dict[str, Any]]:
-    """Trains each variant on each seed, one after the other.
+    """Trains each variant with each seed, sequentially.
 
     Args:
-        base: a run of multimodal classification with several modalities.
+        base: configuration of a run of classification from several modalities.
         config: the compared variants.
         finished: JSON file of finished runs, which are not repeated; it is written
             after each run.
-        announce: called with the name of each run before it starts.
+        announce: callback with the name of each run before it starts.
 
     Yields:
-        For each variant ``name`` and ``runs``: for each seed ``accuracy`` and ``loss``
-        on the test split, ``alone`` (by modality, the mean probability of the correct
-        class from this modality alone) and ``step_ms`` (mean over the run's steps).
+        For each variant ``name`` and ``runs``, which have for each seed ``accuracy``
+        and ``loss`` on the test split, ``alone`` (by modality, the mean probability of
+        the correct class from this modality alone) and ``step_ms`` (mean over the run's
+        steps).
 
     Raises:
-        ValueError: a workload whose modalities cannot be compared.
+        ValueError: the workload does not classify from several modalities.
     """
     inputs = read_inputs(base.workload.inputs)
     finished_runs = FinishedRuns(finished, announce)
@@ -109,7 +110,7 @@ def measure(
 
 
 class _Variant:
-    """Runs a configuration with any seed; shared parts are built once."""
+    """Runs a configuration with any seed; builds shared parts only once."""
 
     def __init__(self, config: RunConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -126,7 +127,7 @@ class _Variant:
                 raise ValueError(
                     f"{self.workload.name} does not classify several modalities"
                 )
-            # The models of all seeds have the structure of the first.
+            # Compiled once: the models of all seeds have the same structure.
             self.alone = jax.jit(unimodal.fn)
         assert self.workload.reseeded is not None
         workload = self.workload.reseeded(seed)

@@ -1,1 +1,1 @@
-"""What each part of the framework adds to plain fine-tuning on the suite."""
+"""Contribution of each part of the framework to fine-tuning on the suite."""

@@ -1,4 +1,4 @@
-"""The framework's row of the published table, and a waterfall of what each part adds.
+"""The framework's row of the published table, and the gain of each of its parts.
 
 Muhajab et al., "Meta Optimizer Algorithms for Automated Fine-Tuning of Massive
 Multimodal Models", Table 1: the row that they call the meta optimizer has all five
@@ -45,13 +45,13 @@ def write_framework(
     """Writes ``framework.md``, ``framework.json`` and ``framework.png``.
 
     Args:
-        folder: of the results.
-        rows: one for each stage, the first is the one that others are compared with.
-        command: the command that makes it.
+        folder: folder of the results.
+        rows: rows by stage; the first stage is the reference.
+        command: command that creates the report.
         missing: number of cells that are not measured yet.
 
     Returns:
-        The Markdown.
+        The Markdown text.
     """
     parts = [f"`{command}`"]
     if missing:
@@ -72,7 +72,7 @@ def write_framework(
 
 
 def stages_table(rows: Sequence[StageRow]) -> Table:
-    """A row for each stage."""
+    """Builds a table with a row for each stage."""
     columns = ("accuracy (%)", "over the first row", "macro F1")
     lines = []
     for row in rows:
@@ -82,7 +82,7 @@ def stages_table(rows: Sequence[StageRow]) -> Table:
 
 
 def tasks_table(rows: Sequence[StageRow]) -> Table:
-    """A row for each task, a column for each stage."""
+    """Builds a table with a row for each task and a column for each stage."""
     lines = tuple(
         numbers_row(task, "higher", [row.by_task[task] for row in rows], 1)
         for task in rows[0].by_task
@@ -91,11 +91,11 @@ def tasks_table(rows: Sequence[StageRow]) -> Table:
 
 
 def plot_stages(path: str | Path, rows: Sequence[StageRow]) -> None:
-    """Draws the gain of each stage over the first one, with its interval.
+    """Plots the gain of each stage over the first one, with confidence intervals.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        rows: one for each stage.
+        path: PNG file, written atomically.
+        rows: rows by stage.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Ways of fine-tuning one task, each with one part of the framework more."""
+"""Stages of fine-tuning, each of which adds one part of the framework."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ chooses, such as sizes of inputs and number of steps."""
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A row of the table.
+    """A stage, which is a row of the table.
 
     Attributes:
-        name: what the table calls it.
-        optimizer: ``learned``, or a baseline with its tuned settings.
-        part: the last part of the framework that is added, one of `PARTS`.
+        name: name in the table.
+        optimizer: ``learned``, or the name of a tuned baseline.
+        part: last part of the framework that is added, one of `PARTS`.
         trainable: ``all`` or ``lora``.
     """
 
@@ -38,13 +38,13 @@ class Stage:
 
 
 def read_stages(settings: Sequence[Mapping[str, str]]) -> tuple[Stage, ...]:
-    """Builds stages.
+    """Builds stages from settings.
 
     Args:
         settings: fields of each stage.
 
     Raises:
-        ValueError: unknown fields or parts, or two stages of one name.
+        ValueError: fields or parts are unknown, or two stages have the same name.
 
     >>> read_stages([{"name": "plain"}])[0].part
     'last state'

@@ -1,4 +1,4 @@
-"""Means of each stage over tasks and seeds, and its gain over the first one."""
+"""Means of each stage over tasks and seeds, and gains over the first stage."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 @dataclasses.dataclass(frozen=True)
 class StageRow:
-    """One stage over all tasks.
+    """Results of a stage over all tasks.
 
     Attributes:
-        stage: its name.
+        stage: name of the stage.
         tasks: number of tasks.
-        accuracy: on test data, percent: mean over tasks, interval over seeds.
-        gain: accuracy minus that of the first stage, percentage points, its interval
-            over tasks; None for the first stage.
-        macro_f1: in [0, 1], mean over the tasks that have classes.
-        seconds: of training, mean over tasks.
-        by_task: accuracy of each task, percent, mean over seeds.
+        accuracy: test accuracy in percent, mean over tasks with an interval over seeds.
+        gain: accuracy minus that of the first stage in percentage points, with an
+            interval over tasks; None for the first stage.
+        macro_f1: macro F1 in [0, 1], mean over the tasks that have classes.
+        seconds: training time in seconds, mean over tasks.
+        by_task: accuracy in percent by task, mean over seeds.
     """
 
     stage: str
@@ -37,13 +37,13 @@ class StageRow:
 
 
 def summarise_stages(results: Results) -> list[StageRow]:
-    """A row for each stage, over the tasks that all of them are measured on.
+    """Summarises each stage over the tasks on which all stages were measured.
 
     Args:
-        results: of at least one stage. Stages without any task are left out.
+        results: results of at least one stage. Stages without any task are left out.
 
     Returns:
-        Rows in the order of the stages; none if no task is measured in all of them.
+        Rows in the order of the stages; empty if no task was measured in all of them.
     """
     measured = {stage: tasks for stage, tasks in results.items() if tasks}
     if not measured:
@@ -67,7 +67,7 @@ def summarise_stages(results: Results) -> list[StageRow]:
             for name in names
         ]
         means = [float(np.mean(x)) for x in accuracy]
-        # Seeds may differ in number: the fewest count.
+        # Tasks may have different numbers of seeds: use the smallest.
         seeds = min(map(len, accuracy))
         rows.append(
             StageRow(

@@ -1,1 +1,1 @@
-"""Compares MELTR with other ways of combining losses."""
+"""Comparison of MELTR with other combinations of losses."""

@@ -1,4 +1,4 @@
-"""The tables of MELTR with the published figures (Ko et al., arXiv:2303.13009)."""
+"""Tables of MELTR with the published figures (Ko et al., arXiv:2303.13009)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -46,14 +46,14 @@ def write_meltr(
     """Writes ``meltr.md`` and ``meltr.json``.
 
     Args:
-        folder: of the results.
-        rows: see `meta_opt.studies.meltr.summary.summarise`.
+        folder: folder of the results.
+        rows: result of `meta_opt.studies.meltr.summary.summarise`.
         total: number of cells of the whole table.
         count: number of measured cells.
-        command: the command that makes it.
+        command: command that creates the report.
 
     Returns:
-        The Markdown.
+        The Markdown text.
     """
     parts = ["# Losses combined", f"`{command}`", NOTES]
     if count < total:
@@ -68,10 +68,10 @@ def write_meltr(
 
 
 def task_table(rows: Sequence[CombinerRow]) -> Table:
-    """One task: combiners side by side, a section for each optimizer.
+    """Builds the table of one task: columns by combiner, sections by optimizer.
 
     Args:
-        rows: of one task.
+        rows: rows of one task.
     """
     columns = [c for c in COMBINERS if any(row.combiner == c for row in rows)]
     sections = []
@@ -109,7 +109,7 @@ def _with_interval(
     factor: float,
     digits: int,
 ) -> list[Row]:
-    """Means with half the width of the interval, if there is one."""
+    """Formats means and, if there are intervals, their half-widths."""
     means = [None if v is None else v.mean for v in values]
     halves = [None if v is None or v.high is None else v.high - v.mean for v in values]
     rows = [numbers_row(label, better, means, digits, factor)]

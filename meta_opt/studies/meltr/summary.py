@@ -1,7 +1,7 @@
-"""Compares ways of combining losses, from a table's cells.
+"""Summary of combinations of losses, from the cells of a table.
 
-A variant of a task is a combiner (`meta_opt.meta_loss.settings.COMBINATIONS`); the
-inner optimizers are tuned AdamW and the learned one, which is not tuned.
+A task's variants are combiners (`meta_opt.meta_loss.settings.COMBINATIONS`); the inner
+optimizers are tuned AdamW and the learned optimizer, which is not tuned.
 """
 
 import dataclasses
@@ -52,19 +52,19 @@ METRICS: Mapping[str, tuple[tuple[str, str, str, float, int], ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class CombinerRow:
-    """One combiner with one optimizer on one task, over seeds.
+    """Results of a combiner with an optimizer on a task, over seeds.
 
     Attributes:
-        task: its name.
-        kind: the task's kind, a key of `METRICS`.
-        optimizer: of the model.
-        combiner: its name.
-        metrics: on test data, by key.
+        task: name of the task.
+        kind: kind of task, a key of `METRICS`.
+        optimizer: name of the model's optimizer.
+        combiner: name of the combiner.
+        metrics: test metrics by key.
         over_equal: gain of the main metric (`MAIN`) over equal weights, paired by seed;
-            for an error its decrease. None for equal weights.
-        validation_loss: primary loss on validation data at the end.
-        milliseconds: of a step without meta-steps; None without a timing.
-        peak_bytes: of the compiled step.
+            the decrease if the metric is an error. None for equal weights.
+        validation_loss: final primary loss on validation data.
+        milliseconds: time of a step without meta-steps; None if not timed.
+        peak_bytes: peak memory of the compiled step.
     """
 
     task: str
@@ -92,12 +92,12 @@ def summarise(
     kinds: Mapping[str, str],
     milliseconds: Mapping[tuple[str, str], Mapping[str, float]],
 ) -> list[CombinerRow]:
-    """A row for each cell, in the order of the table.
+    """Summarises each cell, in the order of the table.
 
     Args:
-        records: of the cells.
-        kinds: a key of `METRICS` for each task.
-        milliseconds: of a step by (task, combiner) and optimizer.
+        records: records of the cells.
+        kinds: kind by task, keys of `METRICS`.
+        milliseconds: time of a step by (task, combiner) and optimizer.
     """
     found = {(r["task"], r["optimizer"], r["variant"]): r for r in records}
     rows = []

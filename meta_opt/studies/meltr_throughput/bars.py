@@ -1,4 +1,4 @@
-"""What was asked for, beside what was measured."""
+"""Comparison of the required figures with the measured ones."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ CHEAPER = {
 
 
 def bars(cells: Sequence[Measured], found: Fit | None) -> Table | None:
-    """What was asked for, beside the worst that was measured."""
+    """Builds a table of required figures and the worst measured ones."""
     lines: list[tuple[str, float, list[float]]] = []
     for unit in (OPERATIONS, TIME):
         every = plain(cells, unit)

@@ -16,12 +16,12 @@ LEVELS = ("traced", "compiled", "timed")
 
 
 class Method(NamedTuple):
-    """How a meta-step is taken.
+    """A method of taking meta-steps.
 
     Attributes:
-        hypergradient: see `meta_opt.meta_loss.hypergradients`.
-        same_batch: whether one batch serves for both of a meta-step's.
-        batch_divisor: examples of a training batch over those of a meta-step's.
+        hypergradient: configuration, see `meta_opt.meta_loss.hypergradients`.
+        same_batch: whether a meta-step uses the same batch for B1 and B2.
+        batch_divisor: ratio of the training batch size to that of a meta-step.
     """
 
     hypergradient: HypergradientConfig
@@ -51,22 +51,21 @@ DEFAULT_METHOD = "jvp_shared"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A measured case.
+    """A case to measure.
 
     Attributes:
         model: one of `meta_opt.studies.meltr_throughput.subjects.MODELS`.
-        num_losses: T; the model's first losses.
-        batch_size: B, over all devices.
+        num_losses: T, number of losses: the first ones of the model.
+        batch_size: B, batch size over all devices.
         trainable: ``all`` or ``lora``.
         method: one of `METHODS`.
-        devices: number of local devices that the work is sharded over; 1 for a
-            topology.
-        topology: a TPU topology to compile for with all of its devices, such as
+        devices: number of local devices to shard over; 1 for a topology.
+        topology: TPU topology to compile for, using all of its devices, such as
             ``v5e:2x2``; "" for local devices.
-        level: one of `LEVELS`. Operations do not need compilation, which takes a
-            minute per program.
-        rounds: of timing.
-        intervals: K of timed loops of steps with meta-steps.
+        level: level of detail, one of `LEVELS`. Counting operations does not require
+            compilation, which takes a minute per program.
+        rounds: number of timing rounds.
+        intervals: meta-step intervals K to time in loops.
     """
 
     model: str
@@ -106,7 +105,7 @@ class Case:
 
     @property
     def count(self) -> int:
-        """Number of devices: local ones, or the chips of the topology.
+        """Number of devices, local ones or chips of the topology.
 
         >>> Case("nano", 1, topology="v5e:4x4").count
         16
@@ -117,7 +116,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """What sets the case apart, for tables.
+        """Label in tables, which distinguishes the case.
 
         >>> Case("nano", 2, trainable="lora", devices=4).label
         'nano, T=2, LoRA, 4 devices'
@@ -131,11 +130,11 @@ class Case:
 
     @property
     def meta_batch_size(self) -> int:
-        """Examples of each batch of a meta-step."""
+        """Number of examples of each batch of a meta-step."""
         return self.batch_size // METHODS[self.method].batch_divisor
 
     def meta_loss(self, combiner: str) -> MetaLossConfig:
-        """UniVL's published settings for T losses, with this case's method."""
+        """Returns UniVL's published settings for T losses, with this case's method."""
         method = METHODS[self.method]
         return dataclasses.replace(
             published("univl", self.num_losses),

@@ -1,4 +1,4 @@
-"""Models of clips and texts under UniVL's losses, in sizes that run on a CPU.
+"""Video-text models with UniVL's losses, in sizes that run on a CPU.
 
 Luo et al. 2020, arXiv:2002.06353.
 """
@@ -40,16 +40,16 @@ from meta_opt.workloads.video_text_outputs import Masking, MaskingConfig
 
 @dataclasses.dataclass(frozen=True)
 class ClipModelSize:
-    """A model of clips and texts, and the sizes of its clips.
+    """Sizes of a video-text model and of its clips.
 
     Attributes:
-        text: the text encoder.
-        frame: the encoder of single frames.
-        image_size: side of a frame in pixels.
-        patch_size: side of a patch in pixels.
-        fusion: the temporal transformer and the cross encoder; its ``frames`` are T.
-        captioner: the decoder.
-        text_length: S, tokens of a text.
+        text: text encoder.
+        frame: encoder of single frames.
+        image_size: side length of a frame in pixels.
+        patch_size: side length of a patch in pixels.
+        fusion: temporal transformer and cross encoder; ``frames`` is T.
+        captioner: caption decoder.
+        text_length: S, number of tokens of a text.
         words: K, size of the vocabulary of masked words and captions.
     """
 
@@ -120,7 +120,7 @@ CLIP_SIZES: Mapping[str, ClipModelSize] = MappingProxyType(
             words=1024,
             heads=4,
         ),
-        # MiniLM's own size; the frames' is DeiT-Ti's.
+        # The text encoder has MiniLM's size, the frame encoder DeiT-Ti's.
         "base": _clip_size(
             384,
             6,
@@ -138,7 +138,7 @@ CLIP_SIZES: Mapping[str, ClipModelSize] = MappingProxyType(
 
 
 class _FrameEncoder(nnx.Module):
-    """A vision tower as an encoder of patch features."""
+    """A vision tower that encodes frames to patch features."""
 
     def __init__(self, size: ClipModelSize, *, rngs: nnx.Rngs) -> None:
         self.config = size.frame
@@ -159,12 +159,12 @@ class _FrameEncoder(nnx.Module):
 
 
 def clips(size: ClipModelSize, names: tuple[str, ...], trainable: str) -> Subject:
-    """A model of clips under some of UniVL's losses.
+    """Returns a video-text model with some of UniVL's losses.
 
     Args:
-        size: one of `CLIP_SIZES`.
-        names: of the losses, the primary one first.
-        trainable: ``all``, or ``lora``: adapters, fusion and heads.
+        size: sizes, one of `CLIP_SIZES`.
+        names: names of the losses, the primary one first.
+        trainable: ``all``, or ``lora`` for adapters, fusion and heads.
     """
     config = VideoTextModelConfig(
         size.fusion, captioner=size.captioner, trainable=trainable

@@ -1,15 +1,16 @@
-r"""The overhead of MELTR as a formula of the losses, the interval and the model.
+r"""A formula of MELTR's overhead, in terms of losses, interval and model.
 
-With :math:`s_1` and :math:`s_T` the cost of a step on the primary loss alone and on all
-T losses with equal weights, both known without MELTR, and K the interval of meta-steps,
+Let :math:`s_1` and :math:`s_T` be the cost of a step on the primary loss alone and on
+all T losses with equal weights, both known without MELTR, and K the interval of
+meta-steps. Then
 
 .. math::
     \text{overhead} = \frac{1}{s_T}\Big(\kappa
         + \frac{1}{K} \big(a\, s_1 + b\, s_T + d\big)\Big).
 
-:math:`a` is the primary loss's gradient on the first batch, :math:`b` the passes over
-the second, :math:`\kappa` and :math:`d` the combiner itself, which costs the same
-whatever the model is. T enters through :math:`s_T`.
+:math:`a` is the cost of the primary loss's gradient on the first batch, :math:`b` that
+of the passes over the second batch, :math:`\kappa` and :math:`d` that of the combiner
+itself, which does not depend on the model. T enters through :math:`s_T`.
 """
 
 import dataclasses
@@ -20,16 +21,16 @@ import numpy as np
 
 
 class Point(NamedTuple):
-    """Costs of one case at one interval, in one unit: operations or milliseconds.
+    """Costs of a case at an interval, in operations or milliseconds.
 
     Attributes:
-        model: its name.
-        num_losses: T.
-        interval: K.
-        primary: s_1, of a step on the primary loss alone.
-        equal: s_T, of a step with equal weights.
-        meltr: of MELTR's base step.
-        meta: of a meta-step.
+        model: name of the model.
+        num_losses: T, number of losses.
+        interval: K, number of steps between meta-steps.
+        primary: s_1, cost of a step on the primary loss alone.
+        equal: s_T, cost of a step with equal weights.
+        meltr: cost of MELTR's base step.
+        meta: cost of a meta-step.
     """
 
     model: str
@@ -42,7 +43,7 @@ class Point(NamedTuple):
 
     @property
     def overhead(self) -> float:
-        """The cost of MELTR's step and its share of a meta-step over equal weights.
+        """Relative extra cost of a MELTR step with its share of a meta-step.
 
         >>> Point("nano", 2, 4, 1.0, 2.0, 2.0, 4.0).overhead
         0.5
@@ -52,12 +53,12 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """The formula's coefficients; see the module.
+    """Coefficients of the formula of this module.
 
     Attributes:
         combiner: kappa, in the unit of the points.
-        primary: a.
-        losses: b.
+        primary: a, coefficient of s_1.
+        losses: b, coefficient of s_T.
         constant: d, in the unit of the points.
     """
 
@@ -67,25 +68,25 @@ class CostModel:
     constant: float
 
     def overhead(self, point: Point) -> float:
-        """Predicts, from ``primary``, ``equal`` and ``interval`` of a point alone."""
+        """Predicts the overhead from ``primary``, ``equal`` and ``interval`` only."""
         coefficients = (self.combiner, self.primary, self.losses, self.constant)
         return float(np.dot(_terms(point), coefficients))
 
     def step_error(self, point: Point) -> float:
-        """Of the predicted cost of a step, meta-steps included; relative, absolute."""
+        """Absolute relative error of the predicted cost of a step with meta-steps."""
         return abs((1 + self.overhead(point)) / (1 + point.overhead) - 1)
 
     def overhead_error(self, point: Point) -> float:
-        """Of the predicted overhead, relative to that of the point; absolute."""
+        """Absolute relative error of the predicted overhead."""
         return abs(self.overhead(point) / point.overhead - 1)
 
 
 def fit(points: Sequence[Point]) -> CostModel:
-    """Least squares of the cost of a step, relative to what it is.
+    """Fits the coefficients by least squares of the relative error of step costs.
 
     Raises:
-        ValueError: fewer than three cases (pairs of model and T), or a single interval,
-            which do not determine the coefficients.
+        ValueError: there are fewer than three cases (pairs of model and T) or two
+            intervals, which do not determine the coefficients.
     """
     cases = {(p.model, p.num_losses) for p in points}
     if len(cases) < 3 or len({p.interval for p in points}) < 2:
@@ -95,7 +96,7 @@ def fit(points: Sequence[Point]) -> CostModel:
         )
     weights = np.array([1 / (1 + p.overhead) for p in points])
     terms = np.array([_terms(p) for p in points]) * weights[:, None]
-    # Columns are in different units.
+    # Normalise the columns, which have different units.
     sizes = np.linalg.norm(terms, axis=0)
     sought = np.array([p.overhead for p in points]) * weights
     found, *_ = np.linalg.lstsq(terms / sizes, sought, rcond=None)
@@ -114,12 +115,12 @@ def _terms(point: Point) -> tuple[float, float, float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Which points are held out of the fit: those with any of these.
+    """Selects held-out points: those that have any of these values.
 
     Attributes:
-        models: names.
-        num_losses: T.
-        intervals: K.
+        models: names of models.
+        num_losses: numbers of losses T.
+        intervals: intervals K.
     """
 
     models: tuple[str, ...] = ()

@@ -19,15 +19,16 @@ def plot_overhead(
     found: Fit | None,
     intervals: Sequence[int],
 ) -> None:
-    """Draws the cost over equal weights by T, by K, and by size of the meta-batches.
+    """Plots the cost over equal weights by T, by K, and by size of the meta-batches.
 
-    T is at K=10, K at each model's most T, and the size at K=10 and each model's least.
+    T is varied at K=10, K at each model's largest T, and the size at K=10 and each
+    model's smallest T.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        cells: of any kind.
-        found: the cost model, drawn as a line through the points of K; None for none.
-        intervals: K.
+        path: PNG file, written atomically.
+        cells: measured cells of any kind.
+        found: fitted cost model, drawn as a line in the panel of K, or None.
+        intervals: intervals K.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -85,11 +86,11 @@ _META_BATCHES = {
 
 
 def plot_devices(path: str | Path, cells: Sequence[Measured]) -> None:
-    """Draws messages of each device and peak memory, of cells over several devices.
+    """Plots messages per device and peak memory of cells over several devices.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        cells: compiled ones, one bar of each program a cell.
+        path: PNG file, written atomically.
+        cells: compiled cells; each has a bar per program.
     """
     import matplotlib
     from matplotlib.figure import Figure

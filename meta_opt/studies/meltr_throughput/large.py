@@ -1,4 +1,4 @@
-"""Large models of images and texts with several losses, which are only compiled."""
+"""Large vision-text models with several losses, which are only compiled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -44,10 +44,10 @@ _LARGE_LORA = LoRAConfig(r"attention/(query|value)/kernel$", rank=8, alpha=16.0)
 
 
 def image_text(names: tuple[str, ...], trainable: str) -> Subject:
-    """SigLIP's So400m/14 under some of `IMAGE_TEXT_LOSSES`, in bfloat16.
+    """Returns SigLIP's So400m/14 with some of `IMAGE_TEXT_LOSSES`, in bfloat16.
 
     Args:
-        names: of the losses, the primary one first.
+        names: names of the losses, the primary one first.
         trainable: ``all`` or ``lora``.
     """
     config = vision_text.named_config("So400m/14", **_LARGE_NUMERICS)
@@ -91,10 +91,10 @@ IMAGE_TEXT_LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 
 
 def captioning(names: tuple[str, ...], trainable: str) -> Subject:
-    """PaliGemma's 3B/14 under some of `CAPTION_LOSSES`, in bfloat16.
+    """Returns PaliGemma's 3B/14 with some of `CAPTION_LOSSES`, in bfloat16.
 
     Args:
-        names: of the losses, the primary one first.
+        names: names of the losses, the primary one first.
         trainable: ``all`` or ``lora``.
     """
     config = generative.named_config("3B/14", **_LARGE_NUMERICS)
@@ -150,7 +150,7 @@ def _of_each(
     batch: Callable[[np.random.Generator, int], dict[str, np.ndarray]],
     rules: Sequence[Rule],
 ) -> Subject:
-    """A subject from ``each(model, batch, key, names of losses) -> losses``."""
+    """Builds a subject from ``each(model, batch, key, loss names) -> losses``."""
 
     def losses_fn(module: SplitModule) -> LossesFn:
         def losses(

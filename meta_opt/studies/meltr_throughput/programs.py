@@ -1,4 +1,4 @@
-"""The programs of a case, and the operations, memory and messages of each."""
+"""Programs of a case, with their operations, memory and communication."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -34,17 +34,17 @@ PARTS = {"equal weights": ("equal",), "MELTR": ("meltr",), "meta-step": META}
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """Costs of one call of a program; only operations if it was only traced.
+    """Costs per call of a program; only operations if it was only traced.
 
     Attributes:
         flops: floating-point operations of its matrix products over all devices;
             recomputation is counted.
-        dot_flops: those of one device in the compiled program; 0 if the compiler writes
-            no ``dot``, as for TPUs.
-        peak_bytes: peak memory of a device, with all of the run's state.
+        dot_flops: floating-point operations per device in the compiled program; 0 if
+            the compiler emits no ``dot``, as for TPUs.
+        peak_bytes: peak memory per device, including all of the run's state.
         temporary_bytes: part of the peak that is neither argument nor result.
         collectives: number of collective operations.
-        collective_bytes: bytes that these return to each device.
+        collective_bytes: bytes that collectives return to each device.
     """
 
     flops: float
@@ -59,9 +59,9 @@ class Programs(NamedTuple):
     """Compiled programs with their costs and objectives.
 
     Attributes:
-        compiled: by name.
-        costs: by name.
-        objectives: of the base steps.
+        compiled: compiled programs by name.
+        costs: their costs by name.
+        objectives: objectives of the base steps.
     """
 
     compiled: dict[str, Any]
@@ -80,10 +80,10 @@ def compile_programs(
 
     Args:
         case: the case.
-        workload: with abstract arrays.
+        workload: workload with abstract arrays.
         tx: the optimizer.
-        mesh: that the work is sharded over.
-        announce: called with each program's name before it is compiled.
+        mesh: mesh to shard the work over.
+        announce: callback with each program's name before it is compiled.
     """
     compiler = _Compiler(case, mesh, announce)
     whole, divided = replicated(mesh), batch_sharding(mesh)
@@ -108,7 +108,7 @@ def compile_programs(
             donate_argnums=0,
             out_shardings=(layout, whole),
         )
-    # The last is MELTR.
+    # The last objective is MELTR's.
     meta = make_meta_step(workload, objective, config, tx)
     of_primary: tuple[Any, ...] = ()
     if meta.primary is not None:
@@ -128,14 +128,14 @@ class _Compiler:
     def __init__(self, case: Case, mesh: Mesh, announce: Callable[[str], None]) -> None:
         self.programs = Programs({}, {}, {})
         self._case, self._mesh, self._announce = case, mesh, announce
-        # Programs that are not run are compiled with less optimisation of machine code.
+        # Programs that are never executed need less optimisation of machine code.
         quick = case.level == "compiled" and not case.topology
         self._options = {"xla_backend_optimization_level": 0} if quick else {}
 
     def add(
         self, name: str, function: Callable[..., Any], *args: Any, **options: Any
     ) -> Any:
-        """Adds a program; returns its abstract results."""
+        """Traces, and compiles, a program; returns its abstract results."""
         self._announce(name)
         with jax.set_mesh(self._mesh):
             traced = jax.jit(function, **options).trace(*args)
@@ -148,7 +148,7 @@ class _Compiler:
 
 
 def _abstract(tree: PyTree, sharding: Any) -> PyTree:
-    """The shapes of a tree with one sharding for all, or one for each leaf."""
+    """Returns the shapes of a tree, with one sharding for all or one per leaf."""
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda x: sharding, tree)
     return jax.tree.map(
@@ -158,14 +158,14 @@ def _abstract(tree: PyTree, sharding: Any) -> PyTree:
 
 def _flops(traced: Any) -> float:
     jaxpr = traced.jaxpr.jaxpr
-    # Of `jax.linearize` and `jax.vjp` there is more in the trace than is compiled.
+    # Traces of `jax.linearize` and `jax.vjp` have dead code, which is not compiled.
     used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return count_flops(used)
 
 
 def _cost(traced: Any, compiled: Any, args: Sequence[Any]) -> ProgramCost:
     memory: Any = compiled.memory_analysis()
-    # Arguments that a program does not use are resident all the same.
+    # Arguments that the program does not use still occupy memory.
     unread = device_bytes(args) - memory.argument_size_in_bytes
     totals = program_totals(compiled.as_text())
     return ProgramCost(

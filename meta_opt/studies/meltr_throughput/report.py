@@ -1,4 +1,4 @@
-"""The report on MELTR's throughput: a summary with figures, tables and a plot."""
+"""Report on MELTR's throughput: a summary, tables and figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,18 +57,18 @@ def write_throughput(
     held_out: HeldOut,
     command: str,
 ) -> str:
-    """Writes ``meltr_throughput.md`` and ``.json``, and figures of what there is.
+    """Writes ``meltr_throughput.md`` and ``.json``, and figures.
 
     Args:
-        folder: of the results.
-        records: of the measured cells.
+        folder: folder of the results.
+        records: records of the measured cells.
         total: number of cells of the whole study.
-        intervals: K of the tables.
-        held_out: points held out of the cost model's fit.
-        command: the command that makes it.
+        intervals: intervals K of the tables.
+        held_out: points to hold out of the cost model's fit.
+        command: command that creates the report.
 
     Returns:
-        The Markdown.
+        The Markdown text.
     """
     cells = read_cells(records)
     found = fitted(cells, intervals, held_out)
@@ -121,7 +121,7 @@ def _losses(cells: Sequence[Measured]) -> str:
 
 
 def _noise(cells: Sequence[Measured]) -> str:
-    """The error of times: with one loss two of the programs do the same."""
+    """Estimates the timing error from two programs that are equal for one loss."""
     points = [c.point(1, TIME) for c in cells if c.case.num_losses == 1]
     if not points:
         return ""

@@ -1,4 +1,4 @@
-"""A model with several losses and made-up data, as a workload."""
+"""A model with several losses and synthetic data, as a workload."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,13 +28,13 @@ class Subject(NamedTuple):
     """A model with its losses.
 
     Attributes:
-        create: from a key to the model, for tracing.
-        split: from a model, abstract or not, to its parts.
-        names: of the T losses, the primary one first.
-        losses_fn: from the parts to `LossesFn`.
-        primary_fn: from the parts to the primary loss alone.
+        create: function from a key to the model, for tracing.
+        split: splits a concrete or abstract model into trained and frozen parts.
+        names: names of the T losses, the primary one first.
+        losses_fn: function from the split model to `LossesFn`.
+        primary_fn: function from the split model to the primary loss alone.
         batch: ``(generator, B) -> arrays [B, ...]``.
-        rules: layout on a mesh.
+        rules: sharding rules.
     """
 
     create: Callable[[jax.Array], nnx.Module]
@@ -46,11 +46,11 @@ class Subject(NamedTuple):
     rules: Sequence[Rule] = FSDP_RULES
 
     def workload(self, *, concrete: bool, examples: int = 0) -> Workload:
-        """The model as a workload.
+        """Returns the model as a workload.
 
         Args:
-            concrete: whether its arrays are concrete; otherwise abstract.
-            examples: N, size of the data for training and of those for meta-steps.
+            concrete: whether arrays are concrete instead of abstract.
+            examples: N, number of examples for training, and for meta-steps.
         """
         create = self.create
         key = jax.random.key(0)
@@ -72,10 +72,10 @@ class Subject(NamedTuple):
 def random_tokens(
     rng: np.random.Generator, shape: tuple[int, ...], size: int
 ) -> np.ndarray:
-    """Words out of a vocabulary of ``size``: int32 ids without the special ones."""
+    """Draws int32 ids from a vocabulary of ``size``, without special tokens."""
     return rng.integers(FIRST_WORD, size, shape).astype(np.int32)
 
 
 def random_pixels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels, uint8."""
+    """Draws random uint8 pixels."""
     return rng.integers(0, 256, shape, np.uint8)

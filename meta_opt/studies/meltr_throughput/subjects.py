@@ -1,7 +1,7 @@
 """Models with several losses for measuring throughput, with synthetic data.
 
-Clips with texts in three sizes that run on a CPU, and two large models of images and
-texts that are only compiled. No weights or data are read, because the cost of a step
+These are video-text models in three sizes that run on a CPU, and two large vision-text
+models that are only compiled. No weights or data are read, because the cost of a step
 does not depend on them.
 """
 
@@ -25,15 +25,15 @@ MODELS = (*CLIP_SIZES, *LARGE)
 
 
 def loss_names(model: str) -> tuple[str, ...]:
-    """All losses of a model, the primary one first.
+    """Returns the names of all losses of a model, the primary one first.
 
-    Models of clips have UniVL's losses for retrieval. For ``So400m/14`` the losses on
-    the same two vectors come first; the last one runs the text tower again on captions
-    with masked tokens. The second loss of ``3B/14`` runs the decoder again on answers
-    with masked tokens; the vision tower runs once.
+    Video-text models have UniVL's losses for retrieval. For ``So400m/14`` the losses on
+    the same pair of embeddings come first; the last loss runs the text tower a second
+    time, on captions with masked tokens. The second loss of ``3B/14`` runs the decoder
+    a second time, on answers with masked tokens; the vision tower runs once.
 
     Raises:
-        ValueError: an unknown model.
+        ValueError: the model is unknown.
 
     >>> loss_names("So400m/14")
     ('siglip', 'clip', 'max_margin', 'masked_siglip')
@@ -48,16 +48,16 @@ def loss_names(model: str) -> tuple[str, ...]:
 
 
 def make_subject(model: str, num_losses: int, trainable: str = "all") -> Subject:
-    """A model with its first T losses.
+    """Returns a model with its first T losses.
 
     Args:
         model: one of `MODELS`.
-        num_losses: T.
-        trainable: ``all``, or ``lora``: adapters of rank 8 on the encoders' kernels; in
-            models of clips fusion and heads train too.
+        num_losses: T, number of losses.
+        trainable: ``all``, or ``lora`` for adapters of rank 8 on the encoders' kernels;
+            in video-text models fusion and heads are trained too.
 
     Raises:
-        ValueError: an unknown name, or more losses than the model has.
+        ValueError: a name is unknown, or the model has fewer losses.
     """
     every = loss_names(model)
     check_name("trainable", trainable, ("all", "lora"))

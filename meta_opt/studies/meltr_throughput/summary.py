@@ -1,4 +1,4 @@
-"""Cells of the throughput study as ratios and as points of the cost model."""
+"""Cost ratios and cost-model points of the cells of the throughput study."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ OPERATIONS, TIME = "operations", "milliseconds"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """A measured case.
+    """A measured cell.
 
     Attributes:
-        name: of the cell.
-        case: what was measured.
-        record: see `meta_opt.studies.meltr_throughput.measure.measure`.
+        name: name of the cell.
+        case: the measured case.
+        record: result of `meta_opt.studies.meltr_throughput.measure.measure`.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Measured:
     record: Mapping[str, Any]
 
     def costs(self, unit: str) -> dict[str, float]:
-        """Costs by program; empty if the cell has none in this unit."""
+        """Returns the costs by program; empty if the cell has none in this unit."""
         if unit == TIME:
             return dict(self.record.get("milliseconds", {}))
         return {k: v["flops"] for k, v in self.record["programs"].items()}
 
     def point(self, interval: int, unit: str = OPERATIONS) -> Point:
-        """The cell as a point of the cost model at interval K."""
+        """Returns the cell as a point of the cost model at interval K."""
         costs = self.costs(unit)
         steps = {name: costs[name] for name in STEPS}
         meta = sum(costs.get(name, 0.0) for name in META)
@@ -43,33 +43,33 @@ class Measured:
         return Point(case.model, case.num_losses, interval, **steps, meta=meta)
 
     def meta_ratio(self, unit: str = OPERATIONS) -> float:
-        """Cost of a meta-step over that of a base step of MELTR."""
+        """Returns the ratio of the costs of a meta-step and a base step of MELTR."""
         point = self.point(1, unit)
         return point.meta / point.meltr
 
     def peak(self, *programs: str) -> int:
-        """Peak memory of a device over these programs, run one after another."""
+        """Returns the peak memory per device of programs that run sequentially."""
         found = self.record["programs"]
         return max(found[p]["peak_bytes"] for p in programs if p in found)
 
     @property
     def memory_ratio(self) -> float:
-        """Peak memory of MELTR, meta-steps included, over that of equal weights."""
+        """Returns the ratio of the peak memories of MELTR and of equal weights."""
         return self.peak("meltr", *META) / self.peak("equal")
 
     def sent(self, *programs: str) -> float:
-        """Bytes that collectives of these programs give each device."""
+        """Returns the bytes that collectives of programs return to each device."""
         return float(self._sum("collective_bytes", programs))
 
     def messages(self, *programs: str) -> int:
-        """Number of collectives of these programs."""
+        """Returns the number of collectives of these programs."""
         return int(self._sum("collectives", programs))
 
     def device_flops(self, *programs: str) -> float:
-        """Operations of one device in these programs.
+        """Returns the operations per device of these programs.
 
-        Of compiled programs for CPU; programs for TPU do not say, and an equal share
-        of all operations stands in.
+        They are counted in compiled programs for CPU. For TPU, whose programs cannot be
+        counted, an equal share of all operations is assumed.
         """
         if self.case.topology:
             return self._sum("flops", programs) / self.case.count
@@ -81,7 +81,7 @@ class Measured:
 
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """The cells of stored records."""
+    """Returns the cells of stored records."""
     return [
         Measured(r["name"], from_config(Case, r["case"], r["name"]), r) for r in records
     ]
@@ -90,12 +90,12 @@ def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
 def plain(
     cells: Sequence[Measured], unit: str = OPERATIONS, method: str = DEFAULT_METHOD
 ) -> list[Measured]:
-    """Cells of full training on one device, each pair of model and T once, in order.
+    """Selects cells of full training on one device, once per model and T, in order.
 
     Args:
-        cells: to choose from.
-        unit: in which the cells have costs.
-        method: of the meta-steps.
+        cells: cells to select from.
+        unit: unit in which the cells must have costs.
+        method: method of the meta-steps.
     """
     found: dict[tuple[str, int], Measured] = {}
     for cell in cells:
@@ -112,20 +112,20 @@ def _by_model(case: tuple[str, int]) -> tuple[int, int]:
 
 
 def compiled(cells: Sequence[Measured]) -> list[Measured]:
-    """Cells with memory and messages."""
+    """Selects compiled cells, which have memory and collectives."""
     return [c for c in cells if c.record["programs"]["equal"]["peak_bytes"] is not None]
 
 
 def over_devices(cells: Sequence[Measured]) -> list[Measured]:
-    """Compiled cells over several devices: local ones, then those of topologies."""
+    """Selects compiled cells over several devices: local ones, then topologies."""
     found = [c for c in compiled(cells) if c.case.count > 1]
     return sorted(found, key=lambda c: (c.case.topology, c.case.count))
 
 
 def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
-    """The compiled cell of the same work on one local device, if there is one.
+    """Returns the compiled cell of the same work on one local device, if any.
 
-    None for a topology.
+    Returns None for a topology.
     """
     if cell.case.topology:
         return None
@@ -135,11 +135,11 @@ def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The cost model, and its error on points that it was not fitted to.
+    """A fitted cost model, with the points of the fit and held-out points.
 
     Attributes:
-        model: the coefficients.
-        fitted: points of the fit.
+        model: coefficients.
+        fitted: points that the model was fitted to.
         held_out: points of other models, T or K.
         timed: points in milliseconds, of timed cells.
     """
@@ -151,7 +151,7 @@ class Fit:
 
     @property
     def unitless(self) -> CostModel:
-        """The model for costs in another unit: without coefficients that have one."""
+        """Returns the model for another unit, without coefficients that have a unit."""
         return dataclasses.replace(self.model, combiner=0.0, constant=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Times of a case's programs, and of loops of steps with their meta-steps."""
+"""Times of a case's programs, and of loops of steps with meta-steps."""
 
 import dataclasses
 import functools
@@ -32,19 +32,19 @@ def measure_times(
     programs: Programs,
     timer: Timer,
 ) -> dict[str, Any]:
-    """Times the programs of a case in turns, and loops of steps with meta-steps.
+    """Times the interleaved programs of a case, and loops of steps with meta-steps.
 
     Args:
-        case: with ``rounds`` and ``intervals``.
-        workload: with concrete arrays.
+        case: case with ``rounds`` and ``intervals``.
+        workload: workload with concrete arrays.
         tx: the optimizer.
-        mesh: that the programs are compiled for.
+        mesh: mesh that the programs are compiled for.
         programs: the compiled programs.
         timer: measures times.
 
     Returns:
-        ``milliseconds`` by program; for a case with intervals ``loops``, milliseconds
-        of a step by ``equal`` and by K.
+        ``milliseconds`` by program; for a case with intervals also ``loops``,
+        milliseconds per step for ``equal`` and for each K.
     """
     rows = local_rows(mesh, case.batch_size)
     batch, meta_batch = (
@@ -108,7 +108,7 @@ def measure_times(
 
 
 def _common_length(intervals: Sequence[int]) -> int:
-    """Number of steps in which every interval ends, so that no meta-step is cut off.
+    """Returns a number of steps that is a multiple of every interval.
 
     >>> _common_length((3, 10))
     30
@@ -124,7 +124,7 @@ def _loop(
     mesh: Mesh,
     states: Mapping[str, TrainState],
 ) -> MetaSteps:
-    """The meta-steps of a run."""
+    """Builds the meta-steps of a run."""
     config = dataclasses.replace(case.meta_loss("meltr"), interval=interval)
     objective = make_objective(workload, config)
     size = case.meta_batch_size

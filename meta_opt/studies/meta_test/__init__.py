@@ -1,1 +1,1 @@
-"""Optimizers without tuning against tuned baselines, on held-out tasks."""
+"""Comparison of untuned optimizers with tuned baselines on held-out tasks."""

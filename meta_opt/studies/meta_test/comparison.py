@@ -1,8 +1,9 @@
 """The protocol of the meta-test: an untuned optimizer against tuned baselines.
 
-End-of-training comparison at fixed budgets, as in MLCommons AlgoPerf (Dahl et al. 2023,
-arXiv:2306.07179). Baselines are tuned and run at the full budget; the subject is run
-with no tuning, at the full budget and at parts of it.
+Optimizers are compared at the end of training at fixed budgets, as in MLCommons
+AlgoPerf (Dahl et al. 2023, arXiv:2306.07179). Baselines are tuned and run at the full
+budget. The subject, the optimizer under test, is run without tuning at the full budget
+and at shares of it.
 """
 
 import dataclasses
@@ -39,10 +40,10 @@ def measure(
     """Runs an optimizer at each budget.
 
     Args:
-        run: the task under the optimizer.
+        run: training run of the task with the optimizer.
         num_steps: the full budget.
-        seeds: the same for all optimizers.
-        settings: of the optimizer.
+        seeds: random seeds, the same for all optimizers.
+        settings: settings of the optimizer.
         budgets: shares of ``num_steps``.
     """
     runs = []
@@ -55,47 +56,50 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """The subject compared with the baselines on one task.
+    """Comparison of the subject with the baselines on one task.
 
-    Losses are means over seeds, infinite where a seed failed. The best in loss is by
-    mean validation loss, the best in accuracy by mean *test* accuracy, which favours
-    the baselines.
+    Losses are means over seeds, infinite if a seed failed. The best baseline in loss is
+    selected by mean validation loss, the best in accuracy by mean *test* accuracy,
+    which favours the baselines.
 
     Attributes:
-        task: its name.
-        num_steps: the full budget.
-        budget_to_adamw: least budget at which the validation loss is at or below that
-            of tuned AdamW at the full one; `MISS` if none.
-        budget_to_best_of_five: least budget at which it is at or below that of the
-            core baseline that is best in loss; `MISS` if none.
-        validation_loss: of the subject, at the full budget.
-        adamw_validation_loss: of tuned AdamW.
-        best_of_five: name of the core baseline that is best in loss.
-        best_of_five_validation_loss: its loss.
-        best_of_all: name of the baseline that is best in loss.
-        best_of_all_validation_loss: its loss.
-        test_accuracy: of the subject, percent; a failed seed counts as 0.
-        accuracy_over_adamw: percentage points, paired by seed.
-        accuracy_over_best_of_five: percentage points over the core baseline that is
-            best in accuracy, paired by seed.
-        accuracy_over_best_of_all: percentage points over the baseline that is best in
-            accuracy, paired by seed.
+        task: name of the task.
+        num_steps: number of steps of the full budget.
+        budget_to_adamw: smallest budget at which the validation loss is at or below
+            that of tuned AdamW at the full budget; `MISS` if there is none.
+        budget_to_best_of_five: smallest budget at which the validation loss is at or
+            below that of the best core baseline in loss; `MISS` if there is none.
+        validation_loss: validation loss of the subject at the full budget.
+        adamw_validation_loss: validation loss of tuned AdamW.
+        best_of_five: name of the best core baseline in loss.
+        best_of_five_validation_loss: validation loss of the best core baseline.
+        best_of_all: name of the best baseline in loss.
+        best_of_all_validation_loss: validation loss of the best baseline.
+        test_accuracy: test accuracy of the subject in percent; a failed seed counts
+            as 0.
+        accuracy_over_adamw: accuracy gain over AdamW in percentage points, paired by
+            seed.
+        accuracy_over_best_of_five: accuracy gain in percentage points over the best
+            core baseline in accuracy, paired by seed.
+        accuracy_over_best_of_all: accuracy gain in percentage points over the best
+            baseline in accuracy, paired by seed.
         as_accurate_as_best_of_five: whether the mean of `accuracy_over_best_of_five`
             is not negative, up to rounding.
-        close_to_best_of_all: whether its loss is within 5% of the best one's.
+        close_to_best_of_all: whether the loss is within 5% of the best baseline's.
         failures: number of the subject's failed runs over all budgets.
-        runs: number of its runs.
-        loss_over_hand_designed: the subject's validation loss over that of the
+        runs: number of the subject's runs over all budgets.
+        loss_over_hand_designed: ratio of the subject's validation loss to that of the
             hand-designed rule, at the full budget; infinite if a seed of the subject
             failed, None if the rule was not run or failed itself.
-        poor_runs: seeds at the full budget that are not finite or less accurate than
-            `POOR_BELOW` of tuned AdamW's mean.
-        seconds: of one run of the subject at the full budget.
-        adamw_seconds: of one run of AdamW.
-        adamw_tuning_seconds: of its search.
-        time_ratio: seconds over AdamW's; None if measured on different machines.
-        time_ratio_with_tuning: seconds over AdamW's with its search; None if measured
-            on different machines.
+        poor_runs: number of seeds at the full budget that are not finite, or whose
+            accuracy is below `POOR_BELOW` times tuned AdamW's mean.
+        seconds: time of one run of the subject at the full budget.
+        adamw_seconds: time of one run of AdamW.
+        adamw_tuning_seconds: time of AdamW's hyperparameter search.
+        time_ratio: ratio of the subject's time to AdamW's; None if measured on
+            different machines.
+        time_ratio_with_tuning: ratio of the subject's time to AdamW's including its
+            search; None if measured on different machines.
     """
 
     task: str
@@ -127,28 +131,32 @@ class TaskRow:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The subject over all tasks.
+    """Summary of the subject over all tasks.
 
     Attributes:
         subject: name of the optimizer.
         tasks: number of tasks.
-        budget_to_adamw: geometric mean over tasks.
-        budget_to_best_of_five: geometric mean over tasks.
-        accuracy_over_adamw: percentage points, mean and interval over tasks.
-        accuracy_over_best_of_five: percentage points, mean and interval over tasks.
-        accuracy_over_best_of_all: percentage points, mean and interval over tasks.
-        share_as_accurate_as_best_of_five: of the tasks, in [0, 1].
-        share_close_to_best_of_all: of the tasks, in [0, 1].
-        misses: number of tasks on which AdamW's loss was not reached.
+        budget_to_adamw: budget to AdamW's loss, geometric mean over tasks.
+        budget_to_best_of_five: budget to the loss of the best core baseline, geometric
+            mean over tasks.
+        accuracy_over_adamw: accuracy gain in percentage points, mean and interval over
+            tasks.
+        accuracy_over_best_of_five: accuracy gain in percentage points, mean and
+            interval over tasks.
+        accuracy_over_best_of_all: accuracy gain in percentage points, mean and interval
+            over tasks.
+        share_as_accurate_as_best_of_five: share of the tasks, in [0, 1].
+        share_close_to_best_of_all: share of the tasks, in [0, 1].
+        misses: number of tasks on which the subject did not reach AdamW's loss.
         failures: number of failed runs.
         runs: number of runs.
-        worst_over_hand_designed: on the worst task, the loss over the hand-designed
-            rule's; None if that was not run.
-        worst_task: that task.
-        poor_runs: seeds at the full budget that are not finite or less accurate than
-            `POOR_BELOW` of tuned AdamW's mean.
-        time_ratio: geometric mean over the tasks where it is known.
-        time_ratio_with_tuning: geometric mean over the tasks where it is known.
+        worst_over_hand_designed: largest ratio of the loss to the hand-designed rule's
+            over tasks; None if the rule was not run.
+        worst_task: task with the largest ratio.
+        poor_runs: number of seeds at the full budget that are not finite, or whose
+            accuracy is below `POOR_BELOW` times tuned AdamW's mean.
+        time_ratio: geometric mean over the tasks on which it is known.
+        time_ratio_with_tuning: geometric mean over the tasks on which it is known.
     """
 
     subject: str
@@ -171,9 +179,9 @@ class Summary:
 
 
 def budget_to(runs: Sequence[Run], target: float) -> float:
-    """Returns the least budget whose mean validation loss is at or below ``target``.
+    """Returns the smallest budget with a mean validation loss of at most ``target``.
 
-    A failed run reaches nothing. Returns `MISS` if no budget reaches the target.
+    Failed runs do not reach it. Returns `MISS` if no budget reaches the target.
     """
     losses = {run.budget: run.mean_validation_loss for run in runs}
     reached = [b for b, x in losses.items() if math.isfinite(x) and x <= target]
@@ -188,10 +196,10 @@ def compare(
     """Compares a subject with tuned baselines on one task.
 
     Args:
-        subject: at the full budget and at parts of it.
-        baselines: by name, with AdamW. The best of five is chosen among those in
-            `CORE_BASELINES`.
-        hand_designed: the hand-designed rule, untuned.
+        subject: record of the subject, at the full budget and at shares of it.
+        baselines: records of the baselines by name, including AdamW. The best of five
+            is selected among those in `CORE_BASELINES`.
+        hand_designed: record of the untuned hand-designed rule.
 
     Raises:
         ValueError: AdamW is missing, or records are of other tasks, steps or seeds.
@@ -266,7 +274,7 @@ def _ratio(ours: Run, hand_designed: Record | None) -> float | None:
 
 
 def _poor(run: Run, accuracy: float) -> int:
-    """Seeds that failed or are far less accurate; ``accuracy`` in percent."""
+    """Counts seeds that failed or are far below ``accuracy``, in percent."""
     poor = 100 * run.test_accuracy < POOR_BELOW * accuracy - _EQUAL
     failed = [loss is None for loss in run.validation_loss]
     return int(np.sum(poor | np.asarray(failed)))
@@ -274,19 +282,19 @@ def _poor(run: Run, accuracy: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class FinalRow:
-    """One optimizer at the full budget of one task.
+    """Results of an optimizer on a task at the full budget.
 
     Attributes:
-        task: its name.
-        optimizer: its name.
-        validation_loss: mean over seeds, infinite if one failed.
+        task: name of the task.
+        optimizer: name of the optimizer.
+        validation_loss: mean over seeds, infinite if a seed failed.
         validation_accuracy: percent, mean over seeds; a failed seed counts as 0.
         test_accuracy: percent, mean over seeds; a failed seed counts as 0.
-        failures: seeds that failed.
-        seconds: of one run.
-        tuning_seconds: of the search.
-        compile_seconds: of the program.
-        settings: tuned ones.
+        failures: number of failed seeds.
+        seconds: time of one run.
+        tuning_seconds: time of the search.
+        compile_seconds: compilation time of the program.
+        settings: tuned settings.
     """
 
     task: str
@@ -322,7 +330,7 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
     """Summarises the rows of one subject: geometric means, shares and counts.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError(f"there is no task to summarise for {subject!r}")
@@ -369,6 +377,6 @@ def _known(values: Iterable[float | None]) -> float | None:
 
 
 def _machine(record: Record) -> tuple:
-    """The recorded facts that seconds depend on."""
+    """Returns the recorded facts about the machine that times depend on."""
     found = record.environment
     return found.get("platform"), found.get("device"), found.get("device_count")

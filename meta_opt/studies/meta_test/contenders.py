@@ -38,15 +38,16 @@ class MetaTestConfig:
 
     Attributes:
         tasks: names of task families.
-        num_steps: full budget by task; the default is a task's larger horizon.
-        core_baselines: baselines to tune, among `CORE_BASELINES`; AdamW must be one.
+        num_steps: full budget in steps by task; the default is a task's larger horizon.
+        core_baselines: baselines to tune, among `CORE_BASELINES`, including AdamW.
         extra_baselines: baselines to tune, among `EXTRA_BASELINES`.
         untuned: ``learned``, ``hand_designed`` and names in `RIVALS`.
-        weights: of the learned optimizer, shipped names or paths; each is a contender.
-        budgets: shares of the full budget for untuned optimizers; 1 must be one.
-        tuning_seeds: of every trial.
-        seeds: of the reported runs; disjoint from ``tuning_seeds``.
-        seeds_at_once: number of seeds side by side in one program.
+        weights: weights of the learned optimizer, shipped names or paths; each is a
+            contender.
+        budgets: shares of the full budget for untuned optimizers, including 1.
+        tuning_seeds: random seeds of every trial of a search.
+        seeds: random seeds of the reported runs, disjoint from ``tuning_seeds``.
+        seeds_at_once: number of seeds that are vectorised in one program.
         trials_of_core: number of trials for each core baseline.
         trials_of_extra: number of trials for each extra baseline.
     """
@@ -103,12 +104,13 @@ class Contender:
     """An optimizer of the meta-test.
 
     Attributes:
-        name: in reports.
-        file: name of its results, without suffix.
-        make: from a task to ``(num_steps, settings) -> optimizer``.
-        setup: JSON values that its results depend on.
-        settings: its settings; None if they are to be tuned.
-        needs_value: whether it must get the loss on every task, as MoMo does.
+        name: name in reports.
+        file: name of the file of results, without suffix.
+        make: function from a task to ``(num_steps, settings) -> optimizer``.
+        setup: JSON values that the results depend on.
+        settings: settings of the optimizer; None to tune them.
+        needs_value: whether it requires the loss as an argument on every task, like
+            MoMo.
     """
 
     name: str
@@ -128,7 +130,7 @@ def contenders(config: MetaTestConfig) -> list[Contender]:
     """Lists the contenders: untuned ones, core baselines, extra baselines.
 
     Raises:
-        ValueError: missing or damaged weights.
+        ValueError: weights are missing or damaged.
     """
     found = []
     for name in config.untuned:

@@ -1,4 +1,4 @@
-"""What one contender reaches on one task: from its record, or measured now."""
+"""Results of a contender on a task, read from its record or measured."""
 
 import dataclasses
 import zlib
@@ -17,8 +17,8 @@ from meta_opt.tuning.storage import study_file
 
 
 def inner_run(task: Task, contender: Contender, config: MetaTestConfig) -> InnerRun:
-    """The program of a contender's runs on a task."""
-    # Fingerprint and name are those of the task as it is.
+    """Returns the program of a contender's runs on a task."""
+    # Only the run's task is changed; fingerprint and name are of the original task.
     given = (
         dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
     )
@@ -39,23 +39,23 @@ def measured(
 
     Args:
         task: the task.
-        fingerprint: `task_fingerprint` of it.
-        contender: an optimizer, to be tuned first if it asks for that.
+        fingerprint: `task_fingerprint` of the task.
+        contender: optimizer, which is tuned first if it has no settings.
         config: seeds and budgets.
-        search: of the settings of what is tuned; the number of trials is the
+        search: settings of hyperparameter searches; the number of trials is the
             contender's.
-        results: the record is kept in its folder of the task's name. A record of the
-            same fingerprint and setup is returned as it is.
-        workdir: for the studies of searches, which are resumed.
-        lease: of this result, if several processes share the meta-test.
+        results: folder of results; the record is in its subfolder of the task's name. A
+            record with the same fingerprint and setup is returned unchanged.
+        workdir: folder for the studies of searches, which are resumed.
+        lease: lease of this result, if several processes share the meta-test.
 
     Raises:
-        LeaseLostError: another process has taken it; nothing is written.
+        LeaseLostError: another process has taken the lease; nothing is written.
     """
     num_steps, path = config.steps(task), results / task.name / f"{contender.file}.json"
     setup = {"num_steps": num_steps, "seeds": list(config.seeds), **contender.setup}
     if contender.tuned:
-        # Its own random trials: luck with them should not be the same everywhere.
+        # A separate search seed for each, so that lucky trials are independent.
         own = zlib.crc32(f"{task.name}/{contender.name}".encode())
         search = dataclasses.replace(
             search, num_trials=setup.pop("trials"), seed=(search.seed + own) % 4096

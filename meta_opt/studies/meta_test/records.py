@@ -1,4 +1,4 @@
-"""Records of the meta-test: the results of one optimizer on one task, as JSON files."""
+"""Records of the meta-test: results of an optimizer on a task, as JSON files."""
 
 import dataclasses
 import json
@@ -20,16 +20,16 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The outcomes of all seeds at one budget.
+    """Outcomes of all seeds at one budget.
 
     Attributes:
         budget: share of the task's steps.
-        num_steps: the steps.
-        validation_loss: one for each seed; None where the run failed.
-        validation_error: in [0, 1], one for each seed; None where the run failed.
-        test_loss: one for each seed; None where the run failed.
-        test_error: in [0, 1], one for each seed; None where the run failed.
-        seconds: of one seed, without compilation.
+        num_steps: number of steps.
+        validation_loss: validation loss by seed; None for failed runs.
+        validation_error: validation error in [0, 1] by seed; None for failed runs.
+        test_loss: test loss by seed; None for failed runs.
+        test_error: test error in [0, 1] by seed; None for failed runs.
+        seconds: time of one seed, without compilation.
     """
 
     budget: float
@@ -47,22 +47,22 @@ class Run:
 
     @property
     def mean_validation_loss(self) -> float:
-        """Mean validation loss over seeds; infinite if one failed."""
+        """Mean validation loss over seeds; infinite if a seed failed."""
         return _mean(self.validation_loss)
 
     @property
     def mean_test_loss(self) -> float:
-        """Mean test loss over seeds; infinite if one failed."""
+        """Mean test loss over seeds; infinite if a seed failed."""
         return _mean(self.test_loss)
 
     @property
     def validation_accuracy(self) -> np.ndarray:
-        """Of each seed, in [0, 1]; 0 if it failed."""
+        """Validation accuracy of each seed, in [0, 1]; 0 for failed seeds."""
         return _accuracy(self.validation_error)
 
     @property
     def test_accuracy(self) -> np.ndarray:
-        """Of each seed, in [0, 1]; 0 if it failed."""
+        """Test accuracy of each seed, in [0, 1]; 0 for failed seeds."""
         return _accuracy(self.test_error)
 
 
@@ -76,21 +76,21 @@ def _accuracy(errors: tuple[float | None, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The results of one optimizer on one task.
+    """Results of one optimizer on one task.
 
     Attributes:
-        task: its name.
-        optimizer: name of the baseline or rule; ``learned:NAME`` with the weights'
-            name.
-        fingerprint: of the task.
-        setup: everything else that the outcomes depend on; with another setup the
-            record is stale.
+        task: name of the task.
+        optimizer: name of the baseline or rule; ``learned:NAME`` with the name of the
+            weights.
+        fingerprint: fingerprint of the task.
+        setup: everything else that the outcomes depend on; a record with another setup
+            is stale.
         settings: tuned settings; empty if there is nothing to tune.
-        trials: of the search.
-        runs: one for each budget, the full one first.
-        tuning_seconds: of all trials, 0 if there are none.
-        compile_seconds: of the program.
-        environment: code, versions and device.
+        trials: trials of the search.
+        runs: runs by budget, the full budget first.
+        tuning_seconds: time of all trials, 0 if there are none.
+        compile_seconds: compilation time of the program.
+        environment: code revision, package versions and device.
     """
 
     task: str
@@ -108,12 +108,12 @@ class Record:
 
     @property
     def full(self) -> Run:
-        """The run at full budget."""
+        """The run at the full budget."""
         return next(run for run in self.runs if run.budget == 1.0)
 
 
 def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) -> Run:
-    """The outcome of several seeds; values of failed ones are None."""
+    """Converts the outcome of several seeds; values of failed seeds become None."""
     failed = outcome.failed()
     values = {
         name: tuple(
@@ -125,7 +125,7 @@ def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) ->
 
 
 def write_record(path: str | Path, record: Record) -> None:
-    """Writes a record, whole or not at all."""
+    """Writes a record atomically."""
     config = {"task": record.task, "optimizer": record.optimizer, "setup": record.setup}
     values = {"digest": settings_digest(config), **dataclasses.asdict(record)}
     text = json.dumps({"format": FORMAT, **values}, indent=1)
@@ -134,16 +134,16 @@ def write_record(path: str | Path, record: Record) -> None:
 
 
 def read_record(path: str | Path) -> Record:
-    """Reads what :func:`write_record` wrote.
+    """Reads a record that :func:`write_record` wrote.
 
     Raises:
-        ValueError: another or a damaged file; the message says what to do.
+        ValueError: the file is damaged or not a record; the message says what to do.
     """
     try:
         values = read_json(path)
         if values.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        values.pop("digest", None)  # For readers; older records have none.
+        values.pop("digest", None)  # informational; absent in older records
         runs = tuple(from_config(Run, run) for run in values.pop("runs"))
         record = from_config(Record, {**values, "runs": runs})
         if not any(run.budget == 1 for run in runs):
@@ -159,15 +159,15 @@ def read_record(path: str | Path) -> Record:
 def baseline_losses(
     results: str | Path, tasks: Iterable[str], baseline: str
 ) -> dict[str, tuple[float, float]]:
-    """Final validation and test loss of a tuned baseline, means over seeds.
+    """Returns final validation and test losses of a baseline, means over seeds.
 
     Args:
         results: folder of the meta-test's results.
         tasks: names of tasks.
-        baseline: its name.
+        baseline: name of the baseline.
 
     Raises:
-        FileNotFoundError: a task on which it has not been measured.
+        FileNotFoundError: the baseline was not measured on a task.
     """
     full = {
         name: read_record(Path(results, name, f"{baseline}.json")).full
@@ -185,15 +185,15 @@ def fresh_record(
     """Reads a record, if there is one, and checks that it is not stale.
 
     Args:
-        path: the JSON file.
-        fingerprint: of the current task.
+        path: path of the JSON file.
+        fingerprint: fingerprint of the current task.
         setup: the current setup.
 
     Returns:
         The record, or None if there is no file.
 
     Raises:
-        ValueError: a record of another task or setup; the message says what to do.
+        ValueError: the record is of another task or setup; the message says what to do.
     """
     if not Path(path).is_file():
         return None

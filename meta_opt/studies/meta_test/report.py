@@ -1,4 +1,4 @@
-"""The report of a meta-test: Markdown, JSON and CSV in one folder."""
+"""Report of a meta-test, as Markdown, JSON and CSV in one folder."""
 
 import csv
 import math
@@ -98,15 +98,15 @@ def write_meta_test(
     """Writes ``meta_test.md``, ``meta_test.json`` and ``meta_test.csv``.
 
     Args:
-        folder: created if needed.
-        summaries: one for each subject, as `meta_opt.studies.meta_test.Summary`;
-            none if only baselines were measured.
-        rows: by subject, one for each task, as `TaskRow` of the same module.
-        finals: one for each optimizer and task, as its `FinalRow`.
-        facts: how it was measured.
+        folder: output folder, created if needed.
+        summaries: `meta_opt.studies.meta_test.Summary` of each subject as mappings;
+            empty if only baselines were measured.
+        rows: `TaskRow` of each task as mappings, by subject.
+        finals: `FinalRow` of each optimizer and task as mappings.
+        facts: facts about how it was measured.
 
     Returns:
-        The summary, for a terminal; without subjects, the results of the baselines.
+        The summary as text; without subjects, the results of the baselines.
     """
     folder, facts = Path(folder), dict(facts or {})
     summary = _summary(summaries) if summaries else _finals(finals)
@@ -140,10 +140,10 @@ def write_meta_test(
 
 
 def reported_tasks(folder: str | Path) -> set[str]:
-    """Names of the tasks in the report of a folder; none without a report.
+    """Returns the names of the tasks in a folder's report; empty without a report.
 
     Raises:
-        ValueError: a damaged report.
+        ValueError: the report is damaged.
     """
     path = Path(folder) / f"{NAME}.json"
     if not path.is_file():
@@ -191,7 +191,7 @@ def _by_task(rows: Sequence[Values]) -> str:
 
 
 def _finals(finals: Sequence[Values]) -> Table:
-    """A table of loss and accuracy: optimizers by tasks."""
+    """Builds a table of loss and accuracy, optimizers by tasks."""
     tasks = list(dict.fromkeys(f["task"] for f in finals))
     optimizers = list(dict.fromkeys(f["optimizer"] for f in finals))
     found = {(f["task"], f["optimizer"]): f for f in finals}

@@ -1,1 +1,1 @@
-"""Progressive few-shot fine-tuning: phase by phase, starting from zero-shot."""
+"""Progressive few-shot fine-tuning in phases, starting from zero-shot."""

@@ -1,19 +1,19 @@
-"""Fine-tuning in phases on few examples (Roumeliotis et al. 2025, IEEE Access).
+"""Few-shot fine-tuning in phases (Roumeliotis et al. 2025, IEEE Access).
 
-A model is evaluated zero-shot and then fine-tuned on one phase of the data after
-another. Each phase is a run of `meta_opt.finetuning.runs.finetune` in its own folder,
+A model is evaluated zero-shot and then fine-tuned on the phases of the data in
+sequence. Each phase is a run of `meta_opt.finetuning.runs.finetune` in its own folder,
 and finished phases are never repeated. Layout of a study's folder::
 
     zero_shot/                 the model before fine-tuning
-    learned/phase_1/           of each track, each phase
+    learned/phase_1/           for each track and phase
         phase.json             settings and digests, metrics, costs; written last
-        weights.safetensors    what is trained, exactly
+        weights.safetensors    trained weights, bit for bit
         predictions_test.jsonl, predictions_validation.jsonl
-        metrics.jsonl ...      of the run
-    learned_dynamic/           a track of chosen phases: optimizer and policy
-        stopped.json           why no further phase was run, where one was not
+        metrics.jsonl ...      other files of the run
+    learned_dynamic/           a track with a policy: names of optimizer and policy
+        stopped.json           reason why the policy ran no further phase
 
-A track is an optimizer with the fixed phases, or with those that a policy chooses.
+A track is an optimizer with fixed phases, or with phases that a policy chooses.
 """
 
 import dataclasses
@@ -59,19 +59,20 @@ _WEIGHTS = "weights.safetensors"
 
 
 class Phases:
-    """A study's phases over its data and folder.
+    """The phases of a study.
 
     Args:
-        study: what is run.
-        workdir: the study's folder.
+        study: settings of the study.
+        workdir: folder of the study.
 
     Attributes:
-        data: the examples' files.
-        count: most phases of each track.
+        data: files of the examples.
+        count: maximum number of phases per track.
 
     Raises:
-        FileNotFoundError: missing data; the message has the command that writes them.
-        ValueError: more phases than the data have, or a missing tokenizer.
+        FileNotFoundError: data are missing; the message has the command that writes
+            them.
+        ValueError: the data have fewer phases, or a tokenizer is missing.
     """
 
     def __init__(self, study: Study, workdir: str | Path) -> None:
@@ -113,7 +114,7 @@ class Phases:
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing of inputs, without truncation of prompts and answers."""
+        """Preprocessing of inputs that does not truncate prompts and answers."""
         return self._workload.preprocessing()
 
     @functools.cached_property
@@ -124,16 +125,16 @@ class Phases:
         }
 
     def folder(self, track: str, phase: int) -> Path:
-        """The folder of a phase; phase 0 is zero-shot, which all tracks share."""
+        """Returns the folder of a phase; phase 0 is zero-shot, shared by all tracks."""
         if phase == 0:
             return self.workdir / ZERO_SHOT
         return self.workdir / track / f"phase_{phase}"
 
     def check(self) -> None:
-        """Compares finished phases with the study, whose settings a report states.
+        """Checks that finished phases have the settings of the study, for the report.
 
         Raises:
-            ValueError: a finished phase with other settings or data.
+            ValueError: a finished phase has other settings or data.
         """
         if self._finished(self.folder("", 0), self._zero_shot_setup()) is None:
             return
@@ -159,15 +160,15 @@ class Phases:
                 start = self._next_start(name, phase, digest)
 
     def run(self, announce: Callable[[str], None] = lambda name: None) -> None:
-        """Runs unfinished phases, one after another.
+        """Runs unfinished phases in sequence.
 
         Args:
-            announce: called with the name of each phase, finished or not, in order.
+            announce: callback with the name of each phase, finished or not, in order.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after saving.
-            ValueError: a finished phase with other settings or data, or a study that
-                another process runs.
+            ValueError: a finished phase has other settings or data, or another process
+                runs the study.
         """
         with hold_workdir(self.workdir):
             self._run(announce)
@@ -196,20 +197,20 @@ class Phases:
                 start = self._next_start(name, phase, digest)
 
     def _next_start(self, track: str, phase: int, digest: str) -> tuple[str, str]:
-        """The weights that the next phase starts from, and their digest."""
+        """Returns the weights that the next phase starts from, and their digest."""
         if self.study.config.mode != "continue":
             return "", ""
         return str(self.folder(track, phase) / _WEIGHTS), digest
 
     def _outcomes(self, track: str, last: int) -> list[PhaseOutcome]:
-        """Zero-shot and the finished phases up to ``last``."""
+        """Returns the outcomes of zero-shot and of finished phases up to ``last``."""
         found = []
         for phase in range(last + 1):
             folder = self.folder(track, phase)
             record = read_json(folder / RECORD)
             money = None
             if (folder / LEDGER).is_file():
-                # With the current prices, not those at the time of the run.
+                # Use the current prices, not those at the time of the run.
                 ledger = dataclasses.replace(
                     read_ledger(folder), prices=self.study.run.prices
                 )
@@ -225,9 +226,9 @@ class Phases:
     def _setup(
         self, run: RunConfig, train: Path | None, start: str, width: int
     ) -> dict[str, Any]:
-        """What a phase's outcome depends on, without paths, as JSON values."""
+        """Returns what a phase's outcome depends on, without paths, as JSON values."""
         settings = run.settings()
-        # Remove paths, which digests replace, and settings without effect.
+        # Remove settings without effect, and paths, which digests replace.
         workload = settings.pop("workload")
         for name in ("name", "validation", "test", "data_dir", "max_unreadable"):
             del workload["data"][name]
@@ -254,7 +255,7 @@ class Phases:
         return plain_json(setup)
 
     def _finished(self, folder: Path, setup: Mapping[str, Any]) -> str | None:
-        """The digest of a finished phase's weights; None if it is not finished."""
+        """Returns the digest of a finished phase's weights; None if unfinished."""
         path = folder / RECORD
         if not path.is_file():
             return None
@@ -287,7 +288,7 @@ class Phases:
             raise ValueError(
                 f"batch_size={size}: phase {phase} has {examples} examples"
             )
-        # An epoch leaves out an incomplete last batch.
+        # An epoch drops an incomplete last batch.
         per_epoch = examples // size
         steps = config.epochs * per_epoch
         data = dataclasses.replace(
@@ -333,7 +334,7 @@ class Phases:
             found = self._predict(folder, model.merge(state.params, state.frozen))
             found |= {"width": width, "reason": reason}
             self._write(folder, setup, digest, {**_figures(finished), **found})
-        # The exact weights are in their own file, so checkpoints only take space.
+        # The weights are in their own file, so checkpoints only take space.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return digest
 
@@ -353,9 +354,10 @@ class Phases:
         self._write(folder, setup, "", self._predict(folder, model))
 
     def _predict(self, folder: Path, model: Any) -> dict[str, Any]:
-        """Writes predictions; returns metrics by split, and the cost of answering.
+        """Writes predictions; returns metrics by split, and the cost of predictions.
 
-        The cost is that of the test split, for which everything is compiled already.
+        The cost is measured on the test split, for which everything is already
+        compiled.
         """
         size = self._workload.data.eval_batch_size
         meter = EnergyMeter()
@@ -383,7 +385,7 @@ class Phases:
         counts = {split: len(x.labels) for split, x in self._examples.items()}
         record = {"setup": setup, "weights": digest, "examples": counts, **found}
         record |= provenance(setup)
-        # Written last: a folder with this file has a finished phase.
+        # Written last, because this file marks the phase as finished.
         write_json(folder / RECORD, record)
 
 
@@ -392,7 +394,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _figures(finished: FinishedRun) -> dict[str, Any]:
-    """Measurements of a phase's run, as JSON values."""
+    """Returns measurements of a phase's run, as JSON values."""
     history = finished.result.history
 
     def curve(name: str) -> list[list[float]]:

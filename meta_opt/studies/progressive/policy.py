@@ -1,4 +1,4 @@
-"""A policy for phases: whether the next one is run, and at which width."""
+"""Policies that decide whether to run the next phase, and at which image width."""
 
 import dataclasses
 import itertools
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class PhasePolicy:
-    """Rules that decide on the next phase from the preceding ones.
+    """Rules that decide about the next phase from the outcomes of previous ones.
 
-    The width grows when smaller pictures no longer improve the model (progressive
-    resizing). A phase is run as long as its expected gain is worth more than the cost
-    of its examples and computation.
+    The width grows when smaller images no longer improve the model (progressive
+    resizing). A phase is run if its expected gain is worth more than the cost of its
+    examples and computation.
 
     Attributes:
-        widths: widths of training pictures in pixels, ascending; the first phase has
-            the first. Empty: the study's width in all phases. Validation and test
-            pictures always have the study's width.
-        widen_below: after a phase that gained fewer points of validation accuracy, the
-            next phase has the next width.
+        widths: widths of training images in pixels, ascending, starting with that of
+            the first phase. Empty: the study's width in all phases. Validation and test
+            images always have the study's width.
+        widen_below: threshold in points of validation accuracy; after a phase that
+            gained less, the next phase has the next width.
         point_value: value of a point of accuracy in the currency of the prices; 0 runs
             all phases.
-        example_price: of one labelled training example, in that currency.
-        decay: expected gain of a phase as a share of the mean gain of the two preceding
-            phases.
+        example_price: price of one labelled training example, in that currency.
+        decay: ratio of the expected gain of a phase to the mean gain of the two
+            previous phases.
 
     Example:
         >>> policy = PhasePolicy(widths=(100, 200), widen_below=3.0)
@@ -42,7 +42,7 @@ class PhasePolicy:
     decay: float = 0.5
 
     def __post_init__(self) -> None:
-        """Checks order and ranges."""
+        """Checks the order and the ranges."""
         if (
             list(self.widths) != sorted(set(self.widths))
             or min(self.widths, default=1) < 1
@@ -64,11 +64,11 @@ class PhasePolicy:
     def decide(
         self, outcomes: Sequence["PhaseOutcome"], width: int, examples: int
     ) -> "PhaseDecision":
-        """Decides whether the next phase is run, and at which width.
+        """Decides whether to run the next phase, and at which width.
 
         Args:
-            outcomes: of zero-shot and the phases so far; at least zero-shot.
-            width: of the study, used if the policy has no widths.
+            outcomes: outcomes of zero-shot and the phases so far, at least zero-shot.
+            width: width of the study, used if the policy has no widths.
             examples: number of training examples that the next phase adds.
 
         Raises:
@@ -114,12 +114,12 @@ class PhasePolicy:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseOutcome:
-    """The outcome of zero-shot or of a finished phase.
+    """Outcome of zero-shot or of a finished phase.
 
     Attributes:
-        accuracy: on the validation split, in [0, 1].
-        width: of its training pictures in pixels; None for zero-shot.
-        money: cost of its computation; None if unknown.
+        accuracy: validation accuracy, in [0, 1].
+        width: width of training images in pixels; None for zero-shot.
+        money: cost of the computation; None if unknown.
     """
 
     accuracy: float
@@ -129,12 +129,12 @@ class PhaseOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseDecision:
-    """The decision about the next phase.
+    """Decision about the next phase.
 
     Attributes:
-        run: whether it is run.
-        width: of its training pictures in pixels.
-        reason: with the numbers that led to it.
+        run: whether to run the phase.
+        width: width of training images in pixels.
+        reason: reason of the decision, with the numbers that it depends on.
     """
 
     run: bool

@@ -1,4 +1,4 @@
-"""A model's answers about every picture of a split, and their metrics."""
+"""A model's answers for the images of a split, and their metrics."""
 
 import dataclasses
 import os
@@ -26,13 +26,13 @@ from meta_opt.workloads.image_text_model import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A split in memory.
+    """The examples of a split, in memory.
 
     Attributes:
-        keys: paths of the N pictures in the data.
-        data: ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
-        labels: int [N], indices of classes.
-        classes: K names.
+        keys: paths of the N images in the data.
+        data: arrays ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
+        labels: class indices, int [N].
+        classes: K class names.
     """
 
     keys: tuple[str, ...]
@@ -47,14 +47,14 @@ def read_examples(
     """Reads a split of few-shot data.
 
     Args:
-        path: its JSONL file.
-        classes: K names, in the order of the labels.
-        preprocessing: of the model.
+        path: JSONL file of the split.
+        classes: K class names, in the order of the labels.
+        preprocessing: preprocessing of the model.
 
     Raises:
-        ValueError: a label that is not a class.
-        UnreadableFilesError: a picture cannot be read. Skipping it would make metrics
-            of different runs incomparable.
+        ValueError: a label is not a class.
+        UnreadableFilesError: an image cannot be read. Skipping it would make metrics of
+            different runs incomparable.
     """
     rows = ImageTextRows(path)
     if unknown := sorted(set(rows.class_names) - set(classes)):
@@ -77,12 +77,12 @@ def read_examples(
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """A model's predictions for N examples, in two ways.
+    """A model's predictions for N examples, generated and by likelihood.
 
     Attributes:
         examples: the examples.
         written: N generated answers.
-        scores: float [N, K], log-likelihood of each class's correct answer, in nats.
+        scores: log-likelihoods of each class's correct answer in nats, float [N, K].
     """
 
     examples: Examples
@@ -90,10 +90,10 @@ class Predictions:
     scores: np.ndarray
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics of ``answers``, parsed leniently, and of ``likelihood`` over classes.
+        """Computes metrics of ``answers``, parsed leniently, and of ``likelihood``.
 
-        Each has ``accuracy`` and precision, recall and F1, ``weighted_`` and
-        ``macro_``; answers also have the fractions of
+        Both have ``accuracy``, and ``weighted_`` and ``macro_`` precision, recall and
+        F1; answers also have the fractions of
         `meta_opt.metrics.category_answers.AnswerReport`.
         """
         labels, classes = self.examples.labels, self.examples.classes
@@ -108,7 +108,7 @@ class Predictions:
         }
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a JSON line for each example, whole or not at all."""
+        """Writes a JSON line for each example, atomically."""
         classes = self.examples.classes
         parser = CategoryParser(classes)
 
@@ -142,7 +142,7 @@ def answers_to(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> tuple[str, ...]:
-    """Generated answers of at most ``preprocessing.text_length`` tokens."""
+    """Generates answers of at most ``preprocessing.text_length`` tokens."""
     tokenizer = _answer_tokenizer(preprocessing)
     config = DecodingConfig(max_tokens=preprocessing.text_length)
     return tuple(write_answers(model, examples.data, tokenizer, config, batch_size))
@@ -154,7 +154,7 @@ def scores_of(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> np.ndarray:
-    """Log-likelihoods of each class's correct answer, float32 [N, K], in nats."""
+    """Returns log-likelihoods of each class's answer in nats, float32 [N, K]."""
     answers = [answer_of(name) for name in examples.classes]
     tokenizer = _answer_tokenizer(preprocessing)
     return answer_scores(model, examples.data, answers, tokenizer, batch_size)
@@ -168,12 +168,12 @@ def _answer_tokenizer(preprocessing: Preprocessing) -> AnswerTokenizer:
 def needed_lengths(
     paths: Sequence[Path], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Number of tokens of the longest prompt and of the longest correct answer.
+    """Returns the token counts of the longest prompt and the longest correct answer.
 
     Args:
         paths: JSONL files of the data.
-        classes: K names.
-        preprocessing: its tokenizer is used; its lengths do not matter.
+        classes: K class names.
+        preprocessing: preprocessing, of which only the tokenizer is used.
     """
     asked: set[str] = set()
     for path in paths:
@@ -185,16 +185,16 @@ def needed_lengths(
 def lengths_of(
     prompts: Sequence[str], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Number of tokens of the longest prompt and of the longest correct answer.
+    """Returns the token counts of the longest prompt and the longest correct answer.
 
     Args:
         prompts: all prompts.
         classes: names of possible answers.
-        preprocessing: its tokenizer is used; its lengths do not matter.
+        preprocessing: preprocessing, of which only the tokenizer is used.
     """
     tokenizer = _answer_tokenizer(preprocessing)
-    # In addition to the text: the start token of a prompt, its separator from the
-    # answer, which may be several tokens, and the end token of an answer.
+    # Besides the text, a prompt has a start token and a separator, which may be several
+    # tokens, and an answer has an end token.
     (separator,) = tokenizer.pieces(["\n"])
     prompt = max(map(len, tokenizer.pieces(list(prompts))))
     answer = max(map(len, tokenizer.pieces([answer_of(name) for name in classes])))

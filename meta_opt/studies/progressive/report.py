@@ -1,4 +1,4 @@
-"""The report on a progressive study: tables with published figures, and two plots."""
+"""Report on a progressive study: tables with published figures, and two plots."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -37,15 +37,15 @@ def write_progressive(
     The figures are ``learning_curve.png`` and ``accuracy_cost.png``.
 
     Args:
-        folder: of the study.
-        arms: with finished phases.
-        count: number of phases of each arm.
-        settings: of the study: ``width``, ``mode``, ``epochs``, ``batch_size``,
-            ``trainable``, ``model``.
-        command: the command that makes it.
+        folder: folder of the study.
+        arms: arms with their finished phases.
+        count: number of phases per arm.
+        settings: settings of the study: ``width``, ``mode``, ``epochs``,
+            ``batch_size``, ``trainable``, ``model``.
+        command: command that creates the report.
 
     Returns:
-        The Markdown.
+        The Markdown text.
     """
     parts = ["# Progressive few-shot fine-tuning", f"`{command}`", _about(settings)]
     if not arms:
@@ -98,7 +98,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _decimals(value: float) -> str:
-    """A fraction with three decimals, in the form of the published table.
+    """Formats a fraction with three decimals, as in the published table.
 
     >>> _decimals(0.7), _decimals(1.0)
     ('.700', '1.000')
@@ -117,12 +117,13 @@ def _cell(outcome: Outcome, way: str) -> str:
 
 
 def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
-    """Test accuracy and weighted F1 by phase, in the form of the published table.
+    """Builds a table of test accuracy and weighted F1 by phase, as published.
 
     Args:
-        arms: with finished phases.
-        count: number of phases of each.
-        width: in pixels; published figures for it are added, if there are any.
+        arms: arms with their finished phases.
+        count: number of phases per arm.
+        width: image width in pixels, for which published figures are added if there
+            are any.
     """
     rows = []
     for way, arm in itertools.product(WAYS, arms):
@@ -139,7 +140,7 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
 
 
 def phases_table(arms: Sequence[Arm]) -> str:
-    """Losses, validation and macro-averaged metrics, and time, of each phase."""
+    """Builds a table of losses, validation and macro metrics, and time by phase."""
     head = ["track, phase", "train loss", "val. loss", "val. accuracy"]
     head += ["precision", "recall", "F1", "macro precision", "macro recall"]
     head += ["macro F1", "steps s", "run s", "ms a prediction"]
@@ -172,7 +173,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
 
 
 def decisions_table(arms: Sequence[Arm]) -> str:
-    """Widths that policies chose, with reasons; "" without policies."""
+    """Builds a table of widths that policies chose, and reasons; "" without any."""
     rows = []
     for arm in arms:
         for o in arm.outcomes:
@@ -189,7 +190,7 @@ def _seconds(value: float | None) -> str:
 
 
 def answers_table(arms: Sequence[Arm]) -> str:
-    """How the answers to the test pictures were parsed, in percent."""
+    """Builds a table of how answers for test images were parsed, in percent."""
     names = ("accuracy", "knowledge_errors", "unlisted", "unparseable", "nearest")
     titles = ["right %", "another category %", "no category %", "unparseable %"]
     head = ["track, phase", *titles, "misspelt %", "well-formed JSON %"]
@@ -203,12 +204,13 @@ def answers_table(arms: Sequence[Arm]) -> str:
 
 
 def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
-    """Plots test accuracy over phases with intervals, a panel for each way.
+    """Plots test accuracy over phases with intervals, with a panel per metric.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        arms: one line each.
-        width: the published curve for it is added, if there is one.
+        path: PNG file, written atomically.
+        arms: arms, with a line each.
+        width: image width in pixels, for which the published curve is added if there is
+            one.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -220,12 +222,12 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
         last = max(len(arm.outcomes) for arm in arms)
         for axes, way in zip(panels, WAYS, strict=True):
             for index, arm in enumerate(arms):
-                # Shifted, so that intervals do not overlap.
+                # Shift the points horizontally, so that intervals do not overlap.
                 aside = 0.06 * (index - (len(arms) - 1) / 2)
                 x = [o.phase + aside for o in arm.outcomes]
                 y = [o.metric("accuracy", way) for o in arm.outcomes]
                 ends = [o.interval(way) for o in arm.outcomes]
-                # Rounding may put a bound of 0 or 1 past the value.
+                # Rounding may put a bound of 0 or 1 on the wrong side of the value.
                 errors = [
                     [max(v - low, 0) for v, (low, _) in zip(y, ends, strict=True)],
                     [max(high - v, 0) for v, (_, high) in zip(y, ends, strict=True)],
@@ -248,7 +250,7 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
             axes.set_title(_WAYS[way], fontsize=10)
             axes.set_xlabel("phase (0: zero-shot)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # Markers at the edges are not clipped.
+            # Leave a margin, so that markers at the edges are not clipped.
             axes.set_ylim(-0.02, 1.02)
         for axes in panels:
             axes.set_xlim(-0.3, last - 0.7)
@@ -268,11 +270,11 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
     The cost is money if the ledgers have prices, otherwise device seconds.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        arms: one line each; those without measured costs are left out.
+        path: PNG file, written atomically.
+        arms: arms, with a line each; arms without measured costs are left out.
 
     Returns:
-        Whether there was anything to draw.
+        Whether there was anything to plot.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -300,7 +302,7 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
                         fontsize=8, color="#555555",
                     )  # fmt: skip
         axes.set_xlim(left=0)
-        # Markers at the bottom are not clipped.
+        # Leave a margin, so that markers at the bottom are not clipped.
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
         units = {"money": currency, "device_seconds": "device seconds"}
         axes.set_xlabel(f"cost of training so far ({units[unit]}); marks are phases")

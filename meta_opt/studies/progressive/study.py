@@ -1,4 +1,4 @@
-"""Settings of a study of fine-tuning in phases: data, run, optimizers and policies."""
+"""Settings of progressive studies: data, run, optimizers and policies."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,17 +22,18 @@ class PhasesConfig:
 
     Attributes:
         folder: few-shot data written by ``experiments/few_shot_data.py``.
-        width: width of the pictures in pixels, one of those in the folder.
-        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
+        width: width of the images in pixels, one of those in the folder.
+        variant: variant of ``configs/few_shot_data.py`` that writes the folder, for
+            error messages.
         mode: ``continue``: each phase starts from the weights of the previous one and
             trains on its own examples; ``cumulative``: each phase starts from the
             initial model and trains on the examples of all phases so far.
         phases: number of phases to run; 0 for all.
         epochs: passes over the examples of a phase.
-        answer_tokens: most tokens of an answer; 0 for twice those of the longest
-            correct answer.
-        export: format of each phase's exported model, ``model`` in its folder, see
-            `meta_opt.workloads.export.ExportConfig`; "" for none.
+        answer_tokens: maximum number of tokens of an answer; 0 for twice those of the
+            longest correct answer.
+        export: format of each phase's exported model, which is ``model`` in its folder;
+            see `meta_opt.workloads.export.ExportConfig`; "" for none.
     """
 
     folder: str
@@ -45,7 +46,7 @@ class PhasesConfig:
     export: str = ""
 
     def __post_init__(self) -> None:
-        """Checks names and ranges."""
+        """Checks the names and ranges."""
         check_name("study.mode", self.mode, MODES)
         if self.export:
             check_name("study.export", self.export, FORMATS)
@@ -59,9 +60,9 @@ class Study:
     Attributes:
         config: data and phases.
         run: settings of a phase's run; length, data and optimizer are filled in.
-        optimizers: by name, which is also the name of a folder.
-        policies: by name; each is run with every optimizer, in addition to the fixed
-            phases.
+        optimizers: optimizers by name, which is also a folder name.
+        policies: policies by name; each is run with every optimizer, in addition to the
+            fixed phases.
     """
 
     config: PhasesConfig
@@ -70,7 +71,7 @@ class Study:
     policies: Mapping[str, PhasePolicy] = dataclasses.field(default_factory=dict)
 
     def tracks(self) -> dict[str, tuple[str, PhasePolicy | None]]:
-        """Optimizer and policy of each track by its name, fixed phases first."""
+        """Returns optimizer and policy by name of the track, fixed phases first."""
         found: dict[str, tuple[str, PhasePolicy | None]] = {
             name: (name, None) for name in self.optimizers
         }
@@ -87,11 +88,11 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         settings: ``study``, fields of `PhasesConfig`; ``optimizers``, fields of
             `OptimizerConfig` by name; ``policies``, fields of `PhasePolicy` by name;
             and the settings of a run on images with texts, see `read_run_config`.
-        name: of the mapping, for errors.
+        name: name of the mapping, for error messages.
 
     Raises:
-        ValueError: unknown keys, values out of range, settings that the phases
-            determine, or a model that is not generative.
+        ValueError: keys are unknown, values are out of range, settings are determined
+            by the phases, or the model is not generative.
 
     Example:
         >>> study = read_study({
@@ -134,9 +135,9 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         if "num_steps" in given:
             raise ValueError(f"{where}.num_steps: the phases decide it")
         optimizers[label] = from_config(OptimizerConfig, given, where)
-        # A misspelt name is found before the first phase.
+        # Finds a misspelt name before the first phase.
         make_optimizer(dataclasses.replace(optimizers[label], num_steps=1))
-    # Optimizers without tuning, which the study is about, come first in tables.
+    # Untuned optimizers, the subject of the study, are first in tables.
     order = sorted(optimizers, key=lambda label: optimizers[label].name != "learned")
     optimizers = {label: optimizers[label] for label in order}
     if not optimizers:

@@ -1,4 +1,4 @@
-"""A study's finished phases: accuracies with intervals, costs, published figures."""
+"""Summary of a study's finished phases: accuracies with intervals, and costs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -60,9 +60,9 @@ class Outcome:
     """A finished phase.
 
     Attributes:
-        phase: its number; 0 for zero-shot.
+        phase: number of the phase; 0 for zero-shot.
         record: contents of ``phase.json``.
-        ledger: of its folder; empty if there is none.
+        ledger: ledger of the phase; empty if there is none.
     """
 
     phase: int
@@ -75,13 +75,13 @@ class Outcome:
         return f"phase {self.phase}" if self.phase else "zero-shot"
 
     def metric(self, name: str, way: str = "answers", split: str = "test") -> float:
-        """One of `meta_opt.studies.progressive.predictions.Predictions.metrics`."""
+        """Returns a metric of the predictions, see `Predictions.metrics`."""
         return float(self.record["metrics"][split][way][name])
 
     def interval(
         self, way: str = "answers", split: str = "test"
     ) -> tuple[float, float]:
-        """Wilson's 95% interval of the accuracy, over the examples of the split.
+        """Returns Wilson's 95% interval of the accuracy over the split's examples.
 
         >>> metrics = {"test": {"answers": {"accuracy": 0.8}}}
         >>> low, high = Outcome(
@@ -96,12 +96,12 @@ class Outcome:
         return low, high
 
     def last(self, curve: str) -> float | None:
-        """The last value of ``train_loss`` or ``validation_loss``; None without one."""
+        """Returns the last ``train_loss`` or ``validation_loss``; None if missing."""
         points = self.record.get(curve) or [[0, None]]
         return points[-1][1]
 
     def prediction(self) -> Amounts:
-        """The cost of generating one answer; all None if it was not measured."""
+        """Returns the cost of generating one answer; all None if not measured."""
         if "prediction" not in self.record:
             return Amounts()
         given = self.record["prediction"]
@@ -115,9 +115,9 @@ class Arm:
     """The phases of one track, including zero-shot.
 
     Attributes:
-        name: of the track: names of the optimizer and of the policy, if any.
-        outcomes: of consecutive phases.
-        stopped: why a policy stopped; "" if it did not.
+        name: name of the track: those of the optimizer and of the policy, if any.
+        outcomes: outcomes of consecutive phases.
+        stopped: reason why a policy stopped; "" if it did not.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Arm:
     stopped: str = ""
 
     def ledger(self) -> Ledger:
-        """The ledger of all phases, each under its own name."""
+        """Returns the ledger of all phases, each under its own name."""
         entries = tuple(
             dataclasses.replace(entry, name=outcome.name)
             for outcome in self.outcomes
@@ -134,7 +134,7 @@ class Arm:
         return Ledger(_prices(self.outcomes), entries)
 
     def costs(self, way: str = "answers") -> list[PointCost]:
-        """Cost of each phase and per point of test accuracy.
+        """Returns the cost of each phase, and per point of test accuracy.
 
         Empty without phases, or if the training of a phase was not measured.
         """
@@ -148,7 +148,7 @@ class Arm:
 
 
 def _prices(outcomes: Sequence[Outcome]) -> Prices:
-    """Prices of the latest phase with a ledger, which apply to all phases."""
+    """Returns the prices of the latest phase with a ledger, for all phases."""
     found = [o.ledger.prices for o in outcomes if o.ledger.entries]
     return found[-1] if found else Prices()
 
@@ -159,20 +159,21 @@ def read_arms(
     count: int,
     prices: Prices | None = None,
 ) -> list[Arm]:
-    """The finished phases of a study's folder.
+    """Reads the finished phases of a study's folder.
 
     Args:
-        workdir: of the study.
-        tracks: names, in order.
-        count: most phases of each.
-        prices: of all phases; None, or if none is given: those at the time of a run.
+        workdir: folder of the study.
+        tracks: names of the tracks, in order.
+        count: maximum number of phases per track.
+        prices: prices for all phases; if None or without any price, those at the time
+            of a run.
 
     Returns:
-        An arm for each track, up to its first unfinished phase; none if zero-shot is
+        An arm for each track, up to its first unfinished phase; empty if zero-shot is
         not finished.
 
     Raises:
-        ValueError: damaged files; the message names them.
+        ValueError: files are damaged; the message names them.
     """
     workdir = Path(workdir)
     current = None if prices == Prices() else prices

@@ -1,1 +1,1 @@
-"""Published numbers measured again."""
+"""Reproduction of published numbers."""

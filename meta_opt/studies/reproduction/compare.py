@@ -1,4 +1,4 @@
-"""Whether a number that is measured again agrees with the published one."""
+"""Agreement of reproduced numbers with the published ones."""
 
 import dataclasses
 import math
@@ -15,15 +15,15 @@ the last digit, and other machines sum in another order."""
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A published number and the one measured again.
+    """A published number and its reproduction.
 
     Attributes:
-        quantity: what it is.
-        stored: the published value.
-        measured: the new one.
-        low: lower end of what counts as agreement.
-        high: upper end.
-        rule: how the ends are defined, in words.
+        quantity: name of the quantity.
+        stored: published value.
+        measured: reproduced value.
+        low: lower bound of the agreement interval.
+        high: upper bound of the agreement interval.
+        rule: description of how the bounds are defined.
     """
 
     quantity: str
@@ -35,25 +35,25 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the new value is finite and within the ends."""
+        """Whether the reproduced value is finite and within the bounds."""
         return math.isfinite(self.measured) and self.low <= self.measured <= self.high
 
 
 def by_seeds(
     quantity: str, stored: Sequence[float], measured: Sequence[float]
 ) -> Comparison:
-    """The new mean must lie in the 95% interval of the stored seeds' mean.
+    """Requires the new mean to be in the 95% interval of the stored seeds' mean.
 
     Student's t, see `meta_opt.metrics.intervals.interval`, and at least `ROUNDING`
     wide on either side.
 
     Args:
-        quantity: what it is.
-        stored: a value for each of at least two seeds.
-        measured: a value for each seed, finite or not.
+        quantity: name of the quantity.
+        stored: published values by seed, at least two.
+        measured: reproduced values by seed, finite or not.
 
     Raises:
-        ValueError: fewer than two stored seeds, which have no interval.
+        ValueError: there are fewer than two stored seeds, hence no interval.
 
     >>> by_seeds("loss", [1.0, 2.0, 3.0], [2.5, 2.5]).agrees
     True
@@ -83,14 +83,14 @@ def by_tolerance(
     relative: float = 0.0,
     absolute: float = 0.0,
 ) -> Comparison:
-    """The new value must be within a stated distance of the stored one.
+    """Requires the new value to be within a tolerance of the stored one.
 
     Args:
-        quantity: what it is.
-        stored: published value; it has no interval, or is deterministic.
-        measured: the new one.
-        relative: share of the stored value.
-        absolute: in the quantity's unit; added to the relative part.
+        quantity: name of the quantity.
+        stored: published value that has no interval or is deterministic.
+        measured: reproduced value.
+        relative: relative tolerance, as a share of the stored value.
+        absolute: absolute tolerance, which is added to the relative one.
 
     >>> by_tolerance("operations", 100.0, 101.0, relative=0.02).agrees
     True

@@ -1,8 +1,8 @@
 """Final losses of optimizers under adverse conditions, with and without the safeguard.
 
-Four contenders on each task under each condition: the learned optimizer and the
+Four contenders run on each task under each condition: the learned optimizer and the
 hand-designed rule, both with and without the safeguard. The reference is the guarded
-hand-designed rule, which the safeguard falls back to, under the same condition, with
+hand-designed rule, which the safeguard falls back to, under the same condition and with
 the same initial parameters and batches.
 """
 
@@ -35,12 +35,12 @@ class RobustnessConfig:
 
     Attributes:
         tasks: names of task families.
-        weights: of the learned optimizer: a shipped name or a path.
+        weights: weights of the learned optimizer, a shipped name or a path.
         conditions: names in `meta_opt.tasks.perturbations.CONDITIONS`, including the
             ordinary one; empty for all.
         num_steps: steps of an ordinary run by task; the default is the largest horizon
             of its meta-training.
-        seeds: of initialisation, batches and perturbations.
+        seeds: random seeds of initialisation, batches and perturbations.
     """
 
     tasks: tuple[str, ...]
@@ -79,13 +79,13 @@ class RunOutcome:
     """The final losses of one contender under one condition.
 
     Attributes:
-        task: its name.
-        condition: its name.
+        task: name of the task.
+        condition: name of the condition.
         contender: one of `CONTENDERS`.
         num_steps: length of the runs.
-        start: validation loss of each seed before the run.
-        loss: validation loss of each seed after the run; infinite if a loss of the run
-            is not finite.
+        start: validation loss before the run, by seed.
+        loss: validation loss after the run, by seed; infinite if any loss of the run is
+            not finite.
     """
 
     task: str
@@ -122,7 +122,7 @@ def measure(task: Task, config: RobustnessConfig) -> Iterator[RunOutcome]:
         config: weights, conditions, steps and seeds.
 
     Raises:
-        ValueError: missing or damaged weights.
+        ValueError: weights are missing or damaged.
     """
     for contender in CONTENDERS:
         make, settings = _optimizer(contender, task, config.weights)
@@ -143,7 +143,7 @@ def measure(task: Task, config: RobustnessConfig) -> Iterator[RunOutcome]:
 
 
 def _optimizer(contender: str, task: Task, weights: str) -> tuple[MakeOptimizer, Any]:
-    """Builds a contender with the settings that are arguments of its program."""
+    """Builds a contender, and the settings that are arguments of its program."""
     guard = contender.endswith("guarded")
     if not contender.startswith("learned"):
         return (
@@ -155,15 +155,16 @@ def _optimizer(contender: str, task: Task, weights: str) -> tuple[MakeOptimizer,
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """The guarded learned optimizer against the fallback on one task and condition.
+    """Guarded learned optimizer versus the fallback on one task and condition.
 
     Attributes:
-        task: its name.
-        condition: its name.
-        ratio: mean final validation loss over that of the guarded hand-designed rule
-            under the same condition; infinite if a seed's is not finite.
-        over_ordinary: that ratio over the ratio of an ordinary run. A value above 1 is
-            an effect of the condition.
+        task: name of the task.
+        condition: name of the condition.
+        ratio: ratio of the mean final validation loss to that of the guarded
+            hand-designed rule under the same condition; infinite if any seed's loss is
+            not finite.
+        over_ordinary: this ratio divided by the ratio of an ordinary run. A value above
+            1 is an effect of the condition.
         worse: whether the ratio is above 1.05.
     """
 
@@ -176,10 +177,10 @@ class TaskRow:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionRow:
-    """One condition over all tasks.
+    """Results under a condition over all tasks.
 
     Attributes:
-        condition: its name.
+        condition: name of the condition.
         runs: number of runs of each contender.
         failures: failed runs by contender, see `RunOutcome.failures`.
         ratio: geometric mean over tasks of `TaskRow.ratio`.
@@ -203,7 +204,7 @@ def compare(outcomes: Sequence[RunOutcome]) -> tuple[list[ConditionRow], list[Ta
     """Compares the learned optimizer with its fallback.
 
     Args:
-        outcomes: of all contenders on all tasks under all conditions.
+        outcomes: outcomes of all contenders on all tasks under all conditions.
 
     Returns:
         A row for each condition, and one for each condition and task.

@@ -1,4 +1,4 @@
-"""The report on adverse conditions: Markdown and JSON in one folder."""
+"""Report on adverse conditions, as Markdown and JSON in one folder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,15 +40,15 @@ def write_robustness_report(
     """Writes ``safeguard.md`` and ``safeguard.json``.
 
     Args:
-        folder: created if needed.
-        rows: one for each condition, as `ConditionRow` of
-            `meta_opt.studies.robustness.measure`.
-        by_task: one for each condition and task, as `TaskRow` of the same module.
-        outcomes: everything measured, as its `RunOutcome`.
-        facts: how it was measured.
+        folder: output folder, created if needed.
+        rows: `meta_opt.studies.robustness.measure.ConditionRow` of each condition as
+            mappings.
+        by_task: `TaskRow` of each condition and task as mappings.
+        outcomes: all `RunOutcome` as mappings.
+        facts: facts about how it was measured.
 
     Returns:
-        The table of conditions, for a terminal.
+        The table of conditions as text.
     """
     summary = _summary(rows)
     parts = [

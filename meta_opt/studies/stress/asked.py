@@ -8,13 +8,13 @@ from meta_opt.studies.stress.settings import TestsConfig
 
 
 class Asked(NamedTuple):
-    """A prompt with its list of categories.
+    """A prompt with a list of categories.
 
     Attributes:
-        name: `Condition.prompt` of this prompt.
-        shown: names of the categories in the prompt.
-        prompt: the text.
-        classes: K category names as labels have them.
+        name: name of the prompt, the value of `Condition.prompt`.
+        shown: category names in the order in which the prompt lists them.
+        prompt: text of the prompt.
+        classes: K category names that labels have.
     """
 
     name: str
@@ -23,35 +23,35 @@ class Asked(NamedTuple):
     classes: tuple[str, ...]
 
     def category(self, place: int) -> str:
-        """The category of a name in the list; a distractor's own name.
+        """Returns the category of a listed name; for a distractor its own name.
 
         Args:
-            place: index in the list.
+            place: index of the name in the list.
         """
         known = self.shown.classes[place]
         return self.shown.names[place] if known < 0 else self.classes[known]
 
 
 def plain(classes: Sequence[str], template: str) -> Asked:
-    """The prompt of the data.
+    """Returns the unchanged prompt of the data.
 
     Args:
-        classes: K names.
-        template: of the data, with ``{categories}``.
+        classes: K class names.
+        template: prompt template of the data, with ``{categories}``.
     """
     return _as_data_ask("plain", CategoryList.of(classes), template, classes)
 
 
 def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[Asked]:
-    """All changed prompts that are tested.
+    """Returns all changed prompts to test.
 
     Args:
-        classes: K names.
-        template: of the data, with ``{categories}``.
-        tests: the changes.
+        classes: K class names.
+        template: prompt template of the data, with ``{categories}``.
+        tests: settings of the changes.
 
     Raises:
-        ValueError: a synonym of an unknown category, or a name that exists already.
+        ValueError: a synonym is of an unknown category, or duplicates a name.
     """
     whole = CategoryList.of(classes)
     found = [
@@ -65,7 +65,7 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
         longer = whole.with_distractors(tests.distractors, count, seed=0)
         name = f"{count} distractor{'s' * (count > 1)}"
         found.append(_as_data_ask(name, longer, template, classes))
-    # Without the prompt of the data itself.
+    # Leave out the unchanged template of the data.
     found += [
         Asked(name, whole, whole.prompt(name), tuple(classes))
         for name in tests.templates

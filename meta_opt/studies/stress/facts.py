@@ -1,4 +1,4 @@
-"""Facts for the report of a stress test: how it was measured."""
+"""Facts about how a stress test was measured, for its report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from meta_opt.studies.stress.study import StressTest
 
 
 def facts_of(test: StressTest) -> dict[str, str]:
-    """How a stress test was measured, name to value, for its report."""
+    """Returns facts about how a stress test was measured, by name."""
     config = test.config
     facts = {
         "data": f"{Path(config.data.folder).name}, {len(test.classes)} categories, "

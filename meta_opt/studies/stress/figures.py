@@ -16,11 +16,11 @@ _PER_ROW = 3
 
 
 def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Plots accuracy over widths of training and of test, a panel for each model.
+    """Plots accuracy over widths of training and of test, with a panel per model.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        rows: of all models; only tests without other changes are plotted.
+        path: PNG file, written atomically.
+        rows: rows of all models; only tests without other changes are plotted.
 
     Returns:
         Whether there was anything to plot, that is, varied widths.
@@ -49,12 +49,12 @@ def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
 
 
 def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Plots accuracy over corruptions and severities, a panel for each model.
+    """Plots accuracy over corruptions and severities, with a panel per model.
 
     Args:
-        path: the PNG file, written whole or not at all.
-        rows: of all models; if corruptions were added to several conditions of a model,
-            each has a panel.
+        path: PNG file, written atomically.
+        rows: rows of all models; if corruptions were added to several conditions of a
+            model, each has a panel.
 
     Returns:
         Whether there was anything to plot, that is, a corruption.
@@ -74,7 +74,7 @@ def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
         path,
         {
             model + f"\n{condition.name.removeprefix('clean, ')}" * several: [
-                # Of severity 0 all have the test without corruptions.
+                # Severity 0 is the test without corruptions in every row.
                 [panel.get((name if s else "", s)) for s in (0, *SEVERITIES)]
                 for name in names
             ]
@@ -96,7 +96,7 @@ def _plot(
     row_label: str,
     column_label: str,
 ) -> None:
-    """Panels with a common colour scale; cells have accuracy and half its interval."""
+    """Plots panels with a common colour scale; cells show accuracy and half-width."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -113,7 +113,7 @@ def _plot(
     low, high = known.min(), max(known.max(), known.min() + 1)
     wide = min(_PER_ROW, len(panels))
     high_by = -(-len(panels) // wide)
-    # Space for numbers of five characters, and for row labels.
+    # Leave space for five characters per cell, and for row labels.
     width, height = 1.6 + 0.62 * len(columns), 1.1 + 0.45 * len(rows)
     with matplotlib.rc_context(RC), write_atomic(path) as temporary:
         figure = Figure(

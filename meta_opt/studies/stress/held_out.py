@@ -1,4 +1,4 @@
-"""Test pictures of few-shot data, and of another data set."""
+"""Test images of few-shot data, and of another dataset."""
 
 import dataclasses
 import os
@@ -17,12 +17,12 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class LabelledPictures:
-    """N pictures with their categories.
+    """N labelled images.
 
     Attributes:
-        keys: of the examples, the same at every width.
-        labels: names of the categories.
-        files: of the pictures.
+        keys: keys of the examples, the same at every width.
+        labels: category names.
+        files: image files.
     """
 
     keys: tuple[str, ...]
@@ -33,10 +33,10 @@ class LabelledPictures:
         return len(self.keys)
 
     def read(self) -> list[np.ndarray]:
-        """The pictures, each uint8 [H, W, 3].
+        """Reads the images, each uint8 [H, W, 3].
 
         Raises:
-            ValueError: a picture that cannot be read; the message names it.
+            ValueError: an image cannot be read; the message names it.
         """
         found = []
         for file in self.files:
@@ -47,7 +47,7 @@ class LabelledPictures:
         return found
 
     def relative_to(self, folder: Path) -> list[str]:
-        """Paths of the pictures relative to a folder."""
+        """Returns the paths of the images relative to a folder."""
         start = folder.resolve()
         return [
             Path(os.path.relpath(f.resolve(), start)).as_posix() for f in self.files
@@ -61,21 +61,21 @@ def read_pictures(
     labels: Mapping[str, str] | None = None,
     prefix: str = "",
 ) -> LabelledPictures:
-    """Lists the pictures and labels of JSONL files, without opening the pictures.
+    """Lists images and labels of JSONL files, without opening the images.
 
     Args:
         paths: JSONL files of few-shot data at one width.
         classes: names of the classes.
-        per_class: most pictures of each class, chosen by a hash of their keys; 0 for
-            all.
-        labels: category by label in the files; samples with other labels are left out.
-            None: the labels are categories.
-        prefix: of keys.
+        per_class: maximum number of images per class, chosen by a hash of their keys; 0
+            for all.
+        labels: maps labels in the files to categories; samples with other labels are
+            left out. None if the labels are categories.
+        prefix: prefix of the keys.
 
     Raises:
-        ValueError: a sample without picture or label, a label that is not a class, or
-            no pictures.
-        FileNotFoundError: no such file.
+        ValueError: a sample has no image or label, a label is not a class, or there are
+            no images.
+        FileNotFoundError: a file does not exist.
     """
     rows = []
     for path in paths:
@@ -106,15 +106,15 @@ def read_pictures(
 def shift_labels(
     ours: Sequence[str], theirs: Sequence[str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Maps the classes of another data set to categories.
+    """Maps the classes of another dataset to categories.
 
     Args:
-        ours: names of categories.
-        theirs: names of the other data set's classes.
-        given: see `meta_opt.studies.stress.settings.ShiftConfig.labels`.
+        ours: category names.
+        theirs: class names of the other dataset.
+        given: given mapping, `meta_opt.studies.stress.settings.ShiftConfig.labels`.
 
     Raises:
-        ValueError: an unknown name, or no class in common.
+        ValueError: a name is unknown, or there is no common class.
 
     >>> shift_labels(["bird", "drink"], ["bird", "beverage", "flag"],
     ...              {"beverage": "drink"})
@@ -134,6 +134,6 @@ def shift_labels(
 
 
 def splits_of(stored: StoredFewShot) -> list[Path]:
-    """The JSONL files of all examples, including training examples."""
+    """Returns the JSONL files of all examples, including training examples."""
     held_out = [stored.held_out(split) for split in ("validation", "test")]
     return [stored.train(stored.phases, cumulative=True), *held_out]

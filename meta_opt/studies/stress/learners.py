@@ -1,4 +1,4 @@
-"""Training runs of a stress test: a classifier or generative model on changed data.
+"""Training runs of a stress test, of classifiers or generative models.
 
 A learner has the settings of a run of `meta_opt.workloads.classification` (with
 ``pictures``) or of `meta_opt.workloads.image_text`; the test sets data, length, seed
@@ -49,10 +49,10 @@ _PATHS = {
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """The settings of training runs.
+    """Settings of training runs.
 
     Attributes:
-        name: in tables.
+        name: name in tables.
         run: settings of a run; length, data, seed and export are filled in.
     """
 
@@ -61,36 +61,36 @@ class Learner:
 
     @property
     def classifies(self) -> bool:
-        """Whether it is a network with a classification head and without prompts."""
+        """Whether the model has a classification head and takes no prompts."""
         return isinstance(self.run.workload, ClassificationConfig)
 
     @property
     def batch_size(self) -> int:
-        """Batch size of a run without a change."""
+        """Batch size of an unchanged run."""
         return self.run.loop.batch_size
 
     @property
     def processor(self) -> str:
-        """Folder of the tokenizer that its exports need; "" for none."""
+        """Folder of the tokenizer that exported models need; "" for none."""
         return "" if self.classifies else self.run.workload.model.folder
 
     def check_width(self, px: int) -> None:
-        """Raises ValueError for a width of pictures that it cannot be trained with."""
+        """Raises ValueError if the learner cannot train on images of this width."""
         if self.classifies:
             dataclasses.replace(self.run.workload.pictures, image_size=px)
 
 
 def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
-    """Builds a learner.
+    """Builds a learner from settings.
 
     Args:
-        name: in tables.
-        settings: as `read_run_config` takes them, with ``batch_size``.
-        where: name of the mapping, for errors.
+        name: name in tables.
+        settings: settings for `read_run_config`, with ``batch_size``.
+        where: name of the mapping, for error messages.
 
     Raises:
-        ValueError: unknown keys, values out of range, settings that the test sets, or a
-            model that is neither a classifier nor generative.
+        ValueError: keys are unknown, values are out of range, settings are determined
+            by the test, or the model is neither a classifier nor generative.
     """
     for key, why in _DECIDED.items():
         if settings.get(key):
@@ -113,7 +113,7 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
             f"{where}.model.loss={run.workload.model.loss!r}: a model that writes "
             "answers is trained with 'captioning'"
         )
-    # A misspelt name is found before the first run.
+    # Finds a misspelt name before the first run.
     make_optimizer(dataclasses.replace(run.optimizer, num_steps=1))
     return Learner(name, run)
 
@@ -123,8 +123,8 @@ class Examples:
     """The data of a run, by split.
 
     Attributes:
-        rows: (key, file, label) of the examples of each split.
-        classes: K names.
+        rows: (key, file, label) of each example, by split.
+        classes: K class names.
         prompt: the prompt of each example.
     """
 
@@ -133,10 +133,10 @@ class Examples:
     prompt: str
 
     def changed(self, condition: Condition) -> "Examples":
-        """The examples with the shots and the label noise of a condition.
+        """Returns the examples with the shots and the label noise of a condition.
 
         Raises:
-            ValueError: more shots than a class has examples.
+            ValueError: a class has fewer examples than shots.
         """
         rows = list(self.rows["train"])
         keys = [key for key, _, _ in rows]
@@ -170,11 +170,12 @@ class Examples:
 
 
 def read_training(data: StoredFewShot, prompt: str) -> Examples:
-    """The examples of all phases, at the data's width.
+    """Reads the examples of all phases, at the width of the data.
 
     Raises:
-        FileNotFoundError: missing files; the message has the command that writes them.
-        ValueError: samples without picture or label, or a label that is not a class.
+        FileNotFoundError: files are missing; the message has the command that writes
+            them.
+        ValueError: a sample has no image or label, or a label is not a class.
     """
     files = {split: data.held_out(split) for split in SPLITS[1:]}
     files = {"train": data.train(data.phases, cumulative=True), **files}
@@ -196,17 +197,17 @@ def run_of(
     steps: int,
     features: str = "",
 ) -> RunConfig:
-    """The settings of a run.
+    """Returns the configuration of a run.
 
     Args:
         learner: the learner.
-        folder: of the run, with ``data`` by `Examples.write`; the trained model is
-            exported to ``model``.
-        examples: the written examples.
-        px: width of the pictures.
-        seed: of the run.
-        batch_size: B.
-        steps: length.
+        folder: folder of the run, with ``data`` from `Examples.write`; the trained
+            model is exported to ``model``.
+        examples: the examples that were written.
+        px: width of the images in pixels.
+        seed: random seed of the run.
+        batch_size: B, the batch size.
+        steps: number of steps.
         features: folder for outputs of frozen stages; "" keeps them in memory.
     """
     data, run = folder / "data", learner.run
@@ -239,7 +240,7 @@ def run_of(
         num_steps=steps,
         batch_size=batch_size,
         seed=seed,
-        # Only the last step of a short run matters.
+        # Evaluate only the last step, because runs are short.
         eval_every=steps,
         checkpoint_every=max(1, steps // 4),
     )
@@ -253,7 +254,7 @@ def run_of(
 
 
 def setup_of(run: RunConfig) -> dict[str, Any]:
-    """All settings that a run's outcome depends on, without paths, as JSON values."""
+    """Returns what a run's outcome depends on, without paths, as JSON values."""
     settings = plain_json(run.settings())
     for section, keys in _PATHS.items():
         for key in keys:
@@ -272,7 +273,7 @@ def train(run: RunConfig, folder: Path) -> None:
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving.
-        ValueError: settings and data that do not fit together, or a folder with a run
-            with other settings.
+        ValueError: settings and data do not fit together, or the folder has a run with
+            other settings.
     """
     finetune(run, folder / "run")

@@ -1,4 +1,4 @@
-"""Predicts test pictures: unchanged, corrupted, or from another data set."""
+"""Predictions for test images: unchanged, corrupted, or from another dataset."""
 
 import functools
 from collections.abc import Mapping
@@ -23,20 +23,21 @@ from meta_opt.studies.stress.subjects import Described, Subject, open_subject
 
 
 class Predictor:
-    """Predicts test pictures, with one model in memory at a time.
+    """Computes predictions for test images, with one model in memory at a time.
 
     Args:
-        config: of the test.
-        data: few-shot data at each width.
+        config: settings of the test.
+        data: few-shot data by width.
         asked: all prompts.
 
     Attributes:
-        shift: the other data set; None without one.
-        shift_labels: category by its class.
+        shift: the other dataset, or None.
+        shift_labels: category by class of the other dataset.
 
     Raises:
-        FileNotFoundError: missing data; the message has the command that writes them.
-        ValueError: another data set without any of the categories.
+        FileNotFoundError: data are missing; the message has the command that writes
+            them.
+        ValueError: the other dataset has none of the categories.
     """
 
     def __init__(
@@ -55,18 +56,18 @@ class Predictor:
                 self._classes, self.shift.classes, config.shift.labels
             )
         self._read = functools.cache(self._pictures)
-        # Keeps the pictures of a few widths and data sets.
+        # Caches the images of a few widths and datasets.
         self._arrays = functools.lru_cache(maxsize=2)(
             lambda px, data: self._read(px, data).read()
         )
         self._opened: tuple[str, Subject] | None = None
 
     def pictures(self, condition: Condition) -> LabelledPictures:
-        """The pictures of the test."""
+        """Returns the images of the test."""
         return self._read(condition.test_px, condition.data)
 
     def setup(self, condition: Condition) -> dict[str, Any]:
-        """Everything that the pictures depend on, without paths, as JSON values."""
+        """Returns what the images depend on, without paths, as JSON values."""
         config = self._config
         data = self.shift if condition.data else self._data[condition.test_px]
         assert data is not None
@@ -88,17 +89,17 @@ class Predictor:
         condition: Condition,
         asked: Asked,
     ) -> list[Prediction]:
-        """Predictions of all pictures under a condition.
+        """Returns predictions for all images under a condition.
 
         Args:
-            name: of the model in tables.
-            seed: of its training.
+            name: name of the model in tables.
+            seed: random seed of the model's training.
             described: the model's files.
             condition: the condition.
-            asked: the prompt, for a model that takes one.
+            asked: prompt, for models that take one.
 
         Raises:
-            ValueError: a picture or weights that cannot be read.
+            ValueError: an image or the weights cannot be read.
         """
         tests = self._config.tests
         if self._opened is None or self._opened[0] != described.path:

@@ -11,9 +11,9 @@ Summary and report read only this file::
 ``prediction`` is null if an answer could not be parsed, which counts as wrong.
 ``condition`` has the settings of `meta_opt.studies.stress.conditions.Condition` that
 differ from its defaults. Instead of ``confidence`` there may be ``probabilities``, an
-object with the probability of each category. ``image`` is the path of the picture
-before corruption, at the width of the test, relative to the folder that the report
-gets.
+object with the probability of each category. ``image`` is the path of the image before
+corruption, at the width of the test, relative to the image folder that is passed to the
+report.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ class Prediction:
     """The prediction of one model for one example.
 
     Attributes:
-        example: its key, which seeds corruptions.
+        example: key of the example, which seeds corruptions.
         label: the correct category.
         prediction: the predicted category; None if none was parsed.
         model: name of the model, the same for all its seeds.
-        seed: of the model's training.
-        condition: of the test.
+        seed: random seed of the model's training.
+        condition: condition of the test.
         confidence: probability of the prediction; None if unknown.
-        image: path of the picture, see the module; "" if it is not stored.
+        image: path of the image, see the module; "" if it is not stored.
     """
 
     example: str
@@ -71,11 +71,11 @@ class Prediction:
 
 
 def parse_prediction(value: Any) -> Prediction:
-    """The prediction in a line's JSON value.
+    """Parses the JSON value of a line.
 
     Raises:
-        ValueError: not an object, an unknown or missing key, a value of another type,
-            or probabilities that lack the prediction or do not sum to 1.
+        ValueError: the value is not an object, a key is unknown or missing, a value has
+            another type, or probabilities lack the prediction or do not sum to 1.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is not a JSON object")
@@ -114,8 +114,9 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
         paths: JSON-lines files.
 
     Raises:
-        ValueError: as `parse_prediction`, with file and line; or no predictions.
-        FileNotFoundError: no such file.
+        ValueError: see `parse_prediction`, with file and line; or there are no
+            predictions.
+        FileNotFoundError: a file does not exist.
     """
     paths, found = list(paths), list[Prediction]()
     for path in paths:
@@ -128,11 +129,11 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
 def write_predictions(
     path: str | os.PathLike, predictions: Iterable[Prediction]
 ) -> None:
-    """Writes a file that `read_predictions` reads, whole or not at all.
+    """Writes a file for `read_predictions`, atomically.
 
     Args:
-        path: the file; its folder is created.
-        predictions: in order.
+        path: path of the file, whose folder is created if needed.
+        predictions: predictions in order.
     """
     write_jsonl(
         path,
@@ -148,14 +149,14 @@ class Cell:
     """Predictions of one model under one condition, as arrays.
 
     Attributes:
-        model: its name.
-        condition: of the test.
-        examples: N keys, sorted.
+        model: name of the model.
+        condition: condition of the test.
+        examples: N sorted keys.
         seeds: S seeds, ascending.
-        labels: int [N], indices of categories.
-        predictions: int [S, N]; -1 if none was parsed.
-        confidences: float [S, N], 0 without a prediction; None unless every prediction
-            has one.
+        labels: category indices, int [N].
+        predictions: predicted indices, int [S, N]; -1 if none was parsed.
+        confidences: float [S, N], 0 without a prediction; None unless all predictions
+            have a confidence.
     """
 
     model: str
@@ -178,10 +179,10 @@ def cells(
     """Collects predictions in arrays by model and condition, in order of appearance.
 
     Args:
-        predictions: of any models and conditions, in any order.
+        predictions: predictions of any models and conditions, in any order.
 
     Raises:
-        ValueError: an example that occurs twice, has two labels, or lacks a seed.
+        ValueError: an example occurs twice, has two labels, or lacks a seed.
     """
     labels: dict[str, str] = {}
     found: dict[tuple[str, Condition], dict[int, dict[str, Prediction]]] = {}

@@ -1,4 +1,4 @@
-"""The report of a stress test: tables, heat maps and wrong answers in one folder."""
+"""Report of a stress test: tables, heat maps and wrong answers in one folder."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -71,21 +71,21 @@ def write_stress_report(
 ) -> str:
     """Writes ``stress.md``, ``stress.json``, heat maps and ``wrong_answers.html``.
 
-    The heat maps, ``widths.png`` and ``corruptions.png``, are there if something was
-    measured that they show.
+    The heat maps ``widths.png`` and ``corruptions.png`` are only written if widths or
+    corruptions were varied.
 
     Args:
-        folder: created if needed.
-        summary: of the predictions.
-        predictions: that were summed up, for the wrong answers.
-        images: folder that the paths of pictures are relative to; None shows none.
-        facts: how it was measured, name to value.
+        folder: output folder, created if needed.
+        summary: summary of the predictions.
+        predictions: the summarised predictions, for the page of wrong answers.
+        images: folder that image paths are relative to; None to show no images.
+        facts: facts about how it was measured, by name.
 
     Returns:
-        The table of conditions, for a terminal.
+        The table of conditions as text.
 
     Raises:
-        ValueError: a picture that cannot be read.
+        ValueError: an image cannot be read.
     """
     folder = Path(folder)
     write_wrong_answers(
@@ -123,7 +123,7 @@ def write_stress_report(
 
 
 def conditions_table(summary: Summary) -> Table:
-    """A section for each model, a row for each condition."""
+    """Builds a table with a section per model and a row per condition."""
     columns = (
         *(label for _, label in _METRICS),
         "calibration (%)",
@@ -146,7 +146,7 @@ def conditions_table(summary: Summary) -> Table:
 
 
 def corruptions_table(summary: Summary) -> Table:
-    """A row for each model and condition that corruptions were added to."""
+    """Builds a row per model and condition that corruptions were added to."""
     over = f" over {summary.baseline}" if summary.baseline else ""
     rows = tuple(
         Row(
@@ -171,7 +171,7 @@ def corruptions_table(summary: Summary) -> Table:
 
 
 def models_table(summary: Summary) -> Table:
-    """A section for each model, its accuracy over the baseline's by condition."""
+    """Builds a section per model: accuracy over the baseline's by condition."""
     columns = (f"accuracy over {summary.baseline} (points)", "p", "q")
     sections = _by_model(summary.models, lambda row: _difference(row.over_baseline))
     return Table(columns, sections)
@@ -180,7 +180,7 @@ def models_table(summary: Summary) -> Table:
 def _by_model(
     rows: Sequence[R], cells: Callable[[R], tuple[Cell, ...]]
 ) -> tuple[Section, ...]:
-    """A section for each model with a row for each of its conditions."""
+    """Groups rows into a section per model, with a row per condition."""
     return tuple(
         Section(
             model,
@@ -233,7 +233,7 @@ def _probability(value: float | None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as mappings; conditions have the settings that differ."""
+    """Converts dataclasses to mappings; conditions only have changed settings."""
     if isinstance(value, Condition):
         return value.to_json()
     if dataclasses.is_dataclass(value):

@@ -16,12 +16,13 @@ _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The pictures for training and testing.
+    """The images for training and testing.
 
     Attributes:
         folder: few-shot data written by ``experiments/few_shot_data.py``.
-        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
-        per_class: most test pictures of each class; 0 for all.
+        variant: variant of ``configs/few_shot_data.py`` that writes the folder, for
+            error messages.
+        per_class: maximum number of test images per class; 0 for all.
     """
 
     folder: str
@@ -35,23 +36,23 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TestsConfig:
-    """Changes in the test, for which no model is trained.
+    """Changes of the test, which require no training.
 
     Attributes:
-        widths: widths of test pictures in pixels; empty for all widths of the data.
-        fitted: whether pictures are scaled to the width that a model was trained at, as
+        widths: widths of test images in pixels; empty for all widths of the data.
+        fitted: whether images are scaled to the width that a model was trained at, as
             in normal use. False: the network gets them at their own width, which
             convolutional networks support.
         corruptions: names in `meta_opt.data.preprocessing.corruptions`, each tested at
             all severities.
         shuffles: number of shuffled orders of the list of categories.
         synonyms: other names of categories; empty to rename none.
-        distractors: names of categories that no picture shows.
+        distractors: names of categories that no image shows.
         distractor_counts: numbers of distractors that are added to the list.
-        templates: other prompts, of `meta_opt.data.preprocessing.prompts`.
+        templates: names of other prompts, in `meta_opt.data.preprocessing.prompts`.
         answers: ``written``: text of a generative model, parsed leniently;
             ``likelihood``: the most likely answer of the list, with its probability.
-        batch_size: pictures at a time.
+        batch_size: number of images per batch.
     """
 
     __test__ = False  # Not a test case for pytest.
@@ -86,17 +87,18 @@ class TestsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShiftConfig:
-    """Another data set with pictures of the same categories: a shift of domain.
+    """Another dataset with images of the same categories, for domain shift.
 
     Attributes:
         folder: few-shot data in the same format; "" for no such test.
-        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
-        name: in tables.
-        labels: category of the training data by the other data set's class. Classes
-            that are neither listed nor named like a category are not tested. None maps
-            equal names.
-        per_class: most pictures of each class from all splits, since no model was
-            trained on them; 0 for all.
+        variant: variant of ``configs/few_shot_data.py`` that writes the folder, for
+            error messages.
+        name: name in tables.
+        labels: maps classes of the other dataset to categories. Classes that are
+            neither listed nor named like a category are not tested. None maps equal
+            names.
+        per_class: maximum number of images per class, from all splits since no model
+            was trained on them; 0 for all.
     """
 
     folder: str = ""
@@ -114,20 +116,20 @@ class ShiftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Changes in training: each setting is a run of each learner and seed.
+    """Changes of training: each setting is a run for each learner and seed.
 
     A run has ``epochs`` passes over its examples, or more up to ``min_steps``.
 
     Attributes:
-        train_px: widths of pictures. At each width a learner is trained on all examples
+        train_px: widths of images. At each width a learner is trained on all examples
             and tested like the given models; all other changes are at the first width.
-        seeds: of the head or the model, and of the order of examples.
-        shots: numbers of examples of each class; the run without a change has all.
+        seeds: random seeds of the head or the model, and of the order of examples.
+        shots: numbers of examples per class; the unchanged run has all.
         label_noise: shares of wrong labels.
-        batch_sizes: batch sizes; the run without a change has the learner's own.
+        batch_sizes: batch sizes; the unchanged run has the learner's own.
         epochs: passes over the examples.
-        min_steps: fewest steps of a run.
-        max_steps: most steps of a run; 0 for no bound.
+        min_steps: minimum number of steps of a run.
+        max_steps: maximum number of steps of a run; 0 for no bound.
     """
 
     train_px: tuple[int, ...] = (100,)
@@ -165,7 +167,7 @@ class TrainingConfig:
             )
 
     def steps(self, examples: int, batch_size: int) -> int:
-        """Length of a run; an epoch leaves out an incomplete last batch.
+        """Returns the length of a run; epochs drop an incomplete last batch.
 
         >>> TrainingConfig(epochs=3, min_steps=10).steps(840, 64)
         39
@@ -179,13 +181,14 @@ class StressConfig:
     """A stress test.
 
     Attributes:
-        data: pictures.
-        tests: changes in the test.
-        shift: another data set.
-        training: changes in training.
+        data: images for training and testing.
+        tests: changes of the test.
+        shift: another dataset to test on.
+        training: changes of training.
         models: folder (or path without suffix, as `meta_opt.load_exported` takes it) of
             each trained model by name. Models whose names differ in ``_100``, ``_200``,
-            ... alone, widths that the data have, are one model trained at several.
+            ... alone, widths that the data have, are one model trained at several
+            widths.
         learners: settings of a run by name, see `meta_opt.studies.stress.learners`.
         baseline: model that others are compared with; "" for the first.
     """
@@ -217,10 +220,11 @@ def read_stress(settings: Mapping[str, Any], name: str = "config") -> StressConf
 
     Args:
         settings: the sections of `StressConfig`.
-        name: of the mapping, for errors.
+        name: name of the mapping, for error messages.
 
     Raises:
-        ValueError: unknown keys, values of another type or out of range, or no model.
+        ValueError: keys are unknown, values have another type or are out of range, or
+            there is no model.
 
     Example:
         >>> config = read_stress({

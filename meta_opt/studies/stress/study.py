@@ -1,4 +1,4 @@
-"""A stress test from trained models, and from short runs, to predictions.
+"""The parts of a stress test: short training runs, and tests of models.
 
 Finished parts are never repeated. Layout of a test's folder::
 
@@ -57,11 +57,11 @@ class Unit(NamedTuple):
     """A part of the test that is run as a whole.
 
     Attributes:
-        name: for a progress bar.
-        cost: approximate number of pictures that a model processes.
+        name: name for a progress bar.
+        cost: approximate number of images that a model processes.
         record: file that is written when the part is finished.
-        setup: everything that its outcome depends on, JSON values.
-        run: runs it; returns the record without the setup.
+        setup: everything that the outcome depends on, JSON values.
+        run: executes the part and returns the record without the setup.
     """
 
     name: str
@@ -75,11 +75,11 @@ class Tested(NamedTuple):
     """A trained model to test.
 
     Attributes:
-        name: in tables.
-        seed: of its training.
-        train_px: width of its training pictures.
-        prompted: whether it takes a prompt with the categories.
-        described: returns its files; called when its training is finished.
+        name: name in tables.
+        seed: random seed of the training.
+        train_px: width of the training images in pixels.
+        prompted: whether the model takes a prompt with the categories.
+        described: function that returns the files; called when training is finished.
     """
 
     name: str
@@ -94,19 +94,20 @@ class StressTest:
 
     Args:
         config: settings of the test.
-        workdir: the test's folder.
+        workdir: folder of the test.
 
     Attributes:
-        data: at each width.
-        classes: K names of categories.
-        shift_labels: category by class of another data set.
+        data: data by width.
+        classes: K category names.
+        shift_labels: category by class of another dataset.
         models: given models.
         learners: learners to train.
 
     Raises:
-        FileNotFoundError: missing data; the message has the command that writes them.
-        ValueError: data in another format, a folder without a model, different classes
-            of model and data, or a width that a network does not support.
+        FileNotFoundError: data are missing; the message has the command that writes
+            them.
+        ValueError: data have another format, a folder has no model, model and data have
+            different classes, or a network does not support a width.
     """
 
     def __init__(self, config: StressConfig, workdir: str | Path) -> None:
@@ -165,19 +166,19 @@ class StressTest:
         """Runs all unfinished parts.
 
         Args:
-            announce: called before each part that is run, with its name and cost.
+            announce: callback before each part that is run, with its name and cost.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM during a run, after saving.
-            ValueError: a finished part with other settings or data, a test that
-                another process runs, or an error of a run.
+            ValueError: a finished part has other settings or data, another process runs
+                the test, or a run fails.
         """
         with hold_workdir(self.workdir):
             self._run(announce)
 
     def _run(self, announce: Callable[[str, int], None]) -> None:
         units = list(self._units())
-        # Check these before hours of other parts.
+        # Check all finished parts before hours of running others.
         for unit in units:
             if unit.record.is_file():
                 self._check_same(unit, unit.setup())
@@ -189,10 +190,10 @@ class StressTest:
                 write_json(unit.record, record)
 
     def predictions(self) -> list[Prediction]:
-        """Predictions of all finished parts, in the order of the test.
+        """Reads the predictions of all finished parts, in the order of the test.
 
         Raises:
-            ValueError: a damaged file.
+            ValueError: a file is damaged.
         """
         files = [
             path
@@ -234,7 +235,7 @@ class StressTest:
                     yield self._training(learner, seed, condition)
 
     def _changes(self, learner: Learner) -> list[Condition]:
-        """Conditions of training, each with one change."""
+        """Returns the conditions of training, each with one change."""
         training = self.config.training
         px = training.train_px[0]
         train_rows = self._training_data(px).rows["train"]
@@ -319,7 +320,7 @@ class StressTest:
             if px != described.image_size:
                 stem, px = name, described.image_size
         elif not px:
-            # The width in training is not recorded: use that of its image tower.
+            # The training width is not recorded: use that of the image tower.
             enough = [x for x in self.data if x >= described.image_size]
             stem, px = name, min(enough, default=max(self.data))
         return Tested(stem, 0, px, described.prompted, lambda: described)

@@ -28,11 +28,11 @@ from meta_opt.workloads.image_text_model import (
 
 
 class Answer(NamedTuple):
-    """A model's answer about a picture.
+    """A model's answer about an image.
 
     Attributes:
-        category: name of a category or of a distractor; None if none was parsed.
-        confidence: its probability; None if unknown.
+        category: name of a category or a distractor; None if none was parsed.
+        confidence: probability of the category; None if unknown.
     """
 
     category: str | None
@@ -40,21 +40,21 @@ class Answer(NamedTuple):
 
 
 class Subject(Protocol):
-    """An opened model.
+    """A loaded model.
 
     Attributes:
-        batch_size: pictures at a time.
+        batch_size: number of images per batch.
     """
 
     def answer(
         self, pictures: Sequence[np.ndarray], asked: Asked, px: int
     ) -> list[Answer]:
-        """Answers about pictures.
+        """Returns answers about images.
 
         Args:
-            pictures: uint8 [H, W, 3] each.
+            pictures: images, each uint8 [H, W, 3].
             asked: the categories, and the prompt for a generative model.
-            px: side in pixels that pictures are scaled to; 0 for the model's own.
+            px: side length in pixels that images are scaled to; 0 for the model's own.
         """
 
 
@@ -63,12 +63,12 @@ class Described:
     """A trained model before its weights are read.
 
     Attributes:
-        path: for `meta_opt.load_exported`.
-        prompted: whether it takes a prompt with the categories.
-        image_size: side in pixels of its network's input.
-        class_names: of a classifier; empty for a generative model.
-        digest: of its weights.
-        processor: folder of its tokenizer, if that is another one.
+        path: path for `meta_opt.load_exported`.
+        prompted: whether the model takes a prompt with the categories.
+        image_size: side length of the network's input in pixels.
+        class_names: class names of a classifier; empty for a generative model.
+        digest: digest of the weights.
+        processor: folder of the tokenizer, if it is another folder.
     """
 
     path: str
@@ -83,12 +83,12 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
     """Determines the kind of model in a folder.
 
     Args:
-        name: of the setting, for errors.
-        path: for `meta_opt.load_exported`.
-        processor: for `load_exported`.
+        name: name of the setting, for error messages.
+        path: path for `meta_opt.load_exported`.
+        processor: processor for `load_exported`.
 
     Raises:
-        ValueError: no model, a damaged one, or one that is neither a classifier nor
+        ValueError: there is no model, it is damaged, or it is neither a classifier nor
             generative.
     """
     where = os.fspath(path)
@@ -118,7 +118,7 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
     """Checks that a classifier has the classes of the data.
 
     Raises:
-        ValueError: other classes; the message names them.
+        ValueError: the classes differ; the message names them.
     """
     if found.prompted or set(found.class_names) == set(classes):
         return
@@ -133,10 +133,10 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
 
 
 def check_width(name: str, found: Described, px: int) -> None:
-    """Checks that a network supports pictures of a width without scaling.
+    """Checks that a network supports images of a width without scaling.
 
     Raises:
-        ValueError: an unsupported width.
+        ValueError: the width is not supported.
     """
     if found.prompted and px != found.image_size:
         raise ValueError(
@@ -158,11 +158,11 @@ def open_subject(
     Args:
         found: the model.
         asked: all prompts of the test, so that prompts and answers are never truncated.
-        answers: for a generative model, ``written`` or ``likelihood``.
-        batch_size: pictures at a time.
+        answers: how a generative model answers, ``written`` or ``likelihood``.
+        batch_size: number of images per batch.
 
     Raises:
-        ValueError: damaged files.
+        ValueError: files are damaged.
     """
     if not found.prompted:
         model = load_exported(found.path, batch_size=batch_size)
@@ -175,7 +175,7 @@ def open_subject(
         found.path,
         processor=found.processor,
         batch_size=batch_size,
-        # Twice the length, for text around the answer.
+        # Twice the length, to allow for text around the answer.
         max_tokens=2 * answer,
         prompt_length=prompt,
     )
@@ -233,7 +233,7 @@ def _model_config(path: str, processor: str) -> ModelConfig:
 
 
 def _digest(path: str) -> str:
-    """SHA-256 of weights: the recorded one, else that of the files' names and sizes.
+    """Returns the recorded SHA-256 of weights, or that of file names and sizes.
 
     Hashing gigabytes of weights could take longer than a test.
     """

@@ -39,14 +39,14 @@ Draw = Callable[[int, int], Resamples]
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Difference in accuracy to another condition or model on the same examples.
+    """Difference in accuracy from another condition or model on the same examples.
 
     Attributes:
-        accuracy: in [-1, 1], with the paired bootstrap's interval.
-        p_value: of McNemar's exact test, combined over seeds; None if the two do not
-            have the same seeds.
-        q_value: the p value adjusted for all tests of its table (Benjamini and
-            Hochberg 1995); None without a p value.
+        accuracy: difference in [-1, 1], with the paired bootstrap's interval.
+        p_value: p-value of McNemar's exact test, combined over seeds; None if the two
+            do not have the same seeds.
+        q_value: p-value adjusted for all tests of the table (Benjamini and Hochberg
+            1995); None without a p-value.
     """
 
     accuracy: Interval
@@ -56,17 +56,17 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionRow:
-    """A model under a condition; means over its seeds.
+    """Results of a model under a condition, means over seeds.
 
     Attributes:
-        model: its name.
-        condition: of the test.
+        model: name of the model.
+        condition: condition of the test.
         examples: number of examples.
         seeds: number of seeds.
         unread: share of answers from which no category was parsed.
-        metrics: of `class_averages`, by name.
+        metrics: metrics of `class_averages` by name.
         calibration_error: expected calibration error; None without confidences.
-        over_reference: difference to `Condition.reference`; None if that was not
+        over_reference: difference from `Condition.reference`; None if that was not
             tested.
     """
 
@@ -85,18 +85,18 @@ class CorruptionRow:
     """A model's errors over all corruptions that were tested at all severities.
 
     Attributes:
-        model: its name.
-        condition: without the corruption.
-        corruptions: their names.
-        incomplete: names of corruptions that lack a severity and do not count.
+        model: name of the model.
+        condition: condition without the corruption.
+        corruptions: names of the corruptions.
+        incomplete: names of corruptions that lack a severity and are left out.
         error: mean over severities and corruptions, in [0, 1].
         mce: mean corruption error relative to the baseline's; None if the baseline
             lacks one of these corruptions or has no error under one.
-        relative_mce: what corruptions add to the error, over what they add to the
-            baseline's; None as before, without a test on clean pictures, and if
+        relative_mce: ratio of the error that corruptions add to that which they add to
+            the baseline's; None as for ``mce``, without a test on clean images, and if
             ``at_chance``.
         at_chance: whether the accuracy of the model or of the baseline on clean
-            pictures is not above chance: its interval includes the share of the most
+            images is not above chance: its interval includes the share of the most
             frequent category. Corruptions can then add no error, so that the ratio
             would be about 0, as for a robust model, or arbitrary.
     """
@@ -113,12 +113,12 @@ class CorruptionRow:
 
 @dataclasses.dataclass(frozen=True)
 class ModelRow:
-    """A model against the baseline under one condition.
+    """Comparison of a model with the baseline under one condition.
 
     Attributes:
-        model: its name.
-        condition: of both tests.
-        over_baseline: difference to the baseline.
+        model: name of the model.
+        condition: condition of both tests.
+        over_baseline: difference from the baseline.
     """
 
     model: str
@@ -152,14 +152,14 @@ def summarise(
     """Summarises predictions.
 
     Args:
-        predictions: of all models and conditions.
+        predictions: predictions of all models and conditions.
         baseline: the model that others are compared with, and that mCE is relative to.
         samples: number of bootstrap samples.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Raises:
-        ValueError: no predictions of the baseline, compared conditions with different
-            examples, or as `cells`.
+        ValueError: the baseline has no predictions, or compared conditions have
+            different examples; see also `cells`.
     """
     found = cells(predictions)
     models = list(dict.fromkeys(model for model, _ in found))
@@ -277,7 +277,7 @@ def _difference(
 
 
 def _q_values(found: Sequence[Difference | None]) -> list[Difference | None]:
-    """Adjusts the p values of one table."""
+    """Adjusts the p-values of one table."""
     from scipy.stats import false_discovery_control
 
     adjusted = list(found)
@@ -362,7 +362,7 @@ class _Errors:
     at_chance: bool
 
     def only(self, names: Iterable[str]) -> "_Errors":
-        """The errors of some corruptions."""
+        """Returns the errors of some corruptions."""
         kept = [name for name in names if name in self.points]
         return dataclasses.replace(
             self,
@@ -412,7 +412,7 @@ def _errors(
 
 
 def _at_chance(cell: Cell, error: tuple[float, np.ndarray]) -> bool:
-    """Whether answering the most frequent category may be as accurate."""
+    """Whether always answering the most frequent category may be as accurate."""
     chance = np.bincount(cell.labels).max() / len(cell.labels)
     if len(cell.seeds) == 1:
         accuracy = wilson(int(cell.correct.sum()), len(cell.examples))
@@ -422,7 +422,7 @@ def _at_chance(cell: Cell, error: tuple[float, np.ndarray]) -> bool:
 
 
 def _over(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
-    """MCE, or relative mCE; None if the baseline has no errors."""
+    """Returns mCE or relative mCE; None if the baseline has no errors."""
     (a, a_samples), (b, b_samples) = (
         x.clean if clean and x.clean is not None else (0.0, np.zeros(()))
         for x in (ours, theirs)

@@ -1,4 +1,4 @@
-"""A page of wrong answers with the pictures that the model saw."""
+"""HTML page of wrong answers with the images that the model saw."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ ReadPicture = Callable[[Prediction], np.ndarray | None]
 
 
 def picture_reader(folder: str | Path) -> ReadPicture:
-    """Reads the pictures of predictions, with the corruption of their condition.
+    """Returns a reader of the images of predictions, with their corruption.
 
     Args:
-        folder: base of the paths in `Prediction.image`.
+        folder: base folder of the paths in `Prediction.image`.
     """
     folder = Path(folder)
 
@@ -54,16 +54,17 @@ def write_wrong_answers(
     read_picture: ReadPicture,
     most: int = 6,
 ) -> None:
-    """Writes the page with embedded pictures.
+    """Writes the page with embedded images.
 
     Args:
-        path: the HTML file, written whole or not at all.
-        predictions: of all models and conditions; only the first seed is shown.
-        read_picture: such as `picture_reader`.
-        most: most wrong answers that are shown for each model and condition.
+        path: HTML file, written atomically.
+        predictions: predictions of all models and conditions; only the first seed is
+            shown.
+        read_picture: reader of images, such as from `picture_reader`.
+        most: maximum number of wrong answers to show per model and condition.
 
     Raises:
-        ValueError: a picture that cannot be read.
+        ValueError: an image cannot be read.
     """
     found: dict[str, dict[Condition, dict[int, list[Prediction]]]] = {}
     for one in predictions:

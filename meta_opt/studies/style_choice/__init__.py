@@ -1,1 +1,1 @@
-"""Choice between weights of the optimizer by leaving one style of task out."""
+"""Selection of the optimizer's weights, validated by leave-one-style-out."""

@@ -1,4 +1,4 @@
-"""Leave-one-style-out: what a choice by some styles of task is worth on another."""
+"""Leave-one-style-out validation of a selection of weights by task style."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ class Fold:
     """One style left out.
 
     Attributes:
-        style: its name.
-        chosen: the candidate of the least score on the families of all other styles.
-        score: the mean score of the chosen one on the families of ``style``.
-        best: the candidate that would have been the best on them.
-        best_score: its mean score there.
+        style: name of the left-out style.
+        chosen: candidate with the lowest score on the families of all other styles.
+        score: mean score of the chosen candidate on the families of ``style``.
+        best: candidate with the lowest mean score on the families of ``style``.
+        best_score: mean score of the best candidate on the families of ``style``.
     """
 
     style: str
@@ -31,15 +31,15 @@ class Fold:
 
 
 def choose(scores: Scores, families: Sequence[str], worst_weight: float) -> str:
-    """The candidate of the least score over some families.
+    """Returns the candidate with the lowest score over some families.
 
     Args:
-        scores: of each candidate on each family; less is better.
-        families: those that choose.
+        scores: scores of each candidate on each family; lower is better.
+        families: names of the families to select on.
         worst_weight: weight of the worst fifth of the families, see `over_tasks`.
 
     Returns:
-        Its name; of equals the first.
+        The name of the candidate; of equal ones the first.
 
     >>> choose({"a": {"x": 0.1, "y": 0.2}, "b": {"x": 0.5, "y": 0.0}}, ["a", "b"], 0.0)
     'y'
@@ -51,15 +51,15 @@ def choose(scores: Scores, families: Sequence[str], worst_weight: float) -> str:
 def totals_of(
     scores: Scores, families: Sequence[str], worst_weight: float
 ) -> dict[str, float]:
-    """Score of every candidate over some families.
+    """Returns the score of every candidate over some families.
 
     Args:
-        scores: of each candidate on each family.
-        families: at least one.
-        worst_weight: see `over_tasks`.
+        scores: scores of each candidate on each family.
+        families: names of the families, at least one.
+        worst_weight: weight of the worst fifth, see `over_tasks`.
 
     Raises:
-        ValueError: no families.
+        ValueError: there are no families.
     """
     if not families:
         raise ValueError("a choice needs at least one family")
@@ -72,18 +72,18 @@ def totals_of(
 def leave_one_style_out(
     scores: Scores, styles: Mapping[str, Sequence[str]], worst_weight: float
 ) -> list[Fold]:
-    """Chooses by all styles but one, and reads the choice on that one.
+    """Selects on all styles but one, and evaluates the selection on that one.
 
     Args:
-        scores: of each candidate on each family.
+        scores: scores of each candidate on each family.
         styles: families of each style; at least two styles.
-        worst_weight: see `over_tasks`; the left-out style is read by its mean.
+        worst_weight: see `over_tasks`; the left-out style is evaluated by its mean.
 
     Returns:
         A fold for each style, in order.
 
     Raises:
-        ValueError: fewer than two styles.
+        ValueError: there are fewer than two styles.
     """
     if len(styles) < 2:
         raise ValueError(
@@ -103,12 +103,12 @@ def leave_one_style_out(
 def transferred(
     scores: Scores, styles: Mapping[str, Sequence[str]], worst_weight: float
 ) -> float:
-    """Score over all families if each is run with what the other styles chose.
+    """Returns the score over all families, each with the other styles' selection.
 
     Args:
-        scores: of each candidate on each family.
+        scores: scores of each candidate on each family.
         styles: families of each style.
-        worst_weight: see `over_tasks`.
+        worst_weight: weight of the worst fifth, see `over_tasks`.
     """
     folds = leave_one_style_out(scores, styles, worst_weight)
     each = [scores[f][fold.chosen] for fold in folds for f in styles[fold.style]]

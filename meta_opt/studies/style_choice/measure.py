@@ -24,12 +24,12 @@ from meta_opt.types import PyTree, check_name, from_config
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Weights made from shipped ones.
+    """Weights that are derived from shipped weights.
 
     Attributes:
-        name: what the table calls them.
-        share: factor of all output weights; 0 is the hand-designed rule.
-        change: added to direct weights, by names such as ``constant>step``.
+        name: name in the table.
+        share: factor that scales all output weights; 0 is the hand-designed rule.
+        change: offsets of direct weights, by names such as ``constant>step``.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Candidate:
     change: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def theta(self, start: PyTree, config: ControllerConfig) -> PyTree:
-        """Its weights.
+        """Returns the weights of the candidate.
 
         Args:
             start: the shipped weights.
-            config: their shape.
+            config: configuration of the controller.
 
         Raises:
-            ValueError: an unknown feature or output in ``change``.
+            ValueError: a feature or output in ``change`` is unknown.
         """
         output = jax.tree.map(lambda x: self.share * x, start["output"])
         shared = {**start, "output": output}
@@ -56,21 +56,22 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class StyleChoiceConfig:
-    """What is compared, and where.
+    """Candidates, styles and evaluation of the study.
 
     Attributes:
-        weights: a shipped name or a path; candidates are made of them.
+        weights: shipped name or path of the weights that candidates are derived from.
         candidates: fields of each `Candidate`.
-        styles: families of each style.
-        num_steps: AdamW's steps by family; a family's larger horizon where left out.
-        seeds: inner runs of each candidate and family.
-        reference_seeds: inner runs of every setting of AdamW.
+        styles: names of families by style.
+        num_steps: AdamW's steps by family; the default is a family's larger horizon.
+        seeds: number of inner runs of each candidate and family.
+        reference_seeds: number of inner runs of every setting of AdamW.
         budgets: shares of AdamW's steps.
         rates: learning rates of AdamW, the best of which is the reference.
-        decays: its weight decays.
-        error_weight: weight of the error rate beside the log loss, at the full budget.
+        decays: weight decays of AdamW.
+        error_weight: weight of the error rate, added to the log loss at the full
+            budget.
         worst_weight: weight of the mean over the worst fifth of the families.
-        workers: processes that share the families; 0 for this process alone.
+        workers: number of processes that share the families; 0 for this process only.
     """
 
     weights: str
@@ -90,8 +91,8 @@ class StyleChoiceConfig:
         """Checks names.
 
         Raises:
-            ValueError: no candidates, two of one name, fewer than two styles, a style
-                without families or a family of two styles.
+            ValueError: there are no candidates, two have the same name, there are fewer
+                than two styles, a style has no families, or a family has two styles.
         """
         names = [candidate.name for candidate in self.read_candidates()]
         if not names:
@@ -119,10 +120,10 @@ class StyleChoiceConfig:
         )
 
     def evaluation(self, controller: ControllerConfig) -> DirectSearchConfig:
-        """The same evaluation as that of the search of direct weights."""
+        """Returns the evaluation settings of the search of direct weights."""
         return DirectSearchConfig(
             families=self.families,
-            # Candidates are made here, nothing is drawn.
+            # A placeholder: candidates are given, so nothing is sampled.
             direct=(("constant>step", 0.0, 1.0),),
             num_steps=self.num_steps,
             seeds=self.seeds,
@@ -141,16 +142,16 @@ class StyleChoiceConfig:
 def score(
     config: StyleChoiceConfig, family: str, name: str, make: Callable[[str], Task]
 ) -> float:
-    """The score of one candidate on one family, as `measure` has it.
+    """Returns the score of one candidate on one family, as in `measure`.
 
     Args:
         config: settings.
-        family: one of its families.
-        name: of one of its candidates.
+        family: name of the family.
+        name: name of the candidate.
         make: builds the task of a family.
 
     Raises:
-        ValueError: no such family or candidate.
+        ValueError: there is no such family or candidate.
     """
     start, controller = load_theta(config.weights)
     check_name("family", family, config.families)
@@ -183,16 +184,16 @@ def measure(
     Args:
         config: settings.
         make: builds the task of a family; with ``workers`` it is pickled.
-        workdir: gets ``scores.json``, ``references.json`` (AdamW's results) and the
-            resolved config.
-        show_progress: whether to show bars.
+        workdir: folder for ``scores.json``, ``references.json`` (AdamW's results) and
+            the resolved config.
+        show_progress: whether to show progress bars.
 
     Returns:
-        ``scores[family][candidate]``, of `meta_objective`: 0 is as good as AdamW at
-        the best of its rates, less is better.
+        ``scores[family][candidate]`` of `meta_objective`: 0 is as good as AdamW at its
+        best learning rate, lower is better.
 
     Raises:
-        ValueError: unknown weights, direct weights or families, or another run uses
+        ValueError: weights, direct weights or families are unknown, or another run uses
             ``workdir``.
     """
     start, controller = load_theta(config.weights)
@@ -201,7 +202,7 @@ def measure(
     folder = Path(workdir)
     with hold_workdir(folder):
         path = folder / "scores.json"
-        # AdamW's results, too, are of these settings.
+        # AdamW's stored results depend on these settings too.
         begun = path.is_file() or (folder / REFERENCES).is_file()
         write_config(folder, dataclasses.asdict(config), resuming=begun)
         found: dict[str, dict[str, float]] = read_or(path, {})

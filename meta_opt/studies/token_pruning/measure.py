@@ -23,11 +23,11 @@ class TokenPruningConfig:
     """The compared variants.
 
     Attributes:
-        kept_shares: shares of kept patches; 1 prunes nothing.
+        kept_shares: shares of patches to keep; 1 for no pruning.
         relevant_share: each share below 1 is also measured with this share of its
-            tokens kept by relevance to the text; 1: not measured.
-        seeds: of the runs.
-        rounds: timed steps of each variant, in turns.
+            tokens selected by relevance to the text; 1 to skip this.
+        seeds: random seeds of the runs.
+        rounds: number of timed steps of each variant, interleaved.
         metrics: names of test metrics.
     """
 
@@ -39,7 +39,7 @@ class TokenPruningConfig:
 
 
 def variants(config: TokenPruningConfig, base: PruningConfig) -> dict[str, Any]:
-    """Prunings by name, whole frames and all patches first."""
+    """Returns pruning settings by name, whole frames and all patches first."""
     patches = dataclasses.replace(base, tokens="patches")
     found = {"whole frames": PruningConfig()}
     for share in config.kept_shares:
@@ -63,12 +63,12 @@ def measure(
     """Trains and times each variant.
 
     Args:
-        run: a run of a video-text workload; its pruning has the thresholds.
+        run: configuration of a video-text run, whose pruning has the thresholds.
         config: the compared variants.
-        medians: ``(calls by name, rounds) -> milliseconds``, of calls in turns.
+        medians: ``(calls by name, rounds) -> milliseconds``, with interleaved calls.
         finished: JSON file of the test metrics of finished runs, which are not
             repeated; it is written after each run.
-        announce: called with the name of each run before it starts.
+        announce: callback with the name of each run before it starts.
 
     Returns:
         For each variant ``name``, ``tokens`` of a clip, ``test`` (metrics by name for

@@ -1,4 +1,4 @@
-"""The report on token pruning: Markdown and JSON in one folder."""
+"""Report on token pruning, as Markdown and JSON in one folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ def write_token_pruning(
     """Writes ``token_pruning.md`` and ``token_pruning.json``.
 
     Args:
-        folder: created if needed.
-        rows: from `meta_opt.studies.token_pruning.measure.measure`.
-        facts: how they were measured.
+        folder: output folder, created if needed.
+        rows: result of `meta_opt.studies.token_pruning.measure.measure`.
+        facts: facts about how they were measured.
 
     Returns:
-        The table, for a terminal.
+        The table as text.
     """
     table = pruning_table(rows)
     return write_table(
@@ -31,7 +31,7 @@ def write_token_pruning(
 
 
 def pruning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each variant: tokens, operations, milliseconds, metrics."""
+    """Builds a row per variant: tokens, operations, milliseconds, metrics."""
     metrics = list(rows[0]["test"][0]) if rows[0]["test"] else []
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:

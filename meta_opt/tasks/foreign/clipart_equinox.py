@@ -65,7 +65,7 @@ class BasicBlock(eqx.Module):
             self.downsample = Conv(c_in, c_out, 1, stride, key=k3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[C, h, w] of one picture."""
+        """Computes features [C, h, w] of one image."""
         y = jax.nn.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return jax.nn.relu(y + (x if self.downsample is None else self.downsample(x)))
@@ -97,7 +97,7 @@ class ResNet(eqx.Module):
 
 
 def augment(image: jax.Array, key: jax.Array) -> jax.Array:
-    """A random crop of the padded picture [3, h, w], mirrored half of the time."""
+    """Crops the padded image [3, h, w] at random, and mirrors it half of the time."""
     where, side = jax.random.split(key)
     padded = jnp.pad(image, ((0, 0), (3, 3), (3, 3)), mode="edge")
     y, x = jax.random.randint(where, (2,), 0, 7)
@@ -106,7 +106,7 @@ def augment(image: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def clipart_resnet(folder: str | None) -> Task:
-    """Open Clip Art at 24 pixels, 16 categories, 1,200 pictures to train on."""
+    """Open Clip Art at 24 pixels, 16 categories, 1,200 training images."""
     del folder
     pixels, labels, _ = clipart_pictures(24)
     x = pixels.transpose(0, 3, 1, 2).astype("float32") / 255.0

@@ -254,7 +254,7 @@ class Icons(NamedTuple):
     Attributes:
         images: uint8 [N, 32, 32, 3] on white.
         labels: int32 [N], an index into ``folders``.
-        names: of the files.
+        names: names of the files.
         folders: K of them, sorted.
     """
 
@@ -266,7 +266,7 @@ class Icons(NamedTuple):
 
 @functools.cache
 def icons(folder: str | None = None) -> Icons:
-    """Oxygen's icons of 32 pixels; pictures that are in two places are left out once.
+    """Oxygen's icons of 32 pixels, without duplicate images.
 
     Raises:
         MissingDataError: the package has not been prepared.
@@ -418,9 +418,9 @@ def minilm_below(
 
     Args:
         texts: B of them.
-        layers: how many of the six layers are run.
+        layers: number of the six layers to run.
         length: S, tokens that are kept.
-        folder: of datasets; None for the default.
+        folder: folder of datasets; None for the default.
 
     Returns:
         ``hidden`` float32 [B, S, 384] and ``mask`` int32 [B, S], 0 on padding.
