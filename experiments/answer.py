@@ -1,8 +1,8 @@
-"""Lets a generative model write about pictures.
+"""Lets a generative model write about images.
 
     python -m experiments.answer --model runs/mine/tuned --prompt "caption en" *.jpg
 
-A line for each picture: its path, a tab, the answer.
+A line for each image: its path, a tab, the answer.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-# Wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -30,7 +30,7 @@ DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Compute dtype.")
 
 def main(*pictures: str) -> None:
     """Reads, asks, prints."""
-    # Here, so that --help does not wait for JAX.
+    # Imported late so that --help does not wait for JAX.
     from meta_opt.inference import GenerativeModel, load_exported
 
     if not pictures:

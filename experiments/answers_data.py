@@ -1,4 +1,4 @@
-"""Makes questions about pictures, with answers, for pre-training.
+"""Makes questions about images, with answers, for pre-training.
 
     python -m experiments.answers_data \
         --config configs/answers_data.py:emoji_tuxpaint
@@ -10,7 +10,7 @@ Next is `experiments/pretrain.py` with ``configs/pretrain.py:answers``. What is 
 import sys
 from pathlib import Path
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -72,7 +72,7 @@ def measure_apart(check: Mapping[str, Any]) -> list[Comparison] | str:
 
 
 def chosen_checks(checks: Mapping[str, Any], only: list[str]) -> dict[str, Any]:
-    """The checks with one of some texts in their names; all without any text.
+    """Returns the checks with one of some texts in their names; all without any text.
 
     Raises:
         ValueError: a text that is in no name.

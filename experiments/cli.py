@@ -62,7 +62,7 @@ def define_workdir(default: str | None, text: str) -> Any:
 
 
 def command_line() -> str:
-    """The command that is running, as a reader of a report would give it again.
+    """Returns the command that is running, as a reader of a report would give it again.
 
     What names a folder or a server of the one who ran it, and how the work was shared,
     is left out.
@@ -85,7 +85,7 @@ def report_facts(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """How a report was made.
 
     Args:
-        settings: of the command, JSON values.
+        settings: settings of the command, JSON values.
         **more: further facts; ``seeds`` are listed.
 
     Returns:
@@ -168,7 +168,7 @@ def run(
 
     Args:
         main: gets the positional arguments, if there may be any.
-        log_level: of the package.
+        log_level: log level of the package.
         processes: whether several processes may run this together: flags or the
             environment then name them, and ``main`` gets whether this is process 0,
             which prints.
@@ -192,7 +192,7 @@ def run(
         absl_logging.set_verbosity(absl_logging.WARNING)
         absl_logging.get_absl_handler().addFilter(without_orbax_tracebacks)
         logging.getLogger("meta_opt").setLevel(log_level)
-        # Here, so that --help does not wait for JAX.
+        # Imported late so that --help does not wait for JAX.
         from meta_opt.interruption import Interrupted
 
         name = Path(sys.argv[0]).stem

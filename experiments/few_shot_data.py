@@ -1,4 +1,4 @@
-"""Makes few-shot data: classes x 40 pictures, four phases, three widths.
+"""Makes few-shot data: classes x 40 images, four phases, three widths.
 
     python -m experiments.few_shot_data --config configs/few_shot_data.py:openclipart
     python -m experiments.few_shot_data --config configs/few_shot_data.py:own \
@@ -10,7 +10,7 @@ What is written: `meta_opt/data/sources/few_shot/files.py`.
 import sys
 from pathlib import Path
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

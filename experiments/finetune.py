@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

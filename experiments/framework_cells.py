@@ -26,9 +26,9 @@ class FrameworkCell(StoredResult):
     """What is measured, and where its result is stored.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         stage: how it is fine-tuned.
-        seed: of initialisation and order.
+        seed: random seed of initialisation and order.
     """
 
     task: str
@@ -53,7 +53,7 @@ def table1_runs(
 
     Args:
         folder: with the records of Table 1.
-        task: its name.
+        task: name of the task.
         stage: its optimizer and trained parameters.
 
     Raises:
@@ -73,7 +73,7 @@ def table1_runs(
 def framework_cells(
     config: Mapping[str, Any], stages: Sequence[Stage]
 ) -> dict[tuple[str, str, int], FrameworkCell]:
-    """The cells to measure, by stage, task and seed; not those of Table 1.
+    """Returns the cells to measure, by stage, task and seed; not those of Table 1.
 
     They are in the order in which they are measured: all stages and tasks on the first
     seed come first.
@@ -123,9 +123,9 @@ def measure(
     """Measures a cell and writes its result.
 
     Args:
-        cell: what.
+        cell: the cell.
         base: settings of the task's run.
-        lease: of the cell, if several processes share the table.
+        lease: lease on the cell, if several processes share the table.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM.
@@ -156,7 +156,7 @@ def measure_all(
     Args:
         tasks: settings of each task's run, by its name.
         missing: what is to be measured.
-        leases: of all that share the work; None if this process is alone.
+        leases: leases of all that share the work; None if this process is alone.
     """
     from tqdm import tqdm
 
@@ -181,7 +181,7 @@ def _kind(base: Mapping[str, Any]) -> str:
 
 
 def _of_task(stage: Stage, kind: str) -> Stage:
-    """The stage; without the readout where a task has none."""
+    """Returns the stage; without the readout where a task has none."""
     from meta_opt.workloads.readout import READ_OUT
 
     if stage.part == READOUT and kind not in READ_OUT:
@@ -198,7 +198,7 @@ def _run(stage: Stage, base: Mapping[str, Any]) -> Any:
 def _trained(
     cell: FrameworkCell, run: Any, selection: tuple[str, str]
 ) -> dict[str, Any]:
-    """A run at the suite's settings, tested at the evaluation that is best."""
+    """Returns a run at the suite's settings, tested at the evaluation that is best."""
     from meta_opt.finetuning.early_stopping import EarlyStopping
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
@@ -225,7 +225,7 @@ def _trained(
 
 
 def _fitted(inputs: Any, preset: Preset, seed: int) -> dict[str, Any]:
-    """A call of `meta_opt.fit` on the task's samples as files."""
+    """Returns a call of `meta_opt.fit` on the task's samples as files."""
     import meta_opt
     from meta_opt.data.records import SPLITS
     from meta_opt.data.sources.multimodal import find_task, read_split

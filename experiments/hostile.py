@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-# Wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

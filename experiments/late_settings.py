@@ -26,7 +26,7 @@ def split_late(
     """Takes these settings out of the arguments.
 
     Args:
-        argv: of the command.
+        argv: argv of the command.
         default: the config file and variant without ``--config``; None for none.
         partial: whether the command line may add sections to the file's.
 
@@ -120,7 +120,7 @@ def _lacks_section(config: ConfigDict | None, key: str) -> bool:
 
 
 def parse_value(text: str) -> Any:
-    """A Python literal, or the text itself.
+    """Returns a Python literal, or the text itself.
 
     >>> [parse_value(x) for x in ("0.5", "(1, 2)", "gradnorm", "true")]
     [0.5, (1, 2), 'gradnorm', True]

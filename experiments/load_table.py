@@ -9,7 +9,7 @@ def table(found: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> 
 
     Args:
         found: by trial.
-        counts: of each.
+        counts: counts of each.
     """
     rows = [
         *("| what | seconds | memory, MiB | else |", "|---|---|---|---|"),

@@ -19,7 +19,7 @@ _BATCH_SIZE = 64
 
 
 def long_run(steps: int) -> dict[str, Any]:
-    """A run of the small network that records each step.
+    """Returns a run of the small network that records each step.
 
     Args:
         steps: how many; a tenth of them is the first measurement.
@@ -48,7 +48,7 @@ def long_run(steps: int) -> dict[str, Any]:
 
 
 def many_checkpoints(saves: int) -> dict[str, Any]:
-    """A folder that so many checkpoints were saved to, one after the other.
+    """Returns a folder that so many checkpoints were saved to, one after the other.
 
     Args:
         saves: how many.
@@ -94,12 +94,12 @@ def many_checkpoints(saves: int) -> dict[str, Any]:
 
 
 def jsonl_lines(lines: int) -> dict[str, Any]:
-    """A user's captions, so many lines on a hundred pictures, to the first batch."""
+    """A user's captions, so many lines on a hundred images, to the first batch."""
     return _captions(lines, _DISTINCT)
 
 
 def picture_files(pictures: int) -> dict[str, Any]:
-    """So many pictures with a caption each, to the first batch."""
+    """So many images with a caption each, to the first batch."""
     return _captions(pictures, pictures)
 
 

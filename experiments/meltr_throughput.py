@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -45,7 +45,7 @@ class Cell(StoredResult):
     The setup has the fields of `meta_opt.studies.meltr_throughput.cases.Case`.
 
     Attributes:
-        name: of the cell.
+        name: name of the cell.
     """
 
     name: str

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -88,7 +88,7 @@ def report_folder(tasks: Sequence[str], results: Path, workdir: Path) -> Path:
     """Where the report is written: never over one that has further tasks.
 
     Args:
-        tasks: of the report.
+        tasks: tasks of the report.
         results: where it belongs.
         workdir: where it is written if the report in ``results`` has further tasks.
     """

@@ -20,7 +20,7 @@ from typing import Any
 
 from meta_opt.text_files import read_json
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -101,7 +101,7 @@ def abstract_training(
 
 
 def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
-    """A row for each way of training and optimizer.
+    """Returns a row for each way of training and optimizer.
 
     Those that are finished are kept in a file, and not compiled again.
     """
@@ -140,7 +140,7 @@ def row(
     Args:
         settings: the configuration.
         trainable: ``all`` or ``lora``.
-        optimizer: its name.
+        optimizer: name of the optimizer.
         at_most: examples a shard to look for the largest batch up to; 0: not at all.
         announce: called with every batch size before it is compiled.
     """

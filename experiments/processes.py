@@ -29,7 +29,7 @@ def distributed() -> AbstractContextManager[bool]:
     Returns:
         `meta_opt.parallel.joined.joined`.
     """
-    # Here, so that --help does not wait for JAX.
+    # Imported late so that --help does not wait for JAX.
     from meta_opt.parallel.joined import joined
 
     return joined(

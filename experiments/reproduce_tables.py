@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -66,7 +66,7 @@ def measure_all(
     Args:
         config: the whole configuration.
         missing: what is to be measured.
-        leases: of all commands that share the table; None if this one is alone.
+        leases: leases of all commands that share the table; None if this one is alone.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Searches the settings of a picture classifier by Optuna, and tests the best.
+"""Searches the settings of an image classifier by Optuna, and tests the best.
 
     python -m experiments.search_convnets --config configs/convnet_search.py:resnet50
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

@@ -51,7 +51,7 @@ def study_place(storage: str, workdir: Path, name: str) -> dict[str, Any]:
     Args:
         storage: ``--storage``.
         workdir: for its file, if ``storage`` is "".
-        name: of the study.
+        name: name of the study.
     """
     from meta_opt.tuning.storage import study_file
 
@@ -62,7 +62,7 @@ def study_place(storage: str, workdir: Path, name: str) -> dict[str, Any]:
 
 
 def leases_in(workdir: Path) -> Leases | None:
-    """The leases of all that share the work; None if this process is alone."""
+    """Returns the leases of all that share the work; None if this process is alone."""
     if not SHARED.value:
         return None
     return Leases(workdir / "leases", LEASE_SECONDS.value)

@@ -16,7 +16,7 @@ class StoredResult:
     """A result and its file.
 
     Attributes:
-        path: of the JSON file.
+        path: path of the JSON file.
         setup: all that the outcome depends on, JSON values.
     """
 
@@ -33,7 +33,7 @@ class StoredResult:
         return f"{name}, {self.digest[:8]}"
 
     def stored(self) -> dict[str, Any] | None:
-        """The result that is there, if it is of this setup.
+        """Returns the result that is there, if it is of this setup.
 
         Raises:
             ValueError: a file that is not a result.
@@ -54,7 +54,7 @@ class StoredResult:
 
         Args:
             found: the result.
-            lease: of the work, if it is shared.
+            lease: lease on the work, if it is shared.
 
         Raises:
             LeaseLostError: another process has taken the work; nothing is written.

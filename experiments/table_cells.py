@@ -26,10 +26,10 @@ class Cell(StoredResult):
     """What is measured, and where its result is stored.
 
     Attributes:
-        task: its name.
-        variant: of the run, such as what of the model trains; its name.
-        optimizer: its name.
-        workdir: of the studies.
+        task: name of the task.
+        variant: variant of the run, such as what of the model trains; its name.
+        optimizer: name of the optimizer.
+        workdir: workdir of the studies.
     """
 
     task: str
@@ -124,7 +124,7 @@ def deciding(run: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _trial(task: str, base: str, changes: str) -> Any:
-    """The task's data and programs, kept while its cells are measured."""
+    """Returns the task's data and programs, kept while its cells are measured."""
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
 
@@ -141,10 +141,10 @@ def measure(
     """Measures a cell and writes its result.
 
     Args:
-        cell: what.
+        cell: the cell.
         base: the task's run.
-        changes: of the variant.
-        lease: of the cell, if several processes share the table.
+        changes: settings that the variant changes.
+        lease: lease on the cell, if several processes share the table.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM; the study resumes from its last trial.
@@ -186,11 +186,11 @@ def rerun(
     """One run at full length under known settings, an entry of the record's ``runs``.
 
     Args:
-        cell: what.
+        cell: the cell.
         base: the task's run.
-        changes: of the variant.
-        settings: of the optimizer, such as the stored ones.
-        seed: of initialisation and batches.
+        changes: settings that the variant changes.
+        settings: settings of the optimizer, such as the stored ones.
+        seed: random seed of initialisation and batches.
     """
     config, trial = _trial(cell.task, json.dumps(base), json.dumps(changes))
     return _run(cell, config, trial, settings, 1.0, seed)

@@ -19,8 +19,8 @@ def compare_variants(
     """Measures what is not finished, then writes and prints the report.
 
     Args:
-        name: of the report's files.
-        settings: of the command: those of the run, ``study`` and ``results``.
+        name: name of the report's files.
+        settings: settings of the command: those of the run, ``study`` and ``results``.
         workdir: gets the file of finished runs.
         study: dataclass of ``settings["study"]``.
         measure: takes run, study, ``finished`` and ``announce``, as

@@ -31,7 +31,7 @@ def start_on_devices(devices: int, topology: str) -> None:
 
     Args:
         devices: virtual CPU devices; 1 leaves the platform as it is.
-        topology: of a TPU that is compiled for; "" for none.
+        topology: topology of a TPU that is compiled for; "" for none.
     """
     import jax
 

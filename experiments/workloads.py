@@ -9,9 +9,9 @@ def read_run(settings: Mapping[str, Any], name: str = "config") -> Any:
 
     Args:
         settings: a config file's: with ``clips`` of video-text workloads, with
-            ``inputs`` of multimodal ones, with ``pictures`` of picture classifiers,
+            ``inputs`` of multimodal ones, with ``pictures`` of image classifiers,
             else of images with texts.
-        name: of the mapping, for errors.
+        name: name of the mapping, for error messages.
 
     Raises:
         ValueError: as `meta_opt.finetuning.run_config.read_run_config`.

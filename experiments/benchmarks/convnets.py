@@ -1,4 +1,4 @@
-"""What keeping the features of frozen stages saves when a picture classifier trains."""
+"""What keeping the features of frozen stages saves when an image classifier trains."""
 
 import json
 import tempfile
@@ -36,7 +36,7 @@ _EPOCH_ROUNDS = flags.DEFINE_integer(
     "epoch_rounds", 5, "Epochs timed per variant in the convnet benchmark."
 )
 _CLASSES, _STEPS = 4, 2
-"""Classes, and training steps per epoch; validation has a quarter of their pictures."""
+"""Classes, and training steps per epoch; validation has a quarter of their images."""
 
 
 def _write_pictures(folder: Path, batch: int) -> Path:
@@ -56,7 +56,7 @@ def _write_pictures(folder: Path, batch: int) -> Path:
 
 
 def _epoch(workload: Workload, batch: int) -> Callable[[], Any]:
-    """A call that trains an epoch and evaluates on validation."""
+    """Returns a call that trains an epoch and evaluates on validation."""
     tx = make_optimizer(
         OptimizerConfig("adam", 1000, clip_norm=1.0, rate_factors=((r"^head/", 10.0),))
     )

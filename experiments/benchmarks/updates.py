@@ -41,7 +41,7 @@ def random_params(shapes: dict[str, tuple[int, ...]]) -> Params:
 def learned(
     stacked: str | None = None, pallas: bool = False, **changes: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The learned optimizer with a controller that decides something."""
+    """Returns the learned optimizer with a controller that decides something."""
     config = ControllerConfig(**changes)
     theta = meta_opt.init_theta(jax.random.key(0), config)
     theta["output"]["kernel"] += 0.01

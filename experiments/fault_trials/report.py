@@ -16,12 +16,12 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
     """Writes ``faults.json`` and ``faults.md``.
 
     Args:
-        folder: for both.
-        cells: of which those that are measured are reported.
-        command: that measured them.
+        folder: folder of the report.
+        cells: all cells; only measured ones are reported.
+        command: command line that makes the report.
 
     Returns:
-        The tables.
+        The Markdown of the tables.
     """
     found = [x for cell in cells if (x := cell.stored()) is not None]
     kills = _of_kills(found)
@@ -59,7 +59,7 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
 
 
 def _of_kills(found: Sequence[Mapping[str, Any]]) -> dict[str, collections.Counter]:
-    """By kind: counts of kills, of those in each stage, of runs and of differences."""
+    """Returns counts by kind: kills, kills in each stage, runs and differences."""
     sums: dict[str, collections.Counter] = {}
     for record in found:
         part, kind, *_ = record["name"].split("/")

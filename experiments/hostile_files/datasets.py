@@ -20,7 +20,7 @@ def _captions() -> Files:
 
 
 def read_pictures(path: Path) -> Any:
-    """Samples, and the pictures that they name."""
+    """Samples, and the images that they name."""
     from meta_opt.data.preprocessing.image_fit import ImageFit
     from meta_opt.data.preprocessing.pictures import Pictures, Unreadable
     from meta_opt.data.sources.image_text_rows import ImageTextRows
@@ -40,7 +40,7 @@ def _multimodal() -> Files:
 
 
 def _samples(path: Path) -> Any:
-    """A task of several modalities, its media read."""
+    """Returns a task of several modalities, its media read."""
     from meta_opt.data.sources.sample_task import sample_task
 
     return sample_task(path, 0).read("train", None, 8)

@@ -52,13 +52,13 @@ class Format:
 
 
 def of_bytes(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Format:
-    """A format of one file whose reader takes its bytes.
+    """Returns a format of one file whose reader takes its bytes.
 
     Args:
-        name: of the file.
+        name: name of the file.
         data: makes its contents.
         read: takes the bytes.
-        kind: of damage, one of `experiments.hostile_files.mutations.KINDS`.
+        kind: kind of damage, one of `experiments.hostile_files.mutations.KINDS`.
     """
     return Format(
         lambda: {name: data()},
@@ -70,7 +70,7 @@ def of_bytes(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Form
 
 
 def of_file(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Format:
-    """A format of one file whose reader takes its path; as `of_bytes`."""
+    """Returns a format of one file whose reader takes its path; as `of_bytes`."""
     return Format(
         lambda: {name: data()}, lambda folder: read(folder / name), {name: kind}
     )

@@ -10,7 +10,7 @@ from experiments.hostile_files.format import Files, Format
 
 
 def clip_settings() -> dict[str, Any]:
-    """The ``config.json`` of a small CLIP model."""
+    """Returns the ``config.json`` of a small CLIP model."""
     tower = {
         "hidden_size": 16,
         "intermediate_size": 32,

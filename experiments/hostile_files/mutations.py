@@ -41,7 +41,7 @@ _TAR_BLOCK = 512
 
 
 def mutate(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
-    """A damaged copy of a file.
+    """Returns a damaged copy of a file.
 
     Args:
         data: the file.
@@ -140,7 +140,7 @@ def _json_lines(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _safetensors(data: bytes, rng: np.random.Generator) -> bytes:
-    """The header changed, with its length right or one that is claimed."""
+    """Returns the header changed, with its length right or one that is claimed."""
     length = int.from_bytes(data[:8], "little")
     header, rest = data[8 : 8 + length], data[8 + length :]
     if rng.random() < 0.7:
@@ -152,7 +152,7 @@ def _safetensors(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _svg(data: bytes, rng: np.random.Generator) -> bytes:
-    """A number or a reference changed, or a part doubled, nested or put in."""
+    """Returns a number or a reference changed, or a part doubled, nested or put in."""
     text = data.decode()
     numbers = list(re.finditer(r"-?\d+(?:\.\d+)?", text))
     parts = list(re.finditer(r"<(?!svg|defs)[a-z]+[^>]*/>", text))
@@ -199,7 +199,7 @@ def _png(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _tar(data: bytes, rng: np.random.Generator) -> bytes:
-    """A field of a member's header changed, with its right checksum."""
+    """Returns a field of a member's header changed, with its right checksum."""
     headers = [
         i
         for i in range(0, len(data) - _TAR_BLOCK + 1, _TAR_BLOCK)

@@ -14,26 +14,26 @@ from PIL import Image
 
 
 def pixels(seed: int = 0, side: int = 12) -> np.ndarray:
-    """A picture, uint8 [side, side, 3]."""
+    """Returns an image, uint8 [side, side, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
 
 
 def picture(form: str, mode: str = "RGB", **options: Any) -> bytes:
-    """An image file of a form that Pillow writes."""
+    """Returns an image file of a form that Pillow writes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels()).convert(mode).save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def grey16(form: str) -> bytes:
-    """A grey picture of 16 bits."""
+    """Returns a grey image of 16 bits."""
     buffer = io.BytesIO()
     Image.fromarray(pixels()[..., 0].astype(np.uint16) * 257).save(buffer, form)
     return buffer.getvalue()
 
 
 def animation(form: str, frames: int = 5) -> bytes:
-    """An animation of noise."""
+    """Returns an animation of noise."""
     first, *others = (Image.fromarray(pixels(i)) for i in range(frames))
     buffer = io.BytesIO()
     first.save(buffer, form, save_all=True, append_images=others, duration=50)
@@ -41,7 +41,7 @@ def animation(form: str, frames: int = 5) -> bytes:
 
 
 def sound(form: str, subtype: str | None = None) -> bytes:
-    """A fifth of a second of a tone in stereo."""
+    """Returns a fifth of a second of a tone in stereo."""
     import soundfile
 
     times = np.arange(1600) / 8000
@@ -60,7 +60,7 @@ SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10">
 
 
 def tar(members: Mapping[str, bytes], compression: str = "") -> bytes:
-    """A tar file, its members without times."""
+    """Returns a tar file, its members without times."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
         for name, data in members.items():
@@ -71,7 +71,7 @@ def tar(members: Mapping[str, bytes], compression: str = "") -> bytes:
 
 
 def archive(members: Mapping[str, bytes]) -> bytes:
-    """A zip file; members of more than a few bytes are compressed."""
+    """Returns a zip file; members of more than a few bytes are compressed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in members.items():
@@ -91,14 +91,14 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """A ``.npy`` file."""
+    """Returns a ``.npy`` file."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
 def ctranslate2() -> bytes:
-    """A ``model.bin`` of two variables."""
+    """Returns a ``model.bin`` of two variables."""
 
     def text(value: str) -> bytes:
         return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"

@@ -53,11 +53,11 @@ def try_formats(
     """Tries the readers of formats, in a process that is replaced when it crashes.
 
     Args:
-        names: of `experiments.hostile_files.formats.FORMATS`.
-        mutations: of each format.
-        seed: of the mutations.
+        names: names of `experiments.hostile_files.formats.FORMATS`.
+        mutations: mutations of each format.
+        seed: random seed of the mutations.
         start: number of the first; one that failed is repeated by its number alone.
-        command: of a worker.
+        command: command of a worker.
 
     Returns:
         What came of it, by format.
@@ -118,7 +118,7 @@ def _work(
 
 
 def _after(jobs: Sequence[Job], number: int) -> list[Job]:
-    """The jobs that are left when a mutation of the first one has ended."""
+    """Returns the jobs that are left when a mutation of the first one has ended."""
     rest = dataclasses.replace(jobs[0], start=number + 1)
     return [*([rest] if rest.start < rest.stop else []), *jobs[1:]]
 

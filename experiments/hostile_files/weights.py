@@ -41,7 +41,7 @@ def _single() -> Files:
 
 @functools.cache
 def _model() -> Any:
-    """A small CLIP model; what is put on it is put on a copy."""
+    """Returns a small CLIP model; what is put on it is put on a copy."""
     from flax import nnx
 
     from meta_opt.models.huggingface.contrastive import parse_config

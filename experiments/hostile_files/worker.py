@@ -47,8 +47,8 @@ class Job:
         format: one of `FORMATS`.
         start: number of the first mutation.
         stop: number after the last one.
-        seed: of all mutations.
-        seconds: of processor time that a reader may take.
+        seed: random seed of all mutations.
+        seconds: seconds of processor time that a reader may take.
         megabytes: that it may take beside what the process has already.
     """
 
@@ -182,7 +182,7 @@ def main(seconds: float | None = None) -> None:
     """Works on the jobs that standard input lists, one a line.
 
     Args:
-        seconds: of processor time for each mutation, in place of the jobs' own.
+        seconds: seconds of processor time for each mutation, in place of the jobs' own.
     """
     faulthandler.enable()
     # What libraries print would be read as outcomes.

@@ -31,7 +31,7 @@ class PeerRow:
         means: accuracy and macro F1; its ``stage`` is the library's name.
         processor_seconds: geometric mean.
         peak_mib: the largest.
-        lines: of user code.
+        lines: lines of user code.
     """
 
     means: StageRow
@@ -41,7 +41,7 @@ class PeerRow:
 
 
 def summarise_peers(records: Results, peers: Sequence[Peer]) -> list[PeerRow]:
-    """A row for each peer, over the tasks that all measured peers have.
+    """Returns a row for each peer, over the tasks that all measured peers have.
 
     Args:
         records: by the peer's name and the task, a record for each seed.

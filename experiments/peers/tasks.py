@@ -74,10 +74,10 @@ def write_task(
     """Writes ``train.csv``, ``validation.csv``, ``test.csv`` and ``encoder``.
 
     Args:
-        name: of the task.
+        name: name of the task.
         counts: texts of each split.
         folder: for the files; ``encoder`` is MiniLM's folder.
-        data_dir: of `meta_opt.data.prepare`.
+        data_dir: data dir of `meta_opt.data.prepare`.
 
     Returns:
         The classes of each split's texts.

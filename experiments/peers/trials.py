@@ -37,7 +37,7 @@ class Peer:
     """A library with a setting.
 
     Attributes:
-        name: in the table.
+        name: name in the table.
         script: file of this folder, without its ending.
         setting: its fourth argument.
     """
@@ -94,7 +94,7 @@ def run_peer(
 
     Args:
         cell: what to run.
-        python: of the peers' environment; `meta_opt` runs in the present one.
+        python: python of the peers' environment; `meta_opt` runs in the present one.
         folder: with the task's files.
         scratch: for what the script leaves; emptied before.
         labels: classes of the test split.

@@ -11,7 +11,7 @@ from meta_opt.types import check_keys, check_name, from_config
 
 
 def tuned_trial(settings: Settings) -> list[Comparison]:
-    """The first evaluation of the best trial of a search."""
+    """Returns the first evaluation of the best trial of a search."""
     from experiments.workloads import read_run
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
@@ -62,7 +62,7 @@ def table_cell(settings: Settings) -> list[Comparison]:
 
 
 def framework_cell(settings: Settings) -> list[Comparison]:
-    """A seed of a stage of the framework's table on a task."""
+    """Returns a seed of a stage of the framework's table on a task."""
     import tempfile
 
     from experiments.framework_cells import framework_cells, measure
@@ -85,7 +85,7 @@ def framework_cell(settings: Settings) -> list[Comparison]:
 
 
 def balancing_row(settings: Settings) -> list[Comparison]:
-    """A seed of the first variant, which balances nothing, on a task."""
+    """Returns a seed of the first variant, which balances nothing, on a task."""
     import tempfile
 
     from experiments.workloads import read_run

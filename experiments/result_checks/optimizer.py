@@ -84,7 +84,7 @@ def card_value(settings: Settings) -> list[Comparison]:
 
 
 def safeguard_cell(settings: Settings) -> list[Comparison]:
-    """The guarded learned optimizer on a task under some conditions."""
+    """Returns the guarded learned optimizer on a task under some conditions."""
     from meta_opt.studies.robustness.measure import RobustnessConfig, measure
     from meta_opt.tasks.families import make_task
 
@@ -113,7 +113,7 @@ def safeguard_cell(settings: Settings) -> list[Comparison]:
 
 
 def ablation_row(settings: Settings) -> list[Comparison]:
-    """A row of the ablations on one task at full length."""
+    """Returns a row of the ablations on one task at full length."""
     from meta_opt.studies.ablations.measure import AblationConfig, measure
     from meta_opt.studies.meta_test.records import baseline_losses
     from meta_opt.tasks.families import make_task
@@ -136,7 +136,7 @@ def ablation_row(settings: Settings) -> list[Comparison]:
 
 
 def calibration_setting(settings: Settings) -> list[Comparison]:
-    """The objective of one setting of a rival on one family."""
+    """Returns the objective of one setting of a rival on one family."""
     from meta_opt.meta_training.calibration import CalibrationConfig, task_objectives
     from meta_opt.tasks.families import make_task
 
@@ -163,7 +163,7 @@ def calibration_setting(settings: Settings) -> list[Comparison]:
 
 
 def style_score(settings: Settings) -> list[Comparison]:
-    """The score of a candidate near the shipped weights on one family."""
+    """Returns the score of a candidate near the shipped weights on one family."""
     from meta_opt.studies.style_choice.measure import StyleChoiceConfig, score
     from meta_opt.tasks.families import make_task
 

@@ -9,7 +9,7 @@ Settings = Mapping[str, Any]
 
 
 def stored_file(path: Path) -> Path:
-    """A file of stored results.
+    """Returns a file of stored results.
 
     Raises:
         FileNotFoundError: it is not there.

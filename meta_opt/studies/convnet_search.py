@@ -1,4 +1,4 @@
-"""Hyperparameter search for picture classifiers, with runs measured in epochs.
+"""Hyperparameter search for image classifiers, with runs measured in epochs.
 
 The protocol of the convolutional baselines of progressive few-shot fine-tuning
 (Roumeliotis et al. 2025, IEEE Access): each trial trains for at most a number of
@@ -53,12 +53,12 @@ class EpochsConfig:
             raise ValueError(f"max_epochs={self.max_epochs} must be at least 1")
 
     def best_epoch(self, evaluations: Sequence[Evaluation]) -> int:
-        """The epoch (from 1) whose parameters a run keeps."""
+        """Returns the epoch (from 1) whose parameters a run keeps."""
         name = self.early_stopping.metric
         return 1 + self.early_stopping.best([e.validation[name] for e in evaluations])
 
     def value(self, evaluations: Sequence[Evaluation]) -> float:
-        """The metric of the epoch whose parameters a run keeps."""
+        """Returns the metric of the epoch whose parameters a run keeps."""
         return evaluations[self.best_epoch(evaluations) - 1].validation[self.metric]
 
 
@@ -72,7 +72,7 @@ class EpochTrial:
 
     Attributes:
         examples: number of training examples.
-        fingerprint: of the parameters before training.
+        fingerprint: fingerprint of the parameters before training.
 
     Raises:
         ValueError: a metric that the workload does not have.
@@ -149,10 +149,10 @@ def search_settings(
         trial: made from ``base`` and ``config``.
         base: the run; the study depends on it and the space.
         config: how runs are measured; the pruner counts epochs.
-        space: of the optimizer's settings and ``batch_size``.
-        settings: of the search.
-        storage: of the study, see `meta_opt.tuning.storage.Storage`.
-        name: of the study.
+        space: space of the optimizer's settings and ``batch_size``.
+        settings: settings of the search.
+        storage: storage of the study, see `meta_opt.tuning.storage.Storage`.
+        name: name of the study.
         expiry_seconds: see `meta_opt.tuning.search.search`.
 
     Returns:
@@ -203,9 +203,9 @@ def measure_setting(
 
     Args:
         trial: one that evaluates the test split.
-        config: of ``trial``.
+        config: config of ``trial``.
         settings: see `EpochTrial`.
-        seeds: of the runs; they should differ from the search's.
+        seeds: random seeds of the runs; they should differ from the search's.
 
     Returns:
         JSON values: ``settings``; ``runs``, each with its seed, epochs, best epoch,
@@ -236,7 +236,7 @@ def measure_setting(
 
 
 def untuned(base: RunConfig) -> RunConfig:
-    """The same run with the learned optimizer, which has no settings to search.
+    """Returns the same run with the learned optimizer, which has no settings to search.
 
     It sets clipping and the step of each tensor itself, and gets no validation metric.
     """

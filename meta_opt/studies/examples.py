@@ -70,12 +70,12 @@ def collect(
     """Retrieves for the same random queries with several models, as a JSON value.
 
     Args:
-        models: by label.
+        models: models by label.
         source: the searched split.
         text_length: S, tokens of a caption.
         num_queries: number of records drawn at random as queries.
         top: number of retrieved rows for each query.
-        seed: of the queries.
+        seed: random seed of the queries.
         batch_size: rows encoded at a time.
 
     Returns:

@@ -30,11 +30,11 @@ class FinishedRuns:
         settings: Mapping[str, Any],
         run: Callable[[], Mapping[str, Any]],
     ) -> Mapping[str, Any]:
-        """The stored outcome of a run; runs it if there is none.
+        """Returns the stored outcome of a run; runs it if there is none.
 
         Args:
-            name: of the variant.
-            seed: of the run.
+            name: name of the variant.
+            seed: random seed of the run.
             settings: everything else that the outcome depends on.
             run: returns the outcome as JSON values.
         """

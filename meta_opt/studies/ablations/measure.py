@@ -64,10 +64,10 @@ class AblationConfig:
 
     Attributes:
         tasks: names of task families.
-        weights: of the learned optimizer: a shipped name or a path.
+        weights: weights of the learned optimizer: a shipped name or a path.
         others: other weights by their names in the table.
         budgets: shares of a task's larger horizon.
-        seeds: of initialisation and batches.
+        seeds: random seeds of initialisation and batches.
     """
 
     tasks: tuple[str, ...]
@@ -88,7 +88,7 @@ class AblationConfig:
 def ablated(
     theta: PyTree, config: ControllerConfig, what: str
 ) -> tuple[PyTree, ControllerConfig]:
-    """The controller with a part of its weights set to zero.
+    """Returns the controller with a part of its weights set to zero.
 
     The orthogonalised direction is ablated in the config and not in the weights:
     matrices then have Adam's direction.
@@ -156,7 +156,7 @@ class AblationRow:
 
     Attributes:
         name: one of `ABLATIONS`, or the name of other weights.
-        task: its name.
+        task: name of the task.
         budget: share of the steps.
         loss: on validation and test examples together, mean over seeds; infinite if
             one failed.

@@ -23,7 +23,7 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
     Args:
         folder: created if needed.
         rows: as `meta_opt.studies.ablations.AblationRow`.
-        facts: how they were measured.
+        facts: how the rows were measured, name to value.
 
     Returns:
         The table, for a terminal.

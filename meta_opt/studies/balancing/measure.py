@@ -24,8 +24,8 @@ class BalancingStudyConfig:
     """The compared variants.
 
     Attributes:
-        seeds: of initialisation and batches.
-        alpha: of OGM.
+        seeds: random seeds of initialisation and batches.
+        alpha: alpha of OGM.
         modality_dropout: rate in the variants with modality dropout.
     """
 
@@ -39,7 +39,7 @@ class Variant:
     """What a variant changes of a run.
 
     Attributes:
-        balancing: of modalities, or of their losses.
+        balancing: balancing of modalities, or of their losses.
         modality_dropout: rate.
     """
 
@@ -47,7 +47,7 @@ class Variant:
     modality_dropout: float = 0.0
 
     def of(self, base: RunConfig) -> RunConfig:
-        """The run with this variant's settings."""
+        """Returns the run with this variant's settings."""
         workload = dataclasses.replace(
             base.workload, modality_dropout=self.modality_dropout
         )

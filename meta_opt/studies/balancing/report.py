@@ -22,7 +22,7 @@ def write_balancing(
     Args:
         folder: created if needed.
         rows: from `meta_opt.studies.balancing.measure.measure`.
-        facts: how they were measured.
+        facts: how the rows were measured, name to value.
 
     Returns:
         The table, for a terminal.

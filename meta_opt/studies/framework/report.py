@@ -45,9 +45,9 @@ def write_framework(
     """Writes ``framework.md``, ``framework.json`` and ``framework.png``.
 
     Args:
-        folder: of the results.
+        folder: folder of the results.
         rows: one for each stage, the first is the one that others are compared with.
-        command: the command that makes it.
+        command: command line that makes the report.
         missing: number of cells that are not measured yet.
 
     Returns:
@@ -72,7 +72,7 @@ def write_framework(
 
 
 def stages_table(rows: Sequence[StageRow]) -> Table:
-    """A row for each stage."""
+    """Returns a row for each stage."""
     columns = ("accuracy (%)", "over the first row", "macro F1")
     lines = []
     for row in rows:
@@ -82,7 +82,7 @@ def stages_table(rows: Sequence[StageRow]) -> Table:
 
 
 def tasks_table(rows: Sequence[StageRow]) -> Table:
-    """A row for each task, a column for each stage."""
+    """Returns a row for each task, a column for each stage."""
     lines = tuple(
         numbers_row(task, "higher", [row.by_task[task] for row in rows], 1)
         for task in rows[0].by_task

@@ -17,13 +17,13 @@ class StageRow:
     """One stage over all tasks.
 
     Attributes:
-        stage: its name.
+        stage: name of the stage.
         tasks: number of tasks.
         accuracy: on test data, percent: mean over tasks, interval over seeds.
         gain: accuracy minus that of the first stage, percentage points, its interval
             over tasks; None for the first stage.
         macro_f1: in [0, 1], mean over the tasks that have classes.
-        seconds: of training, mean over tasks.
+        seconds: seconds of training, mean over tasks.
         by_task: accuracy of each task, percent, mean over seeds.
     """
 
@@ -37,10 +37,10 @@ class StageRow:
 
 
 def summarise_stages(results: Results) -> list[StageRow]:
-    """A row for each stage, over the tasks that all of them are measured on.
+    """Returns a row for each stage, over the tasks that all of them are measured on.
 
     Args:
-        results: of at least one stage. Stages without any task are left out.
+        results: results of at least one stage. Stages without any task are left out.
 
     Returns:
         Rows in the order of the stages; none if no task is measured in all of them.

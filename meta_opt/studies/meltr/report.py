@@ -46,11 +46,11 @@ def write_meltr(
     """Writes ``meltr.md`` and ``meltr.json``.
 
     Args:
-        folder: of the results.
+        folder: folder of the results.
         rows: see `meta_opt.studies.meltr.summary.summarise`.
         total: number of cells of the whole table.
         count: number of measured cells.
-        command: the command that makes it.
+        command: command line that makes the report.
 
     Returns:
         The Markdown.
@@ -71,7 +71,7 @@ def task_table(rows: Sequence[CombinerRow]) -> Table:
     """One task: combiners side by side, a section for each optimizer.
 
     Args:
-        rows: of one task.
+        rows: rows of one task.
     """
     columns = [c for c in COMBINERS if any(row.combiner == c for row in rows)]
     sections = []

@@ -55,16 +55,16 @@ class CombinerRow:
     """One combiner with one optimizer on one task, over seeds.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         kind: the task's kind, a key of `METRICS`.
-        optimizer: of the model.
-        combiner: its name.
+        optimizer: optimizer of the model.
+        combiner: name of the combiner.
         metrics: on test data, by key.
         over_equal: gain of the main metric (`MAIN`) over equal weights, paired by seed;
             for an error its decrease. None for equal weights.
         validation_loss: primary loss on validation data at the end.
-        milliseconds: of a step without meta-steps; None without a timing.
-        peak_bytes: of the compiled step.
+        milliseconds: milliseconds of a step without meta-steps; None without a timing.
+        peak_bytes: peak bytes of the compiled step.
     """
 
     task: str
@@ -92,12 +92,12 @@ def summarise(
     kinds: Mapping[str, str],
     milliseconds: Mapping[tuple[str, str], Mapping[str, float]],
 ) -> list[CombinerRow]:
-    """A row for each cell, in the order of the table.
+    """Returns a row for each cell, in the order of the table.
 
     Args:
-        records: of the cells.
+        records: records of the cells.
         kinds: a key of `METRICS` for each task.
-        milliseconds: of a step by (task, combiner) and optimizer.
+        milliseconds: milliseconds of a step by (task, combiner) and optimizer.
     """
     found = {(r["task"], r["optimizer"], r["variant"]): r for r in records}
     rows = []

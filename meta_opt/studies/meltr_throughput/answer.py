@@ -17,7 +17,7 @@ from meta_opt.studies.meltr_throughput.summary import (
 
 
 def answer(cells: Sequence[Measured], found: Fit | None) -> str:
-    """The cost of MELTR as losses, model and devices grow, as one paragraph.
+    """Returns the cost of MELTR as losses, model and devices grow, as one paragraph.
 
     Args:
         cells: measured cells; without any of full training there is no summary.
@@ -189,7 +189,7 @@ def _places(cells: Iterable[Measured]) -> str:
 
 
 def _range(values: Iterable[float], digits: int = 2) -> str:
-    """The least and the most, once if they read alike."""
+    """Returns the least and the most, once if they read alike."""
     values = list(values)
     return " to ".join(
         dict.fromkeys(f"{v:.{digits}f}" for v in (min(values), max(values)))

@@ -65,7 +65,7 @@ class Case:
             ``v5e:2x2``; "" for local devices.
         level: one of `LEVELS`. Operations do not need compilation, which takes a
             minute per program.
-        rounds: of timing.
+        rounds: rounds of timing.
         intervals: K of timed loops of steps with meta-steps.
     """
 

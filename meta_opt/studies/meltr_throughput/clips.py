@@ -159,11 +159,11 @@ class _FrameEncoder(nnx.Module):
 
 
 def clips(size: ClipModelSize, names: tuple[str, ...], trainable: str) -> Subject:
-    """A model of clips under some of UniVL's losses.
+    """Returns a model of clips under some of UniVL's losses.
 
     Args:
         size: one of `CLIP_SIZES`.
-        names: of the losses, the primary one first.
+        names: names of the losses, the primary one first.
         trainable: ``all``, or ``lora``: adapters, fusion and heads.
     """
     config = VideoTextModelConfig(

@@ -23,13 +23,13 @@ class Point(NamedTuple):
     """Costs of one case at one interval, in one unit: operations or milliseconds.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         num_losses: T.
         interval: K.
         primary: s_1, of a step on the primary loss alone.
         equal: s_T, of a step with equal weights.
-        meltr: of MELTR's base step.
-        meta: of a meta-step.
+        meltr: meltr of MELTR's base step.
+        meta: meta of a meta-step.
     """
 
     model: str
@@ -119,7 +119,7 @@ class HeldOut:
     Attributes:
         models: names.
         num_losses: T.
-        intervals: K.
+        intervals: values of K, the interval of meta-steps.
     """
 
     models: tuple[str, ...] = ()

@@ -25,9 +25,9 @@ def plot_overhead(
 
     Args:
         path: the PNG file, written whole or not at all.
-        cells: of any kind.
+        cells: cells of any kind.
         found: the cost model, drawn as a line through the points of K; None for none.
-        intervals: K.
+        intervals: values of K, the interval of meta-steps.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -47,7 +47,7 @@ def image_text(names: tuple[str, ...], trainable: str) -> Subject:
     """SigLIP's So400m/14 under some of `IMAGE_TEXT_LOSSES`, in bfloat16.
 
     Args:
-        names: of the losses, the primary one first.
+        names: names of the losses, the primary one first.
         trainable: ``all`` or ``lora``.
     """
     config = vision_text.named_config("So400m/14", **_LARGE_NUMERICS)
@@ -94,7 +94,7 @@ def captioning(names: tuple[str, ...], trainable: str) -> Subject:
     """PaliGemma's 3B/14 under some of `CAPTION_LOSSES`, in bfloat16.
 
     Args:
-        names: of the losses, the primary one first.
+        names: names of the losses, the primary one first.
         trainable: ``all`` or ``lora``.
     """
     config = generative.named_config("3B/14", **_LARGE_NUMERICS)
@@ -150,7 +150,7 @@ def _of_each(
     batch: Callable[[np.random.Generator, int], dict[str, np.ndarray]],
     rules: Sequence[Rule],
 ) -> Subject:
-    """A subject from ``each(model, batch, key, names of losses) -> losses``."""
+    """Returns a subject from ``each(model, batch, key, names of losses) -> losses``."""
 
     def losses_fn(module: SplitModule) -> LossesFn:
         def losses(

@@ -61,7 +61,7 @@ class Programs(NamedTuple):
     Attributes:
         compiled: by name.
         costs: by name.
-        objectives: of the base steps.
+        objectives: objectives of the base steps.
     """
 
     compiled: dict[str, Any]
@@ -82,7 +82,7 @@ def compile_programs(
         case: the case.
         workload: with abstract arrays.
         tx: the optimizer.
-        mesh: that the work is sharded over.
+        mesh: mesh that the work is sharded over.
         announce: called with each program's name before it is compiled.
     """
     compiler = _Compiler(case, mesh, announce)
@@ -148,7 +148,7 @@ class _Compiler:
 
 
 def _abstract(tree: PyTree, sharding: Any) -> PyTree:
-    """The shapes of a tree with one sharding for all, or one for each leaf."""
+    """Returns the shapes of a tree with one sharding for all, or one for each leaf."""
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda x: sharding, tree)
     return jax.tree.map(

@@ -60,12 +60,12 @@ def write_throughput(
     """Writes ``meltr_throughput.md`` and ``.json``, and figures of what there is.
 
     Args:
-        folder: of the results.
-        records: of the measured cells.
+        folder: folder of the results.
+        records: records of the measured cells.
         total: number of cells of the whole study.
         intervals: K of the tables.
         held_out: points held out of the cost model's fit.
-        command: the command that makes it.
+        command: command line that makes the report.
 
     Returns:
         The Markdown.
@@ -121,7 +121,7 @@ def _losses(cells: Sequence[Measured]) -> str:
 
 
 def _noise(cells: Sequence[Measured]) -> str:
-    """The error of times: with one loss two of the programs do the same."""
+    """Returns the error of times: with one loss two of the programs do the same."""
     points = [c.point(1, TIME) for c in cells if c.case.num_losses == 1]
     if not points:
         return ""

@@ -30,7 +30,7 @@ class Subject(NamedTuple):
     Attributes:
         create: from a key to the model, for tracing.
         split: from a model, abstract or not, to its parts.
-        names: of the T losses, the primary one first.
+        names: names of the T losses, the primary one first.
         losses_fn: from the parts to `LossesFn`.
         primary_fn: from the parts to the primary loss alone.
         batch: ``(generator, B) -> arrays [B, ...]``.
@@ -46,7 +46,7 @@ class Subject(NamedTuple):
     rules: Sequence[Rule] = FSDP_RULES
 
     def workload(self, *, concrete: bool, examples: int = 0) -> Workload:
-        """The model as a workload.
+        """Returns the model as a workload.
 
         Args:
             concrete: whether its arrays are concrete; otherwise abstract.

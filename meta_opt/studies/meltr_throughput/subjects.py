@@ -48,7 +48,7 @@ def loss_names(model: str) -> tuple[str, ...]:
 
 
 def make_subject(model: str, num_losses: int, trainable: str = "all") -> Subject:
-    """A model with its first T losses.
+    """Returns a model with its first T losses.
 
     Args:
         model: one of `MODELS`.

@@ -19,7 +19,7 @@ class Measured:
     """A measured case.
 
     Attributes:
-        name: of the cell.
+        name: name of the cell.
         case: what was measured.
         record: see `meta_opt.studies.meltr_throughput.measure.measure`.
     """
@@ -35,7 +35,7 @@ class Measured:
         return {k: v["flops"] for k, v in self.record["programs"].items()}
 
     def point(self, interval: int, unit: str = OPERATIONS) -> Point:
-        """The cell as a point of the cost model at interval K."""
+        """Returns the cell as a point of the cost model at interval K."""
         costs = self.costs(unit)
         steps = {name: costs[name] for name in STEPS}
         meta = sum(costs.get(name, 0.0) for name in META)
@@ -81,7 +81,7 @@ class Measured:
 
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """The cells of stored records."""
+    """Returns the cells of stored records."""
     return [
         Measured(r["name"], from_config(Case, r["case"], r["name"]), r) for r in records
     ]
@@ -95,7 +95,7 @@ def plain(
     Args:
         cells: to choose from.
         unit: in which the cells have costs.
-        method: of the meta-steps.
+        method: method of the meta-steps.
     """
     found: dict[tuple[str, int], Measured] = {}
     for cell in cells:
@@ -123,7 +123,7 @@ def over_devices(cells: Sequence[Measured]) -> list[Measured]:
 
 
 def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
-    """The compiled cell of the same work on one local device, if there is one.
+    """Returns the compiled cell of the same work on one local device, if there is one.
 
     None for a topology.
     """

@@ -20,12 +20,12 @@ from meta_opt.studies.meltr_throughput.summary import (
 def losses_table(
     cells: Sequence[Measured], intervals: Sequence[int], unit: str
 ) -> Table:
-    """A column for each T: ratios of costs.
+    """Returns a column for each T: ratios of costs.
 
     Args:
-        cells: of one model.
-        intervals: K.
-        unit: of the costs.
+        cells: cells of one model.
+        intervals: values of K, the interval of meta-steps.
+        unit: unit of the costs, `OPERATIONS` or `TIME`.
     """
     points = {k: [c.point(k, unit) for c in cells] for k in intervals}
     first = [c.point(1, unit) for c in cells]

@@ -38,7 +38,7 @@ def measure_times(
         case: with ``rounds`` and ``intervals``.
         workload: with concrete arrays.
         tx: the optimizer.
-        mesh: that the programs are compiled for.
+        mesh: mesh that the programs are compiled for.
         programs: the compiled programs.
         timer: measures times.
 
@@ -124,7 +124,7 @@ def _loop(
     mesh: Mesh,
     states: Mapping[str, TrainState],
 ) -> MetaSteps:
-    """The meta-steps of a run."""
+    """Returns the meta-steps of a run."""
     config = dataclasses.replace(case.meta_loss("meltr"), interval=interval)
     objective = make_objective(workload, config)
     size = case.meta_batch_size

@@ -42,7 +42,7 @@ def measure(
         run: the task under the optimizer.
         num_steps: the full budget.
         seeds: the same for all optimizers.
-        settings: of the optimizer.
+        settings: settings of the optimizer.
         budgets: shares of ``num_steps``.
     """
     runs = []
@@ -62,19 +62,19 @@ class TaskRow:
     the baselines.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         num_steps: the full budget.
         budget_to_adamw: least budget at which the validation loss is at or below that
             of tuned AdamW at the full one; `MISS` if none.
         budget_to_best_of_five: least budget at which it is at or below that of the
             core baseline that is best in loss; `MISS` if none.
-        validation_loss: of the subject, at the full budget.
-        adamw_validation_loss: of tuned AdamW.
+        validation_loss: validation loss of the subject, at the full budget.
+        adamw_validation_loss: adamw validation loss of tuned AdamW.
         best_of_five: name of the core baseline that is best in loss.
         best_of_five_validation_loss: its loss.
         best_of_all: name of the baseline that is best in loss.
         best_of_all_validation_loss: its loss.
-        test_accuracy: of the subject, percent; a failed seed counts as 0.
+        test_accuracy: test accuracy of the subject, percent; a failed seed counts as 0.
         accuracy_over_adamw: percentage points, paired by seed.
         accuracy_over_best_of_five: percentage points over the core baseline that is
             best in accuracy, paired by seed.
@@ -90,9 +90,9 @@ class TaskRow:
             failed, None if the rule was not run or failed itself.
         poor_runs: seeds at the full budget that are not finite or less accurate than
             `POOR_BELOW` of tuned AdamW's mean.
-        seconds: of one run of the subject at the full budget.
-        adamw_seconds: of one run of AdamW.
-        adamw_tuning_seconds: of its search.
+        seconds: seconds of one run of the subject at the full budget.
+        adamw_seconds: adamw seconds of one run of AdamW.
+        adamw_tuning_seconds: adamw tuning seconds of its search.
         time_ratio: seconds over AdamW's; None if measured on different machines.
         time_ratio_with_tuning: seconds over AdamW's with its search; None if measured
             on different machines.
@@ -138,7 +138,7 @@ class Summary:
         accuracy_over_best_of_five: percentage points, mean and interval over tasks.
         accuracy_over_best_of_all: percentage points, mean and interval over tasks.
         share_as_accurate_as_best_of_five: of the tasks, in [0, 1].
-        share_close_to_best_of_all: of the tasks, in [0, 1].
+        share_close_to_best_of_all: share close to best of all of the tasks, in [0, 1].
         misses: number of tasks on which AdamW's loss was not reached.
         failures: number of failed runs.
         runs: number of runs.
@@ -277,15 +277,15 @@ class FinalRow:
     """One optimizer at the full budget of one task.
 
     Attributes:
-        task: its name.
-        optimizer: its name.
+        task: name of the task.
+        optimizer: name of the optimizer.
         validation_loss: mean over seeds, infinite if one failed.
         validation_accuracy: percent, mean over seeds; a failed seed counts as 0.
         test_accuracy: percent, mean over seeds; a failed seed counts as 0.
         failures: seeds that failed.
-        seconds: of one run.
-        tuning_seconds: of the search.
-        compile_seconds: of the program.
+        seconds: seconds of one run.
+        tuning_seconds: tuning seconds of the search.
+        compile_seconds: compile seconds of the program.
         settings: tuned ones.
     """
 
@@ -369,6 +369,6 @@ def _known(values: Iterable[float | None]) -> float | None:
 
 
 def _machine(record: Record) -> tuple:
-    """The recorded facts that seconds depend on."""
+    """Returns the recorded facts that seconds depend on."""
     found = record.environment
     return found.get("platform"), found.get("device"), found.get("device_count")

@@ -44,8 +44,8 @@ class MetaTestConfig:
         untuned: ``learned``, ``hand_designed`` and names in `RIVALS`.
         weights: of the learned optimizer, shipped names or paths; each is a contender.
         budgets: shares of the full budget for untuned optimizers; 1 must be one.
-        tuning_seeds: of every trial.
-        seeds: of the reported runs; disjoint from ``tuning_seeds``.
+        tuning_seeds: random seeds of every trial.
+        seeds: random seeds of the reported runs; disjoint from ``tuning_seeds``.
         seeds_at_once: number of seeds side by side in one program.
         trials_of_core: number of trials for each core baseline.
         trials_of_extra: number of trials for each extra baseline.
@@ -103,7 +103,7 @@ class Contender:
     """An optimizer of the meta-test.
 
     Attributes:
-        name: in reports.
+        name: name in reports.
         file: name of its results, without suffix.
         make: from a task to ``(num_steps, settings) -> optimizer``.
         setup: JSON values that its results depend on.

@@ -17,7 +17,7 @@ from meta_opt.tuning.storage import study_file
 
 
 def inner_run(task: Task, contender: Contender, config: MetaTestConfig) -> InnerRun:
-    """The program of a contender's runs on a task."""
+    """Returns the program of a contender's runs on a task."""
     # Fingerprint and name are those of the task as it is.
     given = (
         dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
@@ -42,12 +42,12 @@ def measured(
         fingerprint: `task_fingerprint` of it.
         contender: an optimizer, to be tuned first if it asks for that.
         config: seeds and budgets.
-        search: of the settings of what is tuned; the number of trials is the
+        search: search of the settings of what is tuned; the number of trials is the
             contender's.
         results: the record is kept in its folder of the task's name. A record of the
             same fingerprint and setup is returned as it is.
         workdir: for the studies of searches, which are resumed.
-        lease: of this result, if several processes share the meta-test.
+        lease: lease on this result, if several processes share the meta-test.
 
     Raises:
         LeaseLostError: another process has taken it; nothing is written.

@@ -29,7 +29,7 @@ class Run:
         validation_error: in [0, 1], one for each seed; None where the run failed.
         test_loss: one for each seed; None where the run failed.
         test_error: in [0, 1], one for each seed; None where the run failed.
-        seconds: of one seed, without compilation.
+        seconds: seconds of one seed, without compilation.
     """
 
     budget: float
@@ -79,17 +79,17 @@ class Record:
     """The results of one optimizer on one task.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         optimizer: name of the baseline or rule; ``learned:NAME`` with the weights'
             name.
-        fingerprint: of the task.
+        fingerprint: fingerprint of the task.
         setup: everything else that the outcomes depend on; with another setup the
             record is stale.
         settings: tuned settings; empty if there is nothing to tune.
-        trials: of the search.
+        trials: trials of the search.
         runs: one for each budget, the full one first.
-        tuning_seconds: of all trials, 0 if there are none.
-        compile_seconds: of the program.
+        tuning_seconds: tuning seconds of all trials, 0 if there are none.
+        compile_seconds: compile seconds of the program.
         environment: code, versions and device.
     """
 
@@ -113,7 +113,7 @@ class Record:
 
 
 def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) -> Run:
-    """The outcome of several seeds; values of failed ones are None."""
+    """Returns the outcome of several seeds; values of failed ones are None."""
     failed = outcome.failed()
     values = {
         name: tuple(
@@ -164,7 +164,7 @@ def baseline_losses(
     Args:
         results: folder of the meta-test's results.
         tasks: names of tasks.
-        baseline: its name.
+        baseline: name of the baseline.
 
     Raises:
         FileNotFoundError: a task on which it has not been measured.
@@ -186,7 +186,7 @@ def fresh_record(
 
     Args:
         path: the JSON file.
-        fingerprint: of the current task.
+        fingerprint: fingerprint of the current task.
         setup: the current setup.
 
     Returns:

@@ -103,7 +103,7 @@ def write_meta_test(
             none if only baselines were measured.
         rows: by subject, one for each task, as `TaskRow` of the same module.
         finals: one for each optimizer and task, as its `FinalRow`.
-        facts: how it was measured.
+        facts: how it was measured, name to value.
 
     Returns:
         The summary, for a terminal; without subjects, the results of the baselines.
@@ -191,7 +191,7 @@ def _by_task(rows: Sequence[Values]) -> str:
 
 
 def _finals(finals: Sequence[Values]) -> Table:
-    """A table of loss and accuracy: optimizers by tasks."""
+    """Returns a table of loss and accuracy: optimizers by tasks."""
     tasks = list(dict.fromkeys(f["task"] for f in finals))
     optimizers = list(dict.fromkeys(f["optimizer"] for f in finals))
     found = {(f["task"], f["optimizer"]): f for f in finals}

@@ -48,7 +48,7 @@ def noise(records: Mapping[str, Record]) -> float:
 
 
 def table_of(records: Mapping[str, Record]) -> str:
-    """A Markdown table, the best first.
+    """Returns a Markdown table, the best first.
 
     Args:
         records: by optimizer, each of the same task, length and seeds.
@@ -83,7 +83,7 @@ def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
     Args:
         path: the PNG file, written whole or not at all.
         records: by optimizer.
-        title: of the figure.
+        title: title of the figure.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -78,13 +78,13 @@ def write_table1(
     """Writes ``table1.md``, ``table1.json``, ``figure2_*.png`` and ``figure3.png``.
 
     Args:
-        folder: of the results.
-        records: of the cells.
+        folder: folder of the results.
+        records: records of the cells.
         cells: `meta_opt.studies.optimizer_table.summary.CellRow` as mappings.
         lines: `OptimizerRow` of the same module as mappings.
         claims: `Claims` of the same module as mappings.
         total: number of cells of the whole table.
-        command: the command that makes it.
+        command: command line that makes the report.
 
     Returns:
         The Markdown.
@@ -125,7 +125,7 @@ def write_table1(
 
 
 def lines_table(lines: Sequence[Values]) -> Table:
-    """A column for each optimizer."""
+    """Returns a column for each optimizer."""
 
     def row(label: str, better: str, values: Sequence[Any], digits: int) -> Row:
         return numbers_row(label, better, values, digits)
@@ -184,7 +184,7 @@ def published_table() -> Table:
 
 
 def tasks_table(cells: Sequence[Values]) -> Table:
-    """A section for each task: accuracy, loss and epochs to AdamW's."""
+    """Returns a section for each task: accuracy, loss and epochs to AdamW's."""
     names = list(dict.fromkeys(cell["optimizer"] for cell in cells))
     sections = []
     for task in dict.fromkeys(cell["task"] for cell in cells):
@@ -213,7 +213,7 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
 
     Args:
         path: the PNG file.
-        records: of one kind of training.
+        records: records of one kind of training.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -255,7 +255,7 @@ def plot_cost(path: Path, lines: Sequence[Values]) -> None:
 
     Args:
         path: the PNG file.
-        lines: of all kinds of training.
+        lines: lines of all kinds of training.
     """
     import matplotlib
     from matplotlib.figure import Figure

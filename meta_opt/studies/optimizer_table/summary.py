@@ -34,9 +34,9 @@ class CellRow:
     """One optimizer on one task, means over seeds.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         trainable: ``all`` or ``lora``.
-        optimizer: its name.
+        optimizer: name of the optimizer.
         accuracy: on test data, percent, with its interval.
         macro_f1: on test data, in [0, 1], with its interval; None for a task without
             classes.
@@ -55,8 +55,8 @@ class CellRow:
             work.
         seconds_to_adamw: seconds to AdamW's final loss, by ``epochs_to_adamw``; or
             None.
-        peak_bytes: of the compiled step.
-        optimizer_bytes: of the optimizer's state.
+        peak_bytes: peak bytes of the compiled step.
+        optimizer_bytes: optimizer bytes of the optimizer's state.
         trainable_parameters: number of trainable parameters.
     """
 
@@ -85,8 +85,8 @@ def cell_row(
     """Summarises a cell.
 
     Args:
-        record: of the cell.
-        adamw: of tuned AdamW on the same task.
+        record: record of the cell.
+        adamw: adamw of tuned AdamW on the same task.
         milliseconds: of a step by optimizer, measured side by side; None: not measured.
     """
     full = full_runs(record)
@@ -129,7 +129,7 @@ class OptimizerRow:
 
     Attributes:
         trainable: ``all`` or ``lora``.
-        optimizer: its name.
+        optimizer: name of the optimizer.
         tasks: number of tasks.
         accuracy: mean over tasks, percent; the interval is over seeds.
         macro_f1: in [0, 1], mean over the tasks that have classes; the interval is over
@@ -139,8 +139,8 @@ class OptimizerRow:
         missed: number of tasks on which AdamW's loss is missed.
         seconds: of a run, mean over tasks; None if a step was not timed on each.
         seconds_to_adamw: seconds to AdamW's final loss, mean over tasks; or None.
-        peak_bytes: of the training step, mean over tasks.
-        optimizer_bytes: of the optimizer's state, mean over tasks.
+        peak_bytes: peak bytes of the training step, mean over tasks.
+        optimizer_bytes: optimizer bytes of the optimizer's state, mean over tasks.
     """
 
     trainable: str
@@ -201,8 +201,8 @@ def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> Optimiz
     """Summarises one optimizer's cells of one kind of training.
 
     Args:
-        records: of all tasks.
-        rows: of the same cells, in the same order.
+        records: records of all tasks.
+        rows: rows of the same cells, in the same order.
     """
     accuracy, macro_f1 = [], []
     for record in records:
@@ -242,7 +242,7 @@ def claims(
     """Compares the learned optimizer with the core baselines.
 
     Args:
-        rows: of one kind of training, by optimizer.
+        rows: rows of one kind of training, by optimizer.
         cells: of one kind of training, by optimizer, with the same tasks in the same
             order.
         unseen: the value of `Claims.unseen`.
@@ -302,8 +302,8 @@ def summarise_table(
     them.
 
     Args:
-        records: of the measured cells.
-        milliseconds: of a step by (task, trainable) and optimizer.
+        records: records of the measured cells.
+        milliseconds: milliseconds of a step by (task, trainable) and optimizer.
         unseen: tasks on data that no choice of weights used.
     """
     by_kind: dict[str, dict[str, dict[str, Record]]] = {}

@@ -196,7 +196,7 @@ class Phases:
                 start = self._next_start(name, phase, digest)
 
     def _next_start(self, track: str, phase: int, digest: str) -> tuple[str, str]:
-        """The weights that the next phase starts from, and their digest."""
+        """Returns the weights that the next phase starts from, and their digest."""
         if self.study.config.mode != "continue":
             return "", ""
         return str(self.folder(track, phase) / _WEIGHTS), digest

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 class PhasePolicy:
     """Rules that decide on the next phase from the preceding ones.
 
-    The width grows when smaller pictures no longer improve the model (progressive
+    The width grows when smaller images no longer improve the model (progressive
     resizing). A phase is run as long as its expected gain is worth more than the cost
     of its examples and computation.
 
     Attributes:
-        widths: widths of training pictures in pixels, ascending; the first phase has
+        widths: widths of training images in pixels, ascending; the first phase has
             the first. Empty: the study's width in all phases. Validation and test
-            pictures always have the study's width.
+            images always have the study's width.
         widen_below: after a phase that gained fewer points of validation accuracy, the
             next phase has the next width.
         point_value: value of a point of accuracy in the currency of the prices; 0 runs
             all phases.
-        example_price: of one labelled training example, in that currency.
+        example_price: example price of one labelled training example, in that currency.
         decay: expected gain of a phase as a share of the mean gain of the two preceding
             phases.
 
@@ -67,8 +67,8 @@ class PhasePolicy:
         """Decides whether the next phase is run, and at which width.
 
         Args:
-            outcomes: of zero-shot and the phases so far; at least zero-shot.
-            width: of the study, used if the policy has no widths.
+            outcomes: outcomes of zero-shot and the phases so far; at least zero-shot.
+            width: width of the study, used if the policy has no widths.
             examples: number of training examples that the next phase adds.
 
         Raises:
@@ -118,7 +118,7 @@ class PhaseOutcome:
 
     Attributes:
         accuracy: on the validation split, in [0, 1].
-        width: of its training pictures in pixels; None for zero-shot.
+        width: width of its training images in pixels; None for zero-shot.
         money: cost of its computation; None if unknown.
     """
 
@@ -133,7 +133,7 @@ class PhaseDecision:
 
     Attributes:
         run: whether it is run.
-        width: of its training pictures in pixels.
+        width: width of its training images in pixels.
         reason: with the numbers that led to it.
     """
 

@@ -1,4 +1,4 @@
-"""A model's answers about every picture of a split, and their metrics."""
+"""A model's answers about every image of a split, and their metrics."""
 
 import dataclasses
 import os
@@ -29,7 +29,7 @@ class Examples:
     """A split in memory.
 
     Attributes:
-        keys: paths of the N pictures in the data.
+        keys: paths of the N images in the data.
         data: ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
         labels: int [N], indices of classes.
         classes: K names.
@@ -49,11 +49,11 @@ def read_examples(
     Args:
         path: its JSONL file.
         classes: K names, in the order of the labels.
-        preprocessing: of the model.
+        preprocessing: preprocessing of the model.
 
     Raises:
         ValueError: a label that is not a class.
-        UnreadableFilesError: a picture cannot be read. Skipping it would make metrics
+        UnreadableFilesError: an image cannot be read. Skipping it would make metrics
             of different runs incomparable.
     """
     rows = ImageTextRows(path)

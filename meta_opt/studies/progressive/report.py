@@ -37,12 +37,12 @@ def write_progressive(
     The figures are ``learning_curve.png`` and ``accuracy_cost.png``.
 
     Args:
-        folder: of the study.
+        folder: folder of the study.
         arms: with finished phases.
         count: number of phases of each arm.
         settings: of the study: ``width``, ``mode``, ``epochs``, ``batch_size``,
             ``trainable``, ``model``.
-        command: the command that makes it.
+        command: command line that makes the report.
 
     Returns:
         The Markdown.
@@ -98,7 +98,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _decimals(value: float) -> str:
-    """A fraction with three decimals, in the form of the published table.
+    """Returns a fraction with three decimals, in the form of the published table.
 
     >>> _decimals(0.7), _decimals(1.0)
     ('.700', '1.000')
@@ -189,7 +189,7 @@ def _seconds(value: float | None) -> str:
 
 
 def answers_table(arms: Sequence[Arm]) -> str:
-    """How the answers to the test pictures were parsed, in percent."""
+    """How the answers to the test images were parsed, in percent."""
     names = ("accuracy", "knowledge_errors", "unlisted", "unparseable", "nearest")
     titles = ["right %", "another category %", "no category %", "unparseable %"]
     head = ["track, phase", *titles, "misspelt %", "well-formed JSON %"]

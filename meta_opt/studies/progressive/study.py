@@ -22,7 +22,7 @@ class PhasesConfig:
 
     Attributes:
         folder: few-shot data written by ``experiments/few_shot_data.py``.
-        width: width of the pictures in pixels, one of those in the folder.
+        width: width of the images in pixels, one of those in the folder.
         variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
         mode: ``continue``: each phase starts from the weights of the previous one and
             trains on its own examples; ``cumulative``: each phase starts from the
@@ -87,7 +87,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         settings: ``study``, fields of `PhasesConfig`; ``optimizers``, fields of
             `OptimizerConfig` by name; ``policies``, fields of `PhasePolicy` by name;
             and the settings of a run on images with texts, see `read_run_config`.
-        name: of the mapping, for errors.
+        name: name of the mapping, for error messages.
 
     Raises:
         ValueError: unknown keys, values out of range, settings that the phases

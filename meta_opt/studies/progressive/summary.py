@@ -50,7 +50,7 @@ PUBLISHED: Mapping[int, Mapping[str, tuple[tuple[float, float] | None, ...]]] = 
         }
     )
 )
-"""Accuracy and weighted F1 on 180 test pictures by width, from zero-shot to phase 4
+"""Accuracy and weighted F1 on 180 test images by width, from zero-shot to phase 4
 (Roumeliotis et al. 2025, IEEE Access); the networks were trained on all phases at
 once."""
 
@@ -62,7 +62,7 @@ class Outcome:
     Attributes:
         phase: its number; 0 for zero-shot.
         record: contents of ``phase.json``.
-        ledger: of its folder; empty if there is none.
+        ledger: ledger of its folder; empty if there is none.
     """
 
     phase: int
@@ -115,8 +115,8 @@ class Arm:
     """The phases of one track, including zero-shot.
 
     Attributes:
-        name: of the track: names of the optimizer and of the policy, if any.
-        outcomes: of consecutive phases.
+        name: name of the track: names of the optimizer and of the policy, if any.
+        outcomes: outcomes of consecutive phases.
         stopped: why a policy stopped; "" if it did not.
     """
 
@@ -125,7 +125,7 @@ class Arm:
     stopped: str = ""
 
     def ledger(self) -> Ledger:
-        """The ledger of all phases, each under its own name."""
+        """Returns the ledger of all phases, each under its own name."""
         entries = tuple(
             dataclasses.replace(entry, name=outcome.name)
             for outcome in self.outcomes
@@ -159,10 +159,10 @@ def read_arms(
     count: int,
     prices: Prices | None = None,
 ) -> list[Arm]:
-    """The finished phases of a study's folder.
+    """Returns the finished phases of a study's folder.
 
     Args:
-        workdir: of the study.
+        workdir: workdir of the study.
         tracks: names, in order.
         count: most phases of each.
         prices: of all phases; None, or if none is given: those at the time of a run.

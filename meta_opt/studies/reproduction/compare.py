@@ -42,7 +42,7 @@ class Comparison:
 def by_seeds(
     quantity: str, stored: Sequence[float], measured: Sequence[float]
 ) -> Comparison:
-    """The new mean must lie in the 95% interval of the stored seeds' mean.
+    """Returns the new mean must lie in the 95% interval of the stored seeds' mean.
 
     Student's t, see `meta_opt.metrics.intervals.interval`, and at least `ROUNDING`
     wide on either side.
@@ -83,7 +83,7 @@ def by_tolerance(
     relative: float = 0.0,
     absolute: float = 0.0,
 ) -> Comparison:
-    """The new value must be within a stated distance of the stored one.
+    """Returns the new value must be within a stated distance of the stored one.
 
     Args:
         quantity: what it is.

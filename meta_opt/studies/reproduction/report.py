@@ -26,7 +26,7 @@ def comparison_rows(
 
 
 def failure_row(cell: str, message: str) -> tuple[str, str, str, str, str, str, str]:
-    """The line of a cell that could not be measured."""
+    """Returns the line of a cell that could not be measured."""
     return (cell, message, "-", "-", "-", "-", "NOT RUN")
 
 

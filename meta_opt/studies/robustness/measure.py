@@ -35,12 +35,12 @@ class RobustnessConfig:
 
     Attributes:
         tasks: names of task families.
-        weights: of the learned optimizer: a shipped name or a path.
+        weights: weights of the learned optimizer: a shipped name or a path.
         conditions: names in `meta_opt.tasks.perturbations.CONDITIONS`, including the
             ordinary one; empty for all.
         num_steps: steps of an ordinary run by task; the default is the largest horizon
             of its meta-training.
-        seeds: of initialisation, batches and perturbations.
+        seeds: random seeds of initialisation, batches and perturbations.
     """
 
     tasks: tuple[str, ...]
@@ -79,8 +79,8 @@ class RunOutcome:
     """The final losses of one contender under one condition.
 
     Attributes:
-        task: its name.
-        condition: its name.
+        task: name of the task.
+        condition: name of the condition.
         contender: one of `CONTENDERS`.
         num_steps: length of the runs.
         start: validation loss of each seed before the run.
@@ -158,8 +158,8 @@ class TaskRow:
     """The guarded learned optimizer against the fallback on one task and condition.
 
     Attributes:
-        task: its name.
-        condition: its name.
+        task: name of the task.
+        condition: name of the condition.
         ratio: mean final validation loss over that of the guarded hand-designed rule
             under the same condition; infinite if a seed's is not finite.
         over_ordinary: that ratio over the ratio of an ordinary run. A value above 1 is
@@ -179,7 +179,7 @@ class ConditionRow:
     """One condition over all tasks.
 
     Attributes:
-        condition: its name.
+        condition: name of the condition.
         runs: number of runs of each contender.
         failures: failed runs by contender, see `RunOutcome.failures`.
         ratio: geometric mean over tasks of `TaskRow.ratio`.
@@ -203,7 +203,7 @@ def compare(outcomes: Sequence[RunOutcome]) -> tuple[list[ConditionRow], list[Ta
     """Compares the learned optimizer with its fallback.
 
     Args:
-        outcomes: of all contenders on all tasks under all conditions.
+        outcomes: outcomes of all contenders on all tasks under all conditions.
 
     Returns:
         A row for each condition, and one for each condition and task.

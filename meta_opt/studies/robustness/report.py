@@ -45,7 +45,7 @@ def write_robustness_report(
             `meta_opt.studies.robustness.measure`.
         by_task: one for each condition and task, as `TaskRow` of the same module.
         outcomes: everything measured, as its `RunOutcome`.
-        facts: how it was measured.
+        facts: how it was measured, name to value.
 
     Returns:
         The table of conditions, for a terminal.

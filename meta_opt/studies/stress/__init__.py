@@ -1,1 +1,1 @@
-"""Stress test of picture classifiers: conditions, predictions, summary, report."""
+"""Stress test of image classifiers: conditions, predictions, summary, report."""

@@ -23,7 +23,7 @@ class Asked(NamedTuple):
     classes: tuple[str, ...]
 
     def category(self, place: int) -> str:
-        """The category of a name in the list; a distractor's own name.
+        """Returns the category of a name in the list; a distractor's own name.
 
         Args:
             place: index in the list.
@@ -33,11 +33,11 @@ class Asked(NamedTuple):
 
 
 def plain(classes: Sequence[str], template: str) -> Asked:
-    """The prompt of the data.
+    """Returns the prompt of the data.
 
     Args:
         classes: K names.
-        template: of the data, with ``{categories}``.
+        template: template of the data, with ``{categories}``.
     """
     return _as_data_ask("plain", CategoryList.of(classes), template, classes)
 
@@ -47,7 +47,7 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
 
     Args:
         classes: K names.
-        template: of the data, with ``{categories}``.
+        template: template of the data, with ``{categories}``.
         tests: the changes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Conditions of the stress test: changes of training data, pictures and prompt."""
+"""Conditions of the stress test: changes of training data, images and prompt."""
 
 import dataclasses
 from typing import Any
@@ -13,13 +13,13 @@ class Condition:
 
     Attributes:
         corruption: one of `CORRUPTIONS`; "" for none.
-        severity: of the corruption, 1 to 5; 0 without one.
-        train_px: width of training pictures in pixels; 0 if not varied.
-        test_px: width of test pictures in pixels; 0 if not varied.
+        severity: severity of the corruption, 1 to 5; 0 without one.
+        train_px: width of training images in pixels; 0 if not varied.
+        test_px: width of test images in pixels; 0 if not varied.
         prompt: name of a changed prompt, such as ``shuffled``.
         label_noise: share of wrong labels in training.
         shots: training examples of each class; 0 for all.
-        batch_size: of training; 0 if not varied.
+        batch_size: batch size of training; 0 if not varied.
         data: name of another data set for the test; "" for that of training.
 
     Example:
@@ -93,7 +93,7 @@ class Condition:
     def reference(self) -> "Condition | None":
         """The condition that this one is compared with; None for an ordinary test.
 
-        A change of pictures or prompt is undone first, so that the same model is
+        A change of images or prompt is undone first, so that the same model is
         compared; otherwise the change of training. Another data set stays: its examples
         have no counterpart.
         """
@@ -108,7 +108,7 @@ class Condition:
         return trained_plainly if trained_plainly != self else None
 
     def to_json(self) -> dict[str, Any]:
-        """The settings that differ from the defaults."""
+        """Returns the settings that differ from the defaults."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)

@@ -20,7 +20,7 @@ def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
 
     Args:
         path: the PNG file, written whole or not at all.
-        rows: of all models; only tests without other changes are plotted.
+        rows: rows of all models; only tests without other changes are plotted.
 
     Returns:
         Whether there was anything to plot, that is, varied widths.

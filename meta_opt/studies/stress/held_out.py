@@ -1,4 +1,4 @@
-"""Test pictures of few-shot data, and of another data set."""
+"""Test images of few-shot data, and of another data set."""
 
 import dataclasses
 import os
@@ -17,12 +17,12 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class LabelledPictures:
-    """N pictures with their categories.
+    """N images with their categories.
 
     Attributes:
-        keys: of the examples, the same at every width.
+        keys: keys of the examples, the same at every width.
         labels: names of the categories.
-        files: of the pictures.
+        files: files of the images.
     """
 
     keys: tuple[str, ...]
@@ -33,10 +33,10 @@ class LabelledPictures:
         return len(self.keys)
 
     def read(self) -> list[np.ndarray]:
-        """The pictures, each uint8 [H, W, 3].
+        """Returns the images, each uint8 [H, W, 3].
 
         Raises:
-            ValueError: a picture that cannot be read; the message names it.
+            ValueError: an image that cannot be read; the message names it.
         """
         found = []
         for file in self.files:
@@ -47,7 +47,7 @@ class LabelledPictures:
         return found
 
     def relative_to(self, folder: Path) -> list[str]:
-        """Paths of the pictures relative to a folder."""
+        """Paths of the images relative to a folder."""
         start = folder.resolve()
         return [
             Path(os.path.relpath(f.resolve(), start)).as_posix() for f in self.files
@@ -61,20 +61,20 @@ def read_pictures(
     labels: Mapping[str, str] | None = None,
     prefix: str = "",
 ) -> LabelledPictures:
-    """Lists the pictures and labels of JSONL files, without opening the pictures.
+    """Lists the images and labels of JSONL files, without opening the images.
 
     Args:
         paths: JSONL files of few-shot data at one width.
         classes: names of the classes.
-        per_class: most pictures of each class, chosen by a hash of their keys; 0 for
+        per_class: most images of each class, chosen by a hash of their keys; 0 for
             all.
         labels: category by label in the files; samples with other labels are left out.
             None: the labels are categories.
-        prefix: of keys.
+        prefix: prefix of keys.
 
     Raises:
-        ValueError: a sample without picture or label, a label that is not a class, or
-            no pictures.
+        ValueError: a sample without image or label, a label that is not a class, or
+            no images.
         FileNotFoundError: no such file.
     """
     rows = []
@@ -134,6 +134,6 @@ def shift_labels(
 
 
 def splits_of(stored: StoredFewShot) -> list[Path]:
-    """The JSONL files of all examples, including training examples."""
+    """Returns the JSONL files of all examples, including training examples."""
     held_out = [stored.held_out(split) for split in ("validation", "test")]
     return [stored.train(stored.phases, cumulative=True), *held_out]

@@ -52,7 +52,7 @@ class Learner:
     """The settings of training runs.
 
     Attributes:
-        name: in tables.
+        name: name in tables.
         run: settings of a run; length, data, seed and export are filled in.
     """
 
@@ -75,7 +75,7 @@ class Learner:
         return "" if self.classifies else self.run.workload.model.folder
 
     def check_width(self, px: int) -> None:
-        """Raises ValueError for a width of pictures that it cannot be trained with."""
+        """Raises ValueError for a width of images that it cannot be trained with."""
         if self.classifies:
             dataclasses.replace(self.run.workload.pictures, image_size=px)
 
@@ -84,9 +84,9 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
     """Builds a learner.
 
     Args:
-        name: in tables.
+        name: name in tables.
         settings: as `read_run_config` takes them, with ``batch_size``.
-        where: name of the mapping, for errors.
+        where: name of the mapping, for error messages.
 
     Raises:
         ValueError: unknown keys, values out of range, settings that the test sets, or a
@@ -133,7 +133,7 @@ class Examples:
     prompt: str
 
     def changed(self, condition: Condition) -> "Examples":
-        """The examples with the shots and the label noise of a condition.
+        """Returns the examples with the shots and the label noise of a condition.
 
         Raises:
             ValueError: more shots than a class has examples.
@@ -170,11 +170,11 @@ class Examples:
 
 
 def read_training(data: StoredFewShot, prompt: str) -> Examples:
-    """The examples of all phases, at the data's width.
+    """Returns the examples of all phases, at the data's width.
 
     Raises:
         FileNotFoundError: missing files; the message has the command that writes them.
-        ValueError: samples without picture or label, or a label that is not a class.
+        ValueError: samples without image or label, or a label that is not a class.
     """
     files = {split: data.held_out(split) for split in SPLITS[1:]}
     files = {"train": data.train(data.phases, cumulative=True), **files}
@@ -196,15 +196,15 @@ def run_of(
     steps: int,
     features: str = "",
 ) -> RunConfig:
-    """The settings of a run.
+    """Returns the settings of a run.
 
     Args:
         learner: the learner.
         folder: of the run, with ``data`` by `Examples.write`; the trained model is
             exported to ``model``.
         examples: the written examples.
-        px: width of the pictures.
-        seed: of the run.
+        px: width of the images.
+        seed: random seed of the run.
         batch_size: B.
         steps: length.
         features: folder for outputs of frozen stages; "" keeps them in memory.

@@ -1,4 +1,4 @@
-"""Predicts test pictures: unchanged, corrupted, or from another data set."""
+"""Predicts test images: unchanged, corrupted, or from another data set."""
 
 import functools
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ from meta_opt.studies.stress.subjects import Described, Subject, open_subject
 
 
 class Predictor:
-    """Predicts test pictures, with one model in memory at a time.
+    """Predicts test images, with one model in memory at a time.
 
     Args:
-        config: of the test.
+        config: config of the test.
         data: few-shot data at each width.
         asked: all prompts.
 
@@ -55,18 +55,18 @@ class Predictor:
                 self._classes, self.shift.classes, config.shift.labels
             )
         self._read = functools.cache(self._pictures)
-        # Keeps the pictures of a few widths and data sets.
+        # Keeps the images of a few widths and data sets.
         self._arrays = functools.lru_cache(maxsize=2)(
             lambda px, data: self._read(px, data).read()
         )
         self._opened: tuple[str, Subject] | None = None
 
     def pictures(self, condition: Condition) -> LabelledPictures:
-        """The pictures of the test."""
+        """Returns the images of the test."""
         return self._read(condition.test_px, condition.data)
 
     def setup(self, condition: Condition) -> dict[str, Any]:
-        """Everything that the pictures depend on, without paths, as JSON values."""
+        """Everything that the images depend on, without paths, as JSON values."""
         config = self._config
         data = self.shift if condition.data else self._data[condition.test_px]
         assert data is not None
@@ -88,17 +88,17 @@ class Predictor:
         condition: Condition,
         asked: Asked,
     ) -> list[Prediction]:
-        """Predictions of all pictures under a condition.
+        """Predictions of all images under a condition.
 
         Args:
-            name: of the model in tables.
-            seed: of its training.
+            name: name of the model in tables.
+            seed: random seed of its training.
             described: the model's files.
             condition: the condition.
             asked: the prompt, for a model that takes one.
 
         Raises:
-            ValueError: a picture or weights that cannot be read.
+            ValueError: an image or weights that cannot be read.
         """
         tests = self._config.tests
         if self._opened is None or self._opened[0] != described.path:

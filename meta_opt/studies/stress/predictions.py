@@ -11,7 +11,7 @@ Summary and report read only this file::
 ``prediction`` is null if an answer could not be parsed, which counts as wrong.
 ``condition`` has the settings of `meta_opt.studies.stress.conditions.Condition` that
 differ from its defaults. Instead of ``confidence`` there may be ``probabilities``, an
-object with the probability of each category. ``image`` is the path of the picture
+object with the probability of each category. ``image`` is the path of the image
 before corruption, at the width of the test, relative to the folder that the report
 gets.
 """
@@ -41,10 +41,10 @@ class Prediction:
         label: the correct category.
         prediction: the predicted category; None if none was parsed.
         model: name of the model, the same for all its seeds.
-        seed: of the model's training.
-        condition: of the test.
+        seed: random seed of the model's training.
+        condition: condition of the test.
         confidence: probability of the prediction; None if unknown.
-        image: path of the picture, see the module; "" if it is not stored.
+        image: path of the image, see the module; "" if it is not stored.
     """
 
     example: str
@@ -71,7 +71,7 @@ class Prediction:
 
 
 def parse_prediction(value: Any) -> Prediction:
-    """The prediction in a line's JSON value.
+    """Returns the prediction in a line's JSON value.
 
     Raises:
         ValueError: not an object, an unknown or missing key, a value of another type,
@@ -148,8 +148,8 @@ class Cell:
     """Predictions of one model under one condition, as arrays.
 
     Attributes:
-        model: its name.
-        condition: of the test.
+        model: name of the model.
+        condition: condition of the test.
         examples: N keys, sorted.
         seeds: S seeds, ascending.
         labels: int [N], indices of categories.
@@ -178,7 +178,7 @@ def cells(
     """Collects predictions in arrays by model and condition, in order of appearance.
 
     Args:
-        predictions: of any models and conditions, in any order.
+        predictions: predictions of any models and conditions, in any order.
 
     Raises:
         ValueError: an example that occurs twice, has two labels, or lacks a seed.

@@ -76,16 +76,16 @@ def write_stress_report(
 
     Args:
         folder: created if needed.
-        summary: of the predictions.
+        summary: summary of the predictions.
         predictions: that were summed up, for the wrong answers.
-        images: folder that the paths of pictures are relative to; None shows none.
+        images: folder that the paths of images are relative to; None shows none.
         facts: how it was measured, name to value.
 
     Returns:
         The table of conditions, for a terminal.
 
     Raises:
-        ValueError: a picture that cannot be read.
+        ValueError: an image that cannot be read.
     """
     folder = Path(folder)
     write_wrong_answers(
@@ -123,7 +123,7 @@ def write_stress_report(
 
 
 def conditions_table(summary: Summary) -> Table:
-    """A section for each model, a row for each condition."""
+    """Returns a section for each model, a row for each condition."""
     columns = (
         *(label for _, label in _METRICS),
         "calibration (%)",
@@ -146,7 +146,7 @@ def conditions_table(summary: Summary) -> Table:
 
 
 def corruptions_table(summary: Summary) -> Table:
-    """A row for each model and condition that corruptions were added to."""
+    """Returns a row for each model and condition that corruptions were added to."""
     over = f" over {summary.baseline}" if summary.baseline else ""
     rows = tuple(
         Row(
@@ -180,7 +180,7 @@ def models_table(summary: Summary) -> Table:
 def _by_model(
     rows: Sequence[R], cells: Callable[[R], tuple[Cell, ...]]
 ) -> tuple[Section, ...]:
-    """A section for each model with a row for each of its conditions."""
+    """Returns a section for each model with a row for each of its conditions."""
     return tuple(
         Section(
             model,

@@ -16,12 +16,12 @@ _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The pictures for training and testing.
+    """The images for training and testing.
 
     Attributes:
         folder: few-shot data written by ``experiments/few_shot_data.py``.
         variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
-        per_class: most test pictures of each class; 0 for all.
+        per_class: most test images of each class; 0 for all.
     """
 
     folder: str
@@ -38,20 +38,20 @@ class TestsConfig:
     """Changes in the test, for which no model is trained.
 
     Attributes:
-        widths: widths of test pictures in pixels; empty for all widths of the data.
-        fitted: whether pictures are scaled to the width that a model was trained at, as
+        widths: widths of test images in pixels; empty for all widths of the data.
+        fitted: whether images are scaled to the width that a model was trained at, as
             in normal use. False: the network gets them at their own width, which
             convolutional networks support.
         corruptions: names in `meta_opt.data.preprocessing.corruptions`, each tested at
             all severities.
         shuffles: number of shuffled orders of the list of categories.
         synonyms: other names of categories; empty to rename none.
-        distractors: names of categories that no picture shows.
+        distractors: names of categories that no image shows.
         distractor_counts: numbers of distractors that are added to the list.
         templates: other prompts, of `meta_opt.data.preprocessing.prompts`.
         answers: ``written``: text of a generative model, parsed leniently;
             ``likelihood``: the most likely answer of the list, with its probability.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
 
     __test__ = False  # Not a test case for pytest.
@@ -86,16 +86,16 @@ class TestsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShiftConfig:
-    """Another data set with pictures of the same categories: a shift of domain.
+    """Another data set with images of the same categories: a shift of domain.
 
     Attributes:
         folder: few-shot data in the same format; "" for no such test.
         variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
-        name: in tables.
+        name: name in tables.
         labels: category of the training data by the other data set's class. Classes
             that are neither listed nor named like a category are not tested. None maps
             equal names.
-        per_class: most pictures of each class from all splits, since no model was
+        per_class: most images of each class from all splits, since no model was
             trained on them; 0 for all.
     """
 
@@ -119,9 +119,9 @@ class TrainingConfig:
     A run has ``epochs`` passes over its examples, or more up to ``min_steps``.
 
     Attributes:
-        train_px: widths of pictures. At each width a learner is trained on all examples
+        train_px: widths of images. At each width a learner is trained on all examples
             and tested like the given models; all other changes are at the first width.
-        seeds: of the head or the model, and of the order of examples.
+        seeds: random seeds of the head or the model, and of the order of examples.
         shots: numbers of examples of each class; the run without a change has all.
         label_noise: shares of wrong labels.
         batch_sizes: batch sizes; the run without a change has the learner's own.
@@ -179,7 +179,7 @@ class StressConfig:
     """A stress test.
 
     Attributes:
-        data: pictures.
+        data: images.
         tests: changes in the test.
         shift: another data set.
         training: changes in training.
@@ -217,7 +217,7 @@ def read_stress(settings: Mapping[str, Any], name: str = "config") -> StressConf
 
     Args:
         settings: the sections of `StressConfig`.
-        name: of the mapping, for errors.
+        name: name of the mapping, for error messages.
 
     Raises:
         ValueError: unknown keys, values of another type or out of range, or no model.

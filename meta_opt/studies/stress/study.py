@@ -58,7 +58,7 @@ class Unit(NamedTuple):
 
     Attributes:
         name: for a progress bar.
-        cost: approximate number of pictures that a model processes.
+        cost: approximate number of images that a model processes.
         record: file that is written when the part is finished.
         setup: everything that its outcome depends on, JSON values.
         run: runs it; returns the record without the setup.
@@ -75,9 +75,9 @@ class Tested(NamedTuple):
     """A trained model to test.
 
     Attributes:
-        name: in tables.
-        seed: of its training.
-        train_px: width of its training pictures.
+        name: name in tables.
+        seed: random seed of its training.
+        train_px: width of its training images.
         prompted: whether it takes a prompt with the categories.
         described: returns its files; called when its training is finished.
     """

@@ -28,7 +28,7 @@ from meta_opt.workloads.image_text_model import (
 
 
 class Answer(NamedTuple):
-    """A model's answer about a picture.
+    """A model's answer about an image.
 
     Attributes:
         category: name of a category or of a distractor; None if none was parsed.
@@ -43,18 +43,18 @@ class Subject(Protocol):
     """An opened model.
 
     Attributes:
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
 
     def answer(
         self, pictures: Sequence[np.ndarray], asked: Asked, px: int
     ) -> list[Answer]:
-        """Answers about pictures.
+        """Answers about images.
 
         Args:
-            pictures: uint8 [H, W, 3] each.
+            images: uint8 [H, W, 3] each.
             asked: the categories, and the prompt for a generative model.
-            px: side in pixels that pictures are scaled to; 0 for the model's own.
+            px: side in pixels that images are scaled to; 0 for the model's own.
         """
 
 
@@ -66,8 +66,8 @@ class Described:
         path: for `meta_opt.load_exported`.
         prompted: whether it takes a prompt with the categories.
         image_size: side in pixels of its network's input.
-        class_names: of a classifier; empty for a generative model.
-        digest: of its weights.
+        class_names: class names of a classifier; empty for a generative model.
+        digest: digest of its weights.
         processor: folder of its tokenizer, if that is another one.
     """
 
@@ -83,7 +83,7 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
     """Determines the kind of model in a folder.
 
     Args:
-        name: of the setting, for errors.
+        name: name of the setting, for error messages.
         path: for `meta_opt.load_exported`.
         processor: for `load_exported`.
 
@@ -133,7 +133,7 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
 
 
 def check_width(name: str, found: Described, px: int) -> None:
-    """Checks that a network supports pictures of a width without scaling.
+    """Checks that a network supports images of a width without scaling.
 
     Raises:
         ValueError: an unsupported width.
@@ -159,7 +159,7 @@ def open_subject(
         found: the model.
         asked: all prompts of the test, so that prompts and answers are never truncated.
         answers: for a generative model, ``written`` or ``likelihood``.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
 
     Raises:
         ValueError: damaged files.

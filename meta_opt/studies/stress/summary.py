@@ -59,12 +59,12 @@ class ConditionRow:
     """A model under a condition; means over its seeds.
 
     Attributes:
-        model: its name.
-        condition: of the test.
+        model: name of the model.
+        condition: condition of the test.
         examples: number of examples.
         seeds: number of seeds.
         unread: share of answers from which no category was parsed.
-        metrics: of `class_averages`, by name.
+        metrics: metrics of `class_averages`, by name.
         calibration_error: expected calibration error; None without confidences.
         over_reference: difference to `Condition.reference`; None if that was not
             tested.
@@ -85,7 +85,7 @@ class CorruptionRow:
     """A model's errors over all corruptions that were tested at all severities.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         condition: without the corruption.
         corruptions: their names.
         incomplete: names of corruptions that lack a severity and do not count.
@@ -93,10 +93,10 @@ class CorruptionRow:
         mce: mean corruption error relative to the baseline's; None if the baseline
             lacks one of these corruptions or has no error under one.
         relative_mce: what corruptions add to the error, over what they add to the
-            baseline's; None as before, without a test on clean pictures, and if
+            baseline's; None as before, without a test on clean images, and if
             ``at_chance``.
         at_chance: whether the accuracy of the model or of the baseline on clean
-            pictures is not above chance: its interval includes the share of the most
+            images is not above chance: its interval includes the share of the most
             frequent category. Corruptions can then add no error, so that the ratio
             would be about 0, as for a robust model, or arbitrary.
     """
@@ -116,8 +116,8 @@ class ModelRow:
     """A model against the baseline under one condition.
 
     Attributes:
-        model: its name.
-        condition: of both tests.
+        model: name of the model.
+        condition: condition of both tests.
         over_baseline: difference to the baseline.
     """
 
@@ -152,10 +152,10 @@ def summarise(
     """Summarises predictions.
 
     Args:
-        predictions: of all models and conditions.
+        predictions: predictions of all models and conditions.
         baseline: the model that others are compared with, and that mCE is relative to.
         samples: number of bootstrap samples.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Raises:
         ValueError: no predictions of the baseline, compared conditions with different
@@ -362,7 +362,7 @@ class _Errors:
     at_chance: bool
 
     def only(self, names: Iterable[str]) -> "_Errors":
-        """The errors of some corruptions."""
+        """Returns the errors of some corruptions."""
         kept = [name for name in names if name in self.points]
         return dataclasses.replace(
             self,

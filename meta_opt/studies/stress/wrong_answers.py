@@ -1,4 +1,4 @@
-"""A page of wrong answers with the pictures that the model saw."""
+"""A page of wrong answers with the images that the model saw."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from meta_opt.studies.stress.predictions import Prediction
 TEMPLATE = Path(__file__).parent / "wrong_answers.html"
 
 ReadPicture = Callable[[Prediction], np.ndarray | None]
-"""From a prediction to the picture that the model saw, uint8 [H, W, 3], or None."""
+"""From a prediction to the image that the model saw, uint8 [H, W, 3], or None."""
 
 
 def picture_reader(folder: str | Path) -> ReadPicture:
-    """Reads the pictures of predictions, with the corruption of their condition.
+    """Reads the images of predictions, with the corruption of their condition.
 
     Args:
         folder: base of the paths in `Prediction.image`.
@@ -54,7 +54,7 @@ def write_wrong_answers(
     read_picture: ReadPicture,
     most: int = 6,
 ) -> None:
-    """Writes the page with embedded pictures.
+    """Writes the page with embedded images.
 
     Args:
         path: the HTML file, written whole or not at all.
@@ -63,7 +63,7 @@ def write_wrong_answers(
         most: most wrong answers that are shown for each model and condition.
 
     Raises:
-        ValueError: a picture that cannot be read.
+        ValueError: an image that cannot be read.
     """
     found: dict[str, dict[Condition, dict[int, list[Prediction]]]] = {}
     for one in predictions:

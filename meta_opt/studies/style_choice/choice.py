@@ -16,7 +16,7 @@ class Fold:
     """One style left out.
 
     Attributes:
-        style: its name.
+        style: name of the style.
         chosen: the candidate of the least score on the families of all other styles.
         score: the mean score of the chosen one on the families of ``style``.
         best: the candidate that would have been the best on them.
@@ -31,10 +31,10 @@ class Fold:
 
 
 def choose(scores: Scores, families: Sequence[str], worst_weight: float) -> str:
-    """The candidate of the least score over some families.
+    """Returns the candidate of the least score over some families.
 
     Args:
-        scores: of each candidate on each family; less is better.
+        scores: scores of each candidate on each family; less is better.
         families: those that choose.
         worst_weight: weight of the worst fifth of the families, see `over_tasks`.
 
@@ -54,7 +54,7 @@ def totals_of(
     """Score of every candidate over some families.
 
     Args:
-        scores: of each candidate on each family.
+        scores: scores of each candidate on each family.
         families: at least one.
         worst_weight: see `over_tasks`.
 
@@ -75,7 +75,7 @@ def leave_one_style_out(
     """Chooses by all styles but one, and reads the choice on that one.
 
     Args:
-        scores: of each candidate on each family.
+        scores: scores of each candidate on each family.
         styles: families of each style; at least two styles.
         worst_weight: see `over_tasks`; the left-out style is read by its mean.
 
@@ -106,7 +106,7 @@ def transferred(
     """Score over all families if each is run with what the other styles chose.
 
     Args:
-        scores: of each candidate on each family.
+        scores: scores of each candidate on each family.
         styles: families of each style.
         worst_weight: see `over_tasks`.
     """

@@ -112,14 +112,14 @@ class StyleChoiceConfig:
         return tuple(family for each in self.styles.values() for family in each)
 
     def read_candidates(self) -> tuple[Candidate, ...]:
-        """The candidates, in order."""
+        """Returns the candidates, in order."""
         return tuple(
             from_config(Candidate, fields, f"candidates[{i}]")
             for i, fields in enumerate(self.candidates)
         )
 
     def evaluation(self, controller: ControllerConfig) -> DirectSearchConfig:
-        """The same evaluation as that of the search of direct weights."""
+        """Returns the same evaluation as that of the search of direct weights."""
         return DirectSearchConfig(
             families=self.families,
             # Candidates are made here, nothing is drawn.
@@ -141,12 +141,12 @@ class StyleChoiceConfig:
 def score(
     config: StyleChoiceConfig, family: str, name: str, make: Callable[[str], Task]
 ) -> float:
-    """The score of one candidate on one family, as `measure` has it.
+    """Returns the score of one candidate on one family, as `measure` has it.
 
     Args:
         config: settings.
         family: one of its families.
-        name: of one of its candidates.
+        name: name of one of its candidates.
         make: builds the task of a family.
 
     Raises:

@@ -40,7 +40,7 @@ def write_style_choice(
         folder: created if needed.
         config: settings.
         scores: from `meta_opt.studies.style_choice.measure.measure`.
-        facts: how they were measured.
+        facts: how the rows were measured, name to value.
 
     Returns:
         The table, for a terminal.

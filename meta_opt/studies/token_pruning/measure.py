@@ -26,7 +26,7 @@ class TokenPruningConfig:
         kept_shares: shares of kept patches; 1 prunes nothing.
         relevant_share: each share below 1 is also measured with this share of its
             tokens kept by relevance to the text; 1: not measured.
-        seeds: of the runs.
+        seeds: random seeds of the runs.
         rounds: timed steps of each variant, in turns.
         metrics: names of test metrics.
     """

@@ -19,7 +19,7 @@ def write_token_pruning(
     Args:
         folder: created if needed.
         rows: from `meta_opt.studies.token_pruning.measure.measure`.
-        facts: how they were measured.
+        facts: how the rows were measured, name to value.
 
     Returns:
         The table, for a terminal.
@@ -31,7 +31,7 @@ def write_token_pruning(
 
 
 def pruning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each variant: tokens, operations, milliseconds, metrics."""
+    """Returns a row for each variant: tokens, operations, milliseconds, metrics."""
     metrics = list(rows[0]["test"][0]) if rows[0]["test"] else []
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
