@@ -1,15 +1,15 @@
-"""The table of what is measured of long runs, many checkpoints and much data."""
+"""The table of long runs, many checkpoints and large data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def table(found: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> str:
-    """Markdown of what is measured.
+    """Returns a Markdown table of the measurements.
 
     Args:
-        found: by trial.
-        counts: counts of each.
+        found: results by name of the trial.
+        counts: count that each trial was run with, by name.
     """
     rows = [
         *("| what | seconds | memory, MiB | else |", "|---|---|---|---|"),

@@ -1,1 +1,1 @@
-"""What `experiments.hostile` damages and how: formats, mutations, a worker process."""
+"""Fuzzing of file readers: formats, mutations and a worker process."""

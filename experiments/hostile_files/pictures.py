@@ -1,4 +1,4 @@
-"""Pictures, clips and drawings."""
+"""Images, video clips and vector graphics."""
 
 import functools
 from collections.abc import Callable

@@ -52,7 +52,7 @@ class Subject(Protocol):
         """Answers about images.
 
         Args:
-            images: uint8 [H, W, 3] each.
+            pictures: images, uint8 [H, W, 3] each.
             asked: the categories, and the prompt for a generative model.
             px: side in pixels that images are scaled to; 0 for the model's own.
         """
