@@ -1,9 +1,9 @@
-"""Ablations of learned weights: what is lost if a part of them is set to zero.
+"""Ablations of learned weights: the effect of setting parts of them to zero.
 
     python -m experiments.ablations --config configs/ablations.py:shipped
 
-Writes ``ablations.md`` and ``ablations.json`` into ``--config.results``. Everything is
-measured again each time.
+Writes ``ablations.md`` and ``ablations.json`` to ``--config.results``. Each call
+measures everything from scratch.
 """
 
 import dataclasses

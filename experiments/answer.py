@@ -1,8 +1,8 @@
-"""Lets a generative model write about images.
+"""Generates text about images with a generative model.
 
     python -m experiments.answer --model runs/mine/tuned --prompt "caption en" *.jpg
 
-A line for each image: its path, a tab, the answer.
+Prints a line for each image: its path, a tab and the answer.
 """
 
 import sys
@@ -29,7 +29,7 @@ DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Compute dtype.")
 
 
 def main(*pictures: str) -> None:
-    """Reads, asks, prints."""
+    """Loads the model and prints its answer about each image."""
     # Imported late so that --help does not wait for JAX.
     from meta_opt.inference import GenerativeModel, load_exported
 
@@ -44,7 +44,9 @@ def main(*pictures: str) -> None:
         max_tokens=LENGTH.value,
     )
     if not isinstance(model, GenerativeModel):
-        raise ValueError(f"--model={MODEL.value} writes no answers")
+        raise ValueError(
+            f"--model={MODEL.value} is not a generative model; give one that is"
+        )
     answers = model.answer(pictures, PROMPT.value)
     for path, answer in zip(pictures, answers, strict=True):
         print(f"{path}\t{answer}")

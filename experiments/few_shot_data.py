@@ -4,7 +4,7 @@
     python -m experiments.few_shot_data --config configs/few_shot_data.py:own \
         --config.data.name=products/ --config.out=data/few_shot/products
 
-What is written: `meta_opt/data/sources/few_shot/files.py`.
+`meta_opt/data/sources/few_shot/files.py` describes the output.
 """
 
 import sys
@@ -19,7 +19,7 @@ CONFIG = cli.define_config(partial=True)
 
 
 def main() -> None:
-    """Reads, chooses, writes, reports."""
+    """Selects and writes the data, and prints a summary."""
     from meta_opt.data.sources.few_shot.protocol import FewShotConfig
     from meta_opt.data.sources.few_shot.source import SourceConfig, build
     from meta_opt.types import check_keys, from_config

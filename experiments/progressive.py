@@ -27,7 +27,7 @@ RUN = flags.DEFINE_bool("run", True, "Run unfinished phases; --norun only report
 
 
 def main() -> None:
-    """Runs what is not finished and writes the report."""
+    """Runs unfinished phases and writes the report."""
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache
@@ -39,7 +39,7 @@ def main() -> None:
     study = read_study(CONFIG.value.to_dict())
     phases = Phases(study, WORKDIR.value)
     names = list(study.tracks())
-    # A report must not describe phases of other settings.
+    # The report states these settings, so all finished phases must have them.
     phases.check()
 
     def report() -> str:
@@ -65,11 +65,11 @@ def main() -> None:
         with tqdm(total=total, desc="phases", unit="phase") as bar:
 
             def announce(name: str) -> None:
-                # Of the phase before this one; there is none before zero-shot.
+                # Counts the previous phase as done; zero-shot has none before it.
                 bar.update(bar.postfix is not None)
                 bar.set_postfix_str(name)
 
-            # Where it is interrupted, what is finished is reported.
+            # After an interruption, the finished phases are still reported.
             try:
                 phases.run(announce)
                 bar.update()

@@ -1,9 +1,9 @@
-"""The safeguard under adverse conditions: failures with it and without it.
+"""Failures under adverse conditions, with and without the safeguard.
 
     python -m experiments.safeguard --config configs/safeguard.py:robustness
 
-Writes ``safeguard.md`` and ``safeguard.json`` into ``--config.results``. Everything is
-measured again each time.
+Writes ``safeguard.md`` and ``safeguard.json`` to ``--config.results``. Each call
+measures everything from scratch.
 """
 
 import dataclasses

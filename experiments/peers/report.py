@@ -1,4 +1,4 @@
-"""The table of libraries on the same texts, encoder and splits."""
+"""Comparison table of libraries on the same texts, encoder and splits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ _NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class PeerRow:
-    """A library over all tasks.
+    """Results of a library over all tasks.
 
     Attributes:
         means: accuracy and macro F1; its ``stage`` is the library's name.
-        processor_seconds: geometric mean.
-        peak_mib: the largest.
+        processor_seconds: CPU time of a run, geometric mean over tasks.
+        peak_mib: largest peak memory of a run.
         lines: lines of user code.
     """
 
@@ -41,11 +41,11 @@ class PeerRow:
 
 
 def summarise_peers(records: Results, peers: Sequence[Peer]) -> list[PeerRow]:
-    """Returns a row for each peer, over the tasks that all measured peers have.
+    """Returns a row for each peer, over the tasks that were measured for all of them.
 
     Args:
-        records: by the peer's name and the task, a record for each seed.
-        peers: in the order of the rows.
+        records: records of all seeds, by name of the peer and task.
+        peers: peers in the order of the rows.
     """
     by_name = {peer.name: peer for peer in peers}
     rows = []
