@@ -36,11 +36,11 @@ class EpochsConfig:
     """Length and objective of a run.
 
     Attributes:
-        max_epochs: length of a run, and of its schedule. An epoch leaves out an
-            incomplete last batch.
-        metric: validation metric to maximise, at the epoch that is best by
+        max_epochs: length of a run and of its learning rate schedule. An epoch leaves
+            out an incomplete last batch.
+        metric: validation metric to maximise, taken at the epoch that is best by
             ``early_stopping.metric``.
-        early_stopping: with ``patience`` in epochs.
+        early_stopping: early stopping, with ``patience`` in epochs.
     """
 
     max_epochs: int = 50
@@ -63,11 +63,11 @@ class EpochsConfig:
 
 
 class EpochTrial:
-    """Runs of a workload whose length and evaluations are in epochs.
+    """Trains a workload with length and evaluations measured in epochs.
 
     Args:
-        base: the run: its workload, optimizer, batch size and seed.
-        config: how runs are measured.
+        base: settings of a run: workload, optimizer, batch size and seed.
+        config: length and objective of runs.
         test: whether to evaluate the test split with the parameters of the best epoch.
 
     Attributes:
@@ -75,7 +75,7 @@ class EpochTrial:
         fingerprint: fingerprint of the parameters before training.
 
     Raises:
-        ValueError: a metric that the workload does not have.
+        ValueError: the workload does not have the metric.
     """
 
     def __init__(
@@ -92,8 +92,7 @@ class EpochTrial:
         workload = self._trial.workload
         self.examples = workload.describe()["examples"]["train"]
         self.fingerprint = fingerprint((workload.params, workload.frozen))
-        # Checked before the first trial, because an error in a trial fails only that
-        # one.
+        # Checked here, because an error during a search would only fail one trial.
         assert workload.evaluate is not None
         given = workload.evaluate(workload.params, workload.frozen, "validation")
         check_name("config.metric", config.metric, given)
@@ -105,15 +104,16 @@ class EpochTrial:
         seed: int | None = None,
         report: Report | None = None,
     ) -> TrialRun:
-        """Runs.
+        """Trains one run.
 
         Args:
-            settings: of the optimizer, replacing the base's, and ``batch_size``.
-            seed: of the head, the order of examples and dropout; None for the base's.
-            report: called with the epoch (from 1) and the metric.
+            settings: optimizer settings that replace the base's, and ``batch_size``.
+            seed: random seed of the head's initialisation, the order of examples and
+                dropout; None for the base's.
+            report: called after each epoch with its number (from 1) and the metric.
 
         Raises:
-            ValueError: unknown settings, or a batch larger than an epoch.
+            ValueError: unknown settings, or a batch size above the number of examples.
         """
         settings = dict(settings)
         batch_size = settings.pop(_BATCH_SIZE, self._base.loop.batch_size)
@@ -143,13 +143,13 @@ def search_settings(
     name: str,
     expiry_seconds: float = EXPIRY_SECONDS,
 ) -> "optuna.Study":
-    """Searches, continuing the study in ``storage``; several processes may share it.
+    """Runs or resumes the study in ``storage``; several processes may share it.
 
     Args:
-        trial: made from ``base`` and ``config``.
-        base: the run; the study depends on it and the space.
-        config: how runs are measured; the pruner counts epochs.
-        space: space of the optimizer's settings and ``batch_size``.
+        trial: trial made from ``base`` and ``config``.
+        base: settings of a run; a study is only resumed with the same settings.
+        config: length and objective of runs; the pruner's unit is the epoch.
+        space: search space of optimizer settings and ``batch_size``.
         settings: settings of the search.
         storage: storage of the study, see `meta_opt.tuning.storage.Storage`.
         name: name of the study.
@@ -159,9 +159,9 @@ def search_settings(
         The study; see `meta_opt.tuning.search.search`.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM; the same call continues.
-        ValueError: a setting that the optimizer does not have, a batch size above the
-            number of examples, or a study of another space, run or seed.
+        Interrupted: on SIGINT or SIGTERM; the same call resumes.
+        ValueError: an unknown optimizer setting, a batch size above the number of
+            examples, or a stored study with another space, run or seed.
         RuntimeError: no trial completed.
     """
     fields = {field.name for field in dataclasses.fields(OptimizerConfig)}
@@ -199,11 +199,11 @@ def measure_setting(
     settings: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Runs a setting with several seeds, and tests the kept parameters of each run.
+    """Runs a setting with several seeds, and tests the best parameters of each run.
 
     Args:
-        trial: one that evaluates the test split.
-        config: config of ``trial``.
+        trial: trial that evaluates the test split.
+        config: configuration of ``trial``.
         settings: see `EpochTrial`.
         seeds: random seeds of the runs; they should differ from the search's.
 
@@ -236,9 +236,10 @@ def measure_setting(
 
 
 def untuned(base: RunConfig) -> RunConfig:
-    """Returns the same run with the learned optimizer, which has no settings to search.
+    """Returns the same run with the learned optimizer, which needs no search.
 
-    It sets clipping and the step of each tensor itself, and gets no validation metric.
+    It sets clipping and the step size of each tensor itself, and does not receive
+    validation metrics.
     """
     optimizer = OptimizerConfig(
         "learned", base.optimizer.num_steps, stacked=base.optimizer.stacked

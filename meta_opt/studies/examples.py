@@ -1,4 +1,4 @@
-"""Retrieved examples of models for a few queries, for inspection."""
+"""Retrieval results of models for a few queries, for inspection."""
 
 import base64
 import io
@@ -37,8 +37,8 @@ def retrieved(
         batch_size: rows encoded at a time.
 
     Returns:
-        ``text_to_image`` and ``image_to_text``: for each query the nearest rows, best
-        first. Only the best of rows with equal captions is among the captions.
+        ``text_to_image`` and ``image_to_text``: the nearest rows for each query, best
+        first. Of rows with equal captions, only the first can be retrieved.
     """
     similarity = encode_images(model, data["image"], batch_size) @ (
         encode_texts(model, data["text"], batch_size).T
@@ -67,7 +67,7 @@ def collect(
     seed: int = 0,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Retrieves for the same random queries with several models, as a JSON value.
+    """Retrieves with several models for the same random queries.
 
     Args:
         models: models by label.
@@ -79,9 +79,9 @@ def collect(
         batch_size: rows encoded at a time.
 
     Returns:
-        ``queries`` (rows of the source), ``models`` (results of `retrieved` by label),
-        and ``titles`` and ``images`` (PNG in base64) of all these rows, by the row's
-        number as a string.
+        JSON values: ``queries`` (rows of the source), ``models`` (results of
+        `retrieved` by label), and ``titles`` and ``images`` (PNG in base64) of all
+        these rows, by the row's number as a string.
     """
     data = as_arrays(source, load_tokenizer(), text_length)
     rng = np.random.default_rng(seed)
@@ -110,15 +110,15 @@ def before_and_after(
     splits: Mapping[str, MemorySource],
     **collecting: Any,
 ) -> None:
-    """Evaluates a model before fine-tuning, and retrieves with it and the trained one.
+    """Evaluates a model before fine-tuning, and compares its retrieval with after.
 
     Args:
-        folder: gets ``result.json`` (``pairs`` of each split, ``validation`` and
-            ``test`` metrics of the model before, in the form of a run's) and
-            ``examples.json`` (see `collect`, on test data).
-        workload: the initial model with its evaluation.
+        folder: output folder for ``result.json`` (``pairs`` of each split, and
+            ``validation`` and ``test`` metrics of the initial model, in the format of a
+            run's) and ``examples.json`` (see `collect`, on test data).
+        workload: configuration of the initial model and its evaluation.
         after: the trained model.
-        after_label: its label.
+        after_label: label of the trained model.
         splits: ``train``, ``validation`` and ``test``.
         **collecting: further arguments of `collect`.
     """

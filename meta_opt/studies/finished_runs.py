@@ -12,7 +12,7 @@ _ORIGIN = "provenance"
 
 
 class FinishedRuns:
-    """Outcomes by name, seed and settings.
+    """A file of outcomes by name, seed and settings.
 
     Args:
         path: JSON file; written after each run.
@@ -30,18 +30,18 @@ class FinishedRuns:
         settings: Mapping[str, Any],
         run: Callable[[], Mapping[str, Any]],
     ) -> Mapping[str, Any]:
-        """Returns the stored outcome of a run; runs it if there is none.
+        """Returns the stored outcome of a run; if there is none, runs it and stores it.
 
         Args:
             name: name of the variant.
             seed: random seed of the run.
             settings: everything else that the outcome depends on.
-            run: returns the outcome as JSON values.
+            run: executes the run and returns the outcome as JSON values.
         """
         key = f"{name}, seed {seed}, {settings_digest(settings)[:8]}"
         if key not in self._known:
             self._announce(f"{name}: seed {seed}")
             self._known[key] = {**run(), _ORIGIN: provenance(settings)}
             write_json(self._path, self._known)
-        # Files of earlier versions have none.
+        # The key is absent in files of earlier versions.
         return {k: v for k, v in self._known[key].items() if k != _ORIGIN}

@@ -1,1 +1,1 @@
-"""Parts of the shipped weights set to zero."""
+"""Ablations: parts of the shipped weights set to zero."""

@@ -22,7 +22,7 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
 
     Args:
         folder: created if needed.
-        rows: as `meta_opt.studies.ablations.AblationRow`.
+        rows: fields of `meta_opt.studies.ablations.AblationRow`.
         facts: how the rows were measured, name to value.
 
     Returns:
@@ -33,7 +33,7 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
 
 
 def _table(rows: Sequence[Values]) -> Table:
-    """A section for each budget, a row for each weights, a column for each task."""
+    """Sections are budgets, rows are sets of weights, columns are tasks."""
     found = {(r["budget"], r["name"], r["task"]): r["log_ratio"] for r in rows}
     budgets, names, tasks = (
         list(dict.fromkeys(row[key] for row in rows))

@@ -1,1 +1,1 @@
-"""Balancing of modalities compared on one multimodal classification."""
+"""Comparison of ways to balance modalities on a multimodal classification task."""

@@ -1,4 +1,4 @@
-"""Trains on one task with and without balancing of its modalities."""
+"""Trains on one task with and without balancing its modalities."""
 
 import dataclasses
 import functools
@@ -21,12 +21,12 @@ from meta_opt.workloads.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class BalancingStudyConfig:
-    """The compared variants.
+    """Settings of the compared variants.
 
     Attributes:
         seeds: random seeds of initialisation and batches.
-        alpha: alpha of OGM.
-        modality_dropout: rate in the variants with modality dropout.
+        alpha: strength of OGM's gradient modulation.
+        modality_dropout: dropout rate in the variants with modality dropout.
     """
 
     seeds: tuple[int, ...] = (1, 2)
@@ -36,11 +36,11 @@ class BalancingStudyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a variant changes of a run.
+    """The settings of a run that a variant changes.
 
     Attributes:
-        balancing: balancing of modalities, or of their losses.
-        modality_dropout: rate.
+        balancing: balancing of modalities or of their losses.
+        modality_dropout: dropout rate of modalities.
     """
 
     balancing: BalancingConfig = dataclasses.field(default_factory=BalancingConfig)
@@ -55,7 +55,7 @@ class Variant:
 
 
 def variants(config: BalancingStudyConfig) -> dict[str, Variant]:
-    """Variants by name.
+    """Returns the variants by name.
 
     >>> list(variants(BalancingStudyConfig()))[:3]
     ['none', 'OGM', 'OGM-GE']
@@ -79,10 +79,10 @@ def measure(
     finished: Path,
     announce: Callable[[str], None] = lambda name: None,
 ) -> Iterator[dict[str, Any]]:
-    """Trains each variant on each seed, one after the other.
+    """Trains each variant with each seed, sequentially.
 
     Args:
-        base: a run of multimodal classification with several modalities.
+        base: settings of a run on classification of several modalities.
         config: the compared variants.
         finished: JSON file of finished runs, which are not repeated; it is written
             after each run.
@@ -94,7 +94,7 @@ def measure(
         class from this modality alone) and ``step_ms`` (mean over the run's steps).
 
     Raises:
-        ValueError: a workload whose modalities cannot be compared.
+        ValueError: the workload is not a classification of several modalities.
     """
     inputs = read_inputs(base.workload.inputs)
     finished_runs = FinishedRuns(finished, announce)
@@ -109,7 +109,7 @@ def measure(
 
 
 class _Variant:
-    """Runs a configuration with any seed; shared parts are built once."""
+    """Runs a configuration with given seeds; data and programs are built once."""
 
     def __init__(self, config: RunConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -126,7 +126,7 @@ class _Variant:
                 raise ValueError(
                     f"{self.workload.name} does not classify several modalities"
                 )
-            # The models of all seeds have the structure of the first.
+            # Models of all seeds have the same structure, so this is compiled once.
             self.alone = jax.jit(unimodal.fn)
         assert self.workload.reseeded is not None
         workload = self.workload.reseeded(seed)

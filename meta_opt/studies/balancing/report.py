@@ -1,4 +1,4 @@
-"""The report on balancing of modalities: Markdown and JSON in one folder."""
+"""The report on balancing modalities: Markdown and JSON in one folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def write_balancing(
 
 
 def balancing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each variant: accuracy, loss, each modality alone, milliseconds."""
+    """Rows are variants; columns are accuracy, loss, each modality alone, step time."""
     modalities = list(rows[0]["runs"][0]["alone"])
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -1,1 +1,1 @@
-"""What each part of the framework adds to plain fine-tuning on the suite."""
+"""The gain of each part of the framework over plain fine-tuning on the suite."""

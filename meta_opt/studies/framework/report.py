@@ -1,8 +1,8 @@
-"""The framework's row of the published table, and a waterfall of what each part adds.
+"""The report on the gain of each part of the framework.
 
-Muhajab et al., "Meta Optimizer Algorithms for Automated Fine-Tuning of Massive
-Multimodal Models", Table 1: the row that they call the meta optimizer has all five
-components, not the optimizer alone.
+In Muhajab et al., "Meta Optimizer Algorithms for Automated Fine-Tuning of Massive
+Multimodal Models", Table 1, the row of the meta optimizer has all five components of
+the framework, not the optimizer alone.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from meta_opt.studies.framework.summary import StageRow
 from meta_opt.types import write_atomic
 
 PUBLISHED_GAIN = 3.9
-"""Points of accuracy of the published meta optimizer over AdamW."""
+"""Published gain in accuracy of the meta optimizer over AdamW, percentage points."""
 _NOTES = (
     "Accuracy is of test data, as in Table 1: of classes, of the sign of sentiment, of "
     "captions' tokens, and for retrieval the mean recall at 1 of both ways. Means over "
@@ -46,7 +46,7 @@ def write_framework(
 
     Args:
         folder: folder of the results.
-        rows: one for each stage, the first is the one that others are compared with.
+        rows: one row for each stage; the others are compared with the first.
         command: command line that makes the report.
         missing: number of cells that are not measured yet.
 
@@ -95,7 +95,7 @@ def plot_stages(path: str | Path, rows: Sequence[StageRow]) -> None:
 
     Args:
         path: the PNG file, written whole or not at all.
-        rows: one for each stage.
+        rows: one row for each stage.
     """
     import matplotlib
     from matplotlib.figure import Figure

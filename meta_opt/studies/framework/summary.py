@@ -9,7 +9,7 @@ import numpy as np
 from meta_opt.metrics.intervals import Interval, interval
 
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
-"""By stage and task, a run for each seed with its ``test`` metrics and ``seconds``."""
+"""Runs by stage and task; each has ``test`` metrics and ``seconds`` of one seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +19,12 @@ class StageRow:
     Attributes:
         stage: name of the stage.
         tasks: number of tasks.
-        accuracy: on test data, percent: mean over tasks, interval over seeds.
-        gain: accuracy minus that of the first stage, percentage points, its interval
-            over tasks; None for the first stage.
-        macro_f1: in [0, 1], mean over the tasks that have classes.
-        seconds: seconds of training, mean over tasks.
-        by_task: accuracy of each task, percent, mean over seeds.
+        accuracy: test accuracy in percent, mean over tasks; the interval is over seeds.
+        gain: difference in accuracy to the first stage in percentage points; the
+            interval is over tasks. None for the first stage.
+        macro_f1: macro F1 in [0, 1], mean over the tasks that have classes.
+        seconds: training time, mean over tasks.
+        by_task: accuracy on each task in percent, mean over seeds.
     """
 
     stage: str
@@ -37,13 +37,13 @@ class StageRow:
 
 
 def summarise_stages(results: Results) -> list[StageRow]:
-    """Returns a row for each stage, over the tasks that all of them are measured on.
+    """Summarises each stage over the tasks that are measured for all stages.
 
     Args:
         results: results of at least one stage. Stages without any task are left out.
 
     Returns:
-        Rows in the order of the stages; none if no task is measured in all of them.
+        Rows in the order of the stages; empty if no task is measured for all stages.
     """
     measured = {stage: tasks for stage, tasks in results.items() if tasks}
     if not measured:
@@ -67,7 +67,7 @@ def summarise_stages(results: Results) -> list[StageRow]:
             for name in names
         ]
         means = [float(np.mean(x)) for x in accuracy]
-        # Seeds may differ in number: the fewest count.
+        # Tasks may have different numbers of seeds; the smallest is used for all.
         seeds = min(map(len, accuracy))
         rows.append(
             StageRow(

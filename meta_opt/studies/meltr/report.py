@@ -1,4 +1,4 @@
-"""The tables of MELTR with the published figures (Ko et al., arXiv:2303.13009)."""
+"""Tables of MELTR's results next to published ones (Ko et al., arXiv:2303.13009)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ def write_meltr(
 
 
 def task_table(rows: Sequence[CombinerRow]) -> Table:
-    """One task: combiners side by side, a section for each optimizer.
+    """Returns the table of a task: columns are combiners, sections are optimizers.
 
     Args:
         rows: rows of one task.
@@ -109,7 +109,7 @@ def _with_interval(
     factor: float,
     digits: int,
 ) -> list[Row]:
-    """Means with half the width of the interval, if there is one."""
+    """Returns rows of means and of the intervals' half-widths, if there are any."""
     means = [None if v is None else v.mean for v in values]
     halves = [None if v is None or v.high is None else v.high - v.mean for v in values]
     rows = [numbers_row(label, better, means, digits, factor)]

@@ -20,8 +20,8 @@ class Method(NamedTuple):
 
     Attributes:
         hypergradient: see `meta_opt.meta_loss.hypergradients`.
-        same_batch: whether one batch serves for both of a meta-step's.
-        batch_divisor: examples of a training batch over those of a meta-step's.
+        same_batch: whether a meta-step uses one batch in place of two.
+        batch_divisor: ratio of the training batch size to the meta-batch size.
     """
 
     hypergradient: HypergradientConfig
@@ -44,9 +44,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "sama": Method(HypergradientConfig("sama")),
     }
 )
-"""Ways to take a meta-step by name."""
+"""Methods of taking a meta-step, by name."""
 DEFAULT_METHOD = "jvp_shared"
-"""That of a run."""
+"""Method that a training run uses by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Case:
 
     Attributes:
         model: one of `meta_opt.studies.meltr_throughput.subjects.MODELS`.
-        num_losses: T; the model's first losses.
+        num_losses: T; the first T losses of the model are used.
         batch_size: B, over all devices.
         trainable: ``all`` or ``lora``.
         method: one of `METHODS`.
-        devices: number of local devices that the work is sharded over; 1 for a
+        devices: number of local devices that the work is sharded over; 1 with a
             topology.
-        topology: a TPU topology to compile for with all of its devices, such as
+        topology: TPU topology to compile for, using all of its devices, such as
             ``v5e:2x2``; "" for local devices.
-        level: one of `LEVELS`. Operations do not need compilation, which takes a
+        level: one of `LEVELS`. Counting operations needs no compilation, which takes a
             minute per program.
-        rounds: rounds of timing.
-        intervals: K of timed loops of steps with meta-steps.
+        rounds: number of timing rounds.
+        intervals: values of K for timed loops of steps with meta-steps.
     """
 
     model: str
@@ -96,7 +96,7 @@ class Case:
             )
         if self.topology and (self.level == "timed" or self.devices > 1):
             raise ValueError(
-                f"topology={self.topology!r} is compiled for and not there: set "
+                f"topology={self.topology!r} can only be compiled for: set "
                 "level='compiled' and devices=1"
             )
         if self.intervals and (self.level != "timed" or min(self.intervals) < 1):
@@ -117,7 +117,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """What sets the case apart, for tables.
+        """Label in tables, without settings that have their usual values.
 
         >>> Case("nano", 2, trainable="lora", devices=4).label
         'nano, T=2, LoRA, 4 devices'
@@ -131,11 +131,11 @@ class Case:
 
     @property
     def meta_batch_size(self) -> int:
-        """Examples of each batch of a meta-step."""
+        """Number of examples in each batch of a meta-step."""
         return self.batch_size // METHODS[self.method].batch_divisor
 
     def meta_loss(self, combiner: str) -> MetaLossConfig:
-        """UniVL's published settings for T losses, with this case's method."""
+        """Returns UniVL's published settings for T losses, with this case's method."""
         method = METHODS[self.method]
         return dataclasses.replace(
             published("univl", self.num_losses),

@@ -40,14 +40,15 @@ from meta_opt.workloads.video_text_outputs import Masking, MaskingConfig
 
 @dataclasses.dataclass(frozen=True)
 class ClipModelSize:
-    """A model of clips and texts, and the sizes of its clips.
+    """Sizes of a model of clips and texts and of its inputs.
 
     Attributes:
         text: the text encoder.
         frame: the encoder of single frames.
         image_size: side of a frame in pixels.
         patch_size: side of a patch in pixels.
-        fusion: the temporal transformer and the cross encoder; its ``frames`` are T.
+        fusion: temporal transformer and cross encoder; ``frames`` is the number of
+            frames of a clip.
         captioner: the decoder.
         text_length: S, tokens of a text.
         words: K, size of the vocabulary of masked words and captions.
@@ -120,7 +121,7 @@ CLIP_SIZES: Mapping[str, ClipModelSize] = MappingProxyType(
             words=1024,
             heads=4,
         ),
-        # MiniLM's own size; the frames' is DeiT-Ti's.
+        # The text encoder has MiniLM's size, the frame encoder DeiT-Ti's.
         "base": _clip_size(
             384,
             6,
@@ -138,7 +139,7 @@ CLIP_SIZES: Mapping[str, ClipModelSize] = MappingProxyType(
 
 
 class _FrameEncoder(nnx.Module):
-    """A vision tower as an encoder of patch features."""
+    """Wraps a vision tower as an encoder of patch features."""
 
     def __init__(self, size: ClipModelSize, *, rngs: nnx.Rngs) -> None:
         self.config = size.frame
@@ -159,7 +160,7 @@ class _FrameEncoder(nnx.Module):
 
 
 def clips(size: ClipModelSize, names: tuple[str, ...], trainable: str) -> Subject:
-    """Returns a model of clips under some of UniVL's losses.
+    """Returns a model of clips with some of UniVL's losses.
 
     Args:
         size: one of `CLIP_SIZES`.

@@ -26,10 +26,10 @@ class Point(NamedTuple):
         model: name of the model.
         num_losses: T.
         interval: K.
-        primary: s_1, of a step on the primary loss alone.
-        equal: s_T, of a step with equal weights.
-        meltr: meltr of MELTR's base step.
-        meta: meta of a meta-step.
+        primary: s_1, cost of a step on the primary loss alone.
+        equal: s_T, cost of a step with equal weights.
+        meltr: cost of MELTR's base step.
+        meta: cost of a meta-step.
     """
 
     model: str
@@ -42,7 +42,9 @@ class Point(NamedTuple):
 
     @property
     def overhead(self) -> float:
-        """The cost of MELTR's step and its share of a meta-step over equal weights.
+        """Relative extra cost of MELTR's step over equal weights.
+
+        The cost of the meta-step is spread over K steps.
 
         >>> Point("nano", 2, 4, 1.0, 2.0, 2.0, 4.0).overhead
         0.5
@@ -52,7 +54,7 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """The formula's coefficients; see the module.
+    """Coefficients of the formula in the module's docstring.
 
     Attributes:
         combiner: kappa, in the unit of the points.
@@ -67,24 +69,24 @@ class CostModel:
     constant: float
 
     def overhead(self, point: Point) -> float:
-        """Predicts, from ``primary``, ``equal`` and ``interval`` of a point alone."""
+        """Predicts a point's overhead from its s_1, s_T and K alone."""
         coefficients = (self.combiner, self.primary, self.losses, self.constant)
         return float(np.dot(_terms(point), coefficients))
 
     def step_error(self, point: Point) -> float:
-        """Of the predicted cost of a step, meta-steps included; relative, absolute."""
+        """Returns the absolute relative error of a step's cost with meta-steps."""
         return abs((1 + self.overhead(point)) / (1 + point.overhead) - 1)
 
     def overhead_error(self, point: Point) -> float:
-        """Of the predicted overhead, relative to that of the point; absolute."""
+        """Returns the absolute relative error of the predicted overhead."""
         return abs(self.overhead(point) / point.overhead - 1)
 
 
 def fit(points: Sequence[Point]) -> CostModel:
-    """Least squares of the cost of a step, relative to what it is.
+    """Fits the cost model by least squares of relative errors of a step's cost.
 
     Raises:
-        ValueError: fewer than three cases (pairs of model and T), or a single interval,
+        ValueError: fewer than three cases (pairs of model and T) or a single interval,
             which do not determine the coefficients.
     """
     cases = {(p.model, p.num_losses) for p in points}
@@ -95,11 +97,11 @@ def fit(points: Sequence[Point]) -> CostModel:
         )
     weights = np.array([1 / (1 + p.overhead) for p in points])
     terms = np.array([_terms(p) for p in points]) * weights[:, None]
-    # Columns are in different units.
-    sizes = np.linalg.norm(terms, axis=0)
-    sought = np.array([p.overhead for p in points]) * weights
-    found, *_ = np.linalg.lstsq(terms / sizes, sought, rcond=None)
-    return CostModel(*map(float, found / sizes))
+    # Normalised, because the columns have different units.
+    scales = np.linalg.norm(terms, axis=0)
+    targets = np.array([p.overhead for p in points]) * weights
+    coefficients, *_ = np.linalg.lstsq(terms / scales, targets, rcond=None)
+    return CostModel(*map(float, coefficients / scales))
 
 
 def _terms(point: Point) -> tuple[float, float, float, float]:
@@ -114,11 +116,13 @@ def _terms(point: Point) -> tuple[float, float, float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Which points are held out of the fit: those with any of these.
+    """Selection of the points that are held out of the fit.
+
+    A point is held out if it has any of these values.
 
     Attributes:
-        models: names.
-        num_losses: T.
+        models: names of models.
+        num_losses: values of T, the number of losses.
         intervals: values of K, the interval of meta-steps.
     """
 

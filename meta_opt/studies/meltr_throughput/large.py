@@ -1,4 +1,4 @@
-"""Large models of images and texts with several losses, which are only compiled."""
+"""Large image-text models with several losses, which are only compiled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -44,7 +44,7 @@ _LARGE_LORA = LoRAConfig(r"attention/(query|value)/kernel$", rank=8, alpha=16.0)
 
 
 def image_text(names: tuple[str, ...], trainable: str) -> Subject:
-    """SigLIP's So400m/14 under some of `IMAGE_TEXT_LOSSES`, in bfloat16.
+    """Returns SigLIP So400m/14 with some of `IMAGE_TEXT_LOSSES`, in bfloat16.
 
     Args:
         names: names of the losses, the primary one first.
@@ -91,7 +91,7 @@ IMAGE_TEXT_LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 
 
 def captioning(names: tuple[str, ...], trainable: str) -> Subject:
-    """PaliGemma's 3B/14 under some of `CAPTION_LOSSES`, in bfloat16.
+    """Returns PaliGemma 3B/14 with some of `CAPTION_LOSSES`, in bfloat16.
 
     Args:
         names: names of the losses, the primary one first.

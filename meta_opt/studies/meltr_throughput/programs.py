@@ -1,4 +1,4 @@
-"""The programs of a case, and the operations, memory and messages of each."""
+"""The programs of a case, with their operations, memory and communication."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -25,26 +25,27 @@ from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
 
 STEPS = ("primary", "equal", "meltr")
-"""Base steps: the primary loss alone, the mean of all losses, MELTR's combination."""
+"""Training steps: the primary loss alone, the mean of all losses, and MELTR's
+combination."""
 META = ("meta_primary", "meta_finish")
-"""Programs of a meta-step; if one batch serves both there is only the second."""
+"""Programs of a meta-step. If it uses a single batch, there is only the second one."""
 PARTS = {"equal weights": ("equal",), "MELTR": ("meltr",), "meta-step": META}
 """Programs of a step with equal weights, of MELTR's step, and of its meta-step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """Costs of one call of a program; only operations if it was only traced.
+    """Costs of one call of a program; without compilation only ``flops`` is known.
 
     Attributes:
-        flops: floating-point operations of its matrix products over all devices;
-            recomputation is counted.
-        dot_flops: those of one device in the compiled program; 0 if the compiler writes
-            no ``dot``, as for TPUs.
-        peak_bytes: peak memory of a device, with all of the run's state.
-        temporary_bytes: part of the peak that is neither argument nor result.
+        flops: floating-point operations of matrix products over all devices, including
+            recomputation.
+        dot_flops: the same for one device in the compiled program; 0 if the compiler
+            emits no ``dot`` instructions, as for TPUs.
+        peak_bytes: peak memory of a device, with the whole state of the run.
+        temporary_bytes: part of the peak that is neither arguments nor results.
         collectives: number of collective operations.
-        collective_bytes: bytes that these return to each device.
+        collective_bytes: bytes that the collectives return to each device.
     """
 
     flops: float
@@ -59,9 +60,9 @@ class Programs(NamedTuple):
     """Compiled programs with their costs and objectives.
 
     Attributes:
-        compiled: by name.
-        costs: by name.
-        objectives: objectives of the base steps.
+        compiled: compiled programs by name.
+        costs: costs by name of the program.
+        objectives: training objectives by name of the step.
     """
 
     compiled: dict[str, Any]
@@ -80,7 +81,7 @@ def compile_programs(
 
     Args:
         case: the case.
-        workload: with abstract arrays.
+        workload: workload with abstract arrays.
         tx: the optimizer.
         mesh: mesh that the work is sharded over.
         announce: called with each program's name before it is compiled.
@@ -108,7 +109,7 @@ def compile_programs(
             donate_argnums=0,
             out_shardings=(layout, whole),
         )
-    # The last is MELTR.
+    # The objective is that of the last step, MELTR.
     meta = make_meta_step(workload, objective, config, tx)
     of_primary: tuple[Any, ...] = ()
     if meta.primary is not None:
@@ -128,14 +129,14 @@ class _Compiler:
     def __init__(self, case: Case, mesh: Mesh, announce: Callable[[str], None]) -> None:
         self.programs = Programs({}, {}, {})
         self._case, self._mesh, self._announce = case, mesh, announce
-        # Programs that are not run are compiled with less optimisation of machine code.
+        # Programs that are not run need less optimised machine code.
         quick = case.level == "compiled" and not case.topology
         self._options = {"xla_backend_optimization_level": 0} if quick else {}
 
     def add(
         self, name: str, function: Callable[..., Any], *args: Any, **options: Any
     ) -> Any:
-        """Adds a program; returns its abstract results."""
+        """Traces a program, and compiles it if needed; returns its abstract results."""
         self._announce(name)
         with jax.set_mesh(self._mesh):
             traced = jax.jit(function, **options).trace(*args)
@@ -148,7 +149,7 @@ class _Compiler:
 
 
 def _abstract(tree: PyTree, sharding: Any) -> PyTree:
-    """Returns the shapes of a tree with one sharding for all, or one for each leaf."""
+    """Returns abstract arrays with one sharding for all leaves, or one per leaf."""
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda x: sharding, tree)
     return jax.tree.map(
@@ -158,14 +159,14 @@ def _abstract(tree: PyTree, sharding: Any) -> PyTree:
 
 def _flops(traced: Any) -> float:
     jaxpr = traced.jaxpr.jaxpr
-    # Of `jax.linearize` and `jax.vjp` there is more in the trace than is compiled.
+    # Traces of `jax.linearize` and `jax.vjp` have dead code, which is not compiled.
     used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return count_flops(used)
 
 
 def _cost(traced: Any, compiled: Any, args: Sequence[Any]) -> ProgramCost:
     memory: Any = compiled.memory_analysis()
-    # Arguments that a program does not use are resident all the same.
+    # Arguments that a program does not use still occupy memory.
     unread = device_bytes(args) - memory.argument_size_in_bytes
     totals = program_totals(compiled.as_text())
     return ProgramCost(

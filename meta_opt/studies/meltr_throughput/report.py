@@ -1,4 +1,4 @@
-"""The report on MELTR's throughput: a summary with figures, tables and a plot."""
+"""The report on MELTR's throughput: a summary, tables and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,13 +57,13 @@ def write_throughput(
     held_out: HeldOut,
     command: str,
 ) -> str:
-    """Writes ``meltr_throughput.md`` and ``.json``, and figures of what there is.
+    """Writes ``meltr_throughput.md`` and ``.json``, and figures of the measured cells.
 
     Args:
         folder: folder of the results.
         records: records of the measured cells.
         total: number of cells of the whole study.
-        intervals: K of the tables.
+        intervals: values of K in the tables.
         held_out: points held out of the cost model's fit.
         command: command line that makes the report.
 
@@ -121,7 +121,7 @@ def _losses(cells: Sequence[Measured]) -> str:
 
 
 def _noise(cells: Sequence[Measured]) -> str:
-    """Returns the error of times: with one loss two of the programs do the same."""
+    """Estimates the noise of times: with one loss, two programs do the same work."""
     points = [c.point(1, TIME) for c in cells if c.case.num_losses == 1]
     if not points:
         return ""

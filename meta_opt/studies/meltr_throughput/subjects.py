@@ -1,8 +1,8 @@
 """Models with several losses for measuring throughput, with synthetic data.
 
-Clips with texts in three sizes that run on a CPU, and two large models of images and
-texts that are only compiled. No weights or data are read, because the cost of a step
-does not depend on them.
+There are models of clips with texts in three sizes that run on a CPU, and two large
+image-text models that are only compiled. No weights or data are read, because the cost
+of a step does not depend on their values.
 """
 
 from meta_opt.studies.meltr_throughput.clips import CLIP_SIZES, clips
@@ -17,20 +17,20 @@ from meta_opt.types import check_name
 from meta_opt.workloads.video_text_losses import losses_of
 
 LARGE = ("So400m/14", "3B/14")
-"""Models of images and texts that are only compiled: SigLIP's and PaliGemma's
-architectures (`meta_opt.models.vision_text`, `meta_opt.models.generative`)."""
+"""Image-text models that are only compiled, with the architectures of SigLIP and
+PaliGemma (`meta_opt.models.vision_text`, `meta_opt.models.generative`)."""
 
 MODELS = (*CLIP_SIZES, *LARGE)
-"""Names for `make_subject`."""
+"""Names of models for `make_subject`."""
 
 
 def loss_names(model: str) -> tuple[str, ...]:
-    """All losses of a model, the primary one first.
+    """Returns the names of all losses of a model, the primary one first.
 
-    Models of clips have UniVL's losses for retrieval. For ``So400m/14`` the losses on
-    the same two vectors come first; the last one runs the text tower again on captions
-    with masked tokens. The second loss of ``3B/14`` runs the decoder again on answers
-    with masked tokens; the vision tower runs once.
+    Models of clips have UniVL's losses for retrieval. The first losses of ``So400m/14``
+    share one forward pass; the last one runs the text tower again on captions with
+    masked tokens. The second loss of ``3B/14`` runs the decoder again on answers with
+    masked tokens; the vision tower runs once.
 
     Raises:
         ValueError: an unknown model.

@@ -1,4 +1,4 @@
-"""Cells of the throughput study as ratios and as points of the cost model."""
+"""Ratios of costs of measured cells, and their points of the cost model."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ class Measured:
 
     Attributes:
         name: name of the cell.
-        case: what was measured.
-        record: see `meta_opt.studies.meltr_throughput.measure.measure`.
+        case: the measured case.
+        record: results, see `meta_opt.studies.meltr_throughput.measure.measure`.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Measured:
     record: Mapping[str, Any]
 
     def costs(self, unit: str) -> dict[str, float]:
-        """Costs by program; empty if the cell has none in this unit."""
+        """Returns costs by program; empty if there are none in this unit."""
         if unit == TIME:
             return dict(self.record.get("milliseconds", {}))
         return {k: v["flops"] for k, v in self.record["programs"].items()}
@@ -43,33 +43,33 @@ class Measured:
         return Point(case.model, case.num_losses, interval, **steps, meta=meta)
 
     def meta_ratio(self, unit: str = OPERATIONS) -> float:
-        """Cost of a meta-step over that of a base step of MELTR."""
+        """Returns the cost of a meta-step relative to MELTR's base step."""
         point = self.point(1, unit)
         return point.meta / point.meltr
 
     def peak(self, *programs: str) -> int:
-        """Peak memory of a device over these programs, run one after another."""
+        """Returns the peak memory of a device over programs that run sequentially."""
         found = self.record["programs"]
         return max(found[p]["peak_bytes"] for p in programs if p in found)
 
     @property
     def memory_ratio(self) -> float:
-        """Peak memory of MELTR, meta-steps included, over that of equal weights."""
+        """Peak memory of MELTR, including meta-steps, relative to equal weights."""
         return self.peak("meltr", *META) / self.peak("equal")
 
     def sent(self, *programs: str) -> float:
-        """Bytes that collectives of these programs give each device."""
+        """Returns the bytes that collectives of programs return to each device."""
         return float(self._sum("collective_bytes", programs))
 
     def messages(self, *programs: str) -> int:
-        """Number of collectives of these programs."""
+        """Returns the number of collectives of programs."""
         return int(self._sum("collectives", programs))
 
     def device_flops(self, *programs: str) -> float:
-        """Operations of one device in these programs.
+        """Returns the operations of one device in programs.
 
-        Of compiled programs for CPU; programs for TPU do not say, and an equal share
-        of all operations stands in.
+        They are counted in compiled programs for CPU. Programs for TPU do not state
+        them, so an equal share of the traced operations is returned.
         """
         if self.case.topology:
             return self._sum("flops", programs) / self.case.count
@@ -81,7 +81,7 @@ class Measured:
 
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """Returns the cells of stored records."""
+    """Reads cells from stored records."""
     return [
         Measured(r["name"], from_config(Case, r["case"], r["name"]), r) for r in records
     ]
@@ -90,12 +90,15 @@ def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
 def plain(
     cells: Sequence[Measured], unit: str = OPERATIONS, method: str = DEFAULT_METHOD
 ) -> list[Measured]:
-    """Cells of full training on one device, each pair of model and T once, in order.
+    """Selects cells of full training on one local device, one per model and T.
 
     Args:
-        cells: to choose from.
-        unit: in which the cells have costs.
+        cells: all cells.
+        unit: unit that the cells must have costs in.
         method: method of the meta-steps.
+
+    Returns:
+        The cells ordered by model and T.
     """
     found: dict[tuple[str, int], Measured] = {}
     for cell in cells:
@@ -112,20 +115,20 @@ def _by_model(case: tuple[str, int]) -> tuple[int, int]:
 
 
 def compiled(cells: Sequence[Measured]) -> list[Measured]:
-    """Cells with memory and messages."""
+    """Selects compiled cells, whose memory and communication are known."""
     return [c for c in cells if c.record["programs"]["equal"]["peak_bytes"] is not None]
 
 
 def over_devices(cells: Sequence[Measured]) -> list[Measured]:
-    """Compiled cells over several devices: local ones, then those of topologies."""
+    """Selects compiled multi-device cells: local devices first, then topologies."""
     found = [c for c in compiled(cells) if c.case.count > 1]
     return sorted(found, key=lambda c: (c.case.topology, c.case.count))
 
 
 def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
-    """Returns the compiled cell of the same work on one local device, if there is one.
+    """Returns the compiled cell with the same settings on one local device.
 
-    None for a topology.
+    It is None if there is no such cell, or if the cell is for a topology.
     """
     if cell.case.topology:
         return None
@@ -135,13 +138,13 @@ def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The cost model, and its error on points that it was not fitted to.
+    """The fitted cost model, with points for fitting and evaluation.
 
     Attributes:
-        model: the coefficients.
+        model: coefficients.
         fitted: points of the fit.
-        held_out: points of other models, T or K.
-        timed: points in milliseconds, of timed cells.
+        held_out: points with other models, T or K, for evaluation.
+        timed: points of timed cells, in milliseconds.
     """
 
     model: CostModel
@@ -151,7 +154,7 @@ class Fit:
 
     @property
     def unitless(self) -> CostModel:
-        """The model for costs in another unit: without coefficients that have one."""
+        """The model for another unit of cost, without coefficients that have a unit."""
         return dataclasses.replace(self.model, combiner=0.0, constant=0.0)
 
 

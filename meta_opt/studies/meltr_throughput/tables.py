@@ -20,7 +20,7 @@ from meta_opt.studies.meltr_throughput.summary import (
 def losses_table(
     cells: Sequence[Measured], intervals: Sequence[int], unit: str
 ) -> Table:
-    """Returns a column for each T: ratios of costs.
+    """Returns ratios of costs, with a column for each T.
 
     Args:
         cells: cells of one model.
@@ -55,7 +55,7 @@ def losses_table(
 
 
 def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | None:
-    """A column for each timed cell: milliseconds, samples per second, ratios."""
+    """Columns are timed cells; rows are milliseconds, samples per second, ratios."""
     if not cells:
         return None
     costs = [c.costs(TIME) for c in cells]
@@ -81,7 +81,7 @@ def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | N
 
 
 def loops_table(cells: Sequence[Measured]) -> Table | None:
-    """Time of a step in loops with their meta-steps, over equal weights'."""
+    """Times of a step in loops with meta-steps, relative to equal weights."""
     rows = []
     for cell in cells:
         loops = cell.record.get("loops", {})
@@ -97,7 +97,7 @@ def loops_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def methods_table(cells: Sequence[Measured]) -> Table | None:
-    """Costs of a meta-step by hypergradient, and of LoRA beside full training."""
+    """Costs of a meta-step by hypergradient, and of LoRA and full training."""
     wanted = [
         c
         for c in cells
@@ -133,7 +133,7 @@ def methods_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def memory_table(cells: Sequence[Measured]) -> Table | None:
-    """Peak and temporary memory of each program, of what is compiled."""
+    """Peak and temporary memory of each program of compiled cells."""
     rows = []
     for cell in compiled(cells):
         programs = cell.record["programs"]
@@ -155,7 +155,7 @@ def memory_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def devices_table(cells: Sequence[Measured]) -> Table | None:
-    """Of each device: operations, messages, bytes."""
+    """Operations, collectives and bytes sent, per device."""
     over = over_devices(cells)
     if not over:
         return None

@@ -1,4 +1,4 @@
-"""Times of a case's programs, and of loops of steps with their meta-steps."""
+"""Times of a case's programs, and of loops of steps with meta-steps."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
 
 Timer: TypeAlias = Callable[[dict[str, Callable[[], Any]], int], Mapping[str, float]]
-"""``(functions by name, rounds) -> median milliseconds``, with the functions in turns;
-`experiments.benchmarks.timing.medians`."""
+"""``(functions by name, rounds) -> median milliseconds by name``, calling the functions
+in turns; such as `experiments.benchmarks.timing.medians`."""
 
 
 def measure_times(
@@ -35,16 +35,16 @@ def measure_times(
     """Times the programs of a case in turns, and loops of steps with meta-steps.
 
     Args:
-        case: with ``rounds`` and ``intervals``.
-        workload: with concrete arrays.
+        case: the case, with ``rounds`` and ``intervals``.
+        workload: workload with concrete arrays.
         tx: the optimizer.
         mesh: mesh that the programs are compiled for.
         programs: the compiled programs.
         timer: measures times.
 
     Returns:
-        ``milliseconds`` by program; for a case with intervals ``loops``, milliseconds
-        of a step by ``equal`` and by K.
+        ``milliseconds`` by program; for a case with intervals also ``loops``,
+        milliseconds of a step in the loop of ``equal`` and of each K.
     """
     rows = local_rows(mesh, case.batch_size)
     batch, meta_batch = (
@@ -108,7 +108,9 @@ def measure_times(
 
 
 def _common_length(intervals: Sequence[int]) -> int:
-    """Number of steps in which every interval ends, so that no meta-step is cut off.
+    """Returns the least common multiple of the intervals.
+
+    A loop of this many steps ends with a meta-step for every interval.
 
     >>> _common_length((3, 10))
     30
@@ -124,7 +126,7 @@ def _loop(
     mesh: Mesh,
     states: Mapping[str, TrainState],
 ) -> MetaSteps:
-    """Returns the meta-steps of a run."""
+    """Builds the meta-steps of a training run."""
     config = dataclasses.replace(case.meta_loss("meltr"), interval=interval)
     objective = make_objective(workload, config)
     size = case.meta_batch_size
