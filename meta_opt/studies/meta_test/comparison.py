@@ -1,8 +1,9 @@
 """The protocol of the meta-test: an untuned optimizer against tuned baselines.
 
-End-of-training comparison at fixed budgets, as in MLCommons AlgoPerf (Dahl et al. 2023,
-arXiv:2306.07179). Baselines are tuned and run at the full budget; the subject is run
-with no tuning, at the full budget and at parts of it.
+Optimizers are compared at the end of training with fixed budgets, as in MLCommons
+AlgoPerf (Dahl et al. 2023, arXiv:2306.07179). Baselines are tuned and run at the full
+budget. The subject, that is, the evaluated optimizer, is run without tuning at the full
+budget and at fractions of it.
 """
 
 import dataclasses
@@ -20,13 +21,13 @@ from meta_opt.types import PyTree
 
 BUDGETS = (1.0, 0.75, 0.6, 0.5, 0.35, 0.25)
 MISS = 4.0
-"""Budget that a target which is never reached counts as."""
+"""Budget that stands in for a target that is never reached."""
 _REFERENCE = "adamw"
 _CLOSE = 0.05
 _EQUAL = 1e-4
-"""Percentage points within which accuracies are equal: rounding of float32."""
+"""Percentage points within which accuracies count as equal, for float32 rounding."""
 POOR_BELOW = 0.9
-"""A run whose test accuracy is below this share of tuned AdamW's mean is poor."""
+"""A run is poor if its test accuracy is below this fraction of tuned AdamW's mean."""
 
 
 def measure(
@@ -39,11 +40,11 @@ def measure(
     """Runs an optimizer at each budget.
 
     Args:
-        run: the task under the optimizer.
+        run: program that trains on the task with the optimizer.
         num_steps: the full budget.
-        seeds: the same for all optimizers.
+        seeds: random seeds, the same for all optimizers.
         settings: settings of the optimizer.
-        budgets: shares of ``num_steps``.
+        budgets: fractions of ``num_steps``.
     """
     runs = []
     for budget in budgets:
@@ -57,45 +58,48 @@ def measure(
 class TaskRow:
     """The subject compared with the baselines on one task.
 
-    Losses are means over seeds, infinite where a seed failed. The best in loss is by
-    mean validation loss, the best in accuracy by mean *test* accuracy, which favours
-    the baselines.
+    Losses are means over seeds, infinite if a seed failed. The baseline that is best in
+    loss has the lowest mean validation loss. The baseline that is best in accuracy has
+    the highest mean *test* accuracy, which favours the baselines.
 
     Attributes:
         task: name of the task.
         num_steps: the full budget.
-        budget_to_adamw: least budget at which the validation loss is at or below that
-            of tuned AdamW at the full one; `MISS` if none.
-        budget_to_best_of_five: least budget at which it is at or below that of the
-            core baseline that is best in loss; `MISS` if none.
-        validation_loss: validation loss of the subject, at the full budget.
-        adamw_validation_loss: adamw validation loss of tuned AdamW.
+        budget_to_adamw: smallest budget at which the validation loss is at or below
+            that of tuned AdamW at the full budget; `MISS` if there is none.
+        budget_to_best_of_five: smallest budget at which the validation loss is at or
+            below that of the core baseline that is best in loss; `MISS` if none.
+        validation_loss: validation loss of the subject at the full budget.
+        adamw_validation_loss: validation loss of tuned AdamW.
         best_of_five: name of the core baseline that is best in loss.
-        best_of_five_validation_loss: its loss.
+        best_of_five_validation_loss: validation loss of ``best_of_five``.
         best_of_all: name of the baseline that is best in loss.
-        best_of_all_validation_loss: its loss.
+        best_of_all_validation_loss: validation loss of ``best_of_all``.
         test_accuracy: test accuracy of the subject, percent; a failed seed counts as 0.
-        accuracy_over_adamw: percentage points, paired by seed.
-        accuracy_over_best_of_five: percentage points over the core baseline that is
-            best in accuracy, paired by seed.
-        accuracy_over_best_of_all: percentage points over the baseline that is best in
-            accuracy, paired by seed.
+        accuracy_over_adamw: gain in test accuracy over tuned AdamW in percentage
+            points, paired by seed.
+        accuracy_over_best_of_five: the same gain over the core baseline that is best in
+            accuracy.
+        accuracy_over_best_of_all: the same gain over the baseline that is best in
+            accuracy.
         as_accurate_as_best_of_five: whether the mean of `accuracy_over_best_of_five`
             is not negative, up to rounding.
-        close_to_best_of_all: whether its loss is within 5% of the best one's.
+        close_to_best_of_all: whether the subject's loss is at most 5% above that of
+            ``best_of_all``.
         failures: number of the subject's failed runs over all budgets.
-        runs: number of its runs.
+        runs: number of the subject's runs over all budgets.
         loss_over_hand_designed: the subject's validation loss over that of the
-            hand-designed rule, at the full budget; infinite if a seed of the subject
-            failed, None if the rule was not run or failed itself.
+            hand-designed rule at the full budget; infinite if a seed of the subject
+            failed, None if the rule was not run or failed.
         poor_runs: seeds at the full budget that are not finite or less accurate than
             `POOR_BELOW` of tuned AdamW's mean.
-        seconds: seconds of one run of the subject at the full budget.
-        adamw_seconds: adamw seconds of one run of AdamW.
-        adamw_tuning_seconds: adamw tuning seconds of its search.
-        time_ratio: seconds over AdamW's; None if measured on different machines.
-        time_ratio_with_tuning: seconds over AdamW's with its search; None if measured
-            on different machines.
+        seconds: time of one run of the subject at the full budget.
+        adamw_seconds: time of one run of AdamW.
+        adamw_tuning_seconds: time of AdamW's hyperparameter search.
+        time_ratio: ratio of ``seconds`` to AdamW's; None if measured on different
+            machines.
+        time_ratio_with_tuning: ratio of ``seconds`` to AdamW's including its search;
+            None if measured on different machines.
     """
 
     task: str
@@ -130,21 +134,21 @@ class Summary:
     """The subject over all tasks.
 
     Attributes:
-        subject: name of the optimizer.
+        subject: name of the evaluated optimizer.
         tasks: number of tasks.
         budget_to_adamw: geometric mean over tasks.
         budget_to_best_of_five: geometric mean over tasks.
         accuracy_over_adamw: percentage points, mean and interval over tasks.
         accuracy_over_best_of_five: percentage points, mean and interval over tasks.
         accuracy_over_best_of_all: percentage points, mean and interval over tasks.
-        share_as_accurate_as_best_of_five: of the tasks, in [0, 1].
-        share_close_to_best_of_all: share close to best of all of the tasks, in [0, 1].
-        misses: number of tasks on which AdamW's loss was not reached.
+        share_as_accurate_as_best_of_five: fraction of the tasks, in [0, 1].
+        share_close_to_best_of_all: fraction of the tasks, in [0, 1].
+        misses: number of tasks on which AdamW's loss was not reached at any budget.
         failures: number of failed runs.
         runs: number of runs.
-        worst_over_hand_designed: on the worst task, the loss over the hand-designed
-            rule's; None if that was not run.
-        worst_task: that task.
+        worst_over_hand_designed: largest ratio over tasks of the loss to the
+            hand-designed rule's; None if the rule was not run.
+        worst_task: task with the largest ratio.
         poor_runs: seeds at the full budget that are not finite or less accurate than
             `POOR_BELOW` of tuned AdamW's mean.
         time_ratio: geometric mean over the tasks where it is known.
@@ -171,9 +175,9 @@ class Summary:
 
 
 def budget_to(runs: Sequence[Run], target: float) -> float:
-    """Returns the least budget whose mean validation loss is at or below ``target``.
+    """Returns the smallest budget whose mean validation loss is at or below ``target``.
 
-    A failed run reaches nothing. Returns `MISS` if no budget reaches the target.
+    A budget with a failed run does not count. Returns `MISS` if there is none.
     """
     losses = {run.budget: run.mean_validation_loss for run in runs}
     reached = [b for b, x in losses.items() if math.isfinite(x) and x <= target]
@@ -188,16 +192,17 @@ def compare(
     """Compares a subject with tuned baselines on one task.
 
     Args:
-        subject: at the full budget and at parts of it.
-        baselines: by name, with AdamW. The best of five is chosen among those in
-            `CORE_BASELINES`.
-        hand_designed: the hand-designed rule, untuned.
+        subject: record of the subject at the full budget and at fractions of it.
+        baselines: records by name, including AdamW. The best of five is chosen among
+            those in `CORE_BASELINES`.
+        hand_designed: record of the hand-designed rule, untuned.
 
     Raises:
-        ValueError: AdamW is missing, or records are of other tasks, steps or seeds.
+        ValueError: AdamW is missing, or the records have different tasks, steps or
+            seeds.
     """
     if _REFERENCE not in baselines:
-        raise ValueError(f"{subject.task}: there is no result of {_REFERENCE}")
+        raise ValueError(f"{subject.task}: no result of {_REFERENCE}; measure it first")
     others = dict(baselines)
     if hand_designed is not None:
         others[hand_designed.optimizer] = hand_designed
@@ -266,7 +271,7 @@ def _ratio(ours: Run, hand_designed: Record | None) -> float | None:
 
 
 def _poor(run: Run, accuracy: float) -> int:
-    """Seeds that failed or are far less accurate; ``accuracy`` in percent."""
+    """Counts poor runs, see `POOR_BELOW`; ``accuracy`` is AdamW's in percent."""
     poor = 100 * run.test_accuracy < POOR_BELOW * accuracy - _EQUAL
     failed = [loss is None for loss in run.validation_loss]
     return int(np.sum(poor | np.asarray(failed)))
@@ -282,11 +287,11 @@ class FinalRow:
         validation_loss: mean over seeds, infinite if one failed.
         validation_accuracy: percent, mean over seeds; a failed seed counts as 0.
         test_accuracy: percent, mean over seeds; a failed seed counts as 0.
-        failures: seeds that failed.
-        seconds: seconds of one run.
-        tuning_seconds: tuning seconds of the search.
-        compile_seconds: compile seconds of the program.
-        settings: tuned ones.
+        failures: number of failed seeds.
+        seconds: time of one run.
+        tuning_seconds: time of the hyperparameter search.
+        compile_seconds: compilation time of the program.
+        settings: tuned settings.
     """
 
     task: str
@@ -369,6 +374,6 @@ def _known(values: Iterable[float | None]) -> float | None:
 
 
 def _machine(record: Record) -> tuple:
-    """Returns the recorded facts that seconds depend on."""
+    """Returns the parts of a record's environment that timings depend on."""
     found = record.environment
     return found.get("platform"), found.get("device"), found.get("device_count")

@@ -23,13 +23,13 @@ class Run:
     """The outcomes of all seeds at one budget.
 
     Attributes:
-        budget: share of the task's steps.
-        num_steps: the steps.
-        validation_loss: one for each seed; None where the run failed.
-        validation_error: in [0, 1], one for each seed; None where the run failed.
-        test_loss: one for each seed; None where the run failed.
-        test_error: in [0, 1], one for each seed; None where the run failed.
-        seconds: seconds of one seed, without compilation.
+        budget: fraction of the task's full budget.
+        num_steps: number of steps.
+        validation_loss: final loss of each seed; None if the run failed.
+        validation_error: error rate of each seed in [0, 1]; None if the run failed.
+        test_loss: final loss of each seed; None if the run failed.
+        test_error: error rate of each seed in [0, 1]; None if the run failed.
+        seconds: time of one seed, without compilation.
     """
 
     budget: float
@@ -57,12 +57,12 @@ class Run:
 
     @property
     def validation_accuracy(self) -> np.ndarray:
-        """Of each seed, in [0, 1]; 0 if it failed."""
+        """Validation accuracy of each seed in [0, 1]; 0 if it failed."""
         return _accuracy(self.validation_error)
 
     @property
     def test_accuracy(self) -> np.ndarray:
-        """Of each seed, in [0, 1]; 0 if it failed."""
+        """Test accuracy of each seed in [0, 1]; 0 if it failed."""
         return _accuracy(self.test_error)
 
 
@@ -80,17 +80,16 @@ class Record:
 
     Attributes:
         task: name of the task.
-        optimizer: name of the baseline or rule; ``learned:NAME`` with the weights'
-            name.
+        optimizer: name of the baseline or rule; ``learned:NAME`` for weights NAME.
         fingerprint: fingerprint of the task.
-        setup: everything else that the outcomes depend on; with another setup the
-            record is stale.
-        settings: tuned settings; empty if there is nothing to tune.
-        trials: trials of the search.
-        runs: one for each budget, the full one first.
-        tuning_seconds: tuning seconds of all trials, 0 if there are none.
-        compile_seconds: compile seconds of the program.
-        environment: code, versions and device.
+        setup: everything else that the outcomes depend on; if the current setup
+            differs, the record is stale.
+        settings: tuned settings; empty for untuned optimizers.
+        trials: trials of the hyperparameter search.
+        runs: one run for each budget, the full budget first.
+        tuning_seconds: time of all trials; 0 if there are none.
+        compile_seconds: compilation time of the program.
+        environment: revision of the code, versions of packages, and device.
     """
 
     task: str
@@ -108,12 +107,12 @@ class Record:
 
     @property
     def full(self) -> Run:
-        """The run at full budget."""
+        """The run at the full budget."""
         return next(run for run in self.runs if run.budget == 1.0)
 
 
 def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) -> Run:
-    """Returns the outcome of several seeds; values of failed ones are None."""
+    """Builds a run from the outcome of several seeds; failed seeds become None."""
     failed = outcome.failed()
     values = {
         name: tuple(
@@ -134,10 +133,10 @@ def write_record(path: str | Path, record: Record) -> None:
 
 
 def read_record(path: str | Path) -> Record:
-    """Reads what :func:`write_record` wrote.
+    """Reads a file that `write_record` wrote.
 
     Raises:
-        ValueError: another or a damaged file; the message says what to do.
+        ValueError: another kind of file or a damaged one; the message says what to do.
     """
     try:
         values = read_json(path)
@@ -147,7 +146,7 @@ def read_record(path: str | Path) -> Record:
         runs = tuple(from_config(Run, run) for run in values.pop("runs"))
         record = from_config(Record, {**values, "runs": runs})
         if not any(run.budget == 1 for run in runs):
-            raise ValueError("it has no run at the full budget")
+            raise ValueError("no run at the full budget")
         return record
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -159,7 +158,7 @@ def read_record(path: str | Path) -> Record:
 def baseline_losses(
     results: str | Path, tasks: Iterable[str], baseline: str
 ) -> dict[str, tuple[float, float]]:
-    """Final validation and test loss of a tuned baseline, means over seeds.
+    """Returns final validation and test losses of a tuned baseline, means over seeds.
 
     Args:
         results: folder of the meta-test's results.
@@ -167,7 +166,7 @@ def baseline_losses(
         baseline: name of the baseline.
 
     Raises:
-        FileNotFoundError: a task on which it has not been measured.
+        FileNotFoundError: the baseline has not been measured on a task.
     """
     full = {
         name: read_record(Path(results, name, f"{baseline}.json")).full

@@ -99,10 +99,10 @@ def write_meta_test(
 
     Args:
         folder: created if needed.
-        summaries: one for each subject, as `meta_opt.studies.meta_test.Summary`;
-            none if only baselines were measured.
-        rows: by subject, one for each task, as `TaskRow` of the same module.
-        finals: one for each optimizer and task, as its `FinalRow`.
+        summaries: fields of `meta_opt.studies.meta_test.comparison.Summary` for each
+            subject; empty if only baselines were measured.
+        rows: fields of `TaskRow` of the same module for each task, by subject.
+        finals: fields of `FinalRow` of the same module for each optimizer and task.
         facts: how it was measured, name to value.
 
     Returns:
@@ -140,7 +140,7 @@ def write_meta_test(
 
 
 def reported_tasks(folder: str | Path) -> set[str]:
-    """Names of the tasks in the report of a folder; none without a report.
+    """Returns the names of the tasks in a folder's report; empty without a report.
 
     Raises:
         ValueError: a damaged report.
@@ -152,7 +152,9 @@ def reported_tasks(folder: str | Path) -> set[str]:
     if not isinstance(finals, list) or not all(
         isinstance(row, dict) and "task" in row for row in finals
     ):
-        raise ValueError(f"{path} is not a report of a meta-test; move it away")
+        raise ValueError(
+            f"{path} is not a report of a meta-test; move it to another folder"
+        )
     return {row["task"] for row in finals}
 
 

@@ -1,4 +1,4 @@
-"""Untuned optimizers on one task: a table for the terminal and a figure."""
+"""Comparison of untuned optimizers on one task: a Markdown table and a figure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from meta_opt.types import write_atomic
 
 
 def label_of(optimizer: str) -> str:
-    """How a reader knows an optimizer.
+    """Returns the label of an optimizer for tables and figures.
 
     >>> label_of("adamw_calibrated"), label_of("dog_default"), label_of("lstm-v3")
     ('adamw, calibrated', 'dog, default', 'learned, lstm-v3')
@@ -26,16 +26,16 @@ def label_of(optimizer: str) -> str:
 
 
 def ranked(records: Mapping[str, Record]) -> list[Record]:
-    """From the lowest mean validation loss to the highest; failed ones last."""
+    """Sorts records by mean validation loss, ascending; failed ones are last."""
     return sorted(records.values(), key=lambda r: r.full.mean_validation_loss)
 
 
 def noise(records: Mapping[str, Record]) -> float:
-    """How much an optimizer's validation loss differs between seeds.
+    """Returns the standard deviation of the validation loss over seeds.
 
     Returns:
-        The standard deviation, as the root mean square over the optimizers of which no
-        run failed; NaN if there is none.
+        The root mean square of the standard deviations of all optimizers without failed
+        runs; NaN if there are none.
     """
     variances = []
     for record in records.values():
@@ -48,14 +48,14 @@ def noise(records: Mapping[str, Record]) -> float:
 
 
 def table_of(records: Mapping[str, Record]) -> str:
-    """Returns a Markdown table, the best first.
+    """Returns a Markdown table of optimizers, the best first.
 
     Args:
-        records: by optimizer, each of the same task, length and seeds.
+        records: records by optimizer, with the same task, length and seeds.
 
     Returns:
-        Validation loss (mean and 95% interval over seeds), test accuracy and seconds of
-        a run.
+        A table of validation loss (mean and 95% interval over seeds), test accuracy and
+        seconds of a run.
     """
     lines = [
         "| optimizer, no tuning | validation loss | test accuracy | seconds a run |",
@@ -78,11 +78,11 @@ def table_of(records: Mapping[str, Record]) -> str:
 
 
 def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
-    """Draws every seed's validation loss, one row an optimizer, the best at the top.
+    """Plots each seed's validation loss; rows are optimizers, the best at the top.
 
     Args:
         path: the PNG file, written whole or not at all.
-        records: by optimizer.
+        records: records by optimizer.
         title: title of the figure.
     """
     import matplotlib

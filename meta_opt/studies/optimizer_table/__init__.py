@@ -1,1 +1,1 @@
-"""The optimizers of Table 1, compared on the multimodal suite."""
+"""Comparison of the optimizers of Table 1 on the multimodal suite."""

@@ -1,8 +1,8 @@
-"""The table that compares optimizers on the suite, from the cells' records.
+"""Summarises the comparison of optimizers on the suite from the cells' records.
 
-It has two readings of "convergence": the epoch from which a run's validation loss stays
-near its own best, which a bad run reaches early, and the number of epochs to the final
-validation loss of tuned AdamW.
+There are two measures of convergence: the epoch from which a run's validation loss
+stays near its own best, which a bad run reaches early; and the number of epochs to the
+final validation loss of tuned AdamW.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _REFERENCE = "adamw"
 
 
 def full_runs(record: Record) -> list[dict[str, Any]]:
-    """Of a cell's runs those at the full length."""
+    """Returns a cell's runs at the full length."""
     return [run for run in record["runs"] if run["budget"] == 1.0]
 
 
@@ -37,26 +37,25 @@ class CellRow:
         task: name of the task.
         trainable: ``all`` or ``lora``.
         optimizer: name of the optimizer.
-        accuracy: on test data, percent, with its interval.
-        macro_f1: on test data, in [0, 1], with its interval; None for a task without
+        accuracy: test accuracy in percent, with its interval.
+        macro_f1: test macro F1 in [0, 1], with its interval; None for a task without
             classes.
-        validation_loss: at the end.
+        validation_loss: final validation loss.
         epochs: number of epochs of a run.
-        convergence: see `convergence_epoch`.
-        epochs_to_adamw: number of epochs until the mean validation loss of the seeds is
-            at or below tuned AdamW's final one; if never, `MISS` times the epochs of a
-            run.
-        missed: whether it never is.
-        budget_to_adamw: the least share of the full length at whose end the mean loss
+        convergence: convergence epoch, see `convergence_epoch`.
+        epochs_to_adamw: number of epochs until the mean validation loss over seeds is
+            at or below tuned AdamW's final one; `MISS` times the epochs of a run if it
+            never is.
+        missed: whether AdamW's final loss is never reached.
+        budget_to_adamw: smallest fraction of the full length at whose end the mean loss
             is at or below AdamW's; `MISS` if there is none.
         milliseconds: measured time of a step; None if not measured.
-        seconds: number of steps times that; None if not measured. Runs of different
-            optimizers are not comparable in time, as the machine may have had other
-            work.
-        seconds_to_adamw: seconds to AdamW's final loss, by ``epochs_to_adamw``; or
-            None.
-        peak_bytes: peak bytes of the compiled step.
-        optimizer_bytes: optimizer bytes of the optimizer's state.
+        seconds: number of steps times ``milliseconds``; None if not measured. The wall
+            time of runs is not used, because other work may have slowed them.
+        seconds_to_adamw: time to AdamW's final loss by ``epochs_to_adamw``; None if
+            not measured.
+        peak_bytes: peak memory of the compiled step.
+        optimizer_bytes: size of the optimizer's state.
         trainable_parameters: number of trainable parameters.
     """
 
@@ -86,8 +85,9 @@ def cell_row(
 
     Args:
         record: record of the cell.
-        adamw: adamw of tuned AdamW on the same task.
-        milliseconds: of a step by optimizer, measured side by side; None: not measured.
+        adamw: record of tuned AdamW on the same task.
+        milliseconds: time of a step by optimizer, measured in turns; None if not
+            measured.
     """
     full = full_runs(record)
     target = float(np.mean([_losses(run)[-1] for run in adamw["runs"]]))
@@ -131,16 +131,17 @@ class OptimizerRow:
         trainable: ``all`` or ``lora``.
         optimizer: name of the optimizer.
         tasks: number of tasks.
-        accuracy: mean over tasks, percent; the interval is over seeds.
-        macro_f1: in [0, 1], mean over the tasks that have classes; the interval is over
-            seeds.
-        convergence: epochs, mean over tasks.
+        accuracy: test accuracy in percent, mean over tasks; the interval is over seeds.
+        macro_f1: macro F1 in [0, 1], mean over the tasks that have classes; the
+            interval is over seeds.
+        convergence: convergence epoch, mean over tasks.
         epochs_to_adamw: epochs to AdamW's final loss, mean over tasks.
-        missed: number of tasks on which AdamW's loss is missed.
-        seconds: of a run, mean over tasks; None if a step was not timed on each.
-        seconds_to_adamw: seconds to AdamW's final loss, mean over tasks; or None.
-        peak_bytes: peak bytes of the training step, mean over tasks.
-        optimizer_bytes: optimizer bytes of the optimizer's state, mean over tasks.
+        missed: number of tasks on which AdamW's final loss is never reached.
+        seconds: time of a run, mean over tasks; None if a task has no timed step.
+        seconds_to_adamw: time to AdamW's final loss, mean over tasks; None if a task
+            has no timed step.
+        peak_bytes: peak memory of the training step, mean over tasks.
+        optimizer_bytes: size of the optimizer's state, mean over tasks.
     """
 
     trainable: str
@@ -159,27 +160,29 @@ class OptimizerRow:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The paper's claims, for the learned optimizer against the tuned core baselines.
+    """The paper's claims, measured for the learned optimizer and tuned core baselines.
 
-    Ratios are geometric means over tasks; a task without AdamW's loss counts as `MISS`.
+    Ratios are geometric means over tasks; a task on which AdamW's loss is never reached
+    counts as `MISS`.
 
     Attributes:
         trainable: ``all`` or ``lora``.
         tasks: number of tasks.
-        unseen: whether the tasks are only those on data that no choice of weights used.
+        unseen: whether the tasks are only those whose data were not used to train or
+            select weights.
         best: the most accurate core baseline over the tasks.
         accuracy_over_best: gain in percentage points.
         accuracy_over_adamw: gain in percentage points.
         f1_over_best: gain in F1 over the baseline that is best in F1.
         f1_over_adamw: gain in F1 over AdamW.
-        budget_to_adamw: share of the full length at whose end AdamW's final loss is
+        budget_to_adamw: fraction of the full length at whose end AdamW's final loss is
             reached.
-        epochs_over_adamw: epochs to AdamW's final loss, over AdamW's own.
-        epochs_over_best: epochs to AdamW's final loss, over those of the quickest core
-            baseline on each task.
-        time_over_adamw: seconds to it, over AdamW's own; None if a step was not timed
-            on each task.
-        memory_over_adamw: peak of the step.
+        epochs_over_adamw: ratio of epochs to AdamW's final loss, to AdamW's own.
+        epochs_over_best: ratio of epochs to AdamW's final loss, to those of the fastest
+            core baseline on each task.
+        time_over_adamw: ratio of time to AdamW's final loss, to AdamW's own; None if a
+            task has no timed step.
+        memory_over_adamw: ratio of the step's peak memory to AdamW's.
     """
 
     trainable: str
@@ -198,7 +201,7 @@ class Claims:
 
 
 def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> OptimizerRow:
-    """Summarises one optimizer's cells of one kind of training.
+    """Summarises one optimizer's cells with the same ``trainable``.
 
     Args:
         records: records of all tasks.
@@ -242,13 +245,13 @@ def claims(
     """Compares the learned optimizer with the core baselines.
 
     Args:
-        rows: rows of one kind of training, by optimizer.
-        cells: of one kind of training, by optimizer, with the same tasks in the same
-            order.
-        unseen: the value of `Claims.unseen`.
+        rows: rows with the same ``trainable``, by optimizer.
+        cells: cells with the same ``trainable``, by optimizer, with the same tasks in
+            the same order.
+        unseen: value of `Claims.unseen`.
 
     Raises:
-        KeyError: without the learned optimizer, or without AdamW.
+        KeyError: the learned optimizer or AdamW is missing.
     """
     ours, adamw = rows["learned"], rows[_REFERENCE]
     core = {name: rows[name] for name in CORE_BASELINES if name in rows}
@@ -281,7 +284,7 @@ def claims(
 
 
 def _time_ratio(pairs: Sequence[tuple[CellRow, CellRow]]) -> float | None:
-    """Seconds to AdamW's loss over AdamW's own; None where a step was not timed."""
+    """Returns the ratio of times to AdamW's loss; None if a step was not timed."""
     ratios = []
     for ours, adamw in pairs:
         if ours.seconds_to_adamw is None or adamw.seconds_to_adamw is None:
@@ -295,16 +298,16 @@ def summarise_table(
     milliseconds: Mapping[tuple[str, str], Mapping[str, float]] | None = None,
     unseen: Sequence[str] = (),
 ) -> tuple[list[CellRow], list[OptimizerRow], list[Claims]]:
-    """Makes cells, lines of the table, and claims from all records.
+    """Summarises all records as cells, rows of the table, and claims.
 
-    Lines are over the tasks that all optimizers were measured on; other tasks are in
-    the cells only. Claims are over those tasks, and again over the unseen ones among
-    them.
+    Rows are over the tasks that were measured with all optimizers; other tasks only
+    have cells. Claims are over the same tasks, and separately over the unseen ones
+    among them.
 
     Args:
         records: records of the measured cells.
-        milliseconds: milliseconds of a step by (task, trainable) and optimizer.
-        unseen: tasks on data that no choice of weights used.
+        milliseconds: time of a step by (task, trainable) and optimizer.
+        unseen: tasks whose data were not used to train or select weights.
     """
     by_kind: dict[str, dict[str, dict[str, Record]]] = {}
     for record in records:

@@ -1,1 +1,1 @@
-"""Published numbers measured again."""
+"""Comparison of published numbers with new measurements."""

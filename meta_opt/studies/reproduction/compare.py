@@ -1,4 +1,4 @@
-"""Whether a number that is measured again agrees with the published one."""
+"""Checks whether a new measurement agrees with the published number."""
 
 import dataclasses
 import math
@@ -9,21 +9,21 @@ import numpy as np
 from meta_opt.metrics.intervals import interval
 
 ROUNDING = 1e-3
-"""Relative: half the width that an interval of seeds has at least. Seeds may agree to
-the last digit, and other machines sum in another order."""
+"""Minimum half-width of an interval over seeds, relative to the mean. Seeds may agree
+to the last digit, while other machines sum in a different order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A published number and the one measured again.
+    """A published number and a new measurement of it.
 
     Attributes:
-        quantity: what it is.
-        stored: the published value.
-        measured: the new one.
-        low: lower end of what counts as agreement.
-        high: upper end.
-        rule: how the ends are defined, in words.
+        quantity: name of the quantity.
+        stored: published value.
+        measured: new value.
+        low: lower bound of agreement.
+        high: upper bound of agreement.
+        rule: definition of the bounds, in words.
     """
 
     quantity: str
@@ -35,22 +35,22 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the new value is finite and within the ends."""
+        """Whether the new value is finite and within the bounds."""
         return math.isfinite(self.measured) and self.low <= self.measured <= self.high
 
 
 def by_seeds(
     quantity: str, stored: Sequence[float], measured: Sequence[float]
 ) -> Comparison:
-    """Returns the new mean must lie in the 95% interval of the stored seeds' mean.
+    """Compares a new mean with the 95% confidence interval of the stored seeds' mean.
 
-    Student's t, see `meta_opt.metrics.intervals.interval`, and at least `ROUNDING`
-    wide on either side.
+    The interval is Student's t, see `meta_opt.metrics.intervals.interval`, widened to
+    at least `ROUNDING` on either side.
 
     Args:
-        quantity: what it is.
-        stored: a value for each of at least two seeds.
-        measured: a value for each seed, finite or not.
+        quantity: name of the quantity.
+        stored: stored values of at least two seeds.
+        measured: new values of any number of seeds, finite or not.
 
     Raises:
         ValueError: fewer than two stored seeds, which have no interval.
@@ -83,14 +83,14 @@ def by_tolerance(
     relative: float = 0.0,
     absolute: float = 0.0,
 ) -> Comparison:
-    """Returns the new value must be within a stated distance of the stored one.
+    """Compares a new value with the stored one up to a tolerance.
 
     Args:
-        quantity: what it is.
-        stored: published value; it has no interval, or is deterministic.
-        measured: the new one.
-        relative: share of the stored value.
-        absolute: in the quantity's unit; added to the relative part.
+        quantity: name of the quantity.
+        stored: published value, which is deterministic or has no interval.
+        measured: new value.
+        relative: tolerance as a fraction of the stored value.
+        absolute: tolerance in the quantity's unit, added to the relative one.
 
     >>> by_tolerance("operations", 100.0, 101.0, relative=0.02).agrees
     True

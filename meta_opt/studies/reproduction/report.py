@@ -1,4 +1,4 @@
-"""The table of numbers that were measured again, for a terminal."""
+"""The table of remeasured numbers, for a terminal."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _HEAD = ("cell", "quantity", "stored", "measured", "interval", "rule", "verdict"
 def comparison_rows(
     cell: str, found: Sequence[Comparison]
 ) -> list[tuple[str, str, str, str, str, str, str]]:
-    """A line for each quantity of a cell: stored, measured, interval, rule, verdict."""
+    """Returns a row for each quantity: stored, measured, interval, rule, verdict."""
     return [
         (
             cell,
@@ -26,17 +26,17 @@ def comparison_rows(
 
 
 def failure_row(cell: str, message: str) -> tuple[str, str, str, str, str, str, str]:
-    """Returns the line of a cell that could not be measured."""
+    """Returns the row of a cell that could not be measured."""
     return (cell, message, "-", "-", "-", "-", "NOT RUN")
 
 
 def comparison_table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligns lines of `comparison_rows` and `failure_row` under a head."""
+    """Formats rows of `comparison_rows` and `failure_row` as a table with a header."""
     return aligned([_HEAD, *rows])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of a table of texts, each as wide as its widest cell.
+    """Pads the columns of a table to the width of their widest cells.
 
     >>> print(aligned([("a", "value"), ("long", "1")]))
     a     value
@@ -50,7 +50,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    """Five significant digits.
+    """Formats a number with five significant digits.
 
     >>> _number(0.123456), _number(1234567.0)
     ('0.12346', '1.2346e+06')

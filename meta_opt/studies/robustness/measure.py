@@ -26,7 +26,7 @@ FALLBACK = "hand-designed, guarded"
 CONTENDERS = (GUARDED, "learned", FALLBACK, "hand-designed")
 ORDINARY = "ordinary"
 TOLERANCE = 0.05
-"""Relative increase of a loss above which it counts as worse."""
+"""Relative increase above which a loss counts as worse."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +160,11 @@ class TaskRow:
     Attributes:
         task: name of the task.
         condition: name of the condition.
-        ratio: mean final validation loss over that of the guarded hand-designed rule
-            under the same condition; infinite if a seed's is not finite.
-        over_ordinary: that ratio over the ratio of an ordinary run. A value above 1 is
-            an effect of the condition.
+        ratio: ratio of the mean final validation loss to that of the guarded
+            hand-designed rule under the same condition; infinite if the loss of a seed
+            is not finite.
+        over_ordinary: ``ratio`` divided by the ratio of an ordinary run. A value above
+            1 is an effect of the condition.
         worse: whether the ratio is above 1.05.
     """
 

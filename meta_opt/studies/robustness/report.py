@@ -41,10 +41,10 @@ def write_robustness_report(
 
     Args:
         folder: created if needed.
-        rows: one for each condition, as `ConditionRow` of
-            `meta_opt.studies.robustness.measure`.
-        by_task: one for each condition and task, as `TaskRow` of the same module.
-        outcomes: everything measured, as its `RunOutcome`.
+        rows: fields of `meta_opt.studies.robustness.measure.ConditionRow` for each
+            condition.
+        by_task: fields of `TaskRow` of the same module for each condition and task.
+        outcomes: fields of `RunOutcome` of the same module for each measurement.
         facts: how it was measured, name to value.
 
     Returns:

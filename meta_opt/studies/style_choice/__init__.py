@@ -1,1 +1,1 @@
-"""Choice between weights of the optimizer by leaving one style of task out."""
+"""Selection of optimizer weights, evaluated by leaving out one style of task."""

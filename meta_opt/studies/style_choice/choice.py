@@ -1,4 +1,4 @@
-"""Leave-one-style-out: what a choice by some styles of task is worth on another."""
+"""Leave-one-style-out: how well weights selected on some styles do on another."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """One style left out.
+    """The result of leaving out one style.
 
     Attributes:
-        style: name of the style.
-        chosen: the candidate of the least score on the families of all other styles.
-        score: the mean score of the chosen one on the families of ``style``.
-        best: the candidate that would have been the best on them.
-        best_score: its mean score there.
+        style: name of the style that is left out.
+        chosen: candidate with the lowest score on the families of all other styles.
+        score: mean score of ``chosen`` on the families of ``style``.
+        best: candidate with the lowest mean score on the families of ``style``.
+        best_score: mean score of ``best`` on the families of ``style``.
     """
 
     style: str
@@ -31,15 +31,15 @@ class Fold:
 
 
 def choose(scores: Scores, families: Sequence[str], worst_weight: float) -> str:
-    """Returns the candidate of the least score over some families.
+    """Returns the candidate with the lowest score over some families.
 
     Args:
-        scores: scores of each candidate on each family; less is better.
-        families: those that choose.
+        scores: scores of each candidate on each family; lower is better.
+        families: families to select by.
         worst_weight: weight of the worst fifth of the families, see `over_tasks`.
 
     Returns:
-        Its name; of equals the first.
+        Name of the candidate; the first one if several are equal.
 
     >>> choose({"a": {"x": 0.1, "y": 0.2}, "b": {"x": 0.5, "y": 0.0}}, ["a", "b"], 0.0)
     'y'
@@ -51,11 +51,11 @@ def choose(scores: Scores, families: Sequence[str], worst_weight: float) -> str:
 def totals_of(
     scores: Scores, families: Sequence[str], worst_weight: float
 ) -> dict[str, float]:
-    """Score of every candidate over some families.
+    """Returns the score of every candidate over some families.
 
     Args:
         scores: scores of each candidate on each family.
-        families: at least one.
+        families: names of at least one family.
         worst_weight: see `over_tasks`.
 
     Raises:
@@ -72,12 +72,13 @@ def totals_of(
 def leave_one_style_out(
     scores: Scores, styles: Mapping[str, Sequence[str]], worst_weight: float
 ) -> list[Fold]:
-    """Chooses by all styles but one, and reads the choice on that one.
+    """Selects by all styles but one, and evaluates the selection on that one.
 
     Args:
         scores: scores of each candidate on each family.
         styles: families of each style; at least two styles.
-        worst_weight: see `over_tasks`; the left-out style is read by its mean.
+        worst_weight: see `over_tasks`; used for the selection, while the evaluation is
+            the mean over the families of the style.
 
     Returns:
         A fold for each style, in order.
@@ -87,23 +88,26 @@ def leave_one_style_out(
     """
     if len(styles) < 2:
         raise ValueError(
-            f"there is one style, {', '.join(styles)}; name at least two to leave one "
-            "out"
+            f"styles has {', '.join(styles) or 'no style'} alone; name at least two to "
+            "leave one out"
         )
     folds = []
     for style, held_out in styles.items():
         others = [f for name, each in styles.items() if name != style for f in each]
         chosen = choose(scores, others, worst_weight)
-        there = totals_of(scores, held_out, worst_weight=0.0)
-        best = min(there, key=lambda name: there[name])
-        folds.append(Fold(style, chosen, there[chosen], best, there[best]))
+        means = totals_of(scores, held_out, worst_weight=0.0)
+        best = min(means, key=lambda name: means[name])
+        folds.append(Fold(style, chosen, means[chosen], best, means[best]))
     return folds
 
 
 def transferred(
     scores: Scores, styles: Mapping[str, Sequence[str]], worst_weight: float
 ) -> float:
-    """Score over all families if each is run with what the other styles chose.
+    """Returns the score over all families with the candidates that others selected.
+
+    On each family, the candidate is the one selected by the styles it does not belong
+    to.
 
     Args:
         scores: scores of each candidate on each family.

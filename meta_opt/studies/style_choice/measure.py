@@ -1,4 +1,4 @@
-"""Scores of weights near the shipped ones on every family of meta-training."""
+"""Scores of weights near the shipped ones on all meta-training families."""
 
 import contextlib
 import dataclasses
@@ -24,12 +24,12 @@ from meta_opt.types import PyTree, check_name, from_config
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Weights made from shipped ones.
+    """Weights that are a modification of shipped ones.
 
     Attributes:
-        name: what the table calls them.
+        name: name in the table.
         share: factor of all output weights; 0 is the hand-designed rule.
-        change: added to direct weights, by names such as ``constant>step``.
+        change: values added to direct weights, by names such as ``constant>step``.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Candidate:
     change: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def theta(self, start: PyTree, config: ControllerConfig) -> PyTree:
-        """Its weights.
+        """Returns the modified weights.
 
         Args:
-            start: the shipped weights.
-            config: their shape.
+            start: shipped weights.
+            config: configuration of the controller.
 
         Raises:
             ValueError: an unknown feature or output in ``change``.
@@ -56,21 +56,22 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class StyleChoiceConfig:
-    """What is compared, and where.
+    """Candidates and their evaluation.
 
     Attributes:
-        weights: a shipped name or a path; candidates are made of them.
+        weights: shipped name or path of the weights that candidates modify.
         candidates: fields of each `Candidate`.
         styles: families of each style.
-        num_steps: AdamW's steps by family; a family's larger horizon where left out.
-        seeds: inner runs of each candidate and family.
-        reference_seeds: inner runs of every setting of AdamW.
-        budgets: shares of AdamW's steps.
-        rates: learning rates of AdamW, the best of which is the reference.
-        decays: its weight decays.
-        error_weight: weight of the error rate beside the log loss, at the full budget.
+        num_steps: AdamW's steps by family; the default is the family's larger horizon.
+        seeds: number of inner runs for each candidate and family.
+        reference_seeds: number of inner runs for each setting of AdamW.
+        budgets: run lengths of candidates as fractions of AdamW's steps.
+        rates: learning rates of AdamW; the best one is the reference.
+        decays: weight decays of AdamW.
+        error_weight: weight of the error rate at the full budget, added to the log
+            loss.
         worst_weight: weight of the mean over the worst fifth of the families.
-        workers: processes that share the families; 0 for this process alone.
+        workers: number of processes that share the families; 0 uses this process.
     """
 
     weights: str
@@ -90,8 +91,8 @@ class StyleChoiceConfig:
         """Checks names.
 
         Raises:
-            ValueError: no candidates, two of one name, fewer than two styles, a style
-                without families or a family of two styles.
+            ValueError: no candidates, two candidates with the same name, fewer than two
+                styles, a style without families, or a family in two styles.
         """
         names = [candidate.name for candidate in self.read_candidates()]
         if not names:
@@ -99,16 +100,16 @@ class StyleChoiceConfig:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"several candidates have the name {', '.join(twice)}")
         if len(self.styles) < 2:
-            raise ValueError(f"styles={dict(self.styles)} must be two or more")
+            raise ValueError(f"styles={dict(self.styles)} must have two or more styles")
         if empty := [name for name, each in self.styles.items() if not each]:
             raise ValueError(f"styles {', '.join(empty)} have no families")
         families = self.families
         if twice := sorted({f for f in families if families.count(f) > 1}):
-            raise ValueError(f"{', '.join(twice)} stand in styles more than once")
+            raise ValueError(f"styles has families more than once: {', '.join(twice)}")
 
     @property
     def families(self) -> tuple[str, ...]:
-        """All families."""
+        """Families of all styles."""
         return tuple(family for each in self.styles.values() for family in each)
 
     def read_candidates(self) -> tuple[Candidate, ...]:
@@ -119,10 +120,10 @@ class StyleChoiceConfig:
         )
 
     def evaluation(self, controller: ControllerConfig) -> DirectSearchConfig:
-        """Returns the same evaluation as that of the search of direct weights."""
+        """Returns evaluation settings, the same as in the search of direct weights."""
         return DirectSearchConfig(
             families=self.families,
-            # Candidates are made here, nothing is drawn.
+            # Required, but unused: candidates are given and not sampled.
             direct=(("constant>step", 0.0, 1.0),),
             num_steps=self.num_steps,
             seeds=self.seeds,
@@ -141,16 +142,16 @@ class StyleChoiceConfig:
 def score(
     config: StyleChoiceConfig, family: str, name: str, make: Callable[[str], Task]
 ) -> float:
-    """Returns the score of one candidate on one family, as `measure` has it.
+    """Returns the score of one candidate on one family, the same as in `measure`.
 
     Args:
         config: settings.
-        family: one of its families.
-        name: name of one of its candidates.
+        family: name of the family.
+        name: name of the candidate.
         make: builds the task of a family.
 
     Raises:
-        ValueError: no such family or candidate.
+        ValueError: an unknown family or candidate.
     """
     start, controller = load_theta(config.weights)
     check_name("family", family, config.families)
@@ -175,21 +176,21 @@ def measure(
     workdir: str | Path,
     show_progress: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """Scores every candidate on every family, all with the same seeds.
+    """Scores every candidate on every family with the same seeds.
 
-    When rerun after a stop, it resumes after the last finished family, whose scores
-    are in ``scores.json``.
+    Scores of finished families are stored in ``scores.json``; a rerun resumes after the
+    last one.
 
     Args:
         config: settings.
         make: builds the task of a family; with ``workers`` it is pickled.
-        workdir: gets ``scores.json``, ``references.json`` (AdamW's results) and the
-            resolved config.
-        show_progress: whether to show bars.
+        workdir: folder for ``scores.json``, ``references.json`` (AdamW's results) and
+            the resolved config.
+        show_progress: whether to show progress bars.
 
     Returns:
-        ``scores[family][candidate]``, of `meta_objective`: 0 is as good as AdamW at
-        the best of its rates, less is better.
+        ``scores[family][candidate]``, see `meta_objective`: 0 means as good as AdamW
+        with its best rate; lower is better.
 
     Raises:
         ValueError: unknown weights, direct weights or families, or another run uses
@@ -201,7 +202,7 @@ def measure(
     folder = Path(workdir)
     with hold_workdir(folder):
         path = folder / "scores.json"
-        # AdamW's results, too, are of these settings.
+        # AdamW's stored results depend on the settings too.
         begun = path.is_file() or (folder / REFERENCES).is_file()
         write_config(folder, dataclasses.asdict(config), resuming=begun)
         found: dict[str, dict[str, float]] = read_or(path, {})

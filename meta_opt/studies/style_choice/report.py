@@ -1,4 +1,4 @@
-"""The report on a choice by leaving styles out: Markdown and JSON in one folder."""
+"""The report on leave-one-style-out selection: Markdown and JSON in one folder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def write_style_choice(
 
 
 def style_table(config: StyleChoiceConfig, scores: Scores) -> Table:
-    """A row for each candidate, a column for each style and one for all families."""
+    """Rows are candidates; columns are styles, and the total over all families."""
     totals = totals_of(scores, config.families, config.worst_weight)
 
     def cells(name: str) -> tuple[Cell, ...]:
