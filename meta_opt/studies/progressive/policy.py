@@ -1,4 +1,4 @@
-"""A policy for phases: whether the next one is run, and at which width."""
+"""A policy that decides whether to run the next phase, and at which image width."""
 
 import dataclasses
 import itertools
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 class PhasePolicy:
     """Rules that decide on the next phase from the preceding ones.
 
-    The width grows when smaller images no longer improve the model (progressive
-    resizing). A phase is run as long as its expected gain is worth more than the cost
-    of its examples and computation.
+    The width is increased when training on smaller images no longer improves the model
+    (progressive resizing). A phase is run if its expected gain is worth at least the
+    cost of its examples and computation.
 
     Attributes:
-        widths: widths of training images in pixels, ascending; the first phase has
-            the first. Empty: the study's width in all phases. Validation and test
+        widths: widths of training images in pixels, ascending; the first phase has the
+            first one. If empty, all phases have the study's width. Validation and test
             images always have the study's width.
-        widen_below: after a phase that gained fewer points of validation accuracy, the
+        widen_below: gain in validation accuracy, in percentage points, below which the
             next phase has the next width.
-        point_value: value of a point of accuracy in the currency of the prices; 0 runs
-            all phases.
-        example_price: example price of one labelled training example, in that currency.
-        decay: expected gain of a phase as a share of the mean gain of the two preceding
+        point_value: value of a percentage point of accuracy, in the currency of the
+            prices; 0 runs all phases.
+        example_price: price of a labelled training example, in the same currency.
+        decay: ratio of a phase's expected gain to the mean gain of the two preceding
             phases.
 
     Example:
@@ -64,10 +64,10 @@ class PhasePolicy:
     def decide(
         self, outcomes: Sequence["PhaseOutcome"], width: int, examples: int
     ) -> "PhaseDecision":
-        """Decides whether the next phase is run, and at which width.
+        """Decides whether to run the next phase, and at which width.
 
         Args:
-            outcomes: outcomes of zero-shot and the phases so far; at least zero-shot.
+            outcomes: outcomes of zero-shot and all phases so far; not empty.
             width: width of the study, used if the policy has no widths.
             examples: number of training examples that the next phase adds.
 
@@ -100,7 +100,7 @@ class PhasePolicy:
         if last.money is None:
             raise ValueError(
                 f"point_value={self.point_value}: the cost of the last phase is not "
-                "known; give the prices of what it took"
+                "known; give the prices of the resources that it used"
             )
         recent = gains[-2:]
         expected = max(0.0, self.decay * sum(recent) / len(recent))
@@ -117,9 +117,9 @@ class PhaseOutcome:
     """The outcome of zero-shot or of a finished phase.
 
     Attributes:
-        accuracy: on the validation split, in [0, 1].
-        width: width of its training images in pixels; None for zero-shot.
-        money: cost of its computation; None if unknown.
+        accuracy: validation accuracy in [0, 1].
+        width: width of the training images in pixels; None for zero-shot.
+        money: cost of the computation; None if unknown.
     """
 
     accuracy: float
@@ -132,9 +132,9 @@ class PhaseDecision:
     """The decision about the next phase.
 
     Attributes:
-        run: whether it is run.
+        run: whether to run the phase.
         width: width of its training images in pixels.
-        reason: with the numbers that led to it.
+        reason: reason for the decision, with the numbers.
     """
 
     run: bool

@@ -1,4 +1,4 @@
-"""A model's answers about every image of a split, and their metrics."""
+"""A model's answers about all images of a split, and their metrics."""
 
 import dataclasses
 import os
@@ -26,13 +26,13 @@ from meta_opt.workloads.image_text_model import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A split in memory.
+    """All examples of a split, in memory.
 
     Attributes:
-        keys: paths of the N images in the data.
+        keys: paths of the N images, relative to the data.
         data: ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
-        labels: int [N], indices of classes.
-        classes: K names.
+        labels: class indices, int [N].
+        classes: names of the K classes.
     """
 
     keys: tuple[str, ...]
@@ -47,14 +47,14 @@ def read_examples(
     """Reads a split of few-shot data.
 
     Args:
-        path: its JSONL file.
-        classes: K names, in the order of the labels.
+        path: JSONL file of the split.
+        classes: names of the K classes, in the order of the label indices.
         preprocessing: preprocessing of the model.
 
     Raises:
-        ValueError: a label that is not a class.
-        UnreadableFilesError: an image cannot be read. Skipping it would make metrics
-            of different runs incomparable.
+        ValueError: a label is not among the classes.
+        UnreadableFilesError: an image cannot be read. Skipping it would make metrics of
+            different runs incomparable.
     """
     rows = ImageTextRows(path)
     if unknown := sorted(set(rows.class_names) - set(classes)):
@@ -77,12 +77,12 @@ def read_examples(
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """A model's predictions for N examples, in two ways.
+    """A model's predictions for N examples, by generation and by likelihood.
 
     Attributes:
         examples: the examples.
         written: N generated answers.
-        scores: float [N, K], log-likelihood of each class's correct answer, in nats.
+        scores: log-likelihood of each class's correct answer in nats, float [N, K].
     """
 
     examples: Examples
@@ -90,11 +90,11 @@ class Predictions:
     scores: np.ndarray
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics of ``answers``, parsed leniently, and of ``likelihood`` over classes.
+        """Returns metrics of leniently parsed ``answers`` and of ``likelihood``.
 
-        Each has ``accuracy`` and precision, recall and F1, ``weighted_`` and
-        ``macro_``; answers also have the fractions of
-        `meta_opt.metrics.category_answers.AnswerReport`.
+        Each has ``accuracy``, and weighted and macro averages of precision, recall and
+        F1, prefixed by ``weighted_`` and ``macro_``; ``answers`` also has the fractions
+        of `meta_opt.metrics.category_answers.AnswerReport`.
         """
         labels, classes = self.examples.labels, self.examples.classes
         report = report_answers(self.written, labels, classes)
@@ -142,7 +142,7 @@ def answers_to(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> tuple[str, ...]:
-    """Generated answers of at most ``preprocessing.text_length`` tokens."""
+    """Generates answers of at most ``preprocessing.text_length`` tokens."""
     tokenizer = _answer_tokenizer(preprocessing)
     config = DecodingConfig(max_tokens=preprocessing.text_length)
     return tuple(write_answers(model, examples.data, tokenizer, config, batch_size))
@@ -154,7 +154,7 @@ def scores_of(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> np.ndarray:
-    """Log-likelihoods of each class's correct answer, float32 [N, K], in nats."""
+    """Computes log-likelihoods of the classes' answers in nats, float32 [N, K]."""
     answers = [answer_of(name) for name in examples.classes]
     tokenizer = _answer_tokenizer(preprocessing)
     return answer_scores(model, examples.data, answers, tokenizer, batch_size)
@@ -168,12 +168,12 @@ def _answer_tokenizer(preprocessing: Preprocessing) -> AnswerTokenizer:
 def needed_lengths(
     paths: Sequence[Path], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Number of tokens of the longest prompt and of the longest correct answer.
+    """Returns the number of tokens of the longest prompt and longest correct answer.
 
     Args:
         paths: JSONL files of the data.
-        classes: K names.
-        preprocessing: its tokenizer is used; its lengths do not matter.
+        classes: names of the K classes.
+        preprocessing: preprocessing whose tokenizer is used; its lengths are ignored.
     """
     asked: set[str] = set()
     for path in paths:
@@ -185,16 +185,16 @@ def needed_lengths(
 def lengths_of(
     prompts: Sequence[str], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Number of tokens of the longest prompt and of the longest correct answer.
+    """Returns the number of tokens of the longest prompt and longest correct answer.
 
     Args:
         prompts: all prompts.
-        classes: names of possible answers.
-        preprocessing: its tokenizer is used; its lengths do not matter.
+        classes: names of the classes, the possible answers.
+        preprocessing: preprocessing whose tokenizer is used; its lengths are ignored.
     """
     tokenizer = _answer_tokenizer(preprocessing)
-    # In addition to the text: the start token of a prompt, its separator from the
-    # answer, which may be several tokens, and the end token of an answer.
+    # Besides the text, a prompt has a start token and a separator, which may be several
+    # tokens, and an answer has an end token.
     (separator,) = tokenizer.pieces(["\n"])
     prompt = max(map(len, tokenizer.pieces(list(prompts))))
     answer = max(map(len, tokenizer.pieces([answer_of(name) for name in classes])))

@@ -1,4 +1,4 @@
-"""The report on a progressive study: tables with published figures, and two plots."""
+"""The report on a progressive study: tables with published results, and two plots."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ def write_progressive(
 
     Args:
         folder: folder of the study.
-        arms: with finished phases.
-        count: number of phases of each arm.
-        settings: of the study: ``width``, ``mode``, ``epochs``, ``batch_size``,
-            ``trainable``, ``model``.
+        arms: tracks with finished phases.
+        count: maximum number of phases of an arm.
+        settings: settings of the study: ``width``, ``mode``, ``epochs``,
+            ``batch_size``, ``trainable``, ``model``.
         command: command line that makes the report.
 
     Returns:
@@ -98,7 +98,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _decimals(value: float) -> str:
-    """Returns a fraction with three decimals, in the form of the published table.
+    """Formats a fraction with three decimals, as in the published table.
 
     >>> _decimals(0.7), _decimals(1.0)
     ('.700', '1.000')
@@ -117,12 +117,12 @@ def _cell(outcome: Outcome, way: str) -> str:
 
 
 def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
-    """Test accuracy and weighted F1 by phase, in the form of the published table.
+    """Returns test accuracy and weighted F1 by phase, like the published table.
 
     Args:
-        arms: with finished phases.
-        count: number of phases of each.
-        width: in pixels; published figures for it are added, if there are any.
+        arms: tracks with finished phases.
+        count: maximum number of phases of an arm.
+        width: image width in pixels; published results for it are added, if any.
     """
     rows = []
     for way, arm in itertools.product(WAYS, arms):
@@ -139,7 +139,7 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
 
 
 def phases_table(arms: Sequence[Arm]) -> str:
-    """Losses, validation and macro-averaged metrics, and time, of each phase."""
+    """Returns losses, validation metrics, macro averages and times of each phase."""
     head = ["track, phase", "train loss", "val. loss", "val. accuracy"]
     head += ["precision", "recall", "F1", "macro precision", "macro recall"]
     head += ["macro F1", "steps s", "run s", "ms a prediction"]
@@ -172,7 +172,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
 
 
 def decisions_table(arms: Sequence[Arm]) -> str:
-    """Widths that policies chose, with reasons; "" without policies."""
+    """Returns the widths that policies chose, with reasons; "" without policies."""
     rows = []
     for arm in arms:
         for o in arm.outcomes:
@@ -189,7 +189,7 @@ def _seconds(value: float | None) -> str:
 
 
 def answers_table(arms: Sequence[Arm]) -> str:
-    """How the answers to the test images were parsed, in percent."""
+    """Returns how answers about test images were parsed, in percent."""
     names = ("accuracy", "knowledge_errors", "unlisted", "unparseable", "nearest")
     titles = ["right %", "another category %", "no category %", "unparseable %"]
     head = ["track, phase", *titles, "misspelt %", "well-formed JSON %"]
@@ -203,12 +203,14 @@ def answers_table(arms: Sequence[Arm]) -> str:
 
 
 def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
-    """Plots test accuracy over phases with intervals, a panel for each way.
+    """Plots test accuracy over phases with intervals.
+
+    There is a panel for each way of predicting a class.
 
     Args:
         path: the PNG file, written whole or not at all.
-        arms: one line each.
-        width: the published curve for it is added, if there is one.
+        arms: tracks, with one line each.
+        width: image width in pixels; the published curve for it is added, if any.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -220,12 +222,12 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
         last = max(len(arm.outcomes) for arm in arms)
         for axes, way in zip(panels, WAYS, strict=True):
             for index, arm in enumerate(arms):
-                # Shifted, so that intervals do not overlap.
+                # Shifted so that intervals of several tracks do not overlap.
                 aside = 0.06 * (index - (len(arms) - 1) / 2)
                 x = [o.phase + aside for o in arm.outcomes]
                 y = [o.metric("accuracy", way) for o in arm.outcomes]
                 ends = [o.interval(way) for o in arm.outcomes]
-                # Rounding may put a bound of 0 or 1 past the value.
+                # Rounding may put a bound of 0 or 1 on the wrong side of the value.
                 errors = [
                     [max(v - low, 0) for v, (low, _) in zip(y, ends, strict=True)],
                     [max(high - v, 0) for v, (_, high) in zip(y, ends, strict=True)],
@@ -269,10 +271,10 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
 
     Args:
         path: the PNG file, written whole or not at all.
-        arms: one line each; those without measured costs are left out.
+        arms: tracks, with one line each; tracks without measured costs are left out.
 
     Returns:
-        Whether there was anything to draw.
+        Whether there was anything to plot.
     """
     import matplotlib
     from matplotlib.figure import Figure

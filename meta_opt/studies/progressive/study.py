@@ -13,7 +13,7 @@ from meta_opt.workloads.image_text import ImageTextConfig
 
 MODES = ("continue", "cumulative")
 ZERO_SHOT = "zero_shot"
-"""Folder of the model before fine-tuning, and so no name of a track."""
+"""Folder of the model before fine-tuning, which is therefore not a valid track name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +22,18 @@ class PhasesConfig:
 
     Attributes:
         folder: few-shot data written by ``experiments/few_shot_data.py``.
-        width: width of the images in pixels, one of those in the folder.
-        variant: of ``configs/few_shot_data.py`` that writes the folder, for errors.
+        width: width of the images in pixels, one of the widths in the folder.
+        variant: variant of ``configs/few_shot_data.py`` that writes the folder, for
+            error messages.
         mode: ``continue``: each phase starts from the weights of the previous one and
             trains on its own examples; ``cumulative``: each phase starts from the
             initial model and trains on the examples of all phases so far.
         phases: number of phases to run; 0 for all.
         epochs: passes over the examples of a phase.
-        answer_tokens: most tokens of an answer; 0 for twice those of the longest
-            correct answer.
-        export: format of each phase's exported model, ``model`` in its folder, see
-            `meta_opt.workloads.export.ExportConfig`; "" for none.
+        answer_tokens: maximum number of tokens of an answer; 0 for twice that of the
+            longest correct answer.
+        export: format in which each phase exports its model to ``model`` in its folder,
+            see `meta_opt.workloads.export.ExportConfig`; "" for no export.
     """
 
     folder: str
@@ -57,11 +58,11 @@ class Study:
     """A study of several optimizers and policies.
 
     Attributes:
-        config: data and phases.
+        config: settings of data and phases.
         run: settings of a phase's run; length, data and optimizer are filled in.
-        optimizers: by name, which is also the name of a folder.
-        policies: by name; each is run with every optimizer, in addition to the fixed
-            phases.
+        optimizers: settings of optimizers by name, which is also a folder's name.
+        policies: policies by name; each is run with every optimizer, in addition to the
+            fixed phases.
     """
 
     config: PhasesConfig
@@ -70,7 +71,7 @@ class Study:
     policies: Mapping[str, PhasePolicy] = dataclasses.field(default_factory=dict)
 
     def tracks(self) -> dict[str, tuple[str, PhasePolicy | None]]:
-        """Optimizer and policy of each track by its name, fixed phases first."""
+        """Returns optimizer and policy of each track by name, fixed phases first."""
         found: dict[str, tuple[str, PhasePolicy | None]] = {
             name: (name, None) for name in self.optimizers
         }
@@ -118,7 +119,9 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
             raise ValueError(f"{name}.{key}: {why}")
     for key in ("name", "validation", "test"):
         if key in of_run.get("data", {}):
-            raise ValueError(f"{name}.data.{key}: study.folder has the data")
+            raise ValueError(
+                f"{name}.data.{key}: study.folder determines the data; leave it out"
+            )
     run = read_run_config(ImageTextConfig, of_run, name)
     if run.loop.batch_size < 1:
         raise ValueError(f"{name}.batch_size={run.loop.batch_size} must be at least 1")
@@ -132,11 +135,13 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         where = f"{name}.optimizers.{label}"
         _check_label(label, where)
         if "num_steps" in given:
-            raise ValueError(f"{where}.num_steps: the phases decide it")
+            raise ValueError(
+                f"{where}.num_steps: the phases determine it; leave it out"
+            )
         optimizers[label] = from_config(OptimizerConfig, given, where)
-        # A misspelt name is found before the first phase.
+        # Raises for a misspelt name before the first phase.
         make_optimizer(dataclasses.replace(optimizers[label], num_steps=1))
-    # Optimizers without tuning, which the study is about, come first in tables.
+    # The untuned optimizers, the subject of the study, come first in tables.
     order = sorted(optimizers, key=lambda label: optimizers[label].name != "learned")
     optimizers = {label: optimizers[label] for label in order}
     if not optimizers:

@@ -1,4 +1,4 @@
-"""A study's finished phases: accuracies with intervals, costs, published figures."""
+"""A study's finished phases: accuracies with intervals, costs, published results."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from meta_opt.text_files import read_json
 from meta_opt.types import from_config
 
 WAYS = ("answers", "likelihood")
-"""How a class is predicted: parsed from generated text, or the most likely one."""
+"""Ways of predicting a class: parsing the generated text, or the most likely answer."""
 
 PUBLISHED: Mapping[int, Mapping[str, tuple[tuple[float, float] | None, ...]]] = (
     MappingProxyType(
@@ -60,9 +60,9 @@ class Outcome:
     """A finished phase.
 
     Attributes:
-        phase: its number; 0 for zero-shot.
+        phase: number of the phase; 0 for zero-shot.
         record: contents of ``phase.json``.
-        ledger: ledger of its folder; empty if there is none.
+        ledger: cost ledger in the phase's folder; empty if there is none.
     """
 
     phase: int
@@ -75,13 +75,13 @@ class Outcome:
         return f"phase {self.phase}" if self.phase else "zero-shot"
 
     def metric(self, name: str, way: str = "answers", split: str = "test") -> float:
-        """One of `meta_opt.studies.progressive.predictions.Predictions.metrics`."""
+        """Returns a metric, see `Predictions.metrics` in ``predictions.py``."""
         return float(self.record["metrics"][split][way][name])
 
     def interval(
         self, way: str = "answers", split: str = "test"
     ) -> tuple[float, float]:
-        """Wilson's 95% interval of the accuracy, over the examples of the split.
+        """Returns Wilson's 95% interval of the accuracy over the split's examples.
 
         >>> metrics = {"test": {"answers": {"accuracy": 0.8}}}
         >>> low, high = Outcome(
@@ -96,12 +96,12 @@ class Outcome:
         return low, high
 
     def last(self, curve: str) -> float | None:
-        """The last value of ``train_loss`` or ``validation_loss``; None without one."""
+        """Returns the last ``train_loss`` or ``validation_loss``; None without one."""
         points = self.record.get(curve) or [[0, None]]
         return points[-1][1]
 
     def prediction(self) -> Amounts:
-        """The cost of generating one answer; all None if it was not measured."""
+        """Returns the cost of generating one answer; all None if not measured."""
         if "prediction" not in self.record:
             return Amounts()
         given = self.record["prediction"]
@@ -117,7 +117,7 @@ class Arm:
     Attributes:
         name: name of the track: names of the optimizer and of the policy, if any.
         outcomes: outcomes of consecutive phases.
-        stopped: why a policy stopped; "" if it did not.
+        stopped: reason for which the policy stopped; "" if it did not.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Arm:
         return Ledger(_prices(self.outcomes), entries)
 
     def costs(self, way: str = "answers") -> list[PointCost]:
-        """Cost of each phase and per point of test accuracy.
+        """Returns the cost of each phase, and per percentage point of test accuracy.
 
         Empty without phases, or if the training of a phase was not measured.
         """
@@ -148,7 +148,7 @@ class Arm:
 
 
 def _prices(outcomes: Sequence[Outcome]) -> Prices:
-    """Prices of the latest phase with a ledger, which apply to all phases."""
+    """Returns the prices of the latest phase with a ledger, used for all phases."""
     found = [o.ledger.prices for o in outcomes if o.ledger.entries]
     return found[-1] if found else Prices()
 
@@ -159,13 +159,14 @@ def read_arms(
     count: int,
     prices: Prices | None = None,
 ) -> list[Arm]:
-    """Returns the finished phases of a study's folder.
+    """Reads the finished phases of a study's folder.
 
     Args:
-        workdir: workdir of the study.
-        tracks: names, in order.
-        count: most phases of each.
-        prices: of all phases; None, or if none is given: those at the time of a run.
+        workdir: folder of the study.
+        tracks: names of the tracks, in order.
+        count: maximum number of phases of a track.
+        prices: prices for all phases; if it is None or has no price, the prices at the
+            time of the runs are used.
 
     Returns:
         An arm for each track, up to its first unfinished phase; none if zero-shot is

@@ -1,4 +1,4 @@
-"""Prompts with lists of categories, for models that answer prompts."""
+"""Prompts with lists of categories, for generative models."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +11,10 @@ class Asked(NamedTuple):
     """A prompt with its list of categories.
 
     Attributes:
-        name: `Condition.prompt` of this prompt.
-        shown: names of the categories in the prompt.
-        prompt: the text.
-        classes: K category names as labels have them.
+        name: name of the prompt, a value of `Condition.prompt`.
+        shown: category names as listed in the prompt.
+        prompt: text of the prompt.
+        classes: the K category names as used in labels.
     """
 
     name: str
@@ -23,35 +23,35 @@ class Asked(NamedTuple):
     classes: tuple[str, ...]
 
     def category(self, place: int) -> str:
-        """Returns the category of a name in the list; a distractor's own name.
+        """Returns the category of a listed name, or the name itself for a distractor.
 
         Args:
-            place: index in the list.
+            place: index in the list ``shown``.
         """
         known = self.shown.classes[place]
         return self.shown.names[place] if known < 0 else self.classes[known]
 
 
 def plain(classes: Sequence[str], template: str) -> Asked:
-    """Returns the prompt of the data.
+    """Returns the unchanged prompt of the data.
 
     Args:
-        classes: K names.
-        template: template of the data, with ``{categories}``.
+        classes: names of the K categories.
+        template: prompt template of the data, with ``{categories}``.
     """
     return _as_data_ask("plain", CategoryList.of(classes), template, classes)
 
 
 def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[Asked]:
-    """All changed prompts that are tested.
+    """Returns all changed prompts to test.
 
     Args:
-        classes: K names.
-        template: template of the data, with ``{categories}``.
-        tests: the changes.
+        classes: names of the K categories.
+        template: prompt template of the data, with ``{categories}``.
+        tests: settings of the changes.
 
     Raises:
-        ValueError: a synonym of an unknown category, or a name that exists already.
+        ValueError: a synonym for an unknown category, or a duplicate name.
     """
     whole = CategoryList.of(classes)
     found = [
@@ -65,7 +65,7 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
         longer = whole.with_distractors(tests.distractors, count, seed=0)
         name = f"{count} distractor{'s' * (count > 1)}"
         found.append(_as_data_ask(name, longer, template, classes))
-    # Without the prompt of the data itself.
+    # Leaves out a template that equals the data's own.
     found += [
         Asked(name, whole, whole.prompt(name), tuple(classes))
         for name in tests.templates

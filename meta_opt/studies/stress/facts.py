@@ -1,4 +1,4 @@
-"""Facts for the report of a stress test: how it was measured."""
+"""Facts about a stress test for its report: how it was measured."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from meta_opt.studies.stress.study import StressTest
 
 
 def facts_of(test: StressTest) -> dict[str, str]:
-    """How a stress test was measured, name to value, for its report."""
+    """Returns facts about how a stress test was measured, name to value."""
     config = test.config
     facts = {
         "data": f"{Path(config.data.folder).name}, {len(test.classes)} categories, "

@@ -1,4 +1,4 @@
-"""Heat maps of accuracy: widths of training and test, corruptions and severities."""
+"""Heat maps of accuracy over training and test widths, and over corruptions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ _PER_ROW = 3
 
 
 def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Plots accuracy over widths of training and of test, a panel for each model.
+    """Plots accuracy over training and test widths, with a panel for each model.
 
     Args:
         path: the PNG file, written whole or not at all.
-        rows: rows of all models; only tests without other changes are plotted.
+        rows: rows of all models; only conditions without other changes are plotted.
 
     Returns:
-        Whether there was anything to plot, that is, varied widths.
+        Whether there was anything to plot, that is, whether widths were varied.
     """
     panels: dict[str, dict[tuple[int, int], ConditionRow]] = {}
     for row in rows:
@@ -49,15 +49,15 @@ def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
 
 
 def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Plots accuracy over corruptions and severities, a panel for each model.
+    """Plots accuracy over corruptions and severities, with a panel for each model.
 
     Args:
         path: the PNG file, written whole or not at all.
-        rows: of all models; if corruptions were added to several conditions of a model,
-            each has a panel.
+        rows: rows of all models; if corruptions were added to several conditions of a
+            model, each condition has a panel.
 
     Returns:
-        Whether there was anything to plot, that is, a corruption.
+        Whether there was anything to plot, that is, whether there are corruptions.
     """
     panels: dict[tuple[str, Condition], dict[tuple[str, int], ConditionRow]] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
         path,
         {
             model + f"\n{condition.name.removeprefix('clean, ')}" * several: [
-                # Of severity 0 all have the test without corruptions.
+                # Severity 0 is the test without corruption, in every row.
                 [panel.get((name if s else "", s)) for s in (0, *SEVERITIES)]
                 for name in names
             ]
@@ -96,7 +96,10 @@ def _plot(
     row_label: str,
     column_label: str,
 ) -> None:
-    """Panels with a common colour scale; cells have accuracy and half its interval."""
+    """Plots heat maps with a common colour scale.
+
+    Cells are annotated with the accuracy and the half-width of its interval.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 

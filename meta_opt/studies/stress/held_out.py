@@ -1,4 +1,4 @@
-"""Test images of few-shot data, and of another data set."""
+"""Test images of few-shot data and of another data set."""
 
 import dataclasses
 import os
@@ -21,8 +21,8 @@ class LabelledPictures:
 
     Attributes:
         keys: keys of the examples, the same at every width.
-        labels: names of the categories.
-        files: files of the images.
+        labels: category names of the examples.
+        files: paths of the images.
     """
 
     keys: tuple[str, ...]
@@ -33,10 +33,10 @@ class LabelledPictures:
         return len(self.keys)
 
     def read(self) -> list[np.ndarray]:
-        """Returns the images, each uint8 [H, W, 3].
+        """Reads the images, each uint8 [H, W, 3].
 
         Raises:
-            ValueError: an image that cannot be read; the message names it.
+            ValueError: an image cannot be read; the message names it.
         """
         found = []
         for file in self.files:
@@ -47,7 +47,7 @@ class LabelledPictures:
         return found
 
     def relative_to(self, folder: Path) -> list[str]:
-        """Paths of the images relative to a folder."""
+        """Returns the paths of the images relative to a folder."""
         start = folder.resolve()
         return [
             Path(os.path.relpath(f.resolve(), start)).as_posix() for f in self.files
@@ -66,16 +66,16 @@ def read_pictures(
     Args:
         paths: JSONL files of few-shot data at one width.
         classes: names of the classes.
-        per_class: most images of each class, chosen by a hash of their keys; 0 for
-            all.
-        labels: category by label in the files; samples with other labels are left out.
-            None: the labels are categories.
-        prefix: prefix of keys.
+        per_class: maximum number of images per class, selected by a hash of their keys;
+            0 for all.
+        labels: maps labels in the files to categories; samples with other labels are
+            left out. None means that the labels are categories.
+        prefix: prefix of the keys.
 
     Raises:
-        ValueError: a sample without image or label, a label that is not a class, or
-            no images.
-        FileNotFoundError: no such file.
+        ValueError: a sample has no image or no label, a label is not among the classes,
+            or there are no images.
+        FileNotFoundError: a file does not exist.
     """
     rows = []
     for path in paths:
@@ -90,15 +90,17 @@ def read_pictures(
                 check_name(f"{sample.where}: label", name, tuple(classes))
             rows.append((prefix + sample.key, name, sample.media["image"].file))
     if not rows:
-        raise ValueError(f"{', '.join(map(str, paths))}: no image of the categories")
+        raise ValueError(
+            f"{', '.join(map(str, paths))}: no image of any of the categories"
+        )
     if per_class:
-        places = np.asarray([list(classes).index(name) for _, name, _ in rows])
+        indices = np.asarray([list(classes).index(name) for _, name, _ in rows])
         kept: list[int] = []
-        for place in np.unique(places):
-            mine = np.flatnonzero(places == place)
-            keys = [rows[i][0] for i in mine]
-            shots = min(per_class, len(mine))
-            kept += mine[few_shots(places[mine], keys, shots)].tolist()
+        for index in np.unique(indices):
+            of_class = np.flatnonzero(indices == index)
+            keys = [rows[i][0] for i in of_class]
+            shots = min(per_class, len(of_class))
+            kept += of_class[few_shots(indices[of_class], keys, shots)].tolist()
         rows = [rows[i] for i in sorted(kept)]
     return LabelledPictures(*map(tuple, zip(*rows, strict=True)))
 
@@ -114,7 +116,7 @@ def shift_labels(
         given: see `meta_opt.studies.stress.settings.ShiftConfig.labels`.
 
     Raises:
-        ValueError: an unknown name, or no class in common.
+        ValueError: an unknown name, or the two have no class in common.
 
     >>> shift_labels(["bird", "drink"], ["bird", "beverage", "flag"],
     ...              {"beverage": "drink"})
@@ -134,6 +136,6 @@ def shift_labels(
 
 
 def splits_of(stored: StoredFewShot) -> list[Path]:
-    """Returns the JSONL files of all examples, including training examples."""
+    """Returns the JSONL files of all splits, including training examples."""
     held_out = [stored.held_out(split) for split in ("validation", "test")]
     return [stored.train(stored.phases, cumulative=True), *held_out]

@@ -1,4 +1,4 @@
-"""Predicts test images: unchanged, corrupted, or from another data set."""
+"""Predictions for test images: unchanged, corrupted, or from another data set."""
 
 import functools
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ from meta_opt.studies.stress.subjects import Described, Subject, open_subject
 
 
 class Predictor:
-    """Predicts test images, with one model in memory at a time.
+    """Predicts categories of test images, with one model in memory at a time.
 
     Args:
-        config: config of the test.
-        data: few-shot data at each width.
-        asked: all prompts.
+        config: settings of the test.
+        data: few-shot data by width in pixels.
+        asked: all prompts of the test.
 
     Attributes:
-        shift: the other data set; None without one.
-        shift_labels: category by its class.
+        shift: the other data set; None if there is none.
+        shift_labels: maps classes of the other data set to categories.
 
     Raises:
         FileNotFoundError: missing data; the message has the command that writes them.
-        ValueError: another data set without any of the categories.
+        ValueError: the other data set has none of the categories.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class Predictor:
                 self._classes, self.shift.classes, config.shift.labels
             )
         self._read = functools.cache(self._pictures)
-        # Keeps the images of a few widths and data sets.
+        # Caches the decoded images of two widths or data sets.
         self._arrays = functools.lru_cache(maxsize=2)(
             lambda px, data: self._read(px, data).read()
         )
         self._opened: tuple[str, Subject] | None = None
 
     def pictures(self, condition: Condition) -> LabelledPictures:
-        """Returns the images of the test."""
+        """Returns the test images of a condition, before corruption."""
         return self._read(condition.test_px, condition.data)
 
     def setup(self, condition: Condition) -> dict[str, Any]:
-        """Everything that the images depend on, without paths, as JSON values."""
+        """Returns everything that the images depend on, without paths, as JSON."""
         config = self._config
         data = self.shift if condition.data else self._data[condition.test_px]
         assert data is not None
@@ -88,17 +88,17 @@ class Predictor:
         condition: Condition,
         asked: Asked,
     ) -> list[Prediction]:
-        """Predictions of all images under a condition.
+        """Predicts all images under a condition.
 
         Args:
             name: name of the model in tables.
             seed: random seed of its training.
-            described: the model's files.
+            described: the model.
             condition: the condition.
-            asked: the prompt, for a model that takes one.
+            asked: the prompt, for a generative model.
 
         Raises:
-            ValueError: an image or weights that cannot be read.
+            ValueError: an image or the weights cannot be read.
         """
         tests = self._config.tests
         if self._opened is None or self._opened[0] != described.path:

@@ -37,14 +37,14 @@ class Prediction:
     """The prediction of one model for one example.
 
     Attributes:
-        example: its key, which seeds corruptions.
-        label: the correct category.
-        prediction: the predicted category; None if none was parsed.
+        example: key of the example, which also seeds corruptions.
+        label: correct category.
+        prediction: predicted category; None if the answer could not be parsed.
         model: name of the model, the same for all its seeds.
         seed: random seed of the model's training.
         condition: condition of the test.
         confidence: probability of the prediction; None if unknown.
-        image: path of the image, see the module; "" if it is not stored.
+        image: path of the image, see the module's docstring; "" if not stored.
     """
 
     example: str
@@ -71,11 +71,11 @@ class Prediction:
 
 
 def parse_prediction(value: Any) -> Prediction:
-    """Returns the prediction in a line's JSON value.
+    """Parses the JSON value of a line.
 
     Raises:
-        ValueError: not an object, an unknown or missing key, a value of another type,
-            or probabilities that lack the prediction or do not sum to 1.
+        ValueError: the value is not an object, a key is unknown or missing, a value has
+            the wrong type, or probabilities lack the prediction or do not sum to 1.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is not a JSON object")
@@ -83,7 +83,9 @@ def parse_prediction(value: Any) -> Prediction:
     probabilities = settings.pop("probabilities", None)
     if probabilities is not None:
         if settings.get("confidence") is not None:
-            raise ValueError("both confidence and probabilities; give one of them")
+            raise ValueError(
+                "there are both confidence and probabilities; give one of them"
+            )
         settings["confidence"] = _confidence(probabilities, settings.get("prediction"))
     if settings.get("seed", 0) is None:
         settings.pop("seed")
@@ -103,7 +105,7 @@ def _confidence(probabilities: Any, prediction: Any) -> float | None:
     if prediction is None:
         return None
     if not isinstance(prediction, str) or prediction not in probabilities:
-        raise ValueError(f"probabilities have no {prediction!r}, the prediction")
+        raise ValueError(f"probabilities lack the prediction, {prediction!r}")
     return float(probabilities[prediction])
 
 
@@ -114,8 +116,9 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
         paths: JSON-lines files.
 
     Raises:
-        ValueError: as `parse_prediction`, with file and line; or no predictions.
-        FileNotFoundError: no such file.
+        ValueError: an error of `parse_prediction`, with file and line, or the files
+            have no predictions.
+        FileNotFoundError: a file does not exist.
     """
     paths, found = list(paths), list[Prediction]()
     for path in paths:
@@ -131,8 +134,8 @@ def write_predictions(
     """Writes a file that `read_predictions` reads, whole or not at all.
 
     Args:
-        path: the file; its folder is created.
-        predictions: in order.
+        path: path of the file; its folder is created.
+        predictions: predictions in the order of the lines.
     """
     write_jsonl(
         path,
@@ -150,12 +153,13 @@ class Cell:
     Attributes:
         model: name of the model.
         condition: condition of the test.
-        examples: N keys, sorted.
-        seeds: S seeds, ascending.
-        labels: int [N], indices of categories.
-        predictions: int [S, N]; -1 if none was parsed.
-        confidences: float [S, N], 0 without a prediction; None unless every prediction
-            has one.
+        examples: keys of the N examples, sorted.
+        seeds: the S training seeds, ascending.
+        labels: indices of correct categories, int [N].
+        predictions: indices of predicted categories, int [S, N]; -1 if an answer could
+            not be parsed.
+        confidences: probabilities of the predictions, float [S, N], 0 without a
+            prediction; None unless every prediction has a confidence.
     """
 
     model: str
@@ -181,7 +185,7 @@ def cells(
         predictions: predictions of any models and conditions, in any order.
 
     Raises:
-        ValueError: an example that occurs twice, has two labels, or lacks a seed.
+        ValueError: an example occurs twice, has two labels, or is missing for a seed.
     """
     labels: dict[str, str] = {}
     found: dict[tuple[str, Condition], dict[int, dict[str, Prediction]]] = {}

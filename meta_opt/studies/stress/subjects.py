@@ -1,4 +1,4 @@
-"""Trained models of a stress test: classifiers and generative models."""
+"""Trained models in a stress test: classifiers and generative models."""
 
 import dataclasses
 import hashlib
@@ -31,8 +31,8 @@ class Answer(NamedTuple):
     """A model's answer about an image.
 
     Attributes:
-        category: name of a category or of a distractor; None if none was parsed.
-        confidence: its probability; None if unknown.
+        category: name of a category or distractor; None if it could not be parsed.
+        confidence: probability of the category; None if unknown.
     """
 
     category: str | None
@@ -40,10 +40,10 @@ class Answer(NamedTuple):
 
 
 class Subject(Protocol):
-    """An opened model.
+    """A model with its weights in memory.
 
     Attributes:
-        batch_size: images at a time.
+        batch_size: number of images per batch.
     """
 
     def answer(
@@ -53,22 +53,22 @@ class Subject(Protocol):
 
         Args:
             pictures: images, uint8 [H, W, 3] each.
-            asked: the categories, and the prompt for a generative model.
-            px: side in pixels that images are scaled to; 0 for the model's own.
+            asked: categories, and the prompt for a generative model.
+            px: width in pixels to resize images to; 0 for the model's own.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A trained model before its weights are read.
+    """Description of a trained model whose weights are not loaded yet.
 
     Attributes:
-        path: for `meta_opt.load_exported`.
-        prompted: whether it takes a prompt with the categories.
-        image_size: side in pixels of its network's input.
+        path: path for `meta_opt.load_exported`.
+        prompted: whether the model takes a prompt with the categories.
+        image_size: side of the network's input in pixels.
         class_names: class names of a classifier; empty for a generative model.
-        digest: digest of its weights.
-        processor: folder of its tokenizer, if that is another one.
+        digest: digest of the weights.
+        processor: folder of the tokenizer, if it is not that of the model.
     """
 
     path: str
@@ -84,12 +84,12 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
 
     Args:
         name: name of the setting, for error messages.
-        path: for `meta_opt.load_exported`.
-        processor: for `load_exported`.
+        path: path for `meta_opt.load_exported`.
+        processor: folder of the tokenizer, see `meta_opt.load_exported`.
 
     Raises:
-        ValueError: no model, a damaged one, or one that is neither a classifier nor
-            generative.
+        ValueError: there is no model, or it is damaged, or it is neither a classifier
+            nor generative.
     """
     where = os.fspath(path)
     try:
@@ -118,7 +118,7 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
     """Checks that a classifier has the classes of the data.
 
     Raises:
-        ValueError: other classes; the message names them.
+        ValueError: the classes differ; the message names them.
     """
     if found.prompted or set(found.class_names) == set(classes):
         return
@@ -133,15 +133,15 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
 
 
 def check_width(name: str, found: Described, px: int) -> None:
-    """Checks that a network supports images of a width without scaling.
+    """Checks that a network supports images of a width without resizing.
 
     Raises:
-        ValueError: an unsupported width.
+        ValueError: the width is not supported.
     """
     if found.prompted and px != found.image_size:
         raise ValueError(
-            f"{name}={found.path!r}: its tower takes {found.image_size} pixels alone, "
-            f"not {px}; set tests.fitted=True, or tests.widths"
+            f"{name}={found.path!r}: its image tower only takes {found.image_size} "
+            f"pixels, not {px}; set tests.fitted=True, or tests.widths"
         )
     if not found.prompted and px < PictureClassifier.MIN_PIXELS:
         raise ValueError(
@@ -157,12 +157,13 @@ def open_subject(
 
     Args:
         found: the model.
-        asked: all prompts of the test, so that prompts and answers are never truncated.
-        answers: for a generative model, ``written`` or ``likelihood``.
-        batch_size: images at a time.
+        asked: all prompts of the test, which determine the maximum lengths of prompts
+            and answers.
+        answers: ``written`` or ``likelihood``, for a generative model.
+        batch_size: number of images per batch.
 
     Raises:
-        ValueError: damaged files.
+        ValueError: the files are damaged.
     """
     if not found.prompted:
         model = load_exported(found.path, batch_size=batch_size)
@@ -175,7 +176,7 @@ def open_subject(
         found.path,
         processor=found.processor,
         batch_size=batch_size,
-        # Twice the length, for text around the answer.
+        # Twice the length of the longest answer leaves space for text around it.
         max_tokens=2 * answer,
         prompt_length=prompt,
     )
@@ -233,7 +234,7 @@ def _model_config(path: str, processor: str) -> ModelConfig:
 
 
 def _digest(path: str) -> str:
-    """SHA-256 of weights: the recorded one, else that of the files' names and sizes.
+    """Returns the recorded SHA-256 of weights, or a hash of file names and sizes.
 
     Hashing gigabytes of weights could take longer than a test.
     """
