@@ -1,16 +1,16 @@
-"""Ablations of learned weights: the loss when parts of them are set to zero.
+"""Ablations of learned weights: the effect of setting parts of them to zero.
 
     python -m experiments.ablations --config configs/ablations.py:shipped
 
-Writes ``ablations.md`` and ``ablations.json`` into ``--config.results``. Everything is
-measured again each time.
+Writes ``ablations.md`` and ``ablations.json`` to ``--config.results``. Each call
+measures everything from scratch.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

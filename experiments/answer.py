@@ -1,8 +1,8 @@
-"""Lets a generative model write about pictures.
+"""Generates text about images with a generative model.
 
     python -m experiments.answer --model runs/mine/tuned --prompt "caption en" *.jpg
 
-Prints a line for each image: its path, a tab, the answer.
+Prints a line for each image: its path, a tab and the answer.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-# Wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -29,8 +29,8 @@ DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Compute dtype.")
 
 
 def main(*pictures: str) -> None:
-    """Reads, asks, prints."""
-    # Here, so that --help does not wait for JAX.
+    """Loads the model and prints its answer about each image."""
+    # Imported late so that --help does not wait for JAX.
     from meta_opt.inference import GenerativeModel, load_exported
 
     if not pictures:
@@ -44,7 +44,9 @@ def main(*pictures: str) -> None:
         max_tokens=LENGTH.value,
     )
     if not isinstance(model, GenerativeModel):
-        raise ValueError(f"--model={MODEL.value} writes no answers")
+        raise ValueError(
+            f"--model={MODEL.value} is not a generative model; give one that is"
+        )
     answers = model.answer(pictures, PROMPT.value)
     for path, answer in zip(pictures, answers, strict=True):
         print(f"{path}\t{answer}")

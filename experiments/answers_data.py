@@ -1,16 +1,16 @@
-"""Makes questions about pictures, with answers, for pre-training.
+"""Makes questions about images, with answers, for pretraining.
 
     python -m experiments.answers_data \
         --config configs/answers_data.py:emoji_tuxpaint
 
-Next is `experiments/pretrain.py` with ``configs/pretrain.py:answers``. What is written:
-`meta_opt/data/sources/answers/files.py`.
+`experiments/pretrain.py` with ``configs/pretrain.py:answers`` trains on the output;
+`meta_opt/data/sources/answers/files.py` describes its format.
 """
 
 import sys
 from pathlib import Path
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -19,7 +19,7 @@ CONFIG = cli.define_config(partial=True)
 
 
 def main() -> None:
-    """Reads, asks, writes, reports."""
+    """Writes the data and prints counts."""
     from meta_opt.data.sources.answers.files import AnswersDataConfig, build
     from meta_opt.data.sources.answers.questions import QuestionsConfig
     from meta_opt.types import check_keys, from_config

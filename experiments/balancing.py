@@ -9,7 +9,7 @@ resumes after the last finished run; finished ones are kept in ``--workdir``.
 import sys
 from pathlib import Path
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

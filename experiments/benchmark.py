@@ -5,9 +5,8 @@
     python -m experiments.benchmark --only hlo_bytes --topology v5e:2x2
     python -m experiments.benchmark --only convnets --network resnet50 --pixels 100
 
-Alternatives take turns within each round, so that a drift of the machine's speed
-touches them alike; ratios are of medians. Nothing here is a test: a busy machine
-prints other numbers.
+Alternatives take turns within each round, so that drifts in the machine's speed affect
+them equally; ratios are of medians. The numbers depend on the machine's load.
 """
 
 from absl import flags
@@ -33,7 +32,7 @@ _ONLY = flags.DEFINE_list(
 
 
 def main() -> None:
-    """Runs what was asked for and prints a line for each ratio."""
+    """Runs the selected benchmarks and prints a line for each ratio."""
     for name in _ONLY.value:
         if name not in _BENCHES:
             known = ", ".join(_BENCHES)

@@ -1,9 +1,9 @@
-"""Finds one setting of each untuned rival that is best over the training families.
+"""Finds the setting of each untuned rival that is best over the training families.
 
     python -m experiments.calibrate_baselines --config configs/calibrate.py:families
 
-Each task's result is kept in ``--workdir``; rerunning resumes. Copy the settings that
-it prints and writes to ``--config.results`` into
+Each task's result is kept in ``--workdir``; rerunning resumes. The settings are printed
+and written to ``--config.results``; copy them into
 `meta_opt.optimizers.untuned.CALIBRATED`.
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -34,10 +34,10 @@ WORKDIR = cli.define_workdir("runs/calibrate", "Folder for each task's results."
 def calibrate(
     config: CalibrationConfig, data_dir: str | None, results: Path, workdir: Path
 ) -> dict[str, dict[str, float]]:
-    """Measures what is not there and returns the best setting of each rival."""
+    """Measures missing tasks and returns the best setting of each rival."""
     from tqdm import tqdm
 
-    # What the results depend on, apart from the list of families.
+    # A task's result does not depend on the list of families.
     setup = plain_json({**dataclasses.asdict(config), "families": None})
     objectives = {}
     for name in tqdm(config.families, desc="calibrate", unit="task", disable=None):
@@ -48,7 +48,10 @@ def calibrate(
             if found["setup"] != setup or not same_task(
                 found["fingerprint"], fingerprint
             ):
-                raise ValueError(f"{path} is of other settings or data; remove it")
+                raise ValueError(
+                    f"{path} was measured with other settings or data; remove it to "
+                    "measure again"
+                )
         else:
             found = {
                 "setup": setup,
@@ -68,7 +71,7 @@ def calibrate(
 
 
 def main() -> None:
-    """Parses, measures, writes and prints."""
+    """Calibrates the rivals, and writes and prints their settings."""
     use_compilation_cache()
     settings = CONFIG.value.to_dict()
     check_keys("config", settings, ("calibration", "data_dir", "results"))

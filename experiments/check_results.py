@@ -1,12 +1,13 @@
-"""Measures a cell of each published table again; ``make check-results``.
+"""Remeasures a cell of each published table; ``make check-results``.
 
     python -m experiments.check_results --config configs/check_results.py:published
 
-``--only foreign`` measures some cells, ``--list`` names all of them and what is not
-measured again, ``--records`` counts stored records that lack provenance.
+``--only foreign`` selects cells, ``--list`` names all of them and the results that are
+not remeasured, and ``--records`` counts stored records that lack provenance.
 
-Exits with 1 if a number is outside its interval, with 2 if one could not be measured,
-such as where `make data` has not been run. Each check runs in its own process.
+The exit status is 1 if a number is outside its interval, and 2 if one could not be
+measured, for example because `make data` has not been run. Each check runs in its own
+process.
 """
 
 import concurrent.futures
@@ -20,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -47,7 +48,7 @@ AGREES, OUTSIDE, NOT_RUN = 0, 1, 2
 
 
 def measure(kind: str, settings: Mapping[str, Any]) -> list[Comparison] | str:
-    """Runs a check; what keeps it from running comes back as one line."""
+    """Runs a check; returns an error message of one line if it cannot be run."""
     from experiments.result_checks.by_name import CHECKS
     from meta_opt.types import check_name
 
@@ -59,7 +60,7 @@ def measure(kind: str, settings: Mapping[str, Any]) -> list[Comparison] | str:
 
 
 def measure_apart(check: Mapping[str, Any]) -> list[Comparison] | str:
-    """Runs a check in a new process, which has the devices that it asks for."""
+    """Runs a check in a new process with the number of devices that it needs."""
     context = multiprocessing.get_context("spawn")
     start = (check["devices"], "")
     with concurrent.futures.ProcessPoolExecutor(
@@ -72,10 +73,10 @@ def measure_apart(check: Mapping[str, Any]) -> list[Comparison] | str:
 
 
 def chosen_checks(checks: Mapping[str, Any], only: list[str]) -> dict[str, Any]:
-    """The checks with one of some texts in their names; all without any text.
+    """Returns the checks whose name contains one of ``only``; all if it is empty.
 
     Raises:
-        ValueError: a text that is in no name.
+        ValueError: an entry of ``only`` that no name contains.
     """
     for part in only:
         if not any(part in name for name in checks):
@@ -116,7 +117,10 @@ def run_checks(checks: Mapping[str, Any]) -> int:
 
 
 def list_checks(config: Mapping[str, Any]) -> str:
-    """The checks, and what is published and not rerun, with reason and command."""
+    """Returns the list of checks, and of the results that are not remeasured.
+
+    The latter have the reason and the command that measures them.
+    """
     rows = [(name, check["kind"]) for name, check in config["checks"].items()]
     left = [
         (what, x["reason"], x["command"]) for what, x in config["not_rerun"].items()
@@ -130,10 +134,10 @@ def list_checks(config: Mapping[str, Any]) -> str:
 
 
 def list_records(folder: Path) -> str:
-    """By folder, how many records there are and how many lack each part of the origin.
+    """Returns counts by folder: records, and records that lack parts of provenance.
 
     Raises:
-        FileNotFoundError: a folder without records.
+        FileNotFoundError: the folder has no records.
     """
     from meta_opt.provenance import FIELDS, NOT_RECORDED, describe_provenance
     from meta_opt.text_files import read_json
@@ -152,7 +156,7 @@ def list_records(folder: Path) -> str:
 
 
 def main() -> None:
-    """Lists, or measures and ends with the status."""
+    """Lists checks or records, or runs the checks and exits with their status."""
     config = CONFIG.value.to_dict()
     check_keys("config", config, ("checks", "not_rerun", "results"))
     if RECORDS.value:

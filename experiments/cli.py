@@ -1,4 +1,4 @@
-"""What every command shares: flags, log level, processes, errors and interruption."""
+"""Command-line handling: flags, log level, processes, errors and interruption."""
 
 import contextlib
 import logging
@@ -19,10 +19,11 @@ from meta_opt.types import near_match
 
 _ARGUMENTS = tuple(sys.argv[1:])
 _LEFT_OUT = ("workdir", "storage", "shared", "lease_seconds")
-"""Flags that say nothing about a result; ``--storage`` may have a password."""
+"""Flags that do not affect results, and so are left out of reports. ``--storage`` may
+contain a password."""
 _CONFIG: dict[str, Any] = {"default": None, "partial": False}
-"""Of the flag ``--config`` as `define_config` defined it."""
-# The commands' own flags are in their --help.
+"""Arguments of the last call of `define_config`."""
+# --help of a command then lists only the flags that its own module defines.
 flags.disclaim_key_flags()
 
 
@@ -31,11 +32,11 @@ def define_config(default: str | None = None, *, partial: bool = False) -> Any:
 
     Args:
         default: a config file of this repository, such as ``configs/demo.py``.
-        partial: whether the file states only what differs from the dataclasses'
-            defaults. The command line may then set what the file does not, and the
-            dataclasses check names and types.
+        partial: whether the file contains only settings that differ from the
+            dataclasses' defaults. The command line may then add settings that the file
+            lacks, and the dataclasses check names and types.
     """
-    if "config" in flags.FLAGS:  # Of another command in this process.
+    if "config" in flags.FLAGS:  # Defined by another command in this process.
         return flags.FLAGS["config"]
     root = Path(__file__).resolve().parents[1]
     _CONFIG.update(default=default and str(root / default), partial=partial)
@@ -62,10 +63,9 @@ def define_workdir(default: str | None, text: str) -> Any:
 
 
 def command_line() -> str:
-    """The command that is running, as a reader of a report would give it again.
+    """Returns the running command as a reader of its report would repeat it.
 
-    What names a folder or a server of the one who ran it, and how the work was shared,
-    is left out.
+    Flags for local folders, servers and work sharing are left out.
     """
     module = Path(sys.argv[0]).stem
     kept, skip = [], False
@@ -82,11 +82,11 @@ def command_line() -> str:
 
 
 def report_facts(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """How a report was made.
+    """Returns the facts of a report: how its results were made.
 
     Args:
         settings: settings of the command, JSON values.
-        **more: further facts; ``seeds`` are listed.
+        **more: further facts; ``seeds`` are joined to a string.
 
     Returns:
         The command, ``more``, the configuration's digest and the revision.
@@ -105,7 +105,7 @@ def report_facts(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 class _Terminated(BaseException):
-    """SIGTERM where no run catches it, which has more to save."""
+    """Raised on SIGTERM, unless a run handles the signal in order to save first."""
 
 
 def _raise_terminated(signum: int, frame: Any) -> None:
@@ -113,26 +113,26 @@ def _raise_terminated(signum: int, frame: Any) -> None:
 
 
 def without_orbax_tracebacks(record: logging.LogRecord) -> bool:
-    """Whether a record is to be shown: not what Orbax's threads log of a failed save.
+    """Log filter that hides the tracebacks of Orbax's threads after a failed save.
 
-    The error comes up in the main thread, too, which says it in one line.
+    The main thread raises the error too, and reports it in one line.
     """
     return not (record.exc_info and "/orbax/" in record.pathname)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses, as absl does; a mistake ends the command with one line."""
+    """Parses flags as absl does; on an error, exits with a message of one line."""
     try:
         positional = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            # A file that is not there raises here, when it is first asked for anything.
+            # The config file is read on first use: a missing file raises here.
             flags.FLAGS["config"].value.to_dict()
         return positional
     except flags.UnrecognizedFlagError as error:
         name = error.flagname
         message = f"no flag --{name}{near_match(name, flags.FLAGS)} (--help lists them)"
     except (AttributeError, KeyError) as error:
-        # ml_collections raises these for unknown settings and unknown sections.
+        # Raised by ml_collections for an unknown setting or section.
         key, *near = str(error.args[0]).splitlines()
         key = key.strip("'\"")
         given = (a.partition("=")[0] for a in argv if a.startswith("--config."))
@@ -146,7 +146,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         if section := re.match(r"flag (--\S+?)=.* as a ConfigDict", message):
             message = f"{section[1]} is a section; set one of its settings, "
             message += f"{section[1]}.NAME=VALUE"
-        if len(lines) > 1:  # With a traceback into the config file.
+        if len(lines) > 1:  # The last line is the error in the config file.
             message += f": {lines[-1].removeprefix('ValueError: ')}"
     sys.exit(f"{Path(sys.argv[0]).stem}: {message}")
 
@@ -159,46 +159,46 @@ def run(
     arguments: bool = False,
     prepare: Callable[[], None] | None = None,
 ) -> None:
-    """Parses the flags and runs ``main``; user errors end it with one line.
+    """Parses the flags and runs ``main``.
 
-    That is a user's mistake, a full disk, a folder that cannot be written to, or too
-    little memory.
-
-    An interrupted run ends with the signal's exit code and says how to resume.
+    Errors that are not bugs exit with a message of one line: a user's mistake, a full
+    disk, a folder that is not writable, or too little memory. An interrupted run exits
+    with the signal's exit code and a message about how to resume.
 
     Args:
-        main: gets the positional arguments, if there may be any.
+        main: the command. It receives the positional arguments, if ``arguments`` is
+            set, and first whether this is process 0, if ``processes`` is set.
         log_level: log level of the package.
-        processes: whether several processes may run this together: flags or the
-            environment then name them, and ``main`` gets whether this is process 0,
-            which prints.
-        arguments: whether there may be positional arguments.
-        prepare: called before the processes of the run find each other.
+        processes: whether several processes may run the command together. Flags or the
+            environment name them; process 0 should print.
+        arguments: whether positional arguments are allowed.
+        prepare: called before the processes connect.
     """
     start: Callable[[], Any] = contextlib.nullcontext
     if processes:
-        # It defines flags.
+        # Imported only here because it defines flags.
         from experiments.processes import distributed
 
         start = distributed
 
-    # Read by ml_collections too.
+    # ml_collections reads sys.argv too.
     sys.argv, late = split_late(sys.argv, _CONFIG["default"], _CONFIG["partial"])
 
     def body(argv: Sequence[str]) -> None:
         if len(argv) > 1 and not arguments:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        # Orbax logs every file that it writes.
+        # Orbax logs every file that it writes, at level INFO.
         absl_logging.set_verbosity(absl_logging.WARNING)
         absl_logging.get_absl_handler().addFilter(without_orbax_tracebacks)
         logging.getLogger("meta_opt").setLevel(log_level)
-        # Here, so that --help does not wait for JAX.
+        # Imported late so that --help does not wait for JAX.
         from meta_opt.interruption import Interrupted
 
         name = Path(sys.argv[0]).stem
         if not processes:
-            # Of several processes one may wait for another that has died, where
-            # Python handles no signal; there SIGTERM still ends it.
+            # Not with several processes: one may wait in a collective for a process
+            # that has died, where no Python handler runs but the default action of
+            # SIGTERM still ends it.
             signal.signal(signal.SIGTERM, _raise_terminated)
         try:
             if late:

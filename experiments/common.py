@@ -1,4 +1,4 @@
-"""What the experiments of meta-training share."""
+"""Shared parts of the meta-training experiments."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from meta_opt.types import PyTree
 def meta_validation(
     settings: Mapping[str, Any], controller: ControllerConfig, data_dir: str | None
 ) -> Validation | None:
-    """Meta-validation as ``config.validation`` describes it; None without tasks."""
+    """Builds the meta-validation of ``config.validation``; None if it has no tasks."""
     names = settings["tasks"]
     if not names:
         return None
@@ -37,9 +37,9 @@ def export_weights(
     num_steps: Mapping[str, int] | None = None,
     budgets: Sequence[float] = (1.0,),
 ) -> None:
-    """Writes weights with what they were trained on and by which command.
+    """Writes weights with their training tasks and the command.
 
-    The range of each feature over runs of every task goes into the weights' config.
+    The range of each feature, over runs on every task, is stored in their config.
     """
     tasks = list(tasks)
     controller = with_feature_range(tasks, theta, controller, num_steps or {}, budgets)

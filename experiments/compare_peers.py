@@ -4,8 +4,8 @@
     .venv-peers/bin/pip install --requirement experiments/peers/requirements.txt
     python -m experiments.compare_peers --config configs/peers.py:texts
 
-Results are kept and not measured again; ``--report`` only writes the table of stored
-results. Needs the encoders and packages of ``make data``.
+Stored results are reused; ``--report`` writes the table of stored results without
+measuring. The encoders and packages of ``make data`` are required.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -28,7 +28,7 @@ _SETTINGS = ("tasks", "peers", "seeds", "python", "data_dir", "results")
 
 
 def main() -> None:
-    """Measures what is missing and writes the report."""
+    """Measures missing cells and writes the report."""
     from tqdm import tqdm
 
     from experiments.peers.report import summarise_peers, write_peers

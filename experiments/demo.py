@@ -1,13 +1,13 @@
-"""Untuned optimizers side by side, then nano fine-tuned; tables and a report.
+"""Compares untuned optimizers, then fine-tunes nano; writes tables and a report.
 
     python -m experiments.demo
 
-First a small language model of titles is trained from scratch under a dozen optimizers
-that nobody tuned for it, three seeds each. Then nano, a vision-text transformer, is
-fine-tuned with the learned optimizer and with tuned AdamW.
+First a small language model of titles is trained from scratch with a dozen optimizers
+that are not tuned for it, with three seeds each. Then nano, a vision-text transformer,
+is fine-tuned with the learned optimizer and with tuned AdamW.
 
-Run again, it resumes what was interrupted and reuses what is finished, as long as
-settings, weights, code and machine are the same; ``--fresh`` starts over.
+Rerunning resumes interrupted runs and reuses finished ones, as long as settings,
+weights, code and machine are the same; ``--fresh`` starts over.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -40,7 +40,7 @@ SUMMARY = (
 
 
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the runs by name, tuned settings filled in."""
+    """Returns the settings of the runs by name, with tuned settings filled in."""
     from meta_opt.finetuning.comparison import with_optimizer
     from meta_opt.finetuning.run_config import read_run_config
     from meta_opt.tuning.results import read_results
@@ -59,7 +59,7 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
 def train(
     config: dict[str, Any], runs: dict[str, Any], labels: dict[str, str]
 ) -> dict[str, Path]:
-    """Makes all runs, and what is measured before and after; returns their folders."""
+    """Trains all runs, and evaluates before and after; returns their folders."""
     from meta_opt.data import bundled_clipart
     from meta_opt.finetuning.comparison import EXPORT, run_all
     from meta_opt.models import pretrained
@@ -105,7 +105,7 @@ def compare_untuned(settings: dict[str, Any]) -> str:
 
     config = from_config(MetaTestConfig, settings, "config.untuned")
     workdir = Path(WORKDIR.value)
-    # Records do not notice other code or another machine.
+    # Records do not depend on code and machine, so the folder's name does.
     results = workdir / f"untuned-{settings_digest(describe_environment())}"
     if FRESH.value:
         shutil.rmtree(results, ignore_errors=True)
@@ -131,7 +131,7 @@ def compare_untuned(settings: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Trains and reports."""
+    """Trains, and writes and prints the report."""
     from meta_opt.reporting.comparison import write_report
     from meta_opt.types import check_keys
 

@@ -1,10 +1,10 @@
-"""One run on 1, 2 and 8 devices: by how much losses and parameters differ.
+"""Differences in losses and parameters between runs on 1, 2 and 8 devices.
 
     python -m experiments.device_counts --config configs/finetune.py:smoke
 
-The devices are virtual ones of the CPU; parameters, optimizer state and batch are
-divided over them, and seed and batches are the same. The sums of a reduction are taken
-in another order, so that results differ by rounding, which training amplifies.
+The devices are virtual CPU devices. Parameters, optimizer state and batch are sharded
+over them; seed and batches are the same. Reductions sum in a different order, so that
+results differ by rounding errors, which training amplifies.
 """
 
 import sys
@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -24,7 +24,7 @@ DEVICES = flags.DEFINE_list("devices", ["1", "2", "8"], "Device counts to compar
 
 
 def runs(settings: Mapping[str, Any], counts: Sequence[int]) -> dict[int, Any]:
-    """Results of a configuration by number of devices."""
+    """Returns the results of a configuration by number of devices."""
     from experiments.workloads import read_run
     from meta_opt.finetuning.runs import finetune
 
@@ -36,7 +36,7 @@ def runs(settings: Mapping[str, Any], counts: Sequence[int]) -> dict[int, Any]:
 
 
 def main() -> None:
-    """Runs it on each number of devices, compares."""
+    """Trains on each number of devices and prints the differences."""
     import jax
 
     from experiments.device_differences import compare, table

@@ -1,4 +1,4 @@
-"""By how much runs on several numbers of devices differ."""
+"""Differences between runs on different numbers of devices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,15 @@ from experiments.fault_trials.outcomes import largest_difference
 
 
 def compare(found: Any, expected: Any) -> dict[str, float]:
-    """How two results of one run differ.
+    """Compares two results of the same run.
 
     Args:
         found: a `meta_opt.finetuning.loop.RunResult`.
-        expected: another.
+        expected: the result to compare with.
 
     Returns:
-        ``losses``, the largest relative difference of any loss that was recorded, and
-        ``parameters``, the norm of the difference of all parameters over their norm.
+        ``losses``, the largest relative difference of any recorded loss, and
+        ``parameters``, the norm of the parameters' difference over their norm.
     """
 
     def norm(tree: Any) -> float:
@@ -41,7 +41,7 @@ def _losses(result: Any) -> list[dict[str, float]]:
 
 
 def table(differences: Mapping[int, Mapping[str, float]], first: int) -> str:
-    """Markdown of the differences to the run on ``first`` devices."""
+    """Returns a Markdown table of the differences to the run on ``first`` devices."""
     lines = [
         f"| devices | losses differ from those of {first} by | parameters |",
         "|---|---|---|",

@@ -1,13 +1,13 @@
-"""Searches a few direct weights of the controller by CMA-ES.
+"""Optimises a few direct weights of the controller by CMA-ES.
 
     python experiments/direct_search.py --config configs/direct_search.py:small \
         --workdir runs/direct_search --config.export=runs/direct_search/theta
 
 Meta-training can start from the exported weights (``--config.start``). Rerunning the
-command resumes after the last complete generation. With ``--shared`` the same command
-may run many times, on machines that share the folder, and each family of a generation
-is evaluated by one of them. ``small`` needs what ``make data`` prepares; ``smoke``
-needs nothing.
+command resumes after the last complete generation. With ``--shared``, several processes
+or machines that share the folder may run the same command; each family of a generation
+is then evaluated by one of them. ``small`` needs the data of ``make data``; ``smoke``
+needs none.
 """
 
 import functools
@@ -31,7 +31,7 @@ WORKDIR = cli.define_workdir(None, "Folder for scores and logs.")
 
 
 def main() -> None:
-    """Builds, searches, exports."""
+    """Runs the search and exports the weights."""
     settings = CONFIG.value.to_dict()
     check_keys(
         "config",

@@ -1,11 +1,11 @@
-"""Kills, damages and starves runs, resumes them, and compares with undisturbed ones.
+"""Injects faults into runs, resumes them, and compares with undisturbed runs.
 
     python -m experiments.faults --config configs/faults.py:smoke
     python -m experiments.faults --config configs/faults.py:full --only=kills/meltr
 
-Results are kept in ``config.results`` and not measured again; ``--report`` only writes
-the table of stored results. Faults of file systems need root. ``multimodal``,
-``meltr`` and ``table_cell`` need what ``make data`` prepares.
+Results stored in ``config.results`` are reused; ``--report`` writes the table of stored
+results without measuring. File system faults need root. ``multimodal``, ``meltr`` and
+``table_cell`` need the data of ``make data``.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -25,13 +25,13 @@ REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 
 def main() -> None:
-    """Measures what is missing and writes the report."""
+    """Runs missing trials and writes the report."""
     from tqdm import tqdm
 
     from experiments.fault_trials.cells import cells, open_place
     from experiments.fault_trials.report import write_faults
 
-    # Orbax warns of what it does not need to restore a checkpoint's part.
+    # Orbax warns about items that are left out of a partial restore.
     logging.set_verbosity(logging.ERROR)
     config = CONFIG.value.to_dict()
     every = cells(config)

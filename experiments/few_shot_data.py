@@ -1,16 +1,16 @@
-"""Makes few-shot data: classes x 40 pictures, four phases, three widths.
+"""Makes few-shot data: classes x 40 images, four phases, three widths.
 
     python -m experiments.few_shot_data --config configs/few_shot_data.py:openclipart
     python -m experiments.few_shot_data --config configs/few_shot_data.py:own \
         --config.data.name=products/ --config.out=data/few_shot/products
 
-What is written: `meta_opt/data/sources/few_shot/files.py`.
+`meta_opt/data/sources/few_shot/files.py` describes the output.
 """
 
 import sys
 from pathlib import Path
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -19,7 +19,7 @@ CONFIG = cli.define_config(partial=True)
 
 
 def main() -> None:
-    """Reads, chooses, writes, reports."""
+    """Selects and writes the data, and prints a summary."""
     from meta_opt.data.sources.few_shot.protocol import FewShotConfig
     from meta_opt.data.sources.few_shot.source import SourceConfig, build
     from meta_opt.types import check_keys, from_config

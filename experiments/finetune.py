@@ -8,9 +8,9 @@
     python -m experiments.finetune --config configs/meltr.py:univl_retrieval \
         --workdir runs/meltr
 
-Run again with the same workdir, it resumes. Under SLURM, Open MPI and on Cloud TPU the
+Rerunning with the same workdir resumes. Under SLURM, Open MPI and on Cloud TPU the
 processes of a run find each other; otherwise pass ``--coordinator``, ``--processes``
-and ``--process``. ``config.mesh`` is of the devices of all of them:
+and ``--process``. ``config.mesh`` refers to the devices of all processes:
 
     python experiments/finetune.py --config configs/finetune.py:nano_clipart \
         --config.mesh.fsdp=-1 --workdir /shared/run \
@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -33,7 +33,7 @@ WORKDIR = cli.define_workdir(None, "Folder for logs and checkpoints.")
 
 
 def main(first: bool) -> None:
-    """Builds, runs, reports."""
+    """Fine-tunes the model; process 0 prints a summary."""
     from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.finetuning.runs import finetune
 
@@ -45,7 +45,7 @@ def main(first: bool) -> None:
 
 
 def report(config: Any, finished: Any) -> None:
-    """Prints how the run went, and where its results are."""
+    """Prints metrics, decisions and the output files of a finished run."""
     from meta_opt.reporting.decisions import plot_decisions
 
     result, workdir = finished.result, Path(WORKDIR.value)

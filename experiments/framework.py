@@ -3,10 +3,11 @@
     python -m experiments.framework --config configs/framework.py:suite
     python -m experiments.framework --config configs/framework.py:suite --report
 
-Rerunning skips what was already measured under the same configuration. With
-``--shared`` the same command may run many times, on machines that share the folders of
-``--workdir`` and ``--config.results``. The runs after the last step, and the tuned
-settings of AdamW, are those of Table 1 (``experiments.reproduce_tables``).
+Rerunning skips cells that were measured with the same configuration. With ``--shared``,
+several processes or machines that share the folders of ``--workdir`` and
+``--config.results`` may run the same command. The stages that use the parameters after
+the last step, and the tuned settings of AdamW, are taken from Table 1
+(``experiments.reproduce_tables``).
 """
 
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -40,7 +41,7 @@ _SETTINGS = ("tasks", "stages", "seeds", "preset", "table1", "results")
 def report(
     config: Mapping[str, Any], cells: Mapping[tuple[str, str, int], FrameworkCell]
 ) -> str:
-    """Makes table and figure of the cells that are there."""
+    """Writes table and figure of the measured cells; returns the Markdown."""
     from meta_opt.studies.framework.report import write_framework
     from meta_opt.studies.framework.stages import PLAIN, read_stages
     from meta_opt.studies.framework.summary import summarise_stages
@@ -62,7 +63,7 @@ def report(
 
 
 def main() -> None:
-    """Measures what is missing and writes the report."""
+    """Measures missing cells and writes the report."""
     from meta_opt.studies.framework.stages import read_stages
 
     config = CONFIG.value.to_dict()

@@ -18,17 +18,17 @@ from meta_opt.text_files import plain_json, read_json
 from meta_opt.types import from_config
 
 _PICTURE_SIDE = 224
-"""Of the files that `fit` gets."""
+"""Side in pixels of the image files that are written for `meta_opt.fit`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameworkCell(StoredResult):
-    """A measurement, and where its result is stored.
+    """A run of one stage on one task with one seed, and its stored result.
 
     Attributes:
-        task: its name.
-        stage: how it is fine-tuned.
-        seed: of initialisation and order.
+        task: name of the task.
+        stage: how the task is fine-tuned.
+        seed: random seed of initialisation and the order of examples.
     """
 
     task: str
@@ -37,11 +37,11 @@ class FrameworkCell(StoredResult):
 
     @property
     def name(self) -> str:
-        """For bars and messages."""
+        """Name for progress bars and messages."""
         return f"{self.task}, {self.stage.name}, seed {self.seed}"
 
     def run(self) -> Mapping[str, Any] | None:
-        """What was measured; None if it is not yet."""
+        """Returns the stored run; None if it is not measured yet."""
         record = self.stored()
         return None if record is None else record["run"]
 
@@ -49,15 +49,15 @@ class FrameworkCell(StoredResult):
 def table1_runs(
     folder: str | Path, task: str, stage: Stage
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Settings and full-length runs of a cell of Table 1.
+    """Returns the optimizer settings and full-length runs of a cell of Table 1.
 
     Args:
-        folder: with the records of Table 1.
-        task: its name.
-        stage: its optimizer and trained parameters.
+        folder: folder with the records of Table 1.
+        task: name of the task.
+        stage: stage with the cell's optimizer and trained parameters.
 
     Raises:
-        FileNotFoundError: a cell that is not measured.
+        FileNotFoundError: the cell is not measured.
     """
     path = Path(folder) / task / stage.trainable / f"{stage.optimizer}.json"
     if not path.is_file():
@@ -73,10 +73,10 @@ def table1_runs(
 def framework_cells(
     config: Mapping[str, Any], stages: Sequence[Stage]
 ) -> dict[tuple[str, str, int], FrameworkCell]:
-    """The cells to measure, by stage, task and seed; not those of Table 1.
+    """Returns the cells by stage, task and seed, without those of Table 1.
 
-    They are in the order in which they are measured: all stages and tasks on the first
-    seed come first.
+    They are in the order of measurement: all stages and tasks with the first seed come
+    first.
     """
     found = {}
     for seed in config["seeds"]:
@@ -123,14 +123,14 @@ def measure(
     """Measures a cell and writes its result.
 
     Args:
-        cell: what.
+        cell: the cell.
         base: settings of the task's run.
-        lease: of the cell, if several processes share the table.
+        lease: lease on the cell, if several processes share the table.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM.
         LeaseLostError: another process has taken the cell; nothing is written.
-        ValueError: a call of `meta_opt.fit` with other weights than the default.
+        ValueError: the stage calls `meta_opt.fit` with weights other than the default.
     """
     from meta_opt.predictor.plan import METRICS
 
@@ -151,12 +151,12 @@ def measure(
 def measure_all(
     tasks: Mapping[str, Any], missing: Sequence[FrameworkCell], leases: Leases | None
 ) -> None:
-    """Measures cells, but for those that others measure meanwhile, with a bar.
+    """Measures cells, except those that other processes measure, with a progress bar.
 
     Args:
-        tasks: settings of each task's run, by its name.
+        tasks: settings of each task's run, by name.
         missing: cells to measure.
-        leases: of all that share the work; None if this process is alone.
+        leases: leases of the processes that share the work; None without sharing.
     """
     from tqdm import tqdm
 
@@ -181,7 +181,7 @@ def _kind(base: Mapping[str, Any]) -> str:
 
 
 def _of_task(stage: Stage, kind: str) -> Stage:
-    """The stage; without the readout where a task has none."""
+    """Returns the stage, without the linear readout if the task does not support it."""
     from meta_opt.workloads.readout import READ_OUT
 
     if stage.part == READOUT and kind not in READ_OUT:
@@ -198,13 +198,14 @@ def _run(stage: Stage, base: Mapping[str, Any]) -> Any:
 def _trained(
     cell: FrameworkCell, run: Any, selection: tuple[str, str]
 ) -> dict[str, Any]:
-    """A run at the suite's settings, tested at the evaluation that is best."""
+    """Trains with the suite's settings and tests the parameters of the best step."""
     from meta_opt.finetuning.early_stopping import EarlyStopping
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
 
     metric, mode = selection
-    # As long as without: what is compared is which parameters are tested.
+    # Patience of the whole run: the comparison is about which parameters are tested,
+    # so that the run must not be shortened.
     stopping = EarlyStopping(metric, mode, patience=run.loop.num_steps)
     optimizer = dataclasses.replace(
         run.optimizer,
@@ -225,7 +226,7 @@ def _trained(
 
 
 def _fitted(inputs: Any, preset: Preset, seed: int) -> dict[str, Any]:
-    """A call of `meta_opt.fit` on the task's samples as files."""
+    """Writes the task's samples to files and calls `meta_opt.fit` on them."""
     import meta_opt
     from meta_opt.data.records import SPLITS
     from meta_opt.data.sources.multimodal import find_task, read_split

@@ -1,12 +1,12 @@
-"""Tries every reader of files from outside on damaged ones (see ``SECURITY.md``).
+"""Fuzzes every reader of untrusted files (see ``SECURITY.md``).
 
     python -m experiments.hostile --mutations 20000 --formats png,webdataset_tar
     python -m experiments.hostile --formats tiff --start 1234 --mutations 1
 
-A reader returns a value or raises an error that is documented and names the file. It
-never raises another one, crashes, takes 10 seconds or 2 GB, or writes outside of its
-folder. Mutations are deterministic, so that a failing one can be repeated by its index.
-The command exits with 1 if any reader broke the contract.
+A reader must return a value, or raise a documented error that names the file. It must
+not raise other errors, crash, take 10 seconds or 2 GB, or write outside of its folder.
+Mutations are deterministic, so that a failing one can be repeated by its index. The
+command exits with 1 if any reader broke this contract.
 """
 
 import sys
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-# Wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -28,7 +28,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the mutations.")
 
 
 def main() -> None:
-    """Tries, prints a table and what went wrong."""
+    """Fuzzes the readers, and prints a table of outcomes and the problems."""
     from experiments.hostile_files import formats, trial
     from meta_opt.types import check_name
 

@@ -1,7 +1,7 @@
-"""Settings of the command line that ml_collections does not parse.
+"""Command-line settings that ml_collections cannot parse.
 
-It parses a value by the type that the config file gives the setting. No number parses
-None, and a section that the file leaves out has no types.
+ml_collections parses a value by the type of the setting in the config file. This fails
+for None in place of a number, and for sections that the file leaves out.
 """
 
 import ast
@@ -23,18 +23,18 @@ _WORDS: Mapping[str, Any] = {"None": None, "true": True, "false": False}
 def split_late(
     argv: Sequence[str], default: str | None, partial: bool
 ) -> tuple[list[str], dict[str, Any]]:
-    """Takes these settings out of the arguments.
+    """Splits these settings off the arguments.
 
     Args:
-        argv: of the command.
-        default: the config file and variant without ``--config``; None for none.
-        partial: whether the command line may add sections to the file's.
+        argv: arguments of the command.
+        default: config file and variant if there is no ``--config``; None for none.
+        partial: whether the command line may add sections that the file lacks.
 
     Returns:
-        The other arguments, and the value of each setting.
+        The remaining arguments, and the value of each setting.
     """
     argv = _joined(argv)
-    # Only where a section may be missing, since it runs the config file once more.
+    # Read the config only if a section may be missing, since that executes the file.
     nested = any((x := _SETTING.fullmatch(a)) and "." in x[1] for a in argv)
     config = _read_config(argv, default) if partial and nested else None
     kept, late = [], {}
@@ -48,14 +48,14 @@ def split_late(
 
 
 def set_late(config: ConfigDict, settings: Mapping[str, Any]) -> None:
-    """Sets them; sections are added unless the config is locked.
+    """Applies the settings; sections are added unless the config is locked.
 
     Args:
         config: as ml_collections parsed it.
         settings: from `split_late`.
 
     Raises:
-        ValueError: no such setting.
+        ValueError: an unknown setting.
     """
     for key, value in settings.items():
         node: Any = config
@@ -71,7 +71,7 @@ def set_late(config: ConfigDict, settings: Mapping[str, Any]) -> None:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """Arguments with ``--config.KEY VALUE`` as ``--config.KEY=VALUE``.
+    """Rewrites ``--config.KEY VALUE`` as ``--config.KEY=VALUE``.
 
     >>> _joined(["--config.a.b", "1", "--config", "file.py", "--config.c"])
     ['--config.a.b=1', '--config', 'file.py', '--config.c']
@@ -93,7 +93,7 @@ def _known(node: Any, name: str, key: str, value: Any) -> Any:
 
 
 def _read_config(argv: Sequence[str], default: str | None) -> ConfigDict | None:
-    """The config as its file has it; None if it cannot be read, which is said later."""
+    """Reads the config file; returns None on an error, which is reported later."""
     named = default
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
         if found := _FILE.fullmatch(argument):
@@ -104,7 +104,7 @@ def _read_config(argv: Sequence[str], default: str | None) -> ConfigDict | None:
     try:
         get_config = runpy.run_path(path)["get_config"]
         return get_config(variant) if variant else get_config()
-    except Exception:  # Any of the file's own; ml_collections reads it again.
+    except Exception:  # ml_collections reads the file again and reports its errors.
         return None
 
 
@@ -120,7 +120,7 @@ def _lacks_section(config: ConfigDict | None, key: str) -> bool:
 
 
 def parse_value(text: str) -> Any:
-    """A Python literal, or the text itself.
+    """Parses a Python literal; returns any other text unchanged.
 
     >>> [parse_value(x) for x in ("0.5", "(1, 2)", "gradnorm", "true")]
     [0.5, (1, 2), 'gradnorm', True]

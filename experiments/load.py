@@ -1,4 +1,4 @@
-"""Measures long runs, many checkpoints and much data.
+"""Measures long runs, many checkpoints and large data.
 
     python -m experiments.load --config configs/load.py:smoke
     python -m experiments.load --config configs/load.py:full --only=steps
@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -31,7 +31,7 @@ REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 
 def measure_apart(name: str, count: int) -> dict[str, Any]:
-    """Measures a trial in a process of its own, on one CPU device."""
+    """Measures a trial in a separate process, on one CPU device."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         1, context, start_on_devices, (1, "")

@@ -1,15 +1,15 @@
-"""Table of measurements of long runs, many checkpoints and large data."""
+"""The table of long runs, many checkpoints and large data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def table(found: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> str:
-    """Formats the measurements as Markdown.
+    """Returns a Markdown table of the measurements.
 
     Args:
-        found: by trial.
-        counts: of each.
+        found: results by name of the trial.
+        counts: count that each trial was run with, by name.
     """
     rows = [
         *("| what | seconds | memory, MiB | else |", "|---|---|---|---|"),

@@ -1,6 +1,6 @@
 """Long runs, many checkpoints and much data: memory, open files, seconds, bytes.
 
-Each function is measured in a process of its own, so that its memory is its own.
+Each function is run in a separate process, so that its memory use can be measured.
 """
 
 import json
@@ -19,14 +19,14 @@ _BATCH_SIZE = 64
 
 
 def long_run(steps: int) -> dict[str, Any]:
-    """A run of the small network that records each step.
+    """Measures a long run of the small network that logs each step.
 
     Args:
-        steps: number of steps; a tenth of them is the first measurement.
+        steps: number of steps; the first measurement is after a tenth of them.
 
     Returns:
-        As JSON values: ``mib``, resident memory, and ``files``, open descriptors, after
-        a tenth and at the end; ``bytes`` of each log; ``seconds``.
+        JSON values: ``mib``, resident memory, and ``files``, open descriptors, each
+        after a tenth of the steps and at the end; ``bytes`` of each log; ``seconds``.
     """
     from experiments.fault_trials.small_network import small_run
 
@@ -48,15 +48,16 @@ def long_run(steps: int) -> dict[str, Any]:
 
 
 def many_checkpoints(saves: int) -> dict[str, Any]:
-    """A folder that so many checkpoints were saved to, one after the other.
+    """Measures many successive saves of checkpoints to one folder.
 
     Args:
-        saves: number of saves.
+        saves: number of checkpoints.
 
     Returns:
-        As JSON values: ``kept`` steps, ``entries`` in the folder, ``seconds_each`` of
-        the first and the last tenth of the saves, and ``seconds`` to open the folder
-        and to restore the newest.
+        JSON values: ``kept``, the steps of the remaining checkpoints; ``entries``, the
+        number of files and folders; ``seconds_each``, median time of the first and the
+        last tenth of the saves; and ``seconds`` to open the folder and restore the
+        newest checkpoint.
     """
     import jax.numpy as jnp
 
@@ -94,23 +95,22 @@ def many_checkpoints(saves: int) -> dict[str, Any]:
 
 
 def jsonl_lines(lines: int) -> dict[str, Any]:
-    """Reads a user's caption lines on a hundred images, up to the first batch."""
+    """Measures the time to the first batch of many captions on a hundred images."""
     return _captions(lines, _DISTINCT)
 
 
 def picture_files(pictures: int) -> dict[str, Any]:
-    """Reads images with a caption each, up to the first batch."""
+    """Measures the time to the first batch of many images with a caption each."""
     return _captions(pictures, pictures)
 
 
 def _captions(lines: int, pictures: int) -> dict[str, Any]:
-    """Opens the data of image-text fine-tuning.
+    """Opens image-text data for fine-tuning.
 
     Returns:
-        As JSON values: ``seconds`` and ``processor_seconds`` until the data are opened,
-        the held-out splits read, and the first batch made with its state for a
-        checkpoint; ``batch_seconds`` of one later batch; ``mib`` of memory at most,
-        and what it was before.
+        JSON values: ``seconds`` and ``processor_seconds`` (CPU time) to open the data,
+        read the held-out splits, and make the first batch and its iterator state;
+        ``batch_seconds`` of a later batch; ``mib``, peak memory before and after.
     """
     from meta_opt.data.pipeline import PipelineConfig, make_iterator
     from meta_opt.data.preprocessing.image_fit import ImageFit
@@ -154,7 +154,7 @@ def _write_captions(folder: Path, lines: int, pictures: int) -> Path:
         pixels = rng.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     for i in range(_DISTINCT, pictures):
-        # Files of their own to whoever reads them, and quickly made.
+        # Hard links are fast to create, and readers see separate files.
         os.link(folder / f"{i % _DISTINCT}.png", folder / f"{i}.png")
     file = folder / "captions.jsonl"
     with file.open("w", encoding="utf-8") as stream:
@@ -184,4 +184,4 @@ TRIALS: dict[str, Callable[[int], dict[str, Any]]] = {
     "lines": jsonl_lines,
     "pictures": picture_files,
 }
-"""By name; each of a number."""
+"""Trials by name; each takes a count of steps, saves, lines or images."""

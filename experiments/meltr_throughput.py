@@ -1,11 +1,11 @@
-"""What MELTR costs in training throughput, by losses, model, devices and method.
+"""Cost of MELTR in training throughput, by losses, model, devices and method.
 
     python -m experiments.meltr_throughput --config configs/meltr_throughput.py:full
     python -m experiments.meltr_throughput --config configs/meltr_throughput.py:smoke
 
-What is measured already, under the same configuration, is not measured again: each cell
-is a file below ``--config.results``. TPU topologies need the extra ``tpu``. ``--cells``
-measures some of the cells, in its order, and ``--nomeasure`` none.
+Cells that were measured with the same configuration are reused: each has a file below
+``--config.results``. TPU topologies need the extra ``tpu``. ``--cells`` measures the
+given cells in the given order, and ``--nomeasure`` none.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -40,24 +40,24 @@ _KEYS = ("cases", "intervals", "held_out", "results")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell(StoredResult):
-    """A measurement, and where it is stored.
+    """A measured case and its stored result.
 
     The setup has the fields of `meta_opt.studies.meltr_throughput.cases.Case`.
 
     Attributes:
-        name: of the cell.
+        name: name of the cell.
     """
 
     name: str
 
     @property
     def place(self) -> tuple[int, str]:
-        """Devices and topology, which a process has one of."""
+        """Devices and topology, which are fixed for a process."""
         return self.setup["devices"], self.setup["topology"]
 
 
 def _measure(cell: Cell) -> None:
-    """Measures a cell and writes it."""
+    """Measures a cell and stores the result."""
     import jax
 
     from experiments.benchmarks.timing import medians
@@ -65,14 +65,14 @@ def _measure(cell: Cell) -> None:
     from meta_opt.studies.meltr_throughput.measure import measure
 
     if cell.setup["topology"]:
-        # Programs that are not run: a fraction of the time to compile.
+        # These programs are not run; low effort takes a fraction of the compile time.
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     found = measure(from_config(Case, cell.setup, cell.name), medians)
     cell.write({"name": cell.name, "case": cell.setup, **found})
 
 
 def measure_all(missing: Sequence[Cell]) -> None:
-    """Measures cells one after another, a process for each set of devices."""
+    """Measures cells sequentially, with one process for each set of devices."""
     from tqdm import tqdm
 
     context = multiprocessing.get_context("spawn")
@@ -107,7 +107,7 @@ def main() -> None:
     cells = []
     for name, given in settings["cases"].items():
         case = from_config(Case, given, f"config.cases.{name}")
-        # As JSON has it.
+        # Converted to JSON values, for comparison with stored ones.
         full = plain_json(dataclasses.asdict(case))
         cells.append(Cell(folder / "cells" / f"{name}.json", full, name))
     chosen = dict.fromkeys(

@@ -3,11 +3,11 @@
     python -m experiments.meta_evaluate --config configs/meta_evaluate.py:test
     python -m experiments.meta_evaluate --config configs/meta_evaluate.py:foreign
 
-The result of each optimizer on each task is kept in ``--config.results``, beside the
-report. Rerunning measures only what is missing. If the report there has tasks that this
-run leaves out, it is kept, and the new one is written to ``--workdir``. With
-``--shared`` the same command may run many times, on machines that share the folders,
-and each result is measured by one of them.
+The result of each optimizer on each task is stored in ``--config.results``, next to the
+report. Rerunning measures only missing results. A report there that has more tasks than
+this run is kept, and the new report is written to ``--workdir``. With ``--shared``,
+several processes or machines that share the folders may run the same command; each
+result is then measured by one of them.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -52,10 +52,10 @@ def measure_all(
     workdir: Path,
     leases: Leases | None = None,
 ) -> dict[str, dict[str, records.Record]]:
-    """Measures missing results, alone or with all processes that share the work.
+    """Measures missing results, alone or together with other processes.
 
     Returns:
-        All results, by task and contender's name.
+        All results, by task and name of the contender.
     """
     from tqdm import tqdm
 
@@ -77,7 +77,7 @@ def measure_all(
     found: dict[str, dict[str, records.Record]] = {name: {} for name in config.tasks}
     with tqdm(total=len(cells), desc="meta-test", unit="result", disable=None) as bar:
         share(cells, lambda cell: f"{cell[0]}, {cell[1].file}", measure, leases)
-    # In the order of the contenders, whoever was first.
+    # In the order of the contenders, whichever process measured them first.
     return {
         name: {contender.name: by_name[contender.name] for contender in field}
         for name, by_name in found.items()
@@ -85,12 +85,12 @@ def measure_all(
 
 
 def report_folder(tasks: Sequence[str], results: Path, workdir: Path) -> Path:
-    """Where the report is written: never over one that has further tasks.
+    """Returns the folder of the report, so that no report with more tasks is replaced.
 
     Args:
-        tasks: tasks of the report.
-        results: where it belongs.
-        workdir: where it is written if the report in ``results`` has further tasks.
+        tasks: names of the tasks of the new report.
+        results: preferred folder.
+        workdir: folder to use if the report in ``results`` has further tasks.
     """
     further = sorted(reported_tasks(results) - set(tasks))
     if not further:

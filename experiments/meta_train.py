@@ -3,11 +3,11 @@
     python experiments/meta_train.py --config configs/meta_train.py:small \
         --workdir runs/meta_train --config.export=runs/meta_train/theta
 
-After an interruption, or when ``budget_seconds`` are used up, the same command resumes.
-``small`` needs what ``make data`` prepares; ``smoke`` needs nothing.
+After an interruption, or after ``budget_seconds``, the same command resumes. ``small``
+needs the data of ``make data``; ``smoke`` needs none.
 
-With ``--config.meta.parallel=particles`` the devices share each family's particles.
-Several processes then work together, as those of ``finetune.py`` do:
+With ``--config.meta.parallel=particles`` the particles of each family are sharded over
+the devices. Several processes can work together, as with ``finetune.py``:
 
     python experiments/meta_train.py --config configs/meta_train.py:small \
         --workdir /shared/meta_train --config.meta.parallel=particles \
@@ -36,7 +36,7 @@ WORKDIR = cli.define_workdir(None, "Folder for checkpoints and logs.")
 
 
 def prepare() -> None:
-    """Checks the settings, and makes devices before JAX counts them."""
+    """Checks settings, and sets the number of CPU devices before JAX starts."""
     settings = CONFIG.value.to_dict()
     check_keys(
         "config",
@@ -47,15 +47,20 @@ def prepare() -> None:
         ),
     )
     if settings["export_from"] not in ("best", "last"):
-        raise ValueError(f"no export_from {settings['export_from']!r}: best or last")
+        raise ValueError(
+            f"config.export_from={settings['export_from']!r} must be best or last"
+        )
     if settings["export_share"] != 1.0 and not settings["start"]:
-        raise ValueError("export_share is of the way from start; name a start")
+        raise ValueError(
+            f"config.export_share={settings['export_share']} interpolates from "
+            "config.start, which is not set; set it"
+        )
     if settings["cpu_devices"]:
         jax.config.update("jax_num_cpu_devices", settings["cpu_devices"])
 
 
 def main(first: bool) -> None:
-    """Builds, runs, exports."""
+    """Meta-trains the controller and exports its weights."""
     settings = CONFIG.value.to_dict()
     use_compilation_cache()
     config = from_config(MetaTrainConfig, settings["meta"])
@@ -65,12 +70,15 @@ def main(first: bool) -> None:
     start = None
     if settings["start"]:
         start, shape = load_theta(settings["start"])
-        # Weights are trained under the range of features that they are stored with.
+        # Training continues with the feature ranges that are stored in the weights.
         ranged = dataclasses.replace(
             config.controller, feature_range=shape.feature_range
         )
         if shape != ranged:
-            raise ValueError(f"{settings['start']} has another controller: {shape}")
+            raise ValueError(
+                f"config.start={settings['start']!r} has weights of a controller with "
+                f"another configuration, {shape}"
+            )
         config = dataclasses.replace(config, controller=shape)
     result = meta_train(
         config, tasks, WORKDIR.value, validation=validation, start=start

@@ -1,13 +1,13 @@
-"""Memory of a fine-tuning step per device, for a TPU that need not be present.
+"""Plans the memory of a fine-tuning step per device, without needing the TPU.
 
     python -m experiments.plan_memory --config configs/plan_memory.py:so400m \
         --config.topology=v5e:2x2
 
-Compiles the real step with abstract arrays: bytes of parameters, gradients, optimizer
-state and all else at the peak, floating-point operations, whether it fits, and the
-largest micro-batch that does. TPU topologies need the extra ``tpu``. Finished plans are
-kept in ``--workdir``, so that the same command resumes (use another folder after a
-change of the code).
+Compiles the training step with abstract arrays and reports bytes of parameters,
+gradients, optimizer state and everything else at the peak, floating-point operations,
+whether the step fits, and the largest micro-batch that does. TPU topologies need the
+extra ``tpu``. Finished plans are kept in ``--workdir``, so that the same command
+resumes (use another folder after a change of the code).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from typing import Any
 
 from meta_opt.text_files import read_json
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -34,9 +34,9 @@ _OF_THE_WHOLE = ("trainable", "optimizers", "results", "largest_of")
 
 
 def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
-    """The model that is planned: its class with configuration, rules, batch and loss.
+    """Returns class and configuration of the model, rules, batch and name of the loss.
 
-    The batch is of one example, abstract.
+    The batch is abstract and has one example.
     """
     import jax
     import jax.numpy as jnp
@@ -69,7 +69,7 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
 def abstract_training(
     settings: dict[str, Any], trainable: str, optimizer: str
 ) -> tuple[Any, Any, Any]:
-    """The model without arrays, split into its parts; the optimizer; the mesh."""
+    """Returns the abstract model, split into its parts; the optimizer; the mesh."""
     from flax import nnx
 
     from meta_opt.finetuning.planning import topology_devices
@@ -101,9 +101,9 @@ def abstract_training(
 
 
 def plans(settings: dict[str, Any], kept: Path) -> list[dict[str, Any]]:
-    """A row for each way of training and optimizer.
+    """Returns a row for each way of training and optimizer.
 
-    Those that are finished are kept in a file, and not compiled again.
+    Finished rows are stored in the file ``kept`` and reused.
     """
     import jax
     from tqdm import tqdm
@@ -140,9 +140,10 @@ def row(
     Args:
         settings: the configuration.
         trainable: ``all`` or ``lora``.
-        optimizer: its name.
-        at_most: examples a shard to look for the largest batch up to; 0: not at all.
-        announce: called with every batch size before it is compiled.
+        optimizer: name of the optimizer.
+        at_most: upper bound of the search for the largest batch, in examples per
+            shard; 0 skips the search.
+        announce: called with each batch size before it is compiled.
     """
     import jax
 
@@ -185,14 +186,14 @@ def row(
 
 
 def main() -> None:
-    """Compiles and reports."""
+    """Compiles the plans and writes the report."""
     import jax
 
     from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.reporting.memory_plan import memory_table, write_memory_plan
 
     settings = CONFIG.value.to_dict()
-    if not settings["topology"]:  # What is compiled for others cannot be read here.
+    if not settings["topology"]:  # Programs for a topology cannot be loaded back.
         use_compilation_cache()
     rows = plans(settings, Path(WORKDIR.value) / "plans.json")
     facts = {

@@ -1,10 +1,10 @@
-"""Pre-trains a vision-text model from scratch and writes its weights.
+"""Pretrains a vision-text model from scratch and writes its weights.
 
     python experiments/pretrain.py --config configs/pretrain.py:nano_emoji \
         --workdir runs/pretrain --config.export.path=runs/pretrain/nano
 
-The data are prepared by ``make data``. It is the program of ``finetune.py`` under
-another configuration: the loss, the loop and the report are the same.
+``make data`` prepares the data. This is ``finetune.py`` with another default
+configuration; loss, loop and report are the same.
 """
 
 import logging

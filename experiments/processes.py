@@ -1,11 +1,11 @@
-"""Flags of an experiment that several processes run together."""
+"""Flags of experiments that several processes run together."""
 
 from contextlib import AbstractContextManager
 
 from absl import flags
 from absl import logging as absl_logging
 
-# They are in the --help of the commands that take them.
+# --help of a command lists these flags only if the command uses them.
 flags.disclaim_key_flags()
 
 _COORDINATOR = flags.DEFINE_string(
@@ -27,9 +27,9 @@ def distributed() -> AbstractContextManager[bool]:
     """Joins the processes that the flags or the environment name.
 
     Returns:
-        `meta_opt.parallel.joined.joined`.
+        The context manager `meta_opt.parallel.joined.joined`.
     """
-    # Here, so that --help does not wait for JAX.
+    # Imported late so that --help does not wait for JAX.
     from meta_opt.parallel.joined import joined
 
     return joined(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -39,7 +39,7 @@ def main() -> None:
     study = read_study(CONFIG.value.to_dict())
     phases = Phases(study, WORKDIR.value)
     names = list(study.tracks())
-    # A report must not describe phases of other settings.
+    # The report states these settings, so all finished phases must have them.
     phases.check()
 
     def report() -> str:
@@ -65,11 +65,11 @@ def main() -> None:
         with tqdm(total=total, desc="phases", unit="phase") as bar:
 
             def announce(name: str) -> None:
-                # Of the phase before this one; there is none before zero-shot.
+                # Counts the previous phase as done; zero-shot has none before it.
                 bar.update(bar.postfix is not None)
                 bar.set_postfix_str(name)
 
-            # If interrupted, report the finished phases.
+            # After an interruption, the finished phases are still reported.
             try:
                 phases.run(announce)
                 bar.update()

@@ -1,12 +1,12 @@
-"""Measures the cells of a table, and writes table and figures; ``make tables``.
+"""Measures the cells of a table and writes the table and figures; ``make tables``.
 
     python -m experiments.reproduce_tables --config configs/tables.py:table1
     python -m experiments.reproduce_tables --config configs/tables.py:meltr
 
-Rerunning skips cells already measured under the same configuration, also after Ctrl-C
-or a kill; studies of baselines are kept in ``--workdir``. With ``--shared`` the same
-command may run many times, on machines that share the folders, and each cell is
-measured by one of them.
+Rerunning, also after Ctrl-C or a kill, skips cells that were measured with the same
+configuration. Searches of the baselines' settings are kept in ``--workdir``. With
+``--shared``, several processes or machines that share the folders may run the same
+command; each cell is then measured by one of them.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -37,7 +37,7 @@ ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains t
 REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
 _LOOK_SECONDS = 10.0
-"""Between looks at which cells there are."""
+"""Seconds between updates of the progress bar."""
 
 _SETTINGS = (
     *("tasks", "variants", "optimizers", "seeds", "tuning_seed", "budgets", "search"),
@@ -48,7 +48,7 @@ _SETTINGS = (
 def _measure_cells(
     every: Sequence[Cell], config: dict[str, Any], leases: Leases | None
 ) -> None:
-    """Measures those cells that no process has measured, of several that share them."""
+    """Measures the cells that no other process has measured."""
 
     def measure_cell(cell: Cell, lease: Lease | None) -> None:
         if cell.stored() is None:
@@ -61,12 +61,12 @@ def _measure_cells(
 def measure_all(
     config: dict[str, Any], missing: Sequence[Cell], leases: Leases | None = None
 ) -> None:
-    """Measures cells side by side, with a bar for all of them.
+    """Measures cells in parallel worker processes, with one progress bar.
 
     Args:
         config: the whole configuration.
-        missing: what is to be measured.
-        leases: of all commands that share the table; None if this one is alone.
+        missing: cells to measure.
+        leases: leases of the commands that share the table; None without sharing.
     """
     from tqdm import tqdm
 
@@ -77,7 +77,7 @@ def measure_all(
         available = sorted(os.sched_getaffinity(0))
         for worker in range(workers):
             cores.put(available[worker % len(available)])
-    # Shared cells every worker looks through itself.
+    # With leases, every worker goes through all cells and takes free ones.
     parts = [missing] * workers if leases else [[cell] for cell in missing]
     with concurrent.futures.ProcessPoolExecutor(
         workers, context, start_worker, (cores,)
@@ -95,14 +95,14 @@ def measure_all(
                     bar.update(there - bar.n)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            # A trial that is cut off so is set aside, and its settings come again.
+            # The search marks an interrupted trial, and later repeats its settings.
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
 
 
 def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
-    """Makes table and figures of the cells that are there."""
+    """Writes table and figures of the measured cells; returns the Markdown."""
     found = [record for c in every if (record := c.stored()) is not None]
     times = {
         (r["task"], r["variant"]): r["milliseconds"]
@@ -136,7 +136,7 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
 
 
 def main() -> None:
-    """Measures what is missing and writes the report."""
+    """Measures missing cells and writes the report."""
     config = CONFIG.value.to_dict()
     check_keys("config", config, _SETTINGS)
     workdir = Path(WORKDIR.value)

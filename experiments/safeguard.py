@@ -1,16 +1,16 @@
-"""The safeguard under adverse conditions: failures with it and without it.
+"""Failures under adverse conditions, with and without the safeguard.
 
     python -m experiments.safeguard --config configs/safeguard.py:robustness
 
-Writes ``safeguard.md`` and ``safeguard.json`` into ``--config.results``. Everything is
-measured again each time.
+Writes ``safeguard.md`` and ``safeguard.json`` to ``--config.results``. Each call
+measures everything from scratch.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

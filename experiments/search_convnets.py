@@ -1,11 +1,11 @@
-"""Searches the settings of an image classifier by Optuna, and tests the best.
+"""Tunes an image classifier with Optuna and tests the best settings.
 
     python -m experiments.search_convnets --config configs/convnet_search.py:resnet50
 
 The study is kept in ``--workdir``; rerunning resumes it. ``--config.jobs=4`` runs four
-trials at a time, in separate processes; the command may also be started several times,
-on several machines with ``--shared`` or ``--storage``. The outputs of the frozen stages
-are computed once, for all trials.
+trials at a time in separate processes. The command may also be started several times,
+also on several machines with ``--shared`` or ``--storage``. The outputs of the frozen
+stages are computed once and cached for all trials.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -34,7 +34,7 @@ _SETTINGS = (
 
 
 def _search(config: Mapping[str, Any], place: Mapping[str, Any], progress: bool) -> Any:
-    """Takes part in the search until all its trials have ended; returns the study."""
+    """Runs trials until the search is complete; returns the study."""
     from meta_opt.studies.convnet_search import (
         EpochsConfig,
         EpochTrial,
@@ -49,7 +49,7 @@ def _search(config: Mapping[str, Any], place: Mapping[str, Any], progress: bool)
     given = {**config["search"], "progress": progress}
     settings = from_config(SearchConfig, given, "config.search")
     space = read_space(config["space"], "config.space")
-    # Its features are in the cache before the other processes ask for them.
+    # Built first, so that its features are cached before the other processes start.
     trial = EpochTrial(base, epochs)
     with _workers(config, place, config["jobs"] - 1 if progress else 0):
         return search_settings(
@@ -67,7 +67,7 @@ def _search(config: Mapping[str, Any], place: Mapping[str, Any], progress: bool)
 def _workers(
     config: Mapping[str, Any], place: Mapping[str, Any], count: int
 ) -> Iterator[None]:
-    """Other processes that take part; they end with the body."""
+    """Runs further worker processes until the end of a ``with`` block."""
     context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_work, args=(config, place), daemon=True)
@@ -78,8 +78,8 @@ def _workers(
     try:
         yield
     finally:
-        # After the search they have nothing left to do; of one that was interrupted,
-        # each sets its trial aside.
+        # The workers are idle if the search is complete. If it was interrupted, each
+        # one marks its trial to be repeated.
         for worker in workers:
             worker.terminate()
         for worker in workers:
@@ -95,7 +95,7 @@ def _work(config: Mapping[str, Any], place: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Searches, tests, writes."""
+    """Searches, tests the best settings, and writes the results."""
     from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.studies.convnet_search import (
         EpochsConfig,

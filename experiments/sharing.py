@@ -1,4 +1,4 @@
-"""Flags of commands whose work several processes may share, and who reports."""
+"""Flags of commands whose work several processes may share."""
 
 import contextlib
 import random
@@ -12,11 +12,11 @@ from absl import flags
 from meta_opt.leases import EXPIRY_SECONDS, Leases
 from meta_opt.parallel.workdir import lock_folder
 
-# They are in the --help of the commands that take them.
+# --help of a command lists these flags only if the command uses them.
 flags.disclaim_key_flags()
 
 _TRIES, _TRY_SECONDS = 5, 0.4
-"""Processes that want to report at the same time step back from each other."""
+"""Random delay in seconds, so that processes do not retry to report simultaneously."""
 
 SHARED = flags.DEFINE_bool(
     "shared",
@@ -33,7 +33,7 @@ LEASE_SECONDS = flags.DEFINE_float(
 
 
 def define_storage() -> Any:
-    """Defines ``--storage``, of commands that search alone."""
+    """Defines ``--storage``, for commands that only run a search."""
     if "storage" in flags.FLAGS:
         return flags.FLAGS["storage"]
     return flags.DEFINE_string(
@@ -46,12 +46,12 @@ def define_storage() -> Any:
 
 
 def study_place(storage: str, workdir: Path, name: str) -> dict[str, Any]:
-    """Where a study is kept, and when it is taken for abandoned: of `search`.
+    """Returns the arguments ``storage`` and ``expiry_seconds`` of `search`.
 
     Args:
-        storage: ``--storage``.
-        workdir: for its file, if ``storage`` is "".
-        name: of the study.
+        storage: value of ``--storage``.
+        workdir: folder of the study's file if ``storage`` is "".
+        name: name of the study.
     """
     from meta_opt.tuning.storage import study_file
 
@@ -62,7 +62,7 @@ def study_place(storage: str, workdir: Path, name: str) -> dict[str, Any]:
 
 
 def leases_in(workdir: Path) -> Leases | None:
-    """The leases of all that share the work; None if this process is alone."""
+    """Returns the leases of shared work; None without ``--shared``."""
     if not SHARED.value:
         return None
     return Leases(workdir / "leases", LEASE_SECONDS.value)
@@ -70,14 +70,14 @@ def leases_in(workdir: Path) -> Leases | None:
 
 @contextlib.contextmanager
 def shared_work(workdir: Path) -> Iterator[Leases | None]:
-    """Holds a folder, alone or with all that share it, for a ``with`` block.
+    """Locks a folder during a ``with`` block, exclusively or with ``--shared``.
 
     Yields:
-        `leases_in` it.
+        `leases_in` the folder.
 
     Raises:
-        ValueError: another process has the folder and does not share it, or shares it
-            while this one does not.
+        ValueError: another process uses the folder, and one of the two does not share
+            it.
     """
     leases = leases_in(workdir)
     with lock_folder(workdir, shared=leases is not None):
@@ -86,7 +86,7 @@ def shared_work(workdir: Path) -> Iterator[Leases | None]:
 
 @contextlib.contextmanager
 def reporting(leases: Leases | None) -> Iterator[bool]:
-    """Whether this process writes the report, at the end of work that is shared."""
+    """Yields whether this process writes the report at the end of shared work."""
     if leases is None:
         yield True
         return

@@ -1,4 +1,4 @@
-"""Results in files that say what they are of, so that nothing is measured twice."""
+"""Results stored in files with their setup, so that nothing is measured twice."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from meta_opt.text_files import read_json, write_json
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredResult:
-    """A result and its file.
+    """A result that is stored in a file.
 
     Attributes:
-        path: of the JSON file.
-        setup: all that the outcome depends on, JSON values.
+        path: path of the JSON file.
+        setup: everything that the result depends on, JSON values.
     """
 
     path: Path
@@ -25,18 +25,21 @@ class StoredResult:
 
     @property
     def digest(self) -> str:
-        """Of the setup: a result of another one is measured again."""
+        """Digest of the setup; a file with another digest is stale."""
         return settings_digest(self.setup)
 
     def lease_name(self, name: str) -> str:
-        """Of work called ``name`` under this setup, see `meta_opt.leases.Leases`."""
+        """Returns the name of the lease on work ``name`` with this setup.
+
+        See `meta_opt.leases.Leases`.
+        """
         return f"{name}, {self.digest[:8]}"
 
     def stored(self) -> dict[str, Any] | None:
-        """The result that is there, if it is of this setup.
+        """Returns the stored result; None if there is none or it is stale.
 
         Raises:
-            ValueError: a file that is not a result.
+            ValueError: the file is not a result.
         """
         if not self.path.is_file():
             return None
@@ -50,11 +53,11 @@ class StoredResult:
         return record if record["digest"] == self.digest else None
 
     def write(self, found: Mapping[str, Any], lease: Lease | None = None) -> None:
-        """Stores a result with its digest and where it was measured.
+        """Stores a result with its digest and environment.
 
         Args:
             found: the result.
-            lease: of the work, if it is shared.
+            lease: lease on the work, if it is shared.
 
         Raises:
             LeaseLostError: another process has taken the work; nothing is written.

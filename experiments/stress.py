@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-# For experiments and configs, from whatever folder this is started.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -27,7 +27,7 @@ RUN = flags.DEFINE_bool("run", True, "Run unfinished parts; --norun only reports
 
 
 def main() -> None:
-    """Runs what is not finished and writes the report."""
+    """Runs unfinished parts and writes the report."""
     from tqdm import tqdm
 
     from meta_opt.compilation_cache import use_compilation_cache
@@ -67,7 +67,7 @@ def main() -> None:
                 test.run(announce)
                 bar.update(running)
             except (Interrupted, KeyboardInterrupt):
-                # What is finished is there to be looked at.
+                # Report the finished parts before ending.
                 if test.predictions():
                     report()
                 raise

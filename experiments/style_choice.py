@@ -3,15 +3,15 @@
     python -m experiments.style_choice --config configs/style_choice.py:shipped
 
 Scores candidates near the shipped weights on every family of meta-training, and writes
-``style_choice.md`` and ``style_choice.json`` to ``--config.results``. Rerunning resumes
-after the last finished family; finished ones are kept in ``--workdir``.
+``style_choice.md`` and ``style_choice.json`` to ``--config.results``. Finished families
+are kept in ``--workdir``; rerunning resumes after the last one.
 """
 
 import functools
 import sys
 from pathlib import Path
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

@@ -18,18 +18,18 @@ from meta_opt.types import from_config
 
 FORMAT = 1
 STEPS = "steps"
-"""In place of an optimizer: the time of a step of all of them, side by side."""
+"""Stands in for an optimizer in the cell that times a step of every optimizer."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell(StoredResult):
-    """What is measured, and where its result is stored.
+    """One optimizer on a variant of a task, and its stored result.
 
     Attributes:
-        task: its name.
-        variant: of the run, such as what of the model trains; its name.
-        optimizer: its name.
-        workdir: of the studies.
+        task: name of the task.
+        variant: name of the variant, such as which parameters are trained.
+        optimizer: name of the optimizer, or `STEPS`.
+        workdir: folder of the hyperparameter searches.
     """
 
     task: str
@@ -39,17 +39,17 @@ class Cell(StoredResult):
 
     @property
     def name(self) -> str:
-        """For bars and messages."""
+        """Name for progress bars and messages."""
         return f"{self.task}, {self.variant}, {self.optimizer}"
 
 
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
-    """All cells of a table, in the order in which they are measured."""
+    """Returns all cells of a table, in the order in which they are measured."""
     found: list[tuple[str, str, str, dict[str, Any]]] = []
     for task, base in config["tasks"].items():
         for variant, changes in config["variants"].items():
             run = _run_config(task, base, changes).settings()
-            weights = _described(run["optimizer"]["weights"])
+            weights = _name_and_digest(run["optimizer"]["weights"])
             run = deciding(run)
             for optimizer in config["optimizers"]:
                 setup: dict[str, Any] = {"run": run, "seeds": list(config["seeds"])}
@@ -64,7 +64,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                 "run": run,
                 "rounds": config["timing_rounds"],
                 "optimizers": list(config["optimizers"]),
-                "weights": _described(config["timed_weights"]),
+                "weights": _name_and_digest(config["timed_weights"]),
             }
             found.append((task, variant, STEPS, timed))
     folder = Path(config["results"])
@@ -78,7 +78,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     ]
 
 
-def _described(weights: str) -> list[str]:
+def _name_and_digest(weights: str) -> list[str]:
     return [weights, weights_digest(weights)]
 
 
@@ -87,7 +87,7 @@ def _run_config(task: str, base: Mapping[str, Any], changes: Mapping[str, Any]) 
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with others put over them, section by section.
+    """Returns settings with changes merged in, section by section.
 
     >>> _merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
@@ -100,11 +100,12 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def deciding(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's settings those that its outcome depends on.
+    """Returns the settings of a run that its outcome depends on.
 
-    Where files lie, and how many may be broken, decides nothing, every optimizer has
-    its own settings, and None and 0 at the root are what is switched off. So is a
-    readout, which models did not have when the first cells were measured.
+    Left out are paths, the number of unreadable files that is allowed, the optimizer's
+    settings (a cell has its own), and sections that are None or 0, that is, switched
+    off. A readout that is switched off is left out too, because the first cells were
+    measured before models had one.
     """
     idle = ("data_dir", "feature_cache_dir", "max_unreadable")
     kept = {
@@ -124,7 +125,7 @@ def deciding(run: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _trial(task: str, base: str, changes: str) -> Any:
-    """The task's data and programs, kept while its cells are measured."""
+    """Returns run configuration and trial of a task; the last task is cached."""
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
 
@@ -141,10 +142,10 @@ def measure(
     """Measures a cell and writes its result.
 
     Args:
-        cell: what.
-        base: the task's run.
-        changes: of the variant.
-        lease: of the cell, if several processes share the table.
+        cell: the cell.
+        base: settings of the task's run.
+        changes: settings that the variant changes.
+        lease: lease on the cell, if several processes share the table.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM; the study resumes from its last trial.
@@ -183,14 +184,14 @@ def rerun(
     settings: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """One run at full length under known settings, an entry of the record's ``runs``.
+    """Runs at full length with given settings; returns an entry of ``runs``.
 
     Args:
-        cell: what.
-        base: the task's run.
-        changes: of the variant.
-        settings: of the optimizer, such as the stored ones.
-        seed: of initialisation and batches.
+        cell: the cell.
+        base: settings of the task's run.
+        changes: settings that the variant changes.
+        settings: settings of the optimizer, such as the stored tuned ones.
+        seed: random seed of initialisation and batches.
     """
     config, trial = _trial(cell.task, json.dumps(base), json.dumps(changes))
     return _run(cell, config, trial, settings, 1.0, seed)
@@ -208,7 +209,7 @@ def _run(
     optimizer = _optimizer(cell.optimizer, config, settings, num_steps)
     found = dataclasses.asdict(trial(optimizer, seed))
     evaluations, per_epoch = found.pop("evaluations"), config.loop.eval_every
-    # The last epoch of a short run is not whole.
+    # The last epoch of a short run may be a fraction.
     epochs = [{"epoch": e.pop("step") / per_epoch, **e} for e in evaluations]
     return {"budget": share, **found, "epochs": epochs}
 
@@ -228,7 +229,7 @@ def _write(cell: Cell, found: Mapping[str, Any], lease: Lease | None) -> None:
 
 
 def _step_times(cell: Cell, config: Any, trial: Any) -> dict[str, float]:
-    """Median milliseconds of each optimizer's step, taking turns."""
+    """Returns the median milliseconds of each optimizer's step, timed in turns."""
     weights, _ = cell.setup["weights"]
     settings = {"weights": weights}
     steppers = {
@@ -249,7 +250,7 @@ def _optimizer(
 def _tuned(
     cell: Cell, config: Any, trial: Any, lease: Lease | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The best settings by validation loss after the last step, and all trials."""
+    """Returns the settings with the lowest final validation loss, and all trials."""
     from meta_opt.interruption import Interrupted
     from meta_opt.tuning.baseline_spaces import baseline_space
     from meta_opt.tuning.results import describe_trials
@@ -258,7 +259,7 @@ def _tuned(
 
     given = dict(cell.setup["search"])
     given["min_resource"] *= config.loop.eval_every
-    # Its own random trials: luck with them should not be the same everywhere.
+    # Each cell draws its own random trials, so that lucky draws are not shared.
     given["seed"] = (given["seed"] + zlib.crc32(cell.name.encode())) % 4096
 
     def objective(settings: dict[str, Any], report: Any) -> float:

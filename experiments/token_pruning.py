@@ -10,7 +10,7 @@ import functools
 import sys
 from pathlib import Path
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli

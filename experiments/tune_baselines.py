@@ -1,17 +1,17 @@
-"""Tunes a baseline by Optuna and writes what it found.
+"""Tunes a baseline with Optuna and writes the best settings.
 
     python -m experiments.tune_baselines --config configs/tune.py:nano_clipart_adamw
 
-The study is kept in ``--workdir``; rerunning resumes it. Concurrent processes share the
-trials, on several machines with ``--shared`` or ``--storage``. The objective is the
-validation loss after the last step.
+The study is kept in ``--workdir``; rerunning resumes it. Several processes may share
+the trials, also on several machines with ``--shared`` or ``--storage``. The objective
+is the validation loss after the last step.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-# For configs.common, wherever this is started from.
+# Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
@@ -24,7 +24,7 @@ STORAGE = define_storage()
 
 
 def main() -> None:
-    """Builds, searches, writes."""
+    """Searches and writes the results."""
     from meta_opt.compilation_cache import use_compilation_cache
     from meta_opt.finetuning.state import fingerprint
     from meta_opt.finetuning.trial import Report, Trial
@@ -37,7 +37,8 @@ def main() -> None:
 
     config, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
     check_keys("config", config, ("base", "search", "space", "name", "results"))
-    # Trials differ in values only: the step is compiled once for each warm-up length.
+    # Trials pass their settings as arrays, so the step is compiled only once for each
+    # warm-up length.
     use_compilation_cache()
     base = read_run(config["base"], "config.base")
     settings = from_config(SearchConfig, config["search"], "config.search")

@@ -1,4 +1,4 @@
-"""What the commands share that compare variants of one fine-tuning run."""
+"""Shared main function of commands that compare variants of a fine-tuning run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,20 +16,20 @@ def compare_variants(
     write: Callable[[str, Sequence[Mapping[str, Any]], Mapping[str, Any]], str],
     facts: Callable[[Any, Any], Mapping[str, Any]],
 ) -> None:
-    """Measures what is not finished, then writes and prints the report.
+    """Measures unfinished runs, then writes and prints the report.
 
     Args:
-        name: of the report's files.
-        settings: of the command: those of the run, ``study`` and ``results``.
-        workdir: gets the file of finished runs.
+        name: name of the report's files, without suffix.
+        settings: settings of the command: those of the run, ``study`` and ``results``.
+        workdir: folder of the file of finished runs.
         study: dataclass of ``settings["study"]``.
-        measure: takes run, study, ``finished`` and ``announce``, as
-            `meta_opt.studies.balancing.measure.measure` does; returns rows.
-        write: takes folder, rows and facts; returns the table for a terminal.
-        facts: takes run and study; what the report says about this run.
+        measure: function of run, study, ``finished`` and ``announce``, like
+            `meta_opt.studies.balancing.measure.measure`; returns rows.
+        write: function of folder, rows and facts; returns the table for a terminal.
+        facts: function of run and study; returns facts for the report.
 
     Raises:
-        ValueError: settings that are wrong.
+        ValueError: invalid settings.
     """
     from experiments.workloads import read_run
     from meta_opt.compilation_cache import use_compilation_cache

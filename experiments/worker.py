@@ -1,4 +1,4 @@
-"""Worker processes that a command starts."""
+"""Setup of the worker processes that a command starts."""
 
 import os
 import signal
@@ -10,27 +10,27 @@ from meta_opt.parallel.processes import end_with_parent
 def start_worker(cores: Any = None) -> None:
     """Pins this process to one core, before JAX counts the cores.
 
-    It ends with the process that started it, however that ends; that one alone answers
-    to Ctrl-C.
+    The process ends whenever its parent ends, and ignores Ctrl-C, which the parent
+    handles.
 
     Args:
-        cores: a queue of numbers of cores; None pins to none.
+        cores: queue of core indices; None does not pin.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     if cores is not None:
         os.sched_setaffinity(0, {cores.get()})
-    # JAX, which it imports, counts the cores.
+    # Imported only after pinning, because it imports JAX, which counts the cores.
     from meta_opt.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
 
 
 def start_on_devices(devices: int, topology: str) -> None:
-    """Sets this process up before JAX looks for devices.
+    """Configures this process before JAX initialises its devices.
 
     Args:
-        devices: virtual CPU devices; 1 leaves the platform as it is.
+        devices: number of virtual CPU devices; 1 keeps the default platform.
         topology: TPU topology to compile for; "" for none.
     """
     import jax
@@ -39,5 +39,5 @@ def start_on_devices(devices: int, topology: str) -> None:
     if topology or devices > 1:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
-    if topology:  # What is compiled for others cannot be read here.
+    if topology:  # Programs for a topology cannot be loaded back from the cache.
         jax.config.update("jax_compilation_cache_dir", None)

@@ -1,17 +1,17 @@
-"""Which workload a run's settings are of."""
+"""Reads the configuration of a run for any workload."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def read_run(settings: Mapping[str, Any], name: str = "config") -> Any:
-    """Builds the configuration of a run, of the workload that its sections are of.
+    """Builds the configuration of a run; the workload follows from its sections.
 
     Args:
-        settings: a config file's: with ``clips`` of video-text workloads, with
-            ``inputs`` of multimodal ones, with ``pictures`` of picture classifiers,
-            else of images with texts.
-        name: of the mapping, for errors.
+        settings: contents of a config file. ``clips`` means a video-text workload,
+            ``inputs`` a multimodal one, ``pictures`` an image classifier, and none of
+            these an image-text workload.
+        name: name of the mapping, for error messages.
 
     Raises:
         ValueError: as `meta_opt.finetuning.run_config.read_run_config`.

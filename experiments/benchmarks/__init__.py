@@ -1,1 +1,1 @@
-"""What `experiments.benchmark` measures, by subject."""
+"""Benchmarks of `experiments.benchmark`, by subject."""

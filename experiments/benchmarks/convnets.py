@@ -1,4 +1,4 @@
-"""What keeping the features of frozen stages saves when a picture classifier trains."""
+"""Time that cached features of frozen stages save in training an image classifier."""
 
 import json
 import tempfile
@@ -36,11 +36,12 @@ _EPOCH_ROUNDS = flags.DEFINE_integer(
     "epoch_rounds", 5, "Epochs timed per variant in the convnet benchmark."
 )
 _CLASSES, _STEPS = 4, 2
-"""Classes, and training steps per epoch; validation has a quarter of their pictures."""
+"""Number of classes, and of training steps per epoch. The validation split has a
+quarter as many images as the training split."""
 
 
 def _write_pictures(folder: Path, batch: int) -> Path:
-    """Noise of several brightnesses, as samples of three splits."""
+    """Writes images of noise with labels for three splits; returns the JSONL file."""
     rng = np.random.default_rng(0)
     counts = {"train": _STEPS * batch, "validation": batch // 2, "test": _CLASSES}
     lines = []
@@ -56,7 +57,7 @@ def _write_pictures(folder: Path, batch: int) -> Path:
 
 
 def _epoch(workload: Workload, batch: int) -> Callable[[], Any]:
-    """A call that trains an epoch and evaluates on validation."""
+    """Returns a function that trains for an epoch and evaluates on validation."""
     tx = make_optimizer(
         OptimizerConfig("adam", 1000, clip_norm=1.0, rate_factors=((r"^head/", 10.0),))
     )
@@ -76,9 +77,9 @@ def _epoch(workload: Workload, batch: int) -> Callable[[], Any]:
 
 
 def bench_convnets() -> Iterator[Ratio]:
-    """An epoch of a trial with fresh views, and with views out of a cache.
+    """Times an epoch with fresh augmented views, and with cached ones.
 
-    The cache is there already, as it is for all trials of a search but the first.
+    The cache is already filled, as in all trials of a search after the first.
     """
     batch = _PICTURES.value
     with tempfile.TemporaryDirectory() as folder:

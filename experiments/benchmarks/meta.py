@@ -1,4 +1,4 @@
-"""Meta-gradients beside plain training."""
+"""Speed of meta-gradients compared with plain training."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -32,11 +32,11 @@ _ESTIMATORS = flags.DEFINE_list(
 
 
 def bench_meta() -> Iterator[Ratio]:
-    """Inner steps per second in a meta-gradient and in plain AdamW training.
+    """Measures inner steps per second of a meta-gradient and of plain AdamW training.
 
-    Both train the same number of vmapped runs of a family from start to end, with the
+    Both train the same number of vmapped runs of a family at full length, with the
     settings of ``configs/meta_train.py:small``, and evaluate them on the test examples.
-    The runs of AdamW that ``es`` scores its population against count like the others.
+    The AdamW runs that serve as the baseline of ``es`` are included in the count.
     """
     num_steps = 50
     for family in _FAMILIES.value:
@@ -66,7 +66,16 @@ def bench_meta() -> Iterator[Ratio]:
 
 
 def plain_training(task: Task, runs: int, num_steps: int) -> Callable[[], jax.Array]:
-    """AdamW training of ``runs`` vmapped runs, each with its own seed and rate."""
+    """Returns a function that trains vmapped AdamW runs with their own seed and rate.
+
+    Args:
+        task: the task.
+        runs: number of runs.
+        num_steps: length of each run.
+
+    Returns:
+        A function of no arguments that returns the test losses.
+    """
     size = len(next(iter(task.splits.train.values())))
 
     def train(

@@ -1,4 +1,4 @@
-"""The whole training step of a vision-text model, and what feeds it."""
+"""Full training step of a vision-text model, and its input pipeline."""
 
 import json
 import os
@@ -41,7 +41,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 12, "Steps timed per optimizer.")
 def training_step(
     size: str, name: str, trainable: str
 ) -> tuple[Callable[[], Any], float]:
-    """A training step of a model, and the optimizer's bytes a trained parameter."""
+    """Returns a training step, and bytes of optimizer state per trained parameter."""
     lora = LoRAConfig(r"(attention/(query|value|out)|mlp/(up|down))/kernel$")
     config = ModelConfig(
         weights="", size=size, trainable=trainable, lora=lora, dtype=_DTYPE.value
@@ -71,7 +71,7 @@ def training_step(
 
 
 def bench_step() -> Iterator[Ratio]:
-    """The whole training step."""
+    """Times the full training step."""
     nano = _SIZE.value == "nano"
     for trainable, target in (
         ("all", 1.25 if nano else 1.1),
@@ -88,7 +88,10 @@ def bench_step() -> Iterator[Ratio]:
 
 
 def write_pictures(folder: Path, count: int) -> Path:
-    """Bundled drawings as JPEG files of 500 x 375 pixels, as photographs often are."""
+    """Writes bundled drawings as JPEG files of 500 x 375 pixels, a common photo size.
+
+    Returns the JSONL file of captions.
+    """
     images = bundled_clipart("train").images(np.arange(count))
     lines = []
     for i in range(count):
@@ -101,7 +104,7 @@ def write_pictures(folder: Path, count: int) -> Path:
 
 
 def bench_input() -> Iterator[Ratio]:
-    """Images a second from JPEG files to batches, and of the LoRA step they feed."""
+    """Measures images per second of the input pipeline and of a LoRA step."""
     config = ModelConfig(weights="", size=_SIZE.value)
     preprocessing = read_preprocessing(config, 16 if _SIZE.value == "nano" else None)
     pipeline = PipelineConfig(
@@ -113,7 +116,7 @@ def bench_input() -> Iterator[Ratio]:
         data = DataConfig(name=str(write_pictures(Path(folder), 256)))
         source = Splits(data, preprocessing.fit).train()
         batches = make_iterator(source, preprocessing.tokenizer, pipeline, _BATCH.value)
-        # One after the other: side by side they would share the processor's cores.
+        # Measured one after the other, because they would compete for CPU cores.
         ms = medians({"input": lambda: next(batches)}, _ROUNDS.value)
         ms |= medians({"step": step}, _ROUNDS.value)
     rate = {name: 1e3 * _BATCH.value / time for name, time in ms.items()}
@@ -122,6 +125,6 @@ def bench_input() -> Iterator[Ratio]:
 
 
 def bench_memory() -> Iterator[Ratio]:
-    """Bytes of optimizer state a parameter."""
+    """Measures bytes of optimizer state per parameter."""
     ours, theirs = (training_step("nano", n, "all")[1] for n in ("learned", "adamw"))
     yield Ratio("state of nano, learned (target: bytes)", ours, theirs, "B/param", None)

@@ -1,4 +1,4 @@
-"""Times of alternatives that take turns, and the ratio that a line reports."""
+"""Interleaved timing of alternatives, and the ratio that the report has."""
 
 import statistics
 import time
@@ -9,9 +9,9 @@ import jax
 
 
 class Ratio(NamedTuple):
-    """One line of the report: milliseconds (or another unit) and their ratio.
+    """One line of the report: two measurements in the same unit and their ratio.
 
-    The target is a bound on the ratio: from above, or for rates from below.
+    The target is an upper bound on the ratio, or a lower bound if the unit is a rate.
     """
 
     what: str
@@ -22,7 +22,7 @@ class Ratio(NamedTuple):
 
 
 def medians(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, taking turns, after two rounds of warm-up."""
+    """Returns median milliseconds by name, called in turns after two warm-up rounds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 2):
         for name, run in runs.items():

@@ -1,4 +1,4 @@
-"""The optimizer alone: time, bytes moved, compilation, import."""
+"""Optimizer updates: time, bytes moved, compilation time and import time."""
 
 import math
 import statistics
@@ -30,7 +30,7 @@ Params = dict[str, jax.Array]
 
 
 def random_params(shapes: dict[str, tuple[int, ...]]) -> Params:
-    """Small normal numbers in the given shapes."""
+    """Returns small normal random arrays of the given shapes."""
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return {
         name: 0.05 * jax.random.normal(key, shape)
@@ -41,7 +41,7 @@ def random_params(shapes: dict[str, tuple[int, ...]]) -> Params:
 def learned(
     stacked: str | None = None, pallas: bool = False, **changes: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The learned optimizer with a controller that decides something."""
+    """Returns the learned optimizer with nonzero output weights of its controller."""
     config = ControllerConfig(**changes)
     theta = meta_opt.init_theta(jax.random.key(0), config)
     theta["output"]["kernel"] += 0.01
@@ -53,7 +53,7 @@ def learned(
 def updater(
     tx: optax.GradientTransformation, params: Params
 ) -> tuple[Callable[[], Any], float]:
-    """A function that runs one update, and seconds of its trace and compilation."""
+    """Returns a function that runs one update, and its trace and compile seconds."""
     tx = optax.with_extra_args_support(tx)
     state = tx.init(params)
     grads = jax.tree.map(lambda p: 0.1 * p + 0.001, params)
@@ -74,7 +74,7 @@ def updater(
 
 
 def bench_update() -> Iterator[Ratio]:
-    """Update time alone, elementwise directions and with orthogonalisation."""
+    """Times the update, with elementwise directions and with orthogonalisation."""
     sizes = {"1M": (4, 512, 30), "17M": (16, 1024, 5)}
     for name, (count, width, rounds) in sizes.items():
         shapes: dict[str, tuple[int, ...]] = {}
@@ -105,7 +105,7 @@ def bench_update() -> Iterator[Ratio]:
 
 
 def bench_hlo_bytes() -> Iterator[Ratio]:
-    """Bytes a parameter that an update reads and writes, as it is compiled."""
+    """Counts bytes per parameter that a compiled update reads and writes."""
     device = topology_devices(_TOPOLOGY.value)[0]
     here = jax.sharding.SingleDeviceSharding(device)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -149,7 +149,7 @@ def bench_hlo_bytes() -> Iterator[Ratio]:
 
 
 def bench_compile() -> Iterator[Ratio]:
-    """Trace and compile time of the update: tensors of few shapes, and of many."""
+    """Times tracing and compilation of the update, for few and for many shapes."""
     transformer: dict[str, tuple[int, ...]] = {}
     for i in range(25):
         block = f"layers/{i}"
@@ -183,7 +183,7 @@ def bench_compile() -> Iterator[Ratio]:
 
 
 def bench_import() -> Iterator[Ratio]:
-    """Whole-process time of ``import meta_opt`` over ``import optax``."""
+    """Times processes that import `meta_opt`, compared with `optax`."""
 
     def load(module: str) -> Callable[[], Any]:
         command = [sys.executable, "-c", f"import {module}"]

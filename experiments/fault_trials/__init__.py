@@ -1,1 +1,1 @@
-"""Runs that are killed, damaged or starved, and what they leave: see ``faults.py``."""
+"""Fault injection for runs: kills, damaged files, lost resources; see ``faults.py``."""

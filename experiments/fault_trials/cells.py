@@ -1,4 +1,4 @@
-"""Cells of the table of faults: trials, and where their results are stored."""
+"""The cells of the table of faults: the trials and where their results are stored."""
 
 import contextlib
 import dataclasses
@@ -18,18 +18,18 @@ from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.types import check_keys, check_name
 
 EACH_FILE = "each_file"
-"""Among the damages: every file of a small checkpoint, without a run."""
+"""Damage trial that covers every file of a small checkpoint, without a run."""
 
 _SETTINGS = ("kinds", "trials", "kills", "damages", "faults", "processes", "results")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FaultCell(StoredResult):
-    """A trial.
+    """One trial.
 
     Attributes:
-        name: name such as ``kills/meltr/3``.
-        measure: tries it.
+        name: name of the trial, such as ``kills/meltr/3``.
+        measure: runs the trial and returns its result.
     """
 
     name: str
@@ -37,10 +37,10 @@ class FaultCell(StoredResult):
 
 
 def cells(config: Mapping[str, Any]) -> list[FaultCell]:
-    """All cells of a configuration, in the order in which they are measured.
+    """Returns all cells of a configuration, in the order in which they are measured.
 
     Raises:
-        ValueError: a setting or a name that is not there.
+        ValueError: an unknown setting or name.
     """
     check_keys("config", config, _SETTINGS)
     found: dict[str, Callable[[Place], dict[str, Any]]] = {}
@@ -79,13 +79,13 @@ def cells(config: Mapping[str, Any]) -> list[FaultCell]:
 
 @contextlib.contextmanager
 def open_place(workdir: str) -> Iterator[Place]:
-    """Provides an exclusive folder for trials, and a starter of commands."""
+    """Yields a locked folder for trials with a starter of commands."""
     root = Path(workdir).absolute()
     with hold_workdir(root):
         starter = Starter(
             {
                 "JAX_PLATFORMS": "cpu",
-                # Restarts are what is tried, and not the compiler.
+                # The trials are about restarts, so compiled programs are shared.
                 "JAX_COMPILATION_CACHE_DIR": str(root / "shared" / "compiled"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

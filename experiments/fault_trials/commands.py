@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which can be killed at any moment."""
+"""Commands in separate processes, which can be killed at any time."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ class Command:
     """A command of this repository.
 
     Attributes:
-        module: module such as ``experiments.finetune``.
+        module: module to run, such as ``experiments.finetune``.
         arguments: command-line arguments.
     """
 
@@ -29,11 +29,11 @@ class Command:
 
 
 class Running:
-    """A command that was started.
+    """A started command.
 
     Attributes:
-        pid: process id of the command.
-        started: seconds of the monotonic clock.
+        pid: process ID.
+        started: start time in seconds of the monotonic clock.
     """
 
     def __init__(self, pid: int, output: Path, poll: Callable[[], int | None]) -> None:
@@ -44,7 +44,10 @@ class Running:
         self._handle = os.pidfd_open(pid)
 
     def wait(self, seconds: float) -> int | None:
-        """Waits at most so long; the exit code, negative for a signal, or None."""
+        """Waits at most ``seconds``; returns the exit code, None if still running.
+
+        The exit code is negative for a signal.
+        """
         if self._ended is None:
             if select.select([self._handle], [], [], max(seconds, 0.0))[0]:
                 self._ended = self._poll()
@@ -52,10 +55,10 @@ class Running:
         return self._ended
 
     def finish(self, seconds: float = 900.0) -> int:
-        """The exit code.
+        """Waits for the end; returns the exit code.
 
         Raises:
-            TimeoutError: it takes longer; it is killed.
+            TimeoutError: the command took longer than ``seconds`` and was killed.
         """
         code = self.wait(seconds)
         if code is None:
@@ -64,19 +67,19 @@ class Running:
         return code
 
     def send(self, signum: int) -> None:
-        """Sends a signal, if it still runs."""
+        """Sends a signal if the command is still running."""
         if self._ended is None:
             os.kill(self.pid, signum)
 
     def kill(self) -> int:
-        """Kills it at once; the exit code, which may be that of an end before."""
+        """Sends SIGKILL; returns the exit code, also if it had ended before."""
         self.send(signal.SIGKILL)
         code = self.wait(60.0)
         assert code is not None
         return code
 
     def printed(self) -> str:
-        """Returns the output to stdout and stderr so far."""
+        """Returns the output so far, stdout and stderr."""
         if not self._output.exists():
             return ""
         with self._output.open("rb") as file:
@@ -88,7 +91,7 @@ class Starter:
     """Starts commands, by forking a process that has imported their modules.
 
     Args:
-        environment: variables of all commands.
+        environment: environment variables of all commands.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -119,10 +122,11 @@ class Starter:
         """Starts a command.
 
         Args:
-            command: what.
-            output: file that stdout and stderr are added to.
-            **how: ``limits`` of resources by name, ``environment``, ``clock``: seconds
-                that the wall clock goes back at each look.
+            command: the command.
+            output: file that stdout and stderr are appended to.
+            **how: ``limits``, resource limits by name; ``environment``, further
+                variables; ``clock``, seconds by which the wall clock goes back each
+                time it is read.
         """
         output.parent.mkdir(parents=True, exist_ok=True)
         request = {"module": command.module, "arguments": command.arguments, **how}
@@ -130,14 +134,14 @@ class Starter:
         return Running(pid, output, lambda: self._ask({"poll": pid})["code"])
 
     def close(self) -> None:
-        """Ends the process that starts them."""
+        """Ends the process that forks the commands."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def last_line(printed: str) -> str:
-    """Returns the last nonblank line; for an abort the line that reports it."""
+    """Returns the last line that is not blank; after an abort, the line about it."""
     lines: Sequence[str] = [x for x in printed.splitlines() if x.strip()]
     aborts = [x for x in lines if x.startswith("Fatal Python error")]
     return (aborts or lines or [""])[-1].strip()

@@ -1,4 +1,4 @@
-"""Files of the newest checkpoint, cut, flipped by a bit or missing, each in turn."""
+"""Damage to checkpoint files: each is truncated, has a bit flipped, or is deleted."""
 
 import collections
 import logging
@@ -31,22 +31,23 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "flipped": _flip,
     "missing": Path.unlink,
 }
-"""By name."""
+"""Kinds of damage to a file, by name."""
 
 
 def damaged_checkpoints(place: Place, only: str = "*") -> dict[str, Any]:
-    """Damages each file of a small run's newest checkpoint, and restores.
+    """Damages each file of a small newest checkpoint in turn, and restores.
 
-    What is restored has to be a whole checkpoint, the newest or the one before, to the
-    bit, and what is not the newest has to be said.
+    The restored state must be bitwise that of the newest checkpoint or of the one
+    before it; in the latter case a warning must say so.
 
     Args:
-        place: where.
-        only: pattern of the files that are damaged, as of `Path.match`.
+        place: folder and starter of the trials.
+        only: glob pattern of the files to damage, see `Path.match`.
 
     Returns:
-        As JSON values: ``files``, ``tried``, how often each step was restored and
-        ``wrong``, the file and damage after which something else came out.
+        JSON values: ``files`` and ``tried``, the numbers of files and of trials;
+        ``restored``, how often each step was restored; and ``wrong``, file and damage
+        of each trial that restored anything else, or gave no warning.
     """
     folder = place.folder("damage")
     source = folder / "run" / "source"
@@ -60,10 +61,11 @@ def damaged_checkpoints(place: Place, only: str = "*") -> dict[str, Any]:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(source, copy)
             damage(copy / file)
-            said: list[str] = []
-            step = _restored_step(copy, said)
+            messages: list[str] = []
+            step = _restored_step(copy, messages)
             restored[f"step {step}"] += 1
-            if step not in (2, 3) or (step == 2 and not any("lost" in x for x in said)):
+            warned = any("lost" in x for x in messages)
+            if step not in (2, 3) or (step == 2 and not warned):
                 wrong.append(f"{file}, {name}")
     shutil.rmtree(folder)
     tried = sum(restored.values())
@@ -79,12 +81,12 @@ def damaged_run(place: Place, damage: str) -> dict[str, Any]:
     """Damages the largest file of a finished run's newest checkpoint, and resumes it.
 
     Args:
-        place: where.
+        place: folder and starter of the trials.
         damage: one of `DAMAGES`.
 
     Returns:
-        As JSON values: ``outcome``, ``said`` and ``differing`` parts, of which there
-        are none if the run is the undisturbed one again.
+        JSON values: ``outcome``; ``said``, the warning; and ``differing``, the parts
+        that differ from the undisturbed run.
     """
     reference, _ = place.unbroken(KIND)
     folder = place.folder(f"damage-{damage}")
@@ -131,7 +133,7 @@ def _write(folder: Path) -> None:
 
 
 def _files(folder: Path, step: int) -> Iterator[Path]:
-    """Files of a checkpoint and its manifest, from the folder of all."""
+    """Yields the files of a step's checkpoint and its manifest, relative to folder."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         if path.is_file() and (name.parts[0] == str(step) or name.stem == str(step)):
@@ -139,19 +141,26 @@ def _files(folder: Path, step: int) -> Iterator[Path]:
 
 
 class _Listener(logging.Handler):
-    def __init__(self, said: list[str]) -> None:
+    """Appends log messages to a list."""
+
+    def __init__(self, messages: list[str]) -> None:
         super().__init__()
-        self._said = said
+        self._messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._said.append(record.getMessage())
+        self._messages.append(record.getMessage())
 
 
-def _restored_step(folder: Path, said: list[str]) -> int | str:
-    """Returns the restored step, after checking the state against what was saved."""
-    listener, logger = _Listener(said), logging.getLogger("meta_opt.checkpoints")
+def _restored_step(folder: Path, messages: list[str]) -> int | str:
+    """Returns the restored step, or a description of what went wrong.
+
+    Args:
+        folder: folder of the checkpoints.
+        messages: the log messages are appended to it.
+    """
+    listener, logger = _Listener(messages), logging.getLogger("meta_opt.checkpoints")
     logger.addHandler(listener)
-    # What is said is counted, and need not be read fifty times.
+    # The messages are collected; showing them in every trial would flood the terminal.
     logger.propagate = False
     try:
         checkpoints = Checkpoints(folder)

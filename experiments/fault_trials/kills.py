@@ -20,15 +20,16 @@ from experiments.fault_trials.outcomes import (
 
 _LOOK_SECONDS = 0.02
 _LARGEST_DELAY = 0.05
-"""Seconds from a change in the folder to the kill: within one save, or just after."""
+"""Seconds from a change in the folder to the kill, so that it hits a save in progress
+or one that has just finished."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where trials are made.
+    """The folder of all trials, and the starter of their commands.
 
     Attributes:
-        root: folder of all of them.
+        root: folder of all trials.
         starter: starts the commands.
     """
 
@@ -37,11 +38,11 @@ class Place:
 
     @property
     def shared(self) -> Path:
-        """Data, features and compiled programs, which all runs share."""
+        """Folder of the data, features and compiled programs that all runs share."""
         return self.root / "shared"
 
     def folder(self, name: str) -> Path:
-        """An empty folder for a run; its compiled programs are the shared ones."""
+        """Creates an empty folder for a run, linked to the shared compiled programs."""
         folder = self.root / name
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "run").mkdir(parents=True)
@@ -55,7 +56,7 @@ class Place:
         return self.starter.start(command, folder / "output.log", **how)
 
     def command(self, kind: str, folder: Path) -> Command:
-        """Returns the command of a kind of run, after creating its data."""
+        """Returns the command of a kind of run, after preparing its data."""
         write_pictures(self.shared)
         made, prepared = KINDS[kind], self.shared / f"{kind}.prepared"
         if made.prepare is not None and not prepared.exists():
@@ -64,13 +65,13 @@ class Place:
         return made.command(folder, self.shared)
 
     def unbroken(self, kind: str) -> tuple[Path, float]:
-        """An undisturbed finished run of a kind, with its time.
+        """Returns the folder of an undisturbed run of a kind, and its seconds.
 
-        It is run twice: the second time is that of a warm compilation cache, and two
-        runs that differ would make all comparisons idle.
+        It is run twice: the second run is timed with a warm compilation cache, and
+        comparisons are only meaningful if two undisturbed runs agree.
 
         Raises:
-            RuntimeError: the run fails, or two unbroken runs differ.
+            RuntimeError: the run fails, or two undisturbed runs differ.
         """
         folder, took = self.root / f"{kind}-unbroken", self.root / f"{kind}.seconds"
         if took.exists():
@@ -83,16 +84,16 @@ class Place:
             seconds = time.monotonic() - began
             found.append(outcome(folder))
         if differing := differences(*found):
-            raise RuntimeError(f"two unbroken runs of {kind} differ: {differing}")
+            raise RuntimeError(f"two undisturbed runs of {kind} differ: {differing}")
         took.write_text(f"{seconds:.2f}")
         return folder, seconds
 
 
 def finish(running: Running) -> str:
-    """Waits for a command that must succeed; what it printed.
+    """Waits for a command that must succeed; returns its output.
 
     Raises:
-        RuntimeError: it fails.
+        RuntimeError: the command failed.
     """
     code = running.finish()
     if code:
@@ -101,22 +102,25 @@ def finish(running: Running) -> str:
 
 
 def killed_runs(place: Place, kind: str, number: int, kills: int) -> dict[str, Any]:
-    """Kills runs so many times in all, resumes them, and compares.
+    """Kills and resumes runs, and compares their outcomes with an undisturbed run.
 
-    A run is killed again and again, with the same folder, until it ends by itself; then
-    the next one begins. Half of the moments are drawn over the length of an unbroken
-    run, half follow a change in the run's folder: saving and the writing of results are
-    a small part of the time, and what can break.
+    A run is killed repeatedly and resumed in the same folder until it finishes; then
+    the next run starts, until there have been ``kills`` kills. Half of the kill times
+    are uniform over the duration of an undisturbed run. The other half follow a change
+    in the run's folder, because saving and writing results take a small part of the
+    time but are what a kill can corrupt.
 
     Args:
-        place: where.
+        place: folder and starter of the trials.
         kind: kind of run.
-        number: number of this trial, which seeds the times of the kills.
-        kills: number of kills.
+        number: number of this trial; it seeds the kill times.
+        kills: total number of kills.
 
     Returns:
-        As JSON values: ``kills`` with second, stage and step of each, ``runs`` that
-        were finished, ``differing`` parts, ``tracebacks``, ``temporary`` files left.
+        JSON values: ``kills``, with second, stage and step of each; ``runs``, the
+        number of finished runs; ``differing``, the parts that differ from the
+        undisturbed run; ``tracebacks``, their number; and ``temporary``, the
+        half-written files that were left.
     """
     reference, seconds = place.unbroken(kind)
     expected = outcome(reference)
@@ -165,10 +169,12 @@ def _kill(
     delay: float,
     moments: list[dict[str, Any]],
 ) -> int | None:
-    """Kills a run after so many changes of its folder and a delay.
+    """Kills a run after ``after`` changes of its folder and a delay in seconds.
+
+    A successful kill is appended to ``moments``.
 
     Returns:
-        Its exit code, if it has ended; None where it is not killed in time.
+        The exit code.
     """
     before, left = _state(folder), temporary_files(folder)
     seen = 0
@@ -192,7 +198,7 @@ def _kill(
 
 
 def _state(folder: Path) -> collections.Counter[tuple[str, int]]:
-    """Names and sizes of what a run has in its folder."""
+    """Returns the names and sizes of the files in a run's folder."""
     found: collections.Counter[tuple[str, int]] = collections.Counter()
     for path in entries(folder):
         if "compiled" in path.parts or path.suffix == ".log":
@@ -200,12 +206,12 @@ def _state(folder: Path) -> collections.Counter[tuple[str, int]]:
         try:
             found[path.as_posix(), path.stat().st_size] += 1
         except FileNotFoundError:
-            continue  # It was moved meanwhile.
+            continue  # Moved since it was listed.
     return found
 
 
 def _count_changes(folder: Path) -> int:
-    """Changes of a folder that a run makes, to the order of magnitude."""
+    """Returns roughly how many times a run changes its folder."""
     return 2 * len(_state(folder))
 
 
@@ -215,7 +221,14 @@ def _stage(
     before: collections.Counter[tuple[str, int]],
     left: list[str],
 ) -> str:
-    """What a run is about, in a word; ``left`` are half-written files of before it."""
+    """Returns the stage of a run: ``writing``, ``starting``, ``ending`` or ``running``.
+
+    Args:
+        running: the run.
+        folder: its folder.
+        before: state of the folder before the run, see `_state`.
+        left: half-written files that were there before the run.
+    """
     if set(temporary_files(folder)) - set(left):
         return "writing"
     if _state(folder) == before:

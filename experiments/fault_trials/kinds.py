@@ -1,4 +1,4 @@
-"""Runs of every kind, so small that each takes seconds."""
+"""Small runs of every kind, which take seconds each."""
 
 import dataclasses
 import json
@@ -21,9 +21,10 @@ class Kind:
     """A kind of run.
 
     Attributes:
-        command: from a folder of its own and the folder that all runs share to the
-            command; what it leaves is in its own folder.
-        prepare: the command that makes its data in the shared folder; None for none.
+        command: maps the run's own folder and the folder that all runs share to the
+            command, which writes only to its own folder.
+        prepare: maps the shared folder to the command that prepares data in it; None
+            if the run needs no such data.
     """
 
     command: Callable[[Path, Path], Command]
@@ -31,7 +32,7 @@ class Kind:
 
 
 def write_pictures(shared: Path) -> Path:
-    """Writes a user's images with captions, once; returns the JSONL file."""
+    """Writes images with captions, unless they exist; returns the JSONL file."""
     file = shared / "pictures" / "captions.jsonl"
     if file.is_file():
         return file
@@ -50,7 +51,7 @@ def write_pictures(shared: Path) -> Path:
 
 
 def _image_text(*arguments: str) -> Kind:
-    """A run of `configs/finetune.py` on the images, which saves every other step."""
+    """Returns a run of ``configs/finetune.py``, which saves every other step."""
 
     def command(folder: Path, shared: Path) -> Command:
         return Command(
@@ -72,7 +73,7 @@ def _image_text(*arguments: str) -> Kind:
 
 
 def _inputs(config: str, section: str, *arguments: str) -> Kind:
-    """A smoke run with encoders, whose cached lower features all runs share."""
+    """Returns a smoke run on encoders; all runs share the cached lower features."""
 
     def command(folder: Path, shared: Path) -> Command:
         return Command(

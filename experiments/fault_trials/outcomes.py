@@ -15,31 +15,31 @@ from meta_opt.text_files import read_json_value
 
 _CHECKPOINTS = "checkpoints"
 _IGNORED = re.compile(
-    # Times, compiled programs, images, locks; trials of studies are in results.
+    # Left out: timings, compiled programs, images and locks. The trials of a study
+    # are compared through the result files.
     r"^data/|(^|/)(tensorboard|compiled|damaged|manifests|.*\.locks|\.[^/]+)(/|$)"
     r"|(timing|environment|ledger|config)\.jsonl?$|\.(png|md|html|txt|csv|sqlite3)$"
 )
 _MEASURED = re.compile(
     r"second|millisecond|environment|started|ledger|energy|prices|command|git$|path$"
 )
-"""Keys of what differs between any two runs: times, and the costs of each start."""
+"""Keys of values that differ between any two runs: times, and costs of each start."""
 
 _TEMPORARY = re.compile(r"^\..+\.[a-z0-9_]{8}$|orbax-checkpoint-tmp")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Returns the reproducible outcome of a run, equal for all runs of a command.
+    """Returns everything in a run's folder that is the same for each run of a command.
 
-    Parameters and optimizer state of the newest checkpoint of each run in the folder,
-    lines of ``metrics.jsonl`` and other JSONL files, values of JSON files but those
-    that measure the machine, and the bytes of all other files, such as exported
-    weights.
+    This includes parameters and optimizer state of the newest checkpoints, lines of
+    ``metrics.jsonl`` and other JSONL files, values of JSON files except measurements of
+    the machine, and the bytes of all other files, such as exported weights.
 
     Args:
         folder: folder of the run.
 
     Returns:
-        By path; a checkpoint's arrays by path and name.
+        Contents by path; arrays of a checkpoint by path and name.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -58,7 +58,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of what one outcome has and the other has not, or has otherwise."""
+    """Returns the names of values that differ or that only one outcome has."""
     names = [*expected, *(name for name in found if name not in expected)]
     return [
         name if name in found and name in expected else f"{name} (absent)"
@@ -79,7 +79,7 @@ def largest_difference(
         expected: records of another.
 
     Returns:
-        NaN where they have other steps or metrics.
+        The difference; NaN if the steps or the names of metrics differ.
 
     >>> largest_difference([{"step": 1, "loss": 4.0}], [{"step": 1, "loss": 5.0}])
     0.2
@@ -97,7 +97,7 @@ def largest_difference(
 
 
 def temporary_files(folder: Path) -> list[str]:
-    """Files that a kill left half-written, which no run reads."""
+    """Returns the half-written files that a kill left; no run reads them."""
     return [
         path.relative_to(folder).as_posix()
         for path in entries(folder)
@@ -106,7 +106,7 @@ def temporary_files(folder: Path) -> list[str]:
 
 
 def newest_step(folder: Path) -> int:
-    """Returns the largest step of a checkpoint in a folder; 0 without checkpoints."""
+    """Returns the largest step of a checkpoint in a folder; 0 without any."""
     steps = [
         int(path.name)
         for path in entries(folder)
@@ -116,7 +116,10 @@ def newest_step(folder: Path) -> int:
 
 
 def entries(folder: Path) -> Iterator[Path]:
-    """Files and folders below a folder; `Path.rglob` fails where one vanishes."""
+    """Yields the files and folders below a folder, while a run may delete some.
+
+    `Path.rglob` would raise for a folder that is deleted meanwhile.
+    """
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             yield Path(place, name)
@@ -127,7 +130,7 @@ def _newest(checkpoints: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     step = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
-    # From the file's own structure, onto whatever device is here.
+    # Restored by the checkpoint's own structure, onto a local device.
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.PyTreeCheckpointer() as checkpointer:
         state = checkpoints / str(step) / "state"
@@ -155,7 +158,7 @@ def _without_measures(value: Any, folder: str) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two are the same to the bit; NaN is NaN."""
+    """Whether two values are bitwise equal; NaN equals NaN."""
     if isinstance(one, np.ndarray):
         return (
             isinstance(other, np.ndarray)

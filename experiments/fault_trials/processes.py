@@ -1,8 +1,8 @@
-"""Several processes of a small run, of which one is killed or stopped for too long.
+"""Multi-process runs in which one process is killed or stopped.
 
-The others have to end by themselves, within the time-out and a few seconds, with a line
-that names the process and what is lost; and the run, given again to the same or another
-number of processes, has to resume from the newest checkpoint.
+The other processes must exit by themselves, within a few seconds of the heartbeat
+time-out, with a line that names the lost process. The same command, with the same or
+another number of processes, must then resume from the newest checkpoint.
 """
 
 import dataclasses
@@ -24,26 +24,27 @@ from meta_opt.parallel.progress import RESTART
 from meta_opt.run_log import METRICS, read_records
 
 COUNT = 4
-"""Processes of a run, with one device each."""
+"""Number of processes of a run, with one device each."""
 
 TIMEOUT_SECONDS = 20
-"""Silence after which a process is taken for gone."""
+"""Time without a heartbeat after which a process counts as lost."""
 
 _STEPS, _PACE_SECONDS = 16, 0.5
 _LAST_WORD_SECONDS = 60.0
 _GRACE_SECONDS = 300.0
-"""For the others to end, on a loaded machine, before the trial has failed."""
+"""Time that the other processes have to exit, on a loaded machine, before the trial
+counts as failed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A fault of one of the processes.
+    """A signal to one of the processes.
 
     Attributes:
-        signum: signal to send; SIGSTOP lasts until the other processes have ended.
-        process: index of the process.
-        step: after which it gets it; they were drawn.
-        then: number of processes that resume.
+        signum: the signal; SIGSTOP lasts until the other processes have exited.
+        process: index of the process that receives it.
+        step: training step after which it is sent, drawn at random once.
+        then: number of processes that resume the run.
     """
 
     signum: signal.Signals
@@ -57,25 +58,27 @@ TRIALS = {
     "first_killed": Trial(signal.SIGKILL, process=0, step=7, then=2),
     "stopped": Trial(signal.SIGSTOP, process=1, step=11, then=8),
 }
-"""By name."""
+"""Trials by name."""
 
 
 def lost_process(place: Place, name: str) -> dict[str, Any]:
-    """Takes one process of four away in the middle of a run, and resumes the run.
+    """Kills or stops one of four processes during a run, and resumes the run.
 
     Args:
-        place: where.
+        place: folder and starter of the trials.
         name: name of the trial.
 
     Returns:
-        As JSON values: ``seconds`` until the last of the others had ended, ``codes``
-        and ``said`` of the others, ``woken``, what a stopped one says when continued,
-        ``resumed`` and ``difference``, the largest of any logged metric to the unbroken
-        run's, and ``differing`` parts, if as many processes resumed.
+        JSON values: ``seconds`` until the last of the other processes exited;
+        ``codes`` and ``said``, their exit codes and last lines; ``woken``, the last
+        line of a stopped process after it was continued; ``resumed``, the step that
+        the run resumed from; ``difference``, the largest relative difference of any
+        logged metric to the undisturbed run; and ``differing``, the parts of the
+        outcome that differ from it, if the number of processes is the same.
 
     Raises:
-        TimeoutError: others do not end.
-        RuntimeError: the run ends before, or is not resumed.
+        TimeoutError: the other processes do not exit.
+        RuntimeError: the run ended before the signal, or could not be resumed.
     """
     trial = TRIALS[name]
     reference = _unbroken(place)
@@ -93,8 +96,8 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
     woken = ""
     if trial.signum == signal.SIGSTOP:
         woken = _verdict(running[trial.process])
-    printed = _finished(_start(place, folder, trial.then))
-    went_on = [x for x in printed.splitlines() if " from step " in x]
+    printed = _finish_all(_start(place, folder, trial.then))
+    resumed = [x for x in printed.splitlines() if " from step " in x]
     found = outcome(folder)
     result = {
         "process": trial.process,
@@ -106,7 +109,7 @@ def lost_process(place: Place, name: str) -> dict[str, Any]:
         "woken": woken,
         "traceback": any("Traceback" in x.printed() for x in others),
         "then": trial.then,
-        "resumed": went_on[-1].rpartition(" ")[2] if went_on else "0",
+        "resumed": resumed[-1].rpartition(" ")[2] if resumed else "0",
         "difference": largest_difference(
             read_records(folder / "run" / METRICS),
             read_records(reference / "run" / METRICS),
@@ -148,15 +151,18 @@ def _start(place: Place, folder: Path, count: int) -> list[Running]:
 
 
 def _verdict(running: Running) -> str:
-    """Returns the last line of output, including that of a witness."""
+    """Returns the last printed line.
+
+    It may come from the watching process, which prints after this one has ended.
+    """
     until = time.monotonic() + _LAST_WORD_SECONDS
     while RESTART not in running.printed() and time.monotonic() < until:
         time.sleep(0.1)
     return last_line(running.printed())
 
 
-def _finished(running: list[Running]) -> str:
-    """Returns the output of process 0 after all processes have succeeded."""
+def _finish_all(running: list[Running]) -> str:
+    """Waits until all processes have succeeded; returns the output of process 0."""
     codes = [process.finish() for process in running]
     if any(codes):
         printed = "\n".join(process.printed()[-2000:] for process in running)
@@ -170,7 +176,7 @@ def _unbroken(place: Place) -> Path:
     finished = place.root / f"{folder.name}.finished"
     if not finished.exists():
         folder = place.folder(folder.name)
-        _finished(_start(place, folder, COUNT))
+        _finish_all(_start(place, folder, COUNT))
         finished.touch()
     return folder
 
@@ -183,4 +189,6 @@ def _until_step(running: list[Running], folder: Path, step: int) -> None:
     ):
         for process in running:
             if process.wait(0.01) is not None:
-                raise RuntimeError(f"it ended: {process.printed()[-2000:]}")
+                raise RuntimeError(
+                    f"a process ended before step {step}: {process.printed()[-2000:]}"
+                )

@@ -1,4 +1,4 @@
-"""Table of faults, from the results of its cells."""
+"""The table of faults, from the results of its cells."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
     """Writes ``faults.json`` and ``faults.md``.
 
     Args:
-        folder: folder for both files.
-        cells: cells, of which the measured ones are reported.
-        command: command that measured the cells.
+        folder: folder of the report.
+        cells: all cells; only measured ones are reported.
+        command: command line that makes the report.
 
     Returns:
-        The tables.
+        The Markdown of the tables.
     """
     found = [x for cell in cells if (x := cell.stored()) is not None]
     kills = _of_kills(found)
@@ -59,7 +59,7 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
 
 
 def _of_kills(found: Sequence[Mapping[str, Any]]) -> dict[str, collections.Counter]:
-    """By kind: counts of kills, of those in each stage, of runs and of differences."""
+    """Returns counts by kind: kills, kills in each stage, runs and differences."""
     sums: dict[str, collections.Counter] = {}
     for record in found:
         part, kind, *_ = record["name"].split("/")

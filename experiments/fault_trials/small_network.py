@@ -1,4 +1,4 @@
-"""A small network for the loop of fine-tuning, which compiles in a second."""
+"""A small network for the fine-tuning loop, which compiles in a second."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,10 +10,10 @@ _WIDTH, _INPUTS, _OUTPUTS, _EXAMPLES = 64, 16, 4, 64
 
 
 def small_workload(pace: float = 0.0) -> Any:
-    """Two layers that learn a random function, divided over the mesh's fsdp axis.
+    """Returns two layers that learn a random function, sharded over the fsdp axis.
 
     Args:
-        pace: least seconds of a step.
+        pace: minimum seconds per step.
 
     Returns:
         A `meta_opt.workloads.workload.Workload`.
@@ -59,7 +59,7 @@ def small_workload(pace: float = 0.0) -> Any:
 
 
 class _Paced:
-    """Batches that come no faster than a pace."""
+    """Iterates over batches with a minimum time between them."""
 
     def __init__(self, batches: Any, seconds: float) -> None:
         self._batches, self._seconds = batches, seconds
@@ -80,14 +80,14 @@ def small_run(
     stop_when: Callable[[], bool] | None = None,
     **mesh: int,
 ) -> Any:
-    """Runs it; see `meta_opt.finetuning.runs.run`.
+    """Trains the small network, see `meta_opt.finetuning.runs.run`.
 
     Args:
-        workdir: folder for logs and checkpoints.
-        steps: number of steps.
+        workdir: folder for logs and checkpoints; None writes nothing.
+        steps: number of optimizer updates.
         every: steps between checkpoints and evaluations.
-        pace: least seconds of a step.
-        stop_when: called after each evaluation.
+        pace: minimum seconds per step.
+        stop_when: called after each evaluation; the run ends if it returns true.
         **mesh: axes of `meta_opt.parallel.mesh.MeshConfig`.
     """
     import optax

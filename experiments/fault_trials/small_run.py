@@ -1,8 +1,8 @@
-"""A fine-tuning run of a small network.
+"""Trains a small network by the fine-tuning loop.
 
     python -m experiments.fault_trials.small_run --workdir runs/small --steps 8
 
-What is tried on it is the loop, its files and its processes, and not a model.
+It exercises the loop, its files and its processes rather than a model.
 """
 
 import logging
@@ -18,7 +18,7 @@ _PACE = flags.DEFINE_float("pace", 0.0, "Minimum seconds per step.")
 
 
 def main(first: bool) -> None:
-    """Runs it on all devices of all processes."""
+    """Trains on all devices of all processes; process 0 prints the result."""
     from experiments.fault_trials.small_network import small_run
 
     result = small_run(WORKDIR.value, _STEPS.value, _EVERY.value, _PACE.value, fsdp=-1)

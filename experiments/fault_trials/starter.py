@@ -1,10 +1,10 @@
-"""A process that has imported what commands import, and forks one for each request.
+"""A process with all imports done, which forks a command for each request.
 
     python -m experiments.fault_trials.starter
 
-Importing takes longer than a tiny run, and a kill during it has nothing to break. Each
-request is a line of JSON on stdin and is answered by one on stdout, see `main`. It is
-started by `experiments.fault_trials.commands`.
+Importing takes longer than a tiny run, and a kill during the imports tests nothing.
+Each request is a line of JSON on stdin and is answered by one on stdout, see `main`.
+`experiments.fault_trials.commands` starts this process.
 """
 
 import importlib
@@ -28,7 +28,8 @@ _PRELOADED = (
     *("meta_opt.tasks.families", "meta_opt.tuning.search", "meta_opt.tuning.injected"),
     *("orbax.checkpoint.checkpoint_managers", "sklearn.datasets"),
 )
-"""Imported once. None of them starts JAX's backend, which does not survive a fork."""
+"""Modules to import before forking. None of them may initialise JAX's backend, which
+does not survive a fork."""
 
 
 def main() -> dict[str, Any] | None:
@@ -36,11 +37,11 @@ def main() -> dict[str, Any] | None:
 
     ``{"module": ..., "arguments": [...], "output": PATH, "limits": {...}, "clock":
     ...}`` forks a command and answers ``{"pid": ...}``; ``{"poll": PID}`` answers
-    ``{"code": ...}``, None while the command runs, and negative for a signal as of
-    `subprocess.Popen`.
+    ``{"code": ...}``: the exit code as in `subprocess.Popen`, negative for a signal, or
+    null while the command is running.
 
     Returns:
-        In a forked process the request that it is for; in this one None, at the end.
+        In a forked process, its request; in this process, None at the end of stdin.
     """
     for name in _PRELOADED:
         importlib.import_module(name)
@@ -76,9 +77,9 @@ def become(request: dict[str, Any]) -> None:
 
 
 def _set_back(seconds: float) -> None:
-    """Makes the wall clock of this process jump back repeatedly.
+    """Makes the wall clock of this process go back each time it is read.
 
-    It runs backwards by ``seconds`` at each look at it: worse than any correction.
+    It goes back by ``seconds`` per reading, which is worse than any real correction.
     """
     start, looks = time.time(), 0
 

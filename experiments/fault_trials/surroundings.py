@@ -1,8 +1,8 @@
 """Faults around a run: signals, disks, data, clocks, memory, and a second run.
 
-Each is a function of a `Place` that returns what happened, as JSON values: ``outcome``
-in words, ``said``, the line that the user sees, and ``differing``, the parts in which
-the run differs from an undisturbed one when it is given again without the fault.
+Each function takes a `Place`, injects one fault and returns JSON values: ``outcome`` in
+words; ``said``, the error line that the user sees; and ``differing``, the parts in
+which the run, after it is resumed without the fault, differs from an undisturbed one.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from experiments.fault_trials.kinds import KINDS
 from experiments.fault_trials.outcomes import differences, newest_step, outcome
 
 KIND = "finetune_full"
-"""The kind of run that these faults meet."""
+"""Kind of run, a key of `KINDS`, that the faults are injected into."""
 
 _WAIT_SECONDS = 900.0
 
 
 def second_run(place: Place) -> dict[str, Any]:
     """Starts the same command a second time while the run is in progress."""
-    folder, command = _begin(place, "second_run")
+    folder, command = _new_run(place, "second_run")
     first = place.start(command, folder)
     _until(first, lambda: (folder / "run" / "checkpoints").is_dir())
     second = place.starter.start(command, folder / "second.log")
@@ -38,26 +38,28 @@ def second_run(place: Place) -> dict[str, Any]:
 
 
 def terminated_while_saving(place: Place) -> dict[str, Any]:
-    """SIGTERM while a checkpoint is written."""
-    folder, command = _begin(place, "terminated")
+    """Sends SIGTERM while a checkpoint is being written."""
+    folder, command = _new_run(place, "terminated")
     running = place.start(command, folder)
     checkpoints = folder / "run" / "checkpoints"
     _until(running, lambda: any(checkpoints.glob("*orbax-checkpoint-tmp*")))
     running.send(signal.SIGTERM)
     code, printed = running.finish(), running.printed()
-    return _again(place, folder, command, "stopped", code, printed)
+    return _resume_without_fault(place, folder, command, "stopped", code, printed)
 
 
 def file_size_limit(place: Place) -> dict[str, Any]:
-    """No file may grow beyond 256 KiB: writes fail as on a full disk."""
-    folder, command = _begin(place, "file_size")
+    """Limits files to 256 KiB, so that writes fail as on a full disk."""
+    folder, command = _new_run(place, "file_size")
     running = place.start(command, folder, limits={"RLIMIT_FSIZE": 2**18})
     code, printed = running.finish(), running.printed()
-    return _again(place, folder, command, "ended", code, printed)
+    return _resume_without_fault(place, folder, command, "ended", code, printed)
 
 
 def disk_full(place: Place) -> dict[str, Any]:
-    """Runs on a 20 MiB file system, too small for a second checkpoint, then a larger.
+    """Runs on a 20 MiB file system, too small for the second checkpoint.
+
+    The file system is enlarged before the run is resumed.
 
     Raises:
         PermissionError: mounting needs root.
@@ -67,11 +69,11 @@ def disk_full(place: Place) -> dict[str, Any]:
         running = place.start(command, folder)
         code, printed = running.finish(), running.printed()
         remount("size=200m")
-        return _again(place, folder, command, "ended", code, printed)
+        return _resume_without_fault(place, folder, command, "ended", code, printed)
 
 
 def read_only(place: Place) -> dict[str, Any]:
-    """Resumes on a read-only file system, then on a writable one.
+    """Resumes on a file system that is read-only, and again when it is writable.
 
     Raises:
         PermissionError: mounting needs root.
@@ -83,12 +85,12 @@ def read_only(place: Place) -> dict[str, Any]:
         running = place.starter.start(command, place.root / "read_only.log")
         code, printed = running.finish(), running.printed()
         remount("rw")
-        return _again(place, folder, command, "refused", code, printed)
+        return _resume_without_fault(place, folder, command, "refused", code, printed)
 
 
 def clock_set_back(place: Place) -> dict[str, Any]:
-    """Sets the wall clock back by an hour at each reading."""
-    folder, command = _begin(place, "clock")
+    """Sets the wall clock back by an hour each time it is read."""
+    folder, command = _new_run(place, "clock")
     running = place.start(command, folder, clock=3600.0)
     code, printed = running.finish(), running.printed()
     return _found(place, folder, "survived", code, printed)
@@ -105,30 +107,30 @@ def data_changed(place: Place) -> dict[str, Any]:
 
 
 def data_vanished(place: Place) -> dict[str, Any]:
-    """Removes an image before the run is resumed."""
+    """Deletes an image before the run is resumed."""
     return _with_other_data(
         place, "data_vanished", lambda data: (data / "3.png").unlink()
     )
 
 
 def data_vanished_meanwhile(place: Place) -> dict[str, Any]:
-    """All images vanish during the run; then they are there again."""
-    folder, command = _begin(place, "data_vanished_meanwhile", own_data=True)
+    """Moves all images away during the run, and puts them back before resuming."""
+    folder, command = _new_run(place, "data_vanished_meanwhile", own_data=True)
     pictures = folder / "data" / "pictures"
     running = place.start(command, folder)
     _until(running, lambda: newest_step(folder) > 0)
     pictures.rename(pictures.with_name("elsewhere"))
     code, printed = running.finish(), running.printed()
     pictures.with_name("elsewhere").rename(pictures)
-    return _again(place, folder, command, "ended", code, printed)
+    return _resume_without_fault(place, folder, command, "ended", code, printed)
 
 
 def memory_short(place: Place) -> dict[str, Any]:
-    """An address space too small for the run."""
-    folder, command = _begin(place, "memory")
+    """Limits the address space to less than the run needs."""
+    folder, command = _new_run(place, "memory")
     running = place.start(command, folder, limits={"RLIMIT_AS": 2**30 + 2**29})
     code, printed = running.finish(), running.printed()
-    return _again(place, folder, command, "ended", code, printed)
+    return _resume_without_fault(place, folder, command, "ended", code, printed)
 
 
 FAULTS: dict[str, Callable[[Place], dict[str, Any]]] = {
@@ -139,11 +141,14 @@ FAULTS: dict[str, Callable[[Place], dict[str, Any]]] = {
         *(clock_set_back, memory_short),
     )
 }
-"""By name."""
+"""Faults by name."""
 
 
-def _begin(place: Place, name: str, own_data: bool = False) -> tuple[Path, Command]:
-    """An empty folder and the command of a run in it."""
+def _new_run(place: Place, name: str, own_data: bool = False) -> tuple[Path, Command]:
+    """Returns an empty folder and the command that runs in it.
+
+    With ``own_data`` the run has its own copy of the data, which a fault may change.
+    """
     place.unbroken(KIND)
     folder = place.folder(name)
     if own_data:
@@ -153,15 +158,18 @@ def _begin(place: Place, name: str, own_data: bool = False) -> tuple[Path, Comma
 
 
 def _until(running: Running, reached: Callable[[], bool]) -> None:
-    """Waits for something that the run does.
+    """Waits until ``reached()`` is true.
 
     Raises:
-        RuntimeError: the run ends before.
+        RuntimeError: the run ended first, or `_WAIT_SECONDS` have passed.
     """
     until = time.monotonic() + _WAIT_SECONDS
     while not reached():
         if running.wait(0.01) is not None or time.monotonic() > until:
-            raise RuntimeError(f"it never came so far: {running.printed()[-1000:]}")
+            raise RuntimeError(
+                "the run ended, or took too long, before the fault could be injected: "
+                f"{running.printed()[-1000:]}"
+            )
 
 
 def _killed_half_way(place: Place, folder: Path, command: Command) -> None:
@@ -173,26 +181,26 @@ def _killed_half_way(place: Place, folder: Path, command: Command) -> None:
 def _with_other_data(
     place: Place, name: str, change: Callable[[Path], None]
 ) -> dict[str, Any]:
-    folder, command = _begin(place, name, own_data=True)
+    folder, command = _new_run(place, name, own_data=True)
     pictures = folder / "data" / "pictures"
     _killed_half_way(place, folder, command)
     change(pictures)
     running = place.start(command, folder)
     code, printed = running.finish(), running.printed()
     shutil.copytree(place.shared / "pictures", pictures, dirs_exist_ok=True)
-    return _again(place, folder, command, "refused", code, printed)
+    return _resume_without_fault(place, folder, command, "refused", code, printed)
 
 
-def _again(
+def _resume_without_fault(
     place: Place, folder: Path, command: Command, word: str, code: int, printed: str
 ) -> dict[str, Any]:
-    """Gives the command again without the fault; it has to finish."""
+    """Resumes the run without the fault, to its end; returns the trial's result."""
     resumed = finish(place.start(command, folder)) if code else ""
     lines = [x for x in resumed.splitlines() if " from step " in x]
     found = _found(place, folder, word, code, printed)
-    went_on = lines[-1].rpartition("] ")[2] if lines else "from the beginning"
-    went_on = went_on.replace(str(place.root), "")
-    return {**found, "resumed": went_on} if code else found
+    start = lines[-1].rpartition("] ")[2] if lines else "from the beginning"
+    start = start.replace(str(place.root), "")
+    return {**found, "resumed": start} if code else found
 
 
 def _found(
@@ -214,7 +222,7 @@ def _found(
 def _mounted(
     place: Place, name: str, size: str
 ) -> Iterator[tuple[Path, Callable[[str], None]]]:
-    """Returns a run's folder on an in-memory file system, and a remount function."""
+    """Yields a run's folder on a tmpfs, and a function that remounts it."""
     if os.geteuid():
         raise PermissionError(f"{name} mounts a file system, which needs root")
     place.unbroken(KIND)

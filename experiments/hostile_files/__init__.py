@@ -1,1 +1,1 @@
-"""Formats, mutations and worker processes of `experiments.hostile`."""
+"""Fuzzing of file readers: formats, mutations and a worker process."""

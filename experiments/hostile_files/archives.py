@@ -35,7 +35,8 @@ def _npm(folder: Path) -> Any:
     from meta_opt.data.catalog.packages import NpmPackage, unpack
 
     package = NpmPackage("a", "1", "", "a.tgz", ("a",))
-    # Compressed here, so that what is damaged is not the compression alone.
+    # The mutations damage the uncompressed archive; damaged gzip data would only test
+    # the decompressor.
     (folder / "a.tgz").write_bytes(gzip.compress((folder / "a.tar").read_bytes(), 1))
     unpack(package, folder / "a.tgz", folder / "out")
 

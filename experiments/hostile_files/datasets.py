@@ -1,4 +1,4 @@
-"""Data sets: JSON lines with their media, annotations, features, few-shot folders."""
+"""Data sets: JSON lines with media, annotations, features, few-shot folders."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ def _captions() -> Files:
 
 
 def read_pictures(path: Path) -> Any:
-    """Reads samples, and the images that they name."""
+    """Reads samples and the images that they refer to."""
     from meta_opt.data.preprocessing.image_fit import ImageFit
     from meta_opt.data.preprocessing.pictures import Pictures, Unreadable
     from meta_opt.data.sources.image_text_rows import ImageTextRows
@@ -40,7 +40,7 @@ def _multimodal() -> Files:
 
 
 def _samples(path: Path) -> Any:
-    """Reads a task of several modalities, including its media."""
+    """Reads a task of several modalities with its media."""
     from meta_opt.data.sources.sample_task import sample_task
 
     return sample_task(path, 0).read("train", None, 8)

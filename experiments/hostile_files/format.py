@@ -1,4 +1,4 @@
-"""A format: a valid sample, its reader, and the errors that may be raised."""
+"""A file format: a valid sample, its reader, and the errors that it may raise."""
 
 import dataclasses
 import hashlib
@@ -19,16 +19,16 @@ class Format:
     """A format and the contract of its reader.
 
     Attributes:
-        files: makes a valid sample, contents by name below a folder.
-        read: reads the folder; what it returns is not looked at.
-        damage: for each file to damage, by name, a kind of
+        files: makes a valid sample, contents by path relative to a folder.
+        read: reads the folder; its return value is ignored.
+        damage: kind of mutation for each damaged file, by name, see
             `experiments.hostile_files.mutations.KINDS`.
         errors: exceptions that the reader may raise.
-        is_named: whether a message must name a file; readers of bytes know none.
-        sealed: for a JSON file, by name, the file whose SHA-256 it has under
-            ``sha256``: it is recomputed, as an attacker who changes both files would
-                do.
-        costly: whether a call takes a good part of a second.
+        is_named: whether an error message must name a file; readers of bytes have no
+            file name.
+        sealed: by name of a JSON file, the file whose SHA-256 it has under ``sha256``.
+            The hash is recomputed, as an attacker who changes both files would do.
+        costly: whether a call takes a substantial part of a second.
     """
 
     files: Callable[[], Files]
@@ -40,7 +40,7 @@ class Format:
     costly: bool = False
 
     def seal(self, found: Files) -> Files:
-        """Returns the files with the correct SHA-256 in the JSON, if possible."""
+        """Returns the files with recomputed SHA-256 hashes, if the JSON is valid."""
         if self.sealed is None:
             return found
         about, data = self.sealed
@@ -53,12 +53,12 @@ class Format:
 
 
 def of_bytes(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Format:
-    """Returns a format of one file whose reader takes bytes.
+    """Returns a format of one file whose reader takes its bytes.
 
     Args:
         name: name of the file.
-        data: makes its contents.
-        read: takes the bytes.
+        data: makes the contents of a valid file.
+        read: reads the bytes.
         kind: kind of damage, one of `experiments.hostile_files.mutations.KINDS`.
     """
     return Format(
@@ -71,7 +71,7 @@ def of_bytes(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Form
 
 
 def of_file(name: str, data: Callable[[], bytes], read: Any, kind: str) -> Format:
-    """Returns a format of one file whose reader takes a path; see `of_bytes`."""
+    """Returns a format of one file whose reader takes its path, see `of_bytes`."""
     return Format(
         lambda: {name: data()}, lambda folder: read(folder / name), {name: kind}
     )

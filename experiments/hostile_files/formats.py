@@ -1,4 +1,4 @@
-"""All formats of files from outside, by name."""
+"""All formats of untrusted files, by name."""
 
 from collections.abc import Mapping
 

@@ -10,7 +10,7 @@ from experiments.hostile_files.format import Files, Format
 
 
 def clip_settings() -> dict[str, Any]:
-    """The ``config.json`` of a small CLIP model."""
+    """Returns the ``config.json`` of a small CLIP model."""
     tower = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -122,7 +122,7 @@ def _read_convnet(folder: Path) -> Any:
 def _tokenizer() -> Files:
     from meta_opt.data.bundled import BUNDLED
 
-    # As it ships: byte-pair merges, normalizers, pre-tokenizers, a decoder.
+    # The bundled file has merges, normalizers, pre-tokenizers and a decoder.
     value = json.loads((BUNDLED / "tokenizer.json").read_bytes())
     vocabulary = value["model"]["vocab"]
     kept = {token: i for token, i in vocabulary.items() if i < 120}

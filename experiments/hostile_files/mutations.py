@@ -1,7 +1,7 @@
-"""Seeded damage to files: random bytes, and changes that keep a format's checksums.
+"""Seeded mutations of files: random bytes, and changes with valid checksums.
 
-A change that a checksum gives away tests nothing but the checksum, so the checksums of
-PNG chunks and tar headers and the lengths of safetensors headers are recomputed.
+A change that a checksum detects tests only the checksum, so the checksums of PNG chunks
+and tar headers and the lengths of safetensors headers are recomputed.
 """
 
 import json
@@ -17,7 +17,7 @@ _EXTREMES = (0, 1, -1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**
 _LARGE = (2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 _WIDTHS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _INFINITE = "@1e999@"
-"""Stands for a number that JSON can spell and no float can hold."""
+"""Placeholder for 1e999, which is valid JSON but overflows a float."""
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, "", "a", [], {}, [[]], [None], {"": None}, 0.5, -0.5, 1e308),
     *_EXTREMES,
@@ -45,12 +45,12 @@ def mutate(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
 
     Args:
         data: the file.
-        kind: kind of damage, one of `KINDS`; whatever the kind, about half of the
-            copies have random bytes changed.
-        rng: draws it.
+        kind: kind of mutation, one of `KINDS`. With every kind, about half of the
+            copies have random bytes changed instead.
+        rng: random generator of the mutation.
 
     Returns:
-        Bytes of any length; in rare cases those that were given.
+        Bytes of any length; in rare cases they equal ``data``.
 
     Raises:
         KeyError: an unknown kind.
@@ -67,10 +67,10 @@ def mutate(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
 
 
 def _bytes(data: bytes, rng: np.random.Generator) -> bytes:
-    """One change at a random place."""
+    """Makes one change at a random position."""
     found = bytearray(data)
     place = int(rng.integers(len(found) + 1))
-    # Headers are where the damage is read as something else.
+    # Half of the changes are in the header, where they alter how the rest is parsed.
     if rng.random() < 0.5:
         place = min(place, int(rng.integers(64)))
     how = rng.integers(7)
@@ -98,14 +98,14 @@ def _bytes(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _json(data: bytes, rng: np.random.Generator) -> bytes:
-    """Mutates a JSON value: replaces, removes, renames, repeats or nests a node."""
+    """Replaces, removes, renames, repeats or nests one node of a JSON value."""
     try:
         value = json.loads(data)
     except ValueError:
         return _bytes(data, rng)
     places = list(_places(value))
     if not places:
-        return _spelt(_pick(_VALUES, rng))
+        return _encoded(_pick(_VALUES, rng))
     holder, key = places[int(rng.integers(len(places)))]
     how = rng.integers(8)
     if how == 0:
@@ -115,7 +115,7 @@ def _json(data: bytes, rng: np.random.Generator) -> bytes:
     elif how == 2 and isinstance(holder, list):
         holder[key:key] = [holder[key]] * int(rng.choice((1, 10, 1000)))
     elif how == 3:
-        depth, text = _pick(_DEPTHS, rng), _spelt(value)
+        depth, text = _pick(_DEPTHS, rng), _encoded(value)
         opening, closing = _pick(((b"[", b"]"), (b'{"a":', b"}")), rng)
         return (
             opening * depth + (text if rng.random() < 0.5 else b"0") + closing * depth
@@ -123,16 +123,16 @@ def _json(data: bytes, rng: np.random.Generator) -> bytes:
     elif how == 4:
         holder[key] = _pick(places, rng)[0]
         try:
-            return _spelt(value)
-        except ValueError:  # It holds itself.
+            return _encoded(value)
+        except ValueError:  # The value contains itself.
             holder[key] = None
     else:
         holder[key] = _pick(_VALUES, rng)
-    return _spelt(value)
+    return _encoded(value)
 
 
 def _json_lines(data: bytes, rng: np.random.Generator) -> bytes:
-    """One line's JSON changed."""
+    """Changes the JSON value of one line."""
     lines = data.splitlines() or [b""]
     i = int(rng.integers(len(lines)))
     lines[i] = _json(lines[i], rng)
@@ -140,7 +140,7 @@ def _json_lines(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _safetensors(data: bytes, rng: np.random.Generator) -> bytes:
-    """Mutates the header, with the correct length or a wrong one."""
+    """Changes the header and corrects its length, or changes the length alone."""
     length = int.from_bytes(data[:8], "little")
     header, rest = data[8 : 8 + length], data[8 + length :]
     if rng.random() < 0.7:
@@ -152,7 +152,7 @@ def _safetensors(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _svg(data: bytes, rng: np.random.Generator) -> bytes:
-    """Changes a number or a reference, or repeats, nests or inserts a part."""
+    """Changes a number or a reference, or repeats, nests or inserts an element."""
     text = data.decode()
     numbers = list(re.finditer(r"-?\d+(?:\.\d+)?", text))
     parts = list(re.finditer(r"<(?!svg|defs)[a-z]+[^>]*/>", text))
@@ -174,7 +174,7 @@ def _svg(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _png(data: bytes, rng: np.random.Generator) -> bytes:
-    """Changes, removes, repeats or moves a chunk, with the correct CRC."""
+    """Changes, removes, repeats or moves a chunk, with a valid CRC."""
     chunks, place = [], 8
     while place + 12 <= len(data):
         (size,) = struct.unpack_from(">I", data, place)
@@ -199,7 +199,7 @@ def _png(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _tar(data: bytes, rng: np.random.Generator) -> bytes:
-    """Changes a field of a member's header, with the correct checksum."""
+    """Changes a field of a member's header, with a valid checksum."""
     headers = [
         i
         for i in range(0, len(data) - _TAR_BLOCK + 1, _TAR_BLOCK)
@@ -224,7 +224,7 @@ def _tar(data: bytes, rng: np.random.Generator) -> bytes:
     }
     start, width, values = _pick(list(fields.values()), rng)
     header[start : start + width] = _pick(values, rng).ljust(width, b"\0")
-    if rng.random() < 0.5:  # A link needs a type and a name at once.
+    if rng.random() < 0.5:  # A link needs both a type and a target.
         header[156:157] = _pick((b"1", b"2"), rng)
         header[157:257] = _pick(_PATHS, rng).ljust(100, b"\0")
     header[148:156] = b" " * 8
@@ -233,7 +233,7 @@ def _tar(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _zip(data: bytes, rng: np.random.Generator) -> bytes:
-    """Replaces a member's name or a field of its entry in one or both headers."""
+    """Changes a member's name or another field in its local or central header."""
     magic = _pick((b"PK\x01\x02", b"PK\x03\x04"), rng)
     places = [i for i in range(len(data) - 4) if data[i : i + 4] == magic]
     if not places:
@@ -248,7 +248,7 @@ def _zip(data: bytes, rng: np.random.Generator) -> bytes:
         ]
         found[place + name_at : place + name_at + len(name)] = name
     else:
-        # Method, CRC, both sizes; flags.
+        # Fields: flags, method, CRC and the two sizes.
         offset, form = _pick(((4, "H"), (6, "H"), (12, "I"), (16, "I"), (20, "I")), rng)
         value = _pick(_EXTREMES, rng) % 2 ** (8 * struct.calcsize(form))
         struct.pack_into(f"<{form}", found, place + 2 * central + offset, value)
@@ -260,7 +260,7 @@ def _crc(data: bytes) -> bytes:
 
 
 def _places(value: Any) -> Any:
-    """Every (object or list, key) in a JSON value."""
+    """Yields every (object or list, key) in a JSON value."""
     keys = value if isinstance(value, dict) else range(len(value))
     for key in list(keys) if isinstance(value, dict | list) else ():
         yield value, key
@@ -268,7 +268,7 @@ def _places(value: Any) -> Any:
             yield from _places(value[key])
 
 
-def _spelt(value: Any) -> bytes:
+def _encoded(value: Any) -> bytes:
     text = json.dumps(value).replace(f'"{_INFINITE}"', "1e999")
     return text.encode()
 
@@ -287,4 +287,4 @@ KINDS: Mapping[str, Callable[[bytes, np.random.Generator], bytes]] = {
     "tar": _tar,
     "zip": _zip,
 }
-"""Changes that keep what a format checks, by name."""
+"""Mutations that keep a format's checksums valid, by name."""

@@ -1,4 +1,4 @@
-"""Formats of images, video clips and drawings."""
+"""Images, video clips and vector graphics."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Formats that runs and studies write: records, ledgers, predictions, checkpoints."""
+"""Files that runs and studies write: records, ledgers, predictions, checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,7 +110,7 @@ def _stress() -> bytes:
 def _predictions(path: Path) -> Any:
     from meta_opt.studies.stress.predictions import cells, read_predictions
 
-    # Of values that disagree the message names the example.
+    # For inconsistent values the message names the example instead of the file.
     found = read_predictions([path])
     try:
         return cells(found)

@@ -19,7 +19,7 @@ def pixels(seed: int = 0, side: int = 12) -> np.ndarray:
 
 
 def picture(form: str, mode: str = "RGB", **options: Any) -> bytes:
-    """An image file of a form that Pillow writes."""
+    """Returns an image file in a format that Pillow writes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels()).convert(mode).save(buffer, form, **options)
     return buffer.getvalue()
@@ -33,7 +33,7 @@ def grey16(form: str) -> bytes:
 
 
 def animation(form: str, frames: int = 5) -> bytes:
-    """An animation of noise."""
+    """Returns an animation of noise."""
     first, *others = (Image.fromarray(pixels(i)) for i in range(frames))
     buffer = io.BytesIO()
     first.save(buffer, form, save_all=True, append_images=others, duration=50)
@@ -41,7 +41,7 @@ def animation(form: str, frames: int = 5) -> bytes:
 
 
 def sound(form: str, subtype: str | None = None) -> bytes:
-    """Returns 0.2 seconds of a tone in stereo."""
+    """Returns an audio file with 0.2 s of a tone in stereo."""
     import soundfile
 
     times = np.arange(1600) / 8000
@@ -60,7 +60,7 @@ SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10">
 
 
 def tar(members: Mapping[str, bytes], compression: str = "") -> bytes:
-    """Returns a tar file whose members have no times."""
+    """Returns a tar file whose members have no modification times."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
         for name, data in members.items():
@@ -98,7 +98,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def ctranslate2() -> bytes:
-    """Returns a ``model.bin`` with two variables."""
+    """Returns a CTranslate2 ``model.bin`` with two variables."""
 
     def text(value: str) -> bytes:
         return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
@@ -116,7 +116,7 @@ def ctranslate2() -> bytes:
 
 
 def torch_legacy() -> bytes:
-    """Returns a state dict of one tensor [2, 3], in the format before PyTorch 1.6."""
+    """Returns a state dict with one tensor [2, 3] in the format before PyTorch 1.6."""
     empty = b"ccollections\nOrderedDict\n)R"
     storage = (
         b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0aX\x03\0\0\0cpuK\x06NtQ"
@@ -140,10 +140,10 @@ def torch_legacy() -> bytes:
 
 
 def dumped(value: Any) -> bytes:
-    """JSON in UTF-8."""
+    """Returns JSON in UTF-8."""
     return json.dumps(value).encode()
 
 
 def lines(*values: Any) -> bytes:
-    """JSON Lines."""
+    """Returns JSON Lines."""
     return b"".join(dumped(value) + b"\n" for value in values)

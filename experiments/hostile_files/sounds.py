@@ -1,4 +1,4 @@
-"""Formats of audio files."""
+"""Audio files."""
 
 import dataclasses
 import functools
@@ -9,13 +9,13 @@ from experiments.hostile_files import samples
 from experiments.hostile_files.format import Format, of_file
 
 
-def _sound(path: Path) -> Any:
+def _read_audio(path: Path) -> Any:
     from meta_opt.data.preprocessing.audio_files import read_clip
 
     return read_clip(path), read_clip(path.read_bytes(), 16_000, 30.0)
 
 
-def _sounds() -> dict[str, Format]:
+def _audio_formats() -> dict[str, Format]:
     made = {
         "wav": ("WAV", "PCM_16"),
         "wav_float": ("WAV", "FLOAT"),
@@ -26,7 +26,10 @@ def _sounds() -> dict[str, Format]:
     return {
         name: dataclasses.replace(
             of_file(
-                f"a.{name}", functools.partial(samples.sound, *how), _sound, "bytes"
+                f"a.{name}",
+                functools.partial(samples.sound, *how),
+                _read_audio,
+                "bytes",
             ),
             errors=(OSError,),
             is_named=False,
@@ -35,4 +38,4 @@ def _sounds() -> dict[str, Format]:
     }
 
 
-FORMATS = _sounds()
+FORMATS = _audio_formats()

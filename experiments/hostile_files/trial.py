@@ -1,4 +1,4 @@
-"""Readers tried on damaged files: what they do, by format."""
+"""Runs file readers on damaged files and counts the outcomes by format."""
 
 import collections
 import dataclasses
@@ -13,22 +13,22 @@ from typing import Any
 from experiments.hostile_files.worker import Job
 
 ALLOWED = ("valid", "refused")
-"""Outcomes that keep the contract: a value, or a documented error naming a file."""
+"""Outcomes that keep the contract: a value, or a documented error that names a file."""
 BROKEN = ("undocumented", "unnamed", "crash", "hang", "memory", "escaped")
-"""Outcomes that break it."""
+"""Outcomes that break the contract."""
 _ROOT = Path(__file__).resolve().parents[2]
 _LAST_LINES = 15
 WORKER = (sys.executable, "-m", "experiments.hostile_files.worker")
-"""Reads jobs, and writes what came of them; see that module."""
+"""Command of a worker, which reads jobs and writes their outcomes; see that module."""
 
 
 @dataclasses.dataclass
 class Trial:
-    """Outcomes of the mutations of a format.
+    """Outcomes of the mutations of one format.
 
     Attributes:
-        outcomes: count of each outcome of `ALLOWED` and `BROKEN`.
-        problems: number of the first mutation of each problem, by outcome and error.
+        outcomes: number of mutations with each outcome in `ALLOWED` and `BROKEN`.
+        problems: index of the first mutation with each problem, by outcome and error.
     """
 
     outcomes: collections.Counter[str] = dataclasses.field(
@@ -50,20 +50,20 @@ def try_formats(
     start: int = 0,
     command: Sequence[str] = WORKER,
 ) -> dict[str, Trial]:
-    """Tries the readers of formats, in a process that is replaced when it crashes.
+    """Runs readers on mutations, in a worker process that is replaced if it crashes.
 
     Args:
-        names: names in `experiments.hostile_files.formats.FORMATS`.
-        mutations: number of mutations per format.
+        names: keys of `experiments.hostile_files.formats.FORMATS`.
+        mutations: number of mutations of each format.
         seed: random seed of the mutations.
-        start: number of the first; one that failed is repeated by its number alone.
-        command: command that starts a worker.
+        start: index of the first mutation; a failed one is repeated by its index.
+        command: command of a worker.
 
     Returns:
-        What came of it, by format.
+        The outcomes by format.
 
     Raises:
-        RuntimeError: a worker that ended before its first mutation.
+        RuntimeError: a worker ended before its first mutation.
     """
     from tqdm import tqdm
 
@@ -90,9 +90,9 @@ def _work(
             cwd=_ROOT,
         )
         assert worker.stdin is not None and worker.stdout is not None
-        with worker, worker.stdin as jobs_of_it:
-            jobs_of_it.writelines(f"{json.dumps(vars(job))}\n" for job in jobs)
-            jobs_of_it.close()
+        with worker, worker.stdin as queue:
+            queue.writelines(f"{json.dumps(vars(job))}\n" for job in jobs)
+            queue.close()
             left, begun = list(jobs), None
             for line in worker.stdout:
                 record = json.loads(line)
@@ -118,13 +118,13 @@ def _work(
 
 
 def _after(jobs: Sequence[Job], number: int) -> list[Job]:
-    """Returns the jobs that remain after a mutation of the first job."""
-    rest = dataclasses.replace(jobs[0], start=number + 1)
-    return [*([rest] if rest.start < rest.stop else []), *jobs[1:]]
+    """Returns the jobs that remain after mutation ``number`` of the first job."""
+    current = dataclasses.replace(jobs[0], start=number + 1)
+    return [*([current] if current.start < current.stop else []), *jobs[1:]]
 
 
 def report(trials: Mapping[str, Trial]) -> str:
-    """Formats a table of outcomes, and a line per problem with how to reproduce it."""
+    """Returns a table of outcomes, and the mutation index of each problem."""
     columns = (*ALLOWED, *BROKEN)
     lines = [f"{'format':20}" + "".join(f"{name:>13}" for name in columns)]
     for name, trial in trials.items():

@@ -1,4 +1,4 @@
-"""Weights: safetensors, other libraries' files, and exported models."""
+"""Model weights: safetensors, files of other libraries, and exported models."""
 
 import functools
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ def _tensors(folder: Path) -> Any:
 def _sharded() -> Files:
     import safetensors.numpy
 
-    all_of_them = samples.tensors()
+    tensors = samples.tensors()
     parts = {"x.safetensors": ("a.weight", "a.bias"), "y.safetensors": ("b", "c")}
     found = {
-        file: safetensors.numpy.save({k: all_of_them[k] for k in names})
+        file: safetensors.numpy.save({k: tensors[k] for k in names})
         for file, names in parts.items()
     }
     weight_map = {k: file for file, names in parts.items() for k in names}
@@ -41,7 +41,7 @@ def _single() -> Files:
 
 @functools.cache
 def _model() -> Any:
-    """Returns a small CLIP model; adapters are added to a copy of it."""
+    """Returns graph definition and state of a small CLIP model, see `_copy`."""
     from flax import nnx
 
     from meta_opt.models.huggingface.contrastive import parse_config

@@ -2,8 +2,8 @@
 
     python -m experiments.hostile_files.worker '{"format": "png", "start": 0, ...}'
 
-Prints a JSON line before each mutation and one after it. Time is the processor's, so
-that a busy machine makes no hang of a slow one.
+Prints a JSON line before each mutation and one after it. The limit is on CPU time, so
+that a slow read on a busy machine does not count as a hang.
 """
 
 import contextlib
@@ -32,24 +32,24 @@ from experiments.hostile_files.formats import FORMATS
 from experiments.hostile_files.mutations import mutate
 
 _BACKSTOP = 6
-"""Times the limit, in seconds of wall-clock time: a hang outside of Python."""
+"""Wall-clock limit as a multiple of the CPU time limit, for hangs outside of Python."""
 
 
 class _Hang(BaseException):
-    """A mutation took too long; a BaseException, so that readers do not catch it."""
+    """Raised if a mutation takes too long; `except Exception` does not catch it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The job of a worker.
+    """A range of mutations of one format.
 
     Attributes:
         format: one of `FORMATS`.
-        start: number of the first mutation.
-        stop: number after the last one.
+        start: index of the first mutation.
+        stop: index after the last mutation.
         seed: random seed of all mutations.
-        seconds: limit of a reader's processor time in seconds.
-        megabytes: limit of a reader's memory in MB, in addition to that of the process.
+        seconds: CPU time that a reader may take.
+        megabytes: memory that a reader may allocate, on top of the process's own.
     """
 
     format: str
@@ -61,7 +61,7 @@ class Job:
 
 
 def mutated(found: Format, files: Mapping[str, bytes], job: Job, number: int) -> Any:
-    """Returns the files of a mutation, a function of seed, format and number."""
+    """Returns the files of a mutation, determined by seed, format and number."""
     rng = np.random.default_rng([job.seed, zlib.crc32(job.format.encode()), number])
     names = [
         (name, kind)
@@ -81,7 +81,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _outcome(found: Format, folder: Path, job: Job) -> dict[str, str]:
-    """Returns how a reader ends: ``valid``, ``refused`` or the broken contract."""
+    """Runs the reader; returns ``valid``, ``refused`` or a breach of the contract."""
     try:
         with _limits(job):
             found.read(folder)
@@ -91,7 +91,7 @@ def _outcome(found: Format, folder: Path, job: Job) -> dict[str, str]:
         return {"outcome": "memory", "error": _where(error)}
     except found.errors as error:
         text = str(error)
-        # Or the file that a damaged one names.
+        # The message may also name a file that the damaged one refers to.
         names = [folder.name, "outside", *(Path(name).name for name in found.damage)]
         if found.is_named and not any(name in text for name in names):
             return {"outcome": "unnamed", "error": _where(error)}
@@ -103,7 +103,7 @@ def _outcome(found: Format, folder: Path, job: Job) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _limits(job: Job) -> Iterator[None]:
-    """Bounds memory and time of a block."""
+    """Limits memory and time of a ``with`` block."""
 
     def stop(number: int, frame: Any) -> None:
         raise _Hang
@@ -125,7 +125,7 @@ def _limits(job: Job) -> Iterator[None]:
 
 
 def _where(error: BaseException | None) -> str:
-    """An error's type, message, and the last lines of the project that it came from."""
+    """Returns an error's type, message, and innermost lines in this project."""
     assert error is not None
     frames = [
         f"{Path(f.filename).name}:{f.lineno}"
@@ -145,7 +145,7 @@ def work(job: Job, out: TextIO) -> None:
 
     Args:
         job: the job.
-        out: gets two lines for each.
+        out: receives two lines for each mutation.
     """
     found = FORMATS[job.format]
     with tempfile.TemporaryDirectory() as name:
@@ -157,7 +157,7 @@ def work(job: Job, out: TextIO) -> None:
         _write(folder, files)
         found.read(
             folder
-        )  # Of a valid sample: what it imports is not part of the limits.
+        )  # Read the valid sample first: imports must not count towards the limits.
         shutil.rmtree(folder)
         around = _tree(Path(name))
         for number in range(job.start, job.stop):
@@ -179,13 +179,13 @@ def _clear(folder: Path, kept: list[str]) -> None:
 
 
 def main(seconds: float | None = None) -> None:
-    """Works on the jobs that standard input lists, one a line.
+    """Works on the jobs that standard input lists, one per line.
 
     Args:
-        seconds: limit of processor time per mutation, which replaces the jobs' limits.
+        seconds: CPU time limit per mutation, in place of the jobs' own.
     """
     faulthandler.enable()
-    # What libraries print would be read as outcomes.
+    # Libraries may print to stdout, which the parent would read as outcomes.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     logging.disable(logging.CRITICAL)

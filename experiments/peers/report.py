@@ -1,4 +1,4 @@
-"""Table that compares libraries on the same texts, encoder and splits."""
+"""Comparison table of libraries on the same texts, encoder and splits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class PeerRow:
 
     Attributes:
         means: accuracy and macro F1; its ``stage`` is the library's name.
-        processor_seconds: geometric mean.
-        peak_mib: the largest.
-        lines: number of lines of user code.
+        processor_seconds: CPU time of a run, geometric mean over tasks.
+        peak_mib: largest peak memory of a run.
+        lines: lines of user code.
     """
 
     means: StageRow
@@ -41,10 +41,10 @@ class PeerRow:
 
 
 def summarise_peers(records: Results, peers: Sequence[Peer]) -> list[PeerRow]:
-    """Summarises each peer over the tasks that all measured peers have.
+    """Returns a row for each peer, over the tasks that were measured for all of them.
 
     Args:
-        records: records of each seed, by the peer's name and the task.
+        records: records of all seeds, by name of the peer and task.
         peers: peers in the order of the rows.
     """
     by_name = {peer.name: peer for peer in peers}

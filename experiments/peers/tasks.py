@@ -1,4 +1,4 @@
-"""Texts with classes as CSV files, and the encoder's folder beside them."""
+"""Text classification tasks as CSV files, with a folder of the encoder."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ BERT = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
 }
-"""Of MiniLM, which comes without its ``config.json``."""
+"""Configuration of MiniLM, whose package has no ``config.json``."""
 
 Rows = Sequence[tuple[str, str]]
 
 
 def _docstrings(folder: str | None) -> Rows:
-    """First sentences of SciPy and scikit-learn; ten subpackages."""
+    """Docstring summaries in SciPy and scikit-learn; classes are ten subpackages."""
     from meta_opt.tasks.foreign.data import docstrings
     from meta_opt.tasks.foreign.docstrings_linen import LABELS
 
@@ -39,7 +39,7 @@ def _docstrings(folder: str | None) -> Rows:
 
 
 def _sayings(folder: str | None) -> Rows:
-    """Debian's fortunes; twenty subjects."""
+    """Debian's fortunes; classes are twenty subjects."""
     from meta_opt.tasks.foreign.data import sayings
     from meta_opt.tasks.foreign.sayings_head import SUBJECTS
 
@@ -47,7 +47,7 @@ def _sayings(folder: str | None) -> Rows:
 
 
 def _titles(folder: str | None) -> Rows:
-    """Titles of Open Clip Art's drawings; their categories."""
+    """Titles of Open Clip Art's drawings; classes are their categories."""
     from meta_opt.data.sources.multimodal import find_task, read_split
 
     name = "clipart_category"
@@ -65,7 +65,7 @@ TASKS: dict[str, Callable[[str | None], Rows]] = {
     "sayings": _sayings,
     "titles": _titles,
 }
-"""(text, class) of each task, in an order that does not change."""
+"""Functions that return the (text, class) pairs of a task, in a fixed order."""
 
 
 def write_task(
@@ -75,16 +75,16 @@ def write_task(
 
     Args:
         name: name of the task.
-        counts: texts of each split.
-        folder: folder for the files; ``encoder`` is MiniLM's folder.
-        data_dir: data folder of `meta_opt.data.prepare`.
+        counts: number of texts of each split.
+        folder: output folder; ``encoder`` in it is MiniLM's folder.
+        data_dir: folder of the data that `meta_opt.data.prepare` wrote.
 
     Returns:
         The classes of each split's texts.
 
     Raises:
-        MissingDataError: data that are not prepared.
-        ValueError: an unknown task, or more texts asked for than there are.
+        MissingDataError: the data are not prepared.
+        ValueError: an unknown task, or more texts requested than available.
     """
     check_name("config.tasks", name, TASKS)
     rows = TASKS[name](data_dir)
@@ -110,7 +110,7 @@ def write_task(
 
 
 def _write_encoder(folder: Path, source: Path) -> None:
-    """MiniLM as Hugging Face reads it: links to its files, and its ``config.json``."""
+    """Writes MiniLM in Hugging Face's layout: links to files, and ``config.json``."""
     folder.mkdir(exist_ok=True)
     for file in source.iterdir():
         link = folder / file.name

@@ -1,4 +1,4 @@
-"""One library on one task: a process of its own, watched from outside."""
+"""Runs one library on one task, in a separate process that is measured."""
 
 import ast
 import dataclasses
@@ -34,11 +34,11 @@ print(json.dumps({name: installed[name] for name in sys.argv[1:] if name in inst
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A library with one of its settings.
+    """A library with a setting.
 
     Attributes:
         name: name in the table.
-        script: file of this folder, without its ending.
+        script: name of a script in this folder, without suffix.
         setting: fourth argument of the script.
     """
 
@@ -58,7 +58,7 @@ class Peer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PeerCell(StoredResult):
-    """A library, a task and a seed, and where the result is stored."""
+    """A run of a library on a task with one seed, and its stored result."""
 
     task: str
     peer: Peer
@@ -66,12 +66,12 @@ class PeerCell(StoredResult):
 
     @property
     def name(self) -> str:
-        """For bars and messages."""
+        """Name for progress bars and messages."""
         return f"{self.task}, {self.peer.name}, seed {self.seed}"
 
 
 def peer_cells(config: Mapping[str, Any], peers: Sequence[Peer]) -> list[PeerCell]:
-    """All cells; those of the first seed come first."""
+    """Returns all cells; those with the first seed come first."""
     found = []
     for seed in config["seeds"]:
         for task, counts in config["tasks"].items():
@@ -90,22 +90,21 @@ def peer_cells(config: Mapping[str, Any], peers: Sequence[Peer]) -> list[PeerCel
 def run_peer(
     cell: PeerCell, python: str, folder: Path, scratch: Path, labels: Sequence[str]
 ) -> dict[str, Any]:
-    """Runs a script in an empty folder and judges its predictions of the test split.
+    """Runs a script in an empty folder and evaluates its predictions.
 
     Args:
-        cell: cell to run.
-        python: interpreter of the peers' environment; `meta_opt` runs in the current
-            one.
+        cell: the cell.
+        python: Python of the peers' environment; `meta_opt` runs in the current one.
         folder: folder of the task's files.
-        scratch: scratch folder of the script, which is emptied first.
-        labels: classes of the test split.
+        scratch: working folder of the script, which is emptied first.
+        labels: correct classes of the test split.
 
     Returns:
-        ``test`` metrics, ``seconds`` and ``processor_seconds`` of the whole process,
-        its ``peak_mib`` and the ``versions`` of what it used.
+        ``test`` metrics; ``seconds`` and ``processor_seconds`` of the whole process;
+        its ``peak_mib``; and the ``versions`` of the packages.
 
     Raises:
-        FileNotFoundError: the peers' environment is not there.
+        FileNotFoundError: the peers' environment does not exist.
         RuntimeError: the script failed; the message has the end of its log.
     """
     encoder = (folder / "encoder" / "model.safetensors").resolve().parent
@@ -114,7 +113,7 @@ def run_peer(
     )
     if not Path(python).is_file():
         raise FileNotFoundError(
-            f"{python} is not there: make the environment of "
+            f"{python} does not exist: make the environment of "
             "experiments/peers/requirements.txt, or set --config.python"
         )
     shutil.rmtree(scratch, ignore_errors=True)
@@ -124,7 +123,7 @@ def run_peer(
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        # Compilation counts: nothing is left from a run before.
+        # Compilation is part of the measured time, so each run has an empty cache.
         "META_OPT_CACHE_DIR": str(scratch / "compiled"),
         "META_OPT_DATA_DIR": str(encoder.parents[1]),
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
@@ -161,7 +160,7 @@ def run_peer(
 
 
 def user_lines(peer: Peer) -> int:
-    """Lines of code of the script's ``predict``: without blank ones and docstrings."""
+    """Counts lines of the script's ``predict`` without blank lines and docstrings."""
     source = peer.path.read_text(encoding="utf-8")
     (function,) = (
         node
@@ -174,7 +173,7 @@ def user_lines(peer: Peer) -> int:
 
 
 def _versions(python: str) -> dict[str, str]:
-    """Versions of the packages that matter, in an environment."""
+    """Returns the versions of the relevant packages in an environment."""
     printed = subprocess.run(
         [python, "-c", _VERSIONS, *_PACKAGES], check=True, capture_output=True
     )

@@ -1,7 +1,7 @@
 """AutoGluon-MultiModal: ``python with_autogluon.py FOLDER SEED OUT PRESET``.
 
-The encoder is named, since the preset's own has to be downloaded; all else is left to
-the preset, of which ``high_quality`` is the default.
+The encoder is given, because the preset's own would have to be downloaded. All other
+settings are the preset's; AutoGluon's default is ``high_quality``.
 """
 
 import json

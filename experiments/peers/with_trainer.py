@@ -1,7 +1,7 @@
 """Hugging Face's Trainer and PEFT: ``python with_trainer.py FOLDER SEED OUT SETTING``.
 
-Settings: ``default``, those of the library (three epochs of eight texts, a learning
-rate of 5e-5 that falls to zero); ``guide``, those of its guide to text classification,
+Settings: ``default``, those of the library (three epochs, batch size 8, learning rate
+5e-5 with linear decay to zero); ``guide``, those of its text classification guide,
 https://huggingface.co/docs/transformers/tasks/sequence_classification; ``lora``, those
 of PEFT's quick tour, https://huggingface.co/docs/peft/quicktour.
 """

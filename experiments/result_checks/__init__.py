@@ -1,1 +1,1 @@
-"""Published numbers measured again, a cell at a time."""
+"""Checks that remeasure published numbers, one cell at a time."""

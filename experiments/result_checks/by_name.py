@@ -1,9 +1,9 @@
-"""Every check by its name.
+"""All checks by name.
 
-Each check takes the settings of its entry in ``configs/check_results.py``, measures one
-cell of a published table again, with the code that measured it first, and returns what
-is to be compared. It names the stored file that it reads, and raises FileNotFoundError
-or ValueError, which name what is missing.
+Each check takes the settings of its entry in ``configs/check_results.py``, remeasures
+one cell of a published table with the code that measured it first, and returns the
+comparisons with stored numbers. It raises FileNotFoundError or ValueError with a
+message that names what is missing.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,4 +40,4 @@ CHECKS: Mapping[str, Callable[[Settings], list[Comparison]]] = {
         *(tuned_trial, table_cell, framework_cell, balancing_row, killed_run),
     )
 }
-"""By the name that a configuration gives as ``kind``."""
+"""Checks by name, which a configuration gives as ``kind``."""

@@ -1,4 +1,4 @@
-"""Checks of what is published of fine-tuning: trials, tables, framework, faults."""
+"""Checks of the fine-tuning results: trials, tables, framework, faults."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from meta_opt.types import check_keys, check_name, from_config
 
 
 def tuned_trial(settings: Settings) -> list[Comparison]:
-    """The first evaluation of the best trial of a search."""
+    """Remeasures the first evaluation of a search's best trial."""
     from experiments.workloads import read_run
     from meta_opt.finetuning.trial import Trial
     from meta_opt.tuning.injected import injected
@@ -36,7 +36,10 @@ def tuned_trial(settings: Settings) -> list[Comparison]:
 
 
 def table_cell(settings: Settings) -> list[Comparison]:
-    """The first seed of a cell of an optimizer table, under its stored settings."""
+    """Remeasures the first seed of a cell of an optimizer table.
+
+    The optimizer has the cell's stored settings; the search is not repeated.
+    """
     from experiments.table_cells import cells, rerun
 
     names = ("table", "task", "variant", "optimizer", "relative", "absolute")
@@ -46,7 +49,7 @@ def table_cell(settings: Settings) -> list[Comparison]:
     (cell,) = [x for x in cells(table, Path()) if x.name == name]
     record = cell.stored()
     if record is None:
-        raise ValueError(f"{cell.path} is not there, or of another configuration")
+        raise ValueError(f"{cell.path} does not exist, or is of another configuration")
     stored = record["runs"][0]
     base, changes = table["tasks"][cell.task], table["variants"][cell.variant]
     found = rerun(cell, base, changes, record["settings"], stored["seed"])
@@ -62,7 +65,7 @@ def table_cell(settings: Settings) -> list[Comparison]:
 
 
 def framework_cell(settings: Settings) -> list[Comparison]:
-    """A seed of a stage of the framework's table on a task."""
+    """Remeasures one seed of a stage of the framework's table on a task."""
     import tempfile
 
     from experiments.framework_cells import framework_cells, measure
@@ -75,7 +78,7 @@ def framework_cell(settings: Settings) -> list[Comparison]:
     cell = cells[settings["stage"], task, settings["seed"]]
     stored = cell.run()
     if stored is None:
-        raise ValueError(f"{cell.path} is not there, or of another configuration")
+        raise ValueError(f"{cell.path} does not exist, or is of another configuration")
     with tempfile.TemporaryDirectory() as folder:
         again = dataclasses.replace(cell, path=Path(folder) / cell.path.name)
         measure(again, study["tasks"][task])
@@ -85,7 +88,7 @@ def framework_cell(settings: Settings) -> list[Comparison]:
 
 
 def balancing_row(settings: Settings) -> list[Comparison]:
-    """A seed of the first variant, which balances nothing, on a task."""
+    """Remeasures one seed of the variant without balancing on a task."""
     import tempfile
 
     from experiments.workloads import read_run
@@ -106,14 +109,14 @@ def balancing_row(settings: Settings) -> list[Comparison]:
 
 
 def killed_run(settings: Settings) -> list[Comparison]:
-    """Runs of a kind that are killed and resumed, and what differs at their end."""
+    """Repeats a trial of killed and resumed runs, and counts differing parts."""
     import tempfile
 
     from absl import logging
 
     from experiments.fault_trials.cells import cells, open_place
 
-    # Orbax warns of what it does not need to restore a checkpoint's part.
+    # Orbax warns about items that are left out of a partial restore.
     logging.set_verbosity(logging.ERROR)
 
     check_keys("check", settings, ("study", "cell"))
@@ -122,7 +125,7 @@ def killed_run(settings: Settings) -> list[Comparison]:
     cell = field[settings["cell"]]
     stored = cell.stored()
     if stored is None:
-        raise ValueError(f"{cell.path} is not there, or of another configuration")
+        raise ValueError(f"{cell.path} does not exist, or is of another configuration")
     with tempfile.TemporaryDirectory() as folder, open_place(folder) as place:
         found = cell.measure(place)
     differing = len(stored["differing"]), len(found["differing"])
@@ -132,7 +135,7 @@ def killed_run(settings: Settings) -> list[Comparison]:
 def _test_metrics(
     stored: Settings, found: Settings, settings: Settings
 ) -> list[Comparison]:
-    """Loss and accuracy on the test split of two runs with the same seed."""
+    """Compares test loss and accuracy of two runs with the same seed."""
     return [
         by_tolerance(
             "test loss, one seed",
@@ -154,4 +157,4 @@ def _test_accuracy(stored: Settings, found: Settings, settings: Settings) -> Com
 
 
 class _Enough(Exception):
-    """Ends a run whose further steps are not compared."""
+    """Raised to end a run whose further steps are not compared."""

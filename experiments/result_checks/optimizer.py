@@ -1,4 +1,4 @@
-"""Checks of what is published of the optimizer: meta-test, ablations, conditions."""
+"""Checks of the optimizer's results: meta-test, ablations, adverse conditions."""
 
 import dataclasses
 import functools
@@ -13,9 +13,9 @@ from meta_opt.types import check_keys, check_name, from_config
 
 
 def meta_test_cell(settings: Settings) -> list[Comparison]:
-    """An optimizer on a task of the meta-test, on the stored seeds, at full length.
+    """Remeasures an optimizer on a meta-test task, with stored seeds at full length.
 
-    Tuned baselines run under their stored settings; the search is not repeated.
+    Tuned baselines have their stored settings; the search is not repeated.
     """
     from meta_opt.studies.meta_test import comparison, records
     from meta_opt.studies.meta_test.contenders import MetaTestConfig, contenders
@@ -33,7 +33,9 @@ def meta_test_cell(settings: Settings) -> list[Comparison]:
     record = records.read_record(stored_file(path))
     task = make_task(name, suite["data_dir"] or None)
     if not same_task(record.fingerprint, task_fingerprint(task)):
-        raise ValueError(f"{path}: the task {name!r} or its data changed since")
+        raise ValueError(
+            f"{path}: the task {name!r} or its data have changed since it was measured"
+        )
     run = inner_run(task, contender, config)
     chosen = record.settings if contender.tuned else contender.settings
     steps, seeds = record.setup["num_steps"], record.setup["seeds"]
@@ -56,7 +58,7 @@ def _losses(*runs: Any) -> list[list[float]]:
 
 
 def card_value(settings: Settings) -> list[Comparison]:
-    """The validation loss of a task of the meta-test, published without a record."""
+    """Remeasures a published validation loss of the meta-test that has no record."""
     from meta_opt.studies.meta_test import comparison
     from meta_opt.studies.meta_test.contenders import MetaTestConfig, contenders
     from meta_opt.studies.meta_test.measuring import inner_run
@@ -84,7 +86,7 @@ def card_value(settings: Settings) -> list[Comparison]:
 
 
 def safeguard_cell(settings: Settings) -> list[Comparison]:
-    """The guarded learned optimizer on a task under some conditions."""
+    """Remeasures the guarded learned optimizer on a task under some conditions."""
     from meta_opt.studies.robustness.measure import RobustnessConfig, measure
     from meta_opt.tasks.families import make_task
 
@@ -100,7 +102,7 @@ def safeguard_cell(settings: Settings) -> list[Comparison]:
         for x in record["outcomes"]
     }
     task = make_task(name, study["data_dir"] or None)
-    # Contender by contender, the guarded learned optimizer first.
+    # Outcomes are ordered by contender; the guarded learned optimizer is the first.
     outcomes = itertools.islice(measure(task, config), len(config.chosen()))
     return [
         by_seeds(
@@ -113,7 +115,7 @@ def safeguard_cell(settings: Settings) -> list[Comparison]:
 
 
 def ablation_row(settings: Settings) -> list[Comparison]:
-    """A row of the ablations on one task at full length."""
+    """Remeasures a row of the ablations on one task at full length."""
     from meta_opt.studies.ablations.measure import AblationConfig, measure
     from meta_opt.studies.meta_test.records import baseline_losses
     from meta_opt.tasks.families import make_task
@@ -136,7 +138,7 @@ def ablation_row(settings: Settings) -> list[Comparison]:
 
 
 def calibration_setting(settings: Settings) -> list[Comparison]:
-    """The objective of one setting of a rival on one family."""
+    """Remeasures the objective of one setting of a rival on one family."""
     from meta_opt.meta_training.calibration import CalibrationConfig, task_objectives
     from meta_opt.tasks.families import make_task
 
@@ -163,7 +165,7 @@ def calibration_setting(settings: Settings) -> list[Comparison]:
 
 
 def style_score(settings: Settings) -> list[Comparison]:
-    """The score of a candidate near the shipped weights on one family."""
+    """Remeasures the score of a candidate near the shipped weights on one family."""
     from meta_opt.studies.style_choice.measure import StyleChoiceConfig, score
     from meta_opt.tasks.families import make_task
 

@@ -1,4 +1,4 @@
-"""Checks of what is published of compiled programs: operations and bytes."""
+"""Checks of the results on compiled programs: operations and bytes."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from meta_opt.text_files import read_json
 from meta_opt.types import check_keys, from_config
 
 _HALF_A_DIGIT = 0.005 * 2**30
-"""Bytes: what the tables of memory plans round away."""
+"""Rounding error in bytes of the tables of memory plans."""
 
 
 def meltr_operations(settings: Settings) -> list[Comparison]:
-    """Operations of each program of a traced cell."""
+    """Recounts the operations of each program of a traced cell."""
     from meta_opt.studies.meltr_throughput.cases import Case
     from meta_opt.studies.meltr_throughput.measure import measure
 
@@ -34,10 +34,10 @@ def meltr_operations(settings: Settings) -> list[Comparison]:
 
 
 def plan_bytes(settings: Settings) -> list[Comparison]:
-    """Bytes of parameters and optimizer state on each device of a plan.
+    """Recomputes bytes of parameters and optimizer state per device of a plan.
 
-    They follow from shapes and shardings, which are those of as many CPU devices. The
-    table has GiB to two decimals: to half of the last one they must agree.
+    They follow from shapes and shardings, which are the same on as many CPU devices.
+    The table has GiB with two decimals, so they must agree within half of the last one.
     """
     from experiments.plan_memory import abstract_training, subject
     from meta_opt.finetuning.planning import abstract_state, device_bytes
@@ -68,9 +68,9 @@ def plan_bytes(settings: Settings) -> list[Comparison]:
 
 
 def pruning_operations(settings: Settings) -> list[Comparison]:
-    """Tokens of a clip, and operations of a gradient, of models that keep all or some.
+    """Recounts tokens of a clip and operations of a gradient, without training.
 
-    Nothing is trained.
+    The models keep all or some of the visual tokens.
     """
     import tempfile
 

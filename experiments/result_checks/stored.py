@@ -1,18 +1,18 @@
-"""What all checks of results share: their settings, and the stored results."""
+"""Shared parts of all checks: settings and stored results."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 Settings = Mapping[str, Any]
-"""Of a check, from its entry in ``configs/check_results.py``."""
+"""Settings of a check, from its entry in ``configs/check_results.py``."""
 
 
 def stored_file(path: Path) -> Path:
-    """A file of stored results.
+    """Returns the path of a stored result, after checking that it exists.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file does not exist.
     """
     if not path.is_file():
         raise FileNotFoundError(

@@ -1,1 +1,1 @@
-"""Studies that compare many runs, each with measurements and a report."""
+"""Studies that compare many runs; each has a measurement and a report."""

@@ -1,4 +1,4 @@
-"""Hyperparameter search for image classifiers, with run lengths in epochs.
+"""Hyperparameter search for image classifiers, with runs measured in epochs.
 
 The protocol of the convolutional baselines of progressive few-shot fine-tuning
 (Roumeliotis et al. 2025, IEEE Access): each trial trains for at most a number of
@@ -36,9 +36,9 @@ class EpochsConfig:
     """Length and objective of a run.
 
     Attributes:
-        max_epochs: length of a run and of its schedule. An epoch drops an incomplete
-            last batch.
-        metric: validation metric to maximise, at the best epoch by
+        max_epochs: length of a run and of its learning rate schedule. An epoch leaves
+            out an incomplete last batch.
+        metric: validation metric to maximise, taken at the epoch that is best by
             ``early_stopping.metric``.
         early_stopping: early stopping, with ``patience`` in epochs.
     """
@@ -63,10 +63,10 @@ class EpochsConfig:
 
 
 class EpochTrial:
-    """Runs of a workload whose length and evaluations are in epochs.
+    """Trains a workload with length and evaluations measured in epochs.
 
     Args:
-        base: configuration of a run: workload, optimizer, batch size and seed.
+        base: settings of a run: workload, optimizer, batch size and seed.
         config: length and objective of runs.
         test: whether to evaluate the test split with the parameters of the best epoch.
 
@@ -92,8 +92,7 @@ class EpochTrial:
         workload = self._trial.workload
         self.examples = workload.describe()["examples"]["train"]
         self.fingerprint = fingerprint((workload.params, workload.frozen))
-        # Checked before the first trial, because an error within a trial only fails
-        # that trial.
+        # Checked here, because an error during a search would only fail one trial.
         assert workload.evaluate is not None
         given = workload.evaluate(workload.params, workload.frozen, "validation")
         check_name("config.metric", config.metric, given)
@@ -105,18 +104,16 @@ class EpochTrial:
         seed: int | None = None,
         report: Report | None = None,
     ) -> TrialRun:
-        """Executes a run.
+        """Trains one run.
 
         Args:
-            settings: settings of the optimizer, which replace those of ``base``, and
-                optionally ``batch_size``.
-            seed: random seed of the head, the order of examples and dropout; None for
-                that of ``base``.
-            report: callback with the epoch (from 1) and the metric.
+            settings: optimizer settings that replace the base's, and ``batch_size``.
+            seed: random seed of the head's initialisation, the order of examples and
+                dropout; None for the base's.
+            report: called after each epoch with its number (from 1) and the metric.
 
         Raises:
-            ValueError: settings are unknown, or the batch size is above the number of
-                examples.
+            ValueError: unknown settings, or a batch size above the number of examples.
         """
         settings = dict(settings)
         batch_size = settings.pop(_BATCH_SIZE, self._base.loop.batch_size)
@@ -146,26 +143,25 @@ def search_settings(
     name: str,
     expiry_seconds: float = EXPIRY_SECONDS,
 ) -> "optuna.Study":
-    """Searches settings, continuing the study in ``storage``, which may be shared.
+    """Runs or resumes the study in ``storage``; several processes may share it.
 
     Args:
-        trial: trial for ``base`` and ``config``.
-        base: configuration of a run; the study depends on it and on the space.
-        config: length and objective of runs; the pruner counts epochs.
-        space: search space of the optimizer's settings and ``batch_size``.
+        trial: trial made from ``base`` and ``config``.
+        base: settings of a run; a study is only resumed with the same settings.
+        config: length and objective of runs; the pruner's unit is the epoch.
+        space: search space of optimizer settings and ``batch_size``.
         settings: settings of the search.
         storage: storage of the study, see `meta_opt.tuning.storage.Storage`.
         name: name of the study.
-        expiry_seconds: seconds after which a trial of a lost process expires, see
-            `meta_opt.tuning.search.search`.
+        expiry_seconds: see `meta_opt.tuning.search.search`.
 
     Returns:
         The study; see `meta_opt.tuning.search.search`.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM; the same call continues.
-        ValueError: the optimizer does not have a setting, a batch size is above the
-            number of examples, or the study has another space, run or seed.
+        Interrupted: on SIGINT or SIGTERM; the same call resumes.
+        ValueError: an unknown optimizer setting, a batch size above the number of
+            examples, or a stored study with another space, run or seed.
         RuntimeError: no trial completed.
     """
     fields = {field.name for field in dataclasses.fields(OptimizerConfig)}
@@ -203,18 +199,18 @@ def measure_setting(
     settings: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Runs settings with several seeds, and tests the best parameters of each run.
+    """Runs a setting with several seeds, and tests the best parameters of each run.
 
     Args:
         trial: trial that evaluates the test split.
         config: configuration of ``trial``.
-        settings: settings of the runs, see `EpochTrial`.
-        seeds: random seeds of the runs, which should differ from those of the search.
+        settings: see `EpochTrial`.
+        seeds: random seeds of the runs; they should differ from the search's.
 
     Returns:
         JSON values: ``settings``; ``runs``, each with its seed, epochs, best epoch,
-        metrics of that epoch and seconds; ``test``, for each metric that is finite in
-        all runs its mean and 95% confidence interval over the runs.
+        metrics of that epoch and seconds; ``test``, the mean over the runs of each
+        metric that is finite in all, with its 95% confidence interval.
     """
     runs: list[dict[str, Any]] = []
     for seed in seeds:
@@ -242,8 +238,8 @@ def measure_setting(
 def untuned(base: RunConfig) -> RunConfig:
     """Returns the same run with the learned optimizer, which needs no search.
 
-    The learned optimizer sets clipping and the step size of each tensor itself, and
-    gets no validation metric.
+    It sets clipping and the step size of each tensor itself, and does not receive
+    validation metrics.
     """
     optimizer = OptimizerConfig(
         "learned", base.optimizer.num_steps, stacked=base.optimizer.stacked

@@ -31,14 +31,14 @@ def retrieved(
 
     Args:
         model: a vision-text model.
-        data: arrays of a whole split: ``image`` [N, h, w, 3], ``text`` int [N, S].
-        queries: indices of rows of ``data``.
-        top: number of rows to retrieve per query.
-        batch_size: number of rows per batch.
+        data: a whole split: ``image`` [N, h, w, 3], ``text`` int [N, S].
+        queries: rows of ``data``.
+        top: number of rows for each query.
+        batch_size: rows encoded at a time.
 
     Returns:
-        ``text_to_image`` and ``image_to_text``, which have the nearest rows for each
-        query, best first. Of rows with equal captions only the best is retrieved.
+        ``text_to_image`` and ``image_to_text``: the nearest rows for each query, best
+        first. Of rows with equal captions, only the first can be retrieved.
     """
     similarity = encode_images(model, data["image"], batch_size) @ (
         encode_texts(model, data["text"], batch_size).T
@@ -67,21 +67,21 @@ def collect(
     seed: int = 0,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Retrieves with several models for the same random queries; returns JSON.
+    """Retrieves with several models for the same random queries.
 
     Args:
         models: models by label.
-        source: data of the split to search.
-        text_length: S, number of tokens of a caption.
-        num_queries: number of random records to use as queries.
-        top: number of rows to retrieve per query.
+        source: the searched split.
+        text_length: S, tokens of a caption.
+        num_queries: number of records drawn at random as queries.
+        top: number of retrieved rows for each query.
         seed: random seed of the queries.
-        batch_size: number of rows per batch.
+        batch_size: rows encoded at a time.
 
     Returns:
-        ``queries`` (rows of the source), ``models`` (results of `retrieved` by label),
-        and ``titles`` and ``images`` (base64 PNG) of all these rows, by the row's
-        number as a string.
+        JSON values: ``queries`` (rows of the source), ``models`` (results of
+        `retrieved` by label), and ``titles`` and ``images`` (PNG in base64) of all
+        these rows, by the row's number as a string.
     """
     data = as_arrays(source, load_tokenizer(), text_length)
     rng = np.random.default_rng(seed)
@@ -110,16 +110,16 @@ def before_and_after(
     splits: Mapping[str, MemorySource],
     **collecting: Any,
 ) -> None:
-    """Evaluates a model before fine-tuning, and retrieves before and after it.
+    """Evaluates a model before fine-tuning, and compares its retrieval with after.
 
     Args:
-        folder: output folder of ``result.json`` (``pairs`` of each split,
+        folder: output folder for ``result.json`` (``pairs`` of each split, and
             ``validation`` and ``test`` metrics of the initial model, in the format of a
             run's) and ``examples.json`` (see `collect`, on test data).
-        workload: workload of the initial model.
+        workload: configuration of the initial model and its evaluation.
         after: the trained model.
         after_label: label of the trained model.
-        splits: data of the splits ``train``, ``validation`` and ``test``.
+        splits: ``train``, ``validation`` and ``test``.
         **collecting: further arguments of `collect`.
     """
     preprocessing = workload.preprocessing()

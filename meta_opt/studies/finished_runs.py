@@ -1,4 +1,4 @@
-"""Storage of the outcomes of a study's runs, so that no run is repeated."""
+"""Stores the outcomes of a study's runs in one file, so that none is repeated."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ _ORIGIN = "provenance"
 
 
 class FinishedRuns:
-    """Outcomes of runs by name, seed and settings.
+    """A file of outcomes by name, seed and settings.
 
     Args:
         path: JSON file; written after each run.
-        announce: callback with the name of each run before it starts.
+        announce: called with the name of each run before it starts.
     """
 
     def __init__(self, path: Path, announce: Callable[[str], None]) -> None:
@@ -30,18 +30,18 @@ class FinishedRuns:
         settings: Mapping[str, Any],
         run: Callable[[], Mapping[str, Any]],
     ) -> Mapping[str, Any]:
-        """Returns the stored outcome of a run, or executes the run.
+        """Returns the stored outcome of a run; if there is none, runs it and stores it.
 
         Args:
             name: name of the variant.
             seed: random seed of the run.
             settings: everything else that the outcome depends on.
-            run: function that returns the outcome as JSON values.
+            run: executes the run and returns the outcome as JSON values.
         """
         key = f"{name}, seed {seed}, {settings_digest(settings)[:8]}"
         if key not in self._known:
             self._announce(f"{name}: seed {seed}")
             self._known[key] = {**run(), _ORIGIN: provenance(settings)}
             write_json(self._path, self._known)
-        # Drop the origin, which files of earlier versions do not have.
+        # The key is absent in files of earlier versions.
         return {k: v for k, v in self._known[key].items() if k != _ORIGIN}

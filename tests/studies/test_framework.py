@@ -69,9 +69,9 @@ def test_stages():
     assert [s.trainable for s in read_stages([{"name": "a"}])] == ["all"]
     with pytest.raises(ValueError, match=r"stage\.part='best' must be .*checkpoint"):
         read_stages([{"name": "a", "part": "best"}])
-    with pytest.raises(ValueError, match="fit has the learned optimizer"):
+    with pytest.raises(ValueError, match="fit always uses the learned"):
         read_stages([{"name": "a", "part": "fit", "optimizer": "adamw"}])
-    with pytest.raises(ValueError, match="several of the name a"):
+    with pytest.raises(ValueError, match="several stages with the name a"):
         read_stages([{"name": "a"}, {"name": "a", "part": "fit"}])
 
 

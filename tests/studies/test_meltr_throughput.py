@@ -264,7 +264,7 @@ def test_bars_of_memory_name_the_cell():
             {"method": "quarter_batch", "batch_size": 6},
             "batch_size=6 must be a multiple of 4 for method='quarter_batch'",
         ),
-        ({"topology": "v5e:2x2", "level": "timed"}, "is compiled for and not there"),
+        ({"topology": "v5e:2x2", "level": "timed"}, "can only be compiled for"),
         ({"intervals": (3,)}, r"intervals=\(3,\) must be at least 1, and need level"),
     ],
 )

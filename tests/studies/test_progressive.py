@@ -166,7 +166,7 @@ def test_phases_from_zero_shot_on(study, data, tmp_path, monkeypatch):
     shutil.move(tmp_path / "adamw" / "phase_2", tmp_path / "aside")
     weights = tmp_path / "adamw" / "phase_1" / "weights.safetensors"
     weights.rename(tmp_path / "weights")
-    with pytest.raises(ValueError, match=rf"phase 2 starts from {weights}, which is"):
+    with pytest.raises(ValueError, match=rf"phase 2 starts from {weights}, which does"):
         Phases(made, tmp_path).run()
     (tmp_path / "weights").rename(weights)
     shutil.move(tmp_path / "aside", tmp_path / "adamw" / "phase_2")
@@ -377,7 +377,7 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         ("study", {"folder": "x", "epoch": 3}, "did you mean 'epochs'"),
         ("study", {}, "needs a value for folder"),
         ("num_steps", 10, "num_steps: the phases' examples"),
-        ("data", {"name": "x.jsonl"}, "data.name: study.folder has the data"),
+        ("data", {"name": "x.jsonl"}, "data.name: study.folder determines the data"),
         ("batch_size", 0, "batch_size=0 must be at least 1"),
         ("model", {"loss": "clip"}, "is trained with 'captioning'"),
         ("optimizers", {}, "name one or more"),

@@ -455,7 +455,7 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
     )
     fails(r"was trained at 40 pixels; .* has 32, 48", models={
         "m": str(tmp_path / "wide")})  # fmt: skip
-    fails("its tower takes 8 pixels alone, not 32", models={"m": str(generative)},
+    fails("its image tower only takes 8 pixels, not 32", models={"m": str(generative)},
         tests={"fitted": False})  # fmt: skip
     fails("width=33: .* has 32, 48 pixels", tests={"widths": [33]})
     two = {"m_32": str(classifier), "m": str(classifier)}
@@ -470,7 +470,10 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
     learner = {"batch_size": 4, "pictures": {}, "num_steps": 4}
     fails(r"learners\.net\.num_steps: training\.epochs", learners={"net": learner})
     learner = {"batch_size": 4, "pictures": {"task": "x"}}
-    fails(r"net\.pictures\.task: data\.folder has the data", learners={"net": learner})
+    fails(
+        r"net\.pictures\.task: data\.folder determines the data",
+        learners={"net": learner},
+    )
     learner = {"batch_size": 4, "pictures": {}}
     for px, message in ((64, "width=64: "), (16, "width=16: ")):
         training = {"train_px": [px]}

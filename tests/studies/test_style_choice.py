@@ -139,9 +139,9 @@ def test_a_stopped_measurement_goes_on_after_the_last_family(
         ({"candidates": ()}, "candidates is empty"),
         ({"candidates": ({"name": "x"}, {"name": "x"})}, "have the name x"),
         ({"candidates": ({"share": 1.0},)}, r"candidates\[0\] needs a value for name"),
-        ({"styles": {"one": ("line",)}}, "must be two or more"),
+        ({"styles": {"one": ("line",)}}, "must have two or more styles"),
         ({"styles": {"one": ("line",), "two": ()}}, "styles two have no families"),
-        ({"styles": {"one": ("a",), "two": ("a",)}}, "a stand in styles more than"),
+        ({"styles": {"one": ("a",), "two": ("a",)}}, "families more than once: a"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, message):

@@ -1,1 +1,1 @@
-"""Ablations of the shipped weights of the learned optimizer."""
+"""Ablations: parts of the shipped weights set to zero."""

@@ -1,8 +1,8 @@
 """Ablations of a learned optimizer: parts of its controller's weights set to zero.
 
-Nothing is retrained, so this shows what the trained weights lose without a part, not
-what training without the part could reach. Weights that were trained without a part can
-be added, see `AblationConfig.others`.
+The weights are not retrained, so this shows how much the trained weights depend on a
+part, not what training without it could reach. Weights that were trained without a part
+can be added, see `AblationConfig.others`.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
 
-def _starting(*prefixes: str) -> tuple[str, ...]:
+def _with_prefix(*prefixes: str) -> tuple[str, ...]:
     return tuple(f for f in OVERVIEW_FEATURES if f.startswith(prefixes))
 
 
 WHOLE = "as shipped"
 FEATURE_GROUPS = {
-    "progress": _starting("past_", "log_"),
-    "loss": _starting("loss_"),
-    "feedback": _starting("feedback_"),
+    "progress": _with_prefix("past_", "log_"),
+    "loss": _with_prefix("loss_"),
+    "feedback": _with_prefix("feedback_"),
     "gradient ratios": ("gradient/all", "momentum/gradient", "gradient/ema", "ema/max"),
     "alignment": ("alignment", "alignment_ema", "alignment_all", "alignment_ema_all"),
     "parameter size": ("size", "near_zero", "moved"),
@@ -60,13 +60,13 @@ ABLATIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class AblationConfig:
-    """Tasks, weights, budgets and seeds of the ablations.
+    """Settings of the measurement.
 
     Attributes:
         tasks: names of task families.
-        weights: weights of the learned optimizer, a shipped name or a path.
-        others: further weights to measure, by their names in the table.
-        budgets: shares of a task's larger horizon.
+        weights: weights of the learned optimizer: a shipped name or a path.
+        others: further weights to measure, by name in the table.
+        budgets: run lengths as fractions of a task's larger horizon.
         seeds: random seeds of initialisation and batches.
     """
 
@@ -91,7 +91,7 @@ def ablated(
     """Returns the controller with a part of its weights set to zero.
 
     The orthogonalised direction is ablated in the config instead of the weights:
-    matrices are then updated in Adam's direction.
+    matrices then have Adam's direction.
 
     Args:
         theta: weights of the controller.
@@ -99,10 +99,10 @@ def ablated(
         what: name of the ablation, one of `ABLATIONS`.
 
     Returns:
-        Ablated weights and config.
+        Weights and config.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: an unknown name.
     """
     if what == WHOLE:
         return theta, config
@@ -141,7 +141,7 @@ def _zeroed(x: jax.Array, rows: Iterable[int], columns: Iterable[int]) -> jax.Ar
 def _with_output(
     theta: PyTree, rows: Iterable[int] = (), columns: Iterable[int] = ()
 ) -> dict[str, PyTree]:
-    """Zeroes rows (inputs) and columns (outputs) of the output weights."""
+    """Returns output weights with rows (inputs) and columns (outputs) set to zero."""
     columns = list(columns)
     output = {
         "kernel": _zeroed(theta["output"]["kernel"], rows, columns),
@@ -152,17 +152,17 @@ def _with_output(
 
 @dataclasses.dataclass(frozen=True)
 class AblationRow:
-    """The result of an ablation, or of other weights, on a task at a budget.
+    """The result of one set of weights on one task at one budget.
 
     Attributes:
-        name: one of `ABLATIONS`, or the name of other weights.
+        name: one of `ABLATIONS`, or a key of `AblationConfig.others`.
         task: name of the task.
-        budget: share of the steps.
-        loss: loss on validation and test examples together, mean over seeds; infinite
-            if a seed failed.
-        accuracy: accuracy in percent on validation and test examples together, mean
-            over seeds; a failed seed counts as 0.
-        log_ratio: log of the ratio of the loss to the reference's loss.
+        budget: run length as a fraction of the task's larger horizon.
+        loss: final loss on the union of validation and test examples, mean over seeds;
+            infinite if a seed failed.
+        accuracy: accuracy in percent on the same examples, mean over seeds; a failed
+            seed counts as 0.
+        log_ratio: log of the ratio of ``loss`` to the reference's loss.
     """
 
     name: str
@@ -176,23 +176,27 @@ class AblationRow:
 def measure(
     task: Task, reference: tuple[float, float], config: AblationConfig
 ) -> list[AblationRow]:
-    """Measures all ablations and other weights on one task.
+    """Measures all ablations and further weights on one task.
 
     Args:
         task: the task.
-        reference: final validation and test losses of the tuned baseline.
+        reference: final validation and test loss of the tuned baseline.
         config: tasks, seeds, budgets and weights.
 
     Raises:
-        ValueError: weights are missing, damaged, or of another shape.
+        ValueError: weights that are missing or damaged, or have another controller
+            configuration.
     """
     theta, shape = load_theta(config.weights)
     rows = {name: ablated(theta, shape, name) for name in ABLATIONS}
     for name, path in config.others.items():
         rows[name] = load_theta(path)
         if rows[name][1] != shape:
-            raise ValueError(f"{path} has another controller than {config.weights}")
-    # Weights with the same config are run side by side in one program.
+            raise ValueError(
+                f"others.{name}={path!r} has another controller configuration than "
+                f"weights={config.weights!r}"
+            )
+    # Weights with the same config are vmapped in one program.
     runs = []
     for own in dict.fromkeys(own for _, own in rows.values()):
         names = [name for name, (_, other) in rows.items() if other == own]

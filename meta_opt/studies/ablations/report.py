@@ -1,4 +1,4 @@
-"""Report on ablations, as Markdown and JSON in one folder."""
+"""The report on ablations: Markdown and JSON in one folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,19 +21,19 @@ def write_ablations(folder: str | Path, rows: Sequence[Values], facts: Values) -
     """Writes ``ablations.md`` and ``ablations.json``.
 
     Args:
-        folder: output folder, created if needed.
-        rows: `meta_opt.studies.ablations.AblationRow` as mappings.
-        facts: facts about how they were measured.
+        folder: created if needed.
+        rows: fields of `meta_opt.studies.ablations.AblationRow`.
+        facts: how the rows were measured, name to value.
 
     Returns:
-        The table as text.
+        The table, for a terminal.
     """
     title = "Ablations on meta-validation"
     return write_table(folder, "ablations", title, _table(rows), rows, facts, _NOTES)
 
 
 def _table(rows: Sequence[Values]) -> Table:
-    """Builds the table: sections by budget, rows by ablation, columns by task."""
+    """Sections are budgets, rows are sets of weights, columns are tasks."""
     found = {(r["budget"], r["name"], r["task"]): r["log_ratio"] for r in rows}
     budgets, names, tasks = (
         list(dict.fromkeys(row[key] for row in rows))

@@ -1,1 +1,1 @@
-"""Comparison of methods that balance modalities in multimodal classification."""
+"""Comparison of ways to balance modalities on a multimodal classification task."""

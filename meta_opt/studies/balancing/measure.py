@@ -1,4 +1,4 @@
-"""Training runs on one task with and without balancing of its modalities."""
+"""Trains on one task with and without balancing its modalities."""
 
 import dataclasses
 import functools
@@ -21,12 +21,12 @@ from meta_opt.workloads.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class BalancingStudyConfig:
-    """The compared variants.
+    """Settings of the compared variants.
 
     Attributes:
         seeds: random seeds of initialisation and batches.
-        alpha: attenuation strength of OGM.
-        modality_dropout: rate of the variants with modality dropout.
+        alpha: strength of OGM's gradient modulation.
+        modality_dropout: dropout rate in the variants with modality dropout.
     """
 
     seeds: tuple[int, ...] = (1, 2)
@@ -40,14 +40,14 @@ class Variant:
 
     Attributes:
         balancing: balancing of modalities or of their losses.
-        modality_dropout: rate of modality dropout.
+        modality_dropout: dropout rate of modalities.
     """
 
     balancing: BalancingConfig = dataclasses.field(default_factory=BalancingConfig)
     modality_dropout: float = 0.0
 
     def of(self, base: RunConfig) -> RunConfig:
-        """Returns the configuration of a run with this variant's settings."""
+        """Returns the run with this variant's settings."""
         workload = dataclasses.replace(
             base.workload, modality_dropout=self.modality_dropout
         )
@@ -82,20 +82,19 @@ def measure(
     """Trains each variant with each seed, sequentially.
 
     Args:
-        base: configuration of a run of classification from several modalities.
+        base: settings of a run on classification of several modalities.
         config: the compared variants.
         finished: JSON file of finished runs, which are not repeated; it is written
             after each run.
-        announce: callback with the name of each run before it starts.
+        announce: called with the name of each run before it starts.
 
     Yields:
-        For each variant ``name`` and ``runs``, which have for each seed ``accuracy``
-        and ``loss`` on the test split, ``alone`` (by modality, the mean probability of
-        the correct class from this modality alone) and ``step_ms`` (mean over the run's
-        steps).
+        For each variant ``name`` and ``runs``: for each seed ``accuracy`` and ``loss``
+        on the test split, ``alone`` (by modality, the mean probability of the correct
+        class from this modality alone) and ``step_ms`` (mean over the run's steps).
 
     Raises:
-        ValueError: the workload does not classify from several modalities.
+        ValueError: the workload is not a classification of several modalities.
     """
     inputs = read_inputs(base.workload.inputs)
     finished_runs = FinishedRuns(finished, announce)
@@ -110,7 +109,7 @@ def measure(
 
 
 class _Variant:
-    """Runs a configuration with any seed; builds shared parts only once."""
+    """Runs a configuration with given seeds; data and programs are built once."""
 
     def __init__(self, config: RunConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -127,7 +126,7 @@ class _Variant:
                 raise ValueError(
                     f"{self.workload.name} does not classify several modalities"
                 )
-            # Compiled once: the models of all seeds have the same structure.
+            # Models of all seeds have the same structure, so this is compiled once.
             self.alone = jax.jit(unimodal.fn)
         assert self.workload.reseeded is not None
         workload = self.workload.reseeded(seed)

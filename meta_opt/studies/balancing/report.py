@@ -1,4 +1,4 @@
-"""Report on balancing of modalities, as Markdown and JSON in one folder."""
+"""The report on balancing modalities: Markdown and JSON in one folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ def write_balancing(
     """Writes ``balancing.md`` and ``balancing.json``.
 
     Args:
-        folder: output folder, created if needed.
-        rows: results of `meta_opt.studies.balancing.measure.measure`.
-        facts: facts about how they were measured.
+        folder: created if needed.
+        rows: from `meta_opt.studies.balancing.measure.measure`.
+        facts: how the rows were measured, name to value.
 
     Returns:
-        The table as text.
+        The table, for a terminal.
     """
     table = balancing_table(rows)
     return write_table(
@@ -34,7 +34,7 @@ def write_balancing(
 
 
 def balancing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Builds rows by variant: accuracy, loss, single modalities, milliseconds."""
+    """Rows are variants; columns are accuracy, loss, each modality alone, step time."""
     modalities = list(rows[0]["runs"][0]["alone"])
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:

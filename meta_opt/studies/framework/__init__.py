@@ -1,1 +1,1 @@
-"""Contribution of each part of the framework to fine-tuning on the suite."""
+"""The gain of each part of the framework over plain fine-tuning on the suite."""

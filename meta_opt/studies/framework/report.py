@@ -1,8 +1,8 @@
-"""The framework's row of the published table, and the gain of each of its parts.
+"""The report on the gain of each part of the framework.
 
-Muhajab et al., "Meta Optimizer Algorithms for Automated Fine-Tuning of Massive
-Multimodal Models", Table 1: the row that they call the meta optimizer has all five
-components, not the optimizer alone.
+In Muhajab et al., "Meta Optimizer Algorithms for Automated Fine-Tuning of Massive
+Multimodal Models", Table 1, the row of the meta optimizer has all five components of
+the framework, not the optimizer alone.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from meta_opt.studies.framework.summary import StageRow
 from meta_opt.types import write_atomic
 
 PUBLISHED_GAIN = 3.9
-"""Points of accuracy of the published meta optimizer over AdamW."""
+"""Published gain in accuracy of the meta optimizer over AdamW, percentage points."""
 _NOTES = (
     "Accuracy is of test data, as in Table 1: of classes, of the sign of sentiment, of "
     "captions' tokens, and for retrieval the mean recall at 1 of both ways. Means over "
@@ -46,12 +46,12 @@ def write_framework(
 
     Args:
         folder: folder of the results.
-        rows: rows by stage; the first stage is the reference.
-        command: command that creates the report.
+        rows: one row for each stage; the others are compared with the first.
+        command: command line that makes the report.
         missing: number of cells that are not measured yet.
 
     Returns:
-        The Markdown text.
+        The Markdown.
     """
     parts = [f"`{command}`"]
     if missing:
@@ -72,7 +72,7 @@ def write_framework(
 
 
 def stages_table(rows: Sequence[StageRow]) -> Table:
-    """Builds a table with a row for each stage."""
+    """Returns a row for each stage."""
     columns = ("accuracy (%)", "over the first row", "macro F1")
     lines = []
     for row in rows:
@@ -82,7 +82,7 @@ def stages_table(rows: Sequence[StageRow]) -> Table:
 
 
 def tasks_table(rows: Sequence[StageRow]) -> Table:
-    """Builds a table with a row for each task and a column for each stage."""
+    """Returns a row for each task, a column for each stage."""
     lines = tuple(
         numbers_row(task, "higher", [row.by_task[task] for row in rows], 1)
         for task in rows[0].by_task
@@ -91,11 +91,11 @@ def tasks_table(rows: Sequence[StageRow]) -> Table:
 
 
 def plot_stages(path: str | Path, rows: Sequence[StageRow]) -> None:
-    """Plots the gain of each stage over the first one, with confidence intervals.
+    """Draws the gain of each stage over the first one, with its interval.
 
     Args:
-        path: PNG file, written atomically.
-        rows: rows by stage.
+        path: the PNG file, written whole or not at all.
+        rows: one row for each stage.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Stages of fine-tuning, each of which adds one part of the framework."""
+"""Stages: ways of fine-tuning a task, each with one more part of the framework."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,20 @@ from meta_opt.types import check_name, from_config
 
 PLAIN, BEST, READOUT, FIT = "last state", "best checkpoint", "readout", "fit"
 PARTS = (PLAIN, BEST, READOUT, FIT)
-"""In the order in which they are added: the parameters after the last step; those of
-the best evaluation; a start from the encoders' linear readout; all that `meta_opt.fit`
-chooses, such as sizes of inputs and number of steps."""
+"""Parts in the order in which they are added: the parameters after the last step; the
+parameters of the best evaluation instead; a start from the encoders' linear readout;
+and everything else that `meta_opt.fit` chooses, such as input sizes and number of
+steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage, which is a row of the table.
+    """A row of the table.
 
     Attributes:
         name: name in the table.
-        optimizer: ``learned``, or the name of a tuned baseline.
-        part: last part of the framework that is added, one of `PARTS`.
+        optimizer: ``learned``, or the name of a baseline, run with tuned settings.
+        part: the last part of the framework that is added, one of `PARTS`.
         trainable: ``all`` or ``lora``.
     """
 
@@ -33,7 +34,8 @@ class Stage:
         check_name("stage.part", self.part, PARTS)
         if self.part == FIT and self.optimizer != "learned":
             raise ValueError(
-                f"stage.optimizer={self.optimizer!r}: fit has the learned optimizer"
+                f"stage.optimizer={self.optimizer!r}: meta_opt.fit always uses the "
+                "learned optimizer"
             )
 
 
@@ -44,7 +46,7 @@ def read_stages(settings: Sequence[Mapping[str, str]]) -> tuple[Stage, ...]:
         settings: fields of each stage.
 
     Raises:
-        ValueError: fields or parts are unknown, or two stages have the same name.
+        ValueError: unknown fields or parts, or two stages with the same name.
 
     >>> read_stages([{"name": "plain"}])[0].part
     'last state'
@@ -55,5 +57,7 @@ def read_stages(settings: Sequence[Mapping[str, str]]) -> tuple[Stage, ...]:
     )
     names = [stage.name for stage in stages]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"config.stages has several of the name {', '.join(twice)}")
+        raise ValueError(
+            f"config.stages has several stages with the name {', '.join(twice)}"
+        )
     return stages

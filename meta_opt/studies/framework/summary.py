@@ -1,4 +1,4 @@
-"""Means of each stage over tasks and seeds, and gains over the first stage."""
+"""Means of each stage over tasks and seeds, and its gain over the first one."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,22 +9,22 @@ import numpy as np
 from meta_opt.metrics.intervals import Interval, interval
 
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
-"""By stage and task, a run for each seed with its ``test`` metrics and ``seconds``."""
+"""Runs by stage and task; each has ``test`` metrics and ``seconds`` of one seed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StageRow:
-    """Results of a stage over all tasks.
+    """One stage over all tasks.
 
     Attributes:
         stage: name of the stage.
         tasks: number of tasks.
-        accuracy: test accuracy in percent, mean over tasks with an interval over seeds.
-        gain: accuracy minus that of the first stage in percentage points, with an
-            interval over tasks; None for the first stage.
+        accuracy: test accuracy in percent, mean over tasks; the interval is over seeds.
+        gain: difference in accuracy to the first stage in percentage points; the
+            interval is over tasks. None for the first stage.
         macro_f1: macro F1 in [0, 1], mean over the tasks that have classes.
-        seconds: training time in seconds, mean over tasks.
-        by_task: accuracy in percent by task, mean over seeds.
+        seconds: training time, mean over tasks.
+        by_task: accuracy on each task in percent, mean over seeds.
     """
 
     stage: str
@@ -37,13 +37,13 @@ class StageRow:
 
 
 def summarise_stages(results: Results) -> list[StageRow]:
-    """Summarises each stage over the tasks on which all stages were measured.
+    """Summarises each stage over the tasks that are measured for all stages.
 
     Args:
         results: results of at least one stage. Stages without any task are left out.
 
     Returns:
-        Rows in the order of the stages; empty if no task was measured in all of them.
+        Rows in the order of the stages; empty if no task is measured for all stages.
     """
     measured = {stage: tasks for stage, tasks in results.items() if tasks}
     if not measured:
@@ -67,7 +67,7 @@ def summarise_stages(results: Results) -> list[StageRow]:
             for name in names
         ]
         means = [float(np.mean(x)) for x in accuracy]
-        # Tasks may have different numbers of seeds: use the smallest.
+        # Tasks may have different numbers of seeds; the smallest is used for all.
         seeds = min(map(len, accuracy))
         rows.append(
             StageRow(

@@ -1,4 +1,4 @@
-"""Tables of MELTR with the published figures (Ko et al., arXiv:2303.13009)."""
+"""Tables of MELTR's results next to published ones (Ko et al., arXiv:2303.13009)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -47,13 +47,13 @@ def write_meltr(
 
     Args:
         folder: folder of the results.
-        rows: result of `meta_opt.studies.meltr.summary.summarise`.
+        rows: see `meta_opt.studies.meltr.summary.summarise`.
         total: number of cells of the whole table.
         count: number of measured cells.
-        command: command that creates the report.
+        command: command line that makes the report.
 
     Returns:
-        The Markdown text.
+        The Markdown.
     """
     parts = ["# Losses combined", f"`{command}`", NOTES]
     if count < total:
@@ -68,7 +68,7 @@ def write_meltr(
 
 
 def task_table(rows: Sequence[CombinerRow]) -> Table:
-    """Builds the table of one task: columns by combiner, sections by optimizer.
+    """Returns the table of a task: columns are combiners, sections are optimizers.
 
     Args:
         rows: rows of one task.
@@ -109,7 +109,7 @@ def _with_interval(
     factor: float,
     digits: int,
 ) -> list[Row]:
-    """Formats means and, if there are intervals, their half-widths."""
+    """Returns rows of means and of the intervals' half-widths, if there are any."""
     means = [None if v is None else v.mean for v in values]
     halves = [None if v is None or v.high is None else v.high - v.mean for v in values]
     rows = [numbers_row(label, better, means, digits, factor)]

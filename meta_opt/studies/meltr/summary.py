@@ -1,7 +1,7 @@
-"""Summary of combinations of losses, from the cells of a table.
+"""Summarises the comparison of loss combiners from the cells of a table.
 
-A task's variants are combiners (`meta_opt.meta_loss.settings.COMBINATIONS`); the inner
-optimizers are tuned AdamW and the learned optimizer, which is not tuned.
+A variant of a task is a combiner (`meta_opt.meta_loss.settings.COMBINATIONS`). The
+inner optimizers are tuned AdamW and the learned optimizer, which is not tuned.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ COMBINERS = (
     *("primary", "equal", "uncertainty", "gradnorm", "pcgrad", "meltr"),
     "meltr_residual",
 )
-"""Names in the order of the table; the last is MELTR added to the losses' sum."""
+"""Combiners in the order of the table; the last adds MELTR to the sum of losses."""
 METRICS: Mapping[str, tuple[tuple[str, str, str, float, int], ...]] = {
     "retrieval": (
         ("t2v_r1", "R@1 (%)", "higher", 100, 1),
@@ -47,21 +47,22 @@ METRICS: Mapping[str, tuple[tuple[str, str, str, float, int], ...]] = {
         ("f1_non_negative", "F1 (%)", "higher", 100, 1),
     ),
 }
-"""By task: key of the test metric, label, ``higher`` or ``lower``, factor, digits."""
+"""Test metrics by kind of task: key, label, ``higher`` or ``lower`` (which is better),
+factor and number of digits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CombinerRow:
-    """Results of a combiner with an optimizer on a task, over seeds.
+    """One combiner with one optimizer on one task, over seeds.
 
     Attributes:
         task: name of the task.
-        kind: kind of task, a key of `METRICS`.
-        optimizer: name of the model's optimizer.
+        kind: kind of the task, a key of `METRICS`.
+        optimizer: optimizer of the model's parameters.
         combiner: name of the combiner.
         metrics: test metrics by key.
-        over_equal: gain of the main metric (`MAIN`) over equal weights, paired by seed;
-            the decrease if the metric is an error. None for equal weights.
+        over_equal: improvement of the main metric (`MAIN`) over equal weights, paired
+            by seed; for an error, its decrease. None for equal weights.
         validation_loss: final primary loss on validation data.
         milliseconds: time of a step without meta-steps; None if not timed.
         peak_bytes: peak memory of the compiled step.
@@ -84,7 +85,8 @@ MAIN = {
     "question_answering": ("accuracy", 100.0),
     "sentiment": ("mae", -1.0),
 }
-"""By task: the metric that combiners are compared by, and the factor of its gain."""
+"""Metric that combiners are compared by, and the factor of its gain, by kind of task;
+the factor is negative for errors."""
 
 
 def summarise(
@@ -92,12 +94,12 @@ def summarise(
     kinds: Mapping[str, str],
     milliseconds: Mapping[tuple[str, str], Mapping[str, float]],
 ) -> list[CombinerRow]:
-    """Summarises each cell, in the order of the table.
+    """Returns a row for each cell, in the order of the table.
 
     Args:
         records: records of the cells.
-        kinds: kind by task, keys of `METRICS`.
-        milliseconds: time of a step by (task, combiner) and optimizer.
+        kinds: kind of each task, a key of `METRICS`.
+        milliseconds: time of a step, by (task, combiner) and optimizer.
     """
     found = {(r["task"], r["optimizer"], r["variant"]): r for r in records}
     rows = []

@@ -1,4 +1,4 @@
-"""Summary of the study in one paragraph, computed from the measured cells."""
+"""A one-paragraph summary of the study, computed from the measured cells."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,11 +17,11 @@ from meta_opt.studies.meltr_throughput.summary import (
 
 
 def answer(cells: Sequence[Measured], found: Fit | None) -> str:
-    """Describes how MELTR's cost grows with losses, model and devices.
+    """Summarises how MELTR's cost depends on losses, model and devices.
 
     Args:
-        cells: measured cells; without cells of full training there is no summary.
-        found: fitted cost model.
+        cells: measured cells, including cells of full training on one device.
+        found: fitted cost model; None if there is none.
     """
     every = plain(cells)
     if not every:
@@ -58,7 +58,7 @@ def _interval(cells: Sequence[Measured]) -> str:
 
 
 def _growth(cells: Sequence[Measured]) -> str:
-    """Describes the effect of the number of losses, by model."""
+    """Describes the effect of the number of losses, from each model's least to most."""
     ends = []
     for model in dict.fromkeys(c.case.model for c in cells):
         of_model = [c.point(10) for c in cells if c.case.model == model]
@@ -147,7 +147,10 @@ def _cheaper(cells: Sequence[Measured]) -> str:
 
 
 def _hypergradients(cells: Sequence[Measured]) -> str:
-    """Compares hypergradient methods on the model with the most methods."""
+    """Describes the cost of meta-steps by hypergradient, on full batches.
+
+    The model is the one that was measured with the most methods.
+    """
     by_model: dict[tuple[str, int], dict[str, float]] = {}
     for method, (_, _, divisor) in METHODS.items():
         for cell in plain(cells, method=method) if divisor == 1 else ():
@@ -189,7 +192,7 @@ def _places(cells: Iterable[Measured]) -> str:
 
 
 def _range(values: Iterable[float], digits: int = 2) -> str:
-    """Formats minimum and maximum, only once if they are formatted equally."""
+    """Formats minimum and maximum, as one number if they round to the same."""
     values = list(values)
     return " to ".join(
         dict.fromkeys(f"{v:.{digits}f}" for v in (min(values), max(values)))

@@ -1,4 +1,4 @@
-"""Comparison of the required figures with the measured ones."""
+"""Target costs of MELTR, next to the measured ones."""
 
 from collections.abc import Sequence
 
@@ -15,22 +15,22 @@ from meta_opt.studies.meltr_throughput.summary import (
 )
 
 BARS = {10: 1.10, 3: 1.35}
-"""Highest cost of MELTR's step, meta-steps included, over equal weights' that is
-asked for, by K."""
+"""Upper bounds on the cost of a MELTR step, including its share of the meta-steps,
+relative to equal weights, by K."""
 META_BAR, MEMORY_BAR, ERROR_BAR = 1.7, 1.15, 0.15
-"""Highest meta-step over a base step, peak memory over equal weights', and error of the
-cost model that are asked for."""
+"""Upper bounds on the cost of a meta-step relative to a base step, on peak memory
+relative to equal weights, and on the relative error of the cost model."""
 
 CHEAPER = {
     "half_batch": "meta-batches of half a batch",
     "same_half_batch": "one meta-batch of half a batch",
     "quarter_batch": "meta-batches of a quarter of a batch",
 }
-"""Ways to take meta-steps that are to meet the bars."""
+"""Methods with smaller meta-batches, which are compared with the bounds too."""
 
 
 def bars(cells: Sequence[Measured], found: Fit | None) -> Table | None:
-    """Builds a table of required figures and the worst measured ones."""
+    """Returns the table of bounds and measured values; None without measurements."""
     lines: list[tuple[str, float, list[float]]] = []
     for unit in (OPERATIONS, TIME):
         every = plain(cells, unit)

@@ -16,12 +16,12 @@ LEVELS = ("traced", "compiled", "timed")
 
 
 class Method(NamedTuple):
-    """A method of taking meta-steps.
+    """How a meta-step is taken.
 
     Attributes:
-        hypergradient: configuration, see `meta_opt.meta_loss.hypergradients`.
-        same_batch: whether a meta-step uses the same batch for B1 and B2.
-        batch_divisor: ratio of the training batch size to that of a meta-step.
+        hypergradient: see `meta_opt.meta_loss.hypergradients`.
+        same_batch: whether a meta-step uses one batch in place of two.
+        batch_divisor: ratio of the training batch size to the meta-batch size.
     """
 
     hypergradient: HypergradientConfig
@@ -44,28 +44,29 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "sama": Method(HypergradientConfig("sama")),
     }
 )
-"""Ways to take a meta-step by name."""
+"""Methods of taking a meta-step, by name."""
 DEFAULT_METHOD = "jvp_shared"
-"""That of a run."""
+"""Method that a training run uses by default."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A case to measure.
+    """A measured case.
 
     Attributes:
         model: one of `meta_opt.studies.meltr_throughput.subjects.MODELS`.
-        num_losses: T, number of losses: the first ones of the model.
-        batch_size: B, batch size over all devices.
+        num_losses: T; the first T losses of the model are used.
+        batch_size: B, over all devices.
         trainable: ``all`` or ``lora``.
         method: one of `METHODS`.
-        devices: number of local devices to shard over; 1 for a topology.
+        devices: number of local devices that the work is sharded over; 1 with a
+            topology.
         topology: TPU topology to compile for, using all of its devices, such as
             ``v5e:2x2``; "" for local devices.
-        level: level of detail, one of `LEVELS`. Counting operations does not require
-            compilation, which takes a minute per program.
+        level: one of `LEVELS`. Counting operations needs no compilation, which takes a
+            minute per program.
         rounds: number of timing rounds.
-        intervals: meta-step intervals K to time in loops.
+        intervals: values of K for timed loops of steps with meta-steps.
     """
 
     model: str
@@ -95,7 +96,7 @@ class Case:
             )
         if self.topology and (self.level == "timed" or self.devices > 1):
             raise ValueError(
-                f"topology={self.topology!r} is compiled for and not there: set "
+                f"topology={self.topology!r} can only be compiled for: set "
                 "level='compiled' and devices=1"
             )
         if self.intervals and (self.level != "timed" or min(self.intervals) < 1):
@@ -105,7 +106,7 @@ class Case:
 
     @property
     def count(self) -> int:
-        """Number of devices, local ones or chips of the topology.
+        """Number of devices: local ones, or the chips of the topology.
 
         >>> Case("nano", 1, topology="v5e:4x4").count
         16
@@ -116,7 +117,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Label in tables, which distinguishes the case.
+        """Label in tables, without settings that have their usual values.
 
         >>> Case("nano", 2, trainable="lora", devices=4).label
         'nano, T=2, LoRA, 4 devices'
@@ -130,7 +131,7 @@ class Case:
 
     @property
     def meta_batch_size(self) -> int:
-        """Number of examples of each batch of a meta-step."""
+        """Number of examples in each batch of a meta-step."""
         return self.batch_size // METHODS[self.method].batch_divisor
 
     def meta_loss(self, combiner: str) -> MetaLossConfig:

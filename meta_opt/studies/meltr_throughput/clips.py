@@ -1,4 +1,4 @@
-"""Video-text models with UniVL's losses, in sizes that run on a CPU.
+"""Models of clips and texts under UniVL's losses, in sizes that run on a CPU.
 
 Luo et al. 2020, arXiv:2002.06353.
 """
@@ -40,16 +40,17 @@ from meta_opt.workloads.video_text_outputs import Masking, MaskingConfig
 
 @dataclasses.dataclass(frozen=True)
 class ClipModelSize:
-    """Sizes of a video-text model and of its clips.
+    """Sizes of a model of clips and texts and of its inputs.
 
     Attributes:
-        text: text encoder.
-        frame: encoder of single frames.
-        image_size: side length of a frame in pixels.
-        patch_size: side length of a patch in pixels.
-        fusion: temporal transformer and cross encoder; ``frames`` is T.
-        captioner: caption decoder.
-        text_length: S, number of tokens of a text.
+        text: the text encoder.
+        frame: the encoder of single frames.
+        image_size: side of a frame in pixels.
+        patch_size: side of a patch in pixels.
+        fusion: temporal transformer and cross encoder; ``frames`` is the number of
+            frames of a clip.
+        captioner: the decoder.
+        text_length: S, tokens of a text.
         words: K, size of the vocabulary of masked words and captions.
     """
 
@@ -138,7 +139,7 @@ CLIP_SIZES: Mapping[str, ClipModelSize] = MappingProxyType(
 
 
 class _FrameEncoder(nnx.Module):
-    """A vision tower that encodes frames to patch features."""
+    """Wraps a vision tower as an encoder of patch features."""
 
     def __init__(self, size: ClipModelSize, *, rngs: nnx.Rngs) -> None:
         self.config = size.frame
@@ -159,12 +160,12 @@ class _FrameEncoder(nnx.Module):
 
 
 def clips(size: ClipModelSize, names: tuple[str, ...], trainable: str) -> Subject:
-    """Returns a video-text model with some of UniVL's losses.
+    """Returns a model of clips with some of UniVL's losses.
 
     Args:
-        size: sizes, one of `CLIP_SIZES`.
+        size: one of `CLIP_SIZES`.
         names: names of the losses, the primary one first.
-        trainable: ``all``, or ``lora`` for adapters, fusion and heads.
+        trainable: ``all``, or ``lora``: adapters, fusion and heads.
     """
     config = VideoTextModelConfig(
         size.fusion, captioner=size.captioner, trainable=trainable

@@ -1,16 +1,15 @@
-r"""A formula of MELTR's overhead, in terms of losses, interval and model.
+r"""The overhead of MELTR as a formula of the losses, the interval and the model.
 
-Let :math:`s_1` and :math:`s_T` be the cost of a step on the primary loss alone and on
-all T losses with equal weights, both known without MELTR, and K the interval of
-meta-steps. Then
+With :math:`s_1` and :math:`s_T` the cost of a step on the primary loss alone and on all
+T losses with equal weights, both known without MELTR, and K the interval of meta-steps,
 
 .. math::
     \text{overhead} = \frac{1}{s_T}\Big(\kappa
         + \frac{1}{K} \big(a\, s_1 + b\, s_T + d\big)\Big).
 
-:math:`a` is the cost of the primary loss's gradient on the first batch, :math:`b` that
-of the passes over the second batch, :math:`\kappa` and :math:`d` that of the combiner
-itself, which does not depend on the model. T enters through :math:`s_T`.
+:math:`a` is the primary loss's gradient on the first batch, :math:`b` the passes over
+the second, :math:`\kappa` and :math:`d` the combiner itself, which costs the same
+whatever the model is. T enters through :math:`s_T`.
 """
 
 import dataclasses
@@ -21,12 +20,12 @@ import numpy as np
 
 
 class Point(NamedTuple):
-    """Costs of a case at an interval, in operations or milliseconds.
+    """Costs of one case at one interval, in one unit: operations or milliseconds.
 
     Attributes:
         model: name of the model.
-        num_losses: T, number of losses.
-        interval: K, number of steps between meta-steps.
+        num_losses: T.
+        interval: K.
         primary: s_1, cost of a step on the primary loss alone.
         equal: s_T, cost of a step with equal weights.
         meltr: cost of MELTR's base step.
@@ -43,7 +42,9 @@ class Point(NamedTuple):
 
     @property
     def overhead(self) -> float:
-        """Relative extra cost of a MELTR step with its share of a meta-step.
+        """Relative extra cost of MELTR's step over equal weights.
+
+        The cost of the meta-step is spread over K steps.
 
         >>> Point("nano", 2, 4, 1.0, 2.0, 2.0, 4.0).overhead
         0.5
@@ -53,12 +54,12 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """Coefficients of the formula of this module.
+    """Coefficients of the formula in the module's docstring.
 
     Attributes:
         combiner: kappa, in the unit of the points.
-        primary: a, coefficient of s_1.
-        losses: b, coefficient of s_T.
+        primary: a.
+        losses: b.
         constant: d, in the unit of the points.
     """
 
@@ -68,25 +69,25 @@ class CostModel:
     constant: float
 
     def overhead(self, point: Point) -> float:
-        """Predicts the overhead from ``primary``, ``equal`` and ``interval`` only."""
+        """Predicts a point's overhead from its s_1, s_T and K alone."""
         coefficients = (self.combiner, self.primary, self.losses, self.constant)
         return float(np.dot(_terms(point), coefficients))
 
     def step_error(self, point: Point) -> float:
-        """Absolute relative error of the predicted cost of a step with meta-steps."""
+        """Returns the absolute relative error of a step's cost with meta-steps."""
         return abs((1 + self.overhead(point)) / (1 + point.overhead) - 1)
 
     def overhead_error(self, point: Point) -> float:
-        """Absolute relative error of the predicted overhead."""
+        """Returns the absolute relative error of the predicted overhead."""
         return abs(self.overhead(point) / point.overhead - 1)
 
 
 def fit(points: Sequence[Point]) -> CostModel:
-    """Fits the coefficients by least squares of the relative error of step costs.
+    """Fits the cost model by least squares of relative errors of a step's cost.
 
     Raises:
-        ValueError: there are fewer than three cases (pairs of model and T) or two
-            intervals, which do not determine the coefficients.
+        ValueError: fewer than three cases (pairs of model and T) or a single interval,
+            which do not determine the coefficients.
     """
     cases = {(p.model, p.num_losses) for p in points}
     if len(cases) < 3 or len({p.interval for p in points}) < 2:
@@ -96,11 +97,11 @@ def fit(points: Sequence[Point]) -> CostModel:
         )
     weights = np.array([1 / (1 + p.overhead) for p in points])
     terms = np.array([_terms(p) for p in points]) * weights[:, None]
-    # Normalise the columns, which have different units.
-    sizes = np.linalg.norm(terms, axis=0)
-    sought = np.array([p.overhead for p in points]) * weights
-    found, *_ = np.linalg.lstsq(terms / sizes, sought, rcond=None)
-    return CostModel(*map(float, found / sizes))
+    # Normalised, because the columns have different units.
+    scales = np.linalg.norm(terms, axis=0)
+    targets = np.array([p.overhead for p in points]) * weights
+    coefficients, *_ = np.linalg.lstsq(terms / scales, targets, rcond=None)
+    return CostModel(*map(float, coefficients / scales))
 
 
 def _terms(point: Point) -> tuple[float, float, float, float]:
@@ -115,12 +116,14 @@ def _terms(point: Point) -> tuple[float, float, float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Selects held-out points: those that have any of these values.
+    """Selection of the points that are held out of the fit.
+
+    A point is held out if it has any of these values.
 
     Attributes:
         models: names of models.
-        num_losses: numbers of losses T.
-        intervals: intervals K.
+        num_losses: values of T, the number of losses.
+        intervals: values of K, the interval of meta-steps.
     """
 
     models: tuple[str, ...] = ()

@@ -19,16 +19,16 @@ def plot_overhead(
     found: Fit | None,
     intervals: Sequence[int],
 ) -> None:
-    """Plots the cost over equal weights by T, by K, and by size of the meta-batches.
+    """Plots the cost relative to equal weights over T, K and size of meta-batches.
 
-    T is varied at K=10, K at each model's largest T, and the size at K=10 and each
-    model's smallest T.
+    The panel of T has K=10; the panel of K has each model's largest T; the panel of
+    meta-batches has K=10 and each model's smallest T.
 
     Args:
-        path: PNG file, written atomically.
-        cells: measured cells of any kind.
-        found: fitted cost model, drawn as a line in the panel of K, or None.
-        intervals: intervals K.
+        path: the PNG file, written whole or not at all.
+        cells: all measured cells.
+        found: cost model, drawn as lines in the panel of K; None for none.
+        intervals: values of K, the interval of meta-steps.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -86,11 +86,11 @@ _META_BATCHES = {
 
 
 def plot_devices(path: str | Path, cells: Sequence[Measured]) -> None:
-    """Plots messages per device and peak memory of cells over several devices.
+    """Plots communication and peak memory per device of multi-device cells.
 
     Args:
-        path: PNG file, written atomically.
-        cells: compiled cells; each has a bar per program.
+        path: the PNG file, written whole or not at all.
+        cells: compiled cells; each has a bar for each program.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Large vision-text models with several losses, which are only compiled."""
+"""Large image-text models with several losses, which are only compiled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -44,7 +44,7 @@ _LARGE_LORA = LoRAConfig(r"attention/(query|value)/kernel$", rank=8, alpha=16.0)
 
 
 def image_text(names: tuple[str, ...], trainable: str) -> Subject:
-    """Returns SigLIP's So400m/14 with some of `IMAGE_TEXT_LOSSES`, in bfloat16.
+    """Returns SigLIP So400m/14 with some of `IMAGE_TEXT_LOSSES`, in bfloat16.
 
     Args:
         names: names of the losses, the primary one first.
@@ -91,7 +91,7 @@ IMAGE_TEXT_LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 
 
 def captioning(names: tuple[str, ...], trainable: str) -> Subject:
-    """Returns PaliGemma's 3B/14 with some of `CAPTION_LOSSES`, in bfloat16.
+    """Returns PaliGemma 3B/14 with some of `CAPTION_LOSSES`, in bfloat16.
 
     Args:
         names: names of the losses, the primary one first.
@@ -150,7 +150,7 @@ def _of_each(
     batch: Callable[[np.random.Generator, int], dict[str, np.ndarray]],
     rules: Sequence[Rule],
 ) -> Subject:
-    """Builds a subject from ``each(model, batch, key, loss names) -> losses``."""
+    """Returns a subject from ``each(model, batch, key, names of losses) -> losses``."""
 
     def losses_fn(module: SplitModule) -> LossesFn:
         def losses(

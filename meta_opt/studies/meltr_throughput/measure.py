@@ -1,10 +1,10 @@
 """Operations, memory, communication and time of training with combined losses.
 
-Each case has five programs: a step of standard fine-tuning (the primary loss alone), of
-equal weights, and of MELTR, and the two programs of MELTR's meta-step
-(`meta_opt.finetuning.meta_step`). They are the programs of a real run, with abstract
-arrays. A case is traced to count operations, compiled to measure memory, or executed to
-measure times, with the programs interleaved.
+Each case has five programs: a step of standard fine-tuning (the primary loss alone), a
+step with equal weights, MELTR's base step, and the two programs of MELTR's meta-step
+(`meta_opt.finetuning.meta_step`). They are the programs of a training run, with
+abstract arrays. Depending on its level, a case is traced to count operations, compiled
+to find its memory, or run to time the programs in turns.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ def measure(
     Args:
         case: the case.
         timer: measures times.
-        announce: callback with each program's name before it is compiled.
+        announce: called with each program's name before it is compiled.
 
     Returns:
-        JSON values: ``losses``, the names of the losses; ``trained`` and ``frozen``,
+        JSON values: ``losses``, names of the losses; ``trained`` and ``frozen``,
         numbers of parameters; ``limit_bytes``, memory of a device, None if unknown;
         ``programs``, fields of
         `meta_opt.studies.meltr_throughput.programs.ProgramCost` by name; for a timed
-        case ``milliseconds`` by program and ``loops``, milliseconds per step for
-        ``equal`` and for each K.
+        case, ``milliseconds`` by program and ``loops``, milliseconds of a step in the
+        loop of ``equal`` and of each K.
 
     Raises:
-        ValueError: there are too few devices, the batch cannot be sharded over them, or
-            the topology is unknown.
+        ValueError: more devices than available, a batch that cannot be sharded over
+            them, or an unknown topology.
     """
     tx = optax.adamw(1e-4)
     devices = topology_devices(case.topology)

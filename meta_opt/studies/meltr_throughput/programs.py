@@ -1,4 +1,4 @@
-"""Programs of a case, with their operations, memory and communication."""
+"""The programs of a case, with their operations, memory and communication."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -25,26 +25,27 @@ from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
 
 STEPS = ("primary", "equal", "meltr")
-"""Base steps: the primary loss alone, the mean of all losses, MELTR's combination."""
+"""Training steps: the primary loss alone, the mean of all losses, and MELTR's
+combination."""
 META = ("meta_primary", "meta_finish")
-"""Programs of a meta-step; if one batch serves both there is only the second."""
+"""Programs of a meta-step. If it uses a single batch, there is only the second one."""
 PARTS = {"equal weights": ("equal",), "MELTR": ("meltr",), "meta-step": META}
 """Programs of a step with equal weights, of MELTR's step, and of its meta-step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """Costs per call of a program; only operations if it was only traced.
+    """Costs of one call of a program; without compilation only ``flops`` is known.
 
     Attributes:
-        flops: floating-point operations of its matrix products over all devices;
-            recomputation is counted.
-        dot_flops: floating-point operations per device in the compiled program; 0 if
-            the compiler emits no ``dot``, as for TPUs.
-        peak_bytes: peak memory per device, including all of the run's state.
-        temporary_bytes: part of the peak that is neither argument nor result.
+        flops: floating-point operations of matrix products over all devices, including
+            recomputation.
+        dot_flops: the same for one device in the compiled program; 0 if the compiler
+            emits no ``dot`` instructions, as for TPUs.
+        peak_bytes: peak memory of a device, with the whole state of the run.
+        temporary_bytes: part of the peak that is neither arguments nor results.
         collectives: number of collective operations.
-        collective_bytes: bytes that collectives return to each device.
+        collective_bytes: bytes that the collectives return to each device.
     """
 
     flops: float
@@ -60,8 +61,8 @@ class Programs(NamedTuple):
 
     Attributes:
         compiled: compiled programs by name.
-        costs: their costs by name.
-        objectives: objectives of the base steps.
+        costs: costs by name of the program.
+        objectives: training objectives by name of the step.
     """
 
     compiled: dict[str, Any]
@@ -82,8 +83,8 @@ def compile_programs(
         case: the case.
         workload: workload with abstract arrays.
         tx: the optimizer.
-        mesh: mesh to shard the work over.
-        announce: callback with each program's name before it is compiled.
+        mesh: mesh that the work is sharded over.
+        announce: called with each program's name before it is compiled.
     """
     compiler = _Compiler(case, mesh, announce)
     whole, divided = replicated(mesh), batch_sharding(mesh)
@@ -108,7 +109,7 @@ def compile_programs(
             donate_argnums=0,
             out_shardings=(layout, whole),
         )
-    # The last objective is MELTR's.
+    # The objective is that of the last step, MELTR.
     meta = make_meta_step(workload, objective, config, tx)
     of_primary: tuple[Any, ...] = ()
     if meta.primary is not None:
@@ -128,14 +129,14 @@ class _Compiler:
     def __init__(self, case: Case, mesh: Mesh, announce: Callable[[str], None]) -> None:
         self.programs = Programs({}, {}, {})
         self._case, self._mesh, self._announce = case, mesh, announce
-        # Programs that are never executed need less optimisation of machine code.
+        # Programs that are not run need less optimised machine code.
         quick = case.level == "compiled" and not case.topology
         self._options = {"xla_backend_optimization_level": 0} if quick else {}
 
     def add(
         self, name: str, function: Callable[..., Any], *args: Any, **options: Any
     ) -> Any:
-        """Traces, and compiles, a program; returns its abstract results."""
+        """Traces a program, and compiles it if needed; returns its abstract results."""
         self._announce(name)
         with jax.set_mesh(self._mesh):
             traced = jax.jit(function, **options).trace(*args)
@@ -148,7 +149,7 @@ class _Compiler:
 
 
 def _abstract(tree: PyTree, sharding: Any) -> PyTree:
-    """Returns the shapes of a tree, with one sharding for all or one per leaf."""
+    """Returns abstract arrays with one sharding for all leaves, or one per leaf."""
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda x: sharding, tree)
     return jax.tree.map(
@@ -165,7 +166,7 @@ def _flops(traced: Any) -> float:
 
 def _cost(traced: Any, compiled: Any, args: Sequence[Any]) -> ProgramCost:
     memory: Any = compiled.memory_analysis()
-    # Arguments that the program does not use still occupy memory.
+    # Arguments that a program does not use still occupy memory.
     unread = device_bytes(args) - memory.argument_size_in_bytes
     totals = program_totals(compiled.as_text())
     return ProgramCost(

@@ -1,4 +1,4 @@
-"""Report on MELTR's throughput: a summary, tables and figures."""
+"""The report on MELTR's throughput: a summary, tables and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,18 +57,18 @@ def write_throughput(
     held_out: HeldOut,
     command: str,
 ) -> str:
-    """Writes ``meltr_throughput.md`` and ``.json``, and figures.
+    """Writes ``meltr_throughput.md`` and ``.json``, and figures of the measured cells.
 
     Args:
         folder: folder of the results.
         records: records of the measured cells.
         total: number of cells of the whole study.
-        intervals: intervals K of the tables.
-        held_out: points to hold out of the cost model's fit.
-        command: command that creates the report.
+        intervals: values of K in the tables.
+        held_out: points held out of the cost model's fit.
+        command: command line that makes the report.
 
     Returns:
-        The Markdown text.
+        The Markdown.
     """
     cells = read_cells(records)
     found = fitted(cells, intervals, held_out)
@@ -121,7 +121,7 @@ def _losses(cells: Sequence[Measured]) -> str:
 
 
 def _noise(cells: Sequence[Measured]) -> str:
-    """Estimates the timing error from two programs that are equal for one loss."""
+    """Estimates the noise of times: with one loss, two programs do the same work."""
     points = [c.point(1, TIME) for c in cells if c.case.num_losses == 1]
     if not points:
         return ""

@@ -19,7 +19,7 @@ from meta_opt.workloads.workload import (
 )
 
 SPECIAL = (0, 1, 2)
-"""Token ids of padding, start and end; the next one is the mask's."""
+"""Token IDs of padding, start and end; the mask token follows."""
 MASK = 3
 FIRST_WORD = 4
 
@@ -28,13 +28,13 @@ class Subject(NamedTuple):
     """A model with its losses.
 
     Attributes:
-        create: function from a key to the model, for tracing.
-        split: splits a concrete or abstract model into trained and frozen parts.
+        create: function of a random key that creates the model; it is traced.
+        split: function that splits a model, abstract or concrete, into its parts.
         names: names of the T losses, the primary one first.
-        losses_fn: function from the split model to `LossesFn`.
-        primary_fn: function from the split model to the primary loss alone.
+        losses_fn: function of the parts that returns a `LossesFn`.
+        primary_fn: function of the parts that returns the primary loss alone.
         batch: ``(generator, B) -> arrays [B, ...]``.
-        rules: sharding rules.
+        rules: sharding rules of the parameters.
     """
 
     create: Callable[[jax.Array], nnx.Module]
@@ -49,7 +49,7 @@ class Subject(NamedTuple):
         """Returns the model as a workload.
 
         Args:
-            concrete: whether arrays are concrete instead of abstract.
+            concrete: whether to create arrays; otherwise they are abstract.
             examples: N, number of examples for training, and for meta-steps.
         """
         create = self.create
@@ -72,10 +72,10 @@ class Subject(NamedTuple):
 def random_tokens(
     rng: np.random.Generator, shape: tuple[int, ...], size: int
 ) -> np.ndarray:
-    """Draws int32 ids from a vocabulary of ``size``, without special tokens."""
+    """Returns random int32 token IDs below ``size``, without special tokens."""
     return rng.integers(FIRST_WORD, size, shape).astype(np.int32)
 
 
 def random_pixels(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws random uint8 pixels."""
+    """Returns random pixels, uint8."""
     return rng.integers(0, 256, shape, np.uint8)

@@ -1,8 +1,8 @@
 """Models with several losses for measuring throughput, with synthetic data.
 
-These are video-text models in three sizes that run on a CPU, and two large vision-text
-models that are only compiled. No weights or data are read, because the cost of a step
-does not depend on them.
+There are models of clips with texts in three sizes that run on a CPU, and two large
+image-text models that are only compiled. No weights or data are read, because the cost
+of a step does not depend on their values.
 """
 
 from meta_opt.studies.meltr_throughput.clips import CLIP_SIZES, clips
@@ -17,23 +17,23 @@ from meta_opt.types import check_name
 from meta_opt.workloads.video_text_losses import losses_of
 
 LARGE = ("So400m/14", "3B/14")
-"""Models of images and texts that are only compiled: SigLIP's and PaliGemma's
-architectures (`meta_opt.models.vision_text`, `meta_opt.models.generative`)."""
+"""Image-text models that are only compiled, with the architectures of SigLIP and
+PaliGemma (`meta_opt.models.vision_text`, `meta_opt.models.generative`)."""
 
 MODELS = (*CLIP_SIZES, *LARGE)
-"""Names for `make_subject`."""
+"""Names of models for `make_subject`."""
 
 
 def loss_names(model: str) -> tuple[str, ...]:
     """Returns the names of all losses of a model, the primary one first.
 
-    Video-text models have UniVL's losses for retrieval. For ``So400m/14`` the losses on
-    the same pair of embeddings come first; the last loss runs the text tower a second
-    time, on captions with masked tokens. The second loss of ``3B/14`` runs the decoder
-    a second time, on answers with masked tokens; the vision tower runs once.
+    Models of clips have UniVL's losses for retrieval. The first losses of ``So400m/14``
+    share one forward pass; the last one runs the text tower again on captions with
+    masked tokens. The second loss of ``3B/14`` runs the decoder again on answers with
+    masked tokens; the vision tower runs once.
 
     Raises:
-        ValueError: the model is unknown.
+        ValueError: an unknown model.
 
     >>> loss_names("So400m/14")
     ('siglip', 'clip', 'max_margin', 'masked_siglip')
@@ -52,12 +52,12 @@ def make_subject(model: str, num_losses: int, trainable: str = "all") -> Subject
 
     Args:
         model: one of `MODELS`.
-        num_losses: T, number of losses.
-        trainable: ``all``, or ``lora`` for adapters of rank 8 on the encoders' kernels;
-            in video-text models fusion and heads are trained too.
+        num_losses: T.
+        trainable: ``all``, or ``lora``: adapters of rank 8 on the encoders' kernels; in
+            models of clips fusion and heads train too.
 
     Raises:
-        ValueError: a name is unknown, or the model has fewer losses.
+        ValueError: an unknown name, or more losses than the model has.
     """
     every = loss_names(model)
     check_name("trainable", trainable, ("all", "lora"))

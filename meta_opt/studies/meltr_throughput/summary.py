@@ -1,4 +1,4 @@
-"""Cost ratios and cost-model points of the cells of the throughput study."""
+"""Ratios of costs of measured cells, and their points of the cost model."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ OPERATIONS, TIME = "operations", "milliseconds"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """A measured cell.
+    """A measured case.
 
     Attributes:
         name: name of the cell.
         case: the measured case.
-        record: result of `meta_opt.studies.meltr_throughput.measure.measure`.
+        record: results, see `meta_opt.studies.meltr_throughput.measure.measure`.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Measured:
     record: Mapping[str, Any]
 
     def costs(self, unit: str) -> dict[str, float]:
-        """Returns the costs by program; empty if the cell has none in this unit."""
+        """Returns costs by program; empty if there are none in this unit."""
         if unit == TIME:
             return dict(self.record.get("milliseconds", {}))
         return {k: v["flops"] for k, v in self.record["programs"].items()}
@@ -43,18 +43,18 @@ class Measured:
         return Point(case.model, case.num_losses, interval, **steps, meta=meta)
 
     def meta_ratio(self, unit: str = OPERATIONS) -> float:
-        """Returns the ratio of the costs of a meta-step and a base step of MELTR."""
+        """Returns the cost of a meta-step relative to MELTR's base step."""
         point = self.point(1, unit)
         return point.meta / point.meltr
 
     def peak(self, *programs: str) -> int:
-        """Returns the peak memory per device of programs that run sequentially."""
+        """Returns the peak memory of a device over programs that run sequentially."""
         found = self.record["programs"]
         return max(found[p]["peak_bytes"] for p in programs if p in found)
 
     @property
     def memory_ratio(self) -> float:
-        """Returns the ratio of the peak memories of MELTR and of equal weights."""
+        """Peak memory of MELTR, including meta-steps, relative to equal weights."""
         return self.peak("meltr", *META) / self.peak("equal")
 
     def sent(self, *programs: str) -> float:
@@ -62,14 +62,14 @@ class Measured:
         return float(self._sum("collective_bytes", programs))
 
     def messages(self, *programs: str) -> int:
-        """Returns the number of collectives of these programs."""
+        """Returns the number of collectives of programs."""
         return int(self._sum("collectives", programs))
 
     def device_flops(self, *programs: str) -> float:
-        """Returns the operations per device of these programs.
+        """Returns the operations of one device in programs.
 
-        They are counted in compiled programs for CPU. For TPU, whose programs cannot be
-        counted, an equal share of all operations is assumed.
+        They are counted in compiled programs for CPU. Programs for TPU do not state
+        them, so an equal share of the traced operations is returned.
         """
         if self.case.topology:
             return self._sum("flops", programs) / self.case.count
@@ -81,7 +81,7 @@ class Measured:
 
 
 def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """Returns the cells of stored records."""
+    """Reads cells from stored records."""
     return [
         Measured(r["name"], from_config(Case, r["case"], r["name"]), r) for r in records
     ]
@@ -90,12 +90,15 @@ def read_cells(records: Sequence[Mapping[str, Any]]) -> list[Measured]:
 def plain(
     cells: Sequence[Measured], unit: str = OPERATIONS, method: str = DEFAULT_METHOD
 ) -> list[Measured]:
-    """Selects cells of full training on one device, once per model and T, in order.
+    """Selects cells of full training on one local device, one per model and T.
 
     Args:
-        cells: cells to select from.
-        unit: unit in which the cells must have costs.
+        cells: all cells.
+        unit: unit that the cells must have costs in.
         method: method of the meta-steps.
+
+    Returns:
+        The cells ordered by model and T.
     """
     found: dict[tuple[str, int], Measured] = {}
     for cell in cells:
@@ -112,20 +115,20 @@ def _by_model(case: tuple[str, int]) -> tuple[int, int]:
 
 
 def compiled(cells: Sequence[Measured]) -> list[Measured]:
-    """Selects compiled cells, which have memory and collectives."""
+    """Selects compiled cells, whose memory and communication are known."""
     return [c for c in cells if c.record["programs"]["equal"]["peak_bytes"] is not None]
 
 
 def over_devices(cells: Sequence[Measured]) -> list[Measured]:
-    """Selects compiled cells over several devices: local ones, then topologies."""
+    """Selects compiled multi-device cells: local devices first, then topologies."""
     found = [c for c in compiled(cells) if c.case.count > 1]
     return sorted(found, key=lambda c: (c.case.topology, c.case.count))
 
 
 def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
-    """Returns the compiled cell of the same work on one local device, if any.
+    """Returns the compiled cell with the same settings on one local device.
 
-    Returns None for a topology.
+    It is None if there is no such cell, or if the cell is for a topology.
     """
     if cell.case.topology:
         return None
@@ -135,13 +138,13 @@ def on_one_device(cell: Measured, cells: Sequence[Measured]) -> Measured | None:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A fitted cost model, with the points of the fit and held-out points.
+    """The fitted cost model, with points for fitting and evaluation.
 
     Attributes:
         model: coefficients.
-        fitted: points that the model was fitted to.
-        held_out: points of other models, T or K.
-        timed: points in milliseconds, of timed cells.
+        fitted: points of the fit.
+        held_out: points with other models, T or K, for evaluation.
+        timed: points of timed cells, in milliseconds.
     """
 
     model: CostModel
@@ -151,7 +154,7 @@ class Fit:
 
     @property
     def unitless(self) -> CostModel:
-        """Returns the model for another unit, without coefficients that have a unit."""
+        """The model for another unit of cost, without coefficients that have a unit."""
         return dataclasses.replace(self.model, combiner=0.0, constant=0.0)
 
 

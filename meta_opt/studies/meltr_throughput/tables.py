@@ -20,12 +20,12 @@ from meta_opt.studies.meltr_throughput.summary import (
 def losses_table(
     cells: Sequence[Measured], intervals: Sequence[int], unit: str
 ) -> Table:
-    """Builds a table of cost ratios with a column for each T.
+    """Returns ratios of costs, with a column for each T.
 
     Args:
         cells: cells of one model.
-        intervals: intervals K.
-        unit: unit of the costs.
+        intervals: values of K, the interval of meta-steps.
+        unit: unit of the costs, `OPERATIONS` or `TIME`.
     """
     points = {k: [c.point(k, unit) for c in cells] for k in intervals}
     first = [c.point(1, unit) for c in cells]
@@ -55,7 +55,7 @@ def losses_table(
 
 
 def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | None:
-    """Builds a table of times, samples per second and ratios by timed cell."""
+    """Columns are timed cells; rows are milliseconds, samples per second, ratios."""
     if not cells:
         return None
     costs = [c.costs(TIME) for c in cells]
@@ -81,7 +81,7 @@ def time_table(cells: Sequence[Measured], intervals: Sequence[int]) -> Table | N
 
 
 def loops_table(cells: Sequence[Measured]) -> Table | None:
-    """Builds a table of step times in loops with meta-steps, over equal weights."""
+    """Times of a step in loops with meta-steps, relative to equal weights."""
     rows = []
     for cell in cells:
         loops = cell.record.get("loops", {})
@@ -97,7 +97,7 @@ def loops_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def methods_table(cells: Sequence[Measured]) -> Table | None:
-    """Builds a table of meta-step costs by hypergradient, and of LoRA."""
+    """Costs of a meta-step by hypergradient, and of LoRA and full training."""
     wanted = [
         c
         for c in cells
@@ -133,7 +133,7 @@ def methods_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def memory_table(cells: Sequence[Measured]) -> Table | None:
-    """Builds a table of peak and temporary memory of each compiled program."""
+    """Peak and temporary memory of each program of compiled cells."""
     rows = []
     for cell in compiled(cells):
         programs = cell.record["programs"]
@@ -155,7 +155,7 @@ def memory_table(cells: Sequence[Measured]) -> Table | None:
 
 
 def devices_table(cells: Sequence[Measured]) -> Table | None:
-    """Builds a table of operations, messages and bytes per device."""
+    """Operations, collectives and bytes sent, per device."""
     over = over_devices(cells)
     if not over:
         return None

@@ -20,8 +20,8 @@ from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Workload
 
 Timer: TypeAlias = Callable[[dict[str, Callable[[], Any]], int], Mapping[str, float]]
-"""``(functions by name, rounds) -> median milliseconds``, with the functions in turns;
-`experiments.benchmarks.timing.medians`."""
+"""``(functions by name, rounds) -> median milliseconds by name``, calling the functions
+in turns; such as `experiments.benchmarks.timing.medians`."""
 
 
 def measure_times(
@@ -32,10 +32,10 @@ def measure_times(
     programs: Programs,
     timer: Timer,
 ) -> dict[str, Any]:
-    """Times the interleaved programs of a case, and loops of steps with meta-steps.
+    """Times the programs of a case in turns, and loops of steps with meta-steps.
 
     Args:
-        case: case with ``rounds`` and ``intervals``.
+        case: the case, with ``rounds`` and ``intervals``.
         workload: workload with concrete arrays.
         tx: the optimizer.
         mesh: mesh that the programs are compiled for.
@@ -44,7 +44,7 @@ def measure_times(
 
     Returns:
         ``milliseconds`` by program; for a case with intervals also ``loops``,
-        milliseconds per step for ``equal`` and for each K.
+        milliseconds of a step in the loop of ``equal`` and of each K.
     """
     rows = local_rows(mesh, case.batch_size)
     batch, meta_batch = (
@@ -108,7 +108,9 @@ def measure_times(
 
 
 def _common_length(intervals: Sequence[int]) -> int:
-    """Returns a number of steps that is a multiple of every interval.
+    """Returns the least common multiple of the intervals.
+
+    A loop of this many steps ends with a meta-step for every interval.
 
     >>> _common_length((3, 10))
     30
@@ -124,7 +126,7 @@ def _loop(
     mesh: Mesh,
     states: Mapping[str, TrainState],
 ) -> MetaSteps:
-    """Builds the meta-steps of a run."""
+    """Builds the meta-steps of a training run."""
     config = dataclasses.replace(case.meta_loss("meltr"), interval=interval)
     objective = make_objective(workload, config)
     size = case.meta_batch_size

@@ -1,9 +1,9 @@
 """The protocol of the meta-test: an untuned optimizer against tuned baselines.
 
-Optimizers are compared at the end of training at fixed budgets, as in MLCommons
+Optimizers are compared at the end of training with fixed budgets, as in MLCommons
 AlgoPerf (Dahl et al. 2023, arXiv:2306.07179). Baselines are tuned and run at the full
-budget. The subject, the optimizer under test, is run without tuning at the full budget
-and at shares of it.
+budget. The subject, that is, the evaluated optimizer, is run without tuning at the full
+budget and at fractions of it.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from meta_opt.types import PyTree
 
 BUDGETS = (1.0, 0.75, 0.6, 0.5, 0.35, 0.25)
 MISS = 4.0
-"""Budget that a target which is never reached counts as."""
+"""Budget that stands in for a target that is never reached."""
 _REFERENCE = "adamw"
 _CLOSE = 0.05
 _EQUAL = 1e-4
-"""Percentage points within which accuracies are equal: rounding of float32."""
+"""Percentage points within which accuracies count as equal, for float32 rounding."""
 POOR_BELOW = 0.9
-"""A run whose test accuracy is below this share of tuned AdamW's mean is poor."""
+"""A run is poor if its test accuracy is below this fraction of tuned AdamW's mean."""
 
 
 def measure(
@@ -40,11 +40,11 @@ def measure(
     """Runs an optimizer at each budget.
 
     Args:
-        run: training run of the task with the optimizer.
+        run: program that trains on the task with the optimizer.
         num_steps: the full budget.
         seeds: random seeds, the same for all optimizers.
         settings: settings of the optimizer.
-        budgets: shares of ``num_steps``.
+        budgets: fractions of ``num_steps``.
     """
     runs = []
     for budget in budgets:
@@ -56,50 +56,50 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """Comparison of the subject with the baselines on one task.
+    """The subject compared with the baselines on one task.
 
-    Losses are means over seeds, infinite if a seed failed. The best baseline in loss is
-    selected by mean validation loss, the best in accuracy by mean *test* accuracy,
-    which favours the baselines.
+    Losses are means over seeds, infinite if a seed failed. The baseline that is best in
+    loss has the lowest mean validation loss. The baseline that is best in accuracy has
+    the highest mean *test* accuracy, which favours the baselines.
 
     Attributes:
         task: name of the task.
-        num_steps: number of steps of the full budget.
+        num_steps: the full budget.
         budget_to_adamw: smallest budget at which the validation loss is at or below
             that of tuned AdamW at the full budget; `MISS` if there is none.
         budget_to_best_of_five: smallest budget at which the validation loss is at or
-            below that of the best core baseline in loss; `MISS` if there is none.
+            below that of the core baseline that is best in loss; `MISS` if none.
         validation_loss: validation loss of the subject at the full budget.
         adamw_validation_loss: validation loss of tuned AdamW.
-        best_of_five: name of the best core baseline in loss.
-        best_of_five_validation_loss: validation loss of the best core baseline.
-        best_of_all: name of the best baseline in loss.
-        best_of_all_validation_loss: validation loss of the best baseline.
-        test_accuracy: test accuracy of the subject in percent; a failed seed counts
-            as 0.
-        accuracy_over_adamw: accuracy gain over AdamW in percentage points, paired by
-            seed.
-        accuracy_over_best_of_five: accuracy gain in percentage points over the best
-            core baseline in accuracy, paired by seed.
-        accuracy_over_best_of_all: accuracy gain in percentage points over the best
-            baseline in accuracy, paired by seed.
+        best_of_five: name of the core baseline that is best in loss.
+        best_of_five_validation_loss: validation loss of ``best_of_five``.
+        best_of_all: name of the baseline that is best in loss.
+        best_of_all_validation_loss: validation loss of ``best_of_all``.
+        test_accuracy: test accuracy of the subject, percent; a failed seed counts as 0.
+        accuracy_over_adamw: gain in test accuracy over tuned AdamW in percentage
+            points, paired by seed.
+        accuracy_over_best_of_five: the same gain over the core baseline that is best in
+            accuracy.
+        accuracy_over_best_of_all: the same gain over the baseline that is best in
+            accuracy.
         as_accurate_as_best_of_five: whether the mean of `accuracy_over_best_of_five`
             is not negative, up to rounding.
-        close_to_best_of_all: whether the loss is within 5% of the best baseline's.
+        close_to_best_of_all: whether the subject's loss is at most 5% above that of
+            ``best_of_all``.
         failures: number of the subject's failed runs over all budgets.
         runs: number of the subject's runs over all budgets.
-        loss_over_hand_designed: ratio of the subject's validation loss to that of the
-            hand-designed rule, at the full budget; infinite if a seed of the subject
-            failed, None if the rule was not run or failed itself.
-        poor_runs: number of seeds at the full budget that are not finite, or whose
-            accuracy is below `POOR_BELOW` times tuned AdamW's mean.
+        loss_over_hand_designed: the subject's validation loss over that of the
+            hand-designed rule at the full budget; infinite if a seed of the subject
+            failed, None if the rule was not run or failed.
+        poor_runs: seeds at the full budget that are not finite or less accurate than
+            `POOR_BELOW` of tuned AdamW's mean.
         seconds: time of one run of the subject at the full budget.
         adamw_seconds: time of one run of AdamW.
         adamw_tuning_seconds: time of AdamW's hyperparameter search.
-        time_ratio: ratio of the subject's time to AdamW's; None if measured on
-            different machines.
-        time_ratio_with_tuning: ratio of the subject's time to AdamW's including its
-            search; None if measured on different machines.
+        time_ratio: ratio of ``seconds`` to AdamW's; None if measured on different
+            machines.
+        time_ratio_with_tuning: ratio of ``seconds`` to AdamW's including its search;
+            None if measured on different machines.
     """
 
     task: str
@@ -131,32 +131,28 @@ class TaskRow:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Summary of the subject over all tasks.
+    """The subject over all tasks.
 
     Attributes:
-        subject: name of the optimizer.
+        subject: name of the evaluated optimizer.
         tasks: number of tasks.
-        budget_to_adamw: budget to AdamW's loss, geometric mean over tasks.
-        budget_to_best_of_five: budget to the loss of the best core baseline, geometric
-            mean over tasks.
-        accuracy_over_adamw: accuracy gain in percentage points, mean and interval over
-            tasks.
-        accuracy_over_best_of_five: accuracy gain in percentage points, mean and
-            interval over tasks.
-        accuracy_over_best_of_all: accuracy gain in percentage points, mean and interval
-            over tasks.
-        share_as_accurate_as_best_of_five: share of the tasks, in [0, 1].
-        share_close_to_best_of_all: share of the tasks, in [0, 1].
-        misses: number of tasks on which the subject did not reach AdamW's loss.
+        budget_to_adamw: geometric mean over tasks.
+        budget_to_best_of_five: geometric mean over tasks.
+        accuracy_over_adamw: percentage points, mean and interval over tasks.
+        accuracy_over_best_of_five: percentage points, mean and interval over tasks.
+        accuracy_over_best_of_all: percentage points, mean and interval over tasks.
+        share_as_accurate_as_best_of_five: fraction of the tasks, in [0, 1].
+        share_close_to_best_of_all: fraction of the tasks, in [0, 1].
+        misses: number of tasks on which AdamW's loss was not reached at any budget.
         failures: number of failed runs.
         runs: number of runs.
-        worst_over_hand_designed: largest ratio of the loss to the hand-designed rule's
-            over tasks; None if the rule was not run.
+        worst_over_hand_designed: largest ratio over tasks of the loss to the
+            hand-designed rule's; None if the rule was not run.
         worst_task: task with the largest ratio.
-        poor_runs: number of seeds at the full budget that are not finite, or whose
-            accuracy is below `POOR_BELOW` times tuned AdamW's mean.
-        time_ratio: geometric mean over the tasks on which it is known.
-        time_ratio_with_tuning: geometric mean over the tasks on which it is known.
+        poor_runs: seeds at the full budget that are not finite or less accurate than
+            `POOR_BELOW` of tuned AdamW's mean.
+        time_ratio: geometric mean over the tasks where it is known.
+        time_ratio_with_tuning: geometric mean over the tasks where it is known.
     """
 
     subject: str
@@ -179,9 +175,9 @@ class Summary:
 
 
 def budget_to(runs: Sequence[Run], target: float) -> float:
-    """Returns the smallest budget with a mean validation loss of at most ``target``.
+    """Returns the smallest budget whose mean validation loss is at or below ``target``.
 
-    Failed runs do not reach it. Returns `MISS` if no budget reaches the target.
+    A budget with a failed run does not count. Returns `MISS` if there is none.
     """
     losses = {run.budget: run.mean_validation_loss for run in runs}
     reached = [b for b, x in losses.items() if math.isfinite(x) and x <= target]
@@ -196,16 +192,17 @@ def compare(
     """Compares a subject with tuned baselines on one task.
 
     Args:
-        subject: record of the subject, at the full budget and at shares of it.
-        baselines: records of the baselines by name, including AdamW. The best of five
-            is selected among those in `CORE_BASELINES`.
-        hand_designed: record of the untuned hand-designed rule.
+        subject: record of the subject at the full budget and at fractions of it.
+        baselines: records by name, including AdamW. The best of five is chosen among
+            those in `CORE_BASELINES`.
+        hand_designed: record of the hand-designed rule, untuned.
 
     Raises:
-        ValueError: AdamW is missing, or records are of other tasks, steps or seeds.
+        ValueError: AdamW is missing, or the records have different tasks, steps or
+            seeds.
     """
     if _REFERENCE not in baselines:
-        raise ValueError(f"{subject.task}: there is no result of {_REFERENCE}")
+        raise ValueError(f"{subject.task}: no result of {_REFERENCE}; measure it first")
     others = dict(baselines)
     if hand_designed is not None:
         others[hand_designed.optimizer] = hand_designed
@@ -274,7 +271,7 @@ def _ratio(ours: Run, hand_designed: Record | None) -> float | None:
 
 
 def _poor(run: Run, accuracy: float) -> int:
-    """Counts seeds that failed or are far below ``accuracy``, in percent."""
+    """Counts poor runs, see `POOR_BELOW`; ``accuracy`` is AdamW's in percent."""
     poor = 100 * run.test_accuracy < POOR_BELOW * accuracy - _EQUAL
     failed = [loss is None for loss in run.validation_loss]
     return int(np.sum(poor | np.asarray(failed)))
@@ -282,17 +279,17 @@ def _poor(run: Run, accuracy: float) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class FinalRow:
-    """Results of an optimizer on a task at the full budget.
+    """One optimizer at the full budget of one task.
 
     Attributes:
         task: name of the task.
         optimizer: name of the optimizer.
-        validation_loss: mean over seeds, infinite if a seed failed.
+        validation_loss: mean over seeds, infinite if one failed.
         validation_accuracy: percent, mean over seeds; a failed seed counts as 0.
         test_accuracy: percent, mean over seeds; a failed seed counts as 0.
         failures: number of failed seeds.
         seconds: time of one run.
-        tuning_seconds: time of the search.
+        tuning_seconds: time of the hyperparameter search.
         compile_seconds: compilation time of the program.
         settings: tuned settings.
     """
@@ -330,7 +327,7 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
     """Summarises the rows of one subject: geometric means, shares and counts.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: no rows.
     """
     if not rows:
         raise ValueError(f"there is no task to summarise for {subject!r}")
@@ -377,6 +374,6 @@ def _known(values: Iterable[float | None]) -> float | None:
 
 
 def _machine(record: Record) -> tuple:
-    """Returns the recorded facts about the machine that times depend on."""
+    """Returns the parts of a record's environment that timings depend on."""
     found = record.environment
     return found.get("platform"), found.get("device"), found.get("device_count")

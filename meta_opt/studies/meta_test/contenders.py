@@ -1,4 +1,4 @@
-"""The optimizers of the meta-test: baselines to tune, and untuned optimizers."""
+"""The optimizers of the meta-test: tuned baselines and untuned optimizers."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ RIVALS = (
     *(f"{name}_calibrated" for name in CALIBRATED),
     *(f"{name}_default" for name in LEARNING_RATE_FREE),
 )
-"""Untuned rivals: at one calibrated setting for all tasks, or at optax's defaults."""
+"""Untuned rivals, with one calibrated setting for all tasks or optax's defaults."""
 _UNTUNED = ("learned", HAND_DESIGNED, *RIVALS)
 
 
@@ -38,16 +38,16 @@ class MetaTestConfig:
 
     Attributes:
         tasks: names of task families.
-        num_steps: full budget in steps by task; the default is a task's larger horizon.
-        core_baselines: baselines to tune, among `CORE_BASELINES`, including AdamW.
-        extra_baselines: baselines to tune, among `EXTRA_BASELINES`.
+        num_steps: full budget by task; the default is the task's larger horizon.
+        core_baselines: tuned baselines, a subset of `CORE_BASELINES` with AdamW.
+        extra_baselines: tuned baselines, a subset of `EXTRA_BASELINES`.
         untuned: ``learned``, ``hand_designed`` and names in `RIVALS`.
         weights: weights of the learned optimizer, shipped names or paths; each is a
             contender.
-        budgets: shares of the full budget for untuned optimizers, including 1.
-        tuning_seeds: random seeds of every trial of a search.
-        seeds: random seeds of the reported runs, disjoint from ``tuning_seeds``.
-        seeds_at_once: number of seeds that are vectorised in one program.
+        budgets: fractions of the full budget for untuned optimizers, including 1.
+        tuning_seeds: random seeds of every trial.
+        seeds: random seeds of the reported runs; disjoint from ``tuning_seeds``.
+        seeds_at_once: number of seeds that are vmapped in one program.
         trials_of_core: number of trials for each core baseline.
         trials_of_extra: number of trials for each extra baseline.
     """
@@ -105,12 +105,11 @@ class Contender:
 
     Attributes:
         name: name in reports.
-        file: name of the file of results, without suffix.
-        make: function from a task to ``(num_steps, settings) -> optimizer``.
-        setup: JSON values that the results depend on.
-        settings: settings of the optimizer; None to tune them.
-        needs_value: whether it requires the loss as an argument on every task, like
-            MoMo.
+        file: name of its result files, without suffix.
+        make: function of a task that returns ``(num_steps, settings) -> optimizer``.
+        setup: JSON values that its results depend on.
+        settings: fixed settings; None if they are tuned.
+        needs_value: whether it requires the loss value on every task, as MoMo does.
     """
 
     name: str
@@ -122,7 +121,7 @@ class Contender:
 
     @property
     def tuned(self) -> bool:
-        """Whether it is a baseline to tune."""
+        """Whether its settings are tuned."""
         return self.settings is None
 
 
@@ -130,7 +129,7 @@ def contenders(config: MetaTestConfig) -> list[Contender]:
     """Lists the contenders: untuned ones, core baselines, extra baselines.
 
     Raises:
-        ValueError: weights are missing or damaged.
+        ValueError: missing or damaged weights.
     """
     found = []
     for name in config.untuned:

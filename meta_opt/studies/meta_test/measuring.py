@@ -1,4 +1,4 @@
-"""Results of a contender on a task, read from its record or measured."""
+"""Measures a contender on a task, or reads its stored record."""
 
 import dataclasses
 import zlib
@@ -17,8 +17,8 @@ from meta_opt.tuning.storage import study_file
 
 
 def inner_run(task: Task, contender: Contender, config: MetaTestConfig) -> InnerRun:
-    """Returns the program of a contender's runs on a task."""
-    # Only the run's task is changed; fingerprint and name are of the original task.
+    """Builds the program of a contender's runs on a task."""
+    # Only this copy is changed; records have the fingerprint of the original task.
     given = (
         dataclasses.replace(task, provides_loss=True) if contender.needs_value else task
     )
@@ -35,27 +35,27 @@ def measured(
     workdir: Path,
     lease: Lease | None = None,
 ) -> Record:
-    """Returns a contender's result on a task.
+    """Returns a contender's result on a task, measuring it if necessary.
 
     Args:
         task: the task.
         fingerprint: `task_fingerprint` of the task.
-        contender: optimizer, which is tuned first if it has no settings.
+        contender: the optimizer; it is tuned first if it has no fixed settings.
         config: seeds and budgets.
-        search: settings of hyperparameter searches; the number of trials is the
-            contender's.
-        results: folder of results; the record is in its subfolder of the task's name. A
-            record with the same fingerprint and setup is returned unchanged.
-        workdir: folder for the studies of searches, which are resumed.
-        lease: lease of this result, if several processes share the meta-test.
+        search: settings of the hyperparameter search; the number of trials is replaced
+            by the contender's.
+        results: folder of records, with a subfolder for each task. A record with the
+            same fingerprint and setup is returned unchanged.
+        workdir: folder of the searches, which are resumed.
+        lease: lease on this result, if several processes share the meta-test.
 
     Raises:
-        LeaseLostError: another process has taken the lease; nothing is written.
+        LeaseLostError: another process has taken the work; nothing is written.
     """
     num_steps, path = config.steps(task), results / task.name / f"{contender.file}.json"
     setup = {"num_steps": num_steps, "seeds": list(config.seeds), **contender.setup}
     if contender.tuned:
-        # A separate search seed for each, so that lucky trials are independent.
+        # Each search draws its own random trials, so that lucky draws are not shared.
         own = zlib.crc32(f"{task.name}/{contender.name}".encode())
         search = dataclasses.replace(
             search, num_trials=setup.pop("trials"), seed=(search.seed + own) % 4096

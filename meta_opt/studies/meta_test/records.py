@@ -1,4 +1,4 @@
-"""Records of the meta-test: results of an optimizer on a task, as JSON files."""
+"""Records of the meta-test: the results of one optimizer on one task, as JSON files."""
 
 import dataclasses
 import json
@@ -20,15 +20,15 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Outcomes of all seeds at one budget.
+    """The outcomes of all seeds at one budget.
 
     Attributes:
-        budget: share of the task's steps.
+        budget: fraction of the task's full budget.
         num_steps: number of steps.
-        validation_loss: validation loss by seed; None for failed runs.
-        validation_error: validation error in [0, 1] by seed; None for failed runs.
-        test_loss: test loss by seed; None for failed runs.
-        test_error: test error in [0, 1] by seed; None for failed runs.
+        validation_loss: final loss of each seed; None if the run failed.
+        validation_error: error rate of each seed in [0, 1]; None if the run failed.
+        test_loss: final loss of each seed; None if the run failed.
+        test_error: error rate of each seed in [0, 1]; None if the run failed.
         seconds: time of one seed, without compilation.
     """
 
@@ -47,22 +47,22 @@ class Run:
 
     @property
     def mean_validation_loss(self) -> float:
-        """Mean validation loss over seeds; infinite if a seed failed."""
+        """Mean validation loss over seeds; infinite if one failed."""
         return _mean(self.validation_loss)
 
     @property
     def mean_test_loss(self) -> float:
-        """Mean test loss over seeds; infinite if a seed failed."""
+        """Mean test loss over seeds; infinite if one failed."""
         return _mean(self.test_loss)
 
     @property
     def validation_accuracy(self) -> np.ndarray:
-        """Validation accuracy of each seed, in [0, 1]; 0 for failed seeds."""
+        """Validation accuracy of each seed in [0, 1]; 0 if it failed."""
         return _accuracy(self.validation_error)
 
     @property
     def test_accuracy(self) -> np.ndarray:
-        """Test accuracy of each seed, in [0, 1]; 0 for failed seeds."""
+        """Test accuracy of each seed in [0, 1]; 0 if it failed."""
         return _accuracy(self.test_error)
 
 
@@ -76,21 +76,20 @@ def _accuracy(errors: tuple[float | None, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Results of one optimizer on one task.
+    """The results of one optimizer on one task.
 
     Attributes:
         task: name of the task.
-        optimizer: name of the baseline or rule; ``learned:NAME`` with the name of the
-            weights.
+        optimizer: name of the baseline or rule; ``learned:NAME`` for weights NAME.
         fingerprint: fingerprint of the task.
-        setup: everything else that the outcomes depend on; a record with another setup
-            is stale.
-        settings: tuned settings; empty if there is nothing to tune.
-        trials: trials of the search.
-        runs: runs by budget, the full budget first.
-        tuning_seconds: time of all trials, 0 if there are none.
+        setup: everything else that the outcomes depend on; if the current setup
+            differs, the record is stale.
+        settings: tuned settings; empty for untuned optimizers.
+        trials: trials of the hyperparameter search.
+        runs: one run for each budget, the full budget first.
+        tuning_seconds: time of all trials; 0 if there are none.
         compile_seconds: compilation time of the program.
-        environment: code revision, package versions and device.
+        environment: revision of the code, versions of packages, and device.
     """
 
     task: str
@@ -113,7 +112,7 @@ class Record:
 
 
 def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) -> Run:
-    """Converts the outcome of several seeds; values of failed seeds become None."""
+    """Builds a run from the outcome of several seeds; failed seeds become None."""
     failed = outcome.failed()
     values = {
         name: tuple(
@@ -125,7 +124,7 @@ def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) ->
 
 
 def write_record(path: str | Path, record: Record) -> None:
-    """Writes a record atomically."""
+    """Writes a record, whole or not at all."""
     config = {"task": record.task, "optimizer": record.optimizer, "setup": record.setup}
     values = {"digest": settings_digest(config), **dataclasses.asdict(record)}
     text = json.dumps({"format": FORMAT, **values}, indent=1)
@@ -134,20 +133,20 @@ def write_record(path: str | Path, record: Record) -> None:
 
 
 def read_record(path: str | Path) -> Record:
-    """Reads a record that :func:`write_record` wrote.
+    """Reads a file that `write_record` wrote.
 
     Raises:
-        ValueError: the file is damaged or not a record; the message says what to do.
+        ValueError: another kind of file or a damaged one; the message says what to do.
     """
     try:
         values = read_json(path)
         if values.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        values.pop("digest", None)  # informational; absent in older records
+        values.pop("digest", None)  # For readers; older records have none.
         runs = tuple(from_config(Run, run) for run in values.pop("runs"))
         record = from_config(Record, {**values, "runs": runs})
         if not any(run.budget == 1 for run in runs):
-            raise ValueError("it has no run at the full budget")
+            raise ValueError("no run at the full budget")
         return record
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -159,7 +158,7 @@ def read_record(path: str | Path) -> Record:
 def baseline_losses(
     results: str | Path, tasks: Iterable[str], baseline: str
 ) -> dict[str, tuple[float, float]]:
-    """Returns final validation and test losses of a baseline, means over seeds.
+    """Returns final validation and test losses of a tuned baseline, means over seeds.
 
     Args:
         results: folder of the meta-test's results.
@@ -167,7 +166,7 @@ def baseline_losses(
         baseline: name of the baseline.
 
     Raises:
-        FileNotFoundError: the baseline was not measured on a task.
+        FileNotFoundError: the baseline has not been measured on a task.
     """
     full = {
         name: read_record(Path(results, name, f"{baseline}.json")).full
@@ -185,7 +184,7 @@ def fresh_record(
     """Reads a record, if there is one, and checks that it is not stale.
 
     Args:
-        path: path of the JSON file.
+        path: the JSON file.
         fingerprint: fingerprint of the current task.
         setup: the current setup.
 
@@ -193,7 +192,7 @@ def fresh_record(
         The record, or None if there is no file.
 
     Raises:
-        ValueError: the record is of another task or setup; the message says what to do.
+        ValueError: a record of another task or setup; the message says what to do.
     """
     if not Path(path).is_file():
         return None

@@ -1,4 +1,4 @@
-"""Report of a meta-test, as Markdown, JSON and CSV in one folder."""
+"""The report of a meta-test: Markdown, JSON and CSV in one folder."""
 
 import csv
 import math
@@ -98,15 +98,15 @@ def write_meta_test(
     """Writes ``meta_test.md``, ``meta_test.json`` and ``meta_test.csv``.
 
     Args:
-        folder: output folder, created if needed.
-        summaries: `meta_opt.studies.meta_test.Summary` of each subject as mappings;
-            empty if only baselines were measured.
-        rows: `TaskRow` of each task as mappings, by subject.
-        finals: `FinalRow` of each optimizer and task as mappings.
-        facts: facts about how it was measured.
+        folder: created if needed.
+        summaries: fields of `meta_opt.studies.meta_test.comparison.Summary` for each
+            subject; empty if only baselines were measured.
+        rows: fields of `TaskRow` of the same module for each task, by subject.
+        finals: fields of `FinalRow` of the same module for each optimizer and task.
+        facts: how it was measured, name to value.
 
     Returns:
-        The summary as text; without subjects, the results of the baselines.
+        The summary, for a terminal; without subjects, the results of the baselines.
     """
     folder, facts = Path(folder), dict(facts or {})
     summary = _summary(summaries) if summaries else _finals(finals)
@@ -143,7 +143,7 @@ def reported_tasks(folder: str | Path) -> set[str]:
     """Returns the names of the tasks in a folder's report; empty without a report.
 
     Raises:
-        ValueError: the report is damaged.
+        ValueError: a damaged report.
     """
     path = Path(folder) / f"{NAME}.json"
     if not path.is_file():
@@ -152,7 +152,9 @@ def reported_tasks(folder: str | Path) -> set[str]:
     if not isinstance(finals, list) or not all(
         isinstance(row, dict) and "task" in row for row in finals
     ):
-        raise ValueError(f"{path} is not a report of a meta-test; move it away")
+        raise ValueError(
+            f"{path} is not a report of a meta-test; move it to another folder"
+        )
     return {row["task"] for row in finals}
 
 
@@ -191,7 +193,7 @@ def _by_task(rows: Sequence[Values]) -> str:
 
 
 def _finals(finals: Sequence[Values]) -> Table:
-    """Builds a table of loss and accuracy, optimizers by tasks."""
+    """Returns a table of loss and accuracy: optimizers by tasks."""
     tasks = list(dict.fromkeys(f["task"] for f in finals))
     optimizers = list(dict.fromkeys(f["optimizer"] for f in finals))
     found = {(f["task"], f["optimizer"]): f for f in finals}

@@ -1,4 +1,4 @@
-"""Comparison of untuned optimizers on one task: a table and a figure."""
+"""Comparison of untuned optimizers on one task: a Markdown table and a figure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from meta_opt.types import write_atomic
 
 
 def label_of(optimizer: str) -> str:
-    """Returns a readable label of an optimizer.
+    """Returns the label of an optimizer for tables and figures.
 
     >>> label_of("adamw_calibrated"), label_of("dog_default"), label_of("lstm-v3")
     ('adamw, calibrated', 'dog, default', 'learned, lstm-v3')
@@ -31,11 +31,11 @@ def ranked(records: Mapping[str, Record]) -> list[Record]:
 
 
 def noise(records: Mapping[str, Record]) -> float:
-    """Estimates the seed noise of an optimizer's validation loss.
+    """Returns the standard deviation of the validation loss over seeds.
 
     Returns:
-        The standard deviation over seeds, as the root mean square over the optimizers
-        without failed runs; NaN if there is none.
+        The root mean square of the standard deviations of all optimizers without failed
+        runs; NaN if there are none.
     """
     variances = []
     for record in records.values():
@@ -48,14 +48,14 @@ def noise(records: Mapping[str, Record]) -> float:
 
 
 def table_of(records: Mapping[str, Record]) -> str:
-    """Builds a Markdown table, best optimizer first.
+    """Returns a Markdown table of optimizers, the best first.
 
     Args:
         records: records by optimizer, with the same task, length and seeds.
 
     Returns:
         A table of validation loss (mean and 95% interval over seeds), test accuracy and
-        seconds per run.
+        seconds of a run.
     """
     lines = [
         "| optimizer, no tuning | validation loss | test accuracy | seconds a run |",
@@ -78,10 +78,10 @@ def table_of(records: Mapping[str, Record]) -> str:
 
 
 def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
-    """Plots every seed's validation loss, with a row per optimizer, best on top.
+    """Plots each seed's validation loss; rows are optimizers, the best at the top.
 
     Args:
-        path: PNG file, written atomically.
+        path: the PNG file, written whole or not at all.
         records: records by optimizer.
         title: title of the figure.
     """

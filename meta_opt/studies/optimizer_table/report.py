@@ -1,7 +1,7 @@
 """Table 1 and Figures 2 and 3 of the framework's paper, with the published figures.
 
 Muhajab et al., "Meta Optimizer Algorithms for Automated Fine-Tuning of Massive
-Multimodal Models". The paper does not name model, dataset, seed or hardware.
+Multimodal Models". The paper names no model, data set, seed or hardware.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ CLAIMS = (
     ("time_over_adamw", "time to AdamW's final loss, over its own", 0.69, 2),
     ("memory_over_adamw", "peak memory over AdamW's", 0.79, 2),
 )
-"""Field, label, published figure and digits."""
+"""Field of `Claims`, label, published value and number of digits."""
 NOTES = (
     "Accuracy and macro F1 are of test data: of classes, of the sign of sentiment "
     "(Acc-2), of captions' tokens given those before, and for retrieval the mean "
@@ -80,14 +80,14 @@ def write_table1(
     Args:
         folder: folder of the results.
         records: records of the cells.
-        cells: `meta_opt.studies.optimizer_table.summary.CellRow` as mappings.
-        lines: `OptimizerRow` of the same module as mappings.
-        claims: `Claims` of the same module as mappings.
+        cells: fields of `meta_opt.studies.optimizer_table.summary.CellRow`.
+        lines: fields of `OptimizerRow` of the same module.
+        claims: fields of `Claims` of the same module.
         total: number of cells of the whole table.
-        command: command that creates the report.
+        command: command line that makes the report.
 
     Returns:
-        The Markdown text.
+        The Markdown.
     """
     folder = Path(folder)
     parts = [f"{len(records)} of {total} cells are measured. `{command}`"]
@@ -125,7 +125,7 @@ def write_table1(
 
 
 def lines_table(lines: Sequence[Values]) -> Table:
-    """Builds the table with a column for each optimizer."""
+    """Returns the main table, with a column for each optimizer."""
 
     def row(label: str, better: str, values: Sequence[Any], digits: int) -> Row:
         return numbers_row(label, better, values, digits)
@@ -156,7 +156,7 @@ def lines_table(lines: Sequence[Values]) -> Table:
 
 
 def claims_table(claims: Sequence[Values]) -> Table:
-    """Builds a table of the meta-optimizer's gains, published and measured."""
+    """Returns the table of published and measured gains of the meta-optimizer."""
     columns = ("published", *map(_scope, claims))
     rows = tuple(
         numbers_row(label, "", [published, *(c[name] for c in claims)], digits)
@@ -175,7 +175,7 @@ def _counted(tasks: int) -> str:
 
 
 def published_table() -> Table:
-    """Builds Table 1 as published."""
+    """Returns Table 1 as published."""
     rows = tuple(
         numbers_row(label, "", values, 2 if label == "F1" else 1)
         for label, values in PUBLISHED.items()
@@ -184,7 +184,7 @@ def published_table() -> Table:
 
 
 def tasks_table(cells: Sequence[Values]) -> Table:
-    """Builds a section per task: accuracy, loss and epochs to AdamW's loss."""
+    """Sections are tasks; rows are accuracy, loss and epochs to AdamW's loss."""
     names = list(dict.fromkeys(cell["optimizer"] for cell in cells))
     sections = []
     for task in dict.fromkeys(cell["task"] for cell in cells):
@@ -209,11 +209,11 @@ def tasks_table(cells: Sequence[Values]) -> Table:
 
 
 def plot_losses(path: Path, records: Sequence[Values]) -> None:
-    """Plots Figure 2: log training loss over epochs, with a panel per task.
+    """Plots Figure 2: training loss over epochs, log scale, a panel for each task.
 
     Args:
-        path: path of the PNG file.
-        records: records with the same trainable parameters.
+        path: the PNG file.
+        records: records of cells with the same ``trainable``.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -233,7 +233,7 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
                 runs = [run["epochs"] for run in full_runs(record)]
                 losses = np.mean([[e["train_loss"] for e in run] for run in runs], 0)
                 name = record["optimizer"]
-                # Draw in reverse order, so that the learned optimizer is on top.
+                # Reversed drawing order puts the learned optimizer on top.
                 order = [*reversed(LABELS)].index(name)
                 (line,) = panel.plot(
                     [e["epoch"] for e in runs[0]], losses, **style(order)
@@ -251,11 +251,11 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
 
 
 def plot_cost(path: Path, lines: Sequence[Values]) -> None:
-    """Plots Figure 3: time and peak memory of a run, means over the tasks.
+    """Plots Figure 3: time and peak memory of a run, means over tasks.
 
     Args:
-        path: path of the PNG file.
-        lines: rows for all kinds of trainable parameters.
+        path: the PNG file.
+        lines: rows of all optimizers, for each value of ``trainable``.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -267,7 +267,7 @@ def plot_cost(path: Path, lines: Sequence[Values]) -> None:
         ("seconds_to_adamw", "time to AdamW's final loss (s)", 1.0),
         ("peak_bytes", "peak memory of a step (MiB)", 2.0**-20),
     ]
-    # Only plot memory if step times are missing.
+    # Without step times, only memory is plotted.
     panels = [p for p in panels if all(x[p[0]] is not None for x in lines)]
     with matplotlib.rc_context(RC), write_atomic(path) as temporary:
         width = 12.5 * len(panels) / 3 if len(panels) > 1 else 6.0

@@ -1,7 +1,7 @@
-"""Summary of the comparison of optimizers on the suite, from the cells' records.
+"""Summarises the comparison of optimizers on the suite from the cells' records.
 
-There are two measures of "convergence": the epoch from which a run's validation loss
-stays near its own best, which a bad run reaches early, and the number of epochs to the
+There are two measures of convergence: the epoch from which a run's validation loss
+stays near its own best, which a bad run reaches early; and the number of epochs to the
 final validation loss of tuned AdamW.
 """
 
@@ -25,13 +25,13 @@ _REFERENCE = "adamw"
 
 
 def full_runs(record: Record) -> list[dict[str, Any]]:
-    """Returns the runs of a cell that have the full length."""
+    """Returns a cell's runs at the full length."""
     return [run for run in record["runs"] if run["budget"] == 1.0]
 
 
 @dataclasses.dataclass(frozen=True)
 class CellRow:
-    """Results of an optimizer on a task, means over seeds.
+    """One optimizer on one task, means over seeds.
 
     Attributes:
         task: name of the task.
@@ -44,18 +44,18 @@ class CellRow:
         epochs: number of epochs of a run.
         convergence: convergence epoch, see `convergence_epoch`.
         epochs_to_adamw: number of epochs until the mean validation loss over seeds is
-            at or below tuned AdamW's final one; if never, `MISS` times the epochs of a
-            run.
+            at or below tuned AdamW's final one; `MISS` times the epochs of a run if it
+            never is.
         missed: whether AdamW's final loss is never reached.
-        budget_to_adamw: smallest share of the full length whose final mean loss is at
-            or below AdamW's; `MISS` if there is none.
+        budget_to_adamw: smallest fraction of the full length at whose end the mean loss
+            is at or below AdamW's; `MISS` if there is none.
         milliseconds: measured time of a step; None if not measured.
-        seconds: number of steps times the time of a step; None if not measured. Times
-            of runs are not used, since the machine may have had other work.
-        seconds_to_adamw: seconds to AdamW's final loss, from ``epochs_to_adamw``, or
-            None.
+        seconds: number of steps times ``milliseconds``; None if not measured. The wall
+            time of runs is not used, because other work may have slowed them.
+        seconds_to_adamw: time to AdamW's final loss by ``epochs_to_adamw``; None if
+            not measured.
         peak_bytes: peak memory of the compiled step.
-        optimizer_bytes: memory of the optimizer's state.
+        optimizer_bytes: size of the optimizer's state.
         trainable_parameters: number of trainable parameters.
     """
 
@@ -86,7 +86,7 @@ def cell_row(
     Args:
         record: record of the cell.
         adamw: record of tuned AdamW on the same task.
-        milliseconds: time of a step by optimizer, measured interleaved; None if not
+        milliseconds: time of a step by optimizer, measured in turns; None if not
             measured.
     """
     full = full_runs(record)
@@ -125,23 +125,23 @@ def cell_row(
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerRow:
-    """Results of an optimizer over all tasks, a line of the table.
+    """One optimizer over all tasks: a line of the table.
 
     Attributes:
         trainable: ``all`` or ``lora``.
         optimizer: name of the optimizer.
         tasks: number of tasks.
-        accuracy: test accuracy in percent, mean over tasks, with an interval over
-            seeds.
-        macro_f1: macro F1 in [0, 1], mean over the tasks that have classes, with an
-            interval over seeds.
+        accuracy: test accuracy in percent, mean over tasks; the interval is over seeds.
+        macro_f1: macro F1 in [0, 1], mean over the tasks that have classes; the
+            interval is over seeds.
         convergence: convergence epoch, mean over tasks.
         epochs_to_adamw: epochs to AdamW's final loss, mean over tasks.
-        missed: number of tasks on which AdamW's loss is not reached.
-        seconds: time of a run, mean over tasks; None if a task has no step time.
-        seconds_to_adamw: seconds to AdamW's final loss, mean over tasks, or None.
+        missed: number of tasks on which AdamW's final loss is never reached.
+        seconds: time of a run, mean over tasks; None if a task has no timed step.
+        seconds_to_adamw: time to AdamW's final loss, mean over tasks; None if a task
+            has no timed step.
         peak_bytes: peak memory of the training step, mean over tasks.
-        optimizer_bytes: memory of the optimizer's state, mean over tasks.
+        optimizer_bytes: size of the optimizer's state, mean over tasks.
     """
 
     trainable: str
@@ -160,28 +160,29 @@ class OptimizerRow:
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """The paper's claims, for the learned optimizer against the tuned core baselines.
+    """The paper's claims, measured for the learned optimizer and tuned core baselines.
 
-    Ratios are geometric means over tasks; a task on which AdamW's loss is not reached
+    Ratios are geometric means over tasks; a task on which AdamW's loss is never reached
     counts as `MISS`.
 
     Attributes:
         trainable: ``all`` or ``lora``.
         tasks: number of tasks.
-        unseen: whether only tasks are included on whose data no weights were selected.
-        best: name of the most accurate core baseline over the tasks.
-        accuracy_over_best: accuracy gain over the best in percentage points.
-        accuracy_over_adamw: accuracy gain over AdamW in percentage points.
-        f1_over_best: gain in F1 over the best baseline in F1.
+        unseen: whether the tasks are only those whose data were not used to train or
+            select weights.
+        best: the most accurate core baseline over the tasks.
+        accuracy_over_best: gain in percentage points.
+        accuracy_over_adamw: gain in percentage points.
+        f1_over_best: gain in F1 over the baseline that is best in F1.
         f1_over_adamw: gain in F1 over AdamW.
-        budget_to_adamw: share of the full length whose final loss is at or below
-            AdamW's.
-        epochs_over_adamw: ratio of the epochs to AdamW's final loss to AdamW's own.
-        epochs_over_best: ratio of the epochs to AdamW's final loss to those of the
-            fastest core baseline on each task.
-        time_over_adamw: ratio of the seconds to AdamW's final loss to AdamW's own; None
-            if a task has no step time.
-        memory_over_adamw: ratio of the peak memory of the step to AdamW's.
+        budget_to_adamw: fraction of the full length at whose end AdamW's final loss is
+            reached.
+        epochs_over_adamw: ratio of epochs to AdamW's final loss, to AdamW's own.
+        epochs_over_best: ratio of epochs to AdamW's final loss, to those of the fastest
+            core baseline on each task.
+        time_over_adamw: ratio of time to AdamW's final loss, to AdamW's own; None if a
+            task has no timed step.
+        memory_over_adamw: ratio of the step's peak memory to AdamW's.
     """
 
     trainable: str
@@ -200,7 +201,7 @@ class Claims:
 
 
 def optimizer_row(records: Sequence[Record], rows: Sequence[CellRow]) -> OptimizerRow:
-    """Summarises an optimizer's cells with the same trainable parameters.
+    """Summarises one optimizer's cells with the same ``trainable``.
 
     Args:
         records: records of all tasks.
@@ -244,8 +245,9 @@ def claims(
     """Compares the learned optimizer with the core baselines.
 
     Args:
-        rows: rows by optimizer, with the same trainable parameters.
-        cells: cells by optimizer, with the same trainable parameters, tasks and order.
+        rows: rows with the same ``trainable``, by optimizer.
+        cells: cells with the same ``trainable``, by optimizer, with the same tasks in
+            the same order.
         unseen: value of `Claims.unseen`.
 
     Raises:
@@ -282,7 +284,7 @@ def claims(
 
 
 def _time_ratio(pairs: Sequence[tuple[CellRow, CellRow]]) -> float | None:
-    """Returns the ratio of seconds to AdamW's loss; None without step times."""
+    """Returns the ratio of times to AdamW's loss; None if a step was not timed."""
     ratios = []
     for ours, adamw in pairs:
         if ours.seconds_to_adamw is None or adamw.seconds_to_adamw is None:
@@ -296,16 +298,16 @@ def summarise_table(
     milliseconds: Mapping[tuple[str, str], Mapping[str, float]] | None = None,
     unseen: Sequence[str] = (),
 ) -> tuple[list[CellRow], list[OptimizerRow], list[Claims]]:
-    """Computes cells, lines of the table, and claims from all records.
+    """Summarises all records as cells, rows of the table, and claims.
 
-    Lines are over the tasks on which all optimizers were measured; other tasks are only
-    in the cells. Claims are over these tasks, and again over the unseen ones among
-    them.
+    Rows are over the tasks that were measured with all optimizers; other tasks only
+    have cells. Claims are over the same tasks, and separately over the unseen ones
+    among them.
 
     Args:
         records: records of the measured cells.
         milliseconds: time of a step by (task, trainable) and optimizer.
-        unseen: tasks on whose data no weights were selected.
+        unseen: tasks whose data were not used to train or select weights.
     """
     by_kind: dict[str, dict[str, dict[str, Record]]] = {}
     for record in records:

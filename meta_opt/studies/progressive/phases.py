@@ -1,19 +1,19 @@
-"""Few-shot fine-tuning in phases (Roumeliotis et al. 2025, IEEE Access).
+"""Fine-tuning in phases on few examples (Roumeliotis et al. 2025, IEEE Access).
 
-A model is evaluated zero-shot and then fine-tuned on the phases of the data in
-sequence. Each phase is a run of `meta_opt.finetuning.runs.finetune` in its own folder,
-and finished phases are never repeated. Layout of a study's folder::
+A model is evaluated zero-shot and then fine-tuned on one phase of the data after
+another. Each phase is a run of `meta_opt.finetuning.runs.finetune` in its own folder;
+finished phases are not repeated. Layout of a study's folder::
 
     zero_shot/                 the model before fine-tuning
-    learned/phase_1/           for each track and phase
-        phase.json             settings and digests, metrics, costs; written last
-        weights.safetensors    trained weights, bit for bit
+    learned/phase_1/           one folder for each track and phase
+        phase.json             settings, digests, metrics and costs; written last
+        weights.safetensors    trained parameters in full precision
         predictions_test.jsonl, predictions_validation.jsonl
         metrics.jsonl ...      other files of the run
-    learned_dynamic/           a track with a policy: names of optimizer and policy
-        stopped.json           reason why the policy ran no further phase
+    learned_dynamic/           track of an optimizer with a policy
+        stopped.json           reason for which the policy ran no further phase
 
-A track is an optimizer with fixed phases, or with phases that a policy chooses.
+A track is an optimizer, either with fixed phases or with phases chosen by a policy.
 """
 
 import dataclasses
@@ -59,20 +59,19 @@ _WEIGHTS = "weights.safetensors"
 
 
 class Phases:
-    """The phases of a study.
+    """Runs the phases of a study.
 
     Args:
         study: settings of the study.
         workdir: folder of the study.
 
     Attributes:
-        data: files of the examples.
-        count: maximum number of phases per track.
+        data: few-shot data.
+        count: maximum number of phases of a track.
 
     Raises:
-        FileNotFoundError: data are missing; the message has the command that writes
-            them.
-        ValueError: the data have fewer phases, or a tokenizer is missing.
+        FileNotFoundError: missing data; the message has the command that writes them.
+        ValueError: more phases than the data have, or a missing tokenizer.
     """
 
     def __init__(self, study: Study, workdir: str | Path) -> None:
@@ -114,7 +113,7 @@ class Phases:
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing:
-        """Preprocessing of inputs that does not truncate prompts and answers."""
+        """The preprocessing of inputs, without truncation of prompts and answers."""
         return self._workload.preprocessing()
 
     @functools.cached_property
@@ -125,13 +124,13 @@ class Phases:
         }
 
     def folder(self, track: str, phase: int) -> Path:
-        """Returns the folder of a phase; phase 0 is zero-shot, shared by all tracks."""
+        """Returns the folder of a phase; all tracks share phase 0, zero-shot."""
         if phase == 0:
             return self.workdir / ZERO_SHOT
         return self.workdir / track / f"phase_{phase}"
 
     def check(self) -> None:
-        """Checks that finished phases have the settings of the study, for the report.
+        """Checks that finished phases have the settings that a report states.
 
         Raises:
             ValueError: a finished phase has other settings or data.
@@ -148,8 +147,8 @@ class Phases:
                     width = read_json(folder / RECORD).get("width", width)
                     if width not in self._at_width:
                         raise ValueError(
-                            f"{folder} holds a phase of {width} pixels, which the "
-                            "policy does not have; take its widths again, or another "
+                            f"{folder} holds a phase with {width} pixels, which is not "
+                            "among the policy's widths; restore them, or use another "
                             "--workdir"
                         )
                 train = self._train_file(phase, width)
@@ -160,15 +159,15 @@ class Phases:
                 start = self._next_start(name, phase, digest)
 
     def run(self, announce: Callable[[str], None] = lambda name: None) -> None:
-        """Runs unfinished phases in sequence.
+        """Runs unfinished phases sequentially.
 
         Args:
-            announce: callback with the name of each phase, finished or not, in order.
+            announce: called with the name of each phase, finished or not, in order.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after saving.
             ValueError: a finished phase has other settings or data, or another process
-                runs the study.
+                is running the study.
         """
         with hold_workdir(self.workdir):
             self._run(announce)
@@ -210,7 +209,7 @@ class Phases:
             record = read_json(folder / RECORD)
             money = None
             if (folder / LEDGER).is_file():
-                # Use the current prices, not those at the time of the run.
+                # Use the current prices in place of those at the time of the run.
                 ledger = dataclasses.replace(
                     read_ledger(folder), prices=self.study.run.prices
                 )
@@ -226,9 +225,12 @@ class Phases:
     def _setup(
         self, run: RunConfig, train: Path | None, start: str, width: int
     ) -> dict[str, Any]:
-        """Returns what a phase's outcome depends on, without paths, as JSON values."""
+        """Returns everything that a phase's outcome depends on, as JSON values.
+
+        Paths are left out.
+        """
         settings = run.settings()
-        # Remove settings without effect, and paths, which digests replace.
+        # Remove paths (files are identified by digests) and settings without effect.
         workload = settings.pop("workload")
         for name in ("name", "validation", "test", "data_dir", "max_unreadable"):
             del workload["data"][name]
@@ -266,8 +268,8 @@ class Phases:
             )
         if "width" not in record["setup"]:
             raise ValueError(
-                f"{path} is of an earlier version, which did not record the width of "
-                "pictures; use another --workdir"
+                f"{path} was written by an earlier version, which did not record the "
+                "width of images; use another --workdir"
             )
         if changed := changed_settings(record["setup"], setup):
             raise ValueError(
@@ -288,7 +290,7 @@ class Phases:
             raise ValueError(
                 f"batch_size={size}: phase {phase} has {examples} examples"
             )
-        # An epoch drops an incomplete last batch.
+        # An epoch leaves out an incomplete last batch.
         per_epoch = examples // size
         steps = config.epochs * per_epoch
         data = dataclasses.replace(
@@ -324,8 +326,8 @@ class Phases:
         if digest is None:
             if start[0] and not Path(start[0]).is_file():
                 raise ValueError(
-                    f"phase {phase} starts from {start[0]}, which is not there; put it "
-                    f"back, or remove {Path(start[0]).parent} to run that phase again"
+                    f"phase {phase} starts from {start[0]}, which does not exist; "
+                    f"restore it, or remove {Path(start[0]).parent} to rerun that phase"
                 )
             finished = finetune(run, folder)
             state = finished.result.state
@@ -334,7 +336,7 @@ class Phases:
             found = self._predict(folder, model.merge(state.params, state.frozen))
             found |= {"width": width, "reason": reason}
             self._write(folder, setup, digest, {**_figures(finished), **found})
-        # The weights are in their own file, so checkpoints only take space.
+        # The weights have been saved separately, so checkpoints are not needed.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return digest
 
@@ -354,10 +356,9 @@ class Phases:
         self._write(folder, setup, "", self._predict(folder, model))
 
     def _predict(self, folder: Path, model: Any) -> dict[str, Any]:
-        """Writes predictions; returns metrics by split, and the cost of predictions.
+        """Writes predictions; returns metrics by split and the cost of inference.
 
-        The cost is measured on the test split, for which everything is already
-        compiled.
+        The cost is measured on the test split, when everything is already compiled.
         """
         size = self._workload.data.eval_batch_size
         meter = EnergyMeter()
@@ -385,7 +386,7 @@ class Phases:
         counts = {split: len(x.labels) for split, x in self._examples.items()}
         record = {"setup": setup, "weights": digest, "examples": counts, **found}
         record |= provenance(setup)
-        # Written last, because this file marks the phase as finished.
+        # Written last: this file marks the phase as finished.
         write_json(folder / RECORD, record)
 
 
@@ -394,7 +395,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _figures(finished: FinishedRun) -> dict[str, Any]:
-    """Returns measurements of a phase's run, as JSON values."""
+    """Returns the measurements of a phase's run as JSON values."""
     history = finished.result.history
 
     def curve(name: str) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Policies that decide whether to run the next phase, and at which image width."""
+"""A policy that decides whether to run the next phase, and at which image width."""
 
 import dataclasses
 import itertools
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class PhasePolicy:
-    """Rules that decide about the next phase from the outcomes of previous ones.
+    """Rules that decide on the next phase from the preceding ones.
 
-    The width grows when smaller images no longer improve the model (progressive
-    resizing). A phase is run if its expected gain is worth more than the cost of its
-    examples and computation.
+    The width is increased when training on smaller images no longer improves the model
+    (progressive resizing). A phase is run if its expected gain is worth at least the
+    cost of its examples and computation.
 
     Attributes:
-        widths: widths of training images in pixels, ascending, starting with that of
-            the first phase. Empty: the study's width in all phases. Validation and test
+        widths: widths of training images in pixels, ascending; the first phase has the
+            first one. If empty, all phases have the study's width. Validation and test
             images always have the study's width.
-        widen_below: threshold in points of validation accuracy; after a phase that
-            gained less, the next phase has the next width.
-        point_value: value of a point of accuracy in the currency of the prices; 0 runs
-            all phases.
-        example_price: price of one labelled training example, in that currency.
-        decay: ratio of the expected gain of a phase to the mean gain of the two
-            previous phases.
+        widen_below: gain in validation accuracy, in percentage points, below which the
+            next phase has the next width.
+        point_value: value of a percentage point of accuracy, in the currency of the
+            prices; 0 runs all phases.
+        example_price: price of a labelled training example, in the same currency.
+        decay: ratio of a phase's expected gain to the mean gain of the two preceding
+            phases.
 
     Example:
         >>> policy = PhasePolicy(widths=(100, 200), widen_below=3.0)
@@ -42,7 +42,7 @@ class PhasePolicy:
     decay: float = 0.5
 
     def __post_init__(self) -> None:
-        """Checks the order and the ranges."""
+        """Checks order and ranges."""
         if (
             list(self.widths) != sorted(set(self.widths))
             or min(self.widths, default=1) < 1
@@ -67,7 +67,7 @@ class PhasePolicy:
         """Decides whether to run the next phase, and at which width.
 
         Args:
-            outcomes: outcomes of zero-shot and the phases so far, at least zero-shot.
+            outcomes: outcomes of zero-shot and all phases so far; not empty.
             width: width of the study, used if the policy has no widths.
             examples: number of training examples that the next phase adds.
 
@@ -100,7 +100,7 @@ class PhasePolicy:
         if last.money is None:
             raise ValueError(
                 f"point_value={self.point_value}: the cost of the last phase is not "
-                "known; give the prices of what it took"
+                "known; give the prices of the resources that it used"
             )
         recent = gains[-2:]
         expected = max(0.0, self.decay * sum(recent) / len(recent))
@@ -114,11 +114,11 @@ class PhasePolicy:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseOutcome:
-    """Outcome of zero-shot or of a finished phase.
+    """The outcome of zero-shot or of a finished phase.
 
     Attributes:
-        accuracy: validation accuracy, in [0, 1].
-        width: width of training images in pixels; None for zero-shot.
+        accuracy: validation accuracy in [0, 1].
+        width: width of the training images in pixels; None for zero-shot.
         money: cost of the computation; None if unknown.
     """
 
@@ -129,12 +129,12 @@ class PhaseOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseDecision:
-    """Decision about the next phase.
+    """The decision about the next phase.
 
     Attributes:
         run: whether to run the phase.
-        width: width of training images in pixels.
-        reason: reason of the decision, with the numbers that it depends on.
+        width: width of its training images in pixels.
+        reason: reason for the decision, with the numbers.
     """
 
     run: bool

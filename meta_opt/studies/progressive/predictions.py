@@ -1,4 +1,4 @@
-"""A model's answers for the images of a split, and their metrics."""
+"""A model's answers about all images of a split, and their metrics."""
 
 import dataclasses
 import os
@@ -26,13 +26,13 @@ from meta_opt.workloads.image_text_model import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The examples of a split, in memory.
+    """All examples of a split, in memory.
 
     Attributes:
-        keys: paths of the N images in the data.
-        data: arrays ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
+        keys: paths of the N images, relative to the data.
+        data: ``image`` [N, h, w, 3] and ``prompt`` int [N, P].
         labels: class indices, int [N].
-        classes: K class names.
+        classes: names of the K classes.
     """
 
     keys: tuple[str, ...]
@@ -48,11 +48,11 @@ def read_examples(
 
     Args:
         path: JSONL file of the split.
-        classes: K class names, in the order of the labels.
+        classes: names of the K classes, in the order of the label indices.
         preprocessing: preprocessing of the model.
 
     Raises:
-        ValueError: a label is not a class.
+        ValueError: a label is not among the classes.
         UnreadableFilesError: an image cannot be read. Skipping it would make metrics of
             different runs incomparable.
     """
@@ -77,12 +77,12 @@ def read_examples(
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """A model's predictions for N examples, generated and by likelihood.
+    """A model's predictions for N examples, by generation and by likelihood.
 
     Attributes:
         examples: the examples.
         written: N generated answers.
-        scores: log-likelihoods of each class's correct answer in nats, float [N, K].
+        scores: log-likelihood of each class's correct answer in nats, float [N, K].
     """
 
     examples: Examples
@@ -90,11 +90,11 @@ class Predictions:
     scores: np.ndarray
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Computes metrics of ``answers``, parsed leniently, and of ``likelihood``.
+        """Returns metrics of leniently parsed ``answers`` and of ``likelihood``.
 
-        Both have ``accuracy``, and ``weighted_`` and ``macro_`` precision, recall and
-        F1; answers also have the fractions of
-        `meta_opt.metrics.category_answers.AnswerReport`.
+        Each has ``accuracy``, and weighted and macro averages of precision, recall and
+        F1, prefixed by ``weighted_`` and ``macro_``; ``answers`` also has the fractions
+        of `meta_opt.metrics.category_answers.AnswerReport`.
         """
         labels, classes = self.examples.labels, self.examples.classes
         report = report_answers(self.written, labels, classes)
@@ -108,7 +108,7 @@ class Predictions:
         }
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a JSON line for each example, atomically."""
+        """Writes a JSON line for each example, whole or not at all."""
         classes = self.examples.classes
         parser = CategoryParser(classes)
 
@@ -154,7 +154,7 @@ def scores_of(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> np.ndarray:
-    """Returns log-likelihoods of each class's answer in nats, float32 [N, K]."""
+    """Computes log-likelihoods of the classes' answers in nats, float32 [N, K]."""
     answers = [answer_of(name) for name in examples.classes]
     tokenizer = _answer_tokenizer(preprocessing)
     return answer_scores(model, examples.data, answers, tokenizer, batch_size)
@@ -168,12 +168,12 @@ def _answer_tokenizer(preprocessing: Preprocessing) -> AnswerTokenizer:
 def needed_lengths(
     paths: Sequence[Path], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Returns the token counts of the longest prompt and the longest correct answer.
+    """Returns the number of tokens of the longest prompt and longest correct answer.
 
     Args:
         paths: JSONL files of the data.
-        classes: K class names.
-        preprocessing: preprocessing, of which only the tokenizer is used.
+        classes: names of the K classes.
+        preprocessing: preprocessing whose tokenizer is used; its lengths are ignored.
     """
     asked: set[str] = set()
     for path in paths:
@@ -185,12 +185,12 @@ def needed_lengths(
 def lengths_of(
     prompts: Sequence[str], classes: Sequence[str], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Returns the token counts of the longest prompt and the longest correct answer.
+    """Returns the number of tokens of the longest prompt and longest correct answer.
 
     Args:
         prompts: all prompts.
-        classes: names of possible answers.
-        preprocessing: preprocessing, of which only the tokenizer is used.
+        classes: names of the classes, the possible answers.
+        preprocessing: preprocessing whose tokenizer is used; its lengths are ignored.
     """
     tokenizer = _answer_tokenizer(preprocessing)
     # Besides the text, a prompt has a start token and a separator, which may be several

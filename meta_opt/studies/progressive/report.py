@@ -1,4 +1,4 @@
-"""Report on a progressive study: tables with published figures, and two plots."""
+"""The report on a progressive study: tables with published results, and two plots."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -38,14 +38,14 @@ def write_progressive(
 
     Args:
         folder: folder of the study.
-        arms: arms with their finished phases.
-        count: number of phases per arm.
+        arms: tracks with finished phases.
+        count: maximum number of phases of an arm.
         settings: settings of the study: ``width``, ``mode``, ``epochs``,
             ``batch_size``, ``trainable``, ``model``.
-        command: command that creates the report.
+        command: command line that makes the report.
 
     Returns:
-        The Markdown text.
+        The Markdown.
     """
     parts = ["# Progressive few-shot fine-tuning", f"`{command}`", _about(settings)]
     if not arms:
@@ -117,13 +117,12 @@ def _cell(outcome: Outcome, way: str) -> str:
 
 
 def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
-    """Builds a table of test accuracy and weighted F1 by phase, as published.
+    """Returns test accuracy and weighted F1 by phase, like the published table.
 
     Args:
-        arms: arms with their finished phases.
-        count: number of phases per arm.
-        width: image width in pixels, for which published figures are added if there
-            are any.
+        arms: tracks with finished phases.
+        count: maximum number of phases of an arm.
+        width: image width in pixels; published results for it are added, if any.
     """
     rows = []
     for way, arm in itertools.product(WAYS, arms):
@@ -140,7 +139,7 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
 
 
 def phases_table(arms: Sequence[Arm]) -> str:
-    """Builds a table of losses, validation and macro metrics, and time by phase."""
+    """Returns losses, validation metrics, macro averages and times of each phase."""
     head = ["track, phase", "train loss", "val. loss", "val. accuracy"]
     head += ["precision", "recall", "F1", "macro precision", "macro recall"]
     head += ["macro F1", "steps s", "run s", "ms a prediction"]
@@ -173,7 +172,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
 
 
 def decisions_table(arms: Sequence[Arm]) -> str:
-    """Builds a table of widths that policies chose, and reasons; "" without any."""
+    """Returns the widths that policies chose, with reasons; "" without policies."""
     rows = []
     for arm in arms:
         for o in arm.outcomes:
@@ -190,7 +189,7 @@ def _seconds(value: float | None) -> str:
 
 
 def answers_table(arms: Sequence[Arm]) -> str:
-    """Builds a table of how answers for test images were parsed, in percent."""
+    """Returns how answers about test images were parsed, in percent."""
     names = ("accuracy", "knowledge_errors", "unlisted", "unparseable", "nearest")
     titles = ["right %", "another category %", "no category %", "unparseable %"]
     head = ["track, phase", *titles, "misspelt %", "well-formed JSON %"]
@@ -204,13 +203,14 @@ def answers_table(arms: Sequence[Arm]) -> str:
 
 
 def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
-    """Plots test accuracy over phases with intervals, with a panel per metric.
+    """Plots test accuracy over phases with intervals.
+
+    There is a panel for each way of predicting a class.
 
     Args:
-        path: PNG file, written atomically.
-        arms: arms, with a line each.
-        width: image width in pixels, for which the published curve is added if there is
-            one.
+        path: the PNG file, written whole or not at all.
+        arms: tracks, with one line each.
+        width: image width in pixels; the published curve for it is added, if any.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -222,7 +222,7 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
         last = max(len(arm.outcomes) for arm in arms)
         for axes, way in zip(panels, WAYS, strict=True):
             for index, arm in enumerate(arms):
-                # Shift the points horizontally, so that intervals do not overlap.
+                # Shifted so that intervals of several tracks do not overlap.
                 aside = 0.06 * (index - (len(arms) - 1) / 2)
                 x = [o.phase + aside for o in arm.outcomes]
                 y = [o.metric("accuracy", way) for o in arm.outcomes]
@@ -250,7 +250,7 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
             axes.set_title(_WAYS[way], fontsize=10)
             axes.set_xlabel("phase (0: zero-shot)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # Leave a margin, so that markers at the edges are not clipped.
+            # Markers at the edges are not clipped.
             axes.set_ylim(-0.02, 1.02)
         for axes in panels:
             axes.set_xlim(-0.3, last - 0.7)
@@ -270,8 +270,8 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
     The cost is money if the ledgers have prices, otherwise device seconds.
 
     Args:
-        path: PNG file, written atomically.
-        arms: arms, with a line each; arms without measured costs are left out.
+        path: the PNG file, written whole or not at all.
+        arms: tracks, with one line each; tracks without measured costs are left out.
 
     Returns:
         Whether there was anything to plot.
@@ -302,7 +302,7 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
                         fontsize=8, color="#555555",
                     )  # fmt: skip
         axes.set_xlim(left=0)
-        # Leave a margin, so that markers at the bottom are not clipped.
+        # Markers at the bottom are not clipped.
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
         units = {"money": currency, "device_seconds": "device seconds"}
         axes.set_xlabel(f"cost of training so far ({units[unit]}); marks are phases")

@@ -1,4 +1,4 @@
-"""Settings of progressive studies: data, run, optimizers and policies."""
+"""Settings of a study of fine-tuning in phases: data, run, optimizers and policies."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from meta_opt.workloads.image_text import ImageTextConfig
 
 MODES = ("continue", "cumulative")
 ZERO_SHOT = "zero_shot"
-"""Folder of the model before fine-tuning, and so no name of a track."""
+"""Folder of the model before fine-tuning, which is therefore not a valid track name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PhasesConfig:
 
     Attributes:
         folder: few-shot data written by ``experiments/few_shot_data.py``.
-        width: width of the images in pixels, one of those in the folder.
+        width: width of the images in pixels, one of the widths in the folder.
         variant: variant of ``configs/few_shot_data.py`` that writes the folder, for
             error messages.
         mode: ``continue``: each phase starts from the weights of the previous one and
@@ -30,10 +30,10 @@ class PhasesConfig:
             initial model and trains on the examples of all phases so far.
         phases: number of phases to run; 0 for all.
         epochs: passes over the examples of a phase.
-        answer_tokens: maximum number of tokens of an answer; 0 for twice those of the
+        answer_tokens: maximum number of tokens of an answer; 0 for twice that of the
             longest correct answer.
-        export: format of each phase's exported model, which is ``model`` in its folder;
-            see `meta_opt.workloads.export.ExportConfig`; "" for none.
+        export: format in which each phase exports its model to ``model`` in its folder,
+            see `meta_opt.workloads.export.ExportConfig`; "" for no export.
     """
 
     folder: str
@@ -46,7 +46,7 @@ class PhasesConfig:
     export: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the names and ranges."""
+        """Checks names and ranges."""
         check_name("study.mode", self.mode, MODES)
         if self.export:
             check_name("study.export", self.export, FORMATS)
@@ -58,9 +58,9 @@ class Study:
     """A study of several optimizers and policies.
 
     Attributes:
-        config: data and phases.
+        config: settings of data and phases.
         run: settings of a phase's run; length, data and optimizer are filled in.
-        optimizers: optimizers by name, which is also a folder name.
+        optimizers: settings of optimizers by name, which is also a folder's name.
         policies: policies by name; each is run with every optimizer, in addition to the
             fixed phases.
     """
@@ -71,7 +71,7 @@ class Study:
     policies: Mapping[str, PhasePolicy] = dataclasses.field(default_factory=dict)
 
     def tracks(self) -> dict[str, tuple[str, PhasePolicy | None]]:
-        """Returns optimizer and policy by name of the track, fixed phases first."""
+        """Returns optimizer and policy of each track by name, fixed phases first."""
         found: dict[str, tuple[str, PhasePolicy | None]] = {
             name: (name, None) for name in self.optimizers
         }
@@ -91,8 +91,8 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         name: name of the mapping, for error messages.
 
     Raises:
-        ValueError: keys are unknown, values are out of range, settings are determined
-            by the phases, or the model is not generative.
+        ValueError: unknown keys, values out of range, settings that the phases
+            determine, or a model that is not generative.
 
     Example:
         >>> study = read_study({
@@ -119,7 +119,9 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
             raise ValueError(f"{name}.{key}: {why}")
     for key in ("name", "validation", "test"):
         if key in of_run.get("data", {}):
-            raise ValueError(f"{name}.data.{key}: study.folder has the data")
+            raise ValueError(
+                f"{name}.data.{key}: study.folder determines the data; leave it out"
+            )
     run = read_run_config(ImageTextConfig, of_run, name)
     if run.loop.batch_size < 1:
         raise ValueError(f"{name}.batch_size={run.loop.batch_size} must be at least 1")
@@ -133,11 +135,13 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         where = f"{name}.optimizers.{label}"
         _check_label(label, where)
         if "num_steps" in given:
-            raise ValueError(f"{where}.num_steps: the phases decide it")
+            raise ValueError(
+                f"{where}.num_steps: the phases determine it; leave it out"
+            )
         optimizers[label] = from_config(OptimizerConfig, given, where)
-        # Finds a misspelt name before the first phase.
+        # Raises for a misspelt name before the first phase.
         make_optimizer(dataclasses.replace(optimizers[label], num_steps=1))
-    # Untuned optimizers, the subject of the study, are first in tables.
+    # The untuned optimizers, the subject of the study, come first in tables.
     order = sorted(optimizers, key=lambda label: optimizers[label].name != "learned")
     optimizers = {label: optimizers[label] for label in order}
     if not optimizers:

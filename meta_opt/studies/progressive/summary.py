@@ -1,4 +1,4 @@
-"""Summary of a study's finished phases: accuracies with intervals, and costs."""
+"""A study's finished phases: accuracies with intervals, costs, published results."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from meta_opt.text_files import read_json
 from meta_opt.types import from_config
 
 WAYS = ("answers", "likelihood")
-"""How a class is predicted: parsed from generated text, or the most likely one."""
+"""Ways of predicting a class: parsing the generated text, or the most likely answer."""
 
 PUBLISHED: Mapping[int, Mapping[str, tuple[tuple[float, float] | None, ...]]] = (
     MappingProxyType(
@@ -50,7 +50,7 @@ PUBLISHED: Mapping[int, Mapping[str, tuple[tuple[float, float] | None, ...]]] = 
         }
     )
 )
-"""Accuracy and weighted F1 on 180 test pictures by width, from zero-shot to phase 4
+"""Accuracy and weighted F1 on 180 test images by width, from zero-shot to phase 4
 (Roumeliotis et al. 2025, IEEE Access); the networks were trained on all phases at
 once."""
 
@@ -62,7 +62,7 @@ class Outcome:
     Attributes:
         phase: number of the phase; 0 for zero-shot.
         record: contents of ``phase.json``.
-        ledger: ledger of the phase; empty if there is none.
+        ledger: cost ledger in the phase's folder; empty if there is none.
     """
 
     phase: int
@@ -75,7 +75,7 @@ class Outcome:
         return f"phase {self.phase}" if self.phase else "zero-shot"
 
     def metric(self, name: str, way: str = "answers", split: str = "test") -> float:
-        """Returns a metric of the predictions, see `Predictions.metrics`."""
+        """Returns a metric, see `Predictions.metrics` in ``predictions.py``."""
         return float(self.record["metrics"][split][way][name])
 
     def interval(
@@ -96,7 +96,7 @@ class Outcome:
         return low, high
 
     def last(self, curve: str) -> float | None:
-        """Returns the last ``train_loss`` or ``validation_loss``; None if missing."""
+        """Returns the last ``train_loss`` or ``validation_loss``; None without one."""
         points = self.record.get(curve) or [[0, None]]
         return points[-1][1]
 
@@ -115,9 +115,9 @@ class Arm:
     """The phases of one track, including zero-shot.
 
     Attributes:
-        name: name of the track: those of the optimizer and of the policy, if any.
+        name: name of the track: names of the optimizer and of the policy, if any.
         outcomes: outcomes of consecutive phases.
-        stopped: reason why a policy stopped; "" if it did not.
+        stopped: reason for which the policy stopped; "" if it did not.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Arm:
         return Ledger(_prices(self.outcomes), entries)
 
     def costs(self, way: str = "answers") -> list[PointCost]:
-        """Returns the cost of each phase, and per point of test accuracy.
+        """Returns the cost of each phase, and per percentage point of test accuracy.
 
         Empty without phases, or if the training of a phase was not measured.
         """
@@ -148,7 +148,7 @@ class Arm:
 
 
 def _prices(outcomes: Sequence[Outcome]) -> Prices:
-    """Returns the prices of the latest phase with a ledger, for all phases."""
+    """Returns the prices of the latest phase with a ledger, used for all phases."""
     found = [o.ledger.prices for o in outcomes if o.ledger.entries]
     return found[-1] if found else Prices()
 
@@ -164,16 +164,16 @@ def read_arms(
     Args:
         workdir: folder of the study.
         tracks: names of the tracks, in order.
-        count: maximum number of phases per track.
-        prices: prices for all phases; if None or without any price, those at the time
-            of a run.
+        count: maximum number of phases of a track.
+        prices: prices for all phases; if it is None or has no price, the prices at the
+            time of the runs are used.
 
     Returns:
-        An arm for each track, up to its first unfinished phase; empty if zero-shot is
+        An arm for each track, up to its first unfinished phase; none if zero-shot is
         not finished.
 
     Raises:
-        ValueError: files are damaged; the message names them.
+        ValueError: damaged files; the message names them.
     """
     workdir = Path(workdir)
     current = None if prices == Prices() else prices

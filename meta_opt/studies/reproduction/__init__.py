@@ -1,1 +1,1 @@
-"""Reproduction of published numbers."""
+"""Comparison of published numbers with new measurements."""

@@ -1,4 +1,4 @@
-"""Agreement of reproduced numbers with the published ones."""
+"""Checks whether a new measurement agrees with the published number."""
 
 import dataclasses
 import math
@@ -9,21 +9,21 @@ import numpy as np
 from meta_opt.metrics.intervals import interval
 
 ROUNDING = 1e-3
-"""Relative: half the width that an interval of seeds has at least. Seeds may agree to
-the last digit, and other machines sum in another order."""
+"""Minimum half-width of an interval over seeds, relative to the mean. Seeds may agree
+to the last digit, while other machines sum in a different order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A published number and its reproduction.
+    """A published number and a new measurement of it.
 
     Attributes:
         quantity: name of the quantity.
         stored: published value.
-        measured: reproduced value.
-        low: lower bound of the agreement interval.
-        high: upper bound of the agreement interval.
-        rule: description of how the bounds are defined.
+        measured: new value.
+        low: lower bound of agreement.
+        high: upper bound of agreement.
+        rule: definition of the bounds, in words.
     """
 
     quantity: str
@@ -35,25 +35,25 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the reproduced value is finite and within the bounds."""
+        """Whether the new value is finite and within the bounds."""
         return math.isfinite(self.measured) and self.low <= self.measured <= self.high
 
 
 def by_seeds(
     quantity: str, stored: Sequence[float], measured: Sequence[float]
 ) -> Comparison:
-    """Requires the new mean to be in the 95% interval of the stored seeds' mean.
+    """Compares a new mean with the 95% confidence interval of the stored seeds' mean.
 
-    Student's t, see `meta_opt.metrics.intervals.interval`, and at least `ROUNDING`
-    wide on either side.
+    The interval is Student's t, see `meta_opt.metrics.intervals.interval`, widened to
+    at least `ROUNDING` on either side.
 
     Args:
         quantity: name of the quantity.
-        stored: published values by seed, at least two.
-        measured: reproduced values by seed, finite or not.
+        stored: stored values of at least two seeds.
+        measured: new values of any number of seeds, finite or not.
 
     Raises:
-        ValueError: there are fewer than two stored seeds, hence no interval.
+        ValueError: fewer than two stored seeds, which have no interval.
 
     >>> by_seeds("loss", [1.0, 2.0, 3.0], [2.5, 2.5]).agrees
     True
@@ -83,14 +83,14 @@ def by_tolerance(
     relative: float = 0.0,
     absolute: float = 0.0,
 ) -> Comparison:
-    """Requires the new value to be within a tolerance of the stored one.
+    """Compares a new value with the stored one up to a tolerance.
 
     Args:
         quantity: name of the quantity.
-        stored: published value that has no interval or is deterministic.
-        measured: reproduced value.
-        relative: relative tolerance, as a share of the stored value.
-        absolute: absolute tolerance, which is added to the relative one.
+        stored: published value, which is deterministic or has no interval.
+        measured: new value.
+        relative: tolerance as a fraction of the stored value.
+        absolute: tolerance in the quantity's unit, added to the relative one.
 
     >>> by_tolerance("operations", 100.0, 101.0, relative=0.02).agrees
     True

@@ -1,4 +1,4 @@
-"""Text table of reproduced numbers."""
+"""The table of remeasured numbers, for a terminal."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ _HEAD = ("cell", "quantity", "stored", "measured", "interval", "rule", "verdict"
 def comparison_rows(
     cell: str, found: Sequence[Comparison]
 ) -> list[tuple[str, str, str, str, str, str, str]]:
-    """Returns a row per quantity: stored, measured, interval, rule, verdict."""
+    """Returns a row for each quantity: stored, measured, interval, rule, verdict."""
     return [
         (
             cell,
@@ -31,12 +31,12 @@ def failure_row(cell: str, message: str) -> tuple[str, str, str, str, str, str, 
 
 
 def comparison_table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligns rows of `comparison_rows` and `failure_row` under a header."""
+    """Formats rows of `comparison_rows` and `failure_row` as a table with a header."""
     return aligned([_HEAD, *rows])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Formats a table with each column as wide as its widest cell.
+    """Pads the columns of a table to the width of their widest cells.
 
     >>> print(aligned([("a", "value"), ("long", "1")]))
     a     value

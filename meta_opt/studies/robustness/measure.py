@@ -1,8 +1,8 @@
 """Final losses of optimizers under adverse conditions, with and without the safeguard.
 
-Four contenders run on each task under each condition: the learned optimizer and the
+Four contenders on each task under each condition: the learned optimizer and the
 hand-designed rule, both with and without the safeguard. The reference is the guarded
-hand-designed rule, which the safeguard falls back to, under the same condition and with
+hand-designed rule, which the safeguard falls back to, under the same condition, with
 the same initial parameters and batches.
 """
 
@@ -26,7 +26,7 @@ FALLBACK = "hand-designed, guarded"
 CONTENDERS = (GUARDED, "learned", FALLBACK, "hand-designed")
 ORDINARY = "ordinary"
 TOLERANCE = 0.05
-"""Relative increase of a loss above which it counts as worse."""
+"""Relative increase above which a loss counts as worse."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RobustnessConfig:
 
     Attributes:
         tasks: names of task families.
-        weights: weights of the learned optimizer, a shipped name or a path.
+        weights: weights of the learned optimizer: a shipped name or a path.
         conditions: names in `meta_opt.tasks.perturbations.CONDITIONS`, including the
             ordinary one; empty for all.
         num_steps: steps of an ordinary run by task; the default is the largest horizon
@@ -83,9 +83,9 @@ class RunOutcome:
         condition: name of the condition.
         contender: one of `CONTENDERS`.
         num_steps: length of the runs.
-        start: validation loss before the run, by seed.
-        loss: validation loss after the run, by seed; infinite if any loss of the run is
-            not finite.
+        start: validation loss of each seed before the run.
+        loss: validation loss of each seed after the run; infinite if a loss of the run
+            is not finite.
     """
 
     task: str
@@ -122,7 +122,7 @@ def measure(task: Task, config: RobustnessConfig) -> Iterator[RunOutcome]:
         config: weights, conditions, steps and seeds.
 
     Raises:
-        ValueError: weights are missing or damaged.
+        ValueError: missing or damaged weights.
     """
     for contender in CONTENDERS:
         make, settings = _optimizer(contender, task, config.weights)
@@ -143,7 +143,7 @@ def measure(task: Task, config: RobustnessConfig) -> Iterator[RunOutcome]:
 
 
 def _optimizer(contender: str, task: Task, weights: str) -> tuple[MakeOptimizer, Any]:
-    """Builds a contender, and the settings that are arguments of its program."""
+    """Builds a contender with the settings that are arguments of its program."""
     guard = contender.endswith("guarded")
     if not contender.startswith("learned"):
         return (
@@ -155,15 +155,15 @@ def _optimizer(contender: str, task: Task, weights: str) -> tuple[MakeOptimizer,
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """Guarded learned optimizer versus the fallback on one task and condition.
+    """The guarded learned optimizer against the fallback on one task and condition.
 
     Attributes:
         task: name of the task.
         condition: name of the condition.
         ratio: ratio of the mean final validation loss to that of the guarded
-            hand-designed rule under the same condition; infinite if any seed's loss is
-            not finite.
-        over_ordinary: this ratio divided by the ratio of an ordinary run. A value above
+            hand-designed rule under the same condition; infinite if the loss of a seed
+            is not finite.
+        over_ordinary: ``ratio`` divided by the ratio of an ordinary run. A value above
             1 is an effect of the condition.
         worse: whether the ratio is above 1.05.
     """
@@ -177,7 +177,7 @@ class TaskRow:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionRow:
-    """Results under a condition over all tasks.
+    """One condition over all tasks.
 
     Attributes:
         condition: name of the condition.

@@ -1,4 +1,4 @@
-"""Report on adverse conditions, as Markdown and JSON in one folder."""
+"""The report on adverse conditions: Markdown and JSON in one folder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,15 +40,15 @@ def write_robustness_report(
     """Writes ``safeguard.md`` and ``safeguard.json``.
 
     Args:
-        folder: output folder, created if needed.
-        rows: `meta_opt.studies.robustness.measure.ConditionRow` of each condition as
-            mappings.
-        by_task: `TaskRow` of each condition and task as mappings.
-        outcomes: all `RunOutcome` as mappings.
-        facts: facts about how it was measured.
+        folder: created if needed.
+        rows: fields of `meta_opt.studies.robustness.measure.ConditionRow` for each
+            condition.
+        by_task: fields of `TaskRow` of the same module for each condition and task.
+        outcomes: fields of `RunOutcome` of the same module for each measurement.
+        facts: how it was measured, name to value.
 
     Returns:
-        The table of conditions as text.
+        The table of conditions, for a terminal.
     """
     summary = _summary(rows)
     parts = [

@@ -1,4 +1,4 @@
-"""Prompts with lists of categories, for models that answer prompts."""
+"""Prompts with lists of categories, for generative models."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,13 +8,13 @@ from meta_opt.studies.stress.settings import TestsConfig
 
 
 class Asked(NamedTuple):
-    """A prompt with a list of categories.
+    """A prompt with its list of categories.
 
     Attributes:
-        name: name of the prompt, the value of `Condition.prompt`.
-        shown: category names in the order in which the prompt lists them.
+        name: name of the prompt, a value of `Condition.prompt`.
+        shown: category names as listed in the prompt.
         prompt: text of the prompt.
-        classes: K category names that labels have.
+        classes: the K category names as used in labels.
     """
 
     name: str
@@ -23,10 +23,10 @@ class Asked(NamedTuple):
     classes: tuple[str, ...]
 
     def category(self, place: int) -> str:
-        """Returns the category of a listed name; for a distractor its own name.
+        """Returns the category of a listed name, or the name itself for a distractor.
 
         Args:
-            place: index of the name in the list.
+            place: index in the list ``shown``.
         """
         known = self.shown.classes[place]
         return self.shown.names[place] if known < 0 else self.classes[known]
@@ -36,7 +36,7 @@ def plain(classes: Sequence[str], template: str) -> Asked:
     """Returns the unchanged prompt of the data.
 
     Args:
-        classes: K class names.
+        classes: names of the K categories.
         template: prompt template of the data, with ``{categories}``.
     """
     return _as_data_ask("plain", CategoryList.of(classes), template, classes)
@@ -46,12 +46,12 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
     """Returns all changed prompts to test.
 
     Args:
-        classes: K class names.
+        classes: names of the K categories.
         template: prompt template of the data, with ``{categories}``.
         tests: settings of the changes.
 
     Raises:
-        ValueError: a synonym is of an unknown category, or duplicates a name.
+        ValueError: a synonym for an unknown category, or a duplicate name.
     """
     whole = CategoryList.of(classes)
     found = [
@@ -65,7 +65,7 @@ def changed(classes: Sequence[str], template: str, tests: TestsConfig) -> list[A
         longer = whole.with_distractors(tests.distractors, count, seed=0)
         name = f"{count} distractor{'s' * (count > 1)}"
         found.append(_as_data_ask(name, longer, template, classes))
-    # Leave out the unchanged template of the data.
+    # Leaves out a template that equals the data's own.
     found += [
         Asked(name, whole, whole.prompt(name), tuple(classes))
         for name in tests.templates

@@ -1,4 +1,4 @@
-"""Conditions of the stress test: changes of training data, images and prompt."""
+"""Conditions of the stress test: changes to training data, images and prompt."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """One condition of the stress test; the default is an ordinary test.
+    """One condition of the stress test; the default is a test without changes.
 
     Attributes:
         corruption: one of `CORRUPTIONS`; "" for none.
@@ -17,10 +17,10 @@ class Condition:
         train_px: width of training images in pixels; 0 if not varied.
         test_px: width of test images in pixels; 0 if not varied.
         prompt: name of a changed prompt, such as ``shuffled``.
-        label_noise: share of wrong labels in training.
+        label_noise: fraction of wrong labels in training.
         shots: number of training examples per class; 0 for all.
-        batch_size: batch size of training; 0 if not varied.
-        data: name of another dataset to test on; "" for the dataset of training.
+        batch_size: training batch size; 0 if not varied.
+        data: name of another data set for the test; "" for the training data set.
 
     Example:
         >>> Condition("contrast", 3, train_px=100, test_px=400).name
@@ -86,16 +86,16 @@ class Condition:
 
     @property
     def uncorrupted(self) -> "Condition":
-        """Returns this condition without the corruption."""
+        """This condition without the corruption."""
         return dataclasses.replace(self, corruption="", severity=0)
 
     @property
     def reference(self) -> "Condition | None":
-        """Returns the condition to compare with; None for an ordinary test.
+        """The condition to compare this one with; None for a test without changes.
 
-        A change of images or prompt is undone first, so that the same model is
-        compared; otherwise the change of training is undone. The dataset is kept,
-        because examples of another dataset have no counterpart.
+        Changes to images or prompt are undone first, so that the same model is
+        compared; without such changes, those to training are undone. The data set is
+        kept, because the examples of another one have no counterpart.
         """
         tested_plainly = dataclasses.replace(
             self.uncorrupted, prompt="plain", test_px=self.train_px

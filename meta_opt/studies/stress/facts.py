@@ -1,4 +1,4 @@
-"""Facts about how a stress test was measured, for its report."""
+"""Facts about a stress test for its report: how it was measured."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from meta_opt.studies.stress.study import StressTest
 
 
 def facts_of(test: StressTest) -> dict[str, str]:
-    """Returns facts about how a stress test was measured, by name."""
+    """Returns facts about how a stress test was measured, name to value."""
     config = test.config
     facts = {
         "data": f"{Path(config.data.folder).name}, {len(test.classes)} categories, "

@@ -1,4 +1,4 @@
-"""Heat maps of accuracy: widths of training and test, corruptions and severities."""
+"""Heat maps of accuracy over training and test widths, and over corruptions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ _PER_ROW = 3
 
 
 def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Plots accuracy over widths of training and of test, with a panel per model.
+    """Plots accuracy over training and test widths, with a panel for each model.
 
     Args:
-        path: PNG file, written atomically.
-        rows: rows of all models; only tests without other changes are plotted.
+        path: the PNG file, written whole or not at all.
+        rows: rows of all models; only conditions without other changes are plotted.
 
     Returns:
-        Whether there was anything to plot, that is, varied widths.
+        Whether there was anything to plot, that is, whether widths were varied.
     """
     panels: dict[str, dict[tuple[int, int], ConditionRow]] = {}
     for row in rows:
@@ -49,15 +49,15 @@ def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
 
 
 def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
-    """Plots accuracy over corruptions and severities, with a panel per model.
+    """Plots accuracy over corruptions and severities, with a panel for each model.
 
     Args:
-        path: PNG file, written atomically.
+        path: the PNG file, written whole or not at all.
         rows: rows of all models; if corruptions were added to several conditions of a
-            model, each has a panel.
+            model, each condition has a panel.
 
     Returns:
-        Whether there was anything to plot, that is, a corruption.
+        Whether there was anything to plot, that is, whether there are corruptions.
     """
     panels: dict[tuple[str, Condition], dict[tuple[str, int], ConditionRow]] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
         path,
         {
             model + f"\n{condition.name.removeprefix('clean, ')}" * several: [
-                # Severity 0 is the test without corruptions in every row.
+                # Severity 0 is the test without corruption, in every row.
                 [panel.get((name if s else "", s)) for s in (0, *SEVERITIES)]
                 for name in names
             ]
@@ -96,7 +96,10 @@ def _plot(
     row_label: str,
     column_label: str,
 ) -> None:
-    """Plots panels with a common colour scale; cells show accuracy and half-width."""
+    """Plots heat maps with a common colour scale.
+
+    Cells are annotated with the accuracy and the half-width of its interval.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -113,7 +116,7 @@ def _plot(
     low, high = known.min(), max(known.max(), known.min() + 1)
     wide = min(_PER_ROW, len(panels))
     high_by = -(-len(panels) // wide)
-    # Leave space for five characters per cell, and for row labels.
+    # Space for numbers of five characters, and for row labels.
     width, height = 1.6 + 0.62 * len(columns), 1.1 + 0.45 * len(rows)
     with matplotlib.rc_context(RC), write_atomic(path) as temporary:
         figure = Figure(

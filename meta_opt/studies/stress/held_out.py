@@ -1,4 +1,4 @@
-"""Test images of few-shot data, and of another dataset."""
+"""Test images of few-shot data and of another data set."""
 
 import dataclasses
 import os
@@ -17,12 +17,12 @@ from meta_opt.types import check_name
 
 @dataclasses.dataclass(frozen=True)
 class LabelledPictures:
-    """N labelled images.
+    """N images with their categories.
 
     Attributes:
         keys: keys of the examples, the same at every width.
-        labels: category names.
-        files: image files.
+        labels: category names of the examples.
+        files: paths of the images.
     """
 
     keys: tuple[str, ...]
@@ -61,20 +61,20 @@ def read_pictures(
     labels: Mapping[str, str] | None = None,
     prefix: str = "",
 ) -> LabelledPictures:
-    """Lists images and labels of JSONL files, without opening the images.
+    """Lists the images and labels of JSONL files, without opening the images.
 
     Args:
         paths: JSONL files of few-shot data at one width.
         classes: names of the classes.
-        per_class: maximum number of images per class, chosen by a hash of their keys; 0
-            for all.
+        per_class: maximum number of images per class, selected by a hash of their keys;
+            0 for all.
         labels: maps labels in the files to categories; samples with other labels are
-            left out. None if the labels are categories.
+            left out. None means that the labels are categories.
         prefix: prefix of the keys.
 
     Raises:
-        ValueError: a sample has no image or label, a label is not a class, or there are
-            no images.
+        ValueError: a sample has no image or no label, a label is not among the classes,
+            or there are no images.
         FileNotFoundError: a file does not exist.
     """
     rows = []
@@ -90,15 +90,17 @@ def read_pictures(
                 check_name(f"{sample.where}: label", name, tuple(classes))
             rows.append((prefix + sample.key, name, sample.media["image"].file))
     if not rows:
-        raise ValueError(f"{', '.join(map(str, paths))}: no image of the categories")
+        raise ValueError(
+            f"{', '.join(map(str, paths))}: no image of any of the categories"
+        )
     if per_class:
-        places = np.asarray([list(classes).index(name) for _, name, _ in rows])
+        indices = np.asarray([list(classes).index(name) for _, name, _ in rows])
         kept: list[int] = []
-        for place in np.unique(places):
-            mine = np.flatnonzero(places == place)
-            keys = [rows[i][0] for i in mine]
-            shots = min(per_class, len(mine))
-            kept += mine[few_shots(places[mine], keys, shots)].tolist()
+        for index in np.unique(indices):
+            of_class = np.flatnonzero(indices == index)
+            keys = [rows[i][0] for i in of_class]
+            shots = min(per_class, len(of_class))
+            kept += of_class[few_shots(indices[of_class], keys, shots)].tolist()
         rows = [rows[i] for i in sorted(kept)]
     return LabelledPictures(*map(tuple, zip(*rows, strict=True)))
 
@@ -106,15 +108,15 @@ def read_pictures(
 def shift_labels(
     ours: Sequence[str], theirs: Sequence[str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Maps the classes of another dataset to categories.
+    """Maps the classes of another data set to categories.
 
     Args:
-        ours: category names.
-        theirs: class names of the other dataset.
-        given: given mapping, `meta_opt.studies.stress.settings.ShiftConfig.labels`.
+        ours: names of categories.
+        theirs: names of the other data set's classes.
+        given: see `meta_opt.studies.stress.settings.ShiftConfig.labels`.
 
     Raises:
-        ValueError: a name is unknown, or there is no common class.
+        ValueError: an unknown name, or the two have no class in common.
 
     >>> shift_labels(["bird", "drink"], ["bird", "beverage", "flag"],
     ...              {"beverage": "drink"})
@@ -134,6 +136,6 @@ def shift_labels(
 
 
 def splits_of(stored: StoredFewShot) -> list[Path]:
-    """Returns the JSONL files of all examples, including training examples."""
+    """Returns the JSONL files of all splits, including training examples."""
     held_out = [stored.held_out(split) for split in ("validation", "test")]
     return [stored.train(stored.phases, cumulative=True), *held_out]

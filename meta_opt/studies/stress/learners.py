@@ -1,8 +1,8 @@
-"""Training runs of a stress test, of classifiers or generative models.
+"""Training runs of a stress test: classifiers or generative models on changed data.
 
 A learner has the settings of a run of `meta_opt.workloads.classification` (with
-``pictures``) or of `meta_opt.workloads.image_text`; the test sets data, length, seed
-and export.
+``pictures``) or of `meta_opt.workloads.image_text`; the stress test sets data, length,
+seed and export.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ _PATHS = {
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """Settings of training runs.
+    """The settings of training runs.
 
     Attributes:
         name: name in tables.
@@ -61,21 +61,21 @@ class Learner:
 
     @property
     def classifies(self) -> bool:
-        """Whether the model has a classification head and takes no prompts."""
+        """Whether the model has a classification head and takes no prompt."""
         return isinstance(self.run.workload, ClassificationConfig)
 
     @property
     def batch_size(self) -> int:
-        """Batch size of an unchanged run."""
+        """Batch size of a run without changes."""
         return self.run.loop.batch_size
 
     @property
     def processor(self) -> str:
-        """Folder of the tokenizer that exported models need; "" for none."""
+        """Folder of the tokenizer that the exported models need; "" for none."""
         return "" if self.classifies else self.run.workload.model.folder
 
     def check_width(self, px: int) -> None:
-        """Raises ValueError if the learner cannot train on images of this width."""
+        """Raises ValueError if the model cannot be trained on images of this width."""
         if self.classifies:
             dataclasses.replace(self.run.workload.pictures, image_size=px)
 
@@ -85,12 +85,12 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
 
     Args:
         name: name in tables.
-        settings: settings for `read_run_config`, with ``batch_size``.
+        settings: settings of a run, see `read_run_config`, with ``batch_size``.
         where: name of the mapping, for error messages.
 
     Raises:
-        ValueError: keys are unknown, values are out of range, settings are determined
-            by the test, or the model is neither a classifier nor generative.
+        ValueError: unknown keys, values out of range, settings that the test sets, or a
+            model that is neither a classifier nor generative.
     """
     for key, why in _DECIDED.items():
         if settings.get(key):
@@ -99,12 +99,15 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
     workload: Any = ImageTextConfig
     if "pictures" in settings:
         workload = ClassificationConfig
-        # Filled in for each run.
+        # A placeholder; the task is filled in for each run.
         settings["pictures"] = {"task": "", **settings["pictures"]}
     for section, keys in _OF_DATA.items():
         for key in keys:
             if settings.get(section, {}).get(key):
-                raise ValueError(f"{where}.{section}.{key}: data.folder has the data")
+                raise ValueError(
+                    f"{where}.{section}.{key}: data.folder determines the data; leave "
+                    "it out"
+                )
     run = read_run_config(workload, settings, where)
     if run.loop.batch_size < 1:
         raise ValueError(f"{where}.batch_size={run.loop.batch_size} must be at least 1")
@@ -113,7 +116,7 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
             f"{where}.model.loss={run.workload.model.loss!r}: a model that writes "
             "answers is trained with 'captioning'"
         )
-    # Finds a misspelt name before the first run.
+    # Raises for a misspelt name before the first run.
     make_optimizer(dataclasses.replace(run.optimizer, num_steps=1))
     return Learner(name, run)
 
@@ -123,9 +126,9 @@ class Examples:
     """The data of a run, by split.
 
     Attributes:
-        rows: (key, file, label) of each example, by split.
-        classes: K class names.
-        prompt: the prompt of each example.
+        rows: (key, file, label) of the examples, by split.
+        classes: names of the K classes.
+        prompt: prompt, the same for all examples.
     """
 
     rows: Mapping[str, Sequence[tuple[str, Path, str]]]
@@ -133,7 +136,7 @@ class Examples:
     prompt: str
 
     def changed(self, condition: Condition) -> "Examples":
-        """Returns the examples with the shots and the label noise of a condition.
+        """Returns the examples with the number of shots and label noise of a condition.
 
         Raises:
             ValueError: a class has fewer examples than shots.
@@ -170,12 +173,11 @@ class Examples:
 
 
 def read_training(data: StoredFewShot, prompt: str) -> Examples:
-    """Reads the examples of all phases, at the width of the data.
+    """Reads the examples of all phases, at the data's width.
 
     Raises:
-        FileNotFoundError: files are missing; the message has the command that writes
-            them.
-        ValueError: a sample has no image or label, or a label is not a class.
+        FileNotFoundError: missing files; the message has the command that writes them.
+        ValueError: a sample has no image or label, or a label is not among the classes.
     """
     files = {split: data.held_out(split) for split in SPLITS[1:]}
     files = {"train": data.train(data.phases, cumulative=True), **files}
@@ -197,18 +199,18 @@ def run_of(
     steps: int,
     features: str = "",
 ) -> RunConfig:
-    """Returns the configuration of a run.
+    """Returns the settings of a run.
 
     Args:
         learner: the learner.
-        folder: folder of the run, with ``data`` from `Examples.write`; the trained
-            model is exported to ``model``.
-        examples: the examples that were written.
+        folder: folder of the run, with ``data`` written by `Examples.write`; the
+            trained model is exported to ``model``.
+        examples: the written examples.
         px: width of the images in pixels.
         seed: random seed of the run.
-        batch_size: B, the batch size.
+        batch_size: batch size.
         steps: number of steps.
-        features: folder for outputs of frozen stages; "" keeps them in memory.
+        features: folder of cached outputs of frozen stages; "" keeps them in memory.
     """
     data, run = folder / "data", learner.run
     workload: Any
@@ -240,7 +242,7 @@ def run_of(
         num_steps=steps,
         batch_size=batch_size,
         seed=seed,
-        # Evaluate only the last step, because runs are short.
+        # Only the parameters after the last step are used.
         eval_every=steps,
         checkpoint_every=max(1, steps // 4),
     )
@@ -254,7 +256,7 @@ def run_of(
 
 
 def setup_of(run: RunConfig) -> dict[str, Any]:
-    """Returns what a run's outcome depends on, without paths, as JSON values."""
+    """Returns the settings that a run's outcome depends on, without paths, as JSON."""
     settings = plain_json(run.settings())
     for section, keys in _PATHS.items():
         for key in keys:
@@ -269,11 +271,11 @@ def setup_of(run: RunConfig) -> dict[str, Any]:
 
 
 def train(run: RunConfig, folder: Path) -> None:
-    """Trains and exports; resumes an interrupted run.
+    """Trains and exports a model; resumes an interrupted run.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving.
-        ValueError: settings and data do not fit together, or the folder has a run with
+        ValueError: settings and data are incompatible, or the folder has a run with
             other settings.
     """
     finetune(run, folder / "run")

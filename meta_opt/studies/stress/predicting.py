@@ -1,4 +1,4 @@
-"""Predictions for test images: unchanged, corrupted, or from another dataset."""
+"""Predictions for test images: unchanged, corrupted, or from another data set."""
 
 import functools
 from collections.abc import Mapping
@@ -23,21 +23,20 @@ from meta_opt.studies.stress.subjects import Described, Subject, open_subject
 
 
 class Predictor:
-    """Computes predictions for test images, with one model in memory at a time.
+    """Predicts categories of test images, with one model in memory at a time.
 
     Args:
         config: settings of the test.
-        data: few-shot data by width.
-        asked: all prompts.
+        data: few-shot data by width in pixels.
+        asked: all prompts of the test.
 
     Attributes:
-        shift: the other dataset, or None.
-        shift_labels: category by class of the other dataset.
+        shift: the other data set; None if there is none.
+        shift_labels: maps classes of the other data set to categories.
 
     Raises:
-        FileNotFoundError: data are missing; the message has the command that writes
-            them.
-        ValueError: the other dataset has none of the categories.
+        FileNotFoundError: missing data; the message has the command that writes them.
+        ValueError: the other data set has none of the categories.
     """
 
     def __init__(
@@ -56,18 +55,18 @@ class Predictor:
                 self._classes, self.shift.classes, config.shift.labels
             )
         self._read = functools.cache(self._pictures)
-        # Caches the images of a few widths and datasets.
+        # Caches the decoded images of two widths or data sets.
         self._arrays = functools.lru_cache(maxsize=2)(
             lambda px, data: self._read(px, data).read()
         )
         self._opened: tuple[str, Subject] | None = None
 
     def pictures(self, condition: Condition) -> LabelledPictures:
-        """Returns the images of the test."""
+        """Returns the test images of a condition, before corruption."""
         return self._read(condition.test_px, condition.data)
 
     def setup(self, condition: Condition) -> dict[str, Any]:
-        """Returns what the images depend on, without paths, as JSON values."""
+        """Returns everything that the images depend on, without paths, as JSON."""
         config = self._config
         data = self.shift if condition.data else self._data[condition.test_px]
         assert data is not None
@@ -89,14 +88,14 @@ class Predictor:
         condition: Condition,
         asked: Asked,
     ) -> list[Prediction]:
-        """Returns predictions for all images under a condition.
+        """Predicts all images under a condition.
 
         Args:
             name: name of the model in tables.
-            seed: random seed of the model's training.
-            described: the model's files.
+            seed: random seed of its training.
+            described: the model.
             condition: the condition.
-            asked: prompt, for models that take one.
+            asked: the prompt, for a generative model.
 
         Raises:
             ValueError: an image or the weights cannot be read.

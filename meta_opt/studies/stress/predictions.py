@@ -11,9 +11,9 @@ Summary and report read only this file::
 ``prediction`` is null if an answer could not be parsed, which counts as wrong.
 ``condition`` has the settings of `meta_opt.studies.stress.conditions.Condition` that
 differ from its defaults. Instead of ``confidence`` there may be ``probabilities``, an
-object with the probability of each category. ``image`` is the path of the image before
-corruption, at the width of the test, relative to the image folder that is passed to the
-report.
+object with the probability of each category. ``image`` is the path of the image
+before corruption, at the width of the test, relative to the folder that the report
+gets.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ class Prediction:
     """The prediction of one model for one example.
 
     Attributes:
-        example: key of the example, which seeds corruptions.
-        label: the correct category.
-        prediction: the predicted category; None if none was parsed.
+        example: key of the example, which also seeds corruptions.
+        label: correct category.
+        prediction: predicted category; None if the answer could not be parsed.
         model: name of the model, the same for all its seeds.
         seed: random seed of the model's training.
         condition: condition of the test.
         confidence: probability of the prediction; None if unknown.
-        image: path of the image, see the module; "" if it is not stored.
+        image: path of the image, see the module's docstring; "" if not stored.
     """
 
     example: str
@@ -75,7 +75,7 @@ def parse_prediction(value: Any) -> Prediction:
 
     Raises:
         ValueError: the value is not an object, a key is unknown or missing, a value has
-            another type, or probabilities lack the prediction or do not sum to 1.
+            the wrong type, or probabilities lack the prediction or do not sum to 1.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is not a JSON object")
@@ -83,7 +83,9 @@ def parse_prediction(value: Any) -> Prediction:
     probabilities = settings.pop("probabilities", None)
     if probabilities is not None:
         if settings.get("confidence") is not None:
-            raise ValueError("both confidence and probabilities; give one of them")
+            raise ValueError(
+                "there are both confidence and probabilities; give one of them"
+            )
         settings["confidence"] = _confidence(probabilities, settings.get("prediction"))
     if settings.get("seed", 0) is None:
         settings.pop("seed")
@@ -103,7 +105,7 @@ def _confidence(probabilities: Any, prediction: Any) -> float | None:
     if prediction is None:
         return None
     if not isinstance(prediction, str) or prediction not in probabilities:
-        raise ValueError(f"probabilities have no {prediction!r}, the prediction")
+        raise ValueError(f"probabilities lack the prediction, {prediction!r}")
     return float(probabilities[prediction])
 
 
@@ -114,8 +116,8 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
         paths: JSON-lines files.
 
     Raises:
-        ValueError: see `parse_prediction`, with file and line; or there are no
-            predictions.
+        ValueError: an error of `parse_prediction`, with file and line, or the files
+            have no predictions.
         FileNotFoundError: a file does not exist.
     """
     paths, found = list(paths), list[Prediction]()
@@ -129,11 +131,11 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
 def write_predictions(
     path: str | os.PathLike, predictions: Iterable[Prediction]
 ) -> None:
-    """Writes a file for `read_predictions`, atomically.
+    """Writes a file that `read_predictions` reads, whole or not at all.
 
     Args:
-        path: path of the file, whose folder is created if needed.
-        predictions: predictions in order.
+        path: path of the file; its folder is created.
+        predictions: predictions in the order of the lines.
     """
     write_jsonl(
         path,
@@ -151,12 +153,13 @@ class Cell:
     Attributes:
         model: name of the model.
         condition: condition of the test.
-        examples: N sorted keys.
-        seeds: S seeds, ascending.
-        labels: category indices, int [N].
-        predictions: predicted indices, int [S, N]; -1 if none was parsed.
-        confidences: float [S, N], 0 without a prediction; None unless all predictions
-            have a confidence.
+        examples: keys of the N examples, sorted.
+        seeds: the S training seeds, ascending.
+        labels: indices of correct categories, int [N].
+        predictions: indices of predicted categories, int [S, N]; -1 if an answer could
+            not be parsed.
+        confidences: probabilities of the predictions, float [S, N], 0 without a
+            prediction; None unless every prediction has a confidence.
     """
 
     model: str
@@ -182,7 +185,7 @@ def cells(
         predictions: predictions of any models and conditions, in any order.
 
     Raises:
-        ValueError: an example occurs twice, has two labels, or lacks a seed.
+        ValueError: an example occurs twice, has two labels, or is missing for a seed.
     """
     labels: dict[str, str] = {}
     found: dict[tuple[str, Condition], dict[int, dict[str, Prediction]]] = {}

@@ -1,4 +1,4 @@
-"""Report of a stress test: tables, heat maps and wrong answers in one folder."""
+"""The report of a stress test: tables, heat maps and wrong answers in one folder."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ _METRICS = (
     ("macro_precision", "macro precision (%)"),
     ("macro_recall", "macro recall (%)"),
 )
-"""Columns; weighted recall is accuracy."""
+"""Columns of metrics. Weighted recall is left out because it equals accuracy."""
 
 
 def write_stress_report(
@@ -71,18 +71,18 @@ def write_stress_report(
 ) -> str:
     """Writes ``stress.md``, ``stress.json``, heat maps and ``wrong_answers.html``.
 
-    The heat maps ``widths.png`` and ``corruptions.png`` are only written if widths or
-    corruptions were varied.
+    The heat maps, ``widths.png`` and ``corruptions.png``, are only written if widths
+    were varied or corruptions tested.
 
     Args:
-        folder: output folder, created if needed.
+        folder: created if needed.
         summary: summary of the predictions.
-        predictions: the summarised predictions, for the page of wrong answers.
-        images: folder that image paths are relative to; None to show no images.
-        facts: facts about how it was measured, by name.
+        predictions: summarised predictions, for the page of wrong answers.
+        images: folder that image paths are relative to; None shows no images.
+        facts: how it was measured, name to value.
 
     Returns:
-        The table of conditions as text.
+        The table of conditions, for a terminal.
 
     Raises:
         ValueError: an image cannot be read.
@@ -117,13 +117,13 @@ def write_stress_report(
         "\n".join(f"- {note}" for note in _NOTES),
         fact_list(facts or {}),
     ]
-    values = {"facts": dict(facts or {}), **_plain(summary)}
+    values = {"facts": dict(facts or {}), **_to_json(summary)}
     write_report(folder, NAME, parts, values)
     return to_text(conditions)
 
 
 def conditions_table(summary: Summary) -> Table:
-    """Builds a table with a section per model and a row per condition."""
+    """Returns the main table: sections are models, rows are conditions."""
     columns = (
         *(label for _, label in _METRICS),
         "calibration (%)",
@@ -146,7 +146,7 @@ def conditions_table(summary: Summary) -> Table:
 
 
 def corruptions_table(summary: Summary) -> Table:
-    """Builds a row per model and condition that corruptions were added to."""
+    """Returns corruption errors for each model and condition with corruptions."""
     over = f" over {summary.baseline}" if summary.baseline else ""
     rows = tuple(
         Row(
@@ -171,7 +171,7 @@ def corruptions_table(summary: Summary) -> Table:
 
 
 def models_table(summary: Summary) -> Table:
-    """Builds a section per model: accuracy over the baseline's by condition."""
+    """Returns differences to the baseline: sections are models, rows are conditions."""
     columns = (f"accuracy over {summary.baseline} (points)", "p", "q")
     sections = _by_model(summary.models, lambda row: _difference(row.over_baseline))
     return Table(columns, sections)
@@ -180,7 +180,7 @@ def models_table(summary: Summary) -> Table:
 def _by_model(
     rows: Sequence[R], cells: Callable[[R], tuple[Cell, ...]]
 ) -> tuple[Section, ...]:
-    """Groups rows into a section per model, with a row per condition."""
+    """Groups rows into one section for each model."""
     return tuple(
         Section(
             model,
@@ -232,15 +232,15 @@ def _probability(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _plain(value: Any) -> Any:
-    """Converts dataclasses to mappings; conditions only have changed settings."""
+def _to_json(value: Any) -> Any:
+    """Converts dataclasses to mappings; conditions have non-default settings only."""
     if isinstance(value, Condition):
         return value.to_json()
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
-        return {name: _plain(getattr(value, name)) for name in names}
+        return {name: _to_json(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: _to_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_to_json(part) for part in value]
     return value

@@ -1,4 +1,4 @@
-"""Settings of a stress test: data, models, and changes in test and training."""
+"""Settings of a stress test: data, models, and changes to test and training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -36,22 +36,22 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TestsConfig:
-    """Changes of the test, which require no training.
+    """Changes to the test, which need no further training.
 
     Attributes:
         widths: widths of test images in pixels; empty for all widths of the data.
-        fitted: whether images are scaled to the width that a model was trained at, as
-            in normal use. False: the network gets them at their own width, which
+        fitted: whether images are resized to the width that a model was trained at, as
+            in normal use. Otherwise the network receives them at their own width, which
             convolutional networks support.
         corruptions: names in `meta_opt.data.preprocessing.corruptions`, each tested at
             all severities.
-        shuffles: number of shuffled orders of the list of categories.
+        shuffles: number of random orders of the list of categories.
         synonyms: other names of categories; empty to rename none.
         distractors: names of categories that no image shows.
-        distractor_counts: numbers of distractors that are added to the list.
-        templates: names of other prompts, in `meta_opt.data.preprocessing.prompts`.
-        answers: ``written``: text of a generative model, parsed leniently;
-            ``likelihood``: the most likely answer of the list, with its probability.
+        distractor_counts: numbers of distractors to add to the list.
+        templates: names of other prompts in `meta_opt.data.preprocessing.prompts`.
+        answers: ``written``, the leniently parsed text of a generative model, or
+            ``likelihood``, the most likely answer of the list with its probability.
         batch_size: number of images per batch.
     """
 
@@ -87,17 +87,17 @@ class TestsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShiftConfig:
-    """Another dataset with images of the same categories, for domain shift.
+    """Another data set with images of the same categories, as a domain shift.
 
     Attributes:
-        folder: few-shot data in the same format; "" for no such test.
+        folder: few-shot data in the same format; "" to skip this test.
         variant: variant of ``configs/few_shot_data.py`` that writes the folder, for
             error messages.
         name: name in tables.
-        labels: maps classes of the other dataset to categories. Classes that are
-            neither listed nor named like a category are not tested. None maps equal
-            names.
-        per_class: maximum number of images per class, from all splits since no model
+        labels: maps classes of the other data set to categories of the training data.
+            Classes that are neither listed nor named like a category are not tested.
+            None maps equal names.
+        per_class: maximum number of images per class, from all splits because no model
             was trained on them; 0 for all.
     """
 
@@ -116,20 +116,21 @@ class ShiftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Changes of training: each setting is a run for each learner and seed.
+    """Changes to training; each value is a run of each learner with each seed.
 
-    A run has ``epochs`` passes over its examples, or more up to ``min_steps``.
+    A run has ``epochs`` passes over its examples, but at least ``min_steps`` steps.
 
     Attributes:
-        train_px: widths of images. At each width a learner is trained on all examples
-            and tested like the given models; all other changes are at the first width.
-        seeds: random seeds of the head or the model, and of the order of examples.
-        shots: numbers of examples per class; the unchanged run has all.
-        label_noise: shares of wrong labels.
-        batch_sizes: batch sizes; the unchanged run has the learner's own.
+        train_px: widths of training images in pixels. At each width a learner is
+            trained on all examples and tested like the given models; all other changes
+            use the first width.
+        seeds: random seeds of the initialisation and the order of examples.
+        shots: numbers of examples per class; the run without changes has all.
+        label_noise: fractions of wrong labels.
+        batch_sizes: batch sizes; the run without changes has the learner's own.
         epochs: passes over the examples.
         min_steps: minimum number of steps of a run.
-        max_steps: maximum number of steps of a run; 0 for no bound.
+        max_steps: maximum number of steps of a run; 0 for no limit.
     """
 
     train_px: tuple[int, ...] = (100,)
@@ -155,7 +156,9 @@ class TrainingConfig:
             max_steps=0,
         )
         if not self.train_px or not self.seeds:
-            raise ValueError("training.train_px and training.seeds must name one each")
+            raise ValueError(
+                "training.train_px and training.seeds must have at least one value each"
+            )
         if any(not 0 <= share < 1 for share in self.label_noise):
             raise ValueError(
                 f"training.label_noise={self.label_noise} must be from 0 to below 1"
@@ -167,7 +170,7 @@ class TrainingConfig:
             )
 
     def steps(self, examples: int, batch_size: int) -> int:
-        """Returns the length of a run; epochs drop an incomplete last batch.
+        """Returns the length of a run; an epoch leaves out an incomplete last batch.
 
         >>> TrainingConfig(epochs=3, min_steps=10).steps(840, 64)
         39
@@ -182,15 +185,15 @@ class StressConfig:
 
     Attributes:
         data: images for training and testing.
-        tests: changes of the test.
-        shift: another dataset to test on.
-        training: changes of training.
-        models: folder (or path without suffix, as `meta_opt.load_exported` takes it) of
-            each trained model by name. Models whose names differ in ``_100``, ``_200``,
-            ... alone, widths that the data have, are one model trained at several
-            widths.
+        tests: changes to the test.
+        shift: another data set for the test.
+        training: changes to training.
+        models: paths of trained models by name, in the form of
+            `meta_opt.load_exported`. Models whose names differ only in a suffix
+            ``_100``, ``_200``, ..., a width of the data, count as one model that was
+            trained at several widths.
         learners: settings of a run by name, see `meta_opt.studies.stress.learners`.
-        baseline: model that others are compared with; "" for the first.
+        baseline: name of the model to compare others with; "" for the first.
     """
 
     data: DataConfig
@@ -202,7 +205,7 @@ class StressConfig:
     baseline: str = ""
 
     def __post_init__(self) -> None:
-        """Checks that there is a model, and that names are valid folder names."""
+        """Checks that there is a model and that names are valid folder names."""
         if not self.models and not self.learners:
             raise ValueError(
                 "no model to test: give models.NAME=FOLDER, or learners.NAME"
@@ -223,8 +226,7 @@ def read_stress(settings: Mapping[str, Any], name: str = "config") -> StressConf
         name: name of the mapping, for error messages.
 
     Raises:
-        ValueError: keys are unknown, values have another type or are out of range, or
-            there is no model.
+        ValueError: unknown keys, values of the wrong type or out of range, or no model.
 
     Example:
         >>> config = read_stress({

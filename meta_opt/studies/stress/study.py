@@ -1,13 +1,13 @@
-"""The parts of a stress test: short training runs, and tests of models.
+"""Runs a stress test: trains short runs, and predicts with all models.
 
-Finished parts are never repeated. Layout of a test's folder::
+Finished parts are not repeated. Layout of a test's folder::
 
-    predictions/NAME/seed_0/clean_100_px.jsonl   of each model and condition
+    predictions/NAME/seed_0/clean_100_px.jsonl   one for each model and condition
     predictions/NAME/seed_0/clean_100_px.json    settings and digests; written last
-    trained/LEARNER/seed_0/clean_100_px/         of each learner, seed and condition
-        data/                                    JSONL files that it is trained on
-        run/metrics.jsonl ...                    of the run
-        model/ or model.safetensors              of what is trained on unchanged data
+    trained/LEARNER/seed_0/clean_100_px/         one for each run
+        data/                                    JSONL files of the training data
+        run/metrics.jsonl ...                    files of the run
+        model/ or model.safetensors              the model, without changes to training
         training.json                            settings and digests; written last
 """
 
@@ -50,18 +50,18 @@ from meta_opt.studies.stress.subjects import (
 from meta_opt.text_files import read_json, write_json
 
 _TRAINING_COST = 3
-"""Cost of a training example relative to a prediction."""
+"""Approximate cost of a training example relative to a prediction."""
 
 
 class Unit(NamedTuple):
-    """A part of the test that is run as a whole.
+    """A unit of work: a part of the test that is run as a whole.
 
     Attributes:
         name: name for a progress bar.
         cost: approximate number of images that a model processes.
-        record: file that is written when the part is finished.
-        setup: everything that the outcome depends on, JSON values.
-        run: executes the part and returns the record without the setup.
+        record: file that is written when the unit is finished.
+        setup: function that returns everything the outcome depends on, JSON values.
+        run: function that runs the unit and returns the record without the setup.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Tested(NamedTuple):
         seed: random seed of the training.
         train_px: width of the training images in pixels.
         prompted: whether the model takes a prompt with the categories.
-        described: function that returns the files; called when training is finished.
+        described: function that returns the trained model; called after the training.
     """
 
     name: str
@@ -97,17 +97,16 @@ class StressTest:
         workdir: folder of the test.
 
     Attributes:
-        data: data by width.
-        classes: K category names.
-        shift_labels: category by class of another dataset.
+        data: few-shot data by width in pixels.
+        classes: names of the K categories.
+        shift_labels: maps classes of the other data set to categories.
         models: given models.
         learners: learners to train.
 
     Raises:
-        FileNotFoundError: data are missing; the message has the command that writes
-            them.
-        ValueError: data have another format, a folder has no model, model and data have
-            different classes, or a network does not support a width.
+        FileNotFoundError: missing data; the message has the command that writes them.
+        ValueError: data in another format, a folder without a model, a model with
+            other classes than the data, or a width that a network does not support.
     """
 
     def __init__(self, config: StressConfig, workdir: str | Path) -> None:
@@ -116,7 +115,7 @@ class StressTest:
         first = open_few_shot(folder, 0, variant)
         self.classes = first.classes
         wanted = config.tests.widths or first.widths
-        # Raises for a width that was not written.
+        # Raises for a width that the data do not have.
         self.data: dict[int, StoredFewShot] = {
             px: open_few_shot(folder, px, variant)
             for px in sorted({*first.widths, *wanted})
@@ -157,7 +156,7 @@ class StressTest:
         return len(self._predictor.pictures(Condition(train_px=px, test_px=px)))
 
     def remaining(self) -> int:
-        """Cost of all unfinished parts."""
+        """Returns the cost of all unfinished parts."""
         return sum(unit.cost for unit in self._units() if not unit.record.is_file())
 
     def run(
@@ -166,19 +165,19 @@ class StressTest:
         """Runs all unfinished parts.
 
         Args:
-            announce: callback before each part that is run, with its name and cost.
+            announce: called with name and cost of each part before it is run.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM during a run, after saving.
-            ValueError: a finished part has other settings or data, another process runs
-                the test, or a run fails.
+            ValueError: a finished part has other settings or data, another process is
+                running the test, or a run failed.
         """
         with hold_workdir(self.workdir):
             self._run(announce)
 
     def _run(self, announce: Callable[[str, int], None]) -> None:
         units = list(self._units())
-        # Check all finished parts before hours of running others.
+        # Check finished parts first, before hours of other work.
         for unit in units:
             if unit.record.is_file():
                 self._check_same(unit, unit.setup())
@@ -190,7 +189,7 @@ class StressTest:
                 write_json(unit.record, record)
 
     def predictions(self) -> list[Prediction]:
-        """Reads the predictions of all finished parts, in the order of the test.
+        """Returns the predictions of all finished parts, in the order of the test.
 
         Raises:
             ValueError: a file is damaged.
@@ -235,7 +234,7 @@ class StressTest:
                     yield self._training(learner, seed, condition)
 
     def _changes(self, learner: Learner) -> list[Condition]:
-        """Returns the conditions of training, each with one change."""
+        """Returns the training conditions, each with one change."""
         training = self.config.training
         px = training.train_px[0]
         train_rows = self._training_data(px).rows["train"]
@@ -320,7 +319,7 @@ class StressTest:
             if px != described.image_size:
                 stem, px = name, described.image_size
         elif not px:
-            # The training width is not recorded: use that of the image tower.
+            # The training width is not recorded; use the input size of the image tower.
             enough = [x for x in self.data if x >= described.image_size]
             stem, px = name, min(enough, default=max(self.data))
         return Tested(stem, 0, px, described.prompted, lambda: described)
@@ -360,7 +359,10 @@ class StressTest:
         return read_training(self.data[px], self._plain.prompt)
 
     def _training(self, learner: Learner, seed: int, condition: Condition) -> Unit:
-        """A training run; one on changed data includes its test and keeps no model."""
+        """Returns a unit that trains a model.
+
+        With a change to training, the unit includes the test, and the model is deleted.
+        """
         kept = condition.reference is None
         px, slug = condition.train_px, _slug(condition)
         folder = self.workdir / "trained" / learner.name / f"seed_{seed}" / slug
@@ -405,7 +407,7 @@ class StressTest:
                 )
                 write_predictions(record.with_suffix(".jsonl"), found)
                 _remove_model(folder)
-            # Only weights that are tested later are kept.
+            # Checkpoints are not needed any more.
             shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
             return {"steps": steps, "examples": count}
 

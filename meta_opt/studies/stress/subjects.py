@@ -1,4 +1,4 @@
-"""Trained models of a stress test: classifiers and generative models."""
+"""Trained models in a stress test: classifiers and generative models."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     """A model's answer about an image.
 
     Attributes:
-        category: name of a category or a distractor; None if none was parsed.
+        category: name of a category or distractor; None if it could not be parsed.
         confidence: probability of the category; None if unknown.
     """
 
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 class Subject(Protocol):
-    """A loaded model.
+    """A model with its weights in memory.
 
     Attributes:
         batch_size: number of images per batch.
@@ -49,26 +49,26 @@ class Subject(Protocol):
     def answer(
         self, pictures: Sequence[np.ndarray], asked: Asked, px: int
     ) -> list[Answer]:
-        """Returns answers about images.
+        """Answers about images.
 
         Args:
-            pictures: images, each uint8 [H, W, 3].
-            asked: the categories, and the prompt for a generative model.
-            px: side length in pixels that images are scaled to; 0 for the model's own.
+            pictures: images, uint8 [H, W, 3] each.
+            asked: categories, and the prompt for a generative model.
+            px: width in pixels to resize images to; 0 for the model's own.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A trained model before its weights are read.
+    """Description of a trained model whose weights are not loaded yet.
 
     Attributes:
         path: path for `meta_opt.load_exported`.
         prompted: whether the model takes a prompt with the categories.
-        image_size: side length of the network's input in pixels.
+        image_size: side of the network's input in pixels.
         class_names: class names of a classifier; empty for a generative model.
         digest: digest of the weights.
-        processor: folder of the tokenizer, if it is another folder.
+        processor: folder of the tokenizer, if it is not that of the model.
     """
 
     path: str
@@ -85,11 +85,11 @@ def describe(name: str, path: str | os.PathLike, processor: str = "") -> Describ
     Args:
         name: name of the setting, for error messages.
         path: path for `meta_opt.load_exported`.
-        processor: processor for `load_exported`.
+        processor: folder of the tokenizer, see `meta_opt.load_exported`.
 
     Raises:
-        ValueError: there is no model, it is damaged, or it is neither a classifier nor
-            generative.
+        ValueError: there is no model, or it is damaged, or it is neither a classifier
+            nor generative.
     """
     where = os.fspath(path)
     try:
@@ -133,15 +133,15 @@ def check_classes(name: str, found: Described, classes: Sequence[str]) -> None:
 
 
 def check_width(name: str, found: Described, px: int) -> None:
-    """Checks that a network supports images of a width without scaling.
+    """Checks that a network supports images of a width without resizing.
 
     Raises:
         ValueError: the width is not supported.
     """
     if found.prompted and px != found.image_size:
         raise ValueError(
-            f"{name}={found.path!r}: its tower takes {found.image_size} pixels alone, "
-            f"not {px}; set tests.fitted=True, or tests.widths"
+            f"{name}={found.path!r}: its image tower only takes {found.image_size} "
+            f"pixels, not {px}; set tests.fitted=True, or tests.widths"
         )
     if not found.prompted and px < PictureClassifier.MIN_PIXELS:
         raise ValueError(
@@ -157,12 +157,13 @@ def open_subject(
 
     Args:
         found: the model.
-        asked: all prompts of the test, so that prompts and answers are never truncated.
-        answers: how a generative model answers, ``written`` or ``likelihood``.
+        asked: all prompts of the test, which determine the maximum lengths of prompts
+            and answers.
+        answers: ``written`` or ``likelihood``, for a generative model.
         batch_size: number of images per batch.
 
     Raises:
-        ValueError: files are damaged.
+        ValueError: the files are damaged.
     """
     if not found.prompted:
         model = load_exported(found.path, batch_size=batch_size)
@@ -175,7 +176,7 @@ def open_subject(
         found.path,
         processor=found.processor,
         batch_size=batch_size,
-        # Twice the length, to allow for text around the answer.
+        # Twice the length of the longest answer leaves space for text around it.
         max_tokens=2 * answer,
         prompt_length=prompt,
     )
@@ -233,7 +234,7 @@ def _model_config(path: str, processor: str) -> ModelConfig:
 
 
 def _digest(path: str) -> str:
-    """Returns the recorded SHA-256 of weights, or that of file names and sizes.
+    """Returns the recorded SHA-256 of weights, or a hash of file names and sizes.
 
     Hashing gigabytes of weights could take longer than a test.
     """

@@ -1,8 +1,9 @@
-"""Metrics of each condition, corruption errors and paired tests from predictions.
+"""Metrics, corruption errors and paired tests from predictions.
 
-All intervals are 95%. With one seed, accuracy has Wilson's interval; all others are by
-the bootstrap over examples and, with several seeds, also over seeds. All models and
-conditions with the same examples share bootstrap samples.
+All intervals have a confidence level of 95%. With one seed, accuracy has Wilson's
+interval; all other intervals are by the bootstrap over examples and, with several
+seeds, also over seeds. All models and conditions with the same examples share bootstrap
+samples.
 """
 
 import dataclasses
@@ -34,12 +35,12 @@ SAMPLES = 2000
 _MAX_INFINITE = 0.02
 
 Draw = Callable[[int, int], Resamples]
-"""From numbers of examples and seeds to bootstrap samples."""
+"""Function of the numbers of examples and seeds that returns bootstrap samples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Difference in accuracy from another condition or model on the same examples.
+    """Difference in accuracy to another condition or model on the same examples.
 
     Attributes:
         accuracy: difference in [-1, 1], with the paired bootstrap's interval.
@@ -56,18 +57,18 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionRow:
-    """Results of a model under a condition, means over seeds.
+    """Results of a model under a condition, means over its seeds.
 
     Attributes:
         model: name of the model.
         condition: condition of the test.
         examples: number of examples.
         seeds: number of seeds.
-        unread: share of answers from which no category was parsed.
-        metrics: metrics of `class_averages` by name.
+        unread: fraction of answers from which no category could be parsed.
+        metrics: metrics of `class_averages`, by name.
         calibration_error: expected calibration error; None without confidences.
-        over_reference: difference from `Condition.reference`; None if that was not
-            tested.
+        over_reference: difference to `Condition.reference`; None if the reference was
+            not tested.
     """
 
     model: str
@@ -89,16 +90,16 @@ class CorruptionRow:
         condition: condition without the corruption.
         corruptions: names of the corruptions.
         incomplete: names of corruptions that lack a severity and are left out.
-        error: mean over severities and corruptions, in [0, 1].
-        mce: mean corruption error relative to the baseline's; None if the baseline
-            lacks one of these corruptions or has no error under one.
-        relative_mce: ratio of the error that corruptions add to that which they add to
-            the baseline's; None as for ``mce``, without a test on clean images, and if
+        error: error rate in [0, 1], mean over severities and corruptions.
+        mce: mean corruption error (mCE) relative to the baseline's; None if the
+            baseline lacks one of the corruptions, or has no errors under one.
+        relative_mce: increase of the error by corruptions, relative to the baseline's
+            increase; None as for ``mce``, without a test on clean images, or if
             ``at_chance``.
-        at_chance: whether the accuracy of the model or of the baseline on clean
-            images is not above chance: its interval includes the share of the most
-            frequent category. Corruptions can then add no error, so that the ratio
-            would be about 0, as for a robust model, or arbitrary.
+        at_chance: whether the accuracy of the model or the baseline on clean images is
+            not above chance, that is, its interval includes the fraction of the most
+            frequent category. Corruptions cannot increase such an error, so the ratio
+            would be near 0, as for a robust model, or arbitrary.
     """
 
     model: str
@@ -113,12 +114,12 @@ class CorruptionRow:
 
 @dataclasses.dataclass(frozen=True)
 class ModelRow:
-    """Comparison of a model with the baseline under one condition.
+    """A model compared with the baseline under one condition.
 
     Attributes:
         model: name of the model.
         condition: condition of both tests.
-        over_baseline: difference from the baseline.
+        over_baseline: difference to the baseline.
     """
 
     model: str
@@ -131,10 +132,10 @@ class Summary:
     """The contents of the report.
 
     Attributes:
-        baseline: the model that others are compared with; "" for none.
-        conditions: a row for each model and condition.
-        corruptions: a row for each model and condition that corruptions were added to.
-        models: a row for each model and condition that the baseline has too.
+        baseline: name of the model that others are compared with; "" for none.
+        conditions: one row for each model and condition.
+        corruptions: one row for each model and condition with added corruptions.
+        models: one row for each other model and condition of the baseline.
     """
 
     baseline: str
@@ -153,13 +154,13 @@ def summarise(
 
     Args:
         predictions: predictions of all models and conditions.
-        baseline: the model that others are compared with, and that mCE is relative to.
+        baseline: name of the model that others are compared with, also for mCE.
         samples: number of bootstrap samples.
         seed: random seed of the bootstrap.
 
     Raises:
-        ValueError: the baseline has no predictions, or compared conditions have
-            different examples; see also `cells`.
+        ValueError: the baseline has no predictions, compared conditions have different
+            examples, or an error of `cells`.
     """
     found = cells(predictions)
     models = list(dict.fromkeys(model for model, _ in found))
@@ -269,7 +270,7 @@ def _difference(
         pairs = zip(cell.correct, other.correct, strict=True)
         p_value = combine_p_values([mcnemar(a, b) for a, b in pairs])
     else:
-        # Different seeds are different runs, so they are sampled independently.
+        # Seeds of different runs are not paired, so they are sampled independently.
         apart = Resamples(samples.examples, other_runs(len(other.seeds)))
         sampled = samples.mean(ours) - apart.mean(theirs)
     estimate = float(ours.mean() - theirs.mean())
@@ -277,7 +278,7 @@ def _difference(
 
 
 def _q_values(found: Sequence[Difference | None]) -> list[Difference | None]:
-    """Adjusts the p-values of one table."""
+    """Adds q-values for all p-values of one table."""
     from scipy.stats import false_discovery_control
 
     adjusted = list(found)
@@ -323,11 +324,11 @@ def _corruption_rows(
                         f"models {model!r} and {baseline!r} do not have the same "
                         f"examples under corruptions of condition {condition.name!r}"
                     )
-                mce = _over(ours, theirs, clean=False)
+                mce = _mce_interval(ours, theirs, clean=False)
                 at_chance = at_chance or theirs.at_chance
                 tested = ours.clean is not None and theirs.clean is not None
                 if tested and not at_chance:
-                    relative = _over(ours, theirs, clean=True)
+                    relative = _mce_interval(ours, theirs, clean=True)
         rows.append(
             CorruptionRow(
                 model=model,
@@ -345,14 +346,14 @@ def _corruption_rows(
 
 @dataclasses.dataclass(frozen=True)
 class _Errors:
-    """Top-1 errors by corruption of one model.
+    """Top-1 errors of one model by corruption.
 
     Attributes:
         examples: keys of the examples.
-        points: by corruption, float [5] over severities.
-        samples: by corruption, float [5, R] of R bootstrap samples.
-        clean: error without a corruption, and [R] samples; None if not tested.
-        at_chance: whether accuracy without a corruption is not above chance.
+        points: errors at the 5 severities, float [5], by corruption.
+        samples: errors in R bootstrap samples, float [5, R], by corruption.
+        clean: error without corruption, and in the samples [R]; None if not tested.
+        at_chance: whether the accuracy without corruption is not above chance.
     """
 
     examples: tuple[str, ...]
@@ -362,7 +363,7 @@ class _Errors:
     at_chance: bool
 
     def only(self, names: Iterable[str]) -> "_Errors":
-        """Returns the errors of some corruptions."""
+        """Returns the errors of the named corruptions only."""
         kept = [name for name in names if name in self.points]
         return dataclasses.replace(
             self,
@@ -412,7 +413,7 @@ def _errors(
 
 
 def _at_chance(cell: Cell, error: tuple[float, np.ndarray]) -> bool:
-    """Whether always answering the most frequent category may be as accurate."""
+    """Whether the accuracy is not significantly above that of a constant answer."""
     chance = np.bincount(cell.labels).max() / len(cell.labels)
     if len(cell.seeds) == 1:
         accuracy = wilson(int(cell.correct.sum()), len(cell.examples))
@@ -421,8 +422,8 @@ def _at_chance(cell: Cell, error: tuple[float, np.ndarray]) -> bool:
     return accuracy.low is None or bool(accuracy.low <= chance)
 
 
-def _over(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
-    """Returns mCE or relative mCE; None if the baseline has no errors."""
+def _mce_interval(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
+    """Returns mCE, or relative mCE if ``clean``; None if the baseline has no errors."""
     (a, a_samples), (b, b_samples) = (
         x.clean if clean and x.clean is not None else (0.0, np.zeros(()))
         for x in (ours, theirs)
@@ -432,7 +433,7 @@ def _over(ours: _Errors, theirs: _Errors, clean: bool) -> Interval | None:
     if not math.isfinite(estimate):
         return None
     # The ratio is infinite in samples in which the baseline has no (added) error. If
-    # they are few, they are outside of the interval.
+    # there are few of them, they are outside of the interval.
     infinite = ~np.isfinite(sampled)
     if np.mean(infinite) > _MAX_INFINITE:
         return Interval(estimate, None, None)

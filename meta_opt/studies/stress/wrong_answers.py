@@ -1,4 +1,4 @@
-"""HTML page of wrong answers with the images that the model saw."""
+"""An HTML page of wrong answers, with the images as the model received them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +16,15 @@ from meta_opt.studies.stress.predictions import Prediction
 TEMPLATE = Path(__file__).parent / "wrong_answers.html"
 
 ReadPicture = Callable[[Prediction], np.ndarray | None]
-"""From a prediction to the picture that the model saw, uint8 [H, W, 3], or None."""
+"""Function that returns the image of a prediction as the model received it, uint8
+[H, W, 3]; None if there is none."""
 
 
 def picture_reader(folder: str | Path) -> ReadPicture:
-    """Returns a reader of the images of predictions, with their corruption.
+    """Returns a function that reads an image and applies the condition's corruption.
 
     Args:
-        folder: base folder of the paths in `Prediction.image`.
+        folder: folder that `Prediction.image` is relative to.
     """
     folder = Path(folder)
 
@@ -57,11 +58,11 @@ def write_wrong_answers(
     """Writes the page with embedded images.
 
     Args:
-        path: HTML file, written atomically.
+        path: the HTML file, written whole or not at all.
         predictions: predictions of all models and conditions; only the first seed is
             shown.
-        read_picture: reader of images, such as from `picture_reader`.
-        most: maximum number of wrong answers to show per model and condition.
+        read_picture: function that reads an image, such as of `picture_reader`.
+        most: maximum number of wrong answers shown for each model and condition.
 
     Raises:
         ValueError: an image cannot be read.

@@ -1,1 +1,1 @@
-"""Selection of the optimizer's weights, validated by leave-one-style-out."""
+"""Selection of optimizer weights, evaluated by leaving out one style of task."""

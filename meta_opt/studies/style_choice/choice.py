@@ -1,4 +1,4 @@
-"""Leave-one-style-out validation of a selection of weights by task style."""
+"""Leave-one-style-out: how well weights selected on some styles do on another."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """One style left out.
+    """The result of leaving out one style.
 
     Attributes:
-        style: name of the left-out style.
+        style: name of the style that is left out.
         chosen: candidate with the lowest score on the families of all other styles.
-        score: mean score of the chosen candidate on the families of ``style``.
+        score: mean score of ``chosen`` on the families of ``style``.
         best: candidate with the lowest mean score on the families of ``style``.
-        best_score: mean score of the best candidate on the families of ``style``.
+        best_score: mean score of ``best`` on the families of ``style``.
     """
 
     style: str
@@ -35,11 +35,11 @@ def choose(scores: Scores, families: Sequence[str], worst_weight: float) -> str:
 
     Args:
         scores: scores of each candidate on each family; lower is better.
-        families: names of the families to select on.
+        families: families to select by.
         worst_weight: weight of the worst fifth of the families, see `over_tasks`.
 
     Returns:
-        The name of the candidate; of equal ones the first.
+        Name of the candidate; the first one if several are equal.
 
     >>> choose({"a": {"x": 0.1, "y": 0.2}, "b": {"x": 0.5, "y": 0.0}}, ["a", "b"], 0.0)
     'y'
@@ -55,11 +55,11 @@ def totals_of(
 
     Args:
         scores: scores of each candidate on each family.
-        families: names of the families, at least one.
-        worst_weight: weight of the worst fifth, see `over_tasks`.
+        families: names of at least one family.
+        worst_weight: see `over_tasks`.
 
     Raises:
-        ValueError: there are no families.
+        ValueError: no families.
     """
     if not families:
         raise ValueError("a choice needs at least one family")
@@ -72,43 +72,47 @@ def totals_of(
 def leave_one_style_out(
     scores: Scores, styles: Mapping[str, Sequence[str]], worst_weight: float
 ) -> list[Fold]:
-    """Selects on all styles but one, and evaluates the selection on that one.
+    """Selects by all styles but one, and evaluates the selection on that one.
 
     Args:
         scores: scores of each candidate on each family.
         styles: families of each style; at least two styles.
-        worst_weight: see `over_tasks`; the left-out style is evaluated by its mean.
+        worst_weight: see `over_tasks`; used for the selection, while the evaluation is
+            the mean over the families of the style.
 
     Returns:
         A fold for each style, in order.
 
     Raises:
-        ValueError: there are fewer than two styles.
+        ValueError: fewer than two styles.
     """
     if len(styles) < 2:
         raise ValueError(
-            f"there is one style, {', '.join(styles)}; name at least two to leave one "
-            "out"
+            f"styles has {', '.join(styles) or 'no style'} alone; name at least two to "
+            "leave one out"
         )
     folds = []
     for style, held_out in styles.items():
         others = [f for name, each in styles.items() if name != style for f in each]
         chosen = choose(scores, others, worst_weight)
-        there = totals_of(scores, held_out, worst_weight=0.0)
-        best = min(there, key=lambda name: there[name])
-        folds.append(Fold(style, chosen, there[chosen], best, there[best]))
+        means = totals_of(scores, held_out, worst_weight=0.0)
+        best = min(means, key=lambda name: means[name])
+        folds.append(Fold(style, chosen, means[chosen], best, means[best]))
     return folds
 
 
 def transferred(
     scores: Scores, styles: Mapping[str, Sequence[str]], worst_weight: float
 ) -> float:
-    """Returns the score over all families, each with the other styles' selection.
+    """Returns the score over all families with the candidates that others selected.
+
+    On each family, the candidate is the one selected by the styles it does not belong
+    to.
 
     Args:
         scores: scores of each candidate on each family.
         styles: families of each style.
-        worst_weight: weight of the worst fifth, see `over_tasks`.
+        worst_weight: see `over_tasks`.
     """
     folds = leave_one_style_out(scores, styles, worst_weight)
     each = [scores[f][fold.chosen] for fold in folds for f in styles[fold.style]]

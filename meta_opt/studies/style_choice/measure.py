@@ -1,4 +1,4 @@
-"""Scores of weights near the shipped ones on every family of meta-training."""
+"""Scores of weights near the shipped ones on all meta-training families."""
 
 import contextlib
 import dataclasses
@@ -24,12 +24,12 @@ from meta_opt.types import PyTree, check_name, from_config
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Weights that are derived from shipped weights.
+    """Weights that are a modification of shipped ones.
 
     Attributes:
         name: name in the table.
-        share: factor that scales all output weights; 0 is the hand-designed rule.
-        change: offsets of direct weights, by names such as ``constant>step``.
+        share: factor of all output weights; 0 is the hand-designed rule.
+        change: values added to direct weights, by names such as ``constant>step``.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Candidate:
     change: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def theta(self, start: PyTree, config: ControllerConfig) -> PyTree:
-        """Returns the weights of the candidate.
+        """Returns the modified weights.
 
         Args:
-            start: the shipped weights.
+            start: shipped weights.
             config: configuration of the controller.
 
         Raises:
-            ValueError: a feature or output in ``change`` is unknown.
+            ValueError: an unknown feature or output in ``change``.
         """
         output = jax.tree.map(lambda x: self.share * x, start["output"])
         shared = {**start, "output": output}
@@ -56,22 +56,22 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class StyleChoiceConfig:
-    """Candidates, styles and evaluation of the study.
+    """Candidates and their evaluation.
 
     Attributes:
-        weights: shipped name or path of the weights that candidates are derived from.
+        weights: shipped name or path of the weights that candidates modify.
         candidates: fields of each `Candidate`.
-        styles: names of families by style.
-        num_steps: AdamW's steps by family; the default is a family's larger horizon.
-        seeds: number of inner runs of each candidate and family.
-        reference_seeds: number of inner runs of every setting of AdamW.
-        budgets: shares of AdamW's steps.
-        rates: learning rates of AdamW, the best of which is the reference.
+        styles: families of each style.
+        num_steps: AdamW's steps by family; the default is the family's larger horizon.
+        seeds: number of inner runs for each candidate and family.
+        reference_seeds: number of inner runs for each setting of AdamW.
+        budgets: run lengths of candidates as fractions of AdamW's steps.
+        rates: learning rates of AdamW; the best one is the reference.
         decays: weight decays of AdamW.
-        error_weight: weight of the error rate, added to the log loss at the full
-            budget.
+        error_weight: weight of the error rate at the full budget, added to the log
+            loss.
         worst_weight: weight of the mean over the worst fifth of the families.
-        workers: number of processes that share the families; 0 for this process only.
+        workers: number of processes that share the families; 0 uses this process.
     """
 
     weights: str
@@ -91,8 +91,8 @@ class StyleChoiceConfig:
         """Checks names.
 
         Raises:
-            ValueError: there are no candidates, two have the same name, there are fewer
-                than two styles, a style has no families, or a family has two styles.
+            ValueError: no candidates, two candidates with the same name, fewer than two
+                styles, a style without families, or a family in two styles.
         """
         names = [candidate.name for candidate in self.read_candidates()]
         if not names:
@@ -100,30 +100,30 @@ class StyleChoiceConfig:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"several candidates have the name {', '.join(twice)}")
         if len(self.styles) < 2:
-            raise ValueError(f"styles={dict(self.styles)} must be two or more")
+            raise ValueError(f"styles={dict(self.styles)} must have two or more styles")
         if empty := [name for name, each in self.styles.items() if not each]:
             raise ValueError(f"styles {', '.join(empty)} have no families")
         families = self.families
         if twice := sorted({f for f in families if families.count(f) > 1}):
-            raise ValueError(f"{', '.join(twice)} stand in styles more than once")
+            raise ValueError(f"styles has families more than once: {', '.join(twice)}")
 
     @property
     def families(self) -> tuple[str, ...]:
-        """All families."""
+        """Families of all styles."""
         return tuple(family for each in self.styles.values() for family in each)
 
     def read_candidates(self) -> tuple[Candidate, ...]:
-        """The candidates, in order."""
+        """Returns the candidates, in order."""
         return tuple(
             from_config(Candidate, fields, f"candidates[{i}]")
             for i, fields in enumerate(self.candidates)
         )
 
     def evaluation(self, controller: ControllerConfig) -> DirectSearchConfig:
-        """Returns the evaluation settings of the search of direct weights."""
+        """Returns evaluation settings, the same as in the search of direct weights."""
         return DirectSearchConfig(
             families=self.families,
-            # A placeholder: candidates are given, so nothing is sampled.
+            # Required, but unused: candidates are given and not sampled.
             direct=(("constant>step", 0.0, 1.0),),
             num_steps=self.num_steps,
             seeds=self.seeds,
@@ -142,7 +142,7 @@ class StyleChoiceConfig:
 def score(
     config: StyleChoiceConfig, family: str, name: str, make: Callable[[str], Task]
 ) -> float:
-    """Returns the score of one candidate on one family, as in `measure`.
+    """Returns the score of one candidate on one family, the same as in `measure`.
 
     Args:
         config: settings.
@@ -151,7 +151,7 @@ def score(
         make: builds the task of a family.
 
     Raises:
-        ValueError: there is no such family or candidate.
+        ValueError: an unknown family or candidate.
     """
     start, controller = load_theta(config.weights)
     check_name("family", family, config.families)
@@ -176,10 +176,10 @@ def measure(
     workdir: str | Path,
     show_progress: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """Scores every candidate on every family, all with the same seeds.
+    """Scores every candidate on every family with the same seeds.
 
-    When rerun after a stop, it resumes after the last finished family, whose scores
-    are in ``scores.json``.
+    Scores of finished families are stored in ``scores.json``; a rerun resumes after the
+    last one.
 
     Args:
         config: settings.
@@ -189,11 +189,11 @@ def measure(
         show_progress: whether to show progress bars.
 
     Returns:
-        ``scores[family][candidate]`` of `meta_objective`: 0 is as good as AdamW at its
-        best learning rate, lower is better.
+        ``scores[family][candidate]``, see `meta_objective`: 0 means as good as AdamW
+        with its best rate; lower is better.
 
     Raises:
-        ValueError: weights, direct weights or families are unknown, or another run uses
+        ValueError: unknown weights, direct weights or families, or another run uses
             ``workdir``.
     """
     start, controller = load_theta(config.weights)
@@ -202,7 +202,7 @@ def measure(
     folder = Path(workdir)
     with hold_workdir(folder):
         path = folder / "scores.json"
-        # AdamW's stored results depend on these settings too.
+        # AdamW's stored results depend on the settings too.
         begun = path.is_file() or (folder / REFERENCES).is_file()
         write_config(folder, dataclasses.asdict(config), resuming=begun)
         found: dict[str, dict[str, float]] = read_or(path, {})

@@ -1,4 +1,4 @@
-"""Report on leave-one-style-out selection, as Markdown and JSON in one folder."""
+"""The report on leave-one-style-out selection: Markdown and JSON in one folder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,13 +37,13 @@ def write_style_choice(
     """Writes ``style_choice.md`` and ``style_choice.json``.
 
     Args:
-        folder: output folder, created if needed.
-        config: settings of the study.
-        scores: result of `meta_opt.studies.style_choice.measure.measure`.
-        facts: facts about how they were measured.
+        folder: created if needed.
+        config: settings.
+        scores: from `meta_opt.studies.style_choice.measure.measure`.
+        facts: how the rows were measured, name to value.
 
     Returns:
-        The table as text.
+        The table, for a terminal.
     """
     folds = leave_one_style_out(scores, config.styles, config.worst_weight)
     rows = [{"family": name, "scores": dict(each)} for name, each in scores.items()]
@@ -61,7 +61,7 @@ def write_style_choice(
 
 
 def style_table(config: StyleChoiceConfig, scores: Scores) -> Table:
-    """Builds rows by candidate, with a column per style and one for all families."""
+    """Rows are candidates; columns are styles, and the total over all families."""
     totals = totals_of(scores, config.families, config.worst_weight)
 
     def cells(name: str) -> tuple[Cell, ...]:

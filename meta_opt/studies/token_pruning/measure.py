@@ -20,15 +20,16 @@ from meta_opt.workloads.workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class TokenPruningConfig:
-    """The compared variants.
+    """Settings of the compared variants.
 
     Attributes:
-        kept_shares: shares of patches to keep; 1 for no pruning.
-        relevant_share: each share below 1 is also measured with this share of its
-            tokens selected by relevance to the text; 1 to skip this.
+        kept_shares: fractions of kept patches; 1 prunes nothing.
+        relevant_share: fraction of the kept tokens that are selected by relevance to
+            the text, in an additional variant for each kept share below 1; 1 for no
+            such variants.
         seeds: random seeds of the runs.
-        rounds: number of timed steps of each variant, interleaved.
-        metrics: names of test metrics.
+        rounds: number of timed steps of each variant, in turns.
+        metrics: names of the reported test metrics.
     """
 
     kept_shares: tuple[float, ...] = (1.0, 0.5, 0.2)
@@ -39,7 +40,7 @@ class TokenPruningConfig:
 
 
 def variants(config: TokenPruningConfig, base: PruningConfig) -> dict[str, Any]:
-    """Returns pruning settings by name, whole frames and all patches first."""
+    """Returns pruning settings by name; the first one keeps whole frames."""
     patches = dataclasses.replace(base, tokens="patches")
     found = {"whole frames": PruningConfig()}
     for share in config.kept_shares:
@@ -63,16 +64,17 @@ def measure(
     """Trains and times each variant.
 
     Args:
-        run: configuration of a video-text run, whose pruning has the thresholds.
+        run: settings of a video-text run; its pruning section has the thresholds.
         config: the compared variants.
-        medians: ``(calls by name, rounds) -> milliseconds``, with interleaved calls.
+        medians: ``(calls by name, rounds) -> median milliseconds``, calling in turns.
         finished: JSON file of the test metrics of finished runs, which are not
             repeated; it is written after each run.
-        announce: callback with the name of each run before it starts.
+        announce: called with the name of each run before it starts.
 
     Returns:
-        For each variant ``name``, ``tokens`` of a clip, ``test`` (metrics by name for
-        each seed), ``flops`` of the matrix products of a gradient, and ``step_ms``.
+        For each variant: ``name``; ``tokens``, the number of tokens of a clip;
+        ``test``, metrics by name for each seed; ``flops``, operations of the matrix
+        products of a gradient; and ``step_ms``.
     """
     trials = {}
     for name, pruning in variants(config, run.workload.model.pruning).items():

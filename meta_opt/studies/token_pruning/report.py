@@ -1,4 +1,4 @@
-"""Report on token pruning, as Markdown and JSON in one folder."""
+"""The report on token pruning: Markdown and JSON in one folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ def write_token_pruning(
     """Writes ``token_pruning.md`` and ``token_pruning.json``.
 
     Args:
-        folder: output folder, created if needed.
-        rows: result of `meta_opt.studies.token_pruning.measure.measure`.
-        facts: facts about how they were measured.
+        folder: created if needed.
+        rows: from `meta_opt.studies.token_pruning.measure.measure`.
+        facts: how the rows were measured, name to value.
 
     Returns:
-        The table as text.
+        The table, for a terminal.
     """
     table = pruning_table(rows)
     return write_table(
@@ -31,7 +31,7 @@ def write_token_pruning(
 
 
 def pruning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Builds a row per variant: tokens, operations, milliseconds, metrics."""
+    """Returns a row for each variant: tokens, operations, milliseconds, metrics."""
     metrics = list(rows[0]["test"][0]) if rows[0]["test"] else []
 
     def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
