@@ -399,7 +399,7 @@ def test_direct_weights_can_be_kept(tmp_path):
     moved = np.any(kernels[0][:memory] != kernels[1][:memory], axis=1)
     assert moved.all()
     assert not same(result.theta["tensor"], start["tensor"])
-    with pytest.raises(ValueError, match="keep_direct leaves nothing of direct="):
+    with pytest.raises(ValueError, match="keep_direct freezes the direct weights"):
         Parametrisation(start, SMALL, ("constant>step",), keep_direct=True)
 
 
