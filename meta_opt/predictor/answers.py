@@ -1,4 +1,4 @@
-"""A model's answers to samples, with the correct ones."""
+"""Predictions for held-out samples, with the correct answers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ class Answer:
     """One held-out sample and the model's answer.
 
     Attributes:
-        example: file and line, or the name of the file.
-        label: the correct answer.
-        prediction: the model's answer.
+        example: origin of the sample: file and line, or the name of the file.
+        label: correct answer.
+        prediction: answer of the model.
         correct: whether the prediction is correct; False for scores.
-        confidence: probability of the prediction, or None.
-        error: orders wrong answers, the largest first.
+        confidence: probability of the prediction; None without probabilities.
+        error: sort key of wrong answers; the largest errors are shown first.
         text: text of the sample.
         media: files of the sample by modality.
     """
@@ -35,7 +35,7 @@ class Answer:
     media: dict[str, Media]
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields as JSON values."""
+        """Returns the fields as JSON values."""
         fields = dataclasses.asdict(self)
         fields["media"] = {
             m: [str(x.file.absolute()), x.offset, x.size, x.member]
@@ -45,7 +45,7 @@ class Answer:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Answer":
-        """The reverse of `to_json`."""
+        """Returns the answer with these fields; the inverse of `to_json`."""
         media = {
             m: Media(Path(file), offset, size, member)
             for m, (file, offset, size, member) in fields["media"].items()
@@ -64,8 +64,8 @@ def answers_of(
     Args:
         kind: the task, one of `meta_opt.data.samples.KINDS`.
         samples: B samples with their targets.
-        outputs: of the model, [B, ...].
-        class_names: K names of a classification.
+        outputs: model outputs, [B, ...].
+        class_names: names of the K classes; not used for other tasks.
     """
     labels: Sequence[str]
     confidences: list[float | None] = [None] * len(samples)
@@ -116,7 +116,7 @@ def answers_of(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits [B, K].
+    """Returns the class probabilities of logits [B, K].
 
     >>> softmax(np.zeros((1, 2)))
     array([[0.5, 0.5]])

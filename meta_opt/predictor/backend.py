@@ -47,8 +47,8 @@ class Evaluated(NamedTuple):
     """Metrics on samples.
 
     Attributes:
-        metrics: by name.
-        examples: number of evaluated samples: those that could be read.
+        metrics: value of each metric by name.
+        examples: number of evaluated samples; unreadable ones are left out.
     """
 
     metrics: dict[str, float]
@@ -59,7 +59,7 @@ class Backend(Protocol):
     """A trained model.
 
     Attributes:
-        name: of the backend, a key of `BACKENDS`.
+        name: key of the backend in `BACKENDS`.
         kind: the task, one of `meta_opt.data.samples.KINDS`.
     """
 
@@ -67,11 +67,11 @@ class Backend(Protocol):
     kind: str
 
     def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
-        """Outputs of the model; the targets of the samples are not read.
+        """Returns the outputs of the model; targets of the samples are not used.
 
         Args:
             samples: B samples.
-            what: ``summary`` for fused features; "" for the output of the task.
+            what: ``summary`` for the fused features; "" for the output of the task.
 
         Returns:
             Class logits [B, K], scores [B], unit vectors of pairs [B, 2, D], or B
@@ -82,10 +82,10 @@ class Backend(Protocol):
         """
 
     def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
-        """Metrics; samples with a file that cannot be read are left out."""
+        """Returns metrics on the samples; unreadable samples are left out."""
 
     def save(self, folder: Path) -> None:
-        """Writes the model into a folder."""
+        """Writes the model to a folder."""
 
 
 class MultimodalBackend:
@@ -93,11 +93,11 @@ class MultimodalBackend:
 
     Args:
         model: the trained model.
-        columns: of the user's data.
-        inputs: how samples become arrays.
-        config: of the model.
-        class_names: K names of a classification.
-        reader: of the inputs; None makes one.
+        columns: roles of the columns of the user's data.
+        inputs: settings that convert samples to arrays.
+        config: architecture of the model.
+        class_names: names of the K classes; empty for other tasks.
+        reader: reader of the inputs; None creates one.
     """
 
     name = "multimodal"
@@ -126,7 +126,7 @@ class MultimodalBackend:
         return self.outputs_of(self._read(arrays, asked=False), what)
 
     def outputs_of(self, arrays: dict[str, PyTree], what: str = "") -> np.ndarray:
-        """As `outputs`, for arrays that the reader has made."""
+        """As `outputs`, for arrays that the reader has returned."""
         kind = what or self.kind
         found = multimodal_outputs(
             self._model,
@@ -158,11 +158,11 @@ class MultimodalBackend:
         captions: tuple[str, ...] = (),
         write: bool = True,
     ) -> dict[str, float]:
-        """Metrics on arrays that the reader has made; scores in the user's unit."""
+        """Returns metrics on arrays from the reader; scores are in the user's unit."""
         if self.kind == "score":
             scores, found = arrays["score"], self.outputs_of(arrays)
             squared = float(np.mean((scores - found) ** 2))
-            # The sign says something only where both are there, as in sentiment.
+            # Signs are informative only if both occur, as in sentiment scores.
             signed = np.min(scores) < 0 < np.max(scores)
             metrics = sentiment_metrics if signed else regression_metrics
             return {"loss": squared, **metrics(scores, found)}
@@ -184,7 +184,7 @@ class MultimodalBackend:
 
     @classmethod
     def load(cls, folder: Path, columns: Columns, data_dir: str) -> "MultimodalBackend":
-        """Reads what `save` wrote; ``data_dir``: see `Predictor.load`."""
+        """Loads a model that `save` wrote; for ``data_dir`` see `Predictor.load`."""
         path = folder / MODEL
         inputs, config, settings = read_settings(path)
         if data_dir:
@@ -195,7 +195,7 @@ class MultimodalBackend:
         return cls(model, columns, inputs, config, names, reader)
 
     def _read(self, samples: Samples, asked: bool = True) -> dict[str, PyTree]:
-        """Arrays of samples, with means where the model has a readout."""
+        """Reads samples into arrays, with mean features if the model has a readout."""
         arrays = self._reader(samples, asked=asked)
         if self._config.readout:
             encoders = self._reader.encoders
@@ -221,11 +221,11 @@ class MultimodalBackend:
 
 
 class VisionTextBackend:
-    """A CLIP, SigLIP or PaliGemma model, or one of ours, as a run exported it.
+    """A CLIP, SigLIP or PaliGemma model, or one of this library, exported by a run.
 
     Args:
         kind: ``retrieve`` for a contrastive model, ``caption`` for a generative one.
-        path: of the export.
+        path: file or folder of the export.
         temporary: folder to remove when the model is no longer used, or None.
     """
 
@@ -238,8 +238,8 @@ class VisionTextBackend:
         model = load_exported(path)
         if not isinstance(model, ContrastiveModel | GenerativeModel):
             raise ValueError(
-                f"{path} is a {type(model).__name__}, which `meta_opt.load_exported` "
-                "opens, and no model of images and texts"
+                f"{path} is a {type(model).__name__}, not a model of images and texts; "
+                "open it with `meta_opt.load_exported`"
             )
         self._model = model
 
@@ -250,8 +250,8 @@ class VisionTextBackend:
                 raise ValueError("a generative model has no embeddings")
             return np.asarray(self._answers(samples), dtype=object)
         texts = [sample.fields.reads for sample in samples]
-        pictures = [_opened(sample) for sample in samples]
-        return np.stack(self._model.embed(pictures, texts), axis=1)
+        images = [_opened(sample) for sample in samples]
+        return np.stack(self._model.embed(images, texts), axis=1)
 
     def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
         """See `Backend.evaluate`."""
@@ -268,7 +268,7 @@ class VisionTextBackend:
         return Evaluated({"accuracy": both, **metrics}, len(readable))
 
     def readable(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples whose images can be read."""
+        """Returns the samples whose images can be read."""
         found = []
         for sample in samples:
             try:
@@ -293,7 +293,7 @@ class VisionTextBackend:
 
     @classmethod
     def load(cls, folder: Path, columns: Columns, data_dir: str) -> "VisionTextBackend":
-        """Reads what `save` wrote; ``data_dir`` is not needed."""
+        """Loads a model that `save` wrote; ``data_dir`` is not used."""
         del data_dir
         return cls(columns.kind, folder / MODEL)
 
@@ -304,17 +304,17 @@ class VisionTextBackend:
 
 
 DEFAULT_PROMPT = "caption en"
-"""The prompt of a generative model for an image without a text."""
+"""Default prompt of a generative model for an image without text."""
 
 BACKENDS: Mapping[str, Any] = {
     one.name: one for one in (MultimodalBackend, VisionTextBackend)
 }
-"""Backends by their names in a predictor's file."""
+"""Backends by name, as stored in a predictor's file."""
 
 
 def _opened(sample: Sample) -> Image.Image:
     if "image" not in sample.media:
-        raise ValueError(f"{sample.where}: no image, which the model reads")
+        raise ValueError(f"{sample.where}: the sample has no image for the model")
     media = sample.media["image"]
     try:
         return decode(media.read(), MAX_PIXELS)

@@ -1,4 +1,4 @@
-"""Which columns a model reads, and which one it predicts."""
+"""Finds the columns that a model reads, and the one that it predicts."""
 
 import collections
 import dataclasses
@@ -20,20 +20,20 @@ TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", 
 """Column names that indicate the target, in order of precedence."""
 _CLASS_NAMES = ("label", "class", "category")
 _TEXT_NAMES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
-"""Column names whose lists are several correct texts."""
+"""Column names whose list values are alternative correct texts."""
 _MOST_CLASSES = 20
-"""Most distinct integers that are taken for classes."""
+"""Maximum number of distinct integers that are interpreted as classes."""
 _LONG = 6
 """Mean number of words above which repeated texts are not categories."""
 _PATHS = 0.9
-"""Share of a column's values that must name files of one modality."""
+"""Minimum fraction of a column's values that name files of one modality."""
 _SOME = 20
-"""Fewest values for a column to be recognised as identifiers."""
+"""Minimum number of values for a column to be recognised as identifiers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The columns of a table by their use.
+    """The columns of a table by role.
 
     Attributes:
         kind: the task, one of `meta_opt.data.samples.KINDS`.
@@ -42,8 +42,8 @@ class Columns:
         target: the column to predict; "" for retrieval.
         labels: type of the classes: ``text``, ``integer`` or ``truth``.
         split: the column of ``train``, ``validation`` or ``test``; "" for none.
-        center: subtracted from scores before training.
-        scale: divides the centered scores.
+        center: value subtracted from scores before training.
+        scale: value that centered scores are divided by.
     """
 
     kind: str
@@ -73,8 +73,8 @@ def find_columns(
     texts without a target are a retrieval task.
 
     Args:
-        table: of training samples.
-        target: the target's column; None finds it.
+        table: training samples.
+        target: name of the target's column; None finds it.
 
     Raises:
         ValueError: no target; a target that is not a column, has values of two types,
@@ -96,17 +96,17 @@ def find_columns(
     found, why = _target_column(table, target, left, values, bool(media))
     kind, labels = "retrieve", "text"
     if found:
-        kind, labels, about = _asked(table, found, values[found], bool(media))
+        kind, labels, about = _task_of(table, found, values[found], bool(media))
         decisions.append(Decision("target", found, why))
         decisions.append(Decision("task", kind, about))
-    chosen, ignored = _one_each(media, values)
+    chosen, ignored = _one_per_modality(media, values)
     decisions += ignored
     text, about_texts = _text_columns([n for n in left if n != found], values)
     decisions += about_texts
     columns = Columns(kind, chosen, text, found, labels, split)
     if not columns.modalities:
         raise ValueError(
-            f"{table.name}: nothing to read beside the target {found!r}: no text and "
+            f"{table.name}: nothing to read besides the target {found!r}: no text and "
             f"no column of files (columns: {', '.join(names)})"
         )
     if not found:
@@ -129,10 +129,10 @@ def _count(rows: Sequence[Row], columns: Columns, modality: str) -> int:
 
 
 def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
-    """The column that divides the samples; "" for none.
+    """Returns the name of the column of splits; "" for none.
 
     Raises:
-        ValueError: a column of which some values are not names of splits.
+        ValueError: a split column with values that are not names of splits.
     """
     name = next((n for n in values if n.casefold() == "split"), "")
     unknown = {str(x): None for x in values.get(name, ()) if named_split(x) is None}
@@ -141,7 +141,7 @@ def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
     if unknown:
         raise ValueError(
             f"{table.name}: the column {name!r} has {', '.join(map(repr, unknown))} "
-            f"beside names of splits; use {', '.join(SPLITS)}, or another column name"
+            f"besides names of splits; use {', '.join(SPLITS)}, or rename the column"
         )
     return name
 
@@ -149,10 +149,10 @@ def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
 def _media_columns(
     table: Table, values: Mapping[str, Sequence[Any]]
 ) -> dict[str, list[str]]:
-    """Columns of files by modality.
+    """Returns the columns of files by modality.
 
     Raises:
-        ValueError: a column of paths none of which exists.
+        ValueError: a column of paths of which none exists.
     """
     found: dict[str, list[str]] = {}
     for name, given in values.items():
@@ -177,7 +177,7 @@ def _media_columns(
 
 
 def _media_kind(name: str, value: Any) -> str:
-    """The modality of the file that a value names; "" if it names none."""
+    """Returns the modality of the file that a value names; "" if it names none."""
     if isinstance(value, Media):
         return name
     if not isinstance(value, str) or "\n" in value:
@@ -188,10 +188,13 @@ def _media_kind(name: str, value: Any) -> str:
     return "video" if kind == "image" and name == "video" else kind
 
 
-def _one_each(
+def _one_per_modality(
     media: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, str], list[Decision]]:
-    """One column for each modality: the one with its name, or with the most files."""
+    """Returns one column per modality: the one with its name, or with the most files.
+
+    Also returns decisions about the columns that are not read.
+    """
     chosen, decisions = {}, []
     for kind, names in media.items():
         best = max(names, key=lambda n: (n == kind, len(values[n]), -names.index(n)))
@@ -212,7 +215,7 @@ def _target_column(
     values: Mapping[str, Sequence[Any]],
     media: bool,
 ) -> tuple[str, str]:
-    """The target's column, or "" for none, and the reason."""
+    """Returns the name of the target's column ("" for none), and the reason."""
     if target is not None:
         if target not in values:
             raise ValueError(
@@ -237,8 +240,8 @@ def _target_column(
         )
     texts = [n for n in left if any(isinstance(x, str | list) for x in values[n])]
     if media and not few and (texts or not left):
-        return "", "pictures and texts, and no target"
-    # Without texts a number is what pictures have beside them.
+        return "", "images and texts, and no target"
+    # Images without texts usually come with a numeric target.
     few = few or [name for name in left if name not in texts]
     several = f" ({', '.join(map(repr, few))} might be it)" if few else ""
     raise ValueError(
@@ -248,7 +251,7 @@ def _target_column(
 
 
 def _is_category(values: Sequence[Any]) -> bool:
-    """Whether the values are few and repeated, as class names are."""
+    """Returns whether the values are few and repeated, like class names."""
     if any(isinstance(x, list | float | Media) for x in values):
         return False
     distinct = len(set(map(str, values)))
@@ -259,10 +262,10 @@ def _mean_words(values: Sequence[Any]) -> float:
     return sum(len(str(x).split()) for x in values) / max(len(values), 1)
 
 
-def _asked(
+def _task_of(
     table: Table, name: str, values: Sequence[Any], media: bool
 ) -> tuple[str, str, str]:
-    """The task of a target, the type of its classes, and the reason."""
+    """Returns the task for a target, the type of its classes, and the reason."""
     groups: dict[str, list[Any]] = {}
     for value in values:
         groups.setdefault(_type_of(value), []).append(value)
@@ -283,10 +286,10 @@ def _asked(
         )
         raise ValueError(
             f"{table.name}: the target {name!r} has values of two kinds: {listed}; "
-            "make them one"
+            "use one of them"
         )
     (kind,) = groups
-    # Of numbers 1 and 1.0 are the same.
+    # The numbers 1 and 1.0 are the same class.
     distinct = len(set(values if kind == "number" else map(str, values)))
     about = f"{len(values)} values of type {kind}, {distinct} of them distinct"
     if kind == "texts":
@@ -323,9 +326,9 @@ def _asked(
 
 
 def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
-    """Raises ValueError for lists of classes, which are not several correct texts."""
+    """Raises ValueError for lists of classes, as opposed to alternative texts."""
     texts = [text for value in values for text in value]
-    # Annotators may agree on an answer; nobody gives a sample one class twice.
+    # Alternative answers may coincide, but a list of classes has no duplicates.
     repeated = any(len(set(map(str, value))) < len(value) for value in values)
     if name.casefold() in _TEXT_NAMES or repeated or _mean_words(texts) > _LONG:
         return
@@ -345,7 +348,7 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
 
 
 def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
-    """Raises ValueError for numbers of which some are written in another way."""
+    """Raises ValueError if some numbers are written as text or in another format."""
     numbers = sum(map(is_number, values))
     if 2 * numbers <= len(values):
         return
@@ -379,7 +382,7 @@ def _type_of(value: Any) -> str:
 def _text_columns(
     names: Sequence[str], values: Mapping[str, Sequence[Any]]
 ) -> tuple[tuple[str, ...], list[Decision]]:
-    """Columns that are read as text; identifiers are left out."""
+    """Returns the columns that are read as text; identifiers are left out."""
     kept, decisions = [], []
     for name in names:
         given = values[name]
@@ -405,5 +408,5 @@ def _is_identifier(values: Sequence[Any]) -> bool:
         return steps == {1}
     alone = all(len(str(x).split()) == 1 for x in values)
     digits = sum(any(c.isdigit() for c in str(x)) for x in values)
-    # Without digits, single words such as names of emoji are texts.
+    # Single words without digits, such as names of emoji, are texts.
     return alone and len(set(values)) == len(values) and digits > 0.5 * len(values)

@@ -17,22 +17,22 @@ _FILE = "evaluations.json"
 _BEST = "best-"
 """Prefix of the file of the best parameters."""
 _HALF = ":"
-"""Separates a tensor's number from its type, which is written for bfloat16 only."""
+"""Separator of a tensor's index and dtype; the dtype is written for bfloat16 only."""
 
 
 class Evaluations:
     """Metrics by step, and snapshots of the best parameters.
 
     With a folder, each evaluation is written before the run continues. The files may be
-    ahead of the run's last checkpoint; a resumed run repeats those steps, bit for bit,
-    and finds their evaluations recorded. Of several processes the first one writes.
+    ahead of the last checkpoint; a resumed run repeats those steps bit for bit and uses
+    the recorded evaluations. With several processes only the first one writes.
 
     Args:
-        keep: most snapshots to average; 1 for none.
-        metric: the metric that selects snapshots.
+        keep: maximum number of snapshots to average; 1 for no averaging.
+        metric: validation metric that selects snapshots.
         mode: ``min`` or ``max``, whichever is better.
         like: pytree of parameters with the structure to restore.
-        folder: of the files; None keeps everything in memory.
+        folder: folder of the files; None keeps everything in memory.
 
     Attributes:
         metrics: validation metrics by step.
@@ -55,7 +55,7 @@ class Evaluations:
             self._read(folder)
 
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
-        """Records an evaluation; a step that is recorded already is not changed."""
+        """Records an evaluation, unless the step has been recorded already."""
         if step in self.metrics:
             return
         self.metrics[step] = dict(metrics)
@@ -63,12 +63,12 @@ class Evaluations:
         self._write()
 
     def end(self, step: int, reason: str) -> None:
-        """Records that the run stops early."""
+        """Records that the run stops early, and why."""
         self.ended = step, reason
         self._write()
 
     def values(self, until: int) -> list[float]:
-        """The selecting metric at each evaluation up to a step."""
+        """Returns the selecting metric at each evaluation up to a step."""
         return [m[self._metric] for step, m in self.metrics.items() if step <= until]
 
     def _stored(self) -> dict[str, Snapshot]:
@@ -79,7 +79,7 @@ class Evaluations:
     def _write(self) -> None:
         """Writes new parameter files, then their list, then deletes unlisted files.
 
-        If the process is killed in between, all files on the list still exist.
+        In this order all listed files exist even if the process is killed in between.
         """
         folder = self._folder
         if folder is None or jax.process_index() != 0:
@@ -127,7 +127,10 @@ class Evaluations:
 
 
 def _named(number: int, x: Any) -> tuple[str, np.ndarray]:
-    """A leaf in a form that safetensors reads into NumPy, which has no bfloat16."""
+    """Returns name and array of a leaf for safetensors; bfloat16 as integers.
+
+    The NumPy interface of safetensors does not support bfloat16.
+    """
     x = np.ascontiguousarray(x)
     if x.dtype == ml_dtypes.bfloat16:
         return f"{number}{_HALF}bfloat16", x.view(np.uint16)

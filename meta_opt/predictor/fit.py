@@ -47,19 +47,19 @@ def fit(
     data_dir: str | os.PathLike = "",
     progress: bool = True,
 ) -> Predictor:
-    """Trains a model on samples, and chooses every setting that is not given.
+    """Trains a model on samples, and chooses all settings that are not given.
 
     Pretrained encoders for the modalities of the samples (images, audio, video,
     text) are combined and fine-tuned with the learned optimizer. The task is
     classification, regression, text generation or, without a target, retrieval of
-    images and texts. `Predictor.decisions` has each choice and its reason.
+    images and texts. `Predictor.decisions` lists each choice and its reason.
 
     Compiled programs are stored for later calls and processes, see
     `meta_opt.compilation_cache`.
 
     Several processes joined by `meta_opt.parallel.processes.start_processes`, all with
-    the same arguments and data, train one model on all of their devices, and each
-    returns the predictor; the first one writes ``workdir``, which all must be able to
+    the same arguments and data, train one model on all of their devices. Each returns
+    the predictor; the first one writes to ``workdir``, which all must be able to
     access.
 
     Args:
@@ -87,9 +87,9 @@ def fit(
             interruption the same call resumes and returns the same predictor as an
             uninterrupted call; ``time_limit`` restarts. If the call had finished, its
             predictor is loaded.
-        seed: of initialisation and data order.
-        data_dir: the folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or
-            ``data`` if it is not set.
+        seed: random seed of initialisation and data order.
+        data_dir: folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or ``data``
+            if that is not set.
         progress: whether to show progress bars on a terminal.
 
     Raises:
@@ -97,9 +97,9 @@ def fit(
             of a call with other arguments or data; the message names the problem.
         TypeError: a target that is not a string, a time limit or seed that is not a
             number.
-        FileNotFoundError: no such file.
-        MissingDataError: encoders that are not prepared; it names the command.
-        Interrupted: on SIGINT or SIGTERM while it trains.
+        FileNotFoundError: a file that does not exist.
+        MissingDataError: encoders that are not prepared; the message has the command.
+        Interrupted: on SIGINT or SIGTERM during training.
 
     Example:
         >>> import meta_opt
@@ -129,7 +129,7 @@ def fit(
     run_folder = None if folder is None else folder / _RUN
     call = FitCall(chosen, clock, run_folder, progress, devices=devices)
     fitting, decisions = prepare(given, arguments, call, folder)
-    # Nothing is written before all have looked.
+    # No process may write before all have checked.
     if folder is not None and any_process((folder / FILE).is_file()):
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
@@ -164,7 +164,7 @@ def fit(
     if folder is not None:
         if jax.process_index() == 0:
             predictor.save(folder)
-        barrier()  # Until it is there.
+        barrier()  # Wait until the first process has written the predictor.
     return predictor
 
 
@@ -177,18 +177,18 @@ def prepare(
     """Reads the tables, finds the columns and splits the samples.
 
     Args:
-        given: ``data`` and, if they are given, ``validation`` and ``test``.
-        arguments: those of `fit` that the result depends on.
-        call: limits of the call; its record is made here.
-        folder: of the call; None for none.
+        given: ``data`` and, optionally, ``validation`` and ``test``.
+        arguments: arguments of `fit` that the result depends on.
+        call: limits of the call; its record is replaced by the record in ``folder``.
+        folder: folder of the call; None for none.
 
     Returns:
         The input of a fit, and the decisions.
 
     Raises:
-        ValueError: unsuitable data, or a folder of another call.
-        TypeError: a target that is not a name, or a seed that is not an integer.
-        FileNotFoundError: no such file.
+        ValueError: unsuitable data, or a folder that belongs to another call.
+        TypeError: a target that is not a string, or a seed that is not an integer.
+        FileNotFoundError: a file that does not exist.
     """
     target, seed = arguments["target"], arguments["seed"]
     if not isinstance(target, str | None):
@@ -209,7 +209,7 @@ def prepare(
     if folder is not None or jax.process_count() > 1:
         files = tuple(columns.media.values())
         prints = {name: fingerprint(one, files) for name, one in tables.items()}
-        # Before anything that only some of them would do.
+        # Check before the processes could do different work and wait for each other.
         others = {"workdir": folder is not None, "devices": call.devices}
         check_alike([arguments, prints, others], "arguments or data")
     if folder is not None:
@@ -234,15 +234,15 @@ def _check_folder(folder: Path) -> None:
         return
     if any((folder / name).exists() for name in (_RUN, FILE)):
         raise ValueError(
-            f"workdir={str(folder)!r} has a run or a predictor and no {CALL}, which "
-            "says how it was made: use another folder"
+            f"workdir={str(folder)!r} has a run or a predictor but no {CALL} with the "
+            "arguments that it was created with: use another folder"
         )
 
 
 def _divided(
     tables: Mapping[str, Table], columns: Columns, record: CallRecord
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
-    """Samples by split, and the decisions about them."""
+    """Returns the samples by split, and the decisions about them."""
     table = tables["data"]
     converted = to_samples(table, columns)
     given = {}
@@ -251,7 +251,7 @@ def _divided(
             _check_target(other, columns)
             given[split] = to_samples(other, columns).samples
             if not given[split]:
-                raise ValueError(f"{split}: none of its samples has target and input")
+                raise ValueError(f"{split}: no sample has both a target and an input")
     every = [*converted.samples, *(x for part in given.values() for x in part)]
     place = {id(sample): i for i, sample in enumerate(every)}
 

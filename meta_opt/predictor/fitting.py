@@ -1,4 +1,4 @@
-"""What a fit of either kind of model is given: samples, columns, limits, a record."""
+"""The input of a fit: samples, columns, limits and the record of the call."""
 
 import dataclasses
 import time
@@ -15,22 +15,22 @@ from meta_opt.predictor.presets import Preset
 class Clock:
     """Remaining time under a time limit.
 
-    Several processes go by the clock of the first one, so that they decide alike: all
-    of them must ask.
+    Several processes use the clock of the first one, so that all make the same
+    decisions; every process must make the same calls.
 
     Args:
-        limit: seconds from now; None for no limit.
+        limit: time limit in seconds from now; None for no limit.
     """
 
     def __init__(self, limit: float | None = None) -> None:
         self._started, self.limit = time.perf_counter(), limit
 
     def spent(self) -> float:
-        """Seconds since the start."""
+        """Returns the seconds since the start."""
         return json_from_first(time.perf_counter() - self._started)
 
     def left(self) -> float:
-        """Remaining seconds; infinite without a limit."""
+        """Returns the remaining seconds; infinity without a limit."""
         return float("inf") if self.limit is None else self.limit - self.spent()
 
 
@@ -40,11 +40,12 @@ class FitCall:
 
     Attributes:
         preset: limits on the length of training and the sizes of inputs.
-        clock: the remaining time.
-        run_folder: for logs, checkpoints and evaluations of the run; None for none.
-        progress: whether to show bars.
-        record: keeps decisions, for the call that resumes this one.
-        devices: at most so many; None for all accelerators, or one CPU.
+        clock: clock with the remaining time.
+        run_folder: folder for logs, checkpoints and evaluations of the run; None for
+            none.
+        progress: whether to show progress bars.
+        record: record of decisions, for a call that resumes this one.
+        devices: maximum number of devices; None for all accelerators, or one CPU.
     """
 
     preset: Preset
@@ -63,10 +64,10 @@ class Fitting:
 
     Attributes:
         parts: samples by split, at least ``train`` and ``validation``.
-        columns: of the user's data.
-        name: of the data.
-        seed: of initialisation and order.
-        call: limits of the call and its record.
+        columns: roles of the columns of the user's data.
+        name: name of the data, for messages.
+        seed: random seed of initialisation and data order.
+        call: limits and record of the call.
     """
 
     parts: Mapping[str, Sequence[Sample]]
@@ -77,5 +78,5 @@ class Fitting:
 
     @property
     def answered(self) -> str:
-        """The split whose answers are kept: ``test`` if there is one."""
+        """The split whose answers are stored: ``test`` if there is one."""
         return "test" if self.parts.get("test") else "validation"

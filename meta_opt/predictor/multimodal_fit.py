@@ -32,18 +32,18 @@ from meta_opt.workloads.readout import with_means, with_readout
 _log = logging.getLogger(__name__)
 
 _MAX_UNREADABLE = 0.2
-"""Share of the samples whose files may be unreadable."""
+"""Maximum fraction of samples with unreadable files."""
 
 
 def fit_multimodal(
     fitting: Fitting, encoders: Mapping[str, str], data_dir: str = ""
 ) -> Fitted:
-    """Plans, reads, trains and tests.
+    """Plans, reads the samples, trains and evaluates.
 
     Args:
         fitting: the input of the fit.
-        encoders: by modality, names of `meta_opt.models.encoders`.
-        data_dir: the folder of encoders, see `InputsConfig.data_dir`.
+        encoders: names of `meta_opt.models.encoders`, by modality.
+        data_dir: folder of encoders, see `InputsConfig.data_dir`.
 
     Raises:
         ValueError: too many files that cannot be read, or a time limit that is too
@@ -53,7 +53,7 @@ def fit_multimodal(
     columns, clock = fitting.columns, fitting.call.clock
     plan, decisions = plan_multimodal(fitting, encoders, data_dir)
     devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
-    # The model is small: each device has a copy.
+    # The model is small enough to be replicated on each device.
     plan = dataclasses.replace(plan, mesh=MeshConfig(data=devices))
     decisions = [*decisions, *found]
     log_decisions(decisions)
@@ -113,12 +113,12 @@ def fit_multimodal(
 def plan_multimodal(
     fitting: Fitting, encoders: Mapping[str, str], data_dir: str = ""
 ) -> tuple[MultimodalPlan, list[Decision]]:
-    """Makes a plan, or returns the one that an interrupted call has recorded.
+    """Makes a plan, or returns the plan that an interrupted call recorded.
 
     Args:
         fitting: the input of the fit.
-        encoders: by modality, names of `meta_opt.models.encoders`.
-        data_dir: the folder of encoders, see `InputsConfig.data_dir`.
+        encoders: names of `meta_opt.models.encoders`, by modality.
+        data_dir: folder of encoders, see `InputsConfig.data_dir`.
 
     Raises:
         MissingDataError: an encoder that is not prepared.
@@ -137,7 +137,7 @@ def plan_multimodal(
 def _load(
     fitting: Fitting, side: int
 ) -> tuple[dict[str, LoadedSamples], tuple[str, ...], list[Decision]]:
-    """Reads all files; the decisions say how many cannot be read."""
+    """Reads all files; the decisions give the number of unreadable ones."""
     parts, columns, name = fitting.parts, fitting.columns, fitting.name
     names = class_names_of(parts["train"])
     total = sum(map(len, parts.values()))
@@ -182,7 +182,7 @@ def _standardised(
 ) -> tuple[Columns, Inputs, list[Decision]]:
     """Centers the scores and divides them by their root mean square.
 
-    If both signs occur, the sign may have a meaning, so that the center is 0.
+    If both signs occur, the sign may be meaningful, and the center is 0.
     """
     if columns.kind != "score":
         return columns, inputs, []
@@ -211,7 +211,7 @@ def _standardised(
 def _without(
     backend: MultimodalBackend, inputs: Inputs, split: str
 ) -> dict[str, dict[str, float]]:
-    """Metrics without each modality in turn; retrieval needs both of its own."""
+    """Returns metrics without each modality in turn; none for retrieval."""
     if len(inputs.modalities) < 2 or inputs.kind == "retrieve":
         return {}
     found = {}

@@ -43,7 +43,7 @@ from meta_opt.workloads.multimodal_model import model_factory, split_multimodal
 from meta_opt.workloads.workload import LossFn, SplitModule, split_module
 
 _TRIED = 8
-"""Number of samples of each modality that are opened to find the shapes of arrays."""
+"""Number of samples per modality that are opened to find the shapes of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Outline:
     """What `meta_opt.fit` would do.
 
     Attributes:
-        decisions: its choices and their reasons.
+        decisions: chosen settings with reasons.
         trained_parameters: number of trained parameters.
         other_parameters: number of frozen parameters in the training step.
-        num_steps: most optimizer updates; early stopping and a time limit may lead to
-            fewer.
-        batch_size: B.
+        num_steps: maximum number of optimizer updates; early stopping and a time limit
+            may lead to fewer.
+        batch_size: B, the batch size.
         devices: number of devices that a batch is divided over.
-        memory: estimate for one step, on each device.
-        sample_bytes: bytes of the arrays of all samples, which stay in memory; 0 if
-            files are read while training.
+        memory: estimated memory of one training step, per device.
+        sample_bytes: size in bytes of the arrays of all samples, which stay in memory;
+            0 if files are read during training.
     """
 
     decisions: tuple[Decision, ...]
@@ -73,7 +73,7 @@ class Outline:
     sample_bytes: int
 
     def __str__(self) -> str:
-        """The decisions, then a line for each figure."""
+        """Returns one line for each decision, then for each figure."""
         memory = ", ".join(
             f"{name} {value / 2**20:.0f}"
             for name, value in dataclasses.asdict(self.memory).items()
@@ -120,20 +120,20 @@ def plan(
     and the step is traced to estimate its memory.
 
     Args:
-        data: as for `meta_opt.fit`, like all arguments.
-        target: the column to predict.
+        data: samples; this and the other arguments are as for `meta_opt.fit`.
+        target: name of the column to predict.
         validation: validation samples, which select the model.
         test: test samples, for the final metrics.
-        model: to train instead of the encoders.
-        preset: the training effort.
+        model: model to train instead of the encoders.
+        preset: name or settings of the training effort.
         encoders: names of encoders by modality.
         devices: number of devices, which need not be present.
         seed: random seed.
-        data_dir: the folder of pretrained encoders.
+        data_dir: folder of pretrained encoders.
 
     Raises:
-        ValueError: as `meta_opt.fit`.
-        FileNotFoundError: no such file.
+        ValueError: as for `meta_opt.fit`.
+        FileNotFoundError: a file that does not exist.
         MissingDataError: encoders that are not prepared.
 
     Example:
@@ -224,7 +224,7 @@ def _multimodal(
 
 
 def _some(samples: Sequence[Sample], modalities: Sequence[str]) -> list[Sample]:
-    """A few samples of each modality."""
+    """Returns a few samples of each modality."""
     found: dict[int, Sample] = {}
     for modality in modalities:
         has = (

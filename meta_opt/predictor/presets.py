@@ -12,17 +12,18 @@ class Preset:
     """Limits on the length of training and the sizes of inputs.
 
     Attributes:
-        epochs: passes over the training samples, within ``steps``.
-        steps: fewest and most optimizer updates.
-        image_size: largest side of images, in pixels.
-        text_length: most tokens of a text.
-        audio_seconds: longest sound.
-        fusion_width: D of the fusion.
+        epochs: number of epochs, unless ``steps`` limits it.
+        steps: minimum and maximum number of optimizer updates.
+        image_size: maximum side of images, in pixels.
+        text_length: maximum length of a text, in tokens.
+        audio_seconds: maximum length of audio, in seconds.
+        fusion_width: D, the width of the fusion transformer.
         evaluations: number of evaluations on validation samples in a run.
-        patience: evaluations without improvement after which the run stops.
-        snapshots: number of best snapshots to average, if that helps; 1: none.
-        early: share of a run; if validation is best before it, a second run follows
-            that is as long as the best step suggests. 0: never.
+        patience: number of evaluations without improvement before the run stops.
+        snapshots: maximum number of best snapshots to average if that helps; 1 for no
+            averaging.
+        early: fraction of a run; if the best evaluation is before it, a second run
+            follows whose length is derived from the best step. 0 for never.
 
     >>> find_preset("good").epochs
     20
@@ -68,7 +69,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def find_preset(preset: str | Preset) -> Preset:
-    """Returns the preset of that name; raises ValueError if there is none."""
+    """Returns the preset with a name; raises ValueError for an unknown name."""
     if isinstance(preset, Preset):
         return preset
     check_name("preset", preset, PRESETS)

@@ -1,4 +1,4 @@
-"""The record of the fit that made a predictor."""
+"""The record of the fit that trained a predictor."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ class Record:
     Attributes:
         source: name of the training data.
         preset: name of the preset.
-        metric: the validation metric that selected the parameters.
+        metric: validation metric that selected the parameters.
         metrics: metrics of the model by split.
-        history: the run's records of metrics.
+        history: metrics logged during the run.
         actions: actions of automatic recovery.
-        seconds: by part of the fit.
-        answers: to held-out samples.
-        answered: the split of these samples.
-        without: by modality, metrics of that split without the modality.
+        seconds: duration of each part of the fit.
+        answers: predictions for held-out samples.
+        answered: split of these samples.
+        without: metrics of that split without one modality, by that modality.
     """
 
     source: str

@@ -16,8 +16,8 @@ class Snapshot(NamedTuple):
     """Parameters at an evaluation.
 
     Attributes:
-        step: optimizer updates so far.
-        value: of the selecting metric.
+        step: number of optimizer updates so far.
+        value: value of the selecting metric.
         params: pytree of arrays on the host.
     """
 
@@ -27,18 +27,18 @@ class Snapshot(NamedTuple):
 
 
 class Snapshots:
-    """Keeps the best parameters of those it is shown.
+    """Keeps the best parameters of a run in host memory.
 
-    The best parameters are kept exactly; those to be averaged in bfloat16.
+    The best parameters are kept exactly, the ones to be averaged in bfloat16.
 
     Args:
-        keep: most snapshots to average; 1 for none.
-        metric: the metric that selects; of equal ones the lower ``loss`` is better.
+        keep: maximum number of snapshots to average; 1 for no averaging.
+        metric: metric that selects snapshots; ties are broken by the lower ``loss``.
         mode: ``min`` or ``max``, whichever is better.
 
     Attributes:
-        best: the best snapshot; None before the first.
-        keep: as given.
+        best: the best snapshot; None before the first evaluation.
+        keep: maximum number of snapshots to average.
 
     >>> snapshots = Snapshots(2, "accuracy", "max")
     >>> for step, accuracy in enumerate([0.5, 0.9, 0.7]):
@@ -58,7 +58,7 @@ class Snapshots:
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
         """Keeps a copy of the parameters if they are among the best.
 
-        Of several processes all must call this with the same metrics.
+        With several processes, all must call this with the same metrics.
         """
         rank = self.rank(metrics)
         value = metrics[self._metric]
@@ -74,7 +74,7 @@ class Snapshots:
             self.best = Snapshot(step, value, jax.tree.map(np.array, here))
         if averaged:
             half = Snapshot(step, value, jax.tree.map(_half, here))
-            # The earlier of equal ones is kept.
+            # Of snapshots with equal metrics the earlier one is kept.
             heapq.heappush(self._kept, (rank, -step, half))
             if len(self._kept) > self.keep:
                 heapq.heappop(self._kept)
@@ -85,11 +85,11 @@ class Snapshots:
         averaged: Sequence[Snapshot],
         metrics: Mapping[int, Mapping[str, float]],
     ) -> None:
-        """Restores the snapshots of an earlier process.
+        """Restores the snapshots of an interrupted process.
 
         Args:
-            best: its `best`.
-            averaged: its `ranked`.
+            best: the attribute `best` of that process.
+            averaged: the result of `ranked` in that process.
             metrics: validation metrics of these snapshots by step.
         """
         self.best, self._best_rank = best, self.rank(metrics[best.step])
@@ -97,13 +97,13 @@ class Snapshots:
         heapq.heapify(self._kept)
 
     def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """A sort key that is larger for better metrics; not finite ones are worst."""
+        """Returns a sort key that is larger for better metrics; non-finite is worst."""
         found = (self._sign * metrics[self._metric], -metrics["loss"])
         first, second = (x if np.isfinite(x) else -np.inf for x in found)
         return first, second
 
     def ranked(self) -> list[Snapshot]:
-        """The snapshots to average, the best first."""
+        """Returns the snapshots to average, best first."""
         return [one for _, _, one in sorted(self._kept, key=lambda x: x[:2])[::-1]]
 
 
@@ -111,8 +111,8 @@ class Soup(NamedTuple):
     """An average of snapshots.
 
     Attributes:
-        params: pytree of arrays on the host.
-        steps: of the averaged snapshots.
+        params: averaged parameters, a pytree of arrays on the host.
+        steps: steps of the averaged snapshots.
         metrics: validation metrics of the average.
     """
 
@@ -126,14 +126,14 @@ def greedy_soup(
     evaluate: Callable[[PyTree], Mapping[str, float]],
     enough_time: Callable[[], bool] = lambda: True,
 ) -> Soup | None:
-    """Averages snapshots, best first; each is added only if the average is no worse.
+    """Averages snapshots greedily, best first, as long as validation does not worsen.
 
     Wortsman et al. 2022 (arXiv:2203.05482), recipe 1.
 
     Args:
-        snapshots: of a run.
-        evaluate: validation metrics of parameters.
-        enough_time: called before each evaluation; False ends the search.
+        snapshots: snapshots of a run.
+        evaluate: function from parameters to validation metrics.
+        enough_time: called before each evaluation; the search ends if it is False.
 
     Returns:
         The average, or None if no average of several snapshots is better than the best

@@ -1,4 +1,4 @@
-"""Held-out samples: the user's own, or a share of each class chosen by hash."""
+"""Held-out samples: given by the user, or a fraction of each class chosen by hash."""
 
 import collections
 import math
@@ -9,13 +9,13 @@ from meta_opt.data.splits import unit_hash
 from meta_opt.predictor.decision import Decision
 
 LEAST = 10
-"""Fewest samples to train on."""
+"""Minimum number of samples to train on."""
 _FEW = 1000
-"""Number of samples below which larger shares are held out."""
+"""Number of samples below which a larger fraction is held out."""
 _SHARES = {True: 0.15, False: 0.1}
-"""Held-out share of each split; the key says whether there are few samples."""
+"""Held-out fraction per split, keyed by whether there are fewer than `_FEW` samples."""
 _MOST = 5000
-"""Most samples of a split that is held out by hash."""
+"""Maximum number of samples of a split that is held out by hash."""
 
 
 def check_enough(samples: Sequence[Sample], kind: str, name: str) -> None:
@@ -24,7 +24,7 @@ def check_enough(samples: Sequence[Sample], kind: str, name: str) -> None:
     Args:
         samples: all samples.
         kind: the task.
-        name: of the data, for the message.
+        name: name of the data, for the message.
     """
     if len(samples) < LEAST:
         raise ValueError(
@@ -51,13 +51,13 @@ def hold_out(
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
     """Splits samples into ``train``, ``validation`` and ``test``.
 
-    Samples that name a split keep it. For each missing split a share of each class is
-    held out: the samples with the smallest hashes of their keys, so that a repeated
-    call holds out the same ones. Samples with the same key stay together. Classes of
-    fewer than five samples are not held out.
+    Samples that name a split keep it. For each missing split a fraction of each class
+    is held out: the samples with the smallest hashes of their keys, so that a repeated
+    call holds out the same ones. Samples with the same key stay together. No samples
+    are held out of classes with fewer than five.
 
     Args:
-        samples: all samples but those of ``given``.
+        samples: all samples except those of ``given``.
         kind: the task; ``classify`` splits by class.
         given: ``validation`` and ``test`` samples from separate files.
 
@@ -117,11 +117,11 @@ def hold_out(
 def _held(
     samples: Sequence[Sample], kind: str, splits: Sequence[str], share: float
 ) -> dict[str, str]:
-    """The split of each held-out key."""
+    """Returns the split of each held-out key."""
     classes: dict[str | None, dict[str, None]] = collections.defaultdict(dict)
     taken: set[str] = set()
     for sample in samples:
-        # A key with samples of two classes counts for the first.
+        # A key with samples of several classes counts for the first one.
         if sample.key not in taken:
             taken.add(sample.key)
             label = sample.fields.label if kind == "classify" else None
@@ -149,8 +149,8 @@ def without_unknown(
         modalities: of the training samples.
 
     Returns:
-        The parts without samples of classes that are not in the training split or
-        without any of its modalities; and the decisions that say how many.
+        The parts, without samples whose class is not in the training split or that have
+        none of its modalities; and decisions with the numbers of these samples.
     """
     known = {sample.fields.label for sample in parts["train"]}
     found, decisions = {"train": list(parts["train"])}, []

@@ -1,4 +1,4 @@
-"""The number of steps that fit in a time limit."""
+"""Finds the number of steps that fit in a time limit."""
 
 import dataclasses
 import re
@@ -26,32 +26,33 @@ from meta_opt.workloads.workload import Workload
 
 FEWEST_STEPS = 20
 RESERVE = 0.06
-"""Share of the remaining time that is kept because step times vary."""
+"""Fraction of the remaining time that is kept in reserve, since step times vary."""
 _TIMED_STEPS = 6
 _EVALUATING, _FEWEST_EVALUATIONS = 0.25, 4
-"""Largest share of the remaining time for evaluations, and the fewest of them."""
+"""Maximum fraction of the remaining time for evaluations, and their minimum number."""
 
 
 class Timing:
-    """Seconds of evaluations; those of the first include compilation.
+    """Durations of evaluations in seconds; the first one includes compilation.
 
-    Several processes go by those of the first one: all of them must ask.
+    Several processes use the durations of the first one; every process must make the
+    same calls.
     """
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
 
     def evaluation(self) -> Any:
-        """A context manager that times an evaluation."""
+        """Returns a context manager that times an evaluation."""
         return _Timed(self._seconds)
 
     def mean(self) -> float:
-        """Seconds of an evaluation, without compilation where there are later ones."""
+        """Returns the mean seconds of an evaluation, without the first if possible."""
         later = self._seconds[1:] or self._seconds
         return json_from_first(float(np.mean(later)) if later else 0.0)
 
     def tail(self, preset: Preset) -> float:
-        """Seconds for what follows the run: averaging, tests, ablated modalities."""
+        """Estimates the seconds after the run: averaging, tests, ablated modalities."""
         return (6 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
 
 
@@ -73,14 +74,14 @@ def loop_in_time(
     step: CachedStep,
     timing: Timing,
 ) -> tuple[LoopConfig, list[Decision]]:
-    """Times a few steps, and finds the loop of those that fit in the remaining time.
+    """Times a few steps, and finds the longest loop that fits in the remaining time.
 
     Args:
-        workload: must have an evaluation.
-        plan: with the longest loop.
-        call: its limit and preset.
-        step: compiled once, for the run too.
-        timing: of evaluations.
+        workload: model, data and loss; must have an evaluation.
+        plan: training plan with the longest loop.
+        call: time limit and preset of the call.
+        step: compiled training step, which the run reuses.
+        timing: durations of evaluations.
 
     Returns:
         The loop, and the decision about it.
@@ -155,15 +156,15 @@ def loop_in_time(
 
 
 def fit_optimizer(num_steps: int, params: PyTree) -> Any:
-    """The learned optimizer for a run of so many steps.
+    """Returns the learned optimizer for a run of ``num_steps`` steps.
 
     Args:
         num_steps: length of the run.
-        params: pytree of the trained parameters; their names show whether layers are
+        params: pytree of trained parameters; their names show whether layers are
             stacked.
     """
     paths = leaves_by_path(params)
     stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
-    # The length is a value in its state, so that the timed steps and the run share one
-    # compiled program.
+    # The number of steps is stored in the optimizer state, so that the timed steps and
+    # the run share one compiled program.
     return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))

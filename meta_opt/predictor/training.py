@@ -31,20 +31,20 @@ from meta_opt.types import PyTree, from_config
 from meta_opt.workloads.workload import Workload
 
 _LONGER = 2
-"""Length of a second run over the first one's best step."""
+"""Length of a second run as a multiple of the best step of the first run."""
 
 
 class Trained(NamedTuple):
     """The outcome of a training run.
 
     Attributes:
-        params: the best trainable parameters, on the host.
-        frozen: parameters that do not train, on the host.
+        params: best trainable parameters, on the host.
+        frozen: frozen parameters, on the host.
         validation: metrics of these parameters on validation samples.
-        result: of the run.
-        seconds: mean time of a step.
-        decisions: made while training.
-        best_step: the step with the best validation metric.
+        result: result of the run.
+        seconds: mean seconds per step.
+        decisions: decisions made during training.
+        best_step: step with the best validation metric.
     """
 
     params: PyTree
@@ -57,22 +57,22 @@ class Trained(NamedTuple):
 
 
 def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
-    """Trains with the learned optimizer, a second time where the first is too long.
+    """Trains with the learned optimizer; a second, shorter run follows if necessary.
 
     With a time limit, a few steps are timed first, and the run has as many steps as
     fit. It stops early when validation no longer improves. The best parameters of the
     run, or the average of the best ones, are returned.
 
-    Where validation was best early, its steps were still large: the schedule had most
-    of the run before it. A second run from the same start ends there, and the better of
-    the two is returned.
+    If validation was best early in the run, the steps were still large at that point of
+    the schedule. A second run from the same initial parameters ends near there, and the
+    better of the two runs is returned.
 
-    An interrupted call is resumed in its folder; the outcome is that of a call without
-    interruption.
+    An interrupted call is resumed in its folder, with the same outcome as an
+    uninterrupted call.
 
     Args:
-        workload: must have an evaluation.
-        plan: the longest run, and the metric that selects the parameters.
+        workload: model, data and loss; must have an evaluation.
+        plan: longest run, and the metric that selects the parameters.
         call: limits and folder of the call.
 
     Raises:
@@ -118,11 +118,11 @@ def _train_once(
     step: CachedStep,
     timing: Timing,
 ) -> Trained:
-    """One run of `meta_opt.finetuning.run`, and its best parameters."""
+    """Runs `meta_opt.finetuning.run` once; returns the best parameters."""
     evaluate = workload.evaluate
     assert evaluate is not None
     if call.run_folder is not None:
-        # Stopping is decided at evaluations, so each of them has a checkpoint.
+        # The run may stop at any evaluation, so each of them has a checkpoint.
         loop = dataclasses.replace(loop, checkpoint_every=loop.eval_every)
     watch = _Watch(workload, plan, loop, call, timing)
     result = run(
@@ -162,7 +162,7 @@ def _train_once(
 def _second_length(
     first: Trained, loop: LoopConfig, call: FitCall, timing: Timing
 ) -> int:
-    """Steps of a second run; 0 where the first was not too long, or time is short."""
+    """Returns the length of a second run; 0 if none is needed or time is too short."""
     length = max(_LONGER * first.best_step, FEWEST_STEPS)
     if not 0 < first.best_step <= call.preset.early * loop.num_steps:
         return 0
@@ -176,7 +176,7 @@ def _second_length(
 def _better(
     first: Trained, second: Trained, plan: TrainingPlan, long: int, short: int
 ) -> tuple[Trained, Decision]:
-    """The run with the better validation metric, and of equal ones the lower loss."""
+    """Returns the run with the better validation metric; the lower loss breaks ties."""
     sign = 1 if plan.mode == "min" else -1
 
     def rank(trained: Trained) -> tuple[float, float]:
@@ -197,19 +197,19 @@ def _better(
 
 
 class _Watch:
-    """Evaluates a run, keeps its best parameters, and says when it stops.
+    """Evaluates a run, keeps its best parameters, and decides when it stops.
 
     Args:
-        workload: must have an evaluation.
-        plan: the metric that selects the parameters.
-        loop: of the run.
+        workload: model, data and loss; must have an evaluation.
+        plan: training plan with the metric that selects the parameters.
+        loop: settings of the run.
         call: limits and folder of the call.
-        timing: of evaluations.
+        timing: durations of evaluations.
 
     Attributes:
-        evaluations: of the run, those before an interruption too.
-        length: steps to run; fewer than those of the loop if the interrupted run had
-            stopped already.
+        evaluations: evaluations of the run, including those before an interruption.
+        length: number of steps to run; below the loop's if the interrupted run had
+            stopped early.
     """
 
     def __init__(
@@ -236,10 +236,10 @@ class _Watch:
         self._at = 0 if folder is None else _last_checkpoint(folder)
         ended = self.evaluations.ended
         if ended is not None and ended[0] > self._at:
-            # Decided after the last checkpoint, so it is decided again.
+            # The decision to stop is newer than the last checkpoint: make it again.
             self.evaluations.ended = ended = None
         self.length = ended[0] if ended else loop.num_steps
-        # Nothing is written before all have read.
+        # No process may write before all have read.
         seen = [self._at, ended, sorted(self.evaluations.metrics)]
         check_alike(seen, f"files in {folder}")
         self._calls = self._at // loop.eval_every + 1 if self._at else 0
@@ -248,7 +248,7 @@ class _Watch:
     def evaluate(
         self, params: PyTree, frozen: PyTree, split: str
     ) -> Mapping[str, float]:
-        """The workload's evaluation; it is recorded."""
+        """Evaluates the parameters and records the metrics."""
         with self._timing.evaluation():
             found = {
                 k: float(v) for k, v in self._evaluate(params, frozen, split).items()
@@ -263,7 +263,7 @@ class _Watch:
         return metrics
 
     def stops(self) -> bool:
-        """Whether the run stops, for lack of improvement or of time."""
+        """Returns whether the run stops, for lack of improvement or time."""
         now = time.perf_counter()
         interval, self._last_call = now - self._last_call, now
         evaluations, clock, preset = self.evaluations, self._clock, self._preset
@@ -283,10 +283,10 @@ class _Watch:
         return evaluations.ended is not None
 
     def decisions(self, taken: int) -> list[Decision]:
-        """Where the run stopped early, and which of its steps is best.
+        """Returns decisions about early stopping and the best step.
 
         Args:
-            taken: steps of the run.
+            taken: number of steps of the run.
         """
         found = []
         evaluations, metric = self.evaluations, self._metric
@@ -303,7 +303,7 @@ class _Watch:
 
 
 def _of_average(soup: Soup | None, evaluations: Evaluations, metric: str) -> Decision:
-    """Whether the average of the best parameters is taken, and why."""
+    """Returns the decision whether to use the average of the best parameters."""
     snapshots = evaluations.snapshots
     best = snapshots.best
     assert best is not None
@@ -319,7 +319,7 @@ def _of_average(soup: Soup | None, evaluations: Evaluations, metric: str) -> Dec
 
 
 def _last_checkpoint(workdir: Path) -> int:
-    """The step that a run in a folder resumes from; 0 without a checkpoint."""
+    """Returns the step that a run in a folder resumes from; 0 without a checkpoint."""
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         return 0

@@ -1,4 +1,4 @@
-"""Fits a vision-text model that the user names: CLIP, SigLIP, PaliGemma or our own."""
+"""Fits a given vision-text model: CLIP, SigLIP, PaliGemma or one of this library."""
 
 import dataclasses
 import functools
@@ -41,11 +41,11 @@ _MAX_UNREADABLE = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class VisionTextPlan(TrainingPlan):
-    """The training plan with the model and its task.
+    """Training plan with the model and its task.
 
     Attributes:
         kind: the task, ``retrieve`` or ``caption``.
-        model: the model, and which of its parameters train.
+        model: the model, and which of its parameters are trained.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class VisionTextPlan(TrainingPlan):
 def plan_vision_text(
     fitting: Fitting, weights: str
 ) -> tuple[VisionTextPlan, list[Decision]]:
-    """Makes a plan, or returns the one that an interrupted call has recorded.
+    """Makes a plan, or returns the plan that an interrupted call recorded.
 
     Args:
         fitting: the input of the fit: images with texts, to retrieve or to generate.
@@ -84,11 +84,11 @@ def _make_plan(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, Decision
             + (
                 "a target of texts"
                 if kind == "caption"
-                else "pictures with texts alone"
+                else "images and texts without a target"
             )
         )
     if other := [m for m in columns.modalities if m not in ("image", "text")]:
-        reason = f"the model {weights} reads only pictures and texts"
+        reason = f"the model {weights} reads only images and texts"
         decisions.choose("not_read", other, reason)
     examples = len(fitting.parts["train"])
     decisions.choose("model", weights, f"as given; its loss is {loss}")
@@ -124,7 +124,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     """
     plan, decisions = plan_vision_text(fitting, weights)
     devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
-    # The model is large: parameters and optimizer state are divided.
+    # The model is large: parameters and optimizer state are sharded.
     plan = dataclasses.replace(plan, mesh=MeshConfig(fsdp=devices))
     decisions = [*decisions, *found]
     log_decisions(decisions)
@@ -132,7 +132,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     try:
         return _fit_in(folder, fitting, plan, decisions)
     except BaseException:
-        # A model that is returned removes its folder itself.
+        # On success, the returned model removes its folder.
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -140,7 +140,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
 def _fit_in(
     folder: Path, fitting: Fitting, plan: VisionTextPlan, decisions: list[Decision]
 ) -> Fitted:
-    """`fit_vision_text`, with files in a folder that the model keeps."""
+    """Implements `fit_vision_text`, with files in a folder that the model keeps."""
     clock, kind = fitting.call.clock, plan.kind
     file = folder / "samples.jsonl"
     _write_samples(file, fitting, kind)
@@ -154,7 +154,7 @@ def _fit_in(
             eval_batch_size=min(64, total),
             prompt=DEFAULT_PROMPT if kind == "caption" else "",
         ),
-        # The model's own text length.
+        # None selects the text length of the model.
         PipelineConfig(text_length=None),
     )
     export = ExportConfig(
@@ -189,22 +189,22 @@ def _fit_in(
 
 
 def _loss_of(weights: str) -> str:
-    """The loss of a model: ``captioning``, ``clip`` or ``siglip``.
+    """Returns the loss of a model: ``captioning``, ``clip`` or ``siglip``.
 
     Raises:
-        ValueError: no such model.
+        ValueError: an unknown model.
     """
     if not is_folder(weights):
         made = pretrained.read_config(weights)
         return "captioning" if isinstance(made, GenerativeConfig) else "clip"
     if huggingface.is_generative(weights):
         return "captioning"
-    # CLIP's tower has a class token; SigLIP's has none.
+    # CLIP's image tower has a class token, SigLIP's does not.
     return "clip" if huggingface.read_config(weights).class_token else "siglip"
 
 
 def _write_samples(file: Path, fitting: Fitting, kind: str) -> None:
-    """Writes the samples as the JSONL file that a run reads."""
+    """Writes the samples to the JSONL file that a run reads."""
     write_jsonl(
         file,
         (
@@ -220,7 +220,8 @@ def _line(sample: Sample, split: str, kind: str) -> dict[str, Any]:
     media = sample.media["image"]
     if media.member:
         raise ValueError(
-            f"{media.name} is in a tar file, and model=... reads only files: unpack it"
+            f"{media.name} is in a tar file, but model=... needs separate files: "
+            "unpack it"
         )
     line: dict[str, Any] = {"image": str(media.file.absolute()), "split": split}
     if kind == "retrieve":
