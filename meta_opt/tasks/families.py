@@ -1,8 +1,9 @@
-"""Families of tasks by name, each on real data; the split is by data set.
+"""Task families by name, each on real data; meta-data is split by data set.
 
-See `SPLIT_OF_DATASET` for who is where, and each family's `Task` for its model. Names
-say data set, model and, where it is not from scratch, the way of adapting a pre-trained
-model; ``style_`` and ``foreign_`` begin those of `meta_opt.tasks.foreign`.
+`SPLIT_OF_DATASET` has the split of each data set. The name of a family consists of data
+set, model and, for pre-trained models, the adaptation method. Names of families in
+`meta_opt.tasks.style_families` begin with ``style_``, of `meta_opt.tasks.foreign` with
+``validation_``, ``foreign_`` or ``demo_``.
 """
 
 import dataclasses
@@ -56,22 +57,22 @@ SPLIT_OF_DATASET = {
     "tuxpaint": "test",
     "animated": "test",
     **dict.fromkeys(STYLE_DATASETS, "train"),
-    # Other people's code and habits, `meta_opt.tasks.foreign`.
+    # Data sets of independently written models, `meta_opt.tasks.foreign`.
     "currencies": "style_validation",
     "terrain": "style_validation",
     "source": "style_validation",
     "iris": "style_validation",
-    # First words of the names of families that are not named after their data set.
+    # First words of family names that do not begin with a data set.
     "style": "train",
     **dict.fromkeys(("minilm", "whisper", "efficientnet"), "train"),
     "validation": "style_validation",
     "foreign": "foreign",
     **dict.fromkeys(("titles", "demo"), "demo"),
 }
-"""Which part of the meta-data a data set belongs to: no task crosses it.
+"""Split of the meta-data that a data set belongs to; no task uses data of two splits.
 
-Families of style validation may take the data of ``validation`` too, since both choose
-weights.
+The exception are families of style validation, which may use data of ``validation``:
+both splits select weights.
 """
 
 _IMAGE = (16, 16, 3)
@@ -82,15 +83,15 @@ def make_task(family: str, data_dir: str | None = None) -> Task:
     """Builds a task of a family.
 
     Args:
-        family: a name in `FAMILIES`.
-        data_dir: where prepared datasets are; None for the default.
+        family: name of the family, a key of `FAMILIES`.
+        data_dir: folder of prepared datasets; None for the default.
 
     Returns:
-        The task, its data in memory.
+        The task, with its data in memory.
 
     Raises:
         ValueError: an unknown family.
-        MissingDataError: its data has not been prepared; names the command.
+        MissingDataError: a dataset that is not prepared; the message has the command.
     """
     if family not in FAMILIES:
         raise ValueError(
@@ -113,7 +114,7 @@ def _task(
     feedback_every: int = 0,
     seed: int = 0,
 ) -> Task:
-    """A task on at most ``train`` examples; the name is `make_task`'s to give."""
+    """Returns a task on at most ``train`` examples; `make_task` sets its name."""
     return Task(
         name=dataset,
         dataset=dataset,
@@ -154,7 +155,7 @@ def _speech(classes: int, width: int = 32, depth: int = 1) -> Model:
 
 
 def _speech_conv(classes: int) -> Model:
-    # A spectrogram as a picture of one channel.
+    # The spectrogram is treated as an image with one channel.
     return classifier("audio", conv_tower("picture", 1, (8, 16, 24)), classes)
 
 
@@ -182,7 +183,7 @@ def _both(classes: int) -> Model:
     )
 
 
-# Pre-trained models; every one on a data set of the meta-training part.
+# Pre-trained models, each on a data set of the meta-training split.
 
 
 @functools.cache
