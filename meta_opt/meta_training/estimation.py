@@ -42,14 +42,14 @@ def _draw_horizon(task: Task, key: jax.Array) -> jax.Array:
     return jnp.round(jnp.exp(log_steps)).astype(jnp.int32)
 
 
-def _whole(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
+def _stateless(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
     """Returns an estimator over whole runs, which has no state."""
     return Estimator(
         lambda theta, key: (), lambda theta, state, key: (estimate(theta, key), state)
     )
 
 
-def _backpropagation(
+def _whole_run_bptt(
     task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
 ) -> Estimator:
     """Mean over particles of normalised meta-gradients of log loss plus error.
@@ -85,7 +85,7 @@ def _backpropagation(
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), units)
         return Estimate(mean, jnp.mean(values), optax.tree.norm(mean))
 
-    return _whole(estimate)
+    return _stateless(estimate)
 
 
 def _at_most_unit(gradient: PyTree) -> PyTree:
@@ -102,7 +102,7 @@ def _unit(gradient: PyTree) -> PyTree:
     return jax.tree.map(lambda g: jnp.where(valid, g / norm, 0.0), gradient)
 
 
-def _evolution(
+def _whole_run_es(
     task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
 ) -> Estimator:
     """Antithetic evolution strategies over whole runs, scored against tuned AdamW.
@@ -161,10 +161,10 @@ def _evolution(
         found = antithetic(objective, theta, noise_key, config.pairs, config.sigma)
         return Estimate(_at_most_unit(found.gradient), found.centre, found.spread)
 
-    return _whole(estimate)
+    return _stateless(estimate)
 
 
-def _windowed(
+def _on_windows(
     build: Callable[[Episode, MetaTrainConfig, Vmap], Estimator],
     differentiable: bool = False,
 ) -> Callable[[Task, MetaTrainConfig, Parametrisation, Vmap], Estimator]:
@@ -201,15 +201,15 @@ def _population(config: MetaTrainConfig) -> EvolutionConfig:
 _ESTIMATORS: dict[
     str, Callable[[Task, MetaTrainConfig, Parametrisation, Vmap], Estimator]
 ] = {
-    "bptt": _backpropagation,
-    "es": _evolution,
-    "truncated_bptt": _windowed(
+    "bptt": _whole_run_bptt,
+    "es": _whole_run_es,
+    "truncated_bptt": _on_windows(
         lambda e, c, v: bptt(e, BackpropagationConfig(c.particles, remat=False), v),
         differentiable=True,
     ),
-    "truncated_es": _windowed(lambda e, c, v: truncated_es(e, _population(c), v)),
-    "pes": _windowed(lambda e, c, v: pes(e, _population(c), v)),
-    "nres": _windowed(lambda e, c, v: nres(e, _population(c), v)),
+    "truncated_es": _on_windows(lambda e, c, v: truncated_es(e, _population(c), v)),
+    "pes": _on_windows(lambda e, c, v: pes(e, _population(c), v)),
+    "nres": _on_windows(lambda e, c, v: nres(e, _population(c), v)),
 }
 
 

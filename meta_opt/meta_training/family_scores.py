@@ -127,7 +127,7 @@ class Families:
                 n: i % len(self._pools) for i, n in enumerate(self._config.families)
             }
             futures = {
-                self._pools[home[call[0]]].submit(_in_worker, method, call): call[0]
+                self._pools[home[call[0]]].submit(_call_worker, method, call): call[0]
                 for call in calls
             }
         else:
@@ -152,7 +152,9 @@ class Families:
                     return
                 self._compiled[lane].add(call[0])
                 if self._pools:
-                    found = self._pools[lane].submit(_in_worker, method, call).result()
+                    found = (
+                        self._pools[lane].submit(_call_worker, method, call).result()
+                    )
                 else:
                     found = getattr(self._local, method)(*call)
                 if lease is not None:
@@ -185,7 +187,7 @@ class Families:
         self, candidates: Sequence[PyTree], generation: int
     ) -> tuple[list[float], dict[str, float]]:
         """Returns the score of every candidate, and the last one's for each family."""
-        names = self._drawn(generation)
+        names = self._draw_families(generation)
         by_name = dict(self.scores_by_family(names, candidates, generation))
         # Scores from files are cast to the precision in which they were computed.
         found = [np.asarray(by_name[name], np.float32) for name in names]
@@ -214,7 +216,7 @@ class Families:
         calls = [(name, thetas, generation, self._references[name]) for name in names]
         yield from self._map("score", calls, f"generation {generation + 1}")
 
-    def _drawn(self, generation: int) -> list[str]:
+    def _draw_families(self, generation: int) -> list[str]:
         names = list(self._config.families)
         count = self._config.families_per_generation
         if not count or count >= len(names):
@@ -275,8 +277,8 @@ class _Worker:
         self._evaluators: dict[str, _FamilyEvaluator] = {}
 
     def measure(self, name: str) -> dict[str, float]:
-        """Returns AdamW's results on a family, see `_adamw`."""
-        return _adamw(self._make(name), self._config, self._device(name))
+        """Returns AdamW's results on a family, see `_tune_adamw`."""
+        return _tune_adamw(self._make(name), self._config, self._device(name))
 
     def score(
         self, name: str, thetas: PyTree, generation: int, reference: Reference
@@ -303,7 +305,7 @@ def _begin_worker(config: DirectSearchConfig, make: Callable[[str], Task]) -> No
     _WORKER.append(_Worker(config, make))
 
 
-def _in_worker(method: str, arguments: tuple) -> Any:
+def _call_worker(method: str, arguments: tuple) -> Any:
     return getattr(_WORKER[0], method)(*arguments)
 
 
@@ -327,7 +329,7 @@ def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcom
     return run_all
 
 
-def _adamw(
+def _tune_adamw(
     task: Task,
     config: DirectSearchConfig,
     device: jax.Device,

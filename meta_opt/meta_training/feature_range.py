@@ -43,7 +43,7 @@ def with_feature_range(
     for task in tasks:
         full = num_steps.get(task.name, task.horizons[1])
         lengths = [max(1, round(budget * full)) for budget in budgets]
-        seen += _seen(task, theta, recording, lengths, seed)
+        seen += _feature_extremes(task, theta, recording, lengths, seed)
     if not seen:
         raise ValueError("a range of features needs at least one task")
     low = np.min([x[0] for x in seen], axis=0)
@@ -54,7 +54,7 @@ def with_feature_range(
     return dataclasses.replace(config, feature_range=pairs)
 
 
-def _seen(
+def _feature_extremes(
     task: Task,
     theta: PyTree,
     config: ControllerConfig,

@@ -20,7 +20,7 @@ from meta_opt.types import PyTree
 
 _log = logging.getLogger(__name__)
 
-_MAPPINGS = 6000
+_MAPPINGS_PER_PROGRAM = 6000
 """Approximate number of memory mappings of a program on the CPU."""
 
 
@@ -101,7 +101,7 @@ class FamilyPrograms:
         if not self._compiled:
             self._compile(theta, inner)
             self._compiled = True
-        turns = _turns(len(self.families), self._at_once, step)
+        turns = _family_indices(len(self.families), self._at_once, step)
         # Dispatch all programs before waiting for any of them.
         taken = [
             self._programs[self._places[turn]].estimate(
@@ -164,7 +164,7 @@ class FamilyPrograms:
                 pass
 
 
-def _turns(families: int, at_once: int, step: int) -> list[int]:
+def _family_indices(families: int, at_once: int, step: int) -> list[int]:
     """Returns the indices of a step's families; each family stays with its device."""
     rounds = -(-families // at_once)
     first = step % rounds * at_once
@@ -179,7 +179,7 @@ def _check_mappings(programs: int) -> None:
     limit = Path("/proc/sys/vm/max_map_count")
     if jax.default_backend() != "cpu" or not limit.is_file():
         return
-    allowed, needed = int(limit.read_text()), _MAPPINGS * programs
+    allowed, needed = int(limit.read_text()), _MAPPINGS_PER_PROGRAM * programs
     if allowed < needed:
         raise RuntimeError(
             f"{programs} programs need about {needed} memory mappings and "

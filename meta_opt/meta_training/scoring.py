@@ -6,7 +6,7 @@ import numpy as np
 
 CAP = 4.0
 """Bound on the log ratio to the reference; also the log ratio of a diverged run."""
-_BETTER = 1.0 / 3.0
+_BETTER_WEIGHT = 1.0 / 3.0
 
 
 def relative_score(
@@ -35,7 +35,7 @@ def asymmetric_log1p(x: jax.Array) -> jax.Array:
     [0.693, -0.231]
     """
     size = jnp.log1p(jnp.abs(x))
-    return jnp.where(x > 0, size, -_BETTER * size)
+    return jnp.where(x > 0, size, -_BETTER_WEIGHT * size)
 
 
 def meta_objective(

@@ -21,13 +21,13 @@ TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", 
 _CLASS_NAMES = ("label", "class", "category")
 _TEXT_NAMES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
 """Column names whose list values are alternative correct texts."""
-_MOST_CLASSES = 20
+_MAX_INTEGER_CLASSES = 20
 """Maximum number of distinct integers that are interpreted as classes."""
-_LONG = 6
+_MAX_CATEGORY_WORDS = 6
 """Mean number of words above which repeated texts are not categories."""
-_PATHS = 0.9
+_MIN_PATH_FRACTION = 0.9
 """Minimum fraction of a column's values that name files of one modality."""
-_SOME = 20
+_MIN_IDENTIFIERS = 20
 """Minimum number of values for a column to be recognised as identifiers."""
 
 
@@ -158,7 +158,7 @@ def _media_columns(
     for name, given in values.items():
         kinds = collections.Counter(_media_kind(name, x) for x in given)
         kind, count = kinds.most_common(1)[0] if kinds else ("", 0)
-        if not kind or count < _PATHS * len(given):
+        if not kind or count < _MIN_PATH_FRACTION * len(given):
             continue
         files = [x for x in given if isinstance(x, str)]
         if address := next((x for x in files if "://" in x), ""):
@@ -255,7 +255,10 @@ def _is_category(values: Sequence[Any]) -> bool:
     if any(isinstance(x, list | float | Media) for x in values):
         return False
     distinct = len(set(map(str, values)))
-    return 1 < distinct <= max(2, len(values) // 4) and _mean_words(values) <= _LONG
+    return (
+        1 < distinct <= max(2, len(values) // 4)
+        and _mean_words(values) <= _MAX_CATEGORY_WORDS
+    )
 
 
 def _mean_words(values: Sequence[Any]) -> float:
@@ -310,11 +313,13 @@ def _task_of(
         return "classify", "truth", f"{about}: two classes"
     if kind in ("integer", "number"):
         whole = all(float(x).is_integer() for x in values)
-        few = distinct <= _MOST_CLASSES and 2 * distinct <= len(values)
+        few = distinct <= _MAX_INTEGER_CLASSES and 2 * distinct <= len(values)
         if whole and (named or (few and name.casefold() not in ("score", "rating"))):
             return "classify", "integer", f"{about}: classes"
         return "score", "text", f"{about}: a number to predict"
-    if named or (2 * distinct <= len(values) and _mean_words(values) <= _LONG):
+    if named or (
+        2 * distinct <= len(values) and _mean_words(values) <= _MAX_CATEGORY_WORDS
+    ):
         return "classify", "text", f"{about}: classes"
     _check_not_numbers(table, name, values)
     if media:
@@ -330,7 +335,11 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
     texts = [text for value in values for text in value]
     # Alternative answers may coincide, but a list of classes has no duplicates.
     repeated = any(len(set(map(str, value))) < len(value) for value in values)
-    if name.casefold() in _TEXT_NAMES or repeated or _mean_words(texts) > _LONG:
+    if (
+        name.casefold() in _TEXT_NAMES
+        or repeated
+        or _mean_words(texts) > _MAX_CATEGORY_WORDS
+    ):
         return
     if not (name.casefold() in _CLASS_NAMES or _is_category(texts)):
         return
@@ -401,7 +410,9 @@ def _text_columns(
 
 
 def _is_identifier(values: Sequence[Any]) -> bool:
-    if len(values) < _SOME or any(isinstance(x, float | list | bool) for x in values):
+    if len(values) < _MIN_IDENTIFIERS or any(
+        isinstance(x, float | list | bool) for x in values
+    ):
         return False
     if all(isinstance(x, int) for x in values):
         steps = {b - a for a, b in itertools.pairwise(values)}

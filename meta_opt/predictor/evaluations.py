@@ -16,7 +16,7 @@ from meta_opt.types import PyTree
 _FILE = "evaluations.json"
 _BEST = "best-"
 """Prefix of the file of the best parameters."""
-_HALF = ":"
+_SEPARATOR = ":"
 """Separator of a tensor's index and dtype; the dtype is written for bfloat16 only."""
 
 
@@ -121,7 +121,7 @@ class Evaluations:
         remedy = "start again in another workdir"
         leaves = {}
         for name, x in read_tensors(file, expected, _FILE, remedy).items():
-            number, _, half = name.partition(_HALF)
+            number, _, half = name.partition(_SEPARATOR)
             leaves[int(number)] = x.view(ml_dtypes.bfloat16) if half else x
         return jax.tree.unflatten(self._structure, [leaves[i] for i in sorted(leaves)])
 
@@ -133,5 +133,5 @@ def _named(number: int, x: Any) -> tuple[str, np.ndarray]:
     """
     x = np.ascontiguousarray(x)
     if x.dtype == ml_dtypes.bfloat16:
-        return f"{number}{_HALF}bfloat16", x.view(np.uint16)
+        return f"{number}{_SEPARATOR}bfloat16", x.view(np.uint16)
     return str(number), x

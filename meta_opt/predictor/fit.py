@@ -222,7 +222,7 @@ def prepare(
         dataclasses.asdict,
         functools.partial(from_config, Columns),
     )
-    parts, found = _divided(tables, columns, record)
+    parts, found = _split_samples(tables, columns, record)
     call = dataclasses.replace(call, record=record)
     fitting = Fitting(parts, columns, table.name, arguments["seed"], call)
     return fitting, [*decisions, *found]
@@ -239,7 +239,7 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _divided(
+def _split_samples(
     tables: Mapping[str, Table], columns: Columns, record: CallRecord
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
     """Returns the samples by split, and the decisions about them."""

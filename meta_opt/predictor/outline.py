@@ -42,7 +42,7 @@ from meta_opt.workloads.multimodal_inputs import InputReader
 from meta_opt.workloads.multimodal_model import model_factory, split_multimodal
 from meta_opt.workloads.workload import LossFn, SplitModule, split_module
 
-_TRIED = 8
+_MAX_OPENED = 8
 """Number of samples per modality that are opened to find the shapes of arrays."""
 
 
@@ -190,7 +190,7 @@ def _multimodal(
     columns, parts = fitting.columns, fitting.parts
     names = class_names_of(parts["train"])
     reader = InputReader(made.inputs, columns.kind, columns.modalities)
-    tried = _some(parts["train"], columns.modalities)
+    tried = _first_of_each(parts["train"], columns.modalities)
     loaded = load_samples(
         tried,
         columns.kind,
@@ -223,7 +223,9 @@ def _multimodal(
     ), decisions
 
 
-def _some(samples: Sequence[Sample], modalities: Sequence[str]) -> list[Sample]:
+def _first_of_each(
+    samples: Sequence[Sample], modalities: Sequence[str]
+) -> list[Sample]:
     """Returns a few samples of each modality."""
     found: dict[int, Sample] = {}
     for modality in modalities:
@@ -232,7 +234,7 @@ def _some(samples: Sequence[Sample], modalities: Sequence[str]) -> list[Sample]:
             for i, x in enumerate(samples)
             if modality in x.media or (modality == "text" and x.fields.reads)
         )
-        for i in list(has)[:_TRIED]:
+        for i in list(has)[:_MAX_OPENED]:
             found[i] = samples[i]
     return list(found.values())
 

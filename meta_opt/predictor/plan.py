@@ -44,17 +44,17 @@ METRICS = {
 whichever is better."""
 _MAX_OPENED = 64
 """Maximum number of files and texts that are opened to choose input sizes."""
-_LONG_ENOUGH = 0.95
+_NOT_TRUNCATED = 0.95
 """Minimum fraction of texts and audio clips that are not truncated."""
 _LEAST_SIDE, _SIDE_STEP = 160, 32
 """Smallest image side and increment, in pixels; smaller images are enlarged, since the
 encoders were trained on sides of 224 pixels."""
 _IMAGE_BYTES = 2e9
 """Maximum size of all decoded images together, in bytes."""
-_HEAD_ONLY = 60
+_MIN_TO_UNFREEZE = 60
 """Number of training samples below which the encoders are frozen."""
 _ADAPTERS = 2000
-_EVERYTHING = 50_000
+_MIN_TO_TRAIN_ENCODERS = 50_000
 """Number of training samples from which adapters, or all parameters, of the encoders
 are trained on an accelerator. On CPUs, steps through whole encoders take too long."""
 
@@ -213,11 +213,11 @@ def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopC
 def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, int]:
     """Returns which parameters train, and how many last layers of encoders (0: all)."""
     on = f"{examples} training samples on {backend}"
-    if examples < _HEAD_ONLY:
+    if examples < _MIN_TO_UNFREEZE:
         decisions.choose(
             "trained",
             "head",
-            f"{on}, fewer than {_HEAD_ONLY}: only projections, fusion and head",
+            f"{on}, fewer than {_MIN_TO_UNFREEZE}: only projections, fusion and head",
         )
         return "head", 1
     if backend == "cpu" or examples < _ADAPTERS:
@@ -228,11 +228,13 @@ def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, 
             "layers below them is computed once per sample",
         )
         return "all", 1
-    if examples < _EVERYTHING:
+    if examples < _MIN_TO_TRAIN_ENCODERS:
         reason = f"{on}, at least {_ADAPTERS}: adapters on all layers"
         decisions.choose("trained", "lora", reason)
         return "lora", 0
-    decisions.choose("trained", "all", f"{on}, at least {_EVERYTHING}: all parameters")
+    decisions.choose(
+        "trained", "all", f"{on}, at least {_MIN_TO_TRAIN_ENCODERS}: all parameters"
+    )
     return "all", 0
 
 
@@ -266,7 +268,7 @@ def _sizes(
         decisions.choose(
             "audio_seconds",
             found["audio_seconds"],
-            f"{_LONG_ENOUGH:.0%} of {len(seconds)} audio clips are at most "
+            f"{_NOT_TRUNCATED:.0%} of {len(seconds)} audio clips are at most "
             f"{longest:.1f} s long; the limit of the preset is "
             f"{preset.audio_seconds:g} s",
         )
@@ -284,7 +286,7 @@ def _length(name: str, lengths: Sequence[int], most: int, decisions: Decisions) 
     decisions.choose(
         name,
         chosen,
-        f"{_LONG_ENOUGH:.0%} of {len(lengths)} texts have at most {needed} tokens; "
+        f"{_NOT_TRUNCATED:.0%} of {len(lengths)} texts have at most {needed} tokens; "
         f"the limit is {most}",
     )
     return chosen
@@ -331,4 +333,4 @@ def _spread(items: Sequence) -> list:
 
 
 def _quantile(values: Sequence[float]) -> float:
-    return sorted(values)[min(len(values) - 1, int(_LONG_ENOUGH * len(values)))]
+    return sorted(values)[min(len(values) - 1, int(_NOT_TRUNCATED * len(values)))]

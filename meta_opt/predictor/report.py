@@ -30,12 +30,12 @@ from meta_opt.reporting.wrong_answers import (
 )
 
 TEMPLATE = Path(__file__).parent / "report.html"
-_SHOWN = 24
+_MAX_ANSWERS = 24
 """Maximum number of answers on the page."""
-_CLASSES = 25
+_MAX_CLASSES = 25
 """Maximum number of classes in the confusion matrix."""
 _SOUND_RATE, _SOUND_SECONDS = 16_000, 10.0
-_LETTERS = 160
+_MAX_CHARACTERS = 160
 """Maximum number of characters of a text on the page."""
 
 
@@ -145,7 +145,7 @@ def _confusion(answered: Sequence[Answer]) -> dict[str, Any]:
     """Returns a confusion matrix of the largest classes; rows are labels."""
     labels = [one.label for one in answered]
     every = sorted({*labels, *(one.prediction for one in answered)})
-    most = sorted(every, key=lambda name: (-labels.count(name), name))[:_CLASSES]
+    most = sorted(every, key=lambda name: (-labels.count(name), name))[:_MAX_CLASSES]
     names = sorted(most)
     place = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
@@ -180,20 +180,20 @@ def _shown(
 ) -> tuple[str, str, list[Answer]]:
     """Returns heading, explanation, and the answers to show."""
     if kind == "score":
-        worst = sorted(answered, key=lambda one: -one.error)[:_SHOWN]
+        worst = sorted(answered, key=lambda one: -one.error)[:_MAX_ANSWERS]
         return "Largest errors", f"Of {len(answered)} {split} samples.", worst
     if kind == "caption":
         return (
             "Generated texts",
             f"Some of {len(answered)} {split} samples.",
-            [*answered[:_SHOWN]],
+            [*answered[:_MAX_ANSWERS]],
         )
     wrong = sum(not one.correct for one in answered)
     about = (
         f"{wrong} of {len(answered)} {split} samples are wrong; these are the most "
         "confident ones, each with the correct answer, then the prediction."
     )
-    return "Wrong answers", about, choose_wrong(answered, _SHOWN)
+    return "Wrong answers", about, choose_wrong(answered, _MAX_ANSWERS)
 
 
 def _with_media(answer: Answer) -> ShownAnswer:
@@ -236,4 +236,4 @@ def _middle_frame(data: bytes) -> np.ndarray:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}..."
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

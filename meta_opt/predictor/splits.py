@@ -10,11 +10,11 @@ from meta_opt.predictor.decision import Decision
 
 LEAST = 10
 """Minimum number of samples to train on."""
-_FEW = 1000
+_FEW_SAMPLES = 1000
 """Number of samples below which a larger fraction is held out."""
-_SHARES = {True: 0.15, False: 0.1}
-"""Held-out fraction per split, keyed by whether there are fewer than `_FEW` samples."""
-_MOST = 5000
+_HELD_OUT_FRACTION = {True: 0.15, False: 0.1}
+"""Held-out fraction per split, keyed by whether there are few samples."""
+_MAX_HELD_OUT = 5000
 """Maximum number of samples of a split that is held out by hash."""
 
 
@@ -88,8 +88,10 @@ def hold_out(
         # Every sample names a split, and none of them is for validation.
         free, parts["train"] = parts["train"], []
         wanting = [split for split in wanting if split == "validation"]
-    share = _SHARES[len(free) < _FEW]
-    held = _held(free, kind, wanting, min(share, _MOST / max(len(free), 1)))
+    share = _HELD_OUT_FRACTION[len(free) < _FEW_SAMPLES]
+    held = _held_out_keys(
+        free, kind, wanting, min(share, _MAX_HELD_OUT / max(len(free), 1))
+    )
     for sample in free:
         parts[held.get(sample.key, "train")].append(sample)
     for split in wanting:
@@ -114,7 +116,7 @@ def hold_out(
     return parts, decisions
 
 
-def _held(
+def _held_out_keys(
     samples: Sequence[Sample], kind: str, splits: Sequence[str], share: float
 ) -> dict[str, str]:
     """Returns the split of each held-out key."""

@@ -30,7 +30,7 @@ from meta_opt.predictor.time_limit import (
 from meta_opt.types import PyTree, from_config
 from meta_opt.workloads.workload import Workload
 
-_LONGER = 2
+_SECOND_RUN_FACTOR = 2
 """Length of a second run as a multiple of the best step of the first run."""
 
 
@@ -163,7 +163,7 @@ def _second_length(
     first: Trained, loop: LoopConfig, call: FitCall, timing: Timing
 ) -> int:
     """Returns the length of a second run; 0 if none is needed or time is too short."""
-    length = max(_LONGER * first.best_step, FEWEST_STEPS)
+    length = max(_SECOND_RUN_FACTOR * first.best_step, FEWEST_STEPS)
     if not 0 < first.best_step <= call.preset.early * loop.num_steps:
         return 0
     if length >= loop.num_steps:

@@ -159,20 +159,20 @@ def _speech_conv(classes: int) -> Model:
     return classifier("audio", conv_tower("picture", 1, (8, 16, 24)), classes)
 
 
-def _with_picture(parts: Parts) -> Parts:
+def _with_mel_image(parts: Parts) -> Parts:
     a, b, c = ({**x, "picture": x["mel"][..., None]} for x in parts)
     return a, b, c
 
 
-def _reads(classes: int, width: int = 32) -> Model:
+def _text_classifier(classes: int, width: int = 32) -> Model:
     return classifier("text", text_tower("text", LETTERS, LENGTH, width, 1), classes)
 
 
-def _writes(width: int = 32, depth: int = 1) -> Model:
+def _text_model(width: int = 32, depth: int = 1) -> Model:
     return language_model(LETTERS, LENGTH, width, depth)
 
 
-def _both(classes: int) -> Model:
+def _image_text_classifier(classes: int) -> Model:
     return fusion(
         {
             "vision": conv_tower("image", 3, (12, 24)),
@@ -211,7 +211,7 @@ def _speech_start(data_dir: str | None) -> PyTree:
 def _writer_start(data_dir: str | None) -> PyTree:
     del data_dir
     arrays, _, _ = some_classes(sources.cldr(), range(0, 20))
-    return pretrain(_writes(), arrays, steps=800)
+    return pretrain(_text_model(), arrays, steps=800)
 
 
 Builder = Callable[[str | None], Task]
@@ -344,7 +344,9 @@ def _emoji_vit_head(data_dir: str | None) -> Task:
 
 def _emoji_fusion(data_dir: str | None) -> Task:
     arrays = sources.emoji("openmoji", data_dir)
-    return _task("emoji", _both(9), arrays, batch=24, horizons=(30, 250))
+    return _task(
+        "emoji", _image_text_classifier(9), arrays, batch=24, horizons=(30, 250)
+    )
 
 
 def _klettres_transformer(data_dir: str | None) -> Task:
@@ -354,7 +356,7 @@ def _klettres_transformer(data_dir: str | None) -> Task:
 
 
 def _klettres_conv(data_dir: str | None) -> Task:
-    arrays = _with_picture(sources.klettres(data_dir))
+    arrays = _with_mel_image(sources.klettres(data_dir))
     model = _speech_conv(count_classes(arrays))
     return _task("klettres", model, arrays, batch=16, value=False, horizons=(30, 150))
 
@@ -377,20 +379,22 @@ def _klettres_finetune(data_dir: str | None) -> Task:
 def _cldr_reader(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.cldr()
-    model = _reads(count_classes(arrays))
+    model = _text_classifier(count_classes(arrays))
     return _task("cldr", model, arrays, train=4000, horizons=(30, 400), value=False)
 
 
 def _cldr_writer(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.cldr()
-    return _task("cldr", _writes(), arrays, batch=16, held_out=200, horizons=(30, 300))
+    return _task(
+        "cldr", _text_model(), arrays, batch=16, held_out=200, horizons=(30, 300)
+    )
 
 
 def _cldr_writer_lora(data_dir: str | None) -> Task:
     arrays = sources.cldr()
     arrays = some_classes(arrays, range(20, count_classes(arrays)))
-    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    model = lora(_text_model(), _writer_start(data_dir), rank=4)
     return _task(
         "cldr", model, arrays, train=2000, batch=16, held_out=200, horizons=(20, 400)
     )
@@ -416,7 +420,7 @@ def _clipart_clip_finetune(data_dir: str | None) -> Task:
 
 
 def _clipart_writer_lora(data_dir: str | None) -> Task:
-    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    model = lora(_text_model(), _writer_start(data_dir), rank=4)
     return _task("clipart", model, sources.clipart(), horizons=(50, 400))
 
 
@@ -424,7 +428,11 @@ def _clipart_fusion(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.clipart(with_words=True)
     return _task(
-        "clipart", _both(count_classes(arrays)), arrays, batch=24, horizons=(50, 300)
+        "clipart",
+        _image_text_classifier(count_classes(arrays)),
+        arrays,
+        batch=24,
+        horizons=(50, 300),
     )
 
 
@@ -470,17 +478,19 @@ def _tuxpaint_trimodal(data_dir: str | None) -> Task:
 
 def _tuxpaint_reader(data_dir: str | None) -> Task:
     arrays = sources.tuxpaint_captions(data_dir)
-    model = _reads(count_classes(arrays), width=48)
+    model = _text_classifier(count_classes(arrays), width=48)
     return _task("tuxpaint", model, arrays, horizons=(50, 500))
 
 
 def _tuxpaint_writer(data_dir: str | None) -> Task:
     arrays = sources.tuxpaint_captions(data_dir)
-    return _task("tuxpaint", _writes(40, depth=2), arrays, batch=24, horizons=(50, 500))
+    return _task(
+        "tuxpaint", _text_model(40, depth=2), arrays, batch=24, horizons=(50, 500)
+    )
 
 
 def _tuxpaint_writer_lora(data_dir: str | None) -> Task:
-    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    model = lora(_text_model(), _writer_start(data_dir), rank=4)
     arrays = sources.tuxpaint_captions(data_dir)
     return _task("tuxpaint", model, arrays, horizons=(50, 500))
 

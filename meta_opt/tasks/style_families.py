@@ -137,7 +137,7 @@ class StyleFamily:
             MissingDataError: data that are not prepared.
         """
         arrays = _DATA[self.data](data_dir)
-        model, arrays = _model(self, arrays, data_dir)
+        model, arrays = _adapted_model(self, arrays, data_dir)
         dataset = self.data.split("_")[0]
         return Task(
             name=dataset,
@@ -157,25 +157,27 @@ class StyleFamily:
         )
 
 
-def _first(arrays: NumpyArrays | Parts) -> NumpyArrays:
+def _train_split(arrays: NumpyArrays | Parts) -> NumpyArrays:
     return arrays if isinstance(arrays, dict) else arrays[0]
 
 
-def _plain(family: StyleFamily, arrays: NumpyArrays | Parts, goal: Goal) -> StyledModel:
+def _from_scratch(
+    family: StyleFamily, arrays: NumpyArrays | Parts, goal: Goal
+) -> StyledModel:
     """Returns a model for these arrays, without pre-training."""
     classes = goal.kind in ("classify", "sigmoid") and not family.outputs
     outputs = count_classes(arrays) if classes else family.outputs
     return build_model(
-        family.style, family.body, goal, outputs, _first(arrays), family.second
+        family.style, family.body, goal, outputs, _train_split(arrays), family.second
     )
 
 
-def _model(
+def _adapted_model(
     family: StyleFamily, arrays: NumpyArrays | Parts, data_dir: str | None
 ) -> tuple[StyledModel, NumpyArrays | Parts]:
     """Returns the (adapted) model of a family, and the data it is trained on."""
     how = family.adaptation
-    model = _plain(family, arrays, family.goal)
+    model = _from_scratch(family, arrays, family.goal)
     if how is None:
         return model, arrays
     # Drop settings that do not affect pre-training, so that families share a start.
@@ -185,9 +187,9 @@ def _model(
         second=family.second,
         outputs=family.outputs,
     )
-    start = _start(base, how.data, how.optimizer, how.steps, data_dir)
+    start = _pretrained_params(base, how.data, how.optimizer, how.steps, data_dir)
     if how.frozen:
-        before = _plain(base, _DATA[how.data](data_dir), base.goal)
+        before = _from_scratch(base, _DATA[how.data](data_dir), base.goal)
 
         def features(part: NumpyArrays) -> NumpyArrays:
             return frozen_features(before, start, part)
@@ -198,26 +200,26 @@ def _model(
             a, b, c = (features(part) for part in arrays)
             arrays = (a, b, c)
         linear = dataclasses.replace(family, body=Body("identity", "feature"))
-        return _plain(linear, arrays, family.goal), arrays
+        return _from_scratch(linear, arrays, family.goal), arrays
     renewed = f"^{family.style.parts[1]}" if how.new_head else "^$"
     adapted = adapt(model, start, family.style, how.trained, renewed, how.low_rank)
     return adapted, arrays
 
 
 @functools.cache
-def _start(
+def _pretrained_params(
     family: StyleFamily, data: str, optimizer: str, steps: int, data_dir: str | None
 ) -> PyTree:
     """Returns pre-trained parameters, computed once for each set of arguments."""
     arrays = _DATA[data](data_dir)
-    model = _plain(family, arrays, family.goal)
+    model = _from_scratch(family, arrays, family.goal)
     compiled = model._replace(init=jax.jit(model.init))
     return pretrain(
-        compiled, _first(arrays), steps, _RATES[optimizer], _OPTIMIZERS[optimizer]
+        compiled, _train_split(arrays), steps, _RATES[optimizer], _OPTIMIZERS[optimizer]
     )
 
 
-_NOTHING = "^$"
+_NO_PATH = "^$"
 """A pattern that matches no path."""
 
 _TORCH = Style(
@@ -388,7 +390,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         _TIMM_VIT,
         adaptation=Adaptation(
             "glyphs_first",
-            trained=_NOTHING,
+            trained=_NO_PATH,
             low_rank=LowRank(
                 r"\.(qkv|o)\.weight",
                 rank=16,
@@ -473,7 +475,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         adaptation=Adaptation(
             "cldr_first",
             steps=500,
-            trained=_NOTHING,
+            trained=_NO_PATH,
             new_head=False,
             low_rank=LowRank(r"(qkv|o|up|down)\.w$", 4, 32.0, uniform=False),
         ),
@@ -589,7 +591,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         second=Body("bag", "words", (32, 32), vocabulary=WORDS),
         adaptation=Adaptation(
             "emoji_google",
-            trained=_NOTHING,
+            trained=_NO_PATH,
             low_rank=LowRank(
                 r"weight$", 16, 8.0, names=("lora_down", "lora_up"), uniform=False
             ),
@@ -619,7 +621,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         Style("torch", out_in=True, activation="relu", leaves=("weight", "bias")),
         adaptation=Adaptation(
             "klettres_first",
-            trained=_NOTHING,
+            trained=_NO_PATH,
             low_rank=LowRank(
                 r"\.[qv]\.weight",
                 rank=4,
