@@ -1,4 +1,4 @@
-"""One setting for all tasks: that of least mean meta-objective over many of them."""
+"""Finds the hyperparameters with the lowest mean meta-objective over many tasks."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ _REFERENCE = ("adamw", Setting(1e-3, 0.01))
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationConfig:
-    """What is tried, and how it is measured.
+    """Grid of hyperparameters, and the runs that each point is evaluated on.
 
     Attributes:
-        families: names of task families, of meta-training only.
-        rivals: names in `meta_opt.optimizers.untuned.CALIBRATED`.
-        learning_rates: peaks to try, by rival.
+        families: names of task families; use those of meta-training only.
+        rivals: baseline optimizers, names in `meta_opt.optimizers.untuned.CALIBRATED`.
+        learning_rates: peak learning rates to try, by rival.
         weight_decays: weight decays to try with each learning rate, by rival.
-        horizon_shares: lengths of the runs, as shares of a task's largest horizon.
-        seeds: random seeds of every run.
-        error_weight: weight of the error beside the log loss.
+        horizon_shares: run lengths, as fractions of a task's largest horizon.
+        seeds: random seeds; every setting runs once with each.
+        error_weight: weight of the error rate relative to the log loss.
     """
 
     families: tuple[str, ...]
@@ -53,7 +53,7 @@ class CalibrationConfig:
                 )
 
     def settings(self, rival: str) -> list[Setting]:
-        """All that are tried of a rival."""
+        """Returns the grid of settings of a rival."""
         return [
             Setting(rate, decay)
             for rate in self.learning_rates[rival]
@@ -64,16 +64,16 @@ class CalibrationConfig:
 def task_objectives(
     task: Task, config: CalibrationConfig
 ) -> dict[str, list[dict[str, float]]]:
-    """The meta-objective of each setting on a task, relative to AdamW at 1e-3.
+    """Evaluates every setting on a task, relative to AdamW with learning rate 1e-3.
 
     Args:
-        task: task of a family in ``config``.
-        config: settings to try.
+        task: task of one of the families in ``config``.
+        config: the grid of settings and the runs to evaluate them on.
 
     Returns:
         By rival, a row for each setting: ``learning_rate``, ``weight_decay`` and
         ``objective``, the mean of `meta_opt.meta_training.scoring.meta_objective` over
-        lengths and seeds; 0 is as good as the reference, less is better.
+        lengths and seeds; 0 means as good as the reference, lower is better.
     """
     lengths = [
         max(1, round(share * task.horizons[1])) for share in config.horizon_shares
@@ -114,10 +114,10 @@ def task_objectives(
 def best_settings(
     objectives: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
 ) -> dict[str, dict[str, float]]:
-    """The setting of each rival whose mean objective over the tasks is least.
+    """Returns the setting of each rival with the lowest mean objective over tasks.
 
     Args:
-        objectives: results of `task_objectives` by task.
+        objectives: results of `task_objectives`, by task.
 
     Returns:
         By rival: ``learning_rate``, ``weight_decay`` and the mean ``objective``.

@@ -15,42 +15,47 @@ class MetaTrainConfig:
     """Settings of meta-training.
 
     Attributes:
-        families: names of task families, taken in turn; a name may stand twice.
-        outer_steps: length of meta-training.
-        estimator: one of `ESTIMATORS`. Over whole runs: ``bptt`` (back-propagation) or
-            ``es`` (evolution strategies). Over one window of each run at a time, with
-            runs out of step: ``truncated_bptt``, ``truncated_es``, ``pes``, ``nres``.
-        parallel: how devices share work. ``families``: a step takes as many families as
-            there are devices, one on each; for few devices. ``particles``: a step
-            takes one family, whose particles are divided over all devices of all
-            processes; results do not depend on their number.
-        particles: inner runs a family, each with its own seed, of back-propagation;
-            seeds that pairs take turns with, of ``es``.
-        pairs: number of antithetic pairs of evolution strategies per family.
+        families: names of task families, visited in turn; a name that is listed twice
+            is visited twice as often.
+        outer_steps: number of outer steps.
+        estimator: meta-gradient estimator, one of `ESTIMATORS`. ``bptt``
+            (back-propagation) and ``es`` (evolution strategies) use whole runs;
+            ``truncated_bptt``, ``truncated_es``, ``pes`` and ``nres`` use one window of
+            each run at a time, with runs at different positions in their episodes.
+        parallel: what is divided over devices. ``families``: each device takes another
+            family in a step; for few devices. ``particles``: a step takes one family,
+            whose particles are divided over all devices of all processes; results do
+            not depend on the number of devices.
+        particles: for back-propagation, inner runs per family, each with its own seed;
+            for ``es``, number of seeds, which the pairs use in turn.
+        pairs: for evolution strategies, antithetic pairs per family.
         sigma: for evolution strategies, standard deviation of the perturbations of
             theta.
-        windows: windows that runs are cut into, where they are.
-        learning_rate: learning rate of Adam on theta; decays by cosine to a tenth.
-        seed: random seed of all randomness.
-        augmentation: see `Augmentation`.
-        error_weight: weight of the error rate beside the log loss in the objective.
-        weight_decay: pull of theta's output weights towards where they began: the
+        windows: number of windows per run, for the estimators that use windows.
+        learning_rate: initial learning rate of Adam on theta; cosine decay to a tenth.
+        seed: random seed of all draws.
+        augmentation: random changes of the tasks, see `Augmentation`.
+        error_weight: weight of the error rate relative to the log loss in the
+            objective.
+        weight_decay: decay of theta's output weights towards their initial values: the
             hand-designed rule, or the weights that meta-training starts from.
         checkpoint_every: outer steps between checkpoints.
         validate_every: outer steps between meta-validations; 0 for none.
         stop_after: stop (resumable) after this many outer steps; 0 for all of them.
         budget_seconds: stop (resumable) after this wall-clock time; 0 for no limit.
-        controller: the controller's shape.
-        direct: names of the direct weights that are trained, see `Parametrisation`;
-            empty: all weights.
-        keep_direct: train all weights but the direct ones.
-        shortest: least length of runs, where a family's own is less.
-        longest: bound on the length of runs, and so of windows: (first outer step,
-            bound) pairs in ascending order, ``((0, 100), (500, 400))`` for short runs
-            first. Programs are recompiled where it changes. Empty, and before the
-            first of them, for the families' own.
-        rates: for ``es``, learning rates of the AdamW that it is scored against.
-        least_budget: for ``es``, smallest budget as a share of AdamW's steps.
+        controller: architecture of the controller.
+        direct: names of the direct weights to train, see `Parametrisation`; empty to
+            train all weights.
+        keep_direct: freeze the direct weights and train all others.
+        shortest: lower bound on the length of runs, in inner steps.
+        longest: schedule of the upper bound on the length of runs, and so of windows:
+            (first outer step, bound) pairs in ascending order, such as
+            ``((0, 100), (500, 400))`` for short runs first. Programs are recompiled
+            when the bound changes. Without a pair for a step, runs are as long as the
+            families say.
+        rates: for ``es``, learning rates of the AdamW reference; the best one counts.
+        least_budget: for ``es``, smallest fraction of AdamW's steps that the controller
+            is run for.
     """
 
     families: tuple[str, ...]
@@ -112,6 +117,6 @@ class MetaTrainConfig:
                 )
 
     def longest_at(self, step: int) -> int | None:
-        """The bound on the length of runs at an outer step; None for no bound."""
+        """Returns the bound on run length at an outer step; None for no bound."""
         bounds = [bound for start, bound in self.longest if start <= step]
         return bounds[-1] if bounds else None

@@ -1,7 +1,7 @@
 """Search of a few direct weights by CMA-ES over whole runs of all families.
 
-For a few dozen parameters and long runs, a search that compares populations on the same
-seeds needs fewer runs than meta-gradients, which are mostly chaotic noise. The
+With a few dozen parameters and long inner runs, comparing a population on common seeds
+needs fewer runs than back-propagated gradients, which are dominated by chaos. The
 covariance matrix adaptation is that of the package ``cmaes`` (Hansen 2016,
 arXiv:1604.00772).
 """
@@ -43,32 +43,34 @@ def direct_search(
     validation: Validation | None = None,
     leases: Leases | None = None,
 ) -> MetaResult:
-    """Searches, or resumes from the last complete generation in ``workdir``.
+    """Runs CMA-ES, or resumes from the last complete generation in ``workdir``.
 
     Every generation draws candidates, runs each on the families at every budget and
-    with the same seeds, and scores it by `meta_objective`: the mean over families, and
-    the mean over the worst fifth of them. A generation's scores are all that is kept:
-    on resuming, the search is replayed from them, to the bit.
+    with the same seeds, and scores it by `meta_objective`: the mean over families, plus
+    the weighted mean over the worst fifth of them. Only the scores of a generation are
+    stored: a resumed search replays them and continues bit for bit.
 
     Processes that share a search evaluate different families, wait for each other at
-    the end of a generation, and return the same, to rounding on unlike machines.
+    the end of a generation, and return the same result, up to rounding between
+    different machines.
 
     Args:
-        config: settings.
-        make: builds the task of a family; with ``workers`` it is pickled.
+        config: settings of the search.
+        make: builds the task of a family; pickled if ``config.workers`` is above 0.
         workdir: folder for ``history.json`` (scores of every generation),
             ``references.json`` (AdamW's results), logs and the resolved config.
         show_progress: whether to show progress bars.
-        validation: evaluates the centre every few generations and at the end.
-        leases: leases shared by all processes of the search, in a folder that all see;
-            None if this one is alone.
+        validation: meta-validation of the centre every few generations and at the end.
+        leases: leases in a folder that all processes sharing the search can access;
+            None if this process is alone.
 
     Returns:
-        The centre with the best meta-validation (the last one without), and the last.
+        The centre with the best meta-validation (without validation the final centre),
+        and the final centre.
 
     Raises:
-        ValueError: an unknown direct weight, a family without task, or another run
-            uses ``workdir``.
+        ValueError: an unknown direct weight, a family without a task, or ``workdir`` is
+            in use by another run.
     """
     with hold_workdir(workdir, shared=leases is not None):
         return _search(config, make, Path(workdir), show_progress, validation, leases)
@@ -82,13 +84,13 @@ def _search(
     validation: Validation | None,
     leases: Leases | None,
 ) -> MetaResult:
-    # Another process that shares the search may have begun it.
+    # Another process that shares the search may have written files already.
     begun = [(workdir / name).is_file() for name in (_HISTORY, REFERENCES)]
     resuming = leases is not None or any(begun)
     write_config(workdir, dataclasses.asdict(config), resuming=resuming)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        # Without generations nothing is evaluated, so AdamW is not measured.
+        # Without generations nothing is evaluated, so skip measuring AdamW.
         families = None
         if config.generations:
             families = Families(config, make, workdir, show_progress, leases)
@@ -159,9 +161,9 @@ def _generations(
 
 
 class _History:
-    """Records of each generation, in ``history.json`` and in the logs.
+    """Stores the scores of each generation in ``history.json`` and in the logs.
 
-    Of the processes that share a search, only one validates, logs and records a
+    If several processes share the search, one of them validates, logs and stores a
     generation.
     """
 
@@ -179,39 +181,39 @@ class _History:
 
     @property
     def validates(self) -> bool:
-        """Whether there is meta-validation."""
+        """Whether meta-validation is configured."""
         return self._validation is not None
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def has(self, generation: int) -> bool:
-        """Whether a generation has been recorded, by this process or another."""
+        """Whether a generation has been stored, by this process or another."""
         if self._leases and generation >= len(self):
             self._entries = read_or(self._workdir / _HISTORY)
         return generation < len(self)
 
     def scores(self, generation: int) -> list[float]:
-        """Returns the scores of a generation's candidates and of its centre."""
+        """Returns the scores of a generation's candidates and, last, of its centre."""
         return self._entries[generation]["scores"]
 
     def validation(self, generation: int, after: PyTree) -> float | None:
-        """Returns mean meta-validation after a generation; None if none is due.
+        """Returns the mean meta-validation after a generation; None if none is due.
 
         Args:
-            generation: index of a recorded generation.
-            after: centre after the generation.
+            generation: index of a stored generation.
+            after: weights of the centre after that generation.
         """
         entry = self._entries[generation]
         if entry["validation"] is None:
-            # It was not due yet if the search was shorter before.
+            # The last generation of a shorter search may be due now.
             entry["validation"] = self._validated(generation, after).get(_MEAN)
         return entry["validation"]
 
     def add(
         self, generation: int, scores: list[float], row: dict[str, float], after: PyTree
     ) -> None:
-        """Records a generation, unless another process has recorded it."""
+        """Stores a generation, unless another process has."""
 
         def keep(generation: int, lease: Lease | None) -> None:
             if self.has(generation):
@@ -222,8 +224,8 @@ class _History:
             if lease is not None:
                 lease.check()
             log = self._log or self._open_log()
-            # The log first: of what the history lacks, resuming drops the lines; what
-            # it has is replayed and not logged again.
+            # Log first: resuming drops log lines of generations that the history
+            # lacks, but does not log the generations that it replays.
             log.write(generation + 1, row | found)
             write_json(self._workdir / _HISTORY, entries, indent=1)
             self._entries = entries
@@ -251,22 +253,23 @@ class _History:
 
 
 class _Weights:
-    """Maps the search's standardised coordinates to the controller's weights."""
+    """Maps standardised search coordinates to the controller's weights."""
 
     def __init__(self, config: DirectSearchConfig) -> None:
         self._names = [name.split("+") for name, _, _ in config.direct]
         self._centre = np.array([centre for _, centre, _ in config.direct])
         self._scale = np.array([scale for _, _, scale in config.direct])
         flat = tuple(n for names in self._names for n in names)
-        # The random LSTM weights have no effect: their output weights are zero.
+        # The seed has no effect on results: the LSTMs' output weights are zero.
         start = init_theta(jax.random.key(config.seed), config.controller)
         if config.start:
             start, shape = load_theta(config.start)
-            # Of the same tensors; how often they iterate is another matter.
+            # The number of iterations does not change the shapes of the weights.
             shape = dataclasses.replace(shape, iterations=config.controller.iterations)
             if shape != config.controller:
                 raise ValueError(
-                    f"start={config.start!r} is of another controller: {shape}"
+                    f"the weights start={config.start!r} belong to another controller: "
+                    f"{shape}"
                 )
         self._parts = Parametrisation(start, config.controller, flat)
 

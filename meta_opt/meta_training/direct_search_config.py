@@ -1,4 +1,4 @@
-"""Settings of the search of direct weights."""
+"""Settings of the CMA-ES search of direct weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,38 +9,41 @@ from meta_opt.types import check_least
 
 @dataclasses.dataclass(frozen=True)
 class DirectSearchConfig:
-    """Settings of the search.
+    """Settings of the CMA-ES search.
 
     Attributes:
         families: names of task families.
-        num_steps: AdamW's steps by family; a family's larger horizon where left out.
-        direct: (name, centre, scale) of each number that is searched: where it begins
-            and its first standard deviation. A name is that of a direct weight, see
-            `Parametrisation`, or several joined by ``+`` that share the number.
-        generations: length of the search; 0 takes the centre as it is.
-        population: candidates of a generation; the centre is evaluated beside them.
-        seeds: inner runs of each candidate and family, other ones each generation.
-        reference_seeds: inner runs of every setting of AdamW.
-        budgets: shares of AdamW's steps that candidates are run for.
-        rates: learning rates of AdamW, the reference.
-        decays: weight decays of AdamW; every pair is run once, and the best is used.
-        error_weight: weight of the error rate beside the log loss, at the full budget.
+        num_steps: number of AdamW steps by family; default: the family's largest
+            horizon.
+        direct: (name, centre, scale) of each search variable: its initial value and
+            initial standard deviation. The name is that of a direct weight, see
+            `Parametrisation`, or of several joined by ``+`` that share the value.
+        generations: number of generations; 0 returns the initial centre.
+        population: candidates per generation; the centre is evaluated in addition.
+        seeds: inner runs per candidate and family; every generation uses other seeds.
+        reference_seeds: inner runs of every AdamW setting.
+        budgets: run lengths of candidates, as fractions of AdamW's steps.
+        rates: learning rates of the AdamW reference.
+        decays: weight decays of the AdamW reference; the best pair of learning rate and
+            weight decay counts.
+        error_weight: weight of the error rate relative to the log loss, at the full
+            budget.
         seed: random seed of the search.
         validate_every: generations between meta-validations of the centre.
-        controller: the controller's shape.
+        controller: architecture of the controller.
         worst_weight: weight of the mean over the worst fifth of the families (the
-            conditional value at risk) beside the mean over all of them.
-        pull: weight of the squared distance from where the search began, in its first
-            standard deviations, beside a candidate's score. Outputs are bounded, so
-            that without it the search may wander off where nothing changes any more.
-        families_per_generation: number of random families that a generation runs
-            on; 0 for all.
-        workers: processes that share the families; 0 for this process alone. Families
-            stay with their process, which builds and compiles them.
-        side_by_side: whether the candidates of a generation run in one program, which
-            suits small models; one after the other is faster for large ones.
-        start: weights that what is searched is added to, a shipped name or a path; ""
-            for the hand-designed rule.
+            conditional value at risk) relative to the mean over all of them.
+        pull: weight of a penalty on the mean squared distance from the initial centre,
+            in initial standard deviations. The controller's outputs are bounded, so
+            without a penalty the search may drift into a saturated, flat region.
+        families_per_generation: number of families, drawn at random, that a generation
+            is evaluated on; 0 for all.
+        workers: number of worker processes that share the families; 0 for none. Each
+            family stays with one worker, so that it is built and compiled once.
+        side_by_side: whether all candidates of a generation run in one vmapped program,
+            which suits small models; running them in turn is faster for large models.
+        start: base weights that the searched values are added to, a shipped name or a
+            path; "" for the hand-designed rule.
     """
 
     families: tuple[str, ...]
@@ -68,8 +71,8 @@ class DirectSearchConfig:
         """Checks ranges.
 
         Raises:
-            ValueError: an empty list, a number out of range, a family that is not
-                there.
+            ValueError: an empty list, a number out of range, or steps for a family that
+                is not in ``families``.
         """
         for name in ("families", "direct", "budgets", "rates", "decays"):
             if not getattr(self, name):
@@ -82,4 +85,6 @@ class DirectSearchConfig:
         if bad := [name for name, _, scale in self.direct if not scale > 0]:
             raise ValueError(f"the scale of {', '.join(bad)} must be above 0")
         if unknown := set(self.num_steps) - set(self.families):
-            raise ValueError(f"num_steps names {sorted(unknown)}, not among families")
+            raise ValueError(
+                f"num_steps has {sorted(unknown)}, which are not in families"
+            )

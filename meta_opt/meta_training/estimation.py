@@ -1,4 +1,4 @@
-"""Estimators of meta-gradients on task families, by name."""
+"""Meta-gradient estimators on task families, by name; each is one compiled program."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
 _COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
-"""Half the compilation time of the default, at the same speed (see the log in docs)."""
+"""Halves the compilation time at the same speed (see the log in docs)."""
 
 
 def _draw_horizon(task: Task, key: jax.Array) -> jax.Array:
@@ -42,24 +42,25 @@ def _draw_horizon(task: Task, key: jax.Array) -> jax.Array:
     return jnp.round(jnp.exp(log_steps)).astype(jnp.int32)
 
 
-def _whole(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
-    """Wraps an estimate as an estimator without state."""
+def _stateless(estimate: Callable[[PyTree, jax.Array], Estimate]) -> Estimator:
+    """Returns an estimator over whole runs, which has no state."""
     return Estimator(
         lambda theta, key: (), lambda theta, state, key: (estimate(theta, key), state)
     )
 
 
-def _backpropagation(
+def _whole_run_bptt(
     task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
 ) -> Estimator:
-    """Averages unit meta-gradients of log loss and error over particles.
+    """Mean over particles of normalised meta-gradients of log loss plus error.
 
-    Gradients are normalised, so that a chaotic run has the same weight as any other,
-    and the mean is small where runs disagree.
+    Each particle's gradient is scaled to unit norm, so that a chaotic run with an
+    exploding gradient does not dominate the mean, and the mean is short where particles
+    disagree.
     """
 
     def objective(trained: PyTree, key: jax.Array, steps: jax.Array) -> jax.Array:
-        # The safeguard has no derivative and doubles the branches to compile.
+        # The safeguard is not differentiable and doubles the branches to compile.
         outcome = unroll(
             task,
             parts.theta(trained),
@@ -84,32 +85,33 @@ def _backpropagation(
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), units)
         return Estimate(mean, jnp.mean(values), optax.tree.norm(mean))
 
-    return _whole(estimate)
+    return _stateless(estimate)
 
 
 def _at_most_unit(gradient: PyTree) -> PyTree:
-    """Clips a gradient to norm 1; zero if any of it is not finite."""
+    """Clips a gradient to norm 1; zero if any element is not finite."""
     norm = optax.tree.norm(gradient)
     factor = jnp.where(jnp.isfinite(norm), 1.0 / jnp.maximum(norm, 1.0), 0.0)
     return jax.tree.map(lambda g: jnp.where(factor > 0, g * factor, 0.0), gradient)
 
 
 def _unit(gradient: PyTree) -> PyTree:
-    """Normalises a gradient; zero if any of it is not finite."""
+    """Scales a gradient to norm 1; zero if any element is not finite."""
     norm = optax.tree.norm(gradient)
-    sound = jnp.isfinite(norm) & (norm > 0)
-    return jax.tree.map(lambda g: jnp.where(sound, g / norm, 0.0), gradient)
+    valid = jnp.isfinite(norm) & (norm > 0)
+    return jax.tree.map(lambda g: jnp.where(valid, g / norm, 0.0), gradient)
 
 
-def _evolution(
+def _whole_run_es(
     task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
 ) -> Estimator:
     """Antithetic evolution strategies over whole runs, scored against tuned AdamW.
 
-    AdamW runs on the same initialisations, batches and augmentation, at each of
-    ``config.rates``; the rate of least mean final loss is the reference. The population
-    gets a share of its steps, log-uniform between ``config.least_budget`` and 1. Pairs
-    take turns with ``config.particles`` seeds, and both of a pair have the same.
+    AdamW runs with the same initialisations, batches and augmentation at each of
+    ``config.rates``; the learning rate with the lowest mean final loss is the
+    reference. The population gets a fraction of AdamW's steps, log-uniform between
+    ``config.least_budget`` and 1. There are ``config.particles`` seeds; pair i uses
+    seed i modulo ``config.particles`` for both of its runs.
     """
     rates = jnp.array(config.rates, jnp.float32)
 
@@ -130,7 +132,7 @@ def _evolution(
         tuned = vmap(reference)(
             jnp.repeat(keys, len(rates)), jnp.tile(rates, config.particles)
         )
-        # The rate of least mean loss over seeds, as a user would select it.
+        # The learning rate with the lowest mean loss over seeds, as a user tunes it.
         losses = jnp.where(jnp.isfinite(tuned.loss), tuned.loss, jnp.inf)
         losses = losses.reshape(config.particles, -1)
         chosen = jnp.argmin(jnp.mean(losses, axis=0))
@@ -159,14 +161,14 @@ def _evolution(
         found = antithetic(objective, theta, noise_key, config.pairs, config.sigma)
         return Estimate(_at_most_unit(found.gradient), found.centre, found.spread)
 
-    return _whole(estimate)
+    return _stateless(estimate)
 
 
-def _windowed(
+def _on_windows(
     build: Callable[[Episode, MetaTrainConfig, Vmap], Estimator],
     differentiable: bool = False,
 ) -> Callable[[Task, MetaTrainConfig, Parametrisation, Vmap], Estimator]:
-    """An estimator of `estimators` on a task's windows; gradients of unit norm."""
+    """Applies an estimator of `estimators` to a task's windows; unit-norm gradients."""
 
     def make(
         task: Task, config: MetaTrainConfig, parts: Parametrisation, vmap: Vmap
@@ -199,15 +201,15 @@ def _population(config: MetaTrainConfig) -> EvolutionConfig:
 _ESTIMATORS: dict[
     str, Callable[[Task, MetaTrainConfig, Parametrisation, Vmap], Estimator]
 ] = {
-    "bptt": _backpropagation,
-    "es": _evolution,
-    "truncated_bptt": _windowed(
+    "bptt": _whole_run_bptt,
+    "es": _whole_run_es,
+    "truncated_bptt": _on_windows(
         lambda e, c, v: bptt(e, BackpropagationConfig(c.particles, remat=False), v),
         differentiable=True,
     ),
-    "truncated_es": _windowed(lambda e, c, v: truncated_es(e, _population(c), v)),
-    "pes": _windowed(lambda e, c, v: pes(e, _population(c), v)),
-    "nres": _windowed(lambda e, c, v: nres(e, _population(c), v)),
+    "truncated_es": _on_windows(lambda e, c, v: truncated_es(e, _population(c), v)),
+    "pes": _on_windows(lambda e, c, v: pes(e, _population(c), v)),
+    "nres": _on_windows(lambda e, c, v: nres(e, _population(c), v)),
 }
 
 
@@ -218,21 +220,19 @@ def make_estimator(
     mesh: Mesh | None = None,
     longest: int | None = None,
 ) -> Estimator:
-    """Returns the configured estimator for one family, to be compiled once.
+    """Returns the configured estimator for one family, jitted.
 
-    The horizon is drawn log-uniformly from the task's range inside the program.
+    The horizon is drawn log-uniformly from the task's range inside the program, so that
+    it is compiled once.
 
     Args:
         task: task of the family.
-        config: settings.
-        parts: trained parts of the controller's weights, to differentiate by.
-        mesh: mesh from `particle_mesh`; particles, and the state of their runs, are
-            divided over its devices, the estimate is on all of them. None for one
+        config: settings of meta-training.
+        parts: the meta-trained parameters, which the gradient is with respect to.
+        mesh: mesh from `particle_mesh`: particles and the state of their runs are
+            sharded over its devices, and the estimate is replicated. None for one
             device.
-        longest: bound on the length of runs; None for the task's own.
-
-    Returns:
-        The estimator, jitted.
+        longest: upper bound on the length of runs; None for the task's largest horizon.
     """
     low, high = (max(steps, config.shortest) for steps in task.horizons)
     if longest is not None:

@@ -14,8 +14,8 @@ class Estimate(NamedTuple):
     """An estimated meta-gradient.
 
     Attributes:
-        gradient: pytree like theta.
-        centre: the objective at theta itself, [].
+        gradient: estimated gradient, a pytree like theta.
+        centre: the objective at the unperturbed theta, [].
         spread: standard deviation of the objective over the population, [].
     """
 
@@ -31,7 +31,7 @@ def antithetic(
     pairs: int,
     sigma: float,
 ) -> Estimate:
-    r"""Gradient of the Gaussian-smoothed objective, from mirrored pairs.
+    r"""Estimates the gradient of the Gaussian-smoothed objective from mirrored pairs.
 
     .. math::
         \hat g = \frac{1}{2 \sigma P} \sum_{i=1}^{P}
@@ -42,10 +42,11 @@ def antithetic(
     (Salimans et al., 2017).
 
     Args:
-        objective: a batch of thetas (leading axis) to their values, [batch]; finite.
-        theta: where.
+        objective: function from a batch of thetas (leading axis) to finite values,
+            [batch].
+        theta: point at which the gradient is estimated.
         key: random key of the perturbations.
-        pairs: P.
+        pairs: P, number of mirrored pairs.
         sigma: standard deviation of the perturbations.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Scores of candidate weights on families of tasks, by this process and others."""
+"""Scores candidate weights on task families, in this process or several."""
 
 import concurrent.futures
 import dataclasses
@@ -24,7 +24,7 @@ from meta_opt.text_files import read_json_value, write_json
 from meta_opt.types import PyTree
 
 _FLOOR = 5e-3
-"""Share of a task's initial loss below which differences do not count."""
+"""Loss floor as a fraction of a task's initial loss; see `relative_score`."""
 _REFERENCES = "references"
 REFERENCES = f"{_REFERENCES}.json"
 """File of AdamW's results in a search's folder."""
@@ -32,12 +32,12 @@ REFERENCES = f"{_REFERENCES}.json"
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What AdamW reached at its best setting: mean loss and error rate over seeds.
+    """AdamW's results with its best setting: means of loss and error rate over seeds.
 
     Attributes:
         loss: held-out loss.
         error: held-out error rate.
-        start: held-out loss before training, which gives the scale of losses.
+        start: held-out loss before training, which sets the scale of the loss floor.
     """
 
     loss: float
@@ -46,15 +46,17 @@ class Reference:
 
 
 class Families:
-    """Evaluators of all families: in this process, its workers, and on other machines.
+    """Evaluators of all families, in this process, in workers, or on other machines.
 
     Args:
         config: settings of the search.
         make: builds the task of a family.
-        workdir: gets ``references.json``, and of a search that is shared the scores of
-            each family in each generation, in its folder ``shared``.
-        show_progress: whether to show a bar while AdamW is measured.
-        leases: leases shared by all processes of the search; None for a single process.
+        workdir: folder for ``references.json`` and, if several processes share the
+            search, for the scores of each family and generation, in its sub-folder
+            ``shared``.
+        show_progress: whether to show a progress bar while AdamW is measured.
+        leases: leases of all processes that share the search; None if this process is
+            alone.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Families:
         self._leases, self._shared = leases, workdir / "shared"
         self._closed = threading.Event()
         self._local = _Worker(config, make)
-        # One process a pool, so that a family always meets its compiled program.
+        # One process per pool, so that a family always runs where it is compiled.
         self._pools = [
             concurrent.futures.ProcessPoolExecutor(
                 1,
@@ -79,14 +81,14 @@ class Families:
             )
             for _ in range(config.workers)
         ]
-        # Each evaluates one family at a time.
+        # Each lane evaluates one family at a time.
         self._lanes = len(self._pools) or len(jax.local_devices())
         self._threads = concurrent.futures.ThreadPoolExecutor(self._lanes)
         self._compiled: list[set[str]] = [set() for _ in range(self._lanes)]
         self._references = self._measure(workdir, show_progress)
 
     def _measure(self, workdir: Path, show_progress: bool) -> dict[str, Reference]:
-        """AdamW's best results on each family, measured once and kept."""
+        """Measures AdamW's best results on each family, unless they are stored."""
         path = workdir / REFERENCES
         found = read_or(path, {})
         missing = [name for name in self._config.families if name not in found]
@@ -107,15 +109,15 @@ class Families:
     def _map(
         self, method: str, calls: Sequence[tuple], step: str
     ) -> Iterator[tuple[str, Any]]:
-        """Calls a method of the worker of each family, the first argument.
+        """Calls a method of `_Worker` once for each family.
 
         Args:
             method: name of the method.
-            calls: arguments.
+            calls: arguments of each call; the first one is the family.
             step: step of the search, for the names of leases and files.
 
         Yields:
-            Families and what the call returned, as they are done.
+            The family and the result of each call, as calls complete.
         """
         if self._leases is not None:
             yield from self._map_shared(method, calls, step)
@@ -125,7 +127,7 @@ class Families:
                 n: i % len(self._pools) for i, n in enumerate(self._config.families)
             }
             futures = {
-                self._pools[home[call[0]]].submit(_in_worker, method, call): call[0]
+                self._pools[home[call[0]]].submit(_call_worker, method, call): call[0]
                 for call in calls
             }
         else:
@@ -139,7 +141,7 @@ class Families:
     def _map_shared(
         self, method: str, calls: Sequence[tuple], step: str
     ) -> Iterator[tuple[str, Any]]:
-        """`_map`, each call made by one of the processes that share the search."""
+        """As `_map`, with the calls divided among processes that share the search."""
 
         def path(family: str) -> Path:
             return self._shared / step / f"{family}.json"
@@ -150,14 +152,16 @@ class Families:
                     return
                 self._compiled[lane].add(call[0])
                 if self._pools:
-                    found = self._pools[lane].submit(_in_worker, method, call).result()
+                    found = (
+                        self._pools[lane].submit(_call_worker, method, call).result()
+                    )
                 else:
                     found = getattr(self._local, method)(*call)
                 if lease is not None:
                     lease.check()
                 write_json(path(call[0]), found, indent=None)
 
-            # First the families whose programs are compiled here.
+            # Families whose programs are compiled in this lane come first.
             compiled = self._compiled[lane]
             order = sorted(calls, key=lambda call: call[0] not in compiled)
             share(
@@ -173,7 +177,7 @@ class Families:
             for future in concurrent.futures.as_completed(lanes):
                 future.result()
         except BaseException:
-            # The others would continue, and wait for what other processes hold.
+            # Otherwise the other lanes would continue, and wait for leases.
             self._closed.set()
             raise
         for call in calls:
@@ -182,10 +186,10 @@ class Families:
     def scores(
         self, candidates: Sequence[PyTree], generation: int
     ) -> tuple[list[float], dict[str, float]]:
-        """Score of every candidate, and the last one's on each family."""
-        names = self._drawn(generation)
+        """Returns the score of every candidate, and the last one's for each family."""
+        names = self._draw_families(generation)
         by_name = dict(self.scores_by_family(names, candidates, generation))
-        # The precision in which they were computed, also of those that were in files.
+        # Scores from files are cast to the precision in which they were computed.
         found = [np.asarray(by_name[name], np.float32) for name in names]
         rows = {
             f"score/{name}": float(scores[-1])
@@ -197,21 +201,22 @@ class Families:
     def scores_by_family(
         self, names: Sequence[str], candidates: Sequence[PyTree], generation: int
     ) -> Iterator[tuple[str, list[float]]]:
-        """Scores of every candidate on each of some families, as they are done.
+        """Scores every candidate on each of the named families.
 
         Args:
             names: names of families.
             candidates: weights of the controller.
-            generation: decides the seeds, those of all candidates.
+            generation: index of the generation, which determines the seeds; all
+                candidates have the same ones.
 
         Yields:
-            A family, and the candidates' scores on it.
+            A family and the candidates' scores on it, as families complete.
         """
         thetas = jax.tree.map(lambda *x: np.stack(x), *candidates)
         calls = [(name, thetas, generation, self._references[name]) for name in names]
         yield from self._map("score", calls, f"generation {generation + 1}")
 
-    def _drawn(self, generation: int) -> list[str]:
+    def _draw_families(self, generation: int) -> list[str]:
         names = list(self._config.families)
         count = self._config.families_per_generation
         if not count or count >= len(names):
@@ -221,14 +226,14 @@ class Families:
         return [names[i] for i in picks]
 
     def close(self) -> None:
-        """Ends the workers; what they have not begun is left out."""
+        """Stops the workers and cancels calls that have not begun."""
         self._closed.set()
         for pool in (self._threads, *self._pools):
             pool.shutdown(cancel_futures=True)
 
 
 class _FamilyEvaluator:
-    """A family's program: a population of weights on several seeds, of any length."""
+    """Evaluates a population of weights on one family, over several seeds."""
 
     def __init__(
         self, task: Task, config: DirectSearchConfig, device: jax.Device
@@ -240,7 +245,7 @@ class _FamilyEvaluator:
     def __call__(
         self, thetas: PyTree, keys: jax.Array, reference: Reference
     ) -> np.ndarray:
-        """Scores [candidates] of stacked weights: the mean over budgets."""
+        """Returns the scores [candidates] of stacked weights, means over budgets."""
         scores = []
         for budget in self._config.budgets:
             outcome = self._population(thetas, keys, max(1, round(budget * self._full)))
@@ -265,20 +270,20 @@ class _FamilyEvaluator:
 
 
 class _Worker:
-    """Makes tasks and evaluators when first needed, and keeps the evaluators."""
+    """Builds tasks and evaluators when first needed, and caches the evaluators."""
 
     def __init__(self, config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
         self._config, self._make = config, make
         self._evaluators: dict[str, _FamilyEvaluator] = {}
 
     def measure(self, name: str) -> dict[str, float]:
-        """What AdamW reaches on a family."""
-        return _adamw(self._make(name), self._config, self._device(name))
+        """Returns AdamW's results on a family, see `_tune_adamw`."""
+        return _tune_adamw(self._make(name), self._config, self._device(name))
 
     def score(
         self, name: str, thetas: PyTree, generation: int, reference: Reference
     ) -> list[float]:
-        """Scores [candidates] on a family."""
+        """Returns the scores [candidates] on a family."""
         if name not in self._evaluators:
             self._evaluators[name] = _FamilyEvaluator(
                 self._make(name), self._config, self._device(name)
@@ -292,7 +297,7 @@ class _Worker:
 
 
 _WORKER: list[_Worker] = []
-"""The one of a worker process."""
+"""In a worker process, a list with its only worker."""
 
 
 def _begin_worker(config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
@@ -300,7 +305,7 @@ def _begin_worker(config: DirectSearchConfig, make: Callable[[str], Task]) -> No
     _WORKER.append(_Worker(config, make))
 
 
-def _in_worker(method: str, arguments: tuple) -> Any:
+def _call_worker(method: str, arguments: tuple) -> Any:
     return getattr(_WORKER[0], method)(*arguments)
 
 
@@ -309,7 +314,7 @@ def _keys(config: DirectSearchConfig, generation: int) -> jax.Array:
 
 
 def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcome]:
-    """The same program, a setting and a seed at a time: faster for large models."""
+    """Runs one setting and seed at a time, which is faster for large models."""
 
     def run_all(settings: PyTree, keys: jax.Array, num_steps: int) -> Outcome:
         population = []
@@ -324,12 +329,16 @@ def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcom
     return run_all
 
 
-def _adamw(
+def _tune_adamw(
     task: Task,
     config: DirectSearchConfig,
     device: jax.Device,
 ) -> dict[str, float]:
-    """The pair of least loss, that loss, and the least error rate of any pair."""
+    """Tunes AdamW: best learning rate and weight decay by loss, and its results.
+
+    The error rate is the lowest of any pair, which need not be the pair with the
+    lowest loss.
+    """
     pairs = [(rate, decay) for rate in config.rates for decay in config.decays]
     run = PopulationRun(
         task,
@@ -359,7 +368,10 @@ def _adamw(
 
 
 def read_or(path: Path, default: Any = ()) -> Any:
-    """The JSON value of a file; ``default`` (a tuple as a list) if there is none."""
+    """Returns the JSON value of a file, or ``default`` if the file does not exist.
+
+    A tuple as default is returned as a list.
+    """
     if path.is_file():
         return read_json_value(path)
     return list(default) if isinstance(default, tuple) else default

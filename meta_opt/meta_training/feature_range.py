@@ -1,4 +1,4 @@
-"""The range of features that meta-training saw, which a weights file stores."""
+"""The range of feature values in meta-training, which a weights file stores."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,28 +22,28 @@ def with_feature_range(
     budgets: Sequence[float] = (1.0,),
     seed: int = 0,
 ) -> ControllerConfig:
-    """The config with the range of each feature over runs of every task.
+    """Measures the range of each feature over runs of all tasks.
 
     Args:
-        tasks: the families that weights were meta-trained on.
-        theta: those weights.
-        config: their shape.
-        num_steps: length of a run by family; a task's larger horizon where left out.
-        budgets: shares of it, a run each.
+        tasks: tasks that the weights were meta-trained on.
+        theta: weights of the controller.
+        config: architecture of the controller.
+        num_steps: length of a run by family; default: the task's largest horizon.
+        budgets: run lengths as fractions of ``num_steps``; one run for each.
         seed: random seed of the runs.
 
     Returns:
         ``config`` with ``feature_range`` set.
 
     Raises:
-        ValueError: without any task.
+        ValueError: no tasks.
     """
     recording = dataclasses.replace(config, feature_range=(), record_range=True)
     seen = []
     for task in tasks:
         full = num_steps.get(task.name, task.horizons[1])
         lengths = [max(1, round(budget * full)) for budget in budgets]
-        seen += _seen(task, theta, recording, lengths, seed)
+        seen += _feature_extremes(task, theta, recording, lengths, seed)
     if not seen:
         raise ValueError("a range of features needs at least one task")
     low = np.min([x[0] for x in seen], axis=0)
@@ -54,14 +54,14 @@ def with_feature_range(
     return dataclasses.replace(config, feature_range=pairs)
 
 
-def _seen(
+def _feature_extremes(
     task: Task,
     theta: PyTree,
     config: ControllerConfig,
     lengths: Sequence[int],
     seed: int,
 ) -> list[np.ndarray]:
-    """Smallest and largest features [2, F] of a run of each length."""
+    """Returns the smallest and largest features [2, F] of a run of each length."""
 
     @jax.jit
     def run(theta: PyTree, key: jax.Array, num_steps: jax.Array) -> jax.Array:

@@ -35,27 +35,28 @@ class MetaState(NamedTuple):
     """State of the outer loop."""
 
     theta: PyTree
-    """What is trained, see `Parametrisation`."""
+    """The meta-trained parameters, see `Parametrisation`."""
     outer: optax.OptState
     average: PyTree
-    """Average of it over about the last fifty steps."""
+    """Exponential moving average of theta over about the last fifty steps."""
     best: PyTree
-    """The average with the best meta-validation; the latest one without validation."""
+    """The average with the best meta-validation; without validation the latest one."""
     best_score: jax.Array
     inner: tuple[PyTree, ...] = ()
-    """Of each program: inner runs under way; () where runs are whole."""
+    """State of each program's unfinished inner runs; () for whole-run estimators."""
 
 
 class MetaResult(NamedTuple):
     """Result of meta-training.
 
     Attributes:
-        theta: averaged weights, at the best meta-validation if there is one.
+        theta: averaged weights with the best meta-validation; without validation the
+            final ones.
         last: averaged weights at the end.
-        score: meta-validation score of ``theta``; inf without meta-validation.
-        steps: number of completed outer steps, over all sessions.
-        seconds: time spent by this session.
-        finished: whether all outer steps, or those up to ``stop_after``, are done.
+        score: best meta-validation score, that of ``theta``; inf without validation.
+        steps: number of completed outer steps, including those before a resume.
+        seconds: wall-clock time of this process.
+        finished: whether all outer steps, or those up to ``stop_after``, are completed.
     """
 
     theta: PyTree
@@ -69,7 +70,7 @@ class MetaResult(NamedTuple):
 def make_outer_step(
     config: MetaTrainConfig, parts: Parametrisation
 ) -> tuple[Callable, Callable]:
-    """Returns the initial state and the jitted outer update, Adam on theta."""
+    """Returns functions for the initial state and the jitted outer update by Adam."""
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, config.outer_steps, alpha=0.1
     )
@@ -112,35 +113,36 @@ def meta_train(
 ) -> MetaResult:
     """Meta-trains, or resumes from the newest checkpoint in ``workdir``.
 
-    With ``config.parallel`` at ``families`` each step takes as many families as there
-    are local devices, one on each, and a family stays with its device, so that it is
-    compiled once. At ``particles`` it takes one family, whose particles are divided
-    over the devices of all processes; each process calls this with the same arguments,
-    and ``workdir`` is a folder that all of them see. Every random draw comes from the
-    seed and the outer step's number, so an interrupted and resumed run ends in the
-    same weights as an unbroken one.
+    With ``config.parallel="families"`` each step takes as many families as there are
+    local devices, one per device; a family stays with its device, so that it is
+    compiled once. With ``"particles"`` each step takes one family, whose particles are
+    divided over the devices of all processes; every process calls this with the same
+    arguments, and all of them must be able to access ``workdir``. Every random draw is
+    derived from the seed and the index of the outer step, so an interrupted and resumed
+    run ends with the same weights as an uninterrupted one.
 
     Args:
-        config: settings.
-        tasks: a task for each of ``config.families``.
+        config: settings of meta-training.
+        tasks: task of each family in ``config.families``.
         workdir: folder for checkpoints, logs and the resolved config.
-        resolved_config: configuration to write for the run.
+        resolved_config: contents of the config file; None for ``config``.
         show_progress: whether to show progress bars.
         validation: evaluates the averaged weights every ``config.validate_every`` steps
-            and at the end; the best ones are kept.
-        start: initial weights of the controller; None for random ones, with zero
-            output weights.
+            and at the end; the best weights are kept.
+        start: initial weights of the controller; None for random ones with zero output
+            weights.
 
     Returns:
-        The result; not ``finished`` if the budget of seconds ran out.
+        The result; not ``finished`` if ``config.budget_seconds`` ran out.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after finishing and saving the outer step.
-        ValueError: a family has no task, no task is left because no initial loss is
-            finite, the devices cannot share the particles evenly, several processes
-            have no ``parallel="particles"`` or no common ``workdir``, or another run
-            uses ``workdir``.
-        CheckpointMismatchError: ``workdir`` holds another controller's checkpoint.
+        Interrupted: on SIGINT or SIGTERM, after the outer step and its checkpoint.
+        ValueError: a family without a task, no task with a finite initial loss,
+            particles that cannot be divided evenly over the devices, several processes
+            without ``parallel="particles"`` or without a common ``workdir``, or
+            ``workdir`` is in use by another run.
+        CheckpointMismatchError: the checkpoint in ``workdir`` belongs to another
+            controller.
     """
     mesh = _mesh(config)
     with hold_workdir(workdir), catch_signals() as signals:
@@ -174,7 +176,7 @@ def _meta_train(
     parts = Parametrisation(start, config.controller, config.direct, config.keep_direct)
     show_progress = show_progress and jax.process_index() == 0
     programs = FamilyPrograms(config, tasks, parts, mesh, show_progress)
-    # Committed to devices like later states; otherwise jit compiles twice.
+    # Commit the state to its device like later states, else jit compiles twice.
     home = jax.local_devices()[0] if mesh is None else replicated(mesh)
     init, outer_step = make_outer_step(config, parts)
     state = jax.device_put(init(), home)
@@ -203,9 +205,9 @@ def _meta_train(
     bar = progress_bar(
         config.outer_steps, start=step, label="meta-train", show=show_progress
     )
-    unbroken = False
-    # A step's state and its line of the log are saved together or not at all.
-    whole = step, state
+    clean_exit = False
+    # The last state whose log line is written, so that log and checkpoint agree.
+    logged = step, state
     try:
         while step < last:
             if config.budget_seconds and (
@@ -236,18 +238,18 @@ def _meta_train(
                 shown["best"] = f"{float(state.best_score):+.3f}"
             bar.set_postfix(shown)
             bar.update()
-            whole = step, state
+            logged = step, state
             if step % config.checkpoint_every == 0:
                 checkpoints.save(step, state, {"families": programs.families})
             if step < last and (signum := largest(signals.received or 0)):
-                unbroken = True
+                clean_exit = True
                 raise Interrupted(signum, step)
-        unbroken = True
+        clean_exit = True
     finally:
-        # Save completed work on errors. With several processes one cannot save
-        # alone, so the run resumes from the newest checkpoint.
-        if unbroken or jax.process_count() == 1:
-            checkpoints.save(*whole, {"families": programs.families})
+        # Save completed steps after an error. With several processes one of them cannot
+        # save alone, so the latest checkpoint must do.
+        if clean_exit or jax.process_count() == 1:
+            checkpoints.save(*logged, {"families": programs.families})
             checkpoints.close()
         log.close()
         bar.close()
@@ -268,12 +270,12 @@ def _validated(
 
     Args:
         state: state of the outer loop.
-        validation: validation, the same in all processes.
-        parts: trained parts of the controller's weights.
+        validation: meta-validation, the same in all processes.
+        parts: map from the meta-trained parameters to the controller's weights.
         home: device or sharding of the state.
 
     Returns:
-        The new state, and a row of the log.
+        The new state, and metrics for the log.
     """
     scores = validation(parts.theta(_local(state.average)))
     mean = json_from_first(float(np.mean(list(scores.values()))))
@@ -285,11 +287,11 @@ def _validated(
 
 
 def _mesh(config: MetaTrainConfig) -> Mesh | None:
-    """Returns the mesh of particles; None if devices share families."""
+    """Returns the mesh of the particles; None if devices take different families."""
     if config.parallel == "families":
         if jax.process_count() > 1:
             raise ValueError(
-                f"parallel='families' is for one process, and there are "
+                f"parallel='families' supports one process, but there are "
                 f"{jax.process_count()}: set parallel='particles'"
             )
         return None
@@ -299,10 +301,10 @@ def _mesh(config: MetaTrainConfig) -> Mesh | None:
     elif config.estimator != "es":
         check_particles(mesh, "pairs", config.pairs)
     else:
-        # With theta itself the number is never even.
+        # Pairs and the unperturbed theta: an odd number of runs.
         runs, devices = 2 * config.pairs + 1, mesh.shape[PARTICLES]
         _log.info(
-            "%d runs over %d devices: %d on each, %d of the places idle",
+            "%d runs over %d devices: %d on each, %d slots idle",
             runs,
             devices,
             -(-runs // devices),
@@ -312,5 +314,5 @@ def _mesh(config: MetaTrainConfig) -> Mesh | None:
 
 
 def _local(tree: PyTree) -> PyTree:
-    """Returns the copy of replicated arrays on this process's first device."""
+    """Returns this process's first copy of replicated arrays."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)

@@ -1,4 +1,4 @@
-"""What of the controller is meta-trained: all, the LSTMs, or a few weights by name."""
+"""Which of the controller's weights are meta-trained: all, the LSTMs, or a few."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from meta_opt.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Parametrisation:
-    """Maps what is meta-trained to the controller's weights.
+    """Maps the meta-trained parameters to the controller's weights.
 
-    With ``direct`` empty, all weights are trained, from ``start``, or all but the
-    direct weights: LSTMs on top of a rule that is right already. Otherwise only the
-    named direct weights from features to outputs are, as one vector added to
-    ``start``: few enough for evolution strategies over long runs, where gradients by
-    back-propagation are chaotic.
+    If ``direct`` is empty, all weights are trained, starting from ``start``; with
+    ``keep_direct`` all but the direct weights, which trains the LSTMs on top of a rule
+    that works already. Otherwise only the named direct weights from features to outputs
+    are trained, as one vector that is added to ``start``. These are few enough for
+    evolution strategies over long runs, where back-propagated gradients are chaotic.
 
     Attributes:
-        start: the controller's weights to begin from.
-        config: their shape.
+        start: initial weights of the controller.
+        config: architecture of the controller.
         direct: names for `output_index`, such as ``loss_level>step``.
-        keep_direct: whether direct weights stay those of ``start``.
+        keep_direct: whether the direct weights are frozen at those of ``start``.
 
     Example:
         >>> from meta_opt.optimizers.controller import init_theta
@@ -44,22 +44,25 @@ class Parametrisation:
         """Checks the names.
 
         Raises:
-            ValueError: an unknown feature or output, a name that stands twice, or
-                names of what is to be kept.
+            ValueError: an unknown feature or output, a repeated name, or names in
+                ``direct`` together with ``keep_direct``.
         """
         if self.direct and self.keep_direct:
-            raise ValueError(f"keep_direct leaves nothing of direct={self.direct}")
+            raise ValueError(
+                f"keep_direct freezes the direct weights, so that none of "
+                f"direct={self.direct} can be trained: set one of the two"
+            )
         if len(set(self.direct)) < len(self.direct):
             raise ValueError(f"a name occurs twice in direct={tuple(self.direct)}")
         for name in self.direct:
             output_index(self.config, name)
 
     def trained(self) -> PyTree:
-        """Returns the trained parameters before the first outer step."""
+        """Returns the initial values of the meta-trained parameters."""
         return jnp.zeros(len(self.direct)) if self.direct else self.start
 
     def theta(self, trained: PyTree) -> PyTree:
-        """The controller's weights."""
+        """Returns the controller's weights for given meta-trained parameters."""
         if self.keep_direct:
             memory = self.config.tensor_hidden + self.config.global_hidden
             output, fixed = trained["output"], self.start["output"]["kernel"]
@@ -74,7 +77,10 @@ class Parametrisation:
         return {**self.start, "output": {**output, "kernel": kernel}}
 
     def pulled(self, trained: PyTree, factor: jax.Array) -> PyTree:
-        """Direct or output weights pulled to where they began, by ``1 - factor``."""
+        """Decays direct or output weights towards their initial values.
+
+        Their distance to the initial values is multiplied by ``factor``.
+        """
         if self.direct:
             return factor * trained
         output = jax.tree.map(

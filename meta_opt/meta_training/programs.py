@@ -1,4 +1,4 @@
-"""The compiled programs of all families, and which of them take part in a step."""
+"""The compiled programs of all families, and the families of each outer step."""
 
 import concurrent.futures
 import logging
@@ -20,29 +20,29 @@ from meta_opt.types import PyTree
 
 _log = logging.getLogger(__name__)
 
-_MAPPINGS = 6000
-"""Memory mappings that a program takes on the CPU."""
+_MAPPINGS_PER_PROGRAM = 6000
+"""Approximate number of memory mappings of a program on the CPU."""
 
 
 class FamilyPrograms:
-    """Estimates meta-gradients of the families whose turn it is.
+    """Estimates the meta-gradients of the families of an outer step.
 
-    Without a mesh a step takes as many families as there are local devices, one on
-    each, and a family stays with its device, so that it is compiled once; with a mesh
-    it takes one family.
+    Without a mesh a step takes as many families as there are local devices, one per
+    device; a family stays with its device, so that it is compiled once. With a mesh a
+    step takes one family.
 
     Args:
-        config: names the families; the longest run may grow with the outer steps.
-        tasks: a task for each of them.
-        parts: trained parts of the controller's weights.
-        mesh: mesh of particles; None if devices share families.
-        show_progress: whether to show a bar while compiling.
+        config: settings of meta-training, including the families.
+        tasks: task of each family.
+        parts: map from the meta-trained parameters to the controller's weights.
+        mesh: mesh of the particles; None if devices take different families.
+        show_progress: whether to show a progress bar while compiling.
 
     Attributes:
-        families: names of those whose loss is finite at the start.
+        families: names of the families whose initial loss is finite.
 
     Raises:
-        ValueError: if none is left.
+        ValueError: no family has a finite initial loss.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class FamilyPrograms:
         mesh: Mesh | None,
         show_progress: bool,
     ) -> None:
-        self.families = [name for name in config.families if _is_sound(tasks[name])]
+        self.families = [
+            name for name in config.families if _has_finite_loss(tasks[name])
+        ]
         if not self.families:
             raise ValueError(
-                "no family left: every task's loss is not finite at its start"
+                "no family left: no task has a finite loss at its initial parameters"
             )
         devices = jax.local_devices() if mesh is None else []
         self._at_once = max(1, min(len(self.families), len(devices)))
@@ -67,10 +69,10 @@ class FamilyPrograms:
         self._compiled = False
 
     def init(self, theta: PyTree, key: jax.Array) -> tuple[PyTree, ...]:
-        """Inner runs under way, of each program.
+        """Returns the initial state of each program's inner runs.
 
         Args:
-            theta: trained parameters.
+            theta: the meta-trained parameters.
             key: JAX random key.
         """
         keys = jax.random.split(key, len(self._programs))
@@ -81,16 +83,16 @@ class FamilyPrograms:
     def __call__(
         self, theta: PyTree, inner: Sequence[PyTree], step: int, key: jax.Array
     ) -> tuple[list[tuple[str, Estimate]], tuple[PyTree, ...]]:
-        """Estimates for one outer step; compiles first where that is needed.
+        """Returns the estimates of one outer step; compiles the programs if necessary.
 
         Args:
-            theta: trained parameters.
-            inner: inner state from `init` or the previous call.
-            step: number of the outer step, from 0.
+            theta: the meta-trained parameters.
+            inner: state of the inner runs, from `init` or the previous call.
+            step: index of the outer step, from 0.
             key: JAX random key of this step.
 
         Returns:
-            Families with their estimates, and the inner runs after them.
+            Families with their estimates, and the new state of the inner runs.
         """
         longest = self._config.longest_at(step)
         if longest != self._longest:
@@ -99,8 +101,8 @@ class FamilyPrograms:
         if not self._compiled:
             self._compile(theta, inner)
             self._compiled = True
-        turns = _turns(len(self.families), self._at_once, step)
-        # All are begun before any is waited for.
+        turns = _family_indices(len(self.families), self._at_once, step)
+        # Dispatch all programs before waiting for any of them.
         taken = [
             self._programs[self._places[turn]].estimate(
                 theta, inner[self._places[turn]], jax.random.fold_in(key, i)
@@ -117,7 +119,7 @@ class FamilyPrograms:
         return estimates, tuple(moved)
 
     def _build(self) -> tuple[list[Estimator], list[int]]:
-        """Programs, and for each place in ``families`` the index of its own."""
+        """Returns the programs, and the index of each family's program."""
         families, mesh = self.families, self._mesh
         if mesh is not None:
             names = list(dict.fromkeys(families))
@@ -144,7 +146,7 @@ class FamilyPrograms:
         )
 
     def _compile(self, theta: PyTree, inner: Sequence[PyTree]) -> None:
-        """Runs every program once, as many side by side as a step does."""
+        """Runs every program once, as many concurrently as in a step."""
         _check_mappings(len(self._programs))
 
         def warm(i: int) -> None:
@@ -162,22 +164,22 @@ class FamilyPrograms:
                 pass
 
 
-def _turns(families: int, at_once: int, step: int) -> list[int]:
-    """Indices of this step's families; each keeps to its place, and so its device."""
+def _family_indices(families: int, at_once: int, step: int) -> list[int]:
+    """Returns the indices of a step's families; each family stays with its device."""
     rounds = -(-families // at_once)
     first = step % rounds * at_once
     return [i for i in range(first, first + at_once) if i < families]
 
 
 def _check_mappings(programs: int) -> None:
-    """Raises where Linux allows fewer memory mappings than the kernels will take.
+    """Raises RuntimeError if Linux allows too few memory mappings for the kernels.
 
-    XLA's CPU backend maps every kernel by itself; beyond the limit it crashes.
+    XLA's CPU backend maps every kernel separately, and crashes beyond the limit.
     """
     limit = Path("/proc/sys/vm/max_map_count")
     if jax.default_backend() != "cpu" or not limit.is_file():
         return
-    allowed, needed = int(limit.read_text()), _MAPPINGS * programs
+    allowed, needed = int(limit.read_text()), _MAPPINGS_PER_PROGRAM * programs
     if allowed < needed:
         raise RuntimeError(
             f"{programs} programs need about {needed} memory mappings and "
@@ -186,8 +188,8 @@ def _check_mappings(programs: int) -> None:
         )
 
 
-def _is_sound(task: Task) -> bool:
+def _has_finite_loss(task: Task) -> bool:
     loss, _ = task.loss(task.init(jax.random.key(0)), task.splits.test)
     if not jnp.isfinite(loss):
-        _log.warning("task %r is left out: its loss is %s at init", task.name, loss)
+        _log.warning("task %r is left out: its initial loss is %s", task.name, loss)
     return bool(jnp.isfinite(loss))

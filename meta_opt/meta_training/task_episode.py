@@ -1,4 +1,4 @@
-"""A task as an `Episode` of windows, for the estimators that see one at a time."""
+"""A task as an `Episode` of windows, for estimators on single windows."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ class WindowState(NamedTuple):
     """An inner run between two windows.
 
     Attributes:
-        params: parameters.
-        optimizer: the optimizer's state.
-        window: int32 [], windows done.
-        num_steps: int32 [], length of the run.
-        key: uint32, data of the key that decides the whole run.
+        params: parameters of the task.
+        optimizer: state of the optimizer.
+        window: number of completed windows, int32 [].
+        num_steps: length of the run, int32 [].
+        key: data of the random key of the whole run, uint32.
     """
 
     params: PyTree
@@ -43,31 +43,30 @@ def task_episode(
 ) -> Episode:
     """Cuts a task's runs into windows.
 
-    A run's length is drawn log-uniformly from the task's horizons when it begins, and
-    each of its windows has that length over ``windows`` steps (to one step), so that
-    runs of any length are cut alike.
+    The length of a run is drawn log-uniformly from the task's horizons when it begins,
+    and divided into ``windows`` windows whose lengths differ by at most one step.
 
     Args:
         task: the task.
-        parts: parts of the controller's weights that form the episode's theta.
-        windows: windows of a run.
+        parts: map from the episode's theta to the controller's weights.
+        windows: number of windows of a run.
         augmentation: random changes of the task, drawn for each run.
-        error_weight: weight of the error beside the log loss.
-        final_only: whether only the loss at the last window's end counts; else those at
-            every window's end do.
-        differentiable: whether windows are to be back-propagated through.
+        error_weight: weight of the error rate relative to the log loss.
+        final_only: whether only the loss at the end of the last window counts, rather
+            than the losses at the ends of all windows.
+        differentiable: whether windows must support reverse-mode differentiation.
 
     Returns:
-        The episode; a window's loss is the log of the loss on the task's test examples
-        at its end, and the error.
+        The episode; the loss of a window is the log loss plus the weighted error rate
+        on the task's test examples at the end of the window.
 
     Raises:
-        ValueError: if the shortest horizon is below the number of windows.
+        ValueError: the shortest horizon is below the number of windows.
     """
     if task.horizons[0] < windows:
         raise ValueError(
             f"task {task.name!r}: its shortest horizon {task.horizons[0]} is below "
-            f"windows={windows}; a window needs a step"
+            f"windows={windows}; each window needs at least one step"
         )
     low, high = (float(np.log(h)) for h in task.horizons)
     longest = -(-task.horizons[1] // windows) + 1 if differentiable else 0
@@ -93,7 +92,7 @@ def task_episode(
     def segment(
         theta: PyTree, state: WindowState, key: jax.Array
     ) -> tuple[WindowState, jax.Array]:
-        del key  # The run's own decides everything.
+        del key  # All randomness comes from the key of the run in the state.
         inner = run(theta, jax.random.wrap_key_data(state.key), state.num_steps)
         first = state.window * state.num_steps // windows
         last = (state.window + 1) * state.num_steps // windows

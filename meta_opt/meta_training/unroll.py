@@ -1,4 +1,4 @@
-"""One inner run: training of a task from start to end with given weights."""
+"""One inner run: trains a task from start to end with given controller weights."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ from meta_opt.tasks.perturbations import uniform_rows
 from meta_opt.tasks.task import Arrays, Task, count_of, rows_of
 from meta_opt.types import PyTree
 
-_LONGEST = 10.0
-"""Bound on the length of the derivative by the parameters, of a log loss."""
-_SPARSEST = 0.95
+_MAX_NORM = 10.0
+"""Bound on the norm of the derivative of a log loss with respect to the parameters."""
+_MAX_SPARSITY = 0.95
 
 
 class Outcome(NamedTuple):
-    """Test loss and error rate after a run, float32 []."""
+    """Loss and error rate on the test examples after a run; float32 []."""
 
     loss: jax.Array
     error: jax.Array
@@ -32,18 +32,19 @@ class Augmentation:
     """Random changes of a task, drawn for each run; the default is none.
 
     Attributes:
-        reparametrisation: parameters are trained as ``p / c`` with c log-uniform in
-            [1 / r, r]. Keeps the controller from relying on one scale.
-        subset: in half of the runs only a share of the training examples is used,
-            log-uniform between this and 1: few-shot learning, where overfitting is
-            the danger. 1 for none.
-        batch: in half of the runs batches are smaller, down to this share of the
-            task's size, log-uniform: as noisy as those of that size. 1 for none.
-        label_noise: in a quarter of the runs up to this share of training labels is
-            exchanged among examples.
-        low_precision: share of runs whose gradients are rounded to bfloat16.
-        sparse: share of runs in which a part of the rows of each gradient is zero,
-            others in each step: up to 95%, uniform.
+        reparametrisation: r; parameters are trained as ``p / c`` with c log-uniform in
+            [1 / r, r], so that the controller does not rely on one scale. 1 for none.
+        subset: smallest fraction of the training examples that is used; log-uniform
+            between this and 1 in half of the runs, else 1. Few examples train the
+            controller for overfitting. 1 for none.
+        batch: smallest batch size as a fraction of the task's; log-uniform between this
+            and 1 in half of the runs, else 1. The shape of batches stays: examples are
+            repeated. 1 for none.
+        label_noise: largest fraction of training labels that is permuted among
+            examples, in a quarter of the runs.
+        low_precision: fraction of runs whose gradients are rounded to bfloat16.
+        sparse: fraction of runs with sparse gradients: up to 95% (uniform) of the rows
+            of each gradient are zero, drawn in each step.
     """
 
     reparametrisation: float = 1.0
@@ -68,7 +69,7 @@ class Augmentation:
 
 
 class _Draw(NamedTuple):
-    """Random choices of the augmentation for one run."""
+    """Random draws of the augmentation of one run."""
 
     scale: jax.Array
     size: jax.Array
@@ -110,58 +111,60 @@ def _augment(augmentation: Augmentation, task: Task, key: jax.Array) -> _Draw:
     low = jax.random.bernoulli(low_key, augmentation.low_precision)
     share_key, whether_key = jax.random.split(sparse_key)
     sparse = jax.random.bernoulli(whether_key, augmentation.sparse)
-    zero = jnp.where(sparse, _SPARSEST * jax.random.uniform(share_key), 0.0)
+    zero = jnp.where(sparse, _MAX_SPARSITY * jax.random.uniform(share_key), 0.0)
     return _Draw(scale, size, batch, train, low, zero)
 
 
-def _calm(carry: tuple) -> tuple:
-    """The identity, which clips the carry's derivative in the backward pass.
+def _clip_derivative(carry: tuple) -> tuple:
+    """Returns the carry; clips its derivative in the backward pass.
 
-    A normalised update of a tiny gradient is chaotic: derivatives through many such
-    steps overflow. If the norm of the derivative with respect to the parameters is
-    above `_LONGEST`, all derivatives are scaled by the same factor.
+    The normalised update of a tiny gradient is chaotic: derivatives through many such
+    steps overflow. If the norm of the derivative with respect to the parameters exceeds
+    `_MAX_NORM`, all derivatives are scaled down by the same factor.
     """
     leaves: list[Any]
     treedef: Any
     leaves, treedef = jax.tree.flatten(carry)
     moving = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
     params = len(jax.tree.leaves(carry[0]))
-    calmed = _calm_leaves(params, [leaves[i] for i in moving])
-    for i, x in zip(moving, calmed, strict=True):
+    clipped = _clip_leaves(params, [leaves[i] for i in moving])
+    for i, x in zip(moving, clipped, strict=True):
         leaves[i] = x
     return treedef.unflatten(leaves)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _calm_leaves(params: int, leaves: list[jax.Array]) -> list[jax.Array]:
+def _clip_leaves(params: int, leaves: list[jax.Array]) -> list[jax.Array]:
     del params
     return leaves
 
 
-def _calm_forward(params: int, leaves: list[jax.Array]) -> tuple:
+def _clip_forward(params: int, leaves: list[jax.Array]) -> tuple:
     del params
     return leaves, None
 
 
-def _calm_backward(params: int, _: None, slopes: list[jax.Array]) -> tuple:
-    norm = optax.tree.norm(slopes[:params])
-    factor = jnp.where(jnp.isfinite(norm), _LONGEST / jnp.maximum(norm, _LONGEST), 0.0)
+def _clip_backward(params: int, _: None, cotangents: list[jax.Array]) -> tuple:
+    norm = optax.tree.norm(cotangents[:params])
+    factor = jnp.where(
+        jnp.isfinite(norm), _MAX_NORM / jnp.maximum(norm, _MAX_NORM), 0.0
+    )
     return (
         [
             jnp.where(jnp.isfinite(x), x * factor.astype(x.dtype), jnp.zeros_like(x))
-            for x in slopes
+            for x in cotangents
         ],
     )
 
 
-_calm_leaves.defvjp(_calm_forward, _calm_backward)
+_clip_leaves.defvjp(_clip_forward, _clip_backward)
 
 
 class Unroll:
-    """One inner run under an optimizer: its start, its steps, its end.
+    """One inner run with an optimizer.
 
-    All randomness is derived from ``key``, so that a run can be split into windows and
-    continued from parameters and optimizer state alone.
+    All randomness comes from ``key``, so that a run can be cut into windows and resumed
+    from parameters and optimizer state alone.
 
     Args:
         task: the task.
@@ -190,12 +193,12 @@ class Unroll:
         return params, self._tx.init(params)
 
     def step(self, t: jax.Array, carry: tuple) -> tuple[PyTree, optax.OptState]:
-        """Returns the state after step ``t``."""
+        """Returns parameters and optimizer state after step ``t``."""
         task, drawn = self._task, self._drawn
         picks = jax.random.randint(
             jax.random.fold_in(self._batch_key, t), (task.batch_size,), 0, drawn.size
         )
-        # A smaller batch is repeated, so that the shape stays the same.
+        # A smaller batch is repeated, so that the shape is constant.
         picks = picks[jnp.arange(task.batch_size) % drawn.batch]
         batch = rows_of(drawn.train, picks)
         loss_key = jax.random.fold_in(jax.random.fold_in(self._batch_key, t), 2)
@@ -235,27 +238,29 @@ class Unroll:
         """Returns the state after steps ``first`` to ``last`` (exclusive).
 
         Args:
-            carry: state before step ``first``.
+            carry: parameters and optimizer state before step ``first``.
             first: index of the first step; may be traced.
             last: index after the last step; may be traced.
             longest: 0 for a loop without reverse-mode derivative; otherwise the largest
-                number of steps, and each is rematerialised in the backward pass.
+                number of steps, each of which is rematerialised in the backward pass.
         """
         if not longest:
             return jax.lax.fori_loop(first, last, self.step, carry)
 
-        # The checkpoint must be outside of the branch: otherwise the branch would
-        # save the whole dataset for every step.
+        # The checkpoint encloses the branch; otherwise the branch would save the whole
+        # data set for every step.
         def scanned(carry: tuple, i: jax.Array) -> tuple:
             t = first + i
-            now = jax.lax.cond(t < last, self.step, lambda t, c: c, t, _calm(carry))
+            now = jax.lax.cond(
+                t < last, self.step, lambda t, c: c, t, _clip_derivative(carry)
+            )
             return now, None
 
         body = jax.checkpoint(scanned, prevent_cse=False)
         return jax.lax.scan(body, carry, jnp.arange(longest))[0]
 
     def evaluate(self, carry: tuple) -> Outcome:
-        """Returns loss and error on the task's test examples."""
+        """Returns loss and error rate on the task's test examples."""
         scaled = jax.tree.map(lambda p: p * self._drawn.scale, carry[0])
         return Outcome(*self._task.loss(scaled, self._task.splits.test))
 
@@ -268,7 +273,7 @@ def unroll_with(
     augmentation: Augmentation = Augmentation(),
     differentiable_steps: int = 0,
 ) -> Outcome:
-    """Runs `unroll` with any optimizer, which must be built for ``num_steps``."""
+    """As `unroll`, with any optimizer, which must be built for ``num_steps``."""
     run = Unroll(task, tx, key, augmentation)
     return run.evaluate(run.run(run.start(), 0, num_steps, differentiable_steps))
 
@@ -291,17 +296,18 @@ def unroll(
     Args:
         task: the task.
         theta: controller weights.
-        config: configuration of the controller.
+        config: architecture of the controller.
         key: random key of initialisation, batches and augmentation.
-        num_steps: length of the run; may be traced, so that one program serves all.
+        num_steps: length of the run; may be traced, so that one program serves all
+            lengths.
         augmentation: random changes of the task.
         differentiable_steps: 0 for a loop without reverse-mode derivative; otherwise
-            the largest ``num_steps``, and every step is rematerialised in the backward
-            pass, so that memory holds parameters and state of each step and no more.
-        safeguard: whether the optimizer's safeguard is on.
+            the largest ``num_steps``. Every step is rematerialised in the backward
+            pass, so that only parameters and optimizer state of each step are stored.
+        safeguard: whether the optimizer's safeguard is enabled.
 
     Returns:
-        The outcome; not finite if the run diverged.
+        Loss and error rate on the test examples; not finite if the run diverged.
     """
     tx = learned_transformation(
         num_steps,

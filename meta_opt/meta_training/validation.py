@@ -11,25 +11,25 @@ from meta_opt.tasks.task import Task
 from meta_opt.types import PyTree
 
 _WORST = math.log(4.0)
-"""Score of a run that failed, and the bound on any score."""
+"""Score of a diverged run, and the bound on the absolute value of all scores."""
 
 
 class Validation:
-    """Log of the final held-out loss over a tuned baseline's, on each held-out task.
+    """Log ratio of final held-out loss to that of a tuned baseline, on held-out tasks.
 
-    Losses are on validation and test examples together: none of them trains or tunes
-    the optimizer, and fewer would be noise. The baseline was tuned on the validation
-    examples.
+    Losses are on validation and test examples together: neither trains or tunes the
+    learned optimizer, and either alone would be noisier. The baseline was tuned on the
+    validation examples.
 
     Args:
-        tasks: the held-out tasks.
-        references: final validation and test loss of the tuned baseline on each, at
+        tasks: held-out tasks by name.
+        references: final validation and test loss of the tuned baseline, by task, at
             the task's largest horizon.
-        config: the controller's shape.
+        config: architecture of the controller.
         seeds: random seeds of initialisation and batches.
 
     Raises:
-        ValueError: a task without reference.
+        ValueError: a task without a reference.
 
     Example:
         >>> Validation({}, {}, ControllerConfig())(None)
@@ -66,7 +66,7 @@ class Validation:
         }
 
     def __call__(self, theta: PyTree) -> dict[str, float]:
-        """Scores of all tasks; below 0 is better than the baseline."""
+        """Returns the scores by task; below 0 is better than the baseline."""
         return {name: self._score(name, theta) for name in self._tasks}
 
     def _score(self, name: str, theta: PyTree) -> float:

@@ -1,4 +1,4 @@
-"""A model's predictions on held-out samples, with the correct answers."""
+"""Predictions for held-out samples, with the correct answers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from meta_opt.data.sources.sample_schema import Media, Sample
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A held-out sample and the model's prediction.
+    """One held-out sample and the model's answer.
 
     Attributes:
-        example: file and line, or the name of the file.
-        label: the correct answer.
-        prediction: the model's answer.
+        example: origin of the sample: file and line, or the name of the file.
+        label: correct answer.
+        prediction: answer of the model.
         correct: whether the prediction is correct; False for scores.
-        confidence: probability of the prediction, or None.
-        error: sort key of wrong answers, largest first.
+        confidence: probability of the prediction; None without probabilities.
+        error: sort key of wrong answers; the largest errors are shown first.
         text: text of the sample.
         media: files of the sample by modality.
     """
@@ -45,7 +45,7 @@ class Answer:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Answer":
-        """Inverse of `to_json`."""
+        """Returns the answer with these fields; the inverse of `to_json`."""
         media = {
             m: Media(Path(file), offset, size, member)
             for m, (file, offset, size, member) in fields["media"].items()
@@ -62,10 +62,10 @@ def answers_of(
     """Converts the outputs of `meta_opt.predictor.backend.Backend.outputs`.
 
     Args:
-        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
         samples: B samples with their targets.
-        outputs: outputs of the model, [B, ...].
-        class_names: K class names of a classification task.
+        outputs: model outputs, [B, ...].
+        class_names: names of the K classes; not used for other tasks.
     """
     labels: Sequence[str]
     confidences: list[float | None] = [None] * len(samples)
@@ -116,7 +116,7 @@ def answers_of(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of logits [B, K].
+    """Returns the class probabilities of logits [B, K].
 
     >>> softmax(np.zeros((1, 2)))
     array([[0.5, 0.5]])

@@ -1,4 +1,4 @@
-"""A common interface to trained models: outputs and metrics of samples."""
+"""One interface to trained models: from samples to outputs and metrics."""
 
 import dataclasses
 import os
@@ -47,8 +47,8 @@ class Evaluated(NamedTuple):
     """Metrics on samples.
 
     Attributes:
-        metrics: metrics by name.
-        examples: number of evaluated samples, those whose files could be read.
+        metrics: value of each metric by name.
+        examples: number of evaluated samples; unreadable ones are left out.
     """
 
     metrics: dict[str, float]
@@ -59,33 +59,33 @@ class Backend(Protocol):
     """A trained model.
 
     Attributes:
-        name: name of the backend, a key of `BACKENDS`.
-        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
+        name: key of the backend in `BACKENDS`.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
     """
 
     name: str
     kind: str
 
     def outputs(self, samples: Sequence[Sample], what: str = "") -> np.ndarray:
-        """Returns the outputs of the model; targets of the samples are not read.
+        """Returns the outputs of the model; targets of the samples are not used.
 
         Args:
             samples: B samples.
-            what: ``summary`` for fused features; "" for the output of the task.
+            what: ``summary`` for the fused features; "" for the output of the task.
 
         Returns:
-            Class logits [B, K], scores [B], unit-norm embeddings of pairs [B, 2, D], or
-            B texts; for ``summary`` features [B, D].
+            Class logits [B, K], scores [B], unit vectors of pairs [B, 2, D], or B
+            texts; for ``summary`` features [B, D].
 
         Raises:
-            ValueError: a file cannot be read; the message names it.
+            ValueError: a file that cannot be read; the message names it.
         """
 
     def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
-        """Computes metrics; samples with unreadable files are left out."""
+        """Returns metrics on the samples; unreadable samples are left out."""
 
     def save(self, folder: Path) -> None:
-        """Writes the model into a folder."""
+        """Writes the model to a folder."""
 
 
 class MultimodalBackend:
@@ -93,10 +93,10 @@ class MultimodalBackend:
 
     Args:
         model: the trained model.
-        columns: columns of the user's data.
-        inputs: how samples become arrays.
-        config: configuration of the model.
-        class_names: K class names of a classification task.
+        columns: roles of the columns of the user's data.
+        inputs: settings that convert samples to arrays.
+        config: architecture of the model.
+        class_names: names of the K classes; empty for other tasks.
         reader: reader of the inputs; None creates one.
     """
 
@@ -126,7 +126,7 @@ class MultimodalBackend:
         return self.outputs_of(self._read(arrays, asked=False), what)
 
     def outputs_of(self, arrays: dict[str, PyTree], what: str = "") -> np.ndarray:
-        """Returns `outputs` for arrays that the reader made."""
+        """As `outputs`, for arrays that the reader has returned."""
         kind = what or self.kind
         found = multimodal_outputs(
             self._model,
@@ -158,11 +158,11 @@ class MultimodalBackend:
         captions: tuple[str, ...] = (),
         write: bool = True,
     ) -> dict[str, float]:
-        """Computes metrics on the reader's arrays; scores are in the user's unit."""
+        """Returns metrics on arrays from the reader; scores are in the user's unit."""
         if self.kind == "score":
             scores, found = arrays["score"], self.outputs_of(arrays)
             squared = float(np.mean((scores - found) ** 2))
-            # The sign is only meaningful if both signs occur, as in sentiment.
+            # Signs are informative only if both occur, as in sentiment scores.
             signed = np.min(scores) < 0 < np.max(scores)
             metrics = sentiment_metrics if signed else regression_metrics
             return {"loss": squared, **metrics(scores, found)}
@@ -184,7 +184,7 @@ class MultimodalBackend:
 
     @classmethod
     def load(cls, folder: Path, columns: Columns, data_dir: str) -> "MultimodalBackend":
-        """Loads what `save` wrote; for ``data_dir`` see `Predictor.load`."""
+        """Loads a model that `save` wrote; for ``data_dir`` see `Predictor.load`."""
         path = folder / MODEL
         inputs, config, settings = read_settings(path)
         if data_dir:
@@ -195,7 +195,7 @@ class MultimodalBackend:
         return cls(model, columns, inputs, config, names, reader)
 
     def _read(self, samples: Samples, asked: bool = True) -> dict[str, PyTree]:
-        """Returns arrays of samples, with mean features if the model has a readout."""
+        """Reads samples into arrays, with mean features if the model has a readout."""
         arrays = self._reader(samples, asked=asked)
         if self._config.readout:
             encoders = self._reader.encoders
@@ -221,12 +221,12 @@ class MultimodalBackend:
 
 
 class VisionTextBackend:
-    """An exported CLIP, SigLIP or PaliGemma model, or a model of this package.
+    """A CLIP, SigLIP or PaliGemma model, or one of this library, exported by a run.
 
     Args:
         kind: ``retrieve`` for a contrastive model, ``caption`` for a generative one.
-        path: path of the export.
-        temporary: folder to remove when the model is garbage-collected, or None.
+        path: file or folder of the export.
+        temporary: folder to remove when the model is no longer used, or None.
     """
 
     name = "vision_text"
@@ -238,8 +238,8 @@ class VisionTextBackend:
         model = load_exported(path)
         if not isinstance(model, ContrastiveModel | GenerativeModel):
             raise ValueError(
-                f"{path} is a {type(model).__name__}, which `meta_opt.load_exported` "
-                "opens, and no model of images and texts"
+                f"{path} is a {type(model).__name__}, not a model of images and texts; "
+                "open it with `meta_opt.load_exported`"
             )
         self._model = model
 
@@ -250,8 +250,8 @@ class VisionTextBackend:
                 raise ValueError("a generative model has no embeddings")
             return np.asarray(self._answers(samples), dtype=object)
         texts = [sample.fields.reads for sample in samples]
-        pictures = [_opened(sample) for sample in samples]
-        return np.stack(self._model.embed(pictures, texts), axis=1)
+        images = [_opened(sample) for sample in samples]
+        return np.stack(self._model.embed(images, texts), axis=1)
 
     def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:
         """See `Backend.evaluate`."""
@@ -286,14 +286,14 @@ class VisionTextBackend:
         folder.mkdir(parents=True, exist_ok=True)
         for part in self._path.parent.glob(f"{self._path.name}.*"):
             copy = folder / f"{MODEL}{part.name.removeprefix(self._path.name)}"
-            if part.is_dir():  # the tokenizer
+            if part.is_dir():  # The tokenizer.
                 shutil.copytree(part, copy, dirs_exist_ok=True)
             else:
                 shutil.copyfile(part, copy)
 
     @classmethod
     def load(cls, folder: Path, columns: Columns, data_dir: str) -> "VisionTextBackend":
-        """Loads what `save` wrote; ``data_dir`` is not needed."""
+        """Loads a model that `save` wrote; ``data_dir`` is not used."""
         del data_dir
         return cls(columns.kind, folder / MODEL)
 
@@ -304,17 +304,17 @@ class VisionTextBackend:
 
 
 DEFAULT_PROMPT = "caption en"
-"""The prompt of a generative model for an image without a text."""
+"""Default prompt of a generative model for an image without text."""
 
 BACKENDS: Mapping[str, Any] = {
     one.name: one for one in (MultimodalBackend, VisionTextBackend)
 }
-"""Backends by their names in a predictor's file."""
+"""Backends by name, as stored in a predictor's file."""
 
 
 def _opened(sample: Sample) -> Image.Image:
     if "image" not in sample.media:
-        raise ValueError(f"{sample.where}: no image, which the model reads")
+        raise ValueError(f"{sample.where}: the sample has no image for the model")
     media = sample.media["image"]
     try:
         return decode(media.read(), MAX_PIXELS)

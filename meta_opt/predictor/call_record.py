@@ -1,4 +1,4 @@
-"""Arguments and decisions of a call of `fit`, stored so that it can be resumed."""
+"""Arguments and decisions of a call of `fit`, stored for the call that resumes it."""
 
 import hashlib
 import json
@@ -23,21 +23,21 @@ _FORMAT = 1
 
 
 class CallRecord:
-    """Decisions of a call, written to a folder as soon as they are made.
+    """The decisions of a call, written to a folder as soon as they are made.
 
     A later call with the same folder, arguments and data reuses the decisions of the
     first call, so that it trains the same model on the same samples, even if a newer
-    version or another machine would choose differently. In multi-process runs the first
-    process decides for all, and writes.
+    version or another machine would choose differently. With several processes the
+    first one decides for all of them and writes the file.
 
     Args:
         folder: folder of the call; None stores nothing.
-        arguments: JSON values that the result depends on.
+        arguments: arguments that the result depends on, as JSON values.
         data: `fingerprint` of each table, by the name of its argument.
 
     Raises:
-        ValueError: the folder belongs to something else, or to a call with other
-            arguments or data, which the message names.
+        ValueError: the folder belongs to a call with other arguments or data (the
+            message names them), or the file has another format.
 
     Example:
         >>> record = CallRecord(None, {"seed": 0}, {})
@@ -56,7 +56,7 @@ class CallRecord:
         self._content = {
             "format": _FORMAT,
             "version": meta_opt.__version__,
-            # Normalised to the form in which JSON is read back.
+            # Convert to JSON types, to compare them with values read from the file.
             **plain_json(given),
             "decided": {},
         }
@@ -67,21 +67,21 @@ class CallRecord:
             self._content = self._stored() or self._content
         except ValueError as error:
             problem = error
-        # No process writes before all processes have read.
+        # No process may write before all have read.
         if any_process(problem is not None):
             raise problem or ValueError(
-                f"another process cannot use the folder {folder}; it says why"
+                f"another process cannot use the folder {folder}; see its error message"
             )
-        # On a shared disk some processes may not see the file yet.
+        # On a shared disk, a file may become visible to some processes later.
         self._content = json_from_first(self._content)
 
     def _stored(self) -> dict[str, Any] | None:
-        """Returns the content of the file; None if it does not exist."""
+        """Returns the content of the file; None if the file does not exist."""
         if self._file is None or not self._file.is_file():
             return None
         stored = read_json(self._file)
         if stored.get("format") != _FORMAT:
-            raise ValueError(f"{self._file} is not of format {_FORMAT}")
+            raise ValueError(f"{self._file} does not have format {_FORMAT}")
         _check_same(self._file.parent, stored, self._content)
         return stored
 
@@ -97,8 +97,11 @@ class CallRecord:
         Args:
             name: key of the value in the file.
             choose: function that returns the value and its decisions.
-            encode: converts the value to JSON.
+            encode: function from the value to JSON values.
             decode: inverse of ``encode``.
+
+        Returns:
+            The value and its decisions.
         """
         decided = self._content["decided"]
         if name in decided:
@@ -121,11 +124,11 @@ class CallRecord:
 
 
 def fingerprint(table: Table, files: Sequence[str]) -> dict[str, Any]:
-    """Returns the number of rows, and a SHA-256 of each column with its files.
+    """Returns the number of rows and a SHA-256 hash of each column.
 
     Args:
         table: the rows.
-        files: columns of file names; the contents of these files are hashed.
+        files: columns of file names; the contents of these files are hashed too.
     """
     columns = {}
     for name in table.columns():
@@ -149,7 +152,7 @@ def _media(value: Media | str, table: Table) -> Media:
 def _content(media: Media) -> str | None:
     try:
         return hashlib.sha256(media.read()).hexdigest()
-    except OSError:  # Counted as unreadable when all samples are read.
+    except OSError:  # Reported as unreadable when all samples are read.
         return None
 
 

@@ -1,4 +1,4 @@
-"""Inference of input and target columns, and of the task."""
+"""Finds the columns that a model reads, and the one that it predicts."""
 
 import collections
 import dataclasses
@@ -20,30 +20,30 @@ TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", 
 """Column names that indicate the target, in order of precedence."""
 _CLASS_NAMES = ("label", "class", "category")
 _TEXT_NAMES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
-"""Column names whose lists are several correct texts."""
-_MOST_CLASSES = 20
-"""Most distinct integers that are taken for classes."""
-_LONG = 6
+"""Column names whose list values are alternative correct texts."""
+_MAX_INTEGER_CLASSES = 20
+"""Maximum number of distinct integers that are interpreted as classes."""
+_MAX_CATEGORY_WORDS = 6
 """Mean number of words above which repeated texts are not categories."""
-_PATHS = 0.9
-"""Share of a column's values that must name files of one modality."""
-_SOME = 20
-"""Fewest values for a column to be recognised as identifiers."""
+_MIN_PATH_FRACTION = 0.9
+"""Minimum fraction of a column's values that name files of one modality."""
+_MIN_IDENTIFIERS = 20
+"""Minimum number of values for a column to be recognised as identifiers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The columns of a table by their use.
+    """The columns of a table by role.
 
     Attributes:
-        kind: kind of task, one of `meta_opt.data.samples.KINDS`.
-        media: column of files, by modality.
-        text: columns that are concatenated as text, in order.
-        target: column to predict; "" for retrieval.
+        kind: the task, one of `meta_opt.data.samples.KINDS`.
+        media: the column of files of each modality.
+        text: columns that are read as text, in order.
+        target: the column to predict; "" for retrieval.
         labels: type of the classes: ``text``, ``integer`` or ``truth``.
-        split: column with ``train``, ``validation`` or ``test``; "" for none.
-        center: value that is subtracted from scores before training.
-        scale: divisor of the centered scores.
+        split: the column of ``train``, ``validation`` or ``test``; "" for none.
+        center: value subtracted from scores before training.
+        scale: value that centered scores are divided by.
     """
 
     kind: str
@@ -73,12 +73,12 @@ def find_columns(
     texts without a target are a retrieval task.
 
     Args:
-        table: table of training samples.
-        target: name of the target's column; None to infer it.
+        table: training samples.
+        target: name of the target's column; None finds it.
 
     Raises:
-        ValueError: there is no target; the target is not a column, has values of two
-            types, or has a single class; there is no input; or files are missing.
+        ValueError: no target; a target that is not a column, has values of two types,
+            or has a single class; no input; or missing files.
 
     >>> from meta_opt.predictor.table import read_table
     >>> rows = [{"review": f"it is {x}", "label": x} for x in ("good", "bad") * 8]
@@ -96,17 +96,17 @@ def find_columns(
     found, why = _target_column(table, target, left, values, bool(media))
     kind, labels = "retrieve", "text"
     if found:
-        kind, labels, about = _asked(table, found, values[found], bool(media))
+        kind, labels, about = _task_of(table, found, values[found], bool(media))
         decisions.append(Decision("target", found, why))
         decisions.append(Decision("task", kind, about))
-    chosen, ignored = _one_each(media, values)
+    chosen, ignored = _one_per_modality(media, values)
     decisions += ignored
     text, about_texts = _text_columns([n for n in left if n != found], values)
     decisions += about_texts
     columns = Columns(kind, chosen, text, found, labels, split)
     if not columns.modalities:
         raise ValueError(
-            f"{table.name}: nothing to read beside the target {found!r}: no text and "
+            f"{table.name}: nothing to read besides the target {found!r}: no text and "
             f"no column of files (columns: {', '.join(names)})"
         )
     if not found:
@@ -129,10 +129,10 @@ def _count(rows: Sequence[Row], columns: Columns, modality: str) -> int:
 
 
 def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
-    """Returns the column of split names; "" for none.
+    """Returns the name of the column of splits; "" for none.
 
     Raises:
-        ValueError: some values of the column are not names of splits.
+        ValueError: a split column with values that are not names of splits.
     """
     name = next((n for n in values if n.casefold() == "split"), "")
     unknown = {str(x): None for x in values.get(name, ()) if named_split(x) is None}
@@ -141,7 +141,7 @@ def _split_column(table: Table, values: Mapping[str, Sequence[Any]]) -> str:
     if unknown:
         raise ValueError(
             f"{table.name}: the column {name!r} has {', '.join(map(repr, unknown))} "
-            f"beside names of splits; use {', '.join(SPLITS)}, or another column name"
+            f"besides names of splits; use {', '.join(SPLITS)}, or rename the column"
         )
     return name
 
@@ -152,13 +152,13 @@ def _media_columns(
     """Returns the columns of files by modality.
 
     Raises:
-        ValueError: none of the paths in a column exists.
+        ValueError: a column of paths of which none exists.
     """
     found: dict[str, list[str]] = {}
     for name, given in values.items():
         kinds = collections.Counter(_media_kind(name, x) for x in given)
         kind, count = kinds.most_common(1)[0] if kinds else ("", 0)
-        if not kind or count < _PATHS * len(given):
+        if not kind or count < _MIN_PATH_FRACTION * len(given):
             continue
         files = [x for x in given if isinstance(x, str)]
         if address := next((x for x in files if "://" in x), ""):
@@ -184,14 +184,17 @@ def _media_kind(name: str, value: Any) -> str:
         return ""
     path = value.partition("?")[0] if "://" in value else value
     kind = MEDIA_ENDINGS.get(Path(path).suffix.lower(), "")
-    # GIF and WebP files may be images or videos.
+    # GIF and WebP files are images or videos.
     return "video" if kind == "image" and name == "video" else kind
 
 
-def _one_each(
+def _one_per_modality(
     media: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, str], list[Decision]]:
-    """Selects a column per modality: the one with its name, or with most files."""
+    """Returns one column per modality: the one with its name, or with the most files.
+
+    Also returns decisions about the columns that are not read.
+    """
     chosen, decisions = {}, []
     for kind, names in media.items():
         best = max(names, key=lambda n: (n == kind, len(values[n]), -names.index(n)))
@@ -212,7 +215,7 @@ def _target_column(
     values: Mapping[str, Sequence[Any]],
     media: bool,
 ) -> tuple[str, str]:
-    """Returns the target's column, or "" for none, and the reason."""
+    """Returns the name of the target's column ("" for none), and the reason."""
     if target is not None:
         if target not in values:
             raise ValueError(
@@ -237,8 +240,8 @@ def _target_column(
         )
     texts = [n for n in left if any(isinstance(x, str | list) for x in values[n])]
     if media and not few and (texts or not left):
-        return "", "pictures and texts, and no target"
-    # Without texts a column of numbers can be the target of media files.
+        return "", "images and texts, and no target"
+    # Images without texts usually come with a numeric target.
     few = few or [name for name in left if name not in texts]
     several = f" ({', '.join(map(repr, few))} might be it)" if few else ""
     raise ValueError(
@@ -248,21 +251,24 @@ def _target_column(
 
 
 def _is_category(values: Sequence[Any]) -> bool:
-    """Whether the values are few and repeated, as class names are."""
+    """Returns whether the values are few and repeated, like class names."""
     if any(isinstance(x, list | float | Media) for x in values):
         return False
     distinct = len(set(map(str, values)))
-    return 1 < distinct <= max(2, len(values) // 4) and _mean_words(values) <= _LONG
+    return (
+        1 < distinct <= max(2, len(values) // 4)
+        and _mean_words(values) <= _MAX_CATEGORY_WORDS
+    )
 
 
 def _mean_words(values: Sequence[Any]) -> float:
     return sum(len(str(x).split()) for x in values) / max(len(values), 1)
 
 
-def _asked(
+def _task_of(
     table: Table, name: str, values: Sequence[Any], media: bool
 ) -> tuple[str, str, str]:
-    """Returns the task of a target, the type of its classes, and the reason."""
+    """Returns the task for a target, the type of its classes, and the reason."""
     groups: dict[str, list[Any]] = {}
     for value in values:
         groups.setdefault(_type_of(value), []).append(value)
@@ -283,10 +289,10 @@ def _asked(
         )
         raise ValueError(
             f"{table.name}: the target {name!r} has values of two kinds: {listed}; "
-            "make them one"
+            "use one of them"
         )
     (kind,) = groups
-    # Numbers are compared by value: 1 and 1.0 are the same.
+    # The numbers 1 and 1.0 are the same class.
     distinct = len(set(values if kind == "number" else map(str, values)))
     about = f"{len(values)} values of type {kind}, {distinct} of them distinct"
     if kind == "texts":
@@ -307,11 +313,13 @@ def _asked(
         return "classify", "truth", f"{about}: two classes"
     if kind in ("integer", "number"):
         whole = all(float(x).is_integer() for x in values)
-        few = distinct <= _MOST_CLASSES and 2 * distinct <= len(values)
+        few = distinct <= _MAX_INTEGER_CLASSES and 2 * distinct <= len(values)
         if whole and (named or (few and name.casefold() not in ("score", "rating"))):
             return "classify", "integer", f"{about}: classes"
         return "score", "text", f"{about}: a number to predict"
-    if named or (2 * distinct <= len(values) and _mean_words(values) <= _LONG):
+    if named or (
+        2 * distinct <= len(values) and _mean_words(values) <= _MAX_CATEGORY_WORDS
+    ):
         return "classify", "text", f"{about}: classes"
     _check_not_numbers(table, name, values)
     if media:
@@ -323,11 +331,15 @@ def _asked(
 
 
 def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
-    """Raises ValueError if lists are classes instead of alternative correct texts."""
+    """Raises ValueError for lists of classes, as opposed to alternative texts."""
     texts = [text for value in values for text in value]
-    # Repeated values are answers of several annotators; classes are not repeated.
+    # Alternative answers may coincide, but a list of classes has no duplicates.
     repeated = any(len(set(map(str, value))) < len(value) for value in values)
-    if name.casefold() in _TEXT_NAMES or repeated or _mean_words(texts) > _LONG:
+    if (
+        name.casefold() in _TEXT_NAMES
+        or repeated
+        or _mean_words(texts) > _MAX_CATEGORY_WORDS
+    ):
         return
     if not (name.casefold() in _CLASS_NAMES or _is_category(texts)):
         return
@@ -345,7 +357,7 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
 
 
 def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
-    """Raises ValueError for numbers if some are not written as numbers."""
+    """Raises ValueError if some numbers are written as text or in another format."""
     numbers = sum(map(is_number, values))
     if 2 * numbers <= len(values):
         return
@@ -379,7 +391,7 @@ def _type_of(value: Any) -> str:
 def _text_columns(
     names: Sequence[str], values: Mapping[str, Sequence[Any]]
 ) -> tuple[tuple[str, ...], list[Decision]]:
-    """Returns the columns to read as text, without identifiers."""
+    """Returns the columns that are read as text; identifiers are left out."""
     kept, decisions = [], []
     for name in names:
         given = values[name]
@@ -398,7 +410,9 @@ def _text_columns(
 
 
 def _is_identifier(values: Sequence[Any]) -> bool:
-    if len(values) < _SOME or any(isinstance(x, float | list | bool) for x in values):
+    if len(values) < _MIN_IDENTIFIERS or any(
+        isinstance(x, float | list | bool) for x in values
+    ):
         return False
     if all(isinstance(x, int) for x in values):
         steps = {b - a for a, b in itertools.pairwise(values)}

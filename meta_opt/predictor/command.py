@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; user errors are reported in one line.
 
     Args:
-        arguments: command-line arguments; None for ``sys.argv``.
+        arguments: command-line arguments; None for those in ``sys.argv``.
 
     Returns:
         The exit code.
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except None and empty ones, which the help texts explain."""
+    """Shows default values, except None and empty ones, which help texts explain."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default == "":
@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_processes(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments for multi-process runs."""
+    """Adds the arguments for running the command in several processes."""
     group = command.add_argument_group(
         "several processes",
         "Run the same command in each; not needed under SLURM, Open MPI and Cloud TPU.",
@@ -155,7 +155,7 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
 
 
 def _add_choices(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments for data and user settings."""
+    """Adds the arguments for data and for settings chosen by hand."""
     command.add_argument(
         "data",
         help="JSONL or CSV file, folder with a sub-folder for each class, or tar files",
@@ -202,7 +202,7 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _fit_together(options: argparse.Namespace, first: bool) -> None:
-    """Fits; in multi-process runs the first process writes and prints."""
+    """Fits a model; of several processes only the first one writes and prints."""
     from meta_opt.predictor.fit import fit
 
     with _writable(Path(options.out)) if first else contextlib.nullcontext():
@@ -223,14 +223,14 @@ def _fit_together(options: argparse.Namespace, first: bool) -> None:
 
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    """Creates the folder early, to fail fast; removes it if the call fails."""
+    """Creates the folder in advance, to fail early; removes it if the call fails."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         for path in made:
-            with contextlib.suppress(OSError):  # not empty
+            with contextlib.suppress(OSError):  # The folder is not empty.
                 path.rmdir()
         raise
 
@@ -242,7 +242,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options that `_add_choices` added, except the data."""
+    """Returns the options that `_add_choices` added, without the data."""
     names = (
         *("target", "validation", "test", "model", "preset"),
         *("devices", "seed", "data_dir"),

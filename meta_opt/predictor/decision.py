@@ -15,12 +15,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """An automatically chosen setting.
+    """One automatically chosen setting.
 
     Attributes:
         name: name of the setting, such as ``image_size``.
-        value: the chosen value, a JSON value.
-        reason: reason of the choice, with the numbers that it depends on.
+        value: chosen value, a JSON value.
+        reason: reason for the choice, with the numbers that it is based on.
 
     >>> print(Decision("batch_size", 16, "200 examples"))
     batch_size = 16: 200 examples
@@ -44,23 +44,23 @@ class Decisions(list[Decision]):
     """
 
     def choose(self, name: str, value: Any, reason: str) -> None:
-        """Adds a decision."""
+        """Appends a decision."""
         self.append(Decision(name, value, reason))
 
 
 def log_decisions(decisions: Sequence[Decision]) -> None:
-    """Logs a line per decision, in multi-process runs on the first process only."""
+    """Logs one line per decision, in the first process only."""
     for decision in decisions if jax.process_index() == 0 else ():
         _log.info("%s", decision)
 
 
 def write_decisions(path: str | os.PathLike, decisions: Sequence[Decision]) -> None:
-    """Writes decisions as JSON, atomically."""
+    """Writes decisions to a JSON file, atomically."""
     write_json(path, {"decisions": as_json(decisions)})
 
 
 def read_decisions(path: str | os.PathLike) -> tuple[Decision, ...]:
-    """Reads decisions that `write_decisions` wrote.
+    """Reads decisions from a file that `write_decisions` wrote.
 
     Raises:
         ValueError: the file has no decisions.
@@ -73,10 +73,10 @@ def read_decisions(path: str | os.PathLike) -> tuple[Decision, ...]:
 
 
 def as_json(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
-    """Converts decisions to JSON values."""
+    """Returns decisions as JSON values."""
     return [dataclasses.asdict(one) for one in decisions]
 
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Decision, ...]:
-    """Inverse of `as_json`."""
+    """Returns decisions from JSON values; the inverse of `as_json`."""
     return tuple(Decision(x["name"], x["value"], x["reason"]) for x in values)

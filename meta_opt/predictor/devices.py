@@ -1,4 +1,4 @@
-"""Choice of the devices of a fit."""
+"""Chooses the devices of a fit."""
 
 import jax
 
@@ -8,20 +8,20 @@ from meta_opt.predictor.decision import Decision
 def choose_devices(
     batch_size: int, wanted: int | None, *, present: bool = True
 ) -> tuple[int, list[Decision]]:
-    """Chooses the number of devices to shard a batch over.
+    """Chooses the number of devices to divide a batch over.
 
     Args:
-        batch_size: B, a multiple of the number of devices.
+        batch_size: B, a multiple of the returned number of devices.
         wanted: maximum number of devices; None for all accelerators, or one CPU.
-            Multi-process runs always use all of their devices.
-        present: whether the devices must exist; False for plans.
+            Several processes always use all of their devices.
+        present: whether the devices must exist on this machine; False for a plan.
 
     Returns:
-        The number, and the decision about it unless there is no choice.
+        The number of devices, and the decision about it if there was a choice.
 
     Raises:
-        ValueError: ``wanted`` is below one or above the number of devices, or the
-            devices of several processes cannot divide the batch.
+        ValueError: ``wanted`` is below 1 or above the number of devices, or the batch
+            cannot be divided over the devices of several processes.
 
     >>> count, decisions = choose_devices(12, 8, present=False)
     >>> print(count, decisions[0])
@@ -33,7 +33,7 @@ def choose_devices(
         return _of_all_processes(batch_size, wanted)
     local = jax.local_device_count()
     if present and wanted is not None and wanted > local:
-        raise ValueError(f"devices={wanted}, and there are {local}")
+        raise ValueError(f"devices={wanted}, but there are only {local}")
     if wanted is None:
         wanted = 1 if jax.default_backend() == "cpu" else local
     count = max(n for n in range(1, wanted + 1) if batch_size % n == 0)
@@ -46,12 +46,12 @@ def choose_devices(
 def _of_all_processes(
     batch_size: int, wanted: int | None
 ) -> tuple[int, list[Decision]]:
-    """Uses all devices of several processes, which must each get a part of a batch."""
+    """Returns the number of devices of all processes; each takes part of the batch."""
     count, processes = jax.device_count(), jax.process_count()
     if wanted is not None and wanted != count:
         raise ValueError(
-            f"devices={wanted}, and {processes} processes with {count} devices use all "
-            "of them: leave devices out, or start fewer processes"
+            f"devices={wanted}, but {processes} processes with {count} devices always "
+            "use all of them: leave devices out, or start fewer processes"
         )
     if batch_size % count:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Metrics and best parameters of a run, stored so that it can be resumed."""
+"""Metrics and best parameters of a run, stored so that the run can be resumed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,21 +16,20 @@ from meta_opt.types import PyTree
 _FILE = "evaluations.json"
 _BEST = "best-"
 """Prefix of the file of the best parameters."""
-_HALF = ":"
-"""Separates a tensor's number from its type, which is written for bfloat16 only."""
+_SEPARATOR = ":"
+"""Separator of a tensor's index and dtype; the dtype is written for bfloat16 only."""
 
 
 class Evaluations:
     """Metrics by step, and snapshots of the best parameters.
 
     With a folder, each evaluation is written before the run continues. The files may be
-    ahead of the run's last checkpoint; a resumed run repeats those steps, bit for bit,
-    and finds their evaluations recorded. In multi-process runs the first process
-    writes.
+    ahead of the last checkpoint; a resumed run repeats those steps bit for bit and uses
+    the recorded evaluations. With several processes only the first one writes.
 
     Args:
         keep: maximum number of snapshots to average; 1 for no averaging.
-        metric: metric that selects snapshots.
+        metric: validation metric that selects snapshots.
         mode: ``min`` or ``max``, whichever is better.
         like: pytree of parameters with the structure to restore.
         folder: folder of the files; None keeps everything in memory.
@@ -41,7 +40,7 @@ class Evaluations:
         ended: step and reason if the run stopped early, else None.
 
     Raises:
-        ValueError: files are damaged.
+        ValueError: damaged files.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Evaluations:
             self._read(folder)
 
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
-        """Records an evaluation; steps that are already recorded are not changed."""
+        """Records an evaluation, unless the step has been recorded already."""
         if step in self.metrics:
             return
         self.metrics[step] = dict(metrics)
@@ -64,7 +63,7 @@ class Evaluations:
         self._write()
 
     def end(self, step: int, reason: str) -> None:
-        """Records that the run stops early."""
+        """Records that the run stops early, and why."""
         self.ended = step, reason
         self._write()
 
@@ -80,7 +79,7 @@ class Evaluations:
     def _write(self) -> None:
         """Writes new parameter files, then their list, then deletes unlisted files.
 
-        In this order all listed files exist, even if the process is killed in between.
+        In this order all listed files exist even if the process is killed in between.
         """
         folder = self._folder
         if folder is None or jax.process_index() != 0:
@@ -122,14 +121,17 @@ class Evaluations:
         remedy = "start again in another workdir"
         leaves = {}
         for name, x in read_tensors(file, expected, _FILE, remedy).items():
-            number, _, half = name.partition(_HALF)
+            number, _, half = name.partition(_SEPARATOR)
             leaves[int(number)] = x.view(ml_dtypes.bfloat16) if half else x
         return jax.tree.unflatten(self._structure, [leaves[i] for i in sorted(leaves)])
 
 
 def _named(number: int, x: Any) -> tuple[str, np.ndarray]:
-    """Returns a leaf without bfloat16, which safetensors cannot load into NumPy."""
+    """Returns name and array of a leaf for safetensors; bfloat16 as integers.
+
+    The NumPy interface of safetensors does not support bfloat16.
+    """
     x = np.ascontiguousarray(x)
     if x.dtype == ml_dtypes.bfloat16:
-        return f"{number}{_HALF}bfloat16", x.view(np.uint16)
+        return f"{number}{_SEPARATOR}bfloat16", x.view(np.uint16)
     return str(number), x

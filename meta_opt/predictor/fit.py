@@ -47,20 +47,20 @@ def fit(
     data_dir: str | os.PathLike = "",
     progress: bool = True,
 ) -> Predictor:
-    """Trains a model on samples, and chooses every setting that is not given.
+    """Trains a model on samples, and chooses all settings that are not given.
 
     Pretrained encoders for the modalities of the samples (images, audio, video,
     text) are combined and fine-tuned with the learned optimizer. The task is
     classification, regression, text generation or, without a target, retrieval of
-    images and texts. `Predictor.decisions` has each choice and its reason.
+    images and texts. `Predictor.decisions` lists each choice and its reason.
 
     Compiled programs are stored for later calls and processes, see
     `meta_opt.compilation_cache`.
 
-    Processes that were joined by `meta_opt.parallel.processes.start_processes` and call
-    this with the same arguments and data train one model on all of their devices, and
-    each returns the predictor. The first process writes ``workdir``, which all must be
-    able to access.
+    Several processes joined by `meta_opt.parallel.processes.start_processes`, all with
+    the same arguments and data, train one model on all of their devices. Each returns
+    the predictor; the first one writes to ``workdir``, which all must be able to
+    access.
 
     Args:
         data: a JSONL or CSV file, a folder with a sub-folder for each class, WebDataset
@@ -88,18 +88,17 @@ def fit(
             uninterrupted call; ``time_limit`` restarts. If the call had finished, its
             predictor is loaded.
         seed: random seed of initialisation and data order.
-        data_dir: folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or
-            ``data`` if it is not set.
+        data_dir: folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or ``data``
+            if that is not set.
         progress: whether to show progress bars on a terminal.
 
     Raises:
-        ValueError: the data are unsuitable, the time limit is too short, or
-            ``workdir`` is of a call with other arguments or data; the message names
-            the problem.
-        TypeError: the target is not a string, or the time limit or seed is not a
+        ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
+            of a call with other arguments or data; the message names the problem.
+        TypeError: a target that is not a string, a time limit or seed that is not a
             number.
-        FileNotFoundError: a file does not exist.
-        MissingDataError: encoders are not prepared; the message has the command.
+        FileNotFoundError: a file that does not exist.
+        MissingDataError: encoders that are not prepared; the message has the command.
         Interrupted: on SIGINT or SIGTERM during training.
 
     Example:
@@ -130,7 +129,7 @@ def fit(
     run_folder = None if folder is None else folder / _RUN
     call = FitCall(chosen, clock, run_folder, progress, devices=devices)
     fitting, decisions = prepare(given, arguments, call, folder)
-    # No process writes before all processes have checked for the file.
+    # No process may write before all have checked.
     if folder is not None and any_process((folder / FILE).is_file()):
         return Predictor.load(folder, data_dir=data_dir)
     decisions.insert(0, Decision("preset", preset, "as given"))
@@ -165,7 +164,7 @@ def fit(
     if folder is not None:
         if jax.process_index() == 0:
             predictor.save(folder)
-        barrier()  # until the file exists
+        barrier()  # Wait until the first process has written the predictor.
     return predictor
 
 
@@ -178,18 +177,18 @@ def prepare(
     """Reads the tables, finds the columns and splits the samples.
 
     Args:
-        given: ``data`` and, if they are given, ``validation`` and ``test``.
+        given: ``data`` and, optionally, ``validation`` and ``test``.
         arguments: arguments of `fit` that the result depends on.
-        call: limits of the call; its record is created here.
-        folder: folder of the call, or None.
+        call: limits of the call; its record is replaced by the record in ``folder``.
+        folder: folder of the call; None for none.
 
     Returns:
         The input of a fit, and the decisions.
 
     Raises:
-        ValueError: the data are unsuitable, or the folder is of another call.
-        TypeError: the target is not a name, or the seed is not an integer.
-        FileNotFoundError: a file does not exist.
+        ValueError: unsuitable data, or a folder that belongs to another call.
+        TypeError: a target that is not a string, or a seed that is not an integer.
+        FileNotFoundError: a file that does not exist.
     """
     target, seed = arguments["target"], arguments["seed"]
     if not isinstance(target, str | None):
@@ -210,7 +209,7 @@ def prepare(
     if folder is not None or jax.process_count() > 1:
         files = tuple(columns.media.values())
         prints = {name: fingerprint(one, files) for name, one in tables.items()}
-        # Checked before anything that only some processes would do.
+        # Check before the processes could do different work and wait for each other.
         others = {"workdir": folder is not None, "devices": call.devices}
         check_alike([arguments, prints, others], "arguments or data")
     if folder is not None:
@@ -223,24 +222,24 @@ def prepare(
         dataclasses.asdict,
         functools.partial(from_config, Columns),
     )
-    parts, found = _divided(tables, columns, record)
+    parts, found = _split_samples(tables, columns, record)
     call = dataclasses.replace(call, record=record)
     fitting = Fitting(parts, columns, table.name, arguments["seed"], call)
     return fitting, [*decisions, *found]
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises ValueError if a folder cannot be resumed."""
+    """Raises ValueError for a folder that cannot be resumed."""
     if (folder / CALL).is_file():
         return
     if any((folder / name).exists() for name in (_RUN, FILE)):
         raise ValueError(
-            f"workdir={str(folder)!r} has a run or a predictor and no {CALL}, which "
-            "says how it was made: use another folder"
+            f"workdir={str(folder)!r} has a run or a predictor but no {CALL} with the "
+            "arguments that it was created with: use another folder"
         )
 
 
-def _divided(
+def _split_samples(
     tables: Mapping[str, Table], columns: Columns, record: CallRecord
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
     """Returns the samples by split, and the decisions about them."""
@@ -252,7 +251,7 @@ def _divided(
             _check_target(other, columns)
             given[split] = to_samples(other, columns).samples
             if not given[split]:
-                raise ValueError(f"{split}: none of its samples has target and input")
+                raise ValueError(f"{split}: no sample has both a target and an input")
     every = [*converted.samples, *(x for part in given.values() for x in part)]
     place = {id(sample): i for i, sample in enumerate(every)}
 

@@ -1,4 +1,4 @@
-"""The result of a fit, for all kinds of models."""
+"""The result of fitting a multimodal or a vision-text model."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from meta_opt.predictor.training import Trained
 
 
 class Fitted(NamedTuple):
-    """A trained model and the facts about its training.
+    """A trained model and information about its training.
 
     Attributes:
         backend: the trained model.
-        columns: columns of the user's data, with the scale of scores.
-        class_names: K class names of a classification task; otherwise empty.
+        columns: roles of the columns of the user's data, with the scale of scores.
+        class_names: names of the K classes; empty for other tasks.
         decisions: decisions made while planning, reading and training.
         trained: outcome of the training run.
         metric: validation metric that selected the parameters.
-        metrics: metrics by split: ``validation`` and, if there is one, ``test``.
-        answers: predictions on the samples of the split `Fitting.answered`.
-        without: metrics on these samples without a modality, by modality.
-        seconds: time in seconds of each part of the fit.
+        metrics: metrics of ``validation`` and, if there is one, ``test``, by split.
+        answers: predictions for the samples of the split `Fitting.answered`.
+        without: metrics on these samples without one modality, by that modality.
+        seconds: duration of each part of the fit.
     """
 
     backend: Backend

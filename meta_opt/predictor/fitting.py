@@ -1,4 +1,4 @@
-"""The input of a fit, for all kinds of models: samples, columns, limits, record."""
+"""The input of a fit: samples, columns, limits and the record of the call."""
 
 import dataclasses
 import time
@@ -15,8 +15,8 @@ from meta_opt.predictor.presets import Preset
 class Clock:
     """Remaining time under a time limit.
 
-    In multi-process runs all processes use the clock of the first one, so that they
-    make the same decisions; hence all of them must call the methods.
+    Several processes use the clock of the first one, so that all make the same
+    decisions; every process must make the same calls.
 
     Args:
         limit: time limit in seconds from now; None for no limit.
@@ -30,7 +30,7 @@ class Clock:
         return json_from_first(time.perf_counter() - self._started)
 
     def left(self) -> float:
-        """Returns the remaining seconds; infinite without a limit."""
+        """Returns the remaining seconds; infinity without a limit."""
         return float("inf") if self.limit is None else self.limit - self.spent()
 
 
@@ -40,11 +40,11 @@ class FitCall:
 
     Attributes:
         preset: limits on the length of training and the sizes of inputs.
-        clock: clock of the time limit.
+        clock: clock with the remaining time.
         run_folder: folder for logs, checkpoints and evaluations of the run; None for
             none.
         progress: whether to show progress bars.
-        record: record of decisions, for calls that resume this one.
+        record: record of decisions, for a call that resumes this one.
         devices: maximum number of devices; None for all accelerators, or one CPU.
     """
 
@@ -64,10 +64,10 @@ class Fitting:
 
     Attributes:
         parts: samples by split, at least ``train`` and ``validation``.
-        columns: columns of the user's data.
-        name: name of the data.
+        columns: roles of the columns of the user's data.
+        name: name of the data, for messages.
         seed: random seed of initialisation and data order.
-        call: limits of the call and its record.
+        call: limits and record of the call.
     """
 
     parts: Mapping[str, Sequence[Sample]]
@@ -78,5 +78,5 @@ class Fitting:
 
     @property
     def answered(self) -> str:
-        """The split whose predictions are kept: ``test`` if there is one."""
+        """The split whose answers are stored: ``test`` if there is one."""
         return "test" if self.parts.get("test") else "validation"

@@ -1,4 +1,4 @@
-"""Fitting of multimodal models on top of pretrained encoders."""
+"""Fits a multimodal model on top of pretrained encoders."""
 
 import dataclasses
 import functools
@@ -32,27 +32,28 @@ from meta_opt.workloads.readout import with_means, with_readout
 _log = logging.getLogger(__name__)
 
 _MAX_UNREADABLE = 0.2
-"""Share of the samples whose files may be unreadable."""
+"""Maximum fraction of samples with unreadable files."""
 
 
 def fit_multimodal(
     fitting: Fitting, encoders: Mapping[str, str], data_dir: str = ""
 ) -> Fitted:
-    """Plans the run, reads the samples, trains and evaluates.
+    """Plans, reads the samples, trains and evaluates.
 
     Args:
         fitting: the input of the fit.
-        encoders: names in `meta_opt.models.encoders` by modality.
+        encoders: names of `meta_opt.models.encoders`, by modality.
         data_dir: folder of encoders, see `InputsConfig.data_dir`.
 
     Raises:
-        ValueError: too many files cannot be read, or the time limit is too short.
-        MissingDataError: an encoder is not prepared.
+        ValueError: too many files that cannot be read, or a time limit that is too
+            short.
+        MissingDataError: an encoder that is not prepared.
     """
     columns, clock = fitting.columns, fitting.call.clock
     plan, decisions = plan_multimodal(fitting, encoders, data_dir)
     devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
-    # Data parallelism only: the model is small enough to be replicated.
+    # The model is small enough to be replicated on each device.
     plan = dataclasses.replace(plan, mesh=MeshConfig(data=devices))
     decisions = [*decisions, *found]
     log_decisions(decisions)
@@ -116,11 +117,11 @@ def plan_multimodal(
 
     Args:
         fitting: the input of the fit.
-        encoders: names in `meta_opt.models.encoders` by modality.
+        encoders: names of `meta_opt.models.encoders`, by modality.
         data_dir: folder of encoders, see `InputsConfig.data_dir`.
 
     Raises:
-        MissingDataError: an encoder is not prepared.
+        MissingDataError: an encoder that is not prepared.
     """
     plan, decisions = fitting.call.record.decide(
         "plan",
@@ -136,7 +137,7 @@ def plan_multimodal(
 def _load(
     fitting: Fitting, side: int
 ) -> tuple[dict[str, LoadedSamples], tuple[str, ...], list[Decision]]:
-    """Reads all files; the decisions report how many cannot be read."""
+    """Reads all files; the decisions give the number of unreadable ones."""
     parts, columns, name = fitting.parts, fitting.columns, fitting.name
     names = class_names_of(parts["train"])
     total = sum(map(len, parts.values()))
@@ -181,7 +182,7 @@ def _standardised(
 ) -> tuple[Columns, Inputs, list[Decision]]:
     """Centers the scores and divides them by their root mean square.
 
-    If both signs occur, the sign may be meaningful, so scores are not centered.
+    If both signs occur, the sign may be meaningful, and the center is 0.
     """
     if columns.kind != "score":
         return columns, inputs, []
@@ -210,7 +211,7 @@ def _standardised(
 def _without(
     backend: MultimodalBackend, inputs: Inputs, split: str
 ) -> dict[str, dict[str, float]]:
-    """Computes metrics without each modality in turn, except for retrieval."""
+    """Returns metrics without each modality in turn; none for retrieval."""
     if len(inputs.modalities) < 2 or inputs.kind == "retrieve":
         return {}
     found = {}

@@ -42,8 +42,8 @@ from meta_opt.workloads.multimodal_inputs import InputReader
 from meta_opt.workloads.multimodal_model import model_factory, split_multimodal
 from meta_opt.workloads.workload import LossFn, SplitModule, split_module
 
-_TRIED = 8
-"""Number of samples of each modality that are opened to find the shapes of arrays."""
+_MAX_OPENED = 8
+"""Number of samples per modality that are opened to find the shapes of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Outline:
     """What `meta_opt.fit` would do.
 
     Attributes:
-        decisions: choices of `meta_opt.fit` and their reasons.
+        decisions: chosen settings with reasons.
         trained_parameters: number of trained parameters.
         other_parameters: number of frozen parameters in the training step.
         num_steps: maximum number of optimizer updates; early stopping and a time limit
-            may reduce it.
+            may lead to fewer.
         batch_size: B, the batch size.
-        devices: number of devices that a batch is sharded over.
-        memory: memory estimate for one step, per device.
-        sample_bytes: bytes of the arrays of all samples, which stay in memory; 0 if
-            files are read while training.
+        devices: number of devices that a batch is divided over.
+        memory: estimated memory of one training step, per device.
+        sample_bytes: size in bytes of the arrays of all samples, which stay in memory;
+            0 if files are read during training.
     """
 
     decisions: tuple[Decision, ...]
@@ -73,7 +73,7 @@ class Outline:
     sample_bytes: int
 
     def __str__(self) -> str:
-        """Formats the decisions, then a line for each figure."""
+        """Returns one line for each decision, then for each figure."""
         memory = ", ".join(
             f"{name} {value / 2**20:.0f}"
             for name, value in dataclasses.asdict(self.memory).items()
@@ -120,21 +120,21 @@ def plan(
     and the step is traced to estimate its memory.
 
     Args:
-        data: samples; this and all other arguments are those of `meta_opt.fit`.
-        target: the column to predict.
+        data: samples; this and the other arguments are as for `meta_opt.fit`.
+        target: name of the column to predict.
         validation: validation samples, which select the model.
         test: test samples, for the final metrics.
         model: model to train instead of the encoders.
-        preset: the training effort.
+        preset: name or settings of the training effort.
         encoders: names of encoders by modality.
         devices: number of devices, which need not be present.
         seed: random seed.
-        data_dir: the folder of pretrained encoders.
+        data_dir: folder of pretrained encoders.
 
     Raises:
-        ValueError: see `meta_opt.fit`.
-        FileNotFoundError: a file does not exist.
-        MissingDataError: encoders are not prepared.
+        ValueError: as for `meta_opt.fit`.
+        FileNotFoundError: a file that does not exist.
+        MissingDataError: encoders that are not prepared.
 
     Example:
         >>> import meta_opt
@@ -190,7 +190,7 @@ def _multimodal(
     columns, parts = fitting.columns, fitting.parts
     names = class_names_of(parts["train"])
     reader = InputReader(made.inputs, columns.kind, columns.modalities)
-    tried = _some(parts["train"], columns.modalities)
+    tried = _first_of_each(parts["train"], columns.modalities)
     loaded = load_samples(
         tried,
         columns.kind,
@@ -223,8 +223,10 @@ def _multimodal(
     ), decisions
 
 
-def _some(samples: Sequence[Sample], modalities: Sequence[str]) -> list[Sample]:
-    """Selects a few samples of each modality."""
+def _first_of_each(
+    samples: Sequence[Sample], modalities: Sequence[str]
+) -> list[Sample]:
+    """Returns a few samples of each modality."""
     found: dict[int, Sample] = {}
     for modality in modalities:
         has = (
@@ -232,7 +234,7 @@ def _some(samples: Sequence[Sample], modalities: Sequence[str]) -> list[Sample]:
             for i, x in enumerate(samples)
             if modality in x.media or (modality == "text" and x.fields.reads)
         )
-        for i in list(has)[:_TRIED]:
+        for i in list(has)[:_MAX_OPENED]:
             found[i] = samples[i]
     return list(found.values())
 

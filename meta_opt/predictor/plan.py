@@ -1,4 +1,4 @@
-"""Choice of encoders, sizes, trained layers and run length for the samples."""
+"""Chooses encoders, input sizes, trained layers and the length of training."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ from meta_opt.workloads.multimodal_model import ADAPTED, MultimodalModelConfig
 from meta_opt.workloads.readout import READ_OUT
 
 ENCODERS = {"image": "efficientnet_lite0", "text": "minilm", "audio": "whisper_tiny"}
-"""Default encoders by modality; videos are read by that of images."""
+"""Default encoders by modality; videos use the image encoder."""
 METRICS = {
     "classify": ("accuracy", "max"),
     "score": ("loss", "min"),
@@ -42,20 +42,21 @@ METRICS = {
 }
 """By task, the validation metric that selects the parameters, and ``min`` or ``max``,
 whichever is better."""
-_LOOKED_AT = 64
-"""How many files and texts are opened to choose sizes."""
-_LONG_ENOUGH = 0.95
-"""Share of texts and sounds that are not truncated."""
+_MAX_OPENED = 64
+"""Maximum number of files and texts that are opened to choose input sizes."""
+_NOT_TRUNCATED = 0.95
+"""Minimum fraction of texts and audio clips that are not truncated."""
 _LEAST_SIDE, _SIDE_STEP = 160, 32
-"""Smaller images are enlarged: encoders were trained on sides of 224 pixels."""
-_PICTURE_BYTES = 2e9
-"""Most bytes of all decoded images."""
-_HEAD_ONLY = 60
-"""Training samples below which the encoders stay frozen."""
+"""Smallest image side and increment, in pixels; smaller images are enlarged, since the
+encoders were trained on sides of 224 pixels."""
+_IMAGE_BYTES = 2e9
+"""Maximum size of all decoded images together, in bytes."""
+_MIN_TO_UNFREEZE = 60
+"""Number of training samples below which the encoders are frozen."""
 _ADAPTERS = 2000
-_EVERYTHING = 50_000
-"""Fewest training samples for which adapters, or all parameters, of the encoders are
-trained on an accelerator. On CPUs, whole encoders in every step take too long."""
+_MIN_TO_TRAIN_ENCODERS = 50_000
+"""Number of training samples from which adapters, or all parameters, of the encoders
+are trained on an accelerator. On CPUs, steps through whole encoders take too long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class TrainingPlan:
         loop: number of steps, batch size and intervals.
         metric: validation metric that selects the parameters.
         mode: ``min`` or ``max``, whichever is better.
-        mesh: mesh of devices, which a resuming call chooses again.
+        mesh: mesh of devices; not recorded, a resuming call chooses it again.
     """
 
     loop: LoopConfig
@@ -77,11 +78,11 @@ class TrainingPlan:
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalPlan(TrainingPlan):
-    """A training plan with the preprocessing of samples and the model.
+    """Training plan with the preprocessing of samples and the model.
 
     Attributes:
-        inputs: how samples become arrays.
-        model: fusion and heads on top of the encoders, and which parts are trained.
+        inputs: settings that convert samples to arrays.
+        model: fusion and head on top of the encoders, and the trained parts.
     """
 
     inputs: InputsConfig
@@ -91,14 +92,14 @@ class MultimodalPlan(TrainingPlan):
 def encoders_of(
     given: Mapping[str, str] | None, model: str | os.PathLike | None
 ) -> dict[str, str]:
-    """Returns encoder names by modality: the given ones, and defaults for the rest.
+    """Returns the encoders by modality: the given ones, with defaults for the others.
 
     Args:
-        given: argument ``encoders`` of `meta_opt.fit`.
-        model: model that is trained instead of the encoders, if any.
+        given: the argument ``encoders`` of `meta_opt.fit`.
+        model: the model that is trained instead of the encoders, if any.
 
     Raises:
-        ValueError: a modality is unknown, or encoders are given with a model.
+        ValueError: an unknown modality, or encoders together with ``model``.
 
     >>> encoders_of({"text": "mine"}, None)["text"]
     'mine'
@@ -116,11 +117,11 @@ def make_plan(
 
     Args:
         fitting: the input of the fit.
-        encoders: names in `meta_opt.models.encoders` by modality.
+        encoders: names of `meta_opt.models.encoders`, by modality.
         data_dir: folder of encoders, see `InputsConfig.data_dir`.
 
     Raises:
-        MissingDataError: an encoder is not prepared.
+        MissingDataError: an encoder that is not prepared.
     """
     kind, modalities = fitting.columns.kind, fitting.columns.modalities
     examples, preset = len(fitting.parts["train"]), fitting.call.preset
@@ -140,7 +141,7 @@ def make_plan(
         data_dir=data_dir,
         encoders=used,
         trainable_layers=dict.fromkeys(used, layers) if layers else {},
-        # The frozen layers output frames of 20 ms.
+        # The layers that train read frames of 20 ms; four are averaged.
         pool_size={"audio": 4} if layers and "audio" in used else {},
         **sizes,
     )
@@ -169,13 +170,13 @@ def choose_loop(
 ) -> LoopConfig:
     """Chooses batch size and number of steps.
 
-    In multi-process runs the batch is a multiple of the number of devices.
+    With several processes the batch is a multiple of their devices.
 
     Args:
         examples: number of training samples.
         preset: number of epochs, minimum and maximum number of steps.
         seed: random seed of the run.
-        decisions: list that the choices are added to.
+        decisions: list that the choices are appended to.
     """
     unit = jax.device_count() if jax.process_count() > 1 else 1
     batch_size = with_length(LoopConfig(), examples, unit).batch_size
@@ -194,7 +195,7 @@ def choose_loop(
 
 
 def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopConfig:
-    """Returns the settings of a loop with the preset's number of evaluations."""
+    """Returns the settings of a loop of ``num_steps`` steps, evaluated per preset."""
     every = max(1, math.ceil(num_steps / preset.evaluations))
     return LoopConfig(
         num_steps,
@@ -210,13 +211,13 @@ def loop_of(num_steps: int, batch_size: int, preset: Preset, seed: int) -> LoopC
 
 
 def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, int]:
-    """Chooses trained parameters, and the number of trained last layers; 0: all."""
+    """Returns which parameters train, and how many last layers of encoders (0: all)."""
     on = f"{examples} training samples on {backend}"
-    if examples < _HEAD_ONLY:
+    if examples < _MIN_TO_UNFREEZE:
         decisions.choose(
             "trained",
             "head",
-            f"{on}, fewer than {_HEAD_ONLY}: only projections, fusion and head",
+            f"{on}, fewer than {_MIN_TO_UNFREEZE}: only projections, fusion and head",
         )
         return "head", 1
     if backend == "cpu" or examples < _ADAPTERS:
@@ -227,18 +228,20 @@ def _trainable(examples: int, backend: str, decisions: Decisions) -> tuple[str, 
             "layers below them is computed once per sample",
         )
         return "all", 1
-    if examples < _EVERYTHING:
+    if examples < _MIN_TO_TRAIN_ENCODERS:
         reason = f"{on}, at least {_ADAPTERS}: adapters on all layers"
         decisions.choose("trained", "lora", reason)
         return "lora", 0
-    decisions.choose("trained", "all", f"{on}, at least {_EVERYTHING}: all parameters")
+    decisions.choose(
+        "trained", "all", f"{on}, at least {_MIN_TO_TRAIN_ENCODERS}: all parameters"
+    )
     return "all", 0
 
 
 def _sizes(
     fitting: Fitting, text_encoder: Path | None, decisions: Decisions
 ) -> dict[str, Any]:
-    """Chooses the sizes of images, texts and audio, as fields of `InputsConfig`."""
+    """Returns sizes of images, texts and audio, as fields of `InputsConfig`."""
     train, preset = fitting.parts["train"], fitting.call.preset
     modalities = fitting.columns.modalities
     found: dict[str, Any] = {}
@@ -252,21 +255,22 @@ def _sizes(
     if text_encoder is not None:
         texts = _spread([x.fields.reads for x in train if x.fields.reads])
         lengths = [len(ids) for ids in FolderTokenizer(text_encoder, 0).pieces(texts)]
-        # Includes the start and end tokens of a text.
+        # Includes the special tokens at the start and end of a text.
         found["text_length"] = _length(
             "text_length", [n + 2 for n in lengths], preset.text_length, decisions
         )
     if "audio" in modalities:
         seconds = _seconds([x.media["audio"] for x in train if "audio" in x.media])
         longest = _quantile(seconds) if seconds else 1.0
-        # A multiple of the blocks of 80 ms over which features are averaged.
+        # A multiple of 0.8 s, which is a whole number of the 80 ms frames.
         chosen = math.ceil(min(max(longest, 0.8), preset.audio_seconds) / 0.8) * 0.8
         found["audio_seconds"] = round(min(chosen, 29.6), 1)
         decisions.choose(
             "audio_seconds",
             found["audio_seconds"],
-            f"{_LONG_ENOUGH:.0%} of {len(seconds)} sounds are at most {longest:.1f} s "
-            f"long; the limit of the preset is {preset.audio_seconds:g} s",
+            f"{_NOT_TRUNCATED:.0%} of {len(seconds)} audio clips are at most "
+            f"{longest:.1f} s long; the limit of the preset is "
+            f"{preset.audio_seconds:g} s",
         )
     if fitting.columns.kind == "caption":
         tokenizer = load_tokenizer()
@@ -282,7 +286,7 @@ def _length(name: str, lengths: Sequence[int], most: int, decisions: Decisions) 
     decisions.choose(
         name,
         chosen,
-        f"{_LONG_ENOUGH:.0%} of {len(lengths)} texts have at most {needed} tokens; "
+        f"{_NOT_TRUNCATED:.0%} of {len(lengths)} texts have at most {needed} tokens; "
         f"the limit is {most}",
     )
     return chosen
@@ -296,18 +300,18 @@ def _image_size(
     for one in _spread(media):
         try:
             sides.append(max(size_of(one.read())))
-        except OSError:  # counted later, when all samples are read
+        except OSError:  # Counted when all samples are read.
             continue
     median = statistics.median(sides) if sides else preset.image_size
-    memory = math.floor(math.sqrt(_PICTURE_BYTES / (3 * max(count, 1))))
+    memory = math.floor(math.sqrt(_IMAGE_BYTES / (3 * max(count, 1))))
     wanted = min(max(median, _LEAST_SIDE), preset.image_size, memory)
     size = max(_SIDE_STEP, int(wanted) // _SIDE_STEP * _SIDE_STEP)
     decisions.choose(
         "image_size",
         size,
-        f"the longer sides of {len(sides)} pictures have a median of {median:.0f} "
+        f"the longer sides of {len(sides)} images have a median of {median:.0f} "
         f"pixels; the limits are {preset.image_size} (preset) and {memory} (memory "
-        f"for {count} pictures)",
+        f"for {count} images)",
     )
     return size
 
@@ -317,16 +321,16 @@ def _seconds(media: Sequence[Media]) -> list[float]:
     for one in _spread(media):
         try:
             found.append(len(read_clip(one.read(), RATE, 30.0)) / RATE)
-        except OSError:  # counted later, when all samples are read
+        except OSError:  # Counted when all samples are read.
             continue
     return found
 
 
 def _spread(items: Sequence) -> list:
-    """Selects at most `_LOOKED_AT` items, evenly spaced."""
-    step = max(1, math.ceil(len(items) / _LOOKED_AT))
+    """Returns at most `_MAX_OPENED` of the items, evenly spaced."""
+    step = max(1, math.ceil(len(items) / _MAX_OPENED))
     return list(items[::step])
 
 
 def _quantile(values: Sequence[float]) -> float:
-    return sorted(values)[min(len(values) - 1, int(_LONG_ENOUGH * len(values)))]
+    return sorted(values)[min(len(values) - 1, int(_NOT_TRUNCATED * len(values)))]

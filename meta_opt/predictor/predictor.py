@@ -1,4 +1,4 @@
-"""A trained model with everything that is needed to predict from user data."""
+"""A trained model with everything needed to predict from a user's samples."""
 
 import dataclasses
 import os
@@ -25,18 +25,18 @@ _DECISIONS = "decisions.json"
 
 
 class Predictor:
-    """Predicts from samples; created by `meta_opt.fit` or `load`.
+    """A trained model that predicts from samples; see `meta_opt.fit` and `load`.
 
     Args:
         backend: the trained model.
-        columns: columns of the user's data.
-        class_names: K class names of a classification task.
+        columns: roles of the columns of the user's data.
+        class_names: names of the K classes; empty for other tasks.
         decisions: chosen settings with reasons.
         record: record of the fit.
 
     Attributes:
-        columns: columns of the user's data.
-        class_names: K class names of a classification task.
+        columns: roles of the columns.
+        class_names: names of the K classes.
         decisions: chosen settings with reasons.
         record: record of the fit.
     """
@@ -57,16 +57,17 @@ class Predictor:
 
     @property
     def classes(self) -> np.ndarray:
-        """The K classes, as values of the target, in the order of `predict_proba`."""
+        """The K classes as target values, in the order of `predict_proba`."""
         values = [class_value(name, self.columns.labels) for name in self.class_names]
         return np.asarray(values)
 
     def predict(self, samples: Data) -> np.ndarray:
-        """Predicts the target of each sample.
+        """Returns the prediction for each sample.
 
         Args:
-            samples: B rows in any form that `meta_opt.fit` takes; the target is not
-                read. For a model with a single input column, also a list of its values.
+            samples: B rows in any form that `meta_opt.fit` accepts; a target column is
+                ignored. For a model with a single input column, also a list of its
+                values.
 
         Returns:
             Array [B]: classes as values of the target, float32 scores, or strings. For
@@ -74,7 +75,7 @@ class Predictor:
             rows without an image.
 
         Raises:
-            ValueError: a sample has no input, a file cannot be read, or there is no
+            ValueError: a sample without any input, a file that cannot be read, or no
                 text to retrieve.
         """
         read = self._read(samples)
@@ -98,13 +99,13 @@ class Predictor:
         """Returns the probability of each of the `classes`.
 
         Args:
-            samples: B rows, see `predict`.
+            samples: samples in any form that `predict` accepts.
 
         Returns:
-            float [B, K] whose rows sum to 1.
+            Probabilities, float [B, K]; rows sum to 1.
 
         Raises:
-            ValueError: the model is not a classifier; see also `predict`.
+            ValueError: a model that is not a classifier; see also `predict`.
         """
         if self.columns.kind != "classify":
             raise ValueError(
@@ -114,18 +115,18 @@ class Predictor:
         return softmax(self._backend.outputs(self._read(samples), ""))
 
     def embed(self, samples: Data) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Embeds samples.
+        """Returns embeddings of samples.
 
         Args:
-            samples: B rows, see `predict`.
+            samples: samples in any form that `predict` accepts.
 
         Returns:
-            float32 [B, D], the fused features of each sample. For retrieval, two arrays
-            of unit-norm embeddings, of the images and of the texts; their dot products
-            are similarities. The embedding of a missing image or text is zero.
+            Fused features, float32 [B, D]. For retrieval, two arrays of unit vectors,
+            of the images and of the texts; their dot products are similarities. The
+            vector of a missing image or text is zero.
 
         Raises:
-            ValueError: see `predict`.
+            ValueError: as for `predict`.
         """
         if self.columns.kind == "retrieve":
             read = self._read(samples)
@@ -137,10 +138,10 @@ class Predictor:
         )
 
     def evaluate(self, data: Data) -> dict[str, float]:
-        """Computes metrics on samples with targets.
+        """Returns metrics on samples with targets.
 
         Args:
-            data: samples in any form that `meta_opt.fit` takes. Samples without a
+            data: samples in any form that `meta_opt.fit` accepts. Samples without a
                 target, of an unknown class, or with an unreadable file are left out.
 
         Returns:
@@ -173,10 +174,10 @@ class Predictor:
         }
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the predictor into a folder, for `load`.
+        """Writes the predictor to a folder, for `load`.
 
-        The frozen layers of the encoders are not written: `load` reads them from the
-        folder of encoders.
+        Frozen layers of encoders are not written; `load` reads them from the folder of
+        encoders.
         """
         self._backend.save(Path(folder))
         write_decisions(Path(folder) / _DECISIONS, self.decisions)
@@ -205,15 +206,15 @@ class Predictor:
             data_dir: folder of encoders, if it has moved.
 
         Raises:
-            ValueError: the folder has no predictor, or files are damaged.
-            MissingDataError: encoders are not prepared.
+            ValueError: no predictor in the folder, or damaged files.
+            MissingDataError: encoders that are not prepared.
         """
         file = Path(folder) / FILE
         if not file.is_file():
-            raise ValueError(f"{folder} has no predictor: there is no {file}")
+            raise ValueError(f"{folder} has no predictor: {file} does not exist")
         about = read_json(file)
         if about.get("format") != _FORMAT:
-            raise ValueError(f"{file} is not of a predictor of format {_FORMAT}")
+            raise ValueError(f"{file} does not have predictor format {_FORMAT}")
         columns = from_config(Columns, about["columns"])
         check_name(f"{file}: backend", about["backend"], BACKENDS)
         made = BACKENDS[about["backend"]]
@@ -275,9 +276,9 @@ class Predictor:
 
 
 def _sides(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which samples have an image and which have a text, bool [B] each."""
-    pictures = np.array([bool(sample.media) for sample in samples])
-    return pictures, np.array([bool(sample.fields.reads) for sample in samples])
+    """Returns which samples have an image, and which have a text; bool [B] each."""
+    images = np.array([bool(sample.media) for sample in samples])
+    return images, np.array([bool(sample.fields.reads) for sample in samples])
 
 
 def _listed(columns: Columns) -> str:

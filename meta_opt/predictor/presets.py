@@ -12,17 +12,18 @@ class Preset:
     """Limits on the length of training and the sizes of inputs.
 
     Attributes:
-        epochs: passes over the training samples, subject to ``steps``.
+        epochs: number of epochs, unless ``steps`` limits it.
         steps: minimum and maximum number of optimizer updates.
-        image_size: maximum side length of images in pixels.
-        text_length: maximum number of tokens of a text.
-        audio_seconds: maximum length of audio in seconds.
-        fusion_width: D, width of the fusion.
-        evaluations: number of evaluations on validation samples per run.
-        patience: evaluations without improvement after which the run stops.
-        snapshots: maximum number of best snapshots to average; 1 for no averaging.
-        early: if validation is best before this share of a run, a shorter second run
-            follows, with a length chosen from the best step. 0: never.
+        image_size: maximum side of images, in pixels.
+        text_length: maximum length of a text, in tokens.
+        audio_seconds: maximum length of audio, in seconds.
+        fusion_width: D, the width of the fusion transformer.
+        evaluations: number of evaluations on validation samples in a run.
+        patience: number of evaluations without improvement before the run stops.
+        snapshots: maximum number of best snapshots to average if that helps; 1 for no
+            averaging.
+        early: fraction of a run; if the best evaluation is before it, a second run
+            follows whose length is derived from the best step. 0 for never.
 
     >>> find_preset("good").epochs
     20
@@ -68,7 +69,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def find_preset(preset: str | Preset) -> Preset:
-    """Returns the preset of that name; raises ValueError if there is none."""
+    """Returns the preset with a name; raises ValueError for an unknown name."""
     if isinstance(preset, Preset):
         return preset
     check_name("preset", preset, PRESETS)

@@ -1,4 +1,4 @@
-"""The record of the fit that made a predictor."""
+"""The record of the fit that trained a predictor."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ class Record:
         preset: name of the preset.
         metric: validation metric that selected the parameters.
         metrics: metrics of the model by split.
-        history: records of metrics of the run.
+        history: metrics logged during the run.
         actions: actions of automatic recovery.
-        seconds: time in seconds of each part of the fit.
-        answers: predictions on held-out samples.
+        seconds: duration of each part of the fit.
+        answers: predictions for held-out samples.
         answered: split of these samples.
-        without: metrics of that split without a modality, by modality.
+        without: metrics of that split without one modality, by that modality.
     """
 
     source: str

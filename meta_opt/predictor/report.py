@@ -1,4 +1,4 @@
-"""Reports of fits: metrics, curves, errors with their media, decisions."""
+"""The report of a fit: metrics, curves, errors with their media, decisions."""
 
 import math
 import os
@@ -30,13 +30,13 @@ from meta_opt.reporting.wrong_answers import (
 )
 
 TEMPLATE = Path(__file__).parent / "report.html"
-_SHOWN = 24
-"""Most answers on the page."""
-_CLASSES = 25
-"""Most rows and columns of the confusion matrix."""
+_MAX_ANSWERS = 24
+"""Maximum number of answers on the page."""
+_MAX_CLASSES = 25
+"""Maximum number of classes in the confusion matrix."""
 _SOUND_RATE, _SOUND_SECONDS = 16_000, 10.0
-_LETTERS = 160
-"""Most characters of a text on the page."""
+_MAX_CHARACTERS = 160
+"""Maximum number of characters of a text on the page."""
 
 
 def write_predictor_report(
@@ -46,15 +46,15 @@ def write_predictor_report(
     class_names: Sequence[str],
     decisions: Sequence[Decision],
 ) -> None:
-    """Writes the HTML page, with images and audio embedded.
+    """Writes an HTML page with embedded images and audio.
 
     Files of wrong answers that no longer exist are shown as missing.
 
     Args:
         path: HTML file, written atomically.
         record: record of the fit.
-        columns: columns of the user's data.
-        class_names: K class names of a classification task.
+        columns: roles of the columns of the user's data.
+        class_names: names of the K classes; empty for other tasks.
         decisions: chosen settings with reasons.
     """
     answered = list(record.answers)
@@ -104,7 +104,7 @@ def _summary(record: Record, columns: Columns, classes: int) -> str:
     what = {
         "classify": f"distinguishes {classes} classes",
         "score": "predicts a number",
-        "retrieve": "matches pictures and texts",
+        "retrieve": "matches images and texts",
         "caption": "generates a text",
     }[columns.kind]
     target = f" ({columns.target!r})" if columns.target else ""
@@ -142,10 +142,10 @@ def _without(record: Record) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _confusion(answered: Sequence[Answer]) -> dict[str, Any]:
-    """Returns the confusion matrix of the most frequent classes; rows are labels."""
+    """Returns a confusion matrix of the largest classes; rows are labels."""
     labels = [one.label for one in answered]
     every = sorted({*labels, *(one.prediction for one in answered)})
-    most = sorted(every, key=lambda name: (-labels.count(name), name))[:_CLASSES]
+    most = sorted(every, key=lambda name: (-labels.count(name), name))[:_MAX_CLASSES]
     names = sorted(most)
     place = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
@@ -180,26 +180,26 @@ def _shown(
 ) -> tuple[str, str, list[Answer]]:
     """Returns heading, explanation, and the answers to show."""
     if kind == "score":
-        worst = sorted(answered, key=lambda one: -one.error)[:_SHOWN]
+        worst = sorted(answered, key=lambda one: -one.error)[:_MAX_ANSWERS]
         return "Largest errors", f"Of {len(answered)} {split} samples.", worst
     if kind == "caption":
         return (
             "Generated texts",
             f"Some of {len(answered)} {split} samples.",
-            [*answered[:_SHOWN]],
+            [*answered[:_MAX_ANSWERS]],
         )
     wrong = sum(not one.correct for one in answered)
     about = (
         f"{wrong} of {len(answered)} {split} samples are wrong; these are the most "
         "confident ones, each with the correct answer, then the prediction."
     )
-    return "Wrong answers", about, choose_wrong(answered, _SHOWN)
+    return "Wrong answers", about, choose_wrong(answered, _MAX_ANSWERS)
 
 
 def _with_media(answer: Answer) -> ShownAnswer:
-    picture = _read(answer.media.get("image"), lambda x: np.asarray(_decoded(x)))
-    if picture is None:
-        picture = _read(answer.media.get("video"), _middle_frame)
+    image = _read(answer.media.get("image"), lambda x: np.asarray(_decoded(x)))
+    if image is None:
+        image = _read(answer.media.get("video"), _middle_frame)
     clip = _read(
         answer.media.get("audio"), lambda x: read_clip(x, _SOUND_RATE, _SOUND_SECONDS)
     )
@@ -209,7 +209,7 @@ def _with_media(answer: Answer) -> ShownAnswer:
         prediction=_cut(answer.prediction),
         confidence=answer.confidence,
         text=_cut(answer.text),
-        picture=picture_uri(picture),
+        picture=picture_uri(image),
         sound="" if clip is None else sound_uri(clip, _SOUND_RATE),
     )
 
@@ -217,7 +217,7 @@ def _with_media(answer: Answer) -> ShownAnswer:
 def _read(
     media: Media | None, make: Callable[[bytes], np.ndarray | None]
 ) -> np.ndarray | None:
-    """Applies ``make`` to a file's contents; None if the file cannot be read."""
+    """Returns ``make`` of a file's contents; None if the file cannot be read."""
     if media is None:
         return None
     try:
@@ -236,4 +236,4 @@ def _middle_frame(data: bytes) -> np.ndarray:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}..."
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

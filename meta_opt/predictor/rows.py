@@ -1,4 +1,4 @@
-"""Conversion of table rows to samples."""
+"""Converts rows of a table to samples."""
 
 import os
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.table import Row, Table
 
 _PLAIN = ("text", "prompt")
-"""Columns whose text is read without the column's name before it."""
+"""Columns whose text is not prefixed with the column's name."""
 
 
 class Converted(NamedTuple):
-    """Samples that were converted from rows of a table.
+    """Samples of a table's rows.
 
     Attributes:
-        samples: samples in order.
+        samples: samples in the order of the rows.
         rows: index of each sample's row.
-        without_target: number of rows that lack a required target.
-        without_input: number of rows without any input.
+        without_target: number of rows left out because they lack a target.
+        without_input: number of rows left out because they lack any input.
     """
 
     samples: list[Sample]
@@ -35,7 +35,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
 
     Args:
         table: the rows.
-        columns: columns to read.
+        columns: roles of the columns.
         target: whether to read targets and leave out rows without one.
     """
     samples, kept, lacking, empty = [], [], 0, 0
@@ -71,7 +71,7 @@ def _split(row: Row, columns: Columns) -> str | None:
 
 
 def row_text(row: Row, names: Sequence[str]) -> str:
-    """Returns the text of a row, with a line for each text column."""
+    """Returns the text of a row: one line per text column."""
     lines = []
     for name in names:
         if name not in row.values:
@@ -84,7 +84,7 @@ def row_text(row: Row, names: Sequence[str]) -> str:
 
 
 def class_name(value: Any) -> str:
-    """Returns the class name of a target's value.
+    """Returns the class name of a target value.
 
     >>> class_name(True), class_name(3.0), class_name(" cat ")
     ('true', '3', 'cat')
@@ -97,17 +97,13 @@ def class_name(value: Any) -> str:
 
 
 def class_names_of(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Returns the sorted class names of samples; empty for other tasks.
-
-    Args:
-        samples: training samples.
-    """
+    """Returns the sorted class names of training samples; empty for other tasks."""
     labels = {sample.fields.label for sample in samples}
     return tuple(sorted(str(label) for label in labels if label is not None))
 
 
 def class_value(name: str, labels: str) -> Any:
-    """Returns the target's value of a class; inverse of `class_name`.
+    """Returns the target value of a class; the inverse of `class_name`.
 
     >>> class_value("3", "integer"), class_value("true", "truth")
     (3, True)
@@ -131,7 +127,7 @@ def _media(value: Any, folder: Path) -> Media:
 
 
 def _key(media: dict[str, Media], folder: Path) -> str:
-    """Returns the key that is hashed to choose a split: the path of the first file."""
+    """Returns the key that is hashed for the split: the path of the first file."""
     first = next(iter(media.values()), None)
     if first is None:
         return ""

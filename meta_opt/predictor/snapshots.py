@@ -13,7 +13,7 @@ from meta_opt.types import PyTree
 
 
 class Snapshot(NamedTuple):
-    """Parameters at the time of an evaluation.
+    """Parameters at an evaluation.
 
     Attributes:
         step: number of optimizer updates so far.
@@ -27,17 +27,17 @@ class Snapshot(NamedTuple):
 
 
 class Snapshots:
-    """Keeps the parameters with the best metrics.
+    """Keeps the best parameters of a run in host memory.
 
-    The best parameters are kept exactly, those to be averaged in bfloat16.
+    The best parameters are kept exactly, the ones to be averaged in bfloat16.
 
     Args:
         keep: maximum number of snapshots to average; 1 for no averaging.
-        metric: metric that selects snapshots; ties are broken by lower ``loss``.
+        metric: metric that selects snapshots; ties are broken by the lower ``loss``.
         mode: ``min`` or ``max``, whichever is better.
 
     Attributes:
-        best: the best snapshot; None before the first.
+        best: the best snapshot; None before the first evaluation.
         keep: maximum number of snapshots to average.
 
     >>> snapshots = Snapshots(2, "accuracy", "max")
@@ -58,7 +58,7 @@ class Snapshots:
     def show(self, step: int, params: PyTree, metrics: Mapping[str, float]) -> None:
         """Keeps a copy of the parameters if they are among the best.
 
-        In multi-process runs all processes must call this with the same metrics.
+        With several processes, all must call this with the same metrics.
         """
         rank = self.rank(metrics)
         value = metrics[self._metric]
@@ -74,7 +74,7 @@ class Snapshots:
             self.best = Snapshot(step, value, jax.tree.map(np.array, here))
         if averaged:
             half = Snapshot(step, value, jax.tree.map(_half, here))
-            # The earlier of equally good snapshots is kept.
+            # Of snapshots with equal metrics the earlier one is kept.
             heapq.heappush(self._kept, (rank, -step, half))
             if len(self._kept) > self.keep:
                 heapq.heappop(self._kept)
@@ -85,11 +85,11 @@ class Snapshots:
         averaged: Sequence[Snapshot],
         metrics: Mapping[int, Mapping[str, float]],
     ) -> None:
-        """Restores the snapshots of an earlier process.
+        """Restores the snapshots of an interrupted process.
 
         Args:
-            best: `best` of the earlier process.
-            averaged: `ranked` of the earlier process.
+            best: the attribute `best` of that process.
+            averaged: the result of `ranked` in that process.
             metrics: validation metrics of these snapshots by step.
         """
         self.best, self._best_rank = best, self.rank(metrics[best.step])
@@ -97,7 +97,7 @@ class Snapshots:
         heapq.heapify(self._kept)
 
     def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """Returns a sort key, larger for better metrics; NaN and infinity are worst."""
+        """Returns a sort key that is larger for better metrics; non-finite is worst."""
         found = (self._sign * metrics[self._metric], -metrics["loss"])
         first, second = (x if np.isfinite(x) else -np.inf for x in found)
         return first, second
@@ -111,7 +111,7 @@ class Soup(NamedTuple):
     """An average of snapshots.
 
     Attributes:
-        params: pytree of arrays on the host.
+        params: averaged parameters, a pytree of arrays on the host.
         steps: steps of the averaged snapshots.
         metrics: validation metrics of the average.
     """
@@ -126,17 +126,18 @@ def greedy_soup(
     evaluate: Callable[[PyTree], Mapping[str, float]],
     enough_time: Callable[[], bool] = lambda: True,
 ) -> Soup | None:
-    """Averages snapshots, best first; each is added only if the average is no worse.
+    """Averages snapshots greedily, best first, as long as validation does not worsen.
 
     Wortsman et al. 2022 (arXiv:2203.05482), recipe 1.
 
     Args:
         snapshots: snapshots of a run.
-        evaluate: computes validation metrics of parameters.
-        enough_time: callback before each evaluation; False ends the search.
+        evaluate: function from parameters to validation metrics.
+        enough_time: called before each evaluation; the search ends if it is False.
 
     Returns:
-        The average, or None if no average is better than the best snapshot.
+        The average, or None if no average of several snapshots is better than the best
+        one.
     """
     ranked = snapshots.ranked()
     if len(ranked) < 2 or snapshots.best is None:

@@ -1,4 +1,4 @@
-"""Train, validation and test splits: the user's, or held out by hash."""
+"""Held-out samples: given by the user, or a fraction of each class chosen by hash."""
 
 import collections
 import math
@@ -9,13 +9,13 @@ from meta_opt.data.splits import unit_hash
 from meta_opt.predictor.decision import Decision
 
 LEAST = 10
-"""Fewest samples to train on."""
-_FEW = 1000
-"""Number of samples below which larger shares are held out."""
-_SHARES = {True: 0.15, False: 0.1}
-"""Held-out share of each split; the key says whether there are few samples."""
-_MOST = 5000
-"""Most samples of a split that is held out by hash."""
+"""Minimum number of samples to train on."""
+_FEW_SAMPLES = 1000
+"""Number of samples below which a larger fraction is held out."""
+_HELD_OUT_FRACTION = {True: 0.15, False: 0.1}
+"""Held-out fraction per split, keyed by whether there are few samples."""
+_MAX_HELD_OUT = 5000
+"""Maximum number of samples of a split that is held out by hash."""
 
 
 def check_enough(samples: Sequence[Sample], kind: str, name: str) -> None:
@@ -23,7 +23,7 @@ def check_enough(samples: Sequence[Sample], kind: str, name: str) -> None:
 
     Args:
         samples: all samples.
-        kind: kind of task.
+        kind: the task.
         name: name of the data, for the message.
     """
     if len(samples) < LEAST:
@@ -51,18 +51,18 @@ def hold_out(
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
     """Splits samples into ``train``, ``validation`` and ``test``.
 
-    Samples that name a split keep it. For each missing split a share of each class is
-    held out: the samples with the smallest hashes of their keys, so that a repeated
-    call holds out the same ones. Samples with the same key stay together. Classes of
-    fewer than five samples are not held out.
+    Samples that name a split keep it. For each missing split a fraction of each class
+    is held out: the samples with the smallest hashes of their keys, so that a repeated
+    call holds out the same ones. Samples with the same key stay together. No samples
+    are held out of classes with fewer than five.
 
     Args:
         samples: all samples except those of ``given``.
-        kind: kind of task; ``classify`` splits by class.
+        kind: the task; ``classify`` splits by class.
         given: ``validation`` and ``test`` samples from separate files.
 
     Raises:
-        ValueError: no sample is left to train on.
+        ValueError: no sample left to train on.
 
     >>> def sample(i):
     ...     from meta_opt.data.sources.sample_schema import Fields
@@ -85,11 +85,13 @@ def hold_out(
         split: f"{len(part)} samples, as given" for split, part in parts.items() if part
     }
     if wanting and not free:
-        # Every sample names a split, but none of them names validation.
+        # Every sample names a split, and none of them is for validation.
         free, parts["train"] = parts["train"], []
         wanting = [split for split in wanting if split == "validation"]
-    share = _SHARES[len(free) < _FEW]
-    held = _held(free, kind, wanting, min(share, _MOST / max(len(free), 1)))
+    share = _HELD_OUT_FRACTION[len(free) < _FEW_SAMPLES]
+    held = _held_out_keys(
+        free, kind, wanting, min(share, _MAX_HELD_OUT / max(len(free), 1))
+    )
     for sample in free:
         parts[held.get(sample.key, "train")].append(sample)
     for split in wanting:
@@ -114,14 +116,14 @@ def hold_out(
     return parts, decisions
 
 
-def _held(
+def _held_out_keys(
     samples: Sequence[Sample], kind: str, splits: Sequence[str], share: float
 ) -> dict[str, str]:
     """Returns the split of each held-out key."""
     classes: dict[str | None, dict[str, None]] = collections.defaultdict(dict)
     taken: set[str] = set()
     for sample in samples:
-        # A key with samples of two classes is counted for the first class.
+        # A key with samples of several classes counts for the first one.
         if sample.key not in taken:
             taken.add(sample.key)
             label = sample.fields.label if kind == "classify" else None
@@ -145,12 +147,12 @@ def without_unknown(
 
     Args:
         parts: samples by split.
-        kind: kind of task.
-        modalities: modalities of the training samples.
+        kind: the task.
+        modalities: of the training samples.
 
     Returns:
-        The parts without samples whose class is not in the training split or that have
-        none of its modalities; and the decisions that report how many were left out.
+        The parts, without samples whose class is not in the training split or that have
+        none of its modalities; and decisions with the numbers of these samples.
     """
     known = {sample.fields.label for sample in parts["train"]}
     found, decisions = {"train": list(parts["train"])}, []

@@ -1,4 +1,4 @@
-"""Reading of user data, in any of several forms, as rows of named values.
+"""Reads a user's data, in one of several forms, as rows of named values.
 
 Forms: a JSONL file (one object per line), a CSV file with a header, a pandas DataFrame,
 a list of mappings, a folder with one sub-folder per class (optionally below ``train``,
@@ -32,18 +32,19 @@ Data: TypeAlias = Any
 _JSONL, _CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _CODE = re.compile(r"0\d+")
-"""Digits that are not a number, such as a postal code: it would lose its zeros."""
+"""Digits that are not a number, such as a postal code, whose leading 0 would be lost.
+"""
 _MISSING = ("na", "n/a", "nan", "null", "none")
-"""What programs write for a missing number."""
+"""Spellings of a missing number in files of common programs."""
 
 
 class Row(NamedTuple):
-    """A sample in the user's table.
+    """One sample as given by the user.
 
     Attributes:
-        values: nonempty values by column. Files are paths, or `Media` if they are in a
+        values: non-empty values by column. Files are paths, or `Media` if they are in a
             tar file.
-        where: file and line, for error messages.
+        where: file and line, for messages.
     """
 
     values: Mapping[str, Any]
@@ -54,9 +55,9 @@ class Table(NamedTuple):
     """Rows and their origin.
 
     Attributes:
-        rows: rows, at least one.
-        folder: base of relative paths in the rows.
-        name: name of the table, for error messages.
+        rows: the rows, at least one.
+        folder: base folder of relative paths in the rows.
+        name: name of the data, for messages.
     """
 
     rows: Sequence[Row]
@@ -69,7 +70,7 @@ class Table(NamedTuple):
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number that can be read as one without loss.
+    """Returns whether a text can be converted to a number without loss.
 
     >>> is_number(" 1.5"), is_number("01067"), is_number("1,5")
     (True, False, False)
@@ -83,11 +84,11 @@ def read_table(data: Data, name: str = "data") -> Table:
 
     Args:
         data: a path, a DataFrame or a sequence of mappings.
-        name: name of data that are not a file, for error messages.
+        name: name of data that are not in a file, for messages.
 
     Raises:
-        ValueError: the form is unknown, a line is not an object, or there are no rows.
-        FileNotFoundError: a file does not exist.
+        ValueError: an unknown form, a line that is not an object, or no rows.
+        FileNotFoundError: a file that does not exist.
 
     >>> table = read_table([{"text": "well done", "label": 1, "id": None}])
     >>> table.columns(), table.rows[0].where
@@ -145,7 +146,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     header = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter not in header:
-        # Spreadsheets use these in locales where the comma is the decimal separator.
+        # Spreadsheets use semicolons or tabs in locales with a decimal comma.
         delimiter = next((mark for mark in ";\t" if mark in header), delimiter)
     lines = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     _check_distinct(list(lines.fieldnames or ()), str(path))
@@ -177,9 +178,9 @@ def _number(text: str | None) -> int | float | None:
 
 
 def _check_distinct(names: Sequence[str], where: str) -> None:
-    """Raises ValueError for duplicate column names, of which only one would be kept.
+    """Raises ValueError for repeated column names, since values would be lost.
 
-    Unnamed columns are ignored: spreadsheets leave them at the end of lines.
+    Columns without a name are ignored: spreadsheets write them at the end of lines.
     """
     twice = [name for name, n in collections.Counter(names).items() if n > 1 and name]
     if twice:
@@ -190,7 +191,7 @@ def _check_distinct(names: Sequence[str], where: str) -> None:
 
 
 def _folder_rows(path: Path) -> Iterator[Row]:
-    """Yields files with their sub-folder's name as class; none without sub-folders."""
+    """Yields the files of sub-folders, with the name of the sub-folder as class."""
     subs = class_folders(path)
     if not subs:
         for file, kind in _media_files(path):
@@ -241,17 +242,17 @@ def _from_mappings(data: Sequence[Mapping[str, Any]], name: str) -> Table:
 
 
 def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Converts values to plain Python values, without missing ones.
+    """Converts values to plain Python types, and drops missing ones.
 
     Raises:
-        ValueError: a value is an image, an array or bytes instead of a file name.
+        ValueError: images, arrays or bytes, which must be given as files.
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         elif hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-            value = value.item()  # NumPy scalars, as in DataFrames
+            value = value.item()  # A NumPy scalar, as in DataFrames.
         elif isinstance(value, decimal.Decimal):
             value = float(value)
         if _is_content(value):
@@ -275,7 +276,7 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_content(value: Any) -> bool:
-    """Whether a value is raw data: bytes, or an array or image of any library."""
+    """Returns whether a value is bytes, or an array or image of any library."""
     if isinstance(value, Mapping):
         return any(map(_is_content, value.values()))
     arrays = ("__array__", "__array_interface__")

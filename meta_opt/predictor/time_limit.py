@@ -1,4 +1,4 @@
-"""The number of steps that fit in a time limit."""
+"""Finds the number of steps that fit in a time limit."""
 
 import dataclasses
 import re
@@ -26,17 +26,17 @@ from meta_opt.workloads.workload import Workload
 
 FEWEST_STEPS = 20
 RESERVE = 0.06
-"""Share of the remaining time that is kept because step times vary."""
+"""Fraction of the remaining time that is kept in reserve, since step times vary."""
 _TIMED_STEPS = 6
 _EVALUATING, _FEWEST_EVALUATIONS = 0.25, 4
-"""Largest share of the remaining time for evaluations, and the fewest of them."""
+"""Maximum fraction of the remaining time for evaluations, and their minimum number."""
 
 
 class Timing:
-    """Times evaluations; the first one includes compilation.
+    """Durations of evaluations in seconds; the first one includes compilation.
 
-    In multi-process runs all processes use the times of the first one, so all of them
-    must call the methods.
+    Several processes use the durations of the first one; every process must make the
+    same calls.
     """
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class Timing:
         return _Timed(self._seconds)
 
     def mean(self) -> float:
-        """Returns seconds per evaluation, without the first if there are others."""
+        """Returns the mean seconds of an evaluation, without the first if possible."""
         later = self._seconds[1:] or self._seconds
         return json_from_first(float(np.mean(later)) if later else 0.0)
 
     def tail(self, preset: Preset) -> float:
-        """Returns seconds for the work after a run: averaging, tests, ablations."""
+        """Estimates the seconds after the run: averaging, tests, ablated modalities."""
         return (6 + (preset.snapshots if preset.snapshots > 1 else 0)) * self.mean()
 
 
@@ -74,20 +74,20 @@ def loop_in_time(
     step: CachedStep,
     timing: Timing,
 ) -> tuple[LoopConfig, list[Decision]]:
-    """Times a few steps, and chooses a length that fits in the remaining time.
+    """Times a few steps, and finds the longest loop that fits in the remaining time.
 
     Args:
-        workload: workload with an evaluation.
-        plan: plan with the longest loop.
-        call: call with its time limit and preset.
-        step: step that is compiled once, also for the run.
-        timing: times of evaluations.
+        workload: model, data and loss; must have an evaluation.
+        plan: training plan with the longest loop.
+        call: time limit and preset of the call.
+        step: compiled training step, which the run reuses.
+        timing: durations of evaluations.
 
     Returns:
         The loop, and the decision about it.
 
     Raises:
-        ValueError: fewer steps fit than a run requires; the message has the seconds.
+        ValueError: fewer steps fit than a run needs; the message has the seconds.
     """
     loop, evaluate = plan.loop, workload.evaluate
     preset, clock = call.preset, call.clock
@@ -156,15 +156,15 @@ def loop_in_time(
 
 
 def fit_optimizer(num_steps: int, params: PyTree) -> Any:
-    """Returns the learned optimizer for a run.
+    """Returns the learned optimizer for a run of ``num_steps`` steps.
 
     Args:
         num_steps: length of the run.
-        params: pytree of the trained parameters, whose names tell whether layers are
+        params: pytree of trained parameters; their names show whether layers are
             stacked.
     """
     paths = leaves_by_path(params)
     stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
-    # The length is a value in the optimizer's state, so that the timed steps and the
-    # run share one compiled program.
+    # The number of steps is stored in the optimizer state, so that the timed steps and
+    # the run share one compiled program.
     return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))

@@ -1,4 +1,4 @@
-"""Training within a time limit, which selects the best parameters of its runs."""
+"""Trains within a time limit, and returns the best parameters of one or two runs."""
 
 import dataclasses
 import functools
@@ -30,21 +30,21 @@ from meta_opt.predictor.time_limit import (
 from meta_opt.types import PyTree, from_config
 from meta_opt.workloads.workload import Workload
 
-_LONGER = 2
-"""Length of a second run over the first one's best step."""
+_SECOND_RUN_FACTOR = 2
+"""Length of a second run as a multiple of the best step of the first run."""
 
 
 class Trained(NamedTuple):
     """The outcome of a training run.
 
     Attributes:
-        params: best trained parameters, on the host.
+        params: best trainable parameters, on the host.
         frozen: frozen parameters, on the host.
         validation: metrics of these parameters on validation samples.
         result: result of the run.
-        seconds: mean time of a step in seconds.
+        seconds: mean seconds per step.
         decisions: decisions made during training.
-        best_step: the step with the best validation metric.
+        best_step: step with the best validation metric.
     """
 
     params: PyTree
@@ -57,26 +57,26 @@ class Trained(NamedTuple):
 
 
 def train(workload: Workload, plan: TrainingPlan, call: FitCall) -> Trained:
-    """Trains with the learned optimizer, again if the first run was too long.
+    """Trains with the learned optimizer; a second, shorter run follows if necessary.
 
     With a time limit, a few steps are timed first, and the run has as many steps as
     fit. It stops early when validation no longer improves. The best parameters of the
     run, or the average of the best ones, are returned.
 
-    If validation was best early in the run, the learning rate had not been annealed at
-    the best parameters. A second, shorter run from the same initialisation is then
-    trained, and the better of the two is returned.
+    If validation was best early in the run, the steps were still large at that point of
+    the schedule. A second run from the same initial parameters ends near there, and the
+    better of the two runs is returned.
 
-    An interrupted call is resumed from its folder, with the same outcome as a call
-    without interruption.
+    An interrupted call is resumed in its folder, with the same outcome as an
+    uninterrupted call.
 
     Args:
-        workload: workload with an evaluation.
-        plan: maximum length, and the metric that selects the parameters.
-        call: time limit, preset and folder of the call.
+        workload: model, data and loss; must have an evaluation.
+        plan: longest run, and the metric that selects the parameters.
+        call: limits and folder of the call.
 
     Raises:
-        ValueError: the time limit is too short for a run.
+        ValueError: a time limit that is too short for a run.
         Interrupted: on SIGINT or SIGTERM, after saving.
     """
     loop = plan.loop
@@ -118,11 +118,11 @@ def _train_once(
     step: CachedStep,
     timing: Timing,
 ) -> Trained:
-    """Trains one run of `meta_opt.finetuning.run` and selects its best parameters."""
+    """Runs `meta_opt.finetuning.run` once; returns the best parameters."""
     evaluate = workload.evaluate
     assert evaluate is not None
     if call.run_folder is not None:
-        # Checkpoint at each evaluation, because these decide about early stopping.
+        # The run may stop at any evaluation, so each of them has a checkpoint.
         loop = dataclasses.replace(loop, checkpoint_every=loop.eval_every)
     watch = _Watch(workload, plan, loop, call, timing)
     result = run(
@@ -162,8 +162,8 @@ def _train_once(
 def _second_length(
     first: Trained, loop: LoopConfig, call: FitCall, timing: Timing
 ) -> int:
-    """Returns the length of a second run; 0 if none is needed or time is short."""
-    length = max(_LONGER * first.best_step, FEWEST_STEPS)
+    """Returns the length of a second run; 0 if none is needed or time is too short."""
+    length = max(_SECOND_RUN_FACTOR * first.best_step, FEWEST_STEPS)
     if not 0 < first.best_step <= call.preset.early * loop.num_steps:
         return 0
     if length >= loop.num_steps:
@@ -176,7 +176,7 @@ def _second_length(
 def _better(
     first: Trained, second: Trained, plan: TrainingPlan, long: int, short: int
 ) -> tuple[Trained, Decision]:
-    """Returns the run with the better validation metric; ties are broken by loss."""
+    """Returns the run with the better validation metric; the lower loss breaks ties."""
     sign = 1 if plan.mode == "min" else -1
 
     def rank(trained: Trained) -> tuple[float, float]:
@@ -200,16 +200,16 @@ class _Watch:
     """Evaluates a run, keeps its best parameters, and decides when it stops.
 
     Args:
-        workload: workload with an evaluation.
-        plan: plan with the metric that selects the parameters.
-        loop: settings of the run's loop.
-        call: time limit, preset and folder of the call.
-        timing: times of evaluations.
+        workload: model, data and loss; must have an evaluation.
+        plan: training plan with the metric that selects the parameters.
+        loop: settings of the run.
+        call: limits and folder of the call.
+        timing: durations of evaluations.
 
     Attributes:
         evaluations: evaluations of the run, including those before an interruption.
-        length: number of steps to run; less than that of the loop if the interrupted
-            run had already stopped.
+        length: number of steps to run; below the loop's if the interrupted run had
+            stopped early.
     """
 
     def __init__(
@@ -236,10 +236,10 @@ class _Watch:
         self._at = 0 if folder is None else _last_checkpoint(folder)
         ended = self.evaluations.ended
         if ended is not None and ended[0] > self._at:
-            # The decision was made after the last checkpoint, so it is repeated.
+            # The decision to stop is newer than the last checkpoint: make it again.
             self.evaluations.ended = ended = None
         self.length = ended[0] if ended else loop.num_steps
-        # No process writes before all processes have read.
+        # No process may write before all have read.
         seen = [self._at, ended, sorted(self.evaluations.metrics)]
         check_alike(seen, f"files in {folder}")
         self._calls = self._at // loop.eval_every + 1 if self._at else 0
@@ -248,7 +248,7 @@ class _Watch:
     def evaluate(
         self, params: PyTree, frozen: PyTree, split: str
     ) -> Mapping[str, float]:
-        """Evaluates the workload and records the metrics."""
+        """Evaluates the parameters and records the metrics."""
         with self._timing.evaluation():
             found = {
                 k: float(v) for k, v in self._evaluate(params, frozen, split).items()
@@ -257,13 +257,13 @@ class _Watch:
         self._at = min(self._calls * self._loop.eval_every, self._loop.num_steps)
         self._calls += 1
         if not self._at:
-            # Start timing here, so that the first interval excludes compilation.
+            # The first interval excludes all earlier work, such as compilation.
             self._last_call = time.perf_counter()
         self.evaluations.show(self._at, params, metrics)
         return metrics
 
     def stops(self) -> bool:
-        """Whether the run stops, because it does not improve or time has run out."""
+        """Returns whether the run stops, for lack of improvement or time."""
         now = time.perf_counter()
         interval, self._last_call = now - self._last_call, now
         evaluations, clock, preset = self.evaluations, self._clock, self._preset
@@ -303,7 +303,7 @@ class _Watch:
 
 
 def _of_average(soup: Soup | None, evaluations: Evaluations, metric: str) -> Decision:
-    """Returns the decision whether the average of the best parameters is used."""
+    """Returns the decision whether to use the average of the best parameters."""
     snapshots = evaluations.snapshots
     best = snapshots.best
     assert best is not None

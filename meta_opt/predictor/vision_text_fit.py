@@ -1,4 +1,4 @@
-"""Fitting of vision-text models: CLIP, SigLIP, PaliGemma or this package's."""
+"""Fits a given vision-text model: CLIP, SigLIP, PaliGemma or one of this library."""
 
 import dataclasses
 import functools
@@ -41,10 +41,10 @@ _MAX_UNREADABLE = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class VisionTextPlan(TrainingPlan):
-    """A training plan with the model and its task.
+    """Training plan with the model and its task.
 
     Attributes:
-        kind: kind of task, ``retrieve`` or ``caption``.
+        kind: the task, ``retrieve`` or ``caption``.
         model: the model, and which of its parameters are trained.
     """
 
@@ -62,7 +62,7 @@ def plan_vision_text(
         weights: folder or name of the model.
 
     Raises:
-        ValueError: the model is for another task.
+        ValueError: a model for another task.
     """
     return fitting.call.record.decide(
         "plan",
@@ -84,11 +84,11 @@ def _make_plan(fitting: Fitting, weights: str) -> tuple[VisionTextPlan, Decision
             + (
                 "a target of texts"
                 if kind == "caption"
-                else "pictures with texts alone"
+                else "images and texts without a target"
             )
         )
     if other := [m for m in columns.modalities if m not in ("image", "text")]:
-        reason = f"the model {weights} reads only pictures and texts"
+        reason = f"the model {weights} reads only images and texts"
         decisions.choose("not_read", other, reason)
     examples = len(fitting.parts["train"])
     decisions.choose("model", weights, f"as given; its loss is {loss}")
@@ -119,12 +119,12 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
         weights: folder or name of the model.
 
     Raises:
-        ValueError: the model is for another task, images are in tar files, or the time
-            limit is too short.
+        ValueError: a model for another task, samples whose images are in tar files,
+            or a time limit that is too short.
     """
     plan, decisions = plan_vision_text(fitting, weights)
     devices, found = choose_devices(plan.loop.batch_size, fitting.call.devices)
-    # The model is large: shard parameters and optimizer state.
+    # The model is large: parameters and optimizer state are sharded.
     plan = dataclasses.replace(plan, mesh=MeshConfig(fsdp=devices))
     decisions = [*decisions, *found]
     log_decisions(decisions)
@@ -132,7 +132,7 @@ def fit_vision_text(fitting: Fitting, weights: str) -> Fitted:
     try:
         return _fit_in(folder, fitting, plan, decisions)
     except BaseException:
-        # On success the returned model removes its folder itself.
+        # On success, the returned model removes its folder.
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -154,7 +154,7 @@ def _fit_in(
             eval_batch_size=min(64, total),
             prompt=DEFAULT_PROMPT if kind == "caption" else "",
         ),
-        # The model's own text length.
+        # None selects the text length of the model.
         PipelineConfig(text_length=None),
     )
     export = ExportConfig(
@@ -192,19 +192,19 @@ def _loss_of(weights: str) -> str:
     """Returns the loss of a model: ``captioning``, ``clip`` or ``siglip``.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: an unknown model.
     """
     if not is_folder(weights):
         made = pretrained.read_config(weights)
         return "captioning" if isinstance(made, GenerativeConfig) else "clip"
     if huggingface.is_generative(weights):
         return "captioning"
-    # CLIP's tower has a class token, SigLIP's does not.
+    # CLIP's image tower has a class token, SigLIP's does not.
     return "clip" if huggingface.read_config(weights).class_token else "siglip"
 
 
 def _write_samples(file: Path, fitting: Fitting, kind: str) -> None:
-    """Writes the samples to a JSONL file, which the run reads."""
+    """Writes the samples to the JSONL file that a run reads."""
     write_jsonl(
         file,
         (
@@ -220,7 +220,8 @@ def _line(sample: Sample, split: str, kind: str) -> dict[str, Any]:
     media = sample.media["image"]
     if media.member:
         raise ValueError(
-            f"{media.name} is in a tar file, and model=... reads only files: unpack it"
+            f"{media.name} is in a tar file, but model=... needs separate files: "
+            "unpack it"
         )
     line: dict[str, Any] = {"image": str(media.file.absolute()), "split": split}
     if kind == "retrieve":

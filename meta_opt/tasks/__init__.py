@@ -1,1 +1,1 @@
-"""Small real tasks that optimizers are meta-trained and compared on."""
+"""Small tasks on real data for meta-training and comparing optimizers."""

@@ -1,4 +1,4 @@
-"""Ways to adapt a pre-trained model: all of it, LoRA factors, or a head alone."""
+"""Ways to adapt a pre-trained model: full fine-tuning, LoRA, or a linear probe."""
 
 import functools
 from collections.abc import Callable
@@ -19,11 +19,11 @@ _PRETRAIN_RATE = 2e-3
 
 
 class Trainable(Protocol):
-    """What pre-training needs of a model: a `Model` has it, and others may."""
+    """Interface of models for pre-training, such as `Model`."""
 
     @property
     def init(self) -> Callable[[jax.Array], PyTree]:
-        """Key to parameters."""
+        """``key -> params``."""
 
     @property
     def loss(self) -> Callable[[PyTree, Arrays], LossAndError]:
@@ -45,20 +45,21 @@ def pretrain(
     peak_rate: float = _PRETRAIN_RATE,
     make_tx: Callable[[optax.Schedule], optax.GradientTransformation] = _adamw,
 ) -> PyTree:
-    """Trains a model, by default by AdamW, the way checkpoints usually come about.
+    """Pre-trains a model with warm-up and cosine decay, by default with AdamW.
 
     Args:
         model: model to train.
         arrays: examples, all used for training.
-        steps: number of steps of 64 examples, after a warm-up with cosine decay.
-        peak_rate: highest learning rate.
-        make_tx: learning rate schedule to optimizer; AdamW with a decay of 0.05.
+        steps: number of steps on batches of 64 examples.
+        peak_rate: peak learning rate.
+        make_tx: function from the learning rate schedule to an optimizer; by default
+            AdamW with weight decay 0.05.
 
     Returns:
-        The parameters; the same on every call.
+        The parameters, the same in every call.
 
     Raises:
-        FloatingPointError: the loss at the end is not finite.
+        FloatingPointError: the final loss is not finite.
     """
     data = {k: jnp.asarray(v) for k, v in arrays.items()}
     size = len(next(iter(data.values())))
@@ -86,7 +87,7 @@ def pretrain(
 
 
 def finetuning(model: Model, start: PyTree) -> Model:
-    """All of a pre-trained model; a head of another shape starts from scratch."""
+    """Full fine-tuning; a head whose shape differs is initialised from scratch."""
 
     def init(key: jax.Array) -> PyTree:
         fresh = model.init(key)
@@ -99,7 +100,7 @@ def finetuning(model: Model, start: PyTree) -> Model:
 
 
 def lora(model: Model, start: PyTree, rank: int = 4) -> Model:
-    """Adds LoRA factors to the kernels of the body; the head is fully trained."""
+    """LoRA factors for the kernels of the encoder, and a fully trained head."""
 
     def body() -> PyTree:
         return {name: value for name, value in start.items() if name != "head"}
@@ -122,7 +123,7 @@ def lora(model: Model, start: PyTree, rank: int = 4) -> Model:
 
 
 def head(width: int, classes: int) -> Model:
-    """A linear head over precomputed ``arrays["feature"]`` [B, width]."""
+    """A linear head on precomputed features ``arrays["feature"]`` [B, width]."""
 
     def loss(params: PyTree, x: Arrays) -> LossAndError:
         return cross_entropy(nets.dense(params["head"], x["feature"]), x["label"])
@@ -137,9 +138,9 @@ def head(width: int, classes: int) -> Model:
 def frozen_features(
     model: Trainable, start: PyTree, arrays: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The features of a pre-trained model [B, D] and the labels.
+    """Returns features of a pre-trained model [B, D] and the labels.
 
-    They are standardised over the examples, as a linear probe wants them.
+    Features are standardised over the examples, as usual for linear probes.
     """
     encode: Callable = jax.jit(functools.partial(model.features, start))
     found = np.asarray(encode({k: jnp.asarray(v) for k, v in arrays.items()}))

@@ -1,7 +1,7 @@
-"""Families of tasks on pretrained encoders: large models, eight passes, few samples.
+"""Task families on pretrained encoders: large models, about eight epochs, few samples.
 
-Their last layers train with a new fusion transformer and head, all parameters or
-adapters. Data sets are those of meta-training.
+The last layers of the encoders (all parameters or adapters) are trained with a new
+fusion transformer and head. The data sets are those of meta-training.
 """
 
 import functools
@@ -41,17 +41,17 @@ def encoder_task(
     horizons: tuple[int, int] = (20, 150),
     value: bool = True,
 ) -> Task:
-    """A task whose model ends in pretrained encoders.
+    """Returns a task whose model contains pretrained encoders.
 
     Args:
-        name: one of `meta_opt.data.sources.multimodal.FOR_META_TRAINING`.
-        data_dir: where prepared datasets and encoders are; None for the default.
-        width: D of fusion.
-        train: examples to train on, at most.
-        batch: B.
+        name: name of a task in `meta_opt.data.sources.multimodal.FOR_META_TRAINING`.
+        data_dir: folder of prepared datasets and encoders; None for the default.
+        width: D, width of the fusion transformer.
+        train: maximum number of training examples.
+        batch: B, batch size.
         trainable: ``all`` or ``lora``.
         horizons: smallest and largest number of inner steps.
-        value: whether the optimizer gets the loss.
+        value: whether the loss is passed to the optimizer.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
@@ -118,4 +118,4 @@ ENCODER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
         encoder_task, "klettres_text", trainable="lora"
     ),
 }
-"""From a folder of data to tasks, by name."""
+"""Functions from a data folder to a task, by family name."""

@@ -1,8 +1,9 @@
-"""Families of tasks by name, each on real data; the split is by data set.
+"""Task families by name, each on real data; meta-data is split by data set.
 
-See `SPLIT_OF_DATASET` for who is where, and each family's `Task` for its model. Names
-say data set, model and, where it is not from scratch, the way of adapting a pre-trained
-model; ``style_`` and ``foreign_`` begin those of `meta_opt.tasks.foreign`.
+`SPLIT_OF_DATASET` has the split of each data set. The name of a family consists of data
+set, model and, for pre-trained models, the adaptation method. Names of families in
+`meta_opt.tasks.style_families` begin with ``style_``, of `meta_opt.tasks.foreign` with
+``validation_``, ``foreign_`` or ``demo_``.
 """
 
 import dataclasses
@@ -56,22 +57,22 @@ SPLIT_OF_DATASET = {
     "tuxpaint": "test",
     "animated": "test",
     **dict.fromkeys(STYLE_DATASETS, "train"),
-    # Other people's code and habits, `meta_opt.tasks.foreign`.
+    # Data sets of independently written models, `meta_opt.tasks.foreign`.
     "currencies": "style_validation",
     "terrain": "style_validation",
     "source": "style_validation",
     "iris": "style_validation",
-    # First words of the names of families that are not named after their data set.
+    # First words of family names that do not begin with a data set.
     "style": "train",
     **dict.fromkeys(("minilm", "whisper", "efficientnet"), "train"),
     "validation": "style_validation",
     "foreign": "foreign",
     **dict.fromkeys(("titles", "demo"), "demo"),
 }
-"""Which part of the meta-data a data set belongs to: no task crosses it.
+"""Split of the meta-data that a data set belongs to; no task uses data of two splits.
 
-Families of style validation may take the data of ``validation`` too, since both choose
-weights.
+The exception are families of style validation, which may use data of ``validation``:
+both splits select weights.
 """
 
 _IMAGE = (16, 16, 3)
@@ -82,15 +83,15 @@ def make_task(family: str, data_dir: str | None = None) -> Task:
     """Builds a task of a family.
 
     Args:
-        family: a name in `FAMILIES`.
-        data_dir: where prepared datasets are; None for the default.
+        family: name of the family, a key of `FAMILIES`.
+        data_dir: folder of prepared datasets; None for the default.
 
     Returns:
-        The task, its data in memory.
+        The task, with its data in memory.
 
     Raises:
         ValueError: an unknown family.
-        MissingDataError: the data are not prepared; the message has the command.
+        MissingDataError: a dataset that is not prepared; the message has the command.
     """
     if family not in FAMILIES:
         raise ValueError(
@@ -113,7 +114,7 @@ def _task(
     feedback_every: int = 0,
     seed: int = 0,
 ) -> Task:
-    """A task on at most ``train`` examples; the name is `make_task`'s to give."""
+    """Returns a task on at most ``train`` examples; `make_task` sets its name."""
     return Task(
         name=dataset,
         dataset=dataset,
@@ -154,24 +155,24 @@ def _speech(classes: int, width: int = 32, depth: int = 1) -> Model:
 
 
 def _speech_conv(classes: int) -> Model:
-    # A spectrogram is treated as an image with one channel.
+    # The spectrogram is treated as an image with one channel.
     return classifier("audio", conv_tower("picture", 1, (8, 16, 24)), classes)
 
 
-def _with_picture(parts: Parts) -> Parts:
+def _with_mel_image(parts: Parts) -> Parts:
     a, b, c = ({**x, "picture": x["mel"][..., None]} for x in parts)
     return a, b, c
 
 
-def _reads(classes: int, width: int = 32) -> Model:
+def _text_classifier(classes: int, width: int = 32) -> Model:
     return classifier("text", text_tower("text", LETTERS, LENGTH, width, 1), classes)
 
 
-def _writes(width: int = 32, depth: int = 1) -> Model:
+def _text_model(width: int = 32, depth: int = 1) -> Model:
     return language_model(LETTERS, LENGTH, width, depth)
 
 
-def _both(classes: int) -> Model:
+def _image_text_classifier(classes: int) -> Model:
     return fusion(
         {
             "vision": conv_tower("image", 3, (12, 24)),
@@ -182,7 +183,7 @@ def _both(classes: int) -> Model:
     )
 
 
-# Pre-trained models; every one on a data set of the meta-training part.
+# Pre-trained models, each on a data set of the meta-training split.
 
 
 @functools.cache
@@ -210,7 +211,7 @@ def _speech_start(data_dir: str | None) -> PyTree:
 def _writer_start(data_dir: str | None) -> PyTree:
     del data_dir
     arrays, _, _ = some_classes(sources.cldr(), range(0, 20))
-    return pretrain(_writes(), arrays, steps=800)
+    return pretrain(_text_model(), arrays, steps=800)
 
 
 Builder = Callable[[str | None], Task]
@@ -343,7 +344,9 @@ def _emoji_vit_head(data_dir: str | None) -> Task:
 
 def _emoji_fusion(data_dir: str | None) -> Task:
     arrays = sources.emoji("openmoji", data_dir)
-    return _task("emoji", _both(9), arrays, batch=24, horizons=(30, 250))
+    return _task(
+        "emoji", _image_text_classifier(9), arrays, batch=24, horizons=(30, 250)
+    )
 
 
 def _klettres_transformer(data_dir: str | None) -> Task:
@@ -353,7 +356,7 @@ def _klettres_transformer(data_dir: str | None) -> Task:
 
 
 def _klettres_conv(data_dir: str | None) -> Task:
-    arrays = _with_picture(sources.klettres(data_dir))
+    arrays = _with_mel_image(sources.klettres(data_dir))
     model = _speech_conv(count_classes(arrays))
     return _task("klettres", model, arrays, batch=16, value=False, horizons=(30, 150))
 
@@ -376,20 +379,22 @@ def _klettres_finetune(data_dir: str | None) -> Task:
 def _cldr_reader(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.cldr()
-    model = _reads(count_classes(arrays))
+    model = _text_classifier(count_classes(arrays))
     return _task("cldr", model, arrays, train=4000, horizons=(30, 400), value=False)
 
 
 def _cldr_writer(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.cldr()
-    return _task("cldr", _writes(), arrays, batch=16, held_out=200, horizons=(30, 300))
+    return _task(
+        "cldr", _text_model(), arrays, batch=16, held_out=200, horizons=(30, 300)
+    )
 
 
 def _cldr_writer_lora(data_dir: str | None) -> Task:
     arrays = sources.cldr()
     arrays = some_classes(arrays, range(20, count_classes(arrays)))
-    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    model = lora(_text_model(), _writer_start(data_dir), rank=4)
     return _task(
         "cldr", model, arrays, train=2000, batch=16, held_out=200, horizons=(20, 400)
     )
@@ -415,7 +420,7 @@ def _clipart_clip_finetune(data_dir: str | None) -> Task:
 
 
 def _clipart_writer_lora(data_dir: str | None) -> Task:
-    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    model = lora(_text_model(), _writer_start(data_dir), rank=4)
     return _task("clipart", model, sources.clipart(), horizons=(50, 400))
 
 
@@ -423,7 +428,11 @@ def _clipart_fusion(data_dir: str | None) -> Task:
     del data_dir
     arrays = sources.clipart(with_words=True)
     return _task(
-        "clipart", _both(count_classes(arrays)), arrays, batch=24, horizons=(50, 300)
+        "clipart",
+        _image_text_classifier(count_classes(arrays)),
+        arrays,
+        batch=24,
+        horizons=(50, 300),
     )
 
 
@@ -469,17 +478,19 @@ def _tuxpaint_trimodal(data_dir: str | None) -> Task:
 
 def _tuxpaint_reader(data_dir: str | None) -> Task:
     arrays = sources.tuxpaint_captions(data_dir)
-    model = _reads(count_classes(arrays), width=48)
+    model = _text_classifier(count_classes(arrays), width=48)
     return _task("tuxpaint", model, arrays, horizons=(50, 500))
 
 
 def _tuxpaint_writer(data_dir: str | None) -> Task:
     arrays = sources.tuxpaint_captions(data_dir)
-    return _task("tuxpaint", _writes(40, depth=2), arrays, batch=24, horizons=(50, 500))
+    return _task(
+        "tuxpaint", _text_model(40, depth=2), arrays, batch=24, horizons=(50, 500)
+    )
 
 
 def _tuxpaint_writer_lora(data_dir: str | None) -> Task:
-    model = lora(_writes(), _writer_start(data_dir), rank=4)
+    model = lora(_text_model(), _writer_start(data_dir), rank=4)
     arrays = sources.tuxpaint_captions(data_dir)
     return _task("tuxpaint", model, arrays, horizons=(50, 500))
 

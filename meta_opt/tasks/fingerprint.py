@@ -1,4 +1,4 @@
-"""Fingerprints of what a result on a task depends on, stored with the result."""
+"""Fingerprints of tasks, to be stored with results and compared later."""
 
 import hashlib
 import json
@@ -12,19 +12,20 @@ import numpy as np
 from meta_opt.tasks.task import Task
 
 _TOLERANCE = 1e-2
-"""Relative tolerance: features and pretrained weights vary between machines."""
+"""Relative tolerance: features and pretrained weights depend slightly on the machine.
+"""
 
 
 def task_fingerprint(task: Task) -> dict[str, Any]:
-    """Describes a task's data, parameters, loss and settings.
+    """Returns a fingerprint of a task's data, parameters, loss and settings.
 
     Args:
         task: any task.
 
     Returns:
-        JSON values: ``exact`` (a hash of shapes, types, integer data and settings) and
-        ``numbers`` (of float data, and the loss on the validation examples at one
-        initialisation), which depend on the machine in their last digits.
+        JSON values: ``exact``, a hash of shapes, dtypes, integer data and settings, and
+        ``numbers``, summaries of the float data and the validation loss at one
+        initialisation, whose last digits depend on the machine.
     """
     params = jax.jit(task.init)(jax.random.key(0))
     exact: dict[str, Any] = {
@@ -33,7 +34,7 @@ def task_fingerprint(task: Task) -> dict[str, Any]:
         "stacked": task.stacked,
         "provides_loss": task.provides_loss,
         "feedback_every": task.feedback_every,
-        # A former setting of tasks, kept so that stored results stay comparable.
+        # A removed setting, kept so that stored fingerprints stay comparable.
         "gives_epochs": True,
     }
     loss = jax.jit(task.loss)(params, task.splits.validation)[0]
@@ -43,7 +44,7 @@ def task_fingerprint(task: Task) -> dict[str, Any]:
             key, x = f"{split}/{name}", np.asarray(array)
             exact[key] = f"{x.shape} {x.dtype}"
             if np.issubdtype(x.dtype, np.floating):
-                # One number of about the size of an element, sensitive to the order.
+                # A number of the magnitude of an element that depends on the order.
                 flat = x.astype(np.float64).ravel()
                 mixed = flat @ np.cos(np.arange(flat.size)) / math.sqrt(flat.size)
                 numbers[key] = float(mixed)
@@ -54,7 +55,7 @@ def task_fingerprint(task: Task) -> dict[str, Any]:
 
 
 def same_task(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Says whether two fingerprints are of the same task, rounding aside."""
+    """Returns whether two fingerprints belong to the same task, up to rounding."""
     one, other = a["numbers"], b["numbers"]
     return (
         a["exact"] == b["exact"]

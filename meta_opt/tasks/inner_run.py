@@ -1,4 +1,4 @@
-"""One inner run of any optimizer: a task trained from start to end, and evaluated."""
+"""One inner run: trains a task from start to end with any optimizer, and evaluates."""
 
 import dataclasses
 import functools
@@ -20,15 +20,16 @@ from meta_opt.tasks.task import Splits, Task, count_of, rows_of
 from meta_opt.types import PyTree
 
 MakeOptimizer = Callable[[jax.Array, Any], optax.GradientTransformationExtraArgs]
-"""``(num_steps, settings)`` to an optimizer; both are traced."""
+"""``(num_steps, settings) -> optimizer``; both arguments are traced."""
 
 
 def learned_on(
     task: Task, config: ControllerConfig, safeguard: bool = True
 ) -> MakeOptimizer:
-    """The learned optimizer for the task's parameters; its settings are theta.
+    """Returns a function from (num_steps, theta) to the learned optimizer for a task.
 
-    The weights are an argument of the program: other weights, same program.
+    The weights theta are an argument of the compiled program, which is reused for
+    other weights.
     """
     return lambda num_steps, theta: learned_transformation(
         num_steps,
@@ -48,18 +49,18 @@ class Outcome(NamedTuple):
     test_error: Any
 
     def failed(self) -> np.ndarray:
-        """Says of each seed whether any number is not finite."""
+        """Returns whether any value of a seed is not finite, bool [seeds]."""
         return ~np.isfinite(np.stack([np.asarray(x) for x in self])).all(axis=0)
 
     def held_out(self, splits: Splits) -> tuple[np.ndarray, np.ndarray]:
-        """Loss and error rate on validation and test examples together."""
+        """Returns loss and error rate on validation and test examples together."""
         loss = pooled(splits, self.validation_loss, self.test_loss)
         error = pooled(splits, self.validation_error, self.test_error)
         return np.asarray(loss), np.asarray(error)
 
 
 def pooled(splits: Splits, validation: Any, test: Any) -> Any:
-    """The mean over validation and test examples, from the two means."""
+    """Returns the mean over validation and test examples, from the two means."""
     sizes = [count_of(part) for part in splits[1:]]
     share = sizes[0] / sum(sizes)
     return share * validation + (1 - share) * test
@@ -74,17 +75,18 @@ def train_and_evaluate(
 ) -> Outcome:
     """Trains ``task`` once for each key and evaluates the trained parameters.
 
-    Pure. The same key gives the same initial parameters and batches, whatever the
-    optimizer. The optimizer gets the loss as ``value`` and the validation loss as
-    ``feedback`` where the task says so.
+    Pure. Initial parameters and batches depend on the key only, not on the optimizer.
+    If the task says so, the optimizer is given the loss as ``value`` and the validation
+    loss as ``feedback``.
 
     Args:
         task: the task.
-        make_tx: builds the optimizer from the number of steps.
+        make_tx: function from the number of steps to the optimizer.
         keys: random keys, [seeds].
-        num_steps: length of the runs; may be traced, so that one program serves all.
-        condition: perturbs the data and what the optimizer gets; its
-            ``length`` is for the caller to heed.
+        num_steps: length of the runs; may be traced, so that one program serves all
+            lengths.
+        condition: perturbation of the data and of the optimizer's inputs; its
+            ``length`` is not applied here, but must be by the caller.
 
     Returns:
         Loss and error rate on all validation and all test examples.
@@ -101,7 +103,7 @@ def train_and_evaluate(
             key = jax.random.fold_in(batch_key, t)
             picks = jax.random.randint(key, (task.batch_size,), 0, size)
             batch = rows_of(task.splits.train, picks)
-            # Of its own stream: the batches are those of an ordinary run.
+            # A separate key, so that the batches are those of an unperturbed run.
             moment = Moment(t, num_steps, jax.random.fold_in(key, 1))
             perturb = None
             if condition is not None:
@@ -124,13 +126,13 @@ class InnerRun:
     """`train_and_evaluate` as one compiled program for all settings, seeds and lengths.
 
     Args:
-        task: the task; its examples are arguments of the program and no constants.
-        make_tx: ``(num_steps, settings)`` to an optimizer.
-        seeds_at_once: seeds that run side by side in the program. Its compilation and
-            memory are for that many, and a run of fewer takes as long.
+        task: the task; its examples are arguments of the program, not constants.
+        make_tx: ``(num_steps, settings) -> optimizer``.
+        seeds_at_once: number of seeds that are vmapped in the program. A run of fewer
+            seeds takes as long.
 
     Attributes:
-        compile_seconds: spent on compilation; 0 before.
+        compile_seconds: seconds spent on compilation; 0 before compilation.
     """
 
     def __init__(
@@ -156,11 +158,12 @@ class InnerRun:
         Args:
             seeds: random seeds of initialisation and batches.
             num_steps: length of the runs.
-            settings: pytree of numbers, of one structure and shape in all calls.
-            condition: see `train_and_evaluate`; given in all calls or in none.
+            settings: pytree of numbers, with the same structure and shapes in all
+                calls.
+            condition: as in `train_and_evaluate`; given in all calls or in none.
 
         Returns:
-            The outcome, NumPy float32 [seeds], and the seconds of one seed, without
+            The outcome, NumPy float32 [seeds], and the seconds per seed, excluding
             compilation.
         """
         self.compile(settings, condition)
@@ -176,7 +179,7 @@ class InnerRun:
         return whole, seconds / len(seeds)
 
     def compile(self, settings: PyTree, condition: Condition | None = None) -> None:
-        """Compiles the program, unless it is; only structure and shapes matter."""
+        """Compiles the program if necessary; only structure and shapes matter."""
         if self._compiled is not None:
             return
 
@@ -204,7 +207,7 @@ class InnerRun:
         settings: PyTree,
         condition: Condition | None,
     ) -> tuple[Splits, jax.Array, jax.Array, PyTree, PyTree]:
-        # A short group is filled up: another size would be another program.
+        # Pad the last group of seeds: another size would need another program.
         filled = [*seeds, *[seeds[-1]] * (self._at_once - len(seeds))]
         keys = jax.vmap(jax.random.key)(jnp.array(filled, jnp.uint32))
         numbers, disturbed = jax.tree.map(
@@ -214,12 +217,12 @@ class InnerRun:
 
 
 class PopulationRun:
-    """`train_and_evaluate` under many settings side by side, one compiled program.
+    """`train_and_evaluate`, vmapped over many settings in one compiled program.
 
     Args:
-        task: the task; its examples are arguments of the program and no constants.
-        make_tx: ``(num_steps, settings)`` to an optimizer.
-        device: device that the program runs on; None for the default.
+        task: the task; its examples are arguments of the program, not constants.
+        make_tx: ``(num_steps, settings) -> optimizer``.
+        device: device to run the program on; None for the default.
 
     Example:
         >>> from meta_opt.tasks.families import make_task
@@ -251,7 +254,7 @@ class PopulationRun:
         """Runs all settings on all seeds.
 
         Args:
-            settings: pytree of arrays whose first axis is that of the population.
+            settings: pytree of arrays [population, ...].
             keys: random keys, [seeds]; the same for all settings.
             num_steps: length of the runs.
 

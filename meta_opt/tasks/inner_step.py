@@ -1,4 +1,4 @@
-"""One step of an inner run: of meta-training, the meta-test and perturbed runs."""
+"""One step of an inner run, for meta-training, the meta-test and perturbed runs."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -11,8 +11,8 @@ from meta_opt.tasks.task import Arrays, Task
 from meta_opt.types import PyTree
 
 Perturb: TypeAlias = Callable[[jax.Array, PyTree, PyTree], tuple[jax.Array, PyTree]]
-"""``(value, grads, params) -> (value, grads)``: loss and gradient as they are given to
-the optimizer."""
+"""``(value, grads, params) -> (value, grads)``: changes loss and gradient before they
+are passed to the optimizer."""
 
 
 def inner_step(
@@ -25,20 +25,20 @@ def inner_step(
     scale: jax.Array | None = None,
     perturb: Perturb | None = None,
 ) -> tuple[PyTree, optax.OptState]:
-    """Parameters and optimizer state after one step.
+    """Returns parameters and optimizer state after one step.
 
-    The optimizer gets the loss as ``value`` and, now and then, the validation loss as
-    ``feedback``, where the task provides them.
+    If the task provides them, the optimizer is given the loss as ``value`` and, every
+    ``task.feedback_every`` steps, the validation loss as ``feedback``.
 
     Args:
-        task: loss and validation examples.
+        task: task with loss and validation examples.
         tx: the optimizer.
-        step: int32 [], steps done.
-        carry: parameters and optimizer state before.
-        batch: arrays [B, ...].
-        key: random key of the loss (dropout and the like).
-        scale: float32 [], of a reparametrised task: its parameters are ``scale`` times
-            those that are trained.
+        step: number of completed steps, int32 [].
+        carry: parameters and optimizer state before the step.
+        batch: training batch, arrays [B, ...].
+        key: random key of the loss, for dropout and augmentation.
+        scale: scale of a reparametrised task, float32 []: the task's parameters are
+            ``scale`` times the trained ones.
         perturb: see `Perturb`.
     """
     params, state = carry

@@ -1,8 +1,8 @@
-"""Models that tasks train: initial parameters, features and a loss, all pure.
+"""Models of tasks: pure functions for initial parameters, features and the loss.
 
-A loss gives ``(loss, error)``. The error's value is the rate of wrong answers; its
-*derivative* is that of the expected error (one minus the probability of the right
-answer), so that meta-gradients see accuracy too.
+Losses return ``(loss, error)``. The value of ``error`` is the error rate; its
+*derivative* is that of the expected error (one minus the probability of the correct
+answer), so that meta-gradients depend on accuracy too.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ class Model(NamedTuple):
     """A model as functions.
 
     Attributes:
-        init: key to parameters; classifiers keep their last layer under ``head``.
+        init: ``key -> params``; classifiers have their last layer under ``head``.
         loss: ``(params, arrays) -> (loss, error)``.
-        features: ``(params, arrays) -> [B, D]``, what the head reads; for contrastive
-            models those of the image.
+        features: ``(params, arrays) -> [B, D]``, the inputs of the head; for
+            contrastive models the image features.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -34,7 +34,7 @@ class Model(NamedTuple):
 
 
 class Tower(NamedTuple):
-    """An encoder of one modality: [B, D] features of ``width`` numbers."""
+    """An encoder of one modality, with features [B, D], D = ``width``."""
 
     init: Callable[[jax.Array], PyTree]
     encode: Callable[[PyTree, Arrays], jax.Array]
@@ -44,7 +44,7 @@ class Tower(NamedTuple):
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None
 ) -> LossAndError:
-    """Mean cross entropy and error over all places, weighted where that is given."""
+    """Returns the (weighted) mean cross entropy and error rate over all positions."""
     log_p = jax.nn.log_softmax(logits)
     own = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
     wrong = (jnp.argmax(logits, -1) != labels).astype(jnp.float32)
@@ -57,7 +57,7 @@ def cross_entropy(
 
 
 def conv_tower(field: str, channels: int, widths: Sequence[int]) -> Tower:
-    """A convolutional net over ``arrays[field]`` [B, h, w, c]."""
+    """A convolutional network on ``arrays[field]`` [B, h, w, c]."""
     return Tower(
         lambda key: nets.init_convnet(key, channels, widths),
         lambda p, x: nets.convnet(p, x[field]),
@@ -66,7 +66,7 @@ def conv_tower(field: str, channels: int, widths: Sequence[int]) -> Tower:
 
 
 def mlp_tower(field: str, widths: Sequence[int]) -> Tower:
-    """A ReLU MLP over the flat ``arrays[field]``; ``widths`` begins with its inputs."""
+    """A ReLU MLP on flattened ``arrays[field]``; ``widths[0]`` is the input size."""
 
     def encode(params: PyTree, x: Arrays) -> jax.Array:
         return jax.nn.relu(nets.mlp(params, x[field].reshape(len(x[field]), -1)))
@@ -77,7 +77,7 @@ def mlp_tower(field: str, widths: Sequence[int]) -> Tower:
 def patch_tower(
     field: str, shape: Sequence[int], patch: int, width: int, depth: int
 ) -> Tower:
-    """A vision transformer over images ``[B, *shape]``."""
+    """A vision transformer on images ``[B, *shape]``."""
     h, w, c = shape
     positions = (h // patch) * (w // patch)
     return Tower(
@@ -92,7 +92,7 @@ def patch_tower(
 def sequence_tower(
     field: str, frames: int, inputs: int, width: int, depth: int, join: int = 1
 ) -> Tower:
-    """A transformer over frames [B, frames, inputs], ``join`` of them to a token."""
+    """A transformer on [B, frames, inputs]; ``join`` frames make one token."""
 
     def encode(params: PyTree, x: Arrays) -> jax.Array:
         tokens = x[field].reshape(len(x[field]), frames // join, join * inputs)
@@ -110,7 +110,7 @@ def sequence_tower(
 def video_tower(
     field: str, shape: Sequence[int], widths: Sequence[int], width: int
 ) -> Tower:
-    """A convolutional net on every frame of [B, F, h, w, c], then a transformer."""
+    """A convolutional network on each frame of [B, F, h, w, c], then a transformer."""
     frames, _, _, channels = shape
 
     def init(key: jax.Array) -> PyTree:
@@ -130,7 +130,7 @@ def video_tower(
 
 
 def bag_tower(field: str, vocabulary: int, widths: Sequence[int]) -> Tower:
-    """The mean of token embeddings, then an MLP."""
+    """A bag of words: an MLP on the mean of token embeddings."""
 
     def init(key: jax.Array) -> PyTree:
         table, rest = jax.random.split(key)
@@ -149,7 +149,7 @@ def bag_tower(field: str, vocabulary: int, widths: Sequence[int]) -> Tower:
 def text_tower(
     field: str, vocabulary: int, length: int, width: int, depth: int
 ) -> Tower:
-    """A transformer encoder over token ids [B, L]; 0 is padding."""
+    """A transformer encoder on token ids [B, L]; 0 is padding."""
 
     def init(key: jax.Array) -> PyTree:
         table, body = jax.random.split(key)
@@ -167,7 +167,7 @@ def text_tower(
 
 
 def classifier(name: str, tower: Tower, classes: int) -> Model:
-    """A tower, its parameters under ``name``, and a linear head over ``classes``."""
+    """A tower with its parameters under ``name``, and a linear classification head."""
 
     def init(key: jax.Array) -> PyTree:
         body, head = jax.random.split(key)
@@ -188,7 +188,7 @@ def classifier(name: str, tower: Tower, classes: int) -> Model:
 
 
 def fusion(towers: dict[str, Tower], width: int, classes: int) -> Model:
-    """Several modalities, one token each, fused by a transformer layer; then a head."""
+    """A classifier that fuses one token per modality with a transformer layer."""
 
     def init(key: jax.Array) -> PyTree:
         keys = jax.random.split(key, len(towers) + 2)
@@ -223,7 +223,7 @@ def fusion(towers: dict[str, Tower], width: int, classes: int) -> Model:
 
 
 def contrastive(image: Tower, text: Tower, width: int) -> Model:
-    """Two towers under the CLIP loss, with its trained temperature."""
+    """Two towers with the CLIP loss and a trained temperature."""
 
     def init(key: jax.Array) -> PyTree:
         a, b, c, d = jax.random.split(key, 4)
@@ -257,7 +257,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def language_model(vocabulary: int, length: int, width: int, depth: int) -> Model:
-    """A causal transformer over ``arrays["text"]`` [B, L]; 0 ends and pads."""
+    """A causal transformer on ``arrays["text"]`` [B, L]; 0 is end and padding."""
 
     def init(key: jax.Array) -> PyTree:
         table, body, head = jax.random.split(key, 3)
@@ -270,7 +270,7 @@ def language_model(vocabulary: int, length: int, width: int, depth: int) -> Mode
         }
 
     def encode(params: PyTree, x: Arrays) -> jax.Array:
-        # A leading 0 stands for the start.
+        # 0 is also the start token.
         before = jnp.pad(x["text"][:, :-1], ((0, 0), (1, 0)))
         tokens = 10.0 * nets.embed(params["text"]["tokens"], before)
         return nets.transformer(params["text"]["body"], tokens, causal=True)
@@ -278,7 +278,7 @@ def language_model(vocabulary: int, length: int, width: int, depth: int) -> Mode
     def loss(params: PyTree, x: Arrays) -> LossAndError:
         logits = nets.dense(params["head"], encode(params, x))
         ids = x["text"]
-        # Every letter counts, and the first padding, which is the end.
+        # The loss covers all letters and the first padding token, which is the end.
         inside = jnp.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=1) != 0
         return cross_entropy(logits, ids, inside.astype(jnp.float32))
 

@@ -1,7 +1,7 @@
 """Small networks as pure functions of a parameter dict.
 
-MLP, convolutional net, transformer (encoder or causal), token embedding and LoRA. They
-are written for being vmapped over parameters: convolutions are matrix products over
+MLP, convolutional network, transformer (encoder or causal), token embedding and LoRA.
+They are meant to be vmapped over parameters: convolutions are matrix products over
 patches, since grouped convolutions are slow on CPU.
 """
 
@@ -23,7 +23,7 @@ def _kernel(
 def init_dense(
     key: jax.Array, inputs: int, outputs: int, gain: float = 1.0, bias: bool = True
 ) -> PyTree:
-    """A kernel of variance ``gain^2 / inputs``, and a zero bias."""
+    """Initialises a kernel with variance ``gain^2 / inputs`` and a zero bias."""
     kernel = _kernel(key, (inputs, outputs), inputs, gain)
     return (
         {"kernel": kernel, "bias": jnp.zeros(outputs)} if bias else {"kernel": kernel}
@@ -31,7 +31,7 @@ def init_dense(
 
 
 def dense(params: PyTree, x: jax.Array) -> jax.Array:
-    """``x W + b`` over the last axis; adds a LoRA branch where there is one."""
+    """Returns ``x W + b`` over the last axis, plus the LoRA branch if there is one."""
     y = x @ params["kernel"]
     if "lora_a" in params:
         y += 2.0 * ((x @ params["lora_a"]) @ params["lora_b"])
@@ -54,7 +54,7 @@ def _norm(params: PyTree, x: jax.Array) -> jax.Array:
 
 
 def init_mlp(key: jax.Array, widths: Sequence[int]) -> PyTree:
-    """Layers ``0 .. n-1`` of a ReLU MLP of the given widths, the last one ``head``."""
+    """Initialises a ReLU MLP with layers ``0 .. n-1``; the last one is ``head``."""
     keys = jax.random.split(key, len(widths) - 1)
     pairs = list(itertools.pairwise(widths))
     names = [*(str(i) for i in range(len(pairs) - 1)), "head"]
@@ -65,14 +65,17 @@ def init_mlp(key: jax.Array, widths: Sequence[int]) -> PyTree:
 
 
 def mlp(params: PyTree, x: jax.Array) -> jax.Array:
-    """Applies `init_mlp`'s layers to [B, inputs]."""
+    """Applies the MLP of `init_mlp` to [B, inputs]."""
     for i in range(len(params) - 1):
         x = jax.nn.relu(dense(params[str(i)], x))
     return dense(params["head"], x)
 
 
 def init_convnet(key: jax.Array, channels: int, widths: Sequence[int]) -> PyTree:
-    """3x3 convolutions with group norms of one group; each but the first halves."""
+    """Initialises 3x3 convolutions, each with a group norm of one group.
+
+    All but the first have stride 2.
+    """
     blocks = {}
     for i, width in enumerate(widths):
         key, here = jax.random.split(key)
@@ -86,7 +89,7 @@ def init_convnet(key: jax.Array, channels: int, widths: Sequence[int]) -> PyTree
 
 
 def convnet(params: PyTree, images: jax.Array) -> jax.Array:
-    """Encodes [B, h, w, c] to the mean over places, [B, D]."""
+    """Encodes [B, h, w, c] to the mean over positions, [B, D]."""
     x = images
     for i in range(len(params) // 2):
         p = params[f"conv{i}"]
@@ -97,7 +100,7 @@ def convnet(params: PyTree, images: jax.Array) -> jax.Array:
 
 
 def conv3x3(kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
-    """A convolution as a product of patches [B, h, w, 9 c] and the flat kernel."""
+    """A convolution as a product of patches [B, h, w, 9 c] with the flat kernel."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifts = [
@@ -109,22 +112,22 @@ def conv3x3(kernel: jax.Array, x: jax.Array, stride: int) -> jax.Array:
 
 
 def init_embedding(key: jax.Array, vocabulary: int, width: int) -> PyTree:
-    """A table of token vectors of RMS 0.1."""
+    """Initialises a table of token embeddings with RMS 0.1."""
     return {"embedding": 0.1 * jax.random.normal(key, (vocabulary, width))}
 
 
 def embed(params: PyTree, tokens: jax.Array) -> jax.Array:
-    """[..., L] ids to [..., L, D]."""
+    """Embeds token ids: [..., L] to [..., L, D]."""
     return params["embedding"][tokens]
 
 
 def init_transformer(
     key: jax.Array, inputs: int, positions: int, width: int, depth: int
 ) -> PyTree:
-    """A pre-LN transformer over ``positions`` tokens of ``inputs`` numbers each.
+    """Initialises a pre-LN transformer on [B, positions, inputs].
 
-    Keys have no bias: it would not change the softmax, and its gradient would be
-    rounding alone.
+    Keys have no bias: it would not change the softmax, so its gradient would consist of
+    rounding errors.
     """
     first, where, *keys = jax.random.split(key, 2 + depth)
     blocks = {}
@@ -159,13 +162,13 @@ def transformer(
 
     Args:
         params: parameters from `init_transformer`.
-        x: tokens.
-        heads: attention heads.
-        mask: [B, P], nonzero where there is a token; None: everywhere.
-        causal: whether a token sees only those before it.
+        x: input tokens.
+        heads: number of attention heads.
+        mask: [B, P], zero for padding; None for no padding.
+        causal: whether attention is causal.
 
     Returns:
-        The tokens after the last norm.
+        The tokens after the final norm.
     """
     x = dense(params["patches"], x) + params["positions"][None, : x.shape[1]]
     batch, length, width = x.shape
@@ -191,7 +194,7 @@ def transformer(
 
 
 def pooled(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Mean over tokens [B, P, D] -> [B, D], of those that ``mask`` [B, P] has."""
+    """Returns the mean over tokens, [B, P, D] to [B, D], where ``mask`` [B, P] > 0."""
     if mask is None:
         return jnp.mean(tokens, axis=1)
     weight = (mask != 0)[..., None].astype(tokens.dtype)
@@ -206,7 +209,7 @@ def patches(images: jax.Array, size: int) -> jax.Array:
 
 
 def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
-    """LoRA factors for every kernel of rank 2 in a parameter dict.
+    """Initialises LoRA factors for every two-dimensional kernel in a parameter dict.
 
     Args:
         key: random key for the A factors; B is zero.
@@ -214,7 +217,7 @@ def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
         rank: rank of the factors.
 
     Returns:
-        The adapters: the same nesting, ``lora_a`` and ``lora_b`` beside each kernel.
+        Nested dict of the adapters, with ``lora_a`` and ``lora_b`` for each kernel.
     """
     if "kernel" in params:
         if params["kernel"].ndim != 2:
@@ -233,7 +236,7 @@ def add_lora(key: jax.Array, params: PyTree, rank: int) -> PyTree:
 
 
 def overlay(params: PyTree, extra: PyTree) -> PyTree:
-    """Merges the leaves of ``extra`` into ``params``, replacing existing ones."""
+    """Merges two nested dicts; leaves of ``extra`` take precedence."""
     merged = dict(params)
     for name, value in extra.items():
         inside = name in params and isinstance(value, dict)

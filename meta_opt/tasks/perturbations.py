@@ -1,7 +1,7 @@
-"""Adverse conditions: what can go wrong between a task and its optimizer.
+"""Adverse training conditions, such as NaN gradients or a wrong ``num_steps``.
 
-A condition is a handful of numbers, so it can be traced and vmapped, and one compiled
-program of an inner run serves all of them. The default is an ordinary run.
+A condition is a tuple of numbers that can be traced and vmapped, so that one compiled
+program of an inner run serves all conditions. The default is an unperturbed run.
 """
 
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ _CURVED = 0.1
 
 
 class Moment(NamedTuple):
-    """Where a run is.
+    """Position in a run.
 
     Attributes:
-        step: int32 [], steps done.
-        num_steps: int32 [], the run's true length.
-        key: random key of this step, of the same run under any optimizer.
+        step: number of completed steps, int32 [].
+        num_steps: true length of the run, int32 [].
+        key: random key of this step, the same for all optimizers.
     """
 
     step: jax.Array
@@ -33,31 +33,32 @@ class Moment(NamedTuple):
 
     @property
     def fraction(self) -> jax.Array:
-        """Share of the run that is done, float32 []."""
+        """Completed fraction of the run, float32 []."""
         return jnp.float32(self.step) / jnp.maximum(jnp.float32(self.num_steps), 1.0)
 
 
 class Condition(NamedTuple):
-    """How a run is disturbed; every field is a number or a float32 [] array.
+    """Perturbations of a run; every field is a number or a float32 [] array.
 
     Attributes:
-        length: steps of the run over those of an ordinary one.
-        horizon_factor: ``num_steps`` of the optimizer over the steps of the run.
-        broken: share of steps, at random, whose loss and gradient are NaN.
-        spikes: share of steps, at random, whose loss and gradient are 1e6 times as
-            large.
-        scale: factor on the loss, and so on its gradient.
-        sparse: share of the rows of each gradient (of its numbers if it is a vector)
-            that are zero, at random in each step.
-        constant: 1: the loss is 1 whatever the parameters are, its gradient is zero.
-        curvature: where above 0, a term ``h / 2 |p - p0|^2`` over a random tenth of the
+        length: length of the run as a multiple of an unperturbed run.
+        horizon_factor: ``num_steps`` that the optimizer is given, as a multiple of the
+            length of the run.
+        broken: fraction of steps, drawn at random, whose loss and gradient are NaN.
+        spikes: fraction of steps, drawn at random, whose loss and gradient are
+            multiplied by 1e6.
+        scale: factor on the loss, and so on the gradient.
+        sparse: fraction of the rows of each gradient (elements of a vector) that are
+            set to zero, drawn at random in each step.
+        constant: 1 for a constant loss of 1 with zero gradient.
+        curvature: if above 0, a term ``h / 2 |p - p0|^2`` over a random tenth of the
             parameters' rows is added to the loss. ``h`` grows exponentially from 0.01
-            to this number; ``p0`` are the initial parameters, so the loss at the start
-            is the task's own.
-        change: share of the run that is trained on another problem: labels are moved
-            to the next class, and tokens to the next in the alphabet. After it the data
-            are the task's own, which the run is evaluated on.
-        coarse: 1: loss and gradient are rounded to bfloat16.
+            to this value; ``p0`` are the initial parameters, so that the initial loss
+            is unchanged.
+        change: fraction of the run, at its start, that trains on another problem:
+            labels are shifted to the next class, and token ids to the next id. The run
+            is evaluated on the unchanged data.
+        coarse: 1 to round loss and gradient to bfloat16.
     """
 
     length: Number = 1.0
@@ -72,17 +73,17 @@ class Condition(NamedTuple):
     coarse: Number = 0.0
 
     def horizon(self, num_steps: jax.Array | int) -> jax.Array:
-        """``num_steps`` of the optimizer, int32 []."""
+        """Returns the ``num_steps`` that the optimizer is given, int32 []."""
         horizon = jnp.round(self.horizon_factor * jnp.float32(num_steps))
         return jnp.maximum(horizon, 1.0).astype(jnp.int32)
 
     def batch(self, batch: Arrays, classes: Arrays, moment: Moment) -> Arrays:
-        """The examples that a step is trained on.
+        """Returns the examples that a step is trained on.
 
         Args:
-            batch: the task's own.
-            classes: largest value of each whole-number array, from `largest`.
-            moment: where the run is.
+            batch: batch of the unperturbed task.
+            classes: largest value of each integer array, from `largest`.
+            moment: position in the run.
         """
         early = moment.fraction < self.change
 
@@ -104,14 +105,14 @@ class Condition(NamedTuple):
         grads: PyTree,
         params: PyTree,
     ) -> tuple[jax.Array, PyTree]:
-        """Loss and gradient as they are given to the optimizer.
+        """Returns loss and gradient as they are passed to the optimizer.
 
         Args:
             start: initial parameters.
-            moment: where the run is.
-            value: float32 [], the task's loss.
+            moment: position in the run.
+            value: loss of the task, float32 [].
             grads: gradient of the loss.
-            params: parameters that both are of.
+            params: parameters that loss and gradient were computed at.
         """
         rows_key, spike_key, broken_key = jax.random.split(moment.key, 3)
         value, grads = self._curve(value, grads, params, start, moment.fraction)
@@ -149,7 +150,7 @@ class Condition(NamedTuple):
         extra = jnp.float32(0.0)
         pairs = zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True)
         for i, (p, p0) in enumerate(pairs):
-            # The same rows in all steps.
+            # A fixed key selects the same rows in all steps.
             curved = uniform_rows(jax.random.fold_in(jax.random.key(0), i), p) < _CURVED
             away = jnp.where(curved & (h > 0), p - p0, 0.0)
             leaves[i] = leaves[i] + h * away
@@ -158,7 +159,7 @@ class Condition(NamedTuple):
 
 
 def largest(arrays: Arrays) -> Arrays:
-    """The largest value of each whole-number array; others are left out."""
+    """Returns the largest value of each integer array; other arrays are left out."""
     return {
         name: jnp.max(x)
         for name, x in arrays.items()
@@ -167,12 +168,12 @@ def largest(arrays: Arrays) -> Arrays:
 
 
 def uniform_rows(key: jax.Array, x: jax.Array) -> jax.Array:
-    """A uniform number for each row, in the shape [rows, 1, ...]."""
+    """Draws a uniform number for each row; shape [rows, 1, ...]."""
     return jax.random.uniform(key, (*x.shape[:1], *(1,) * (x.ndim - 1)))
 
 
 def _rounded(x: jax.Array, coarse: Number) -> jax.Array:
-    # A cast there and back is one that compilers may leave out.
+    # Compilers may remove a cast to bfloat16 and back.
     rounded = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return jnp.where(jnp.asarray(coarse) > 0, rounded, x)
 
@@ -192,4 +193,4 @@ CONDITIONS: dict[str, Condition] = {
     "num_steps 3 x too long": Condition(horizon_factor=3.0),
     "num_steps 3 x too short": Condition(horizon_factor=1 / 3),
 }
-"""Conditions by name, the ordinary one first, for comparison."""
+"""Conditions by name; the first one is unperturbed, for comparison."""

@@ -1,8 +1,9 @@
-"""Families that train the last layer of a real pretrained encoder.
+"""Task families that train the last layer of a real pretrained encoder.
 
-The kernels of models trained for long differ from new ones in their spectra and in the
-spread of their rows and columns, which nothing trained in seconds shows. Names and
-layouts are those of checkpoints: ``[out, in]`` kernels, one dict of dotted names.
+Kernels of models with long pre-training differ from new ones in their spectra and in
+the spread of their rows and columns, unlike kernels of models trained for seconds. The
+names and layouts are those of checkpoints: ``[out, in]`` kernels in a flat dict with
+dotted names.
 """
 
 import functools
@@ -19,7 +20,7 @@ from meta_opt.tasks.task import Arrays, Task
 from meta_opt.types import PyTree
 
 Encode = Callable[[dict[str, jax.Array], Arrays], jax.Array]
-"""Weights of the layer and a batch to features [B, D]."""
+"""``(weights of the layer, batch) -> features [B, D]``."""
 
 _HEADS = 12
 _WHISPER_HEADS = 6
@@ -63,7 +64,7 @@ def _mean(x: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def minilm(w: dict[str, jax.Array], arrays: Arrays) -> jax.Array:
-    """BERT's post-LN layer and the mean over tokens: [B, S, 384] to [B, 384]."""
+    """Post-LN layer of BERT and mean over tokens: [B, S, 384] to [B, 384]."""
     x, real = arrays["x"], arrays["real"]
     x = _norm(w, "attention_norm", x + _attention(w, x, real, _HEADS), 1e-12)
     up = jax.nn.gelu(_linear(w, "up", x), approximate=False)
@@ -71,7 +72,7 @@ def minilm(w: dict[str, jax.Array], arrays: Arrays) -> jax.Array:
 
 
 def whisper(w: dict[str, jax.Array], arrays: Arrays) -> jax.Array:
-    """Whisper's pre-LN layer, its norm, the mean: [B, S, 384] to [B, 384]."""
+    """Pre-LN layer of Whisper, final norm and mean: [B, S, 384] to [B, 384]."""
     x, real = arrays["x"], arrays["real"]
     attended = _attention(w, _norm(w, "attention_norm", x, 1e-5), real, _WHISPER_HEADS)
     x = x + attended
@@ -80,7 +81,7 @@ def whisper(w: dict[str, jax.Array], arrays: Arrays) -> jax.Array:
 
 
 def efficientnet(w: dict[str, jax.Array], arrays: Arrays) -> jax.Array:
-    """The last inverted bottleneck and the head: [B, 2, 2, 192] to [B, 1280]."""
+    """Last inverted bottleneck and final convolution: [B, 2, 2, 192] to [B, 1280]."""
 
     def batch_norm(x: jax.Array, name: str) -> jax.Array:
         a = w[f"{name}.weight"] * jax.lax.rsqrt(w[f"{name}.var"] + _EPSILON)
@@ -124,7 +125,7 @@ def _trainable(name: str) -> bool:
 def _with_factors(
     key: jax.Array, weights: dict[str, jax.Array], targets: tuple[str, ...], rank: int
 ) -> dict[str, jax.Array]:
-    """LoRA factors of the named kernels: uniform and zero, as PEFT begins them."""
+    """Initialises LoRA factors of the named kernels as in PEFT: A uniform, B zero."""
     factors = {}
     for i, name in enumerate(targets):
         outputs, inputs = weights[f"{name}.weight"].shape
@@ -149,19 +150,19 @@ def layer_task(
     horizons: tuple[int, int] = (30, 150),
     value: bool = True,
 ) -> Task:
-    """A classifier on the last layer of an encoder.
+    """Returns a classification task on the last layer of an encoder.
 
     Args:
         encoder: ``minilm``, ``whisper`` or ``efficientnet``.
-        data_dir: where prepared datasets and encoders are; None for the default.
-        adapt: ``all`` trains the layer and a new head, ``lora`` factors and the head,
-            ``head`` the head alone.
-        rank: rank of the factors.
-        targets: kernels that get factors.
-        train: examples to train on, at most.
-        batch: B.
+        data_dir: folder of prepared datasets and encoders; None for the default.
+        adapt: trained parameters besides the new head: ``all`` for the whole layer,
+            ``lora`` for LoRA factors, ``head`` for none.
+        rank: rank of the LoRA factors.
+        targets: names of the kernels with LoRA factors.
+        train: maximum number of training examples.
+        batch: B, batch size.
         horizons: smallest and largest number of inner steps.
-        value: whether the optimizer sees the loss.
+        value: whether the loss is passed to the optimizer.
 
     Raises:
         MissingDataError: a dataset or encoder that is not prepared.
@@ -243,4 +244,4 @@ LAYER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
         train=300,
     ),
 }
-"""From a folder of data to tasks, by name."""
+"""Functions from a data folder to a task, by family name."""

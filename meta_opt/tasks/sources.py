@@ -1,6 +1,6 @@
-"""Real data as arrays in memory, small enough for tasks that are trained in seconds.
+"""Real data as arrays in memory, small enough for tasks that train in seconds.
 
-Fields: ``image`` float32 [B, h, w, c] about in [-1, 1]; ``mel`` float32 [B, 32, 24];
+Fields: ``image`` float32 [B, h, w, c] in about [-1, 1]; ``mel`` float32 [B, 32, 24];
 ``video`` float32 [B, 8, h, w, 3]; ``text`` (letters) and ``words`` int32 [B, L] with 0
 as padding; ``feature`` float32 [B, D]; ``target`` float32 [B, n]; ``label`` int32 [B].
 """
@@ -33,19 +33,19 @@ from meta_opt.tasks.task import Splits
 
 NumpyArrays = dict[str, np.ndarray]
 Parts = tuple[NumpyArrays, NumpyArrays, NumpyArrays]
-"""Train, validation and test, where the data set has a split of its own."""
+"""Train, validation and test examples of a data set with fixed splits."""
 
 LETTERS = 64
 """Size of the alphabet of `letters`."""
 LENGTH = 16
-"""Letters that are kept of a text."""
+"""Default length of texts in letters; longer texts are truncated."""
 WORDS = 512
-"""Size of the vocabulary of `words`: updates of a large table would cost most."""
+"""Vocabulary size of `words`; updates of a larger table would dominate the cost."""
 _PIECES = 6
 
 
 def letters(texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
-    """Texts as letter ids [B, length]: a-z, digits, blank; others share what is left.
+    """Encodes texts as letter ids [B, length]: a-z, digits, space, and others hashed.
 
     >>> letters(["ab"], 4).tolist()
     [[1, 2, 0, 0]]
@@ -58,7 +58,7 @@ def letters(texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
 
 
 def words(texts: Sequence[str]) -> np.ndarray:
-    """Texts as ids of word pieces [B, 6], folded to `WORDS`."""
+    """Encodes texts as word piece ids [B, 6], modulo `WORDS`."""
     return load_tokenizer().encode(list(texts), _PIECES) % WORDS
 
 
@@ -90,7 +90,7 @@ def digits() -> NumpyArrays:
 
 @functools.cache
 def cancer() -> NumpyArrays:
-    """Wisconsin breast cancer: 569 rows of 30 standardised numbers, 2 classes."""
+    """Wisconsin breast cancer: 569 rows of 30 standardised features, 2 classes."""
     from sklearn.datasets import load_breast_cancer
 
     rows, labels = load_breast_cancer(return_X_y=True)
@@ -100,7 +100,7 @@ def cancer() -> NumpyArrays:
 
 @functools.cache
 def wine() -> NumpyArrays:
-    """scikit-learn's wines: 178 rows of 13 standardised numbers, 3 classes."""
+    """scikit-learn's wines: 178 rows of 13 standardised features, 3 classes."""
     from sklearn.datasets import load_wine
 
     rows, labels = load_wine(return_X_y=True)
@@ -110,7 +110,7 @@ def wine() -> NumpyArrays:
 
 @functools.cache
 def diabetes() -> NumpyArrays:
-    """442 patients, 10 standardised numbers each, and the disease a year later."""
+    """Progression of diabetes: 442 patients, 10 standardised features each."""
     from sklearn.datasets import load_diabetes
 
     rows, target = load_diabetes(return_X_y=True)
@@ -124,7 +124,7 @@ def diabetes() -> NumpyArrays:
 
 @functools.cache
 def friedman() -> NumpyArrays:
-    """Friedman's first synthetic regression: 2,000 rows of 10 numbers, 5 of use."""
+    """Friedman's first synthetic regression: 2,000 rows, 5 of 10 features relevant."""
     from sklearn.datasets import make_friedman1
 
     rows, target = make_friedman1(2000, noise=0.5, random_state=0)
@@ -136,7 +136,7 @@ def friedman() -> NumpyArrays:
 
 
 def _photo(name: str, factor: int) -> np.ndarray:
-    """A photo that scikit-learn carries, averaged over squares, in [-1, 1]."""
+    """Returns a sample photo of scikit-learn, downsampled by averaging, in [-1, 1]."""
     from sklearn.datasets import load_sample_image
 
     pixels = load_sample_image(name).astype(np.float32) / 127.5 - 1.0
@@ -147,7 +147,7 @@ def _photo(name: str, factor: int) -> np.ndarray:
 
 @functools.cache
 def photo_pixels(frequencies: int = 16) -> NumpyArrays:
-    """Colours of a photo, 53 x 80, from Fourier features of their places."""
+    """Pixel colours of a 53 x 80 photo, with Fourier features of their positions."""
     photo = _photo("flower.jpg", 8)
     h, w = photo.shape[:2]
     place = np.stack(np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij"), -1)
@@ -162,7 +162,7 @@ def photo_pixels(frequencies: int = 16) -> NumpyArrays:
 
 @functools.cache
 def photo_patches(size: int = 8) -> NumpyArrays:
-    """Squares of two photos at half resolution, ``image`` [B, 8, 8, 3]."""
+    """Patches of two photos at half resolution, ``image`` [B, 8, 8, 3]."""
     squares = []
     for photo in (_photo(name, 2) for name in ("china.jpg", "flower.jpg")):
         h, w = (n // size for n in photo.shape[:2])
@@ -173,7 +173,7 @@ def photo_patches(size: int = 8) -> NumpyArrays:
 
 @functools.cache
 def descriptions(length: int = 32) -> NumpyArrays:
-    """scikit-learn's descriptions of its data sets, cut to ``length`` letters."""
+    """scikit-learn's descriptions of its data sets, in pieces of ``length`` letters."""
     folder = importlib.resources.files("sklearn.datasets.descr")
     names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".rst"))
     whole = " ".join((folder / name).read_text("utf-8") for name in names)
@@ -184,7 +184,7 @@ def descriptions(length: int = 32) -> NumpyArrays:
 
 @functools.cache
 def emoji(artist: str, data_dir: str | None, size: int = 16) -> NumpyArrays:
-    """One artist's emoji with their names; 9 categories."""
+    """Emoji of one artist with their names; 9 categories."""
     pixels, labels, _ = emoji_arrays("train", artist, data_dir, size)
     source = tfds_source("emoji", "train", data_dir, artists=(artist,))
     names = [captions[0] for captions in source.captions]
@@ -198,7 +198,7 @@ def emoji(artist: str, data_dir: str | None, size: int = 16) -> NumpyArrays:
 
 @functools.cache
 def clipart(size: int = 16, with_words: bool = False) -> NumpyArrays:
-    """The bundled shard of Open Clip Art, all its splits, with titles; 15 classes."""
+    """The bundled shard of Open Clip Art, all splits, with titles; 15 classes."""
     parts = [bundled_clipart(s) for s in ("train", "validation", "test")]
     pairs = [source_arrays(source, size) for source in parts]
     texts = [captions[0] for source in parts for captions in source.captions]
@@ -217,7 +217,7 @@ def _parts(read: Callable[[str], NumpyArrays]) -> Parts:
 
 @functools.cache
 def glyphs() -> Parts:
-    """Letters and digits of matplotlib's fonts, split by font; 62 classes."""
+    """Letters and digits in matplotlib's fonts, split by font; 62 classes."""
 
     def read(split: str) -> NumpyArrays:
         pixels, labels, _, _ = glyph_arrays(split)
@@ -228,7 +228,7 @@ def glyphs() -> Parts:
 
 @functools.cache
 def cldr() -> Parts:
-    """Names of countries and languages in 61 languages, split by what is named."""
+    """Names of countries and languages in 61 languages, split by named entity."""
 
     def read(split: str) -> NumpyArrays:
         texts, labels, _ = cldr_arrays(split)
@@ -239,7 +239,7 @@ def cldr() -> Parts:
 
 @functools.cache
 def klettres(data_dir: str | None) -> Parts:
-    """Spoken letters and syllables; 18 languages are the classes."""
+    """Spoken letters and syllables; the classes are 18 languages."""
 
     def read(split: str) -> NumpyArrays:
         mel, labels, _ = klettres_arrays(split, data_dir)
@@ -250,7 +250,7 @@ def klettres(data_dir: str | None) -> Parts:
 
 @functools.cache
 def asterisk(data_dir: str | None) -> Parts:
-    """Telephone prompts, split by prompt; five voices are the classes."""
+    """Telephone prompts, split by prompt; the classes are five speakers."""
 
     def read(split: str) -> NumpyArrays:
         found = asterisk_arrays(split, data_dir)
@@ -261,7 +261,7 @@ def asterisk(data_dir: str | None) -> Parts:
 
 @functools.cache
 def tuxpaint(data_dir: str | None, size: int = 16) -> Parts:
-    """Stamps: image, English caption, spoken caption; 10 categories."""
+    """Tux Paint stamps: image, English caption, spoken caption; 10 categories."""
 
     def read(split: str) -> NumpyArrays:
         found = tuxpaint_arrays(split, data_dir, size)
@@ -278,7 +278,7 @@ def tuxpaint(data_dir: str | None, size: int = 16) -> Parts:
 
 @functools.cache
 def tuxpaint_captions(data_dir: str | None, languages: int = 30) -> Parts:
-    """Captions of stamps in the languages that have most; these are the classes."""
+    """Captions of stamps in the most frequent languages, which are the classes."""
     found = {s: tuxpaint_arrays(s, data_dir)["translations"] for s in SPLITS}
     counts = collections.Counter(
         language for pairs in found["train"] for _, language in pairs
@@ -297,7 +297,7 @@ def tuxpaint_captions(data_dir: str | None, languages: int = 30) -> Parts:
 
 @functools.cache
 def animated_emoji(data_dir: str | None, size: int = 16) -> Parts:
-    """Clips of eight frames with their names; the category is the class."""
+    """Animated emoji: clips of eight frames with names; the classes are categories."""
 
     def read(split: str) -> NumpyArrays:
         found = animated_emoji_arrays(split, data_dir, size)
@@ -311,7 +311,7 @@ def animated_emoji(data_dir: str | None, size: int = 16) -> Parts:
 
 
 ENCODER_DATASET = {"minilm": "emoji", "whisper": "klettres", "efficientnet": "emoji"}
-"""Data that each encoder's last layer is trained on in meta-training."""
+"""Data set that each encoder's last layer is trained on in meta-training."""
 _MODALITY = {"minilm": "text", "whisper": "audio", "efficientnet": "image"}
 
 
@@ -319,15 +319,15 @@ _MODALITY = {"minilm": "text", "whisper": "audio", "efficientnet": "image"}
 def encoder_layer(
     encoder: str, data_dir: str | None
 ) -> tuple[Parts, dict[str, np.ndarray]]:
-    """What the layers below an encoder's last give, and the weights of that layer.
+    """Returns the inputs of an encoder's last layer, and the weights of that layer.
 
     Args:
-        encoder: a name in `ENCODER_DATASET`.
-        data_dir: where prepared datasets and encoders are; None for the default.
+        encoder: name of the encoder, a key of `ENCODER_DATASET`.
+        data_dir: folder of prepared datasets and encoders; None for the default.
 
     Returns:
-        Arrays ``x``, ``real`` (of sequences) and ``label``; weights by dotted name,
-        kernels ``[out, in]``.
+        Arrays ``x``, ``real`` (mask of sequences) and ``label`` of each split; weights
+        by dotted name, with kernels ``[out, in]``.
     """
     from flax import nnx
 
@@ -365,7 +365,7 @@ def encoder_layer(
 
 
 def _dotted(path: str) -> str:
-    """``attention/query/kernel`` to ``query.weight``, ``expand/norm`` to expand_bn."""
+    """Renames ``attention/query/kernel`` to ``query.weight`` and so on."""
     parts = path.removeprefix("blocks/0/").split("/")
     if parts[:2] == ["depthwise", "conv"]:
         return "depthwise"
@@ -378,7 +378,7 @@ def _dotted(path: str) -> str:
 
 
 def random_split(arrays: NumpyArrays, train: int, held_out: int, seed: int) -> Splits:
-    """Random disjoint parts: ``held_out`` to test on, half as many to validate on."""
+    """Splits randomly: ``held_out`` test and half as many validation examples."""
     order = np.random.default_rng(seed).permutation(len(next(iter(arrays.values()))))
     rest = order[held_out + held_out // 2 :]
     picks = (rest[:train], order[held_out:][: held_out // 2], order[:held_out])
@@ -386,7 +386,7 @@ def random_split(arrays: NumpyArrays, train: int, held_out: int, seed: int) -> S
 
 
 def own_split(parts: Parts, train: int, held_out: int) -> Splits:
-    """The data set's own split, cut to sizes; its order has been mixed before."""
+    """Shuffles the fixed splits of a data set, and truncates them to these sizes."""
     sizes = (train, held_out // 2, held_out)
     cut = []
     for part, size in zip(parts, sizes, strict=True):
@@ -396,7 +396,7 @@ def own_split(parts: Parts, train: int, held_out: int) -> Splits:
 
 
 def some_classes(parts: Parts, classes: range) -> Parts:
-    """The examples of some classes, relabelled from zero."""
+    """Selects the examples of some classes, and relabels them from zero."""
 
     def cut(arrays: NumpyArrays) -> NumpyArrays:
         keep = np.isin(arrays["label"], list(classes))
@@ -408,6 +408,6 @@ def some_classes(parts: Parts, classes: range) -> Parts:
 
 
 def count_classes(arrays: NumpyArrays | Parts) -> int:
-    """Classes of all examples, or of the first part."""
+    """Returns the number of classes of all examples, or of the training split."""
     first = arrays if isinstance(arrays, dict) else arrays[0]
     return int(first["label"].max()) + 1

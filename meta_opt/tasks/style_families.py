@@ -1,7 +1,7 @@
-"""Families of tasks in many styles of writing, initialising and adapting a model.
+"""Task families in many styles of model code, initialisation and adaptation.
 
-A table of `StyleFamily`; data sets are those of meta-training. Names say data set and
-model and, where it is not from scratch, the way of adapting a pre-trained one.
+A table of `StyleFamily` on the data sets of meta-training. The name of a family
+consists of data set, model and, for pre-trained models, the adaptation method.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ _DATA: dict[str, Callable[[str | None], NumpyArrays | Parts]] = {
         sources.klettres(folder), range(8, 18)
     ),
 }
-"""Examples by name; what stands before the first ``_`` is the data set."""
+"""Functions that load examples; the data set is the name up to the first ``_``."""
 
 STYLE_DATASETS = tuple(dict.fromkeys(name.split("_")[0] for name in _DATA))
 """Data sets of these families, all for meta-training."""
@@ -71,17 +71,17 @@ _RATES = {"adamw": 2e-3, "adamw_heavy_decay": 2e-3, "momentum": 0.05, "lion": 3e
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """How a model is pre-trained, and what of it is trained then.
+    """Pre-training of a model, and the parameters that are trained afterwards.
 
     Attributes:
-        data: pre-training data, a name in the table of data.
-        optimizer: optimizer of pre-training: ``adamw``, ``adamw_heavy_decay``,
+        data: pre-training data, a key of `_DATA`.
+        optimizer: pre-training optimizer: ``adamw``, ``adamw_heavy_decay``,
             ``momentum`` or ``lion``.
-        steps: number of steps of pre-training.
+        steps: number of pre-training steps.
         trained: pattern of the paths of trained leaves; the default matches all.
         new_head: whether the head is re-initialised.
-        low_rank: LoRA factors for leaves that are not trained otherwise.
-        frozen: whether a head alone is trained, on features computed once.
+        low_rank: LoRA factors for leaves that ``trained`` does not match.
+        frozen: whether only a linear head is trained, on precomputed features.
     """
 
     data: str
@@ -98,21 +98,21 @@ _CLASSIFY = Goal()
 
 @dataclasses.dataclass(frozen=True)
 class StyleFamily:
-    """A task in one style.
+    """A task family in one style.
 
     Attributes:
-        data: a name in the table of data.
-        body: encoder.
-        style: style of the model's layers and initialisation.
-        goal: loss and augmentation.
-        second: encoder of a second input.
-        outputs: number of outputs of the head; 0 for the number of classes.
-        adaptation: None from scratch.
-        train: examples to train on, at most.
-        held_out: test examples; there are half as many validation examples.
-        batch: B.
-        horizons: smallest and largest number of steps.
-        value: whether the optimizer gets the loss.
+        data: data of the task, a key of `_DATA`.
+        body: architecture of the encoder.
+        style: conventions of the model code and its initialisation.
+        goal: loss and data augmentation.
+        second: architecture of the encoder of a second input, if any.
+        outputs: output size of the head; 0 for the number of classes.
+        adaptation: adaptation of a pre-trained model; None to train from scratch.
+        train: maximum number of training examples.
+        held_out: number of test examples; there are half as many validation examples.
+        batch: B, batch size.
+        horizons: smallest and largest number of inner steps.
+        value: whether the loss is passed to the optimizer.
         feedback_every: steps between values of ``feedback``; 0 for none.
     """
 
@@ -131,13 +131,13 @@ class StyleFamily:
     feedback_every: int = 0
 
     def __call__(self, data_dir: str | None) -> Task:
-        """Builds the task; the name is `make_task`'s to give.
+        """Builds the task; `make_task` sets its name.
 
         Raises:
-            MissingDataError: data that have not been prepared.
+            MissingDataError: data that are not prepared.
         """
         arrays = _DATA[self.data](data_dir)
-        model, arrays = _model(self, arrays, data_dir)
+        model, arrays = _adapted_model(self, arrays, data_dir)
         dataset = self.data.split("_")[0]
         return Task(
             name=dataset,
@@ -157,37 +157,39 @@ class StyleFamily:
         )
 
 
-def _first(arrays: NumpyArrays | Parts) -> NumpyArrays:
+def _train_split(arrays: NumpyArrays | Parts) -> NumpyArrays:
     return arrays if isinstance(arrays, dict) else arrays[0]
 
 
-def _plain(family: StyleFamily, arrays: NumpyArrays | Parts, goal: Goal) -> StyledModel:
-    """The model for these arrays, from scratch."""
+def _from_scratch(
+    family: StyleFamily, arrays: NumpyArrays | Parts, goal: Goal
+) -> StyledModel:
+    """Returns a model for these arrays, without pre-training."""
     classes = goal.kind in ("classify", "sigmoid") and not family.outputs
     outputs = count_classes(arrays) if classes else family.outputs
     return build_model(
-        family.style, family.body, goal, outputs, _first(arrays), family.second
+        family.style, family.body, goal, outputs, _train_split(arrays), family.second
     )
 
 
-def _model(
+def _adapted_model(
     family: StyleFamily, arrays: NumpyArrays | Parts, data_dir: str | None
 ) -> tuple[StyledModel, NumpyArrays | Parts]:
-    """The model, adapted where the family says so, and what it is trained on."""
+    """Returns the (adapted) model of a family, and the data it is trained on."""
     how = family.adaptation
-    model = _plain(family, arrays, family.goal)
+    model = _from_scratch(family, arrays, family.goal)
     if how is None:
         return model, arrays
-    # What differs between families of one start is not part of it.
+    # Drop settings that do not affect pre-training, so that families share a start.
     base = dataclasses.replace(
         StyleFamily(family.data, family.body, family.style),
         goal=Goal(family.goal.kind, family.goal.target, family.goal.fusion),
         second=family.second,
         outputs=family.outputs,
     )
-    start = _start(base, how.data, how.optimizer, how.steps, data_dir)
+    start = _pretrained_params(base, how.data, how.optimizer, how.steps, data_dir)
     if how.frozen:
-        before = _plain(base, _DATA[how.data](data_dir), base.goal)
+        before = _from_scratch(base, _DATA[how.data](data_dir), base.goal)
 
         def features(part: NumpyArrays) -> NumpyArrays:
             return frozen_features(before, start, part)
@@ -198,26 +200,26 @@ def _model(
             a, b, c = (features(part) for part in arrays)
             arrays = (a, b, c)
         linear = dataclasses.replace(family, body=Body("identity", "feature"))
-        return _plain(linear, arrays, family.goal), arrays
+        return _from_scratch(linear, arrays, family.goal), arrays
     renewed = f"^{family.style.parts[1]}" if how.new_head else "^$"
     adapted = adapt(model, start, family.style, how.trained, renewed, how.low_rank)
     return adapted, arrays
 
 
 @functools.cache
-def _start(
+def _pretrained_params(
     family: StyleFamily, data: str, optimizer: str, steps: int, data_dir: str | None
 ) -> PyTree:
-    """Pre-trained parameters; for each start once."""
+    """Returns pre-trained parameters, computed once for each set of arguments."""
     arrays = _DATA[data](data_dir)
-    model = _plain(family, arrays, family.goal)
+    model = _from_scratch(family, arrays, family.goal)
     compiled = model._replace(init=jax.jit(model.init))
     return pretrain(
-        compiled, _first(arrays), steps, _RATES[optimizer], _OPTIMIZERS[optimizer]
+        compiled, _train_split(arrays), steps, _RATES[optimizer], _OPTIMIZERS[optimizer]
     )
 
 
-_NOTHING = "^$"
+_NO_PATH = "^$"
 """A pattern that matches no path."""
 
 _TORCH = Style(
@@ -388,7 +390,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         _TIMM_VIT,
         adaptation=Adaptation(
             "glyphs_first",
-            trained=_NOTHING,
+            trained=_NO_PATH,
             low_rank=LowRank(
                 r"\.(qkv|o)\.weight",
                 rank=16,
@@ -427,7 +429,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         outputs=192,
         horizons=(40, 500),
     ),
-    # Names of countries and languages in 61 languages; letters.
+    # Names of countries and languages in 61 languages, as letters.
     "style_cldr_gpt": StyleFamily(
         "cldr", _BODY_GPT, _GPT, Goal("language"), batch=32, horizons=(30, 300)
     ),
@@ -473,7 +475,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         adaptation=Adaptation(
             "cldr_first",
             steps=500,
-            trained=_NOTHING,
+            trained=_NO_PATH,
             new_head=False,
             low_rank=LowRank(r"(qkv|o|up|down)\.w$", 4, 32.0, uniform=False),
         ),
@@ -490,7 +492,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         batch=16,
         horizons=(30, 400),
     ),
-    # From names to prose of twice the length: there are no positions.
+    # From names to prose of twice the length: the model has no position embeddings.
     "style_descriptions_llama_lora": StyleFamily(
         "descriptions",
         _BODY_LLAMA,
@@ -589,7 +591,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         second=Body("bag", "words", (32, 32), vocabulary=WORDS),
         adaptation=Adaptation(
             "emoji_google",
-            trained=_NOTHING,
+            trained=_NO_PATH,
             low_rank=LowRank(
                 r"weight$", 16, 8.0, names=("lora_down", "lora_up"), uniform=False
             ),
@@ -597,7 +599,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         train=600,
         horizons=(30, 300),
     ),
-    # Speech; frames of 24 mel bands.
+    # Speech, as frames of 24 mel bands.
     "style_klettres_conv": StyleFamily(
         "klettres",
         Body("conv", "mel", (8, 16, 32), stride=2),
@@ -619,7 +621,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         Style("torch", out_in=True, activation="relu", leaves=("weight", "bias")),
         adaptation=Adaptation(
             "klettres_first",
-            trained=_NOTHING,
+            trained=_NO_PATH,
             low_rank=LowRank(
                 r"\.[qv]\.weight",
                 rank=4,
@@ -643,7 +645,7 @@ STYLE_FAMILIES: dict[str, StyleFamily] = {
         horizons=(30, 300),
     ),
 }
-"""From a folder of data to tasks, by name."""
+"""Functions from a data folder to a task, by family name."""
 
 STYLE_TRAIN: tuple[str, ...] = tuple(STYLE_FAMILIES)
-"""Names of these families: a meta-training set as wide as users are."""
+"""Names of these families: a meta-training set that covers common coding styles."""

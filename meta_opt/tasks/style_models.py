@@ -1,4 +1,4 @@
-"""Whole models in any `Style`: encoders, heads, losses, augmentation and adaptation."""
+"""Complete models in any `Style`: encoder, head, loss, augmentation and adaptation."""
 
 import dataclasses
 import re
@@ -21,22 +21,22 @@ FUSIONS = ("concat", "gated", "attention")
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """A loss and what a training batch goes through before it.
+    """Loss and data augmentation of a model.
 
     Attributes:
         kind: ``classify`` (softmax cross entropy), ``sigmoid`` (independent binary
             cross entropies; one logit for two classes), ``regress`` (mean squared
-            error), ``language`` (the next token) or ``contrastive`` (two encoders with
-            a trained temperature).
-        target: field that ``regress`` predicts; its input gives an autoencoder.
-        fusion: fusion of two encoders, if not contrastive: ``concat``, ``gated`` or
-            ``attention`` (the second one's features attend to tokens of the first).
+            error), ``language`` (next-token cross entropy) or ``contrastive`` (two
+            encoders with a trained temperature).
+        target: field that ``regress`` predicts; the input field for an autoencoder.
+        fusion: fusion of two encoders that are not contrastive: ``concat``, ``gated``
+            or ``attention`` (features of the second attend to tokens of the first).
         scale: factor on the loss.
-        smoothing: share of the target that is spread over all classes.
-        noise: standard deviation added to the first input.
-        shift: pixels by which images are rolled, at most.
-        flip: whether images are mirrored half of the time.
-        mixup: whether inputs and targets are mixed with those of a neighbour.
+        smoothing: label smoothing, the fraction that is spread over all classes.
+        noise: standard deviation of Gaussian noise on the first input.
+        shift: maximum number of pixels by which images are rolled.
+        flip: whether images are mirrored with probability 1/2.
+        mixup: whether to mix inputs and targets with those of another example.
     """
 
     kind: str = "classify"
@@ -55,7 +55,7 @@ class Goal:
 
     @property
     def augments(self) -> bool:
-        """Whether training examples are changed before the model sees them."""
+        """Whether training examples are augmented."""
         return bool(self.noise or self.shift or self.flip or self.mixup)
 
 
@@ -63,10 +63,11 @@ class StyledModel(NamedTuple):
     """A model as functions; ``init``, ``loss`` and ``features`` are those of `Model`.
 
     Attributes:
-        init: key to parameters.
-        loss: ``(params, arrays) -> (loss, error)``, the clean one.
-        features: ``(params, arrays) -> [B, D]``, what the head reads.
-        train_loss: ``(params, arrays, key) -> (loss, error)``; None where it is `loss`.
+        init: ``key -> params``.
+        loss: ``(params, arrays) -> (loss, error)``, without dropout and augmentation.
+        features: ``(params, arrays) -> [B, D]``, the inputs of the head.
+        train_loss: ``(params, arrays, key) -> (loss, error)``; None to train on
+            ``loss``.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -76,7 +77,7 @@ class StyledModel(NamedTuple):
 
 
 Criterion = Callable[[jax.Array, jax.Array, float], LossAndError]
-"""``(outputs, targets, smoothing)`` to loss and error."""
+"""``(outputs, targets, smoothing) -> (loss, error)``."""
 
 
 def build_model(
@@ -87,19 +88,20 @@ def build_model(
     arrays: Arrays,
     second: Body | None = None,
 ) -> StyledModel:
-    """A model for examples of the shape of ``arrays``.
+    """Returns a model for examples of the shape of ``arrays``.
 
     Args:
-        style: style of the model's layers.
-        body: encoder of the model.
-        goal: loss of the model.
-        outputs: outputs of the head: classes, or numbers to predict; the embedding's
-            width of a contrastive model.
-        arrays: training examples; regression takes the targets' variance from them.
-        second: encoder of a second input, for contrastive and fused models.
+        style: conventions of the model code and its initialisation.
+        body: architecture of the encoder.
+        goal: loss and data augmentation.
+        outputs: output size of the head: number of classes or regression targets, or
+            embedding width of a contrastive model.
+        arrays: training examples; regression uses the variance of their targets.
+        second: architecture of the encoder of a second input, for contrastive and fused
+            models.
 
     Raises:
-        ValueError: a goal and encoders that do not fit.
+        ValueError: encoders that do not match the goal.
     """
     encoders = [build_encoder(style, b, arrays) for b in (body, second) if b]
     if goal.kind == "contrastive":
@@ -146,7 +148,7 @@ def build_model(
 def _augment(
     goal: Goal, field: str, arrays: Arrays, key: jax.Array
 ) -> tuple[Arrays, jax.Array]:
-    """Changed examples, and the share of their own targets where they are mixed."""
+    """Returns augmented examples, and the weight of their own targets for mixup."""
     x = arrays[field]
     noise, roll, flip, mix = jax.random.split(key, 4)
     share = jnp.float32(1.0)
@@ -165,7 +167,7 @@ def _augment(
 
 
 def _criterion(goal: Goal, arrays: Arrays) -> Criterion:
-    """Outputs and targets to loss and error."""
+    """Returns the function from outputs and targets to loss and error."""
 
     def classify(out: jax.Array, labels: jax.Array, smoothing: float) -> LossAndError:
         loss, error = cross_entropy(out, labels)
@@ -181,7 +183,7 @@ def _criterion(goal: Goal, arrays: Arrays) -> Criterion:
         return jnp.mean(jnp.sum(each, -1)), cross_entropy(out, labels)[1]
 
     def language(out: jax.Array, ids: jax.Array, smoothing: float) -> LossAndError:
-        # Every token counts, and the first padding, which is the end.
+        # The loss covers all tokens and the first padding token, which is the end.
         inside = jnp.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=1) != 0
         weights = inside.astype(jnp.float32)
         loss, error = cross_entropy(out, ids, weights)
@@ -217,7 +219,7 @@ _Functions = tuple[Callable, Callable, Callable]
 def _with_head(
     style: Style, goal: Goal, encoders: list[Encoder], outputs: int
 ) -> _Functions:
-    """One encoder, or two that are fused, and a linear head."""
+    """One encoder, or two fused encoders, with a linear head."""
     body, head = style.parts
     first, width = encoders[0], encoders[0].width
     if len(encoders) == 2 and goal.fusion == "concat":
@@ -267,7 +269,7 @@ def _with_head(
 
 
 def _two_towers(style: Style, encoders: list[Encoder], width: int) -> _Functions:
-    """Cosines of all pairs [B, B], times a trained temperature."""
+    """Cosine similarities of all pairs [B, B], times a trained temperature."""
     left, right = encoders
 
     def init(key: jax.Array) -> PyTree:
@@ -301,7 +303,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _language_model(style: Style, body: Body, encoder: Encoder) -> _Functions:
-    """Logits of every token from those before it; a 0 stands for the start."""
+    """Next-token logits; 0 is the start token."""
     name, head = style.parts
 
     def init(key: jax.Array) -> PyTree:
@@ -335,12 +337,13 @@ class LowRank:
     Attributes:
         where: pattern of the paths (dots between names) of adapted matrices.
         rank: rank of the factors.
-        alpha: numerator of the scale; the denominator is the rank, or its root.
-        root: whether the scale is ``alpha / sqrt(rank)``.
-        names: names of the factors A and B.
-        transposed: whether they are stored [r, in] and [out, r], not [in, r], [r, out].
-        uniform: whether A starts uniform in ``+-1/sqrt(in)``, not normal of variance
-            ``1 / rank^2``. B starts at zero.
+        alpha: numerator of the scale.
+        root: whether the scale is ``alpha / sqrt(rank)`` instead of ``alpha / rank``.
+        names: parameter names of A and B.
+        transposed: whether the factors are stored as [r, in] and [out, r] instead of
+            [in, r] and [r, out].
+        uniform: whether A is initialised uniformly in ``+-1/sqrt(in)`` instead of
+            normally with variance ``1 / rank^2``. B is initialised with zeros.
     """
 
     where: str = r"\.w$"
@@ -360,20 +363,20 @@ def adapt(
     renewed: str = "^$",
     low_rank: LowRank | None = None,
 ) -> StyledModel:
-    """Adapts a pre-trained model; what is not trained is in no parameter.
+    """Adapts a pre-trained model; frozen weights are not part of the parameters.
 
-    The adapted parameters have the model's nesting. A frozen leaf is None (no leaf), a
-    matrix with LoRA factors a dict of the two.
+    The adapted parameters have the structure of the model's. A frozen leaf is replaced
+    by None (no leaf), a matrix with LoRA factors by a dict of the two.
 
     Args:
         model: model to adapt.
-        start: pretrained parameters; leaves of another shape than the model's
-            are re-initialised and trained.
+        start: pre-trained parameters; leaves whose shape differs from the model's are
+            re-initialised and trained.
         style: style of the model, for the layout of its kernels.
-        trained: pattern of the paths (dots between names) of leaves that are trained;
-            the default matches all.
-        renewed: pattern of those that are re-initialised and trained.
-        low_rank: factors for leaves that neither pattern matches.
+        trained: pattern of the paths (dots between names) of trained leaves; the
+            default matches all.
+        renewed: pattern of the paths of leaves that are re-initialised and trained.
+        low_rank: LoRA factors for leaves that neither pattern matches.
 
     Returns:
         The adapted model.
@@ -417,7 +420,7 @@ def adapt(
 
 
 def _factors(key: jax.Array, config: LowRank, shape: tuple[int, ...]) -> PyTree:
-    """Factors of a kernel [in, out] of that shape; B is zero."""
+    """Initialises the factors of a kernel with shape [in, out]; B is zero."""
     inputs, outputs = shape
     if config.uniform:
         limit = inputs**-0.5
@@ -430,7 +433,7 @@ def _factors(key: jax.Array, config: LowRank, shape: tuple[int, ...]) -> PyTree:
 
 
 def _product(config: LowRank, factors: PyTree) -> jax.Array:
-    """The change [in, out] of a kernel."""
+    """Returns the low-rank update [in, out] of a kernel."""
     a, b = (factors[name] for name in config.names)
     scale = config.alpha / (config.rank**0.5 if config.root else config.rank)
     return scale * ((b @ a).T if config.transposed else a @ b)

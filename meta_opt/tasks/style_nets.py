@@ -1,7 +1,7 @@
-"""Encoders in any `Style`: dense, convolutional, attention, mixing and recurrent nets.
+"""Encoders in any `Style`: MLP, CNN, transformer, MLP-Mixer and recurrent networks.
 
-An encoder gives tokens [B, P, D] (places of an image, frames or letters) and pools them
-to what a head reads. Dense nets and bags of words have one token.
+An encoder returns tokens [B, P, D] (image positions, frames or letters) and pools them
+into the features for a head. MLPs and bags of words have one token.
 """
 
 import dataclasses
@@ -32,22 +32,22 @@ from meta_opt.types import PyTree, check_name
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """What an encoder is and what it reads.
+    """Architecture and input field of an encoder.
 
     Attributes:
-        kind: a name in `ENCODERS`.
-        field: field of the arrays to read; ``text`` and ``words`` are token ids, padded
-            by 0, all others numbers.
-        widths: widths of the hidden layers (channels of convolutions); nets of equal
-            blocks have as many blocks as there are widths, all of the last width.
-        patch: side of an image's patches, or frames joined to a token.
+        kind: type of encoder, a key of `ENCODERS`.
+        field: input field of the arrays; ``text`` and ``words`` are token ids, padded
+            with 0, all other fields are floats.
+        widths: widths of the hidden layers (channels of convolutions). Networks of
+            identical blocks have ``len(widths)`` blocks of width ``widths[-1]``.
+        patch: side of image patches, or number of frames per token.
         heads: number of attention heads.
-        causal: whether a token sees only those before it.
-        cell: cell of a recurrent net: ``gru``, ``lstm`` or ``linear`` (gated,
+        causal: whether attention is causal.
+        cell: cell of a recurrent network: ``gru``, ``lstm`` or ``linear`` (gated,
             elementwise).
         residual: whether dense and convolutional layers have a residual branch.
-        stride: stride of the first convolution; all others halve the image.
-        vocabulary: number of token ids.
+        stride: stride of the first convolution; all others have stride 2.
+        vocabulary: vocabulary size.
     """
 
     kind: str
@@ -75,12 +75,12 @@ class Encoder(NamedTuple):
     """An encoder as functions.
 
     Attributes:
-        init: key to parameters.
+        init: ``key -> params``.
         tokens: ``(params, arrays, key) -> [B, P, D]``; the key is for dropout, None
-            drops nothing.
+            disables dropout.
         pool: ``([B, P, D], arrays) -> [B, width]``.
         width: width of the pooled features.
-        token_width: D of the tokens.
+        token_width: D, width of the tokens.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -91,12 +91,12 @@ class Encoder(NamedTuple):
 
 
 def build_encoder(style: Style, body: Body, arrays: Arrays) -> Encoder:
-    """An encoder for examples of the shape of ``arrays``."""
+    """Returns an encoder for examples of the shape of ``arrays``."""
     return ENCODERS[body.kind](style, body, tuple(arrays[body.field].shape[1:]))
 
 
 def _mean(body: Body) -> Callable[[jax.Array, Arrays], jax.Array]:
-    """The mean over tokens, without padding where they stand for ids."""
+    """Returns a function for the mean over tokens, without padding of token ids."""
 
     def pool(tokens: jax.Array, arrays: Arrays) -> jax.Array:
         if not body.reads_ids or tokens.shape[1] != arrays[body.field].shape[1]:
@@ -108,10 +108,10 @@ def _mean(body: Body) -> Callable[[jax.Array, Arrays], jax.Array]:
 
 
 def _mlp(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
-    """Dense layers, each followed by norm and activation, on the flat field.
+    """Dense layers, each followed by norm and activation, on the flattened field.
 
-    A residual one projects first and adds ``W2 act(W1 norm(x))``; with `post_norm` the
-    norm follows the sum.
+    A residual layer first projects to its width, then adds ``W2 act(W1 norm(x))``; with
+    `post_norm` the norm follows the sum.
     """
     inputs, width = int(np.prod(shape)), body.widths[-1]
 
@@ -161,7 +161,7 @@ def _branch_scale(style: Style, depth: int) -> float:
 
 
 def _conv(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
-    """3x3 convolutions; each but the first halves the image [h, w, c] or [h, w].
+    """3x3 convolutions on images [h, w, c] or [h, w]; all but the first have stride 2.
 
     With `residual` each is followed by a residual branch of one more convolution.
     """
@@ -204,7 +204,7 @@ def _conv(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
 def _stem(
     style: Style, body: Body, shape: tuple[int, ...]
 ) -> tuple[Callable, Callable, int]:
-    """``(init, apply, P)``: patches, frames or ids to tokens [B, P, D]."""
+    """Returns ``(init, apply, P)``: embeds patches, frames or ids as [B, P, D]."""
     width = body.widths[-1]
     if body.reads_ids:
 
@@ -231,7 +231,7 @@ def _stem(
 
 
 def _transformer(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
-    """Attention and MLP blocks over patches, frames or ids."""
+    """A transformer on patches, frames or token ids."""
     width, depth = body.widths[-1], len(body.widths)
     init_stem, stem, count = _stem(style, body, shape)
     extra = int(style.pool == "cls")
@@ -276,7 +276,7 @@ def _transformer(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
 
 
 def _sinusoids(count: int, width: int) -> np.ndarray:
-    """Positions [count, width] of "Attention is all you need", section 3.5."""
+    """Sinusoidal positions [count, width] (Vaswani et al. 2017, section 3.5)."""
     rates = 10_000.0 ** (-np.arange(0, width, 2) / width)
     angles = np.arange(count)[:, None] * rates[None]
     waves = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
@@ -345,7 +345,7 @@ def attend(
 ) -> jax.Array:
     """Softmax attention of [B, Q, D] to [B, P, D].
 
-    ``seen`` is of [B, H, Q, P] or broadcasts to it.
+    The mask ``seen`` has shape [B, H, Q, P] or broadcasts to it.
     """
     width = q.shape[-1] // heads
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (q, k, v))
@@ -357,7 +357,7 @@ def attend(
 
 
 def _mixer(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
-    """MLP-Mixer: an MLP over tokens, then one over channels, in every block."""
+    """MLP-Mixer: each block has an MLP over tokens, then one over channels."""
     width = body.widths[-1]
     init_stem, stem, count = _stem(style, body, shape)
 
@@ -397,10 +397,10 @@ def _mixer(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
 
 
 def _recurrent(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
-    """Layers of a GRU, LSTM or gated linear recurrence over frames or ids.
+    """Layers of a GRU, LSTM or gated linear recurrence on frames or token ids.
 
-    The linear one is ``h <- a h + (1 - a) tanh(v)`` with ``a, v`` of the input alone,
-    then an output gate.
+    The linear recurrence is ``h <- a h + (1 - a) tanh(v)``, where ``a`` and ``v``
+    depend on the input only, followed by an output gate.
     """
     width = body.widths[-1]
     gates = {"gru": 3, "lstm": 4, "linear": 3}[body.cell]
@@ -444,10 +444,10 @@ def _recurrent(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
 def _cell(
     kind: str, state: jax.Array, given: jax.Array, own: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """One step: state [1 or 2, B, D], gates [B, g D] of the input and of the state."""
+    """Runs one step: state [1 or 2, B, D], gates [B, g D] from input and from state."""
     if own is None:
         keep, value, out = jnp.split(given, 3, axis=-1)
-        # Most of the state is kept at the start.
+        # The bias makes the initial recurrence keep most of the state.
         keep = jax.nn.sigmoid(keep + 2.0)
         h = keep * state[0] + (1 - keep) * jnp.tanh(value)
         return h[None], h * jax.nn.sigmoid(out)
@@ -464,7 +464,7 @@ def _cell(
 
 
 def _bag(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
-    """The mean of embeddings, then dense layers."""
+    """A bag of words: dense layers on the mean of embeddings."""
     table_width, *widths = body.widths
     rest = dataclasses.replace(body, widths=tuple(widths), field="mean")
     mlp = _mlp(style, rest, (table_width,)) if widths else None
@@ -486,7 +486,7 @@ def _bag(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
 
 
 def _identity(style: Style, body: Body, shape: tuple[int, ...]) -> Encoder:
-    """No parameters: a linear model on the flat field."""
+    """The flattened field without parameters, for linear models."""
 
     def tokens(params: PyTree, arrays: Arrays, key: jax.Array | None) -> jax.Array:
         return arrays[body.field].reshape(len(arrays[body.field]), 1, -1)
@@ -504,4 +504,4 @@ ENCODERS: dict[str, Callable[[Style, Body, tuple[int, ...]], Encoder]] = {
     "bag": _bag,
     "identity": _identity,
 }
-"""Builders of encoders by kind: ``(style, body, shape of an example)``."""
+"""Constructors of encoders by kind: ``(style, body, shape of an example)``."""

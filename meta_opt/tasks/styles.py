@@ -1,7 +1,8 @@
-"""Conventions that a model may follow: layout, initialisation, norms, containers.
+"""Layers with configurable conventions: layout, initialisation, norms, containers.
 
-A `Style` says how somebody writes models; the layers here honour it. They are written
-for being vmapped over parameters: matrix products and elementwise operations alone.
+A `Style` describes the conventions of a code base, which the layers here follow. They
+are meant to be vmapped over parameters, and use only matrix products and elementwise
+operations.
 """
 
 import dataclasses
@@ -22,13 +23,13 @@ INITIALIZERS: dict[str, Callable] = {
     "he_uniform": _scaling(2.0, "fan_in", "uniform"),
     "xavier_normal": _scaling(1.0, "fan_avg", "normal"),
     "xavier_uniform": _scaling(1.0, "fan_avg", "uniform"),
-    # PyTorch's default: uniform in +-1/sqrt(fan_in), of variance 1/(3 fan_in).
+    # PyTorch's default: uniform in +-1/sqrt(fan_in), with variance 1/(3 fan_in).
     "torch": _scaling(1.0 / 3.0, "fan_in", "uniform"),
     "normal_02": jax.nn.initializers.normal(0.02),
     "truncated_02": jax.nn.initializers.truncated_normal(0.02),
     "orthogonal": jax.nn.initializers.orthogonal(),
 }
-"""Initialisers of a kernel [in, out]; ``torch`` draws biases as well."""
+"""Initialisers of kernels [in, out]; with ``torch`` biases are random too."""
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -42,30 +43,30 @@ _GROUPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How a model is written and initialised.
+    """Conventions of model code and initialisation.
 
     Attributes:
-        init: initialiser of kernels, a name in `INITIALIZERS`.
-        gain: factor on every kernel.
-        out_in: whether kernels are stored [out, in] and [out, in, 3, 3], not [in, out]
-            and [3, 3, in, out].
+        init: initialiser of kernels, a key of `INITIALIZERS`.
+        gain: factor on every initial kernel.
+        out_in: whether kernels are stored as [out, in] and [out, in, 3, 3] instead of
+            [in, out] and [3, 3, in, out].
         bias: whether layers (and layer norms) have biases.
-        norm: ``layer``, ``rms``, ``group`` (of four groups, in convolutional nets) or
+        norm: ``layer``, ``rms``, ``group`` (four groups, in convolutional networks) or
             ``none``.
-        activation: a name in `ACTIVATIONS`.
+        activation: activation function, a key of `ACTIVATIONS`.
         post_norm: whether the norm follows the residual sum.
         fused_qkv: whether queries, keys and values share one kernel.
-        gated_mlp: whether a transformer's MLP is gated, as SwiGLU is.
-        positions: ``learned``, ``sinusoidal`` or ``none``.
-        pool: features that a classifier reads: ``mean``, ``cls`` (transformers) or
-            ``flatten`` (convolutional nets).
-        tied: whether a language model's head is its embedding.
-        residual_scaling: whether the last layer of each residual branch starts smaller
-            by ``sqrt(2 depth)``, as in GPT-2.
-        zero_head: whether the last layer starts at zero.
+        gated_mlp: whether the MLPs of a transformer are gated, as in SwiGLU.
+        positions: position embeddings: ``learned``, ``sinusoidal`` or ``none``.
+        pool: pooling for classifiers: ``mean``, ``cls`` (transformers) or ``flatten``
+            (convolutional networks).
+        tied: whether the head of a language model is tied to its embedding.
+        residual_scaling: whether the initial last layer of each residual branch is
+            divided by ``sqrt(2 depth)``, as in GPT-2.
+        zero_head: whether the head is initialised with zeros.
         embedding_std: initial standard deviation of embeddings, positions and class
             tokens.
-        dropout: rate after embeddings and in residual branches, during training.
+        dropout: dropout rate after embeddings and in residual branches.
         leaves: names of a layer's weight and bias; None for a tuple of both.
         blocks: container of repeated blocks: ``dict``, ``list`` or ``tuple``.
         parts: names of a model's encoder and head.
@@ -100,12 +101,12 @@ class Style:
         check_name("blocks", self.blocks, ("dict", "list", "tuple"))
 
     def act(self, x: jax.Array) -> jax.Array:
-        """Applies the activation."""
+        """Applies the activation function."""
         return ACTIVATIONS[self.activation](x)
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
-    """A vector [D] with leading axes of length one, ``ndim`` axes in all."""
+    """Reshapes a vector [D] to [1, ..., 1, D] with ``ndim`` axes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
@@ -140,13 +141,13 @@ def _kernel_and_bias(
 def init_dense(
     key: jax.Array, style: Style, inputs: int, outputs: int, scale: float = 1.0
 ) -> PyTree:
-    """A dense layer, its kernel multiplied by ``scale`` once more."""
+    """Initialises a dense layer; its kernel is multiplied by ``scale``."""
     kernel, bias = _kernel_and_bias(key, style, inputs, outputs, scale)
     return _layer(style, kernel.T if style.out_in else kernel, bias)
 
 
 def dense(style: Style, params: PyTree, x: jax.Array) -> jax.Array:
-    """``x W + b`` over the last axis, in the layout of the style."""
+    """Returns ``x W + b`` over the last axis, for the kernel layout of the style."""
     weight, bias = _weight_and_bias(style, params)
     y = x @ (weight.T if style.out_in else weight)
     return y if bias is None else y + along_last(bias, y.ndim)
@@ -155,14 +156,14 @@ def dense(style: Style, params: PyTree, x: jax.Array) -> jax.Array:
 def init_conv(
     key: jax.Array, style: Style, inputs: int, outputs: int, scale: float = 1.0
 ) -> PyTree:
-    """A 3x3 convolution, its kernel initialised as that of a dense layer on patches."""
+    """Initialises a 3x3 convolution like a dense layer on patches."""
     flat, bias = _kernel_and_bias(key, style, 9 * inputs, outputs, scale)
     kernel = flat.reshape(3, 3, inputs, outputs)
     return _layer(style, kernel.transpose(3, 2, 0, 1) if style.out_in else kernel, bias)
 
 
 def conv(style: Style, params: PyTree, x: jax.Array, stride: int) -> jax.Array:
-    """A 3x3 convolution of [B, h, w, in] with zero padding."""
+    """Applies a 3x3 convolution with zero padding to [B, h, w, in]."""
     weight, bias = _weight_and_bias(style, params)
     kernel = weight.transpose(2, 3, 1, 0) if style.out_in else weight
     y = conv3x3(kernel, x, stride)
@@ -170,7 +171,7 @@ def conv(style: Style, params: PyTree, x: jax.Array, stride: int) -> jax.Array:
 
 
 def init_norm(style: Style, width: int) -> PyTree:
-    """Scales of one (and biases of zero); nothing where the style has no norm."""
+    """Initialises scales with 1 and biases with 0; empty if the style has no norm."""
     if style.norm == "none":
         return ()
     bias = style.bias and style.norm != "rms"
@@ -178,7 +179,7 @@ def init_norm(style: Style, width: int) -> PyTree:
 
 
 def norm(style: Style, params: PyTree, x: jax.Array) -> jax.Array:
-    """Normalises the last axis; groups of channels over all places of [B, h, w, c]."""
+    """Normalises the last axis; group norm also over all positions of [B, h, w, c]."""
     if style.norm == "none":
         return x
     if style.norm == "rms":
@@ -200,17 +201,17 @@ def _standardized(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def init_table(key: jax.Array, style: Style, rows: int, width: int) -> jax.Array:
-    """Embeddings [rows, width], normal of the style's standard deviation."""
+    """Initialises embeddings [rows, width] with the style's standard deviation."""
     return style.embedding_std * jax.random.normal(key, (rows, width))
 
 
 def dropout(style: Style, key: jax.Array | None, index: int, x: jax.Array) -> jax.Array:
-    """Drops elements at the style's rate; with no key, none.
+    """Applies dropout at the style's rate.
 
     Args:
-        style: says the rate.
-        key: random key of the training step; None for evaluation.
-        index: index of the place in the model.
+        style: style with the dropout rate.
+        key: random key of the training step; None for evaluation, without dropout.
+        index: index of the dropout layer in the model, folded into the key.
         x: any array.
     """
     if key is None or style.dropout == 0:
@@ -222,14 +223,14 @@ def dropout(style: Style, key: jax.Array | None, index: int, x: jax.Array) -> ja
 
 
 def in_blocks(style: Style, blocks: Sequence[PyTree]) -> PyTree:
-    """Puts repeated blocks, ten at most, in the container of the style."""
+    """Puts up to ten repeated blocks into the container of the style."""
     if style.blocks == "dict":
         return {f"{i}": block for i, block in enumerate(blocks)}
     return list(blocks) if style.blocks == "list" else tuple(blocks)
 
 
 def each_block(params: PyTree) -> list[PyTree]:
-    """The blocks in order, from any container of `in_blocks`."""
+    """Returns the blocks in order, from any container of `in_blocks`."""
     if isinstance(params, dict):
         return [params[name] for name in sorted(params)]
     return list(params)

@@ -1,4 +1,4 @@
-"""What a task is: initial parameters, a loss, and three disjoint parts of data."""
+"""The definition of a task: initial parameters, a loss, and three data splits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import jax
 from meta_opt.types import PyTree
 
 Arrays = dict[str, Any]
-"""Arrays, or pytrees of them, of equal leading length: the examples of one split."""
+"""Examples of one split: arrays, or pytrees of arrays, of equal leading length."""
 
 
 def count_of(arrays: Arrays) -> int:
-    """How many examples there are.
+    """Returns the number of examples.
 
     >>> count_of({"x": (jax.numpy.zeros((3, 2)), jax.numpy.zeros(3))})
     3
@@ -22,7 +22,7 @@ def count_of(arrays: Arrays) -> int:
 
 
 def rows_of(arrays: Arrays, picks: jax.Array) -> Arrays:
-    """The examples at ``picks``, int [B]."""
+    """Returns the examples at indices ``picks``, int [B]."""
     return jax.tree.map(lambda x: x[picks], arrays)
 
 
@@ -31,9 +31,9 @@ class Splits(NamedTuple):
 
     Attributes:
         train: examples that the inner optimizer trains on.
-        validation: examples that settings are selected by, and ``feedback`` is computed
-            on during training.
-        test: examples that the trained parameters are evaluated on.
+        validation: examples for choosing settings, and for computing ``feedback``
+            during training.
+        test: examples for evaluating the trained parameters.
     """
 
     train: Arrays
@@ -43,24 +43,24 @@ class Splits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A small learning problem, pure in all its parts so that it can be vmapped.
+    """A small learning problem; its functions are pure, so that it can be vmapped.
 
     Attributes:
         name: name of the family.
-        dataset: dataset of the examples; splits into meta-training and meta-test
-            are by this name.
-        init: key to initial parameters; pretrained ones may ignore the key.
-        loss: ``(params, arrays) -> (loss, error)``, both float32 []: the training loss
-            and the error rate in [0, 1] on a batch of examples.
+        dataset: name of the data set, which determines the split of the meta-data.
+        init: ``key -> params`` initialises the parameters; pretrained parameters may
+            ignore the key.
+        loss: ``(params, arrays) -> (loss, error)``, both float32 []: the loss and the
+            error rate in [0, 1] on a batch of examples.
         splits: the data.
-        batch_size: examples of an inner step.
-        stacked: pattern of scan-stacked parameters, for the optimizer.
-        provides_loss: whether the optimizer gets the loss.
+        batch_size: number of examples per inner step.
+        stacked: pattern of paths of scan-stacked parameters, for the optimizer.
+        provides_loss: whether the loss is passed to the optimizer.
         feedback_every: steps between values of ``feedback``; 0 for none.
         horizons: smallest and largest number of inner steps.
-        train_loss: ``(params, arrays, key) -> (loss, error)`` of a training batch where
-            it differs from ``loss``: dropout, input augmentation, label smoothing.
-            None trains on ``loss``.
+        train_loss: ``(params, arrays, key) -> (loss, error)``, the training loss if it
+            differs from ``loss`` by dropout, data augmentation or label smoothing. None
+            trains on ``loss``.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Task:
     def loss_on_batch(
         self, params: PyTree, arrays: Arrays, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Loss and error of a training batch; ``key`` drives dropout and the like."""
+        """Returns loss and error of a training batch; ``key`` is for `train_loss`."""
         if self.train_loss is None:
             return self.loss(params, arrays)
         return self.train_loss(params, arrays, key)

@@ -134,7 +134,7 @@ def test_price_of_a_run():
         ({"budgets": (1.5,)}, r"budgets=\(1.5,\) must be in"),
         ({"direct": (("constant>step", 0.0, 0.0),)}, "scale of constant>step"),
         ({"workers": -1}, "workers=-1 must be at least 0"),
-        ({"num_steps": {"lin": 3}}, r"\['lin'\], not among families"),
+        ({"num_steps": {"lin": 3}}, r"\['lin'\], which are not in families"),
     ],
 )
 def test_settings_out_of_range_are_named(changes, message):
@@ -298,7 +298,7 @@ def test_what_is_searched_is_added_to_given_weights(tmp_path):
     kernel[row, column] = 0.25
     np.testing.assert_array_equal(kernel, start["output"]["kernel"])
     other = dataclasses.replace(config, controller=ControllerConfig())
-    with pytest.raises(ValueError, match="is of another controller"):
+    with pytest.raises(ValueError, match="belong to another controller"):
         search(other, tmp_path / "other")
 
 

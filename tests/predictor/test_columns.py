@@ -147,7 +147,7 @@ MISTAKES = {
     "part of a split": (
         rows(text=str, label=lambda i: i % 2, split=lambda i: ("train", "left")[i % 2]),
         None,
-        "'split' has 'left' beside names of splits",
+        "'split' has 'left' besides names of splits",
     ),
 }
 

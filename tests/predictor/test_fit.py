@@ -136,7 +136,7 @@ def test_a_plan_for_other_devices(samples, root):
     assert f"memory of each of {many.devices} devices: about" in str(many)
     with pytest.raises(ValueError, match="devices=0 must be at least 1"):
         planned(0)
-    with pytest.raises(ValueError, match="devices=1000, and there are 8"):
+    with pytest.raises(ValueError, match="devices=1000, but there are only 8"):
         fit(samples, root, devices=1000)
 
 

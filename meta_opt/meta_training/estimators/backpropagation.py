@@ -27,14 +27,14 @@ class BackpropagationConfig:
     """Settings of `bptt`.
 
     Attributes:
-        particles: P, inner runs side by side, each with its own initial state, batches
-            and place in its episode.
-        windows: windows that a gradient goes back through; the episode's number of
-            segments for all of it.
-        remat: keep only the state between windows for the backward pass, and recompute
-            everything inside them. For finer steps see ``make_segment``.
-        max_norm: each particle's gradient is clipped to this norm.
-        cap: bound on the absolute loss of a window; what a diverged window scores.
+        particles: P, number of parallel inner runs, each with its own initial state,
+            batches and position in its episode.
+        windows: number of windows to back-propagate through; the episode's number of
+            segments for the whole episode.
+        remat: whether to store only the states between windows for the backward pass
+            and recompute the rest. For finer checkpoints see ``make_segment``.
+        max_norm: norm that each particle's gradient is clipped to.
+        cap: bound on the absolute loss of a window; also the loss of a diverged window.
     """
 
     particles: int = 8
@@ -60,7 +60,7 @@ class BackpropagationConfig:
 def bptt(
     episode: Episode, config: BackpropagationConfig, vmap: Vmap = jax.vmap
 ) -> Estimator:
-    r"""Back-propagation through ``windows`` windows; the state before is a constant.
+    r"""Back-propagates through ``windows`` windows; the state before is a constant.
 
     .. math::
         E[\hat g] = \sum_{b} E\Big[\nabla_\theta \sum_{w \in b} p_w
@@ -69,8 +69,8 @@ def bptt(
     over blocks :math:`b` of ``windows`` windows with inner state :math:`s_b` at their
     start, if nothing is clipped. With all windows in one block it is
     :math:`\nabla_\theta F` exactly; with fewer it is biased (Wu et al. 2018,
-    arXiv:1803.02021). A particle whose gradient is not finite counts as 0 in the mean.
-    A loss beyond the cap has no gradient. Particles are mapped by ``vmap``.
+    arXiv:1803.02021). A non-finite gradient of a particle counts as 0 in the mean, and
+    a loss beyond the cap has gradient 0. ``vmap`` maps over the particles.
 
     Raises:
         ValueError: if the episode's segments are not a multiple of ``windows``.
@@ -88,7 +88,7 @@ def bptt(
     def run(
         theta: PyTree, inner: PyTree, alive: jax.Array, start: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
-        """One particle's next block: its scaled loss and the state after it."""
+        """Runs a particle's next block; returns its scaled loss and the next state."""
 
         def body(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
             inner, alive, loss = window(theta, *carry, key)
@@ -107,7 +107,7 @@ def bptt(
         return result, _clip_norm(finite_or_zero(gradient), config.max_norm)
 
     def begin(runs: Runs, key: jax.Array) -> tuple[Runs, tuple]:
-        """New episodes where they are due; the arguments of every particle's run."""
+        """Starts new episodes where due; returns the arguments of `run` as well."""
         keys = jax.random.split(key, (2, config.particles))
         runs = renew(episode, runs, keys[0])
         inner = jax.tree.map(lambda x: x[:, 0], runs.inner)
@@ -146,7 +146,7 @@ def bptt(
 
 
 def _clip_norm(gradient: PyTree, max_norm: float) -> PyTree:
-    """Shortened to ``max_norm``, also where the sum of squares would overflow."""
+    """Clips a gradient to ``max_norm``, even if the sum of squares would overflow."""
     peaks = [jnp.max(jnp.abs(g), initial=0.0) for g in jax.tree.leaves(gradient)]
     peak = jnp.maximum(jnp.max(jnp.stack(peaks)), 1e-30)
     unit = jax.tree.map(lambda g: g / peak, gradient)

@@ -1,4 +1,4 @@
-"""What every estimator works on and what every estimator is."""
+"""The input (`Episode`) and the interface (`Estimator`) of all estimators."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,15 +23,16 @@ class Segment(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """One inner run, cut into windows; pure in all its parts.
+    """One inner run, cut into windows; all functions are pure.
 
     Attributes:
-        init: key to inner state: parameters, optimizer state, step; any pytree of
-            arrays. It may hold draws of its own, such as the length of this run.
-        segment: ``(theta, state, key) -> (state, loss)`` runs the next window. The same
-            key gives the same batches whatever theta is.
-        segments: S, windows of a whole episode.
-        weights: weights [S] of the windows' losses in the objective, none negative;
+        init: ``key -> state`` initialises the inner state: parameters, optimizer state
+            and step; any pytree of arrays. It may contain random draws, such as the
+            length of the run.
+        segment: ``(theta, state, key) -> (state, loss)`` runs the next window. The
+            batches depend on the key only, not on theta.
+        segments: S, number of windows of an episode.
+        weights: weights of the windows' losses in the objective, [S], non-negative;
             equal if None. ``(0, ..., 0, 1)`` is the final loss only.
     """
 
@@ -58,7 +59,7 @@ class Episode:
 
     @property
     def shares(self) -> np.ndarray:
-        """The weights scaled to sum 1, float32 [S]."""
+        """The weights, normalised to sum to 1, float32 [S]."""
         weights = np.asarray(self.weights or (1.0,) * self.segments)
         return (weights / weights.sum()).astype(np.float32)
 
@@ -67,10 +68,11 @@ class Estimate(NamedTuple):
     """An estimated meta-gradient.
 
     Attributes:
-        gradient: pytree like theta; finite.
-        loss: unbiased estimate of the objective (of the perturbed thetas, where there
-            are perturbations), [].
-        spread: standard deviation over particles of what ``loss`` is the mean of, [].
+        gradient: finite meta-gradient, a pytree like theta.
+        loss: unbiased estimate of the objective (averaged over perturbed thetas for
+            evolution strategies), [].
+        spread: standard deviation over particles of the values whose mean is ``loss``,
+            [].
     """
 
     gradient: PyTree
@@ -79,13 +81,13 @@ class Estimate(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """A meta-gradient estimator; pure, so jit and vmap it.
+    """A meta-gradient estimator: two pure functions, to be jitted or vmapped.
 
     Attributes:
-        init: ``(theta, key) -> state``. Where particles are out of step it runs each to
-            its own random window: about the cost of one episode.
-        estimate: ``(theta, state, key) -> (Estimate, state)``. All randomness is from
-            the key. The state holds arrays only, so it can be checkpointed.
+        init: ``(theta, key) -> state``. Estimators on single windows advance each
+            particle to a random window, at about the cost of one episode.
+        estimate: ``(theta, state, key) -> (Estimate, state)``. All randomness comes
+            from the key. The state contains only arrays, so it can be checkpointed.
     """
 
     init: Callable[[PyTree, jax.Array], PyTree]
@@ -93,13 +95,13 @@ class Estimator(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Inner runs under way, P groups of C that share initial states and batches.
+    """Unfinished inner runs: P groups of C that share initial states and batches.
 
     Attributes:
         inner: inner states, leaves [P, C, ...].
-        alive: bool [P, C], no loss of this episode was other than finite.
-        window: int32 [P], the next window; at 0 a new episode begins.
-        noise: [P, size of theta], the perturbation that the last losses are due to.
+        alive: whether all losses of this episode so far were finite, bool [P, C].
+        window: index of the next window, int32 [P]; at 0 a new episode begins.
+        noise: perturbation that the last losses are attributed to, [P, size of theta].
     """
 
     inner: PyTree
@@ -111,17 +113,17 @@ class Runs(NamedTuple):
 def make_segment(
     step: Segment, truncation_length: int, checkpoint_every: int | None = None
 ) -> Segment:
-    """A window of inner steps; its loss is the mean of theirs.
+    """Makes a window of inner steps; its loss is the mean over the steps.
 
     Args:
         step: one inner step, ``(theta, state, key) -> (state, loss)``.
-        truncation_length: inner steps of a window.
-        checkpoint_every: back-propagation keeps the state after so many steps only and
-            computes the rest again; None keeps all. About the square root of
-            ``truncation_length`` needs least memory.
+        truncation_length: number of inner steps of a window.
+        checkpoint_every: number of steps between the states that are stored for the
+            backward pass; the steps in between are recomputed. None stores everything.
+            The square root of ``truncation_length`` uses about the least memory.
 
     Returns:
-        The segment of an `Episode`.
+        A segment for an `Episode`.
 
     Raises:
         ValueError: if ``truncation_length`` is not a multiple of ``checkpoint_every``.
@@ -150,11 +152,11 @@ def make_segment(
 
 
 def bounded(segment: Segment, cap: float) -> Callable:
-    """The segment with the policy on losses that are large or not finite.
+    """Wraps a segment so that its loss is bounded and non-finite losses are handled.
 
     Returns:
         ``(theta, state, alive, key) -> (state, alive, loss)``; the loss is in
-        ``[-cap, cap]``, and ``cap`` where the particle is or was just found dead.
+        ``[-cap, cap]``, and ``cap`` if the particle is dead or has just diverged.
     """
 
     def run(
@@ -169,7 +171,7 @@ def bounded(segment: Segment, cap: float) -> Callable:
 
 
 def choose(mask: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
-    """Leaves of ``yes`` where ``mask``, over as many leading axes as it has."""
+    """Selects leaves of ``yes`` where ``mask``, over the mask's leading axes."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
@@ -180,7 +182,10 @@ def choose(mask: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
 def fresh_runs(
     episode: Episode, key: jax.Array, groups: int, members: int, noise_size: int
 ) -> Runs:
-    """P = ``groups`` of C = ``members``, each about to begin its first episode."""
+    """Initialises P = ``groups`` groups of C = ``members`` runs at their first window.
+
+    Each is about to begin its first episode.
+    """
     return Runs(
         inner=_initial(episode, jax.random.split(key, groups), members),
         alive=jnp.ones((groups, members), bool),
@@ -190,22 +195,22 @@ def fresh_runs(
 
 
 def renew(episode: Episode, runs: Runs, keys: jax.Array) -> Runs:
-    """Begins new episodes where the window is 0; the dead get a fresh inner state.
+    """Begins new episodes where the window is 0, and resets dead runs.
 
     Args:
-        episode: episode to run.
-        runs: runs of P groups.
-        keys: [P], of the initial states.
+        episode: the episode to run.
+        runs: P groups of runs.
+        keys: random keys of the initial states, [P].
 
     Returns:
-        Runs of which each can be given its next window.
+        The runs, each ready for its next window.
     """
     begins = (runs.window == 0)[:, None]
-    needy = begins | ~runs.alive
+    reset = begins | ~runs.alive
     # Initialising may cost more than a window; most calls need none.
     inner = jax.lax.cond(
-        jnp.any(needy),
-        lambda old: choose(needy, _initial(episode, keys, needy.shape[1]), old),
+        jnp.any(reset),
+        lambda old: choose(reset, _initial(episode, keys, reset.shape[1]), old),
         lambda old: old,
         runs.inner,
     )
@@ -215,7 +220,11 @@ def renew(episode: Episode, runs: Runs, keys: jax.Array) -> Runs:
 def next_window(
     window: jax.Array, passed: int, segments: int, alive: jax.Array
 ) -> jax.Array:
-    """The window after ``passed`` more; 0 at the end and where all [P, C] are dead."""
+    """Index of the next window after ``passed`` windows, int32 [P].
+
+    It is 0, so that a new episode begins, at the end of an episode and where all C runs
+    of a group are dead.
+    """
     return jnp.where(jnp.any(alive, axis=1), (window + passed) % segments, 0)
 
 
@@ -224,8 +233,8 @@ def put_out_of_step(
 ) -> Runs:
     """Advances each group a random number of times, uniform in [0, phases).
 
-    The numbers are evenly spaced behind one random offset, so every estimate sees all
-    parts of the episode as equally as P groups can.
+    The numbers are evenly spaced after one random offset, so that every estimate covers
+    all parts of the episode as evenly as P groups can.
     """
     if phases == 1:
         return runs
@@ -243,11 +252,11 @@ def put_out_of_step(
 def finite_or_zero(gradient: PyTree) -> PyTree:
     """The gradient, or zeros if any element of it is not finite."""
     leaves = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)]
-    sound = jnp.all(jnp.stack(leaves))
-    return choose(sound, gradient, jax.tree.map(jnp.zeros_like, gradient))
+    finite = jnp.all(jnp.stack(leaves))
+    return choose(finite, gradient, jax.tree.map(jnp.zeros_like, gradient))
 
 
 def _initial(episode: Episode, keys: jax.Array, members: int) -> PyTree:
-    """Inner states of new episodes, leaves [P, C, ...], equal along C."""
+    """Returns initial inner states, leaves [P, C, ...], identical along C."""
     states = jax.vmap(episode.init)(keys)
     return jax.tree.map(lambda x: jnp.stack([x] * members, axis=1), states)

@@ -1,12 +1,12 @@
-r"""Antithetic evolution strategies on whole episodes and on one window at a time.
+r"""Antithetic evolution strategies on whole episodes and on single windows.
 
 All of them average, over P mirrored pairs with :math:`\epsilon \sim N(0, \sigma^2 I)`,
 
 .. math:: \hat g = S p_w \, \frac{L_w^+ - L_w^-}{2 \sigma^2} \, \nu,
 
 and differ in how a window is perturbed, in the inner state it starts from, and in the
-noise :math:`\nu` that its loss is held to be due to. The two runs of a pair have the
-same initial state and batches. Pairs are mapped by ``vmap``.
+noise :math:`\nu` that its loss is attributed to. The two runs of a pair have the same
+initial state and batches. ``vmap`` maps over the pairs.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ from meta_opt.parallel.particles import Vmap
 from meta_opt.types import PyTree
 
 _Perturb = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""(begins [P, 1], noise so far, draw) to (perturbation of this window, noise)."""
+"""(episode begins [P, 1], noise so far, new draw) to (perturbation of the window,
+noise that its losses are attributed to)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class EvolutionConfig:
     Attributes:
         pairs: P, mirrored pairs of thetas.
         sigma: standard deviation of the perturbations.
-        cap: bound on the absolute loss of a window; what a diverged window scores.
+        cap: bound on the absolute loss of a window; also the loss of a diverged window.
     """
 
     pairs: int = 8
@@ -63,12 +64,12 @@ class EvolutionConfig:
 def full_es(
     episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap
 ) -> Estimator:
-    r"""Whole episodes, each under one perturbation.
+    r"""Evolution strategies on whole episodes, with one perturbation per episode.
 
     .. math:: E[\hat g] = \nabla_\theta E_\epsilon[F(\theta + \epsilon)]
 
-    (Salimans et al. 2017, arXiv:1703.03864). Runs 2 P S windows an estimate, keeps
-    nothing between estimates: its state is ``()``.
+    (Salimans et al. 2017, arXiv:1703.03864). Runs 2 P S windows per estimate, and keeps
+    no state between estimates: it is ``()``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -115,14 +116,14 @@ def full_es(
 def truncated_es(
     episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap
 ) -> Estimator:
-    r"""One window at a time, both runs of a pair from one unperturbed inner state.
+    r"""Truncated evolution strategies: both runs of a pair start unperturbed.
 
     .. math::
         E[\hat g] = \sum_w p_w \nabla_\theta E_\epsilon[L_w(s_w, \theta + \epsilon)]
 
-    with the state :math:`s_w` held constant: **biased**, since what theta did in
-    earlier windows does not count. Runs 3 P windows an estimate (up, down, and
-    unperturbed to carry the state on).
+    with the inner state :math:`s_w` held constant: **biased**, since the effect of
+    theta on earlier windows is ignored. Runs 3 P windows per estimate: plus, minus, and
+    unperturbed, whose state the next window starts from.
     """
 
     def perturb(
@@ -135,7 +136,7 @@ def truncated_es(
 
 
 def pes(episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap) -> Estimator:
-    r"""Persistent evolution strategies: a new perturbation each window, accumulated.
+    r"""Persistent evolution strategies: accumulates a new perturbation per window.
 
     .. math::
         E[\hat g] = \nabla_\theta E\Big[\sum_w p_w
@@ -143,7 +144,7 @@ def pes(episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap) -> Est
         \qquad \nu = \sum_{v \le w} \epsilon_v
 
     (Vicol et al. 2021, arXiv:2112.13835). Unbiased; the variance grows with S. Each run
-    of a pair carries its own inner state. Runs 2 P windows an estimate.
+    of a pair has its own inner state. Runs 2 P windows per estimate.
     """
 
     def perturb(
@@ -155,14 +156,14 @@ def pes(episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap) -> Est
 
 
 def nres(episode: Episode, config: EvolutionConfig, vmap: Vmap = jax.vmap) -> Estimator:
-    r"""Noise-reuse evolution strategies: one perturbation for all of an episode.
+    r"""Noise-reuse evolution strategies: one perturbation per episode.
 
     .. math:: E[\hat g] = \nabla_\theta E_\epsilon[F(\theta + \epsilon)],
         \qquad \nu = \epsilon
 
     (Li et al. 2023, arXiv:2304.12180). Unbiased for the same smoothing as `full_es`;
-    variance at or under that of `pes` under that paper's assumptions. Each run of a
-    pair carries its own inner state. Runs 2 P windows an estimate.
+    at most the variance of `pes` under that paper's assumptions. Each run of a pair has
+    its own inner state. Runs 2 P windows per estimate.
     """
 
     def perturb(
@@ -181,17 +182,17 @@ def _online(
     vmap: Vmap,
     unperturbed_state: bool = False,
 ) -> Estimator:
-    """One window an estimate; every pair at its own window of its own episode."""
+    """Uses one window per estimate; each pair is at its own window and episode."""
     window = bounded(episode.segment, config.cap)
     scale = jnp.asarray(episode.segments * episode.shares)
     if unperturbed_state:
-        # The third run is what the next window starts from.
+        # The next window starts from the state of the third, unperturbed run.
         signs, starts, kept = np.array([1.0, -1.0, 0.0]), [0, 0, 0], [2]
     else:
         signs, starts, kept = np.array([1.0, -1.0]), [0, 1], [0, 1]
 
     def advance(theta: PyTree, runs: Runs, key: jax.Array) -> tuple[Runs, jax.Array]:
-        """Runs the next window of every pair; its losses, [P, 2], scaled."""
+        """Runs the next window of every pair; returns scaled losses [P, 2] as well."""
         pairs = config.pairs
         keys = jax.random.split(key, 1 + 2 * pairs)
         runs = renew(episode, runs, keys[1 : 1 + pairs])
@@ -227,13 +228,13 @@ def _online(
 
 
 def _draw(config: EvolutionConfig, theta: PyTree, key: jax.Array) -> jax.Array:
-    """New perturbations, float32 [P, size of theta]."""
+    """Draws perturbations, float32 [P, size of theta]."""
     size = len(ravel_pytree(theta)[0])
     return config.sigma * jax.random.normal(key, (config.pairs, size))
 
 
 def _move(theta: PyTree, move: jax.Array, signs: np.ndarray) -> PyTree:
-    """Adds sign * move to theta, for each sign; leaves [P, signs, ...]."""
+    """Returns theta + sign * move for each sign; leaves [P, signs, ...]."""
     flat, restore = ravel_pytree(theta)
     steps = jnp.asarray(signs, move.dtype)[None, :, None] * move[:, None]
     thetas = flat[None, None] + steps
@@ -241,14 +242,14 @@ def _move(theta: PyTree, move: jax.Array, signs: np.ndarray) -> PyTree:
 
 
 def _members(tree: PyTree, picks: list[int]) -> PyTree:
-    """Members ``picks`` of every group: leaves [P, C, ...] to [P, picks, ...]."""
+    """Selects members ``picks`` of every group: [P, C, ...] to [P, picks, ...]."""
     return jax.tree.map(lambda x: x[:, np.array(picks)], tree)
 
 
 def _estimate(
     config: EvolutionConfig, theta: PyTree, values: jax.Array, noise: jax.Array
 ) -> Estimate:
-    """From the values up and down, [P, 2], and what they are held to be due to."""
+    """Estimates from the values [P, 2] at plus and minus, and their perturbations."""
     _, restore = ravel_pytree(theta)
     slopes = (values[:, 0] - values[:, 1]) / (2.0 * config.sigma**2)
     gradient = restore(slopes @ noise / config.pairs)

@@ -1,12 +1,13 @@
-"""Tasks in other people's code: other data, libraries, names, layouts and habits.
+"""Tasks with independent model code: other data, libraries, names and layouts.
 
-The training families of `meta_opt.tasks.families` share model code and initialisation
-with each other, so that doing well on them says little about doing well elsewhere.
-Every module here is self-contained and written in another style: Equinox, Haiku, Flax
-linen, Flax NNX, plain dicts, PyTorch's and Hugging Face's names and layouts. None
-imports `meta_opt.tasks.nets` or another one's model.
+The training families of `meta_opt.tasks.families` share model code and initialisation,
+so that good results on them say little about models of other authors. Every module here
+is self-contained and follows other conventions: Equinox, Haiku, Flax linen, Flax NNX,
+plain dicts, or the names and layouts of PyTorch and Hugging Face. None imports
+`meta_opt.tasks.nets` or the model of another module.
 
-`STYLE_VALIDATION` chooses weights; `FOREIGN` chooses nothing and is only reported.
+`STYLE_VALIDATION` is used to select weights; `FOREIGN` is only reported, never used for
+any choice.
 """
 
 import functools
@@ -17,7 +18,7 @@ from meta_opt.tasks.task import Task
 
 
 def _build(module: str, function: str, library: str | None, folder: str | None) -> Task:
-    """Imports a builder when it is first called, and builds."""
+    """Imports the module of a task and builds the task, on the first call."""
     if library is not None:
         from meta_opt.tasks.foreign.data import need
 
@@ -42,7 +43,7 @@ STYLE_VALIDATION: dict[str, Callable[[str | None], Task]] = {
     "validation_source_llama": _lazy("source_nnx", "source_llama"),
     "validation_iris_mlp": _lazy("iris_plain", "iris_mlp"),
 }
-"""From a folder of data to tasks that weights may be chosen by."""
+"""Functions from a data folder to a task, by name; may be used to select weights."""
 
 FOREIGN: dict[str, Callable[[str | None], Task]] = {
     "foreign_sayings_minilm_lora": _lazy(
@@ -59,10 +60,9 @@ FOREIGN: dict[str, Callable[[str | None], Task]] = {
     "foreign_cars_regression": _lazy("cars_equinox", "cars_regression", "equinox"),
     "foreign_sayings_head": _lazy("sayings_head", "sayings_head"),
 }
-"""From a folder of data to tasks that nothing is chosen by."""
+"""Functions from a data folder to a task, by name; never used for any choice."""
 
 DEMO: dict[str, Callable[[str | None], Task]] = {
     "demo_titles_writer": _lazy("demo_titles", "titles_writer"),
 }
-"""What ``make demo`` compares optimizers on; nothing is chosen by it. Needs no prepared
-data."""
+"""Tasks of ``make demo``, without prepared data; never used for any choice."""

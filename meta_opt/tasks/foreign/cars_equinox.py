@@ -1,4 +1,4 @@
-"""Miles per gallon of cars from a table, by Equinox's MLP under Huber's loss."""
+"""Fuel consumption of cars from tabular data: an Equinox MLP with the Huber loss."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ ORIGINS = ("USA", "Europe", "Japan")
 
 
 def cars_regression(folder: str | None) -> Task:
-    """392 cars, 200 to train on; the error is |difference| in standard deviations."""
+    """392 cars, 200 for training; the error is |residual| / std, at most 1."""
     rows = [
         row
         for row in table("cars.json", folder)
@@ -44,7 +44,7 @@ def cars_regression(folder: str | None) -> Task:
     def train_loss(
         params: Any, arrays: Arrays, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        # A column of a car is unknown now and then.
+        # Randomly drop input columns.
         seen = jax.random.bernoulli(key, 0.95, arrays["x"].shape)
         return loss(params, {**arrays, "x": arrays["x"] * seen})
 

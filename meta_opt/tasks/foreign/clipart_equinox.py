@@ -1,4 +1,4 @@
-"""Categories of drawings by a small ResNet in Equinox: crops, flips, soft labels."""
+"""Classification of drawings: a small Equinox ResNet with augmentation, soft labels."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ SMOOTHING = 0.1
 
 
 class Conv(eqx.Module):
-    """A convolution over [C, h, w], its kernel [out, in, k, k], as a matrix product.
+    """A convolution of [C, h, w] with kernel [out, in, k, k], as a matrix product.
 
-    `eqx.nn.Conv2d` initialises as this does. XLA runs convolutions of its own kind many
-    times slower in a loop on a CPU.
+    It is initialised like `eqx.nn.Conv2d`. XLA's own convolution is many times slower
+    in a loop on a CPU.
     """
 
     weight: jax.Array
@@ -45,7 +45,7 @@ class Conv(eqx.Module):
 
 
 class BasicBlock(eqx.Module):
-    """Two convolutions and a shortcut; group norm in place of batch norm."""
+    """Two convolutions and a shortcut; group norm instead of batch norm."""
 
     conv1: Conv
     norm1: eqx.nn.GroupNorm
@@ -65,14 +65,14 @@ class BasicBlock(eqx.Module):
             self.downsample = Conv(c_in, c_out, 1, stride, key=k3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Computes features [C, h, w] of one image."""
+        """Maps one image [C, h, w]."""
         y = jax.nn.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return jax.nn.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet(eqx.Module):
-    """Stem of stride 2, three blocks, mean over places, linear."""
+    """Stem of stride 2, three blocks, global average pooling, linear head."""
 
     stem: Conv
     blocks: list[BasicBlock]
@@ -89,7 +89,7 @@ class ResNet(eqx.Module):
         self.fc = eqx.nn.Linear(64, CLASSES, key=ks[4])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[3, 24, 24] to logits."""
+        """Maps an image [3, 24, 24] to logits."""
         x = jax.nn.relu(self.stem(x))
         for block in self.blocks:
             x = block(x)
@@ -97,7 +97,7 @@ class ResNet(eqx.Module):
 
 
 def augment(image: jax.Array, key: jax.Array) -> jax.Array:
-    """Crops the padded image [3, h, w] at random, and mirrors it half of the time."""
+    """Randomly crops the padded image [3, h, w], and flips it with probability 1/2."""
     where, side = jax.random.split(key)
     padded = jnp.pad(image, ((0, 0), (3, 3), (3, 3)), mode="edge")
     y, x = jax.random.randint(where, (2,), 0, 7)

@@ -1,4 +1,4 @@
-"""Which library a line of code is from: a pre-LN transformer in Haiku, from scratch."""
+"""Library that a line of code is from: a pre-LN Haiku transformer, from scratch."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ LENGTH, DIM = 32, 64
 
 
 class Block(hk.Module):
-    """Attention and an MLP behind norms; initialised by variance scaling of 2 / L."""
+    """Pre-LN attention and MLP, initialised by variance scaling with 2 / L."""
 
     def __call__(self, h: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
         """[B, S, D] to [B, S, D]."""
@@ -31,7 +31,7 @@ class Block(hk.Module):
 
 
 def code_transformer(folder: str | None) -> Task:
-    """Lines of six libraries, 3,000 of them to train on."""
+    """Lines of six libraries, 3,000 for training."""
     del folder
     texts: list[str] = []
     labels: list[int] = []

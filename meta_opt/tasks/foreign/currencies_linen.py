@@ -1,4 +1,4 @@
-"""Which currency a name is of, in any language: a post-LN encoder in Flax linen."""
+"""Currency of a name, in any language: a post-LN encoder in Flax linen."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ class EncoderLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Characters to classes; the first place is the one that is read."""
+    """Classifies character sequences from the output at the first position."""
 
     vocabulary: int
     classes: int
@@ -48,7 +48,7 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array, train: bool = False) -> jax.Array:
-        """Int [B, S] to logits."""
+        """Maps ids, int [B, S], to logits."""
         ids = jnp.pad(ids, ((0, 0), (1, 0)), constant_values=self.vocabulary)
         real = ids > 0
         mask = nn.make_attention_mask(real, real)
@@ -66,7 +66,7 @@ class Bert(nn.Module):
 
 
 def currencies_bert(folder: str | None) -> Task:
-    """Names of 40 currencies in 67 languages, 1,600 names to train on."""
+    """Names of 40 currencies in 67 languages, 1,600 for training."""
     del folder
     names, labels = currency_names()
     ids, vocabulary = ids_of_characters(names, LENGTH)

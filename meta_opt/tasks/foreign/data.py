@@ -1,9 +1,9 @@
-"""Real data of the tasks in other people's styles, as NumPy arrays and lists.
+"""Real data of the foreign tasks, as NumPy arrays and lists.
 
-Style validation takes Open Clip Art, Asterisk, names of currencies, scikit-learn's iris
-and sample photographs, matplotlib's sample data and the source text of JAX. The foreign
-suite takes the packages of `meta_opt.data.catalog.raw_packages` and docstrings of SciPy
-and scikit-learn. Neither is part of meta-training.
+Style validation uses Open Clip Art, Asterisk, names of currencies, scikit-learn's iris
+and sample photographs, matplotlib's sample data and the source code of JAX. The foreign
+suite uses the packages of `meta_opt.data.catalog.raw_packages` and docstrings of SciPy
+and scikit-learn. None of it is part of meta-training.
 """
 
 import ast
@@ -44,13 +44,13 @@ def need(module: str) -> Any:
         module: ``equinox`` or ``haiku``.
 
     Raises:
-        ImportError: it is not installed; names the command that brings it.
+        ImportError: the library is not installed; the message has the command.
     """
     import warnings
 
     try:
         with warnings.catch_warnings():
-            # Haiku 0.0.16 still reads names of JAX that are about to go.
+            # Haiku 0.0.16 still uses deprecated names of JAX.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -66,12 +66,12 @@ def deal(
     test: int,
     seed: int = 0,
 ) -> Splits:
-    """Random disjoint parts of these sizes; what is left over is not used.
+    """Splits randomly into disjoint parts of these sizes.
 
-    Of examples that are the same in all fields, one is kept.
+    Duplicate examples are removed first.
 
     Raises:
-        ValueError: there are fewer examples than that.
+        ValueError: too few examples.
     """
     arrays = _distinct(arrays)
     count = len(next(iter(arrays.values())))
@@ -86,12 +86,12 @@ def deal(
 def in_turn(
     arrays: Mapping[str, np.ndarray], train: int, validation: int, test: int
 ) -> Splits:
-    """Consecutive parts, for data with an order; the train part comes first.
+    """Splits ordered data into consecutive parts; the training part comes first.
 
-    Of examples that are the same in all fields, the first is kept.
+    Of duplicate examples only the first is kept.
 
     Raises:
-        ValueError: there are fewer examples than that.
+        ValueError: too few examples.
     """
     arrays = _distinct(arrays)
     count = len(next(iter(arrays.values())))
@@ -117,22 +117,22 @@ def _distinct(arrays: Mapping[str, np.ndarray]) -> NumpyArrays:
 
 
 def root_of(folder: str | os.PathLike | None) -> Path:
-    """The folder of datasets; the default where None is given."""
+    """Returns the folder of datasets; None gives the default."""
     return data_dir() if folder is None else Path(folder)
 
 
 def ids_of_characters(
     texts: Sequence[str], length: int, alphabet: str | None = None
 ) -> tuple[np.ndarray, int]:
-    """Texts as character ids [B, length], 0 as padding, 1 for unknown characters.
+    """Encodes texts as character ids [B, length]; 0 is padding, 1 is unknown.
 
     Args:
-        texts: B of them.
-        length: characters that are kept.
-        alphabet: the known characters; None for the 94 most frequent ones.
+        texts: B texts.
+        length: length in characters; longer texts are truncated.
+        alphabet: known characters; None for the 94 most frequent ones.
 
     Returns:
-        int32 ids and the size of the vocabulary.
+        Ids, int32 [B, length], and the vocabulary size.
     """
     if alphabet is None:
         counts = Counter("".join(texts))
@@ -147,9 +147,9 @@ def ids_of_characters(
 
 
 def windows(text: str, length: int, stride: int) -> np.ndarray:
-    """Bytes of a text in windows, uint8 [N, length]; windows may overlap.
+    """Returns (possibly overlapping) windows of a text's bytes, uint8 [N, length].
 
-    Characters outside ASCII are written by their nearest ones or left out.
+    Non-ASCII characters are replaced by their nearest ASCII ones or left out.
     """
     import unicodedata
 
@@ -176,10 +176,10 @@ def clipart_pictures(size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]
 
 @functools.cache
 def currency_names(currencies: int = 40) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of currencies in the languages of CLDR, and which currency it is.
+    """Names of currencies in the languages of CLDR, and the index of the currency.
 
-    A name that is the code itself or that is shared by two of the currencies is left
-    out, and so is one that was there before.
+    Names that equal the currency's code or belong to two of the currencies are left
+    out, as are repeated names.
     """
     from babel import Locale
 
@@ -207,7 +207,7 @@ def currency_names(currencies: int = 40) -> tuple[tuple[str, ...], np.ndarray]:
 
 @functools.cache
 def elevations() -> np.ndarray:
-    """Heights along the Jacksboro fault, standardised float32 [344, 403]."""
+    """Elevations along the Jacksboro fault, standardised, float32 [344, 403]."""
     from matplotlib.cbook import get_sample_data
 
     dem: Any = get_sample_data("jacksboro_fault_dem.npz")
@@ -226,7 +226,7 @@ def photographs() -> np.ndarray:
 
 @functools.cache
 def source_text(package: str, most: int = 2_000_000) -> str:
-    """The Python source of an installed package, files in order of their paths."""
+    """Returns the Python source of an installed package, files sorted by path."""
     parts, size = [], 0
     for path in _python_files(package):
         text = path.read_text("utf-8")
@@ -249,13 +249,13 @@ def _python_files(package: str) -> Iterator[Path]:
 
 
 class Icons(NamedTuple):
-    """Icons of the Oxygen theme: N of them in K folders.
+    """N icons of the Oxygen theme in K folders.
 
     Attributes:
-        images: uint8 [N, 32, 32, 3] on white.
-        labels: int32 [N], an index into ``folders``.
-        names: names of the files.
-        folders: K of them, sorted.
+        images: icons on a white background, uint8 [N, 32, 32, 3].
+        labels: indices into ``folders``, int32 [N].
+        names: file names of the icons.
+        folders: sorted names of the K folders.
     """
 
     images: np.ndarray
@@ -276,7 +276,7 @@ def icons(folder: str | None = None) -> Icons:
     base = raw_folder("oxygen", root_of(folder)) / "usr/share/icons/oxygen/base/32x32"
     seen, rows = set(), []
     for path in sorted(base.glob("*/*.png")):
-        if not path.is_file():  # a link whose end is not among what was unpacked
+        if not path.is_file():  # a link to a file that was not unpacked
             continue
         digest = hashlib.sha256(path.read_bytes()).digest()
         if digest in seen:
@@ -300,7 +300,7 @@ def icons(folder: str | None = None) -> Icons:
 
 @functools.cache
 def sayings(folder: str | None = None) -> tuple[tuple[str, str], ...]:
-    """(text, subject) of Debian's fortunes, each text once, in order of subjects.
+    """Pairs (text, subject) of Debian's fortunes, distinct, sorted by subject.
 
     Raises:
         MissingDataError: the package has not been prepared.
@@ -359,7 +359,7 @@ def _without_markup(text: str) -> str:
 
 
 def table(name: str, folder: str | None = None) -> list[dict[str, Any]]:
-    """The rows of one of vega-datasets' files, such as ``cars.json``.
+    """Returns the rows of a file of vega-datasets, such as ``cars.json``.
 
     Raises:
         MissingDataError: the package has not been prepared.
@@ -372,10 +372,10 @@ def table(name: str, folder: str | None = None) -> list[dict[str, Any]]:
 
 @functools.cache
 def docstrings(packages: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """(first sentence, subpackage) of the documented functions and classes.
+    """Pairs (first sentence, subpackage) of documented functions and classes.
 
     Args:
-        packages: whose sources are read; each subpackage of theirs is a class.
+        packages: names of the packages; each of their subpackages is a class.
     """
     rows: dict[str, str | None] = {}
     for package in packages:
@@ -391,16 +391,16 @@ def docstrings(packages: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
                         label = f"{package}.{parts[0]}"
                         known = rows.setdefault(first, label)
                         if known != label:
-                            rows[first] = None  # said in two places
+                            rows[first] = None  # in two subpackages
     return tuple((text, label) for text, label in rows.items() if label)
 
 
-# MiniLM, by the names of its file
+# MiniLM, with the tensor names of its checkpoint
 
 
 @functools.cache
 def minilm_tensors(folder: str | None = None) -> dict[str, np.ndarray]:
-    """The sentence encoder's tensors under Hugging Face's names, float32.
+    """Returns the tensors of the sentence encoder, with Hugging Face's names, float32.
 
     Raises:
         MissingDataError: the encoders have not been prepared.
@@ -414,16 +414,16 @@ def minilm_tensors(folder: str | None = None) -> dict[str, np.ndarray]:
 def minilm_below(
     texts: Sequence[str], layers: int, length: int, folder: str | None = None
 ) -> NumpyArrays:
-    """What MiniLM's lower layers make of texts: they stay frozen and are run once.
+    """Runs the frozen lower layers of MiniLM on texts.
 
     Args:
-        texts: B of them.
-        layers: number of the six layers to run.
-        length: S, tokens that are kept.
+        texts: B texts.
+        layers: number of layers to run, of six.
+        length: S, maximum number of tokens.
         folder: folder of datasets; None for the default.
 
     Returns:
-        ``hidden`` float32 [B, S, 384] and ``mask`` int32 [B, S], 0 on padding.
+        ``hidden`` float32 [B, S, 384] and ``mask`` int32 [B, S], 0 for padding.
 
     Raises:
         MissingDataError: the encoders have not been prepared.

@@ -1,4 +1,4 @@
-"""A character-level language model of drawings' titles, in plain dictionaries."""
+"""A character-level language model of the titles of drawings, with plain dicts."""
 
 from typing import Any
 
@@ -18,16 +18,16 @@ SYMBOLS = 64
 
 
 def titles_writer(folder: str | None) -> Task:
-    """Titles of the bundled drawings, letter by letter; trained from scratch."""
+    """Titles of the bundled drawings as characters; trained from scratch."""
     del folder
 
     seen: set[bytes] = set()
 
     def arrays(split: str, stride: int) -> Arrays:
-        """Windows that no split before has: drawings may have one title."""
+        """Returns windows that earlier splits lack: drawings may share a title."""
         captions = bundled_clipart(split).captions
         text = "\n".join(titles[0].upper() for titles in captions)
-        # Printable ASCII without the lower case; a line feed ends a title.
+        # Printable ASCII without lower case; a line feed ends a title.
         codes = windows(text, SPAN + 1, stride).astype(np.int32)
         ids = np.where(codes < 32, 0, np.clip(codes - 31, 0, SYMBOLS - 1))
         ids = ids[[row.tobytes() not in seen for row in ids]]

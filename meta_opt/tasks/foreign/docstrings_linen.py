@@ -1,4 +1,4 @@
-"""Which package a docstring is of: MiniLM's last layer and a new head, in linen."""
+"""Package of a docstring: MiniLM's last layer and a new head, in Flax linen."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LENGTH = 20
 
 
 class SelfAttention(nn.Module):
-    """Twelve heads; names are those of Flax BERT."""
+    """Self-attention with twelve heads and the names of Flax BERT."""
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
 
 
 class FlaxBertLayer(nn.Module):
-    """Attention and MLP, post-LN."""
+    """Post-LN attention and MLP."""
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -48,7 +48,7 @@ class FlaxBertLayer(nn.Module):
 
 
 class ForSequenceClassification(nn.Module):
-    """The layer, its mean over tokens, dropout, a linear head that starts at zero."""
+    """The layer, mean over tokens, dropout, and a zero-initialised linear head."""
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, train: bool = False) -> jax.Array:
@@ -61,7 +61,7 @@ class ForSequenceClassification(nn.Module):
 
 
 def pretrained(tensors: dict[str, np.ndarray]) -> PyTree:
-    """MiniLM's last layer under the names above; kernels become [in, out]."""
+    """Converts MiniLM's last layer to the names above, with kernels [in, out]."""
     at = "encoder.layer.5"
 
     def dense(name: str) -> dict[str, jax.Array]:
@@ -88,7 +88,7 @@ def pretrained(tensors: dict[str, np.ndarray]) -> PyTree:
 
 
 def docstrings_minilm(folder: str | None) -> Task:
-    """Docstrings of ten subpackages of SciPy and scikit-learn, 700 to train on."""
+    """Docstrings of ten subpackages of SciPy and scikit-learn, 700 for training."""
     rows = [row for row in docstrings(("scipy", "sklearn")) if row[1] in LABELS]
     order = np.random.default_rng(0).permutation(len(rows))[:1300]
     rows = [rows[i] for i in order]
@@ -98,7 +98,7 @@ def docstrings_minilm(folder: str | None) -> Task:
     model, layer = ForSequenceClassification(), pretrained(minilm_tensors(folder))
 
     def init(key: jax.Array) -> PyTree:
-        del key  # the head starts at zero
+        del key  # the head is initialised with zeros
         head = {"kernel": jnp.zeros((384, len(LABELS))), "bias": jnp.zeros(len(LABELS))}
         return {"layer_5": layer, "classifier": head}
 

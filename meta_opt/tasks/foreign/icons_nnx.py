@@ -1,4 +1,4 @@
-"""An icon and its name together: an MLP-Mixer that the name modulates, in NNX."""
+"""Folder of an icon from image and name: a name-modulated MLP-Mixer in NNX."""
 
 import zlib
 
@@ -16,7 +16,7 @@ BUCKETS, GRAMS, CHANNELS, PATCHES = 1024, 16, 64, 64
 
 
 class MixerBlock(nnx.Module):
-    """Mixes places, then channels; the name gives scale and shift (FiLM)."""
+    """Mixes positions, then channels; scale and shift depend on the name (FiLM)."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.norm1 = nnx.LayerNorm(CHANNELS, rngs=rngs)
@@ -37,7 +37,7 @@ class MixerBlock(nnx.Module):
 
 
 class Fusion(nnx.Module):
-    """Patches and hashed letter groups to logits."""
+    """Classifies image patches together with hashed letter n-grams."""
 
     def __init__(self, classes: int, *, rngs: nnx.Rngs) -> None:
         self.patch = nnx.Linear(48, CHANNELS, rngs=rngs)
@@ -53,7 +53,7 @@ class Fusion(nnx.Module):
         b = len(image)
         x = image.reshape(b, 8, 4, 8, 4, 3).swapaxes(2, 3).reshape(b, PATCHES, 48)
         real = (grams > 0)[..., None].astype(x.dtype)
-        if key is not None:  # a fifth of the name is not seen
+        if key is not None:  # drop a fifth of the n-grams
             real = real * jax.random.bernoulli(key, 0.8, real.shape)
         name = (self.grams(grams) * real).sum(1) / jnp.maximum(real.sum(1), 1)
         x = self.patch(x)
@@ -69,7 +69,7 @@ def _hashed(name: str) -> list[int]:
 
 
 def icons_fusion(folder: str | None) -> Task:
-    """Oxygen's icons with their names, 500 to train on."""
+    """Oxygen's icons with their names, 500 for training."""
     found = icons(folder)
     grams = np.zeros((len(found.names), GRAMS), np.int32)
     for row, name in zip(grams, found.names, strict=True):

@@ -1,4 +1,4 @@
-"""Folders of icons by a small ConvNeXt, named as timm names it; crops and mixing."""
+"""Folder of an icon: a small ConvNeXt with timm's names, random crops and mixup."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ Weights = dict[str, jax.Array]
 
 
 def create_model(key: jax.Array, num_classes: int) -> Weights:
-    """Kernels [out, in, h, w] and [out, in]; truncated normal of 0.02, zero biases."""
+    """Initialises kernels [out, in, h, w] and [out, in] with std 0.02; zero biases."""
     shapes: dict[str, tuple[int, ...]] = {
         "stem.0.weight": (DIMS[0], 3, 4, 4),
         "stem.0.bias": (DIMS[0],),
@@ -77,7 +77,7 @@ def _block(w: Weights, at: str, x: jax.Array, keep: jax.Array | None) -> jax.Arr
 
 
 def convnext(w: Weights, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """[B, 32, 32, 3] to logits; ``key`` turns stochastic depth on."""
+    """Maps [B, 32, 32, 3] to logits; with a ``key``, uses stochastic depth."""
     x = _norm(w, "stem.1", _patchify(w, "stem.0", x))
     for s, depth in enumerate(DEPTHS):
         if s:
@@ -103,7 +103,7 @@ def _log_loss(
 
 
 def icons_convnext(folder: str | None) -> Task:
-    """Oxygen's icons, seven folders, 700 icons to train on."""
+    """Oxygen's icons in seven folders, 700 for training."""
     found = icons(folder)
     classes = len(found.folders)
     x = (found.images / 255.0 - 0.5).astype("float32") / 0.25

@@ -1,4 +1,4 @@
-"""Iris from 60 flowers: the tutorial's net, three matrices in a dict."""
+"""Iris with 60 training examples: a tutorial-style MLP, three matrices in a dict."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from meta_opt.tasks.task import Arrays, Task
 
 
 def iris_mlp(folder: str | None) -> Task:
-    """Fisher's iris; Xavier's normal matrices, tanh, batches of 8."""
+    """Fisher's iris; Xavier normal initialisation, tanh, batches of 8."""
     del folder
     from sklearn.datasets import load_iris
 

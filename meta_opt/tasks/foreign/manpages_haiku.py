@@ -1,4 +1,4 @@
-"""A stream of German manual pages, byte by byte, by an LSTM in Haiku."""
+"""A byte-level language model of German manual pages: an LSTM in Haiku."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SEQ, VOCAB = 48, 128
 
 
 def manpages_lstm(folder: str | None) -> Task:
-    """Pages in a mixed order; 60,000 windows, of which a run sees a few thousand."""
+    """Shuffled pages; 60,000 windows, of which a run sees a few thousand."""
     pages = manual_pages(folder)
     order = np.random.default_rng(1).permutation(len(pages))
     text = "\n".join(pages[i].text for i in order)
@@ -22,7 +22,7 @@ def manpages_lstm(folder: str | None) -> Task:
 
     def unrolled(batch: Arrays) -> jax.Array:
         tokens = batch["tokens"].astype(jnp.int32)
-        # Time comes first, as Haiku's recurrent cores have it.
+        # Haiku's recurrent cores expect the time axis first.
         inputs = hk.Embed(VOCAB, 48, name="bytes")(tokens[:, :-1].T)
         core = hk.LSTM(128)
         outputs, _ = hk.dynamic_unroll(core, inputs, core.initial_state(len(tokens)))

@@ -1,4 +1,4 @@
-"""Who is speaking, by dilated convolutions: PyTorch's names, layouts and defaults."""
+"""Speaker identification by dilated convolutions, in PyTorch's conventions."""
 
 import math
 from typing import Any
@@ -20,13 +20,13 @@ HIDDEN = 64
 
 
 def kaiming_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """nn.Linear's and nn.Conv1d's own: uniform within 1 / sqrt(fan_in)."""
+    """Default of nn.Linear and nn.Conv1d: uniform in +-1 / sqrt(fan_in)."""
     bound = 1.0 / math.sqrt(math.prod(shape[1:]))
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def state_dict(key: jax.Array, classes: int) -> dict[str, jax.Array]:
-    """All parameters under dotted names; kernels are [out, in, width]."""
+    """Returns all parameters by dotted name; kernels are [out, in, width]."""
     params = {}
     for i, (name, c_in, c_out, width, _) in enumerate(LAYERS):
         kw, kb = jax.random.split(jax.random.fold_in(key, i))
@@ -44,9 +44,9 @@ def state_dict(key: jax.Array, classes: int) -> dict[str, jax.Array]:
 def forward(
     sd: dict[str, jax.Array], x: jax.Array, key: jax.Array | None = None
 ) -> jax.Array:
-    """[B, C, T] to logits; ``key`` turns dropout on."""
+    """Maps [B, C, T] to logits; with a ``key``, uses dropout."""
     for name, _, _, width, dilation in LAYERS:
-        # As a matrix product: in a loop on a CPU, XLA's own convolution is slow.
+        # A matrix product, since XLA's own convolution is slow in a loop on a CPU.
         pad, frames = dilation * (width - 1) // 2, x.shape[2]
         x = jnp.pad(x, ((0, 0), (0, 0), (pad, pad)))
         seen = [x[:, :, i * dilation :][:, :, :frames] for i in range(width)]
@@ -61,7 +61,7 @@ def forward(
 
 
 def spec_augment(mel: jax.Array, key: jax.Array) -> jax.Array:
-    """Blanks a band of up to 6 frequencies and one of up to 8 frames of [C, T]."""
+    """Masks a band of up to 6 frequencies and one of up to 8 frames of [C, T]."""
     for axis, most in ((0, 6), (1, 8)):
         key, k1, k2 = jax.random.split(key, 3)
         size = mel.shape[axis]
@@ -74,7 +74,7 @@ def spec_augment(mel: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def prompts_tcn(folder: str | None) -> Task:
-    """Asterisk's prompts, five voices, 250 prompts to train on."""
+    """Asterisk's prompts by five speakers, 250 for training."""
     parts, sizes = [], (250, 120, 100)
     moments = None
     for split, size in zip(("train", "validation", "test"), sizes, strict=True):

@@ -1,4 +1,4 @@
-"""Subjects of sayings by LoRA on MiniLM's last two layers, in Equinox."""
+"""Subject of a saying: LoRA on MiniLM's last two layers, in Equinox."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ LENGTH, RANK = 16, 4
 
 
 class LoRALinear(eqx.Module):
-    """A frozen linear map and a trained product of two narrow ones."""
+    """A frozen linear layer plus trained LoRA factors."""
 
     base: eqx.nn.Linear
     down: jax.Array
@@ -36,7 +36,7 @@ class LoRALinear(eqx.Module):
 
 
 class Layer(eqx.Module):
-    """BERT's layer on one sentence, [S, D]."""
+    """A layer of BERT, on one sentence [S, D]."""
 
     q: LoRALinear
     k: LoRALinear
@@ -71,7 +71,7 @@ class Layer(eqx.Module):
         self.norm2 = norm("output.LayerNorm")
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """[S, D] to [S, D]; ``mask`` is 0 on padding."""
+        """Maps [S, D] to [S, D]; ``mask`` is 0 for padding."""
         q, k, v = (jax.vmap(f)(x).reshape(-1, 12, 32) for f in (self.q, self.k, self.v))
         keep = jnp.broadcast_to(mask[None, None] > 0, (1, len(mask), len(mask)))
         a = jax.nn.dot_product_attention(q, k, v, mask=keep)
@@ -81,7 +81,7 @@ class Layer(eqx.Module):
 
 
 class Classifier(eqx.Module):
-    """Two layers, the mean over tokens, dropout, linear."""
+    """Two layers, mean over tokens, dropout, linear head."""
 
     layers: list[Layer]
     head: eqx.nn.Linear
@@ -105,7 +105,7 @@ class Classifier(eqx.Module):
 
 
 def trained(model: Classifier) -> Any:
-    """True on LoRA's factors and the head."""
+    """Returns a filter that is True for the LoRA factors and the head."""
     frozen = jax.tree.map(lambda _: False, model)
     frozen = eqx.tree_at(
         lambda m: m.head, frozen, jax.tree.map(lambda _: True, model.head)
@@ -119,7 +119,7 @@ def trained(model: Classifier) -> Any:
 
 
 def sayings_minilm_lora(folder: str | None) -> Task:
-    """Sayings of twelve subjects, 480 to train on; lower layers are cached."""
+    """Sayings of twelve subjects, 480 for training; lower layers are precomputed."""
     rows = [row for row in sayings(folder) if row[1] in SUBJECTS]
     order = np.random.default_rng(0).permutation(len(rows))[:1000]
     rows = [rows[i] for i in order]

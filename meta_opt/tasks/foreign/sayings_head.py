@@ -1,4 +1,4 @@
-"""Subjects of sayings from MiniLM's frozen vectors: a linear probe."""
+"""Subject of a saying: a linear probe on frozen MiniLM embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ SUBJECTS = (
 
 
 def sayings_head(folder: str | None) -> Task:
-    """Twenty subjects, 800 sayings to train on, unit vectors of 384 numbers."""
+    """Twenty subjects, 800 sayings for training, 384-dimensional unit vectors."""
     rows = [row for row in sayings(folder) if row[1] in SUBJECTS]
     rows = [rows[i] for i in np.random.default_rng(7).permutation(len(rows))[:1650]]
     below = minilm_below([text for text, _ in rows], 6, 24, folder)

@@ -1,4 +1,4 @@
-"""A language model of Python source in Flax NNX, in the manner of Llama."""
+"""A Llama-style language model of Python source code in Flax NNX."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ VOCAB, DIM, HEADS, DEPTH, SEQ = 128, 64, 4, 2, 64
 
 
 def rotate(x: jax.Array) -> jax.Array:
-    """Rotary positions on [B, S, H, D] (Su et al. 2021, arXiv:2104.09864)."""
+    """Rotary position embeddings on [B, S, H, D] (Su et al. 2021, arXiv:2104.09864)."""
     half = x.shape[-1] // 2
     frequencies = 10_000.0 ** (-jnp.arange(half) / half)
     angles = jnp.arange(x.shape[1])[:, None] * frequencies[None]
@@ -69,7 +69,7 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """Bytes to logits of the next byte."""
+    """Predicts the logits of the next byte."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.tok_embeddings = nnx.Embed(VOCAB, DIM, rngs=rngs)
@@ -78,7 +78,7 @@ class Llama(nnx.Module):
         self.output = nnx.Linear(DIM, VOCAB, use_bias=False, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Int [B, S] to [B, S, K]."""
+        """Maps bytes, int [B, S], to logits [B, S, K]."""
         x = self.tok_embeddings(tokens)
         for layer in self.layers:
             x = layer(x)
@@ -86,7 +86,7 @@ class Llama(nnx.Module):
 
 
 def source_llama(folder: str | None) -> Task:
-    """JAX's own source by bytes, 20,000 windows: hardly one is seen twice."""
+    """Bytes of JAX's source code, 20,000 windows: a run repeats hardly any."""
     del folder
     tokens = windows(source_text("jax"), SEQ + 1, 75)
     # Windows do not overlap; the last files are held out.

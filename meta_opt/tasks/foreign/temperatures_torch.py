@@ -1,4 +1,4 @@
-"""Tomorrow's temperatures from three days of them: nn.LSTM's names and layout."""
+"""Forecast of temperatures from three days, with the names and layout of nn.LSTM."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ SEEN, AHEAD, HIDDEN = 48, 12, 48
 
 
 def state_dict(key: jax.Array) -> dict[str, jax.Array]:
-    """One layer of LSTM and a linear readout, uniform as in PyTorch."""
+    """Initialises an LSTM layer and a linear readout uniformly, as in PyTorch."""
     bound, shapes = (
         HIDDEN**-0.5,
         {
@@ -31,7 +31,7 @@ def state_dict(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def forecast(sd: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """[B, T, 3] to the temperatures of the next hours, [B, 12]."""
+    """Maps [B, T, 3] to the temperatures of the next hours, [B, 12]."""
 
     def cell(carry: tuple, x_t: jax.Array) -> tuple:
         h, c = carry
@@ -48,7 +48,7 @@ def forecast(sd: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 
 def temperatures_lstm(folder: str | None) -> Task:
-    """Two cities by the hour; ten months to train on, the last weeks to test on."""
+    """Hourly data of two cities: ten months for training, the last weeks to test."""
     train, validation, test = [], [], []
     for city in ("sf-temps.csv", "seattle-temps.csv"):
         rows = table(city, folder)
@@ -78,7 +78,7 @@ def temperatures_lstm(folder: str | None) -> Task:
     def train_loss(
         sd: dict[str, jax.Array], arrays: Arrays, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        # The sensor's noise, and another offset each time: no window repeats.
+        # Sensor noise and a random offset, so that no window repeats.
         jitter, offset = jax.random.split(key)
         n = len(arrays["past"])
         shift = 0.3 * jax.random.normal(offset, (n, 1))

@@ -1,4 +1,4 @@
-"""A relief as a function of place: sine layers (Sitzmann et al. 2020, 2006.09661)."""
+"""Elevation as a function of position: SIREN (Sitzmann et al., arXiv:2006.09661)."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def _f(p: dict[str, jax.Array], xy: jax.Array) -> jax.Array:
 
 
 def terrain_siren(folder: str | None) -> Task:
-    """Heights along a fault from 6,000 places; the error is |difference|, at most 1."""
+    """Elevations along a fault at 6,000 positions; the error is |residual|, up to 1."""
     del folder
     z = elevations()
     rows, columns = np.indices(z.shape)

@@ -1,4 +1,4 @@
-"""Categories of drawings from their titles by a recurrent net in Haiku."""
+"""Category of a drawing from its title: a recurrent network in Haiku."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ LENGTH = 20
 
 
 def titles_gru(folder: str | None) -> Task:
-    """Titles of Open Clip Art letter by letter, a GRU, dropout before the output."""
+    """Titles of Open Clip Art as characters; a GRU with dropout before the output."""
     del folder
     _, labels, titles = clipart_pictures(24)
     lower = [title.lower() for title in titles]

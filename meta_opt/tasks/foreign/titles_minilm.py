@@ -1,6 +1,6 @@
-"""Categories of titles by LoRA on MiniLM's last two layers, as Hugging Face names them.
+"""Category of a title: LoRA on MiniLM's last two layers, with Hugging Face's names.
 
-Parameters are a flat dict as of a checkpoint: matrices [out, in], names with dots.
+Parameters are a flat dict like a checkpoint: matrices [out, in], dotted names.
 """
 
 import math
@@ -28,7 +28,7 @@ def _adapted(i: int, target: str) -> str:
 
 
 def peft_parameters(key: jax.Array) -> Tensors:
-    """LoRA factors (A uniform, B zero) and the classifier."""
+    """Initialises LoRA factors (A uniform, B zero) and the classifier."""
     params = {}
     for i in range(FIRST, LAST + 1):
         for j, target in enumerate(TARGETS):
@@ -43,7 +43,7 @@ def peft_parameters(key: jax.Array) -> Tensors:
 
 
 def titles_minilm_lora(folder: str | None) -> Task:
-    """Titles of Open Clip Art, 600 to train on; the four lower layers are cached."""
+    """Titles of Open Clip Art, 600 for training; lower four layers are precomputed."""
     _, labels, titles = clipart_pictures(24)
     arrays = minilm_below(titles, FIRST, LENGTH, folder)
     splits = deal({**arrays, "labels": labels}, 600, 150, 300, seed=2)

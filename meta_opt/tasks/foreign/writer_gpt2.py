@@ -1,8 +1,8 @@
-"""A small GPT-2 of bytes, trained on German manual pages and then adapted in two ways.
+"""A small byte-level GPT-2, pre-trained on German manual pages, then adapted.
 
-`sayings_writer_lora` adapts it to English sayings by LoRA, `kinds_few_shot` to telling
-kinds of text apart, all of it and from 120 examples. Names and layouts are GPT-2's:
-``Conv1D`` matrices [in, out], ``c_attn`` for queries, keys and values together.
+`sayings_writer_lora` adapts it to English sayings by LoRA; `kinds_few_shot` fine-tunes
+it to classify texts, with 120 examples. Names and layouts are GPT-2's: ``Conv1D``
+matrices [in, out], and ``c_attn`` for queries, keys and values together.
 """
 
 import functools
@@ -29,7 +29,7 @@ Params = dict[str, jax.Array]
 
 
 def from_scratch(key: jax.Array) -> Params:
-    """Normal of 0.02; what adds to the residual stream is smaller by its depth."""
+    """Initialises with std 0.02; residual projections are scaled down by the depth."""
     d, p = N_EMBD, {}
     shapes = {"wte": (N_VOCAB, d), "wpe": (N_CTX, d)}
     for i in range(N_LAYER):
@@ -48,7 +48,7 @@ def from_scratch(key: jax.Array) -> Params:
 
 
 def hidden(p: Params, tokens: jax.Array, lora: Params | None = None) -> jax.Array:
-    """Int [B, S] to [B, S, D]."""
+    """Maps bytes, int [B, S], to hidden states [B, S, D]."""
 
     def norm(x: jax.Array, name: str) -> jax.Array:
         x = jax.nn.standardize(x, -1, epsilon=1e-5)
@@ -75,7 +75,7 @@ def hidden(p: Params, tokens: jax.Array, lora: Params | None = None) -> jax.Arra
 def lm_loss(
     p: Params, tokens: jax.Array, lora: Params | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy and error of the next byte; the output is tied to ``wte``."""
+    """Returns next-byte cross entropy and error; the output is tied to ``wte``."""
     tokens = tokens.astype(jnp.int32)
     logits = hidden(p, tokens[:, :-1], lora) @ p["wte"].T
     each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
@@ -88,7 +88,7 @@ def _bytes(text: str) -> np.ndarray:
 
 @functools.cache
 def checkpoint(folder: str | None, steps: int = 600) -> Params:
-    """The model after some hundred steps of Adam on manual pages."""
+    """Returns the model after a few hundred steps of Adam on manual pages."""
     pages = manual_pages(folder)
     order = np.random.default_rng(2).permutation(len(pages))
     data = jnp.asarray(_bytes("\n".join(pages[i].text for i in order[:500])))
@@ -111,7 +111,7 @@ def checkpoint(folder: str | None, steps: int = 600) -> Params:
 
 
 def sayings_writer_lora(folder: str | None) -> Task:
-    """English sayings by LoRA of rank 8 on ``c_attn`` and ``c_fc``."""
+    """English sayings; LoRA of rank 8 on ``c_attn`` and ``c_fc``."""
     texts = [text for text, _ in sayings(folder)]
     order = np.random.default_rng(0).permutation(len(texts))
     tokens = _bytes("\n".join(texts[i] for i in order))
@@ -142,7 +142,7 @@ def sayings_writer_lora(folder: str | None) -> Task:
 
 
 def kinds_few_shot(folder: str | None) -> Task:
-    """Which of six kinds a piece of 64 characters is, from 120 pieces."""
+    """Six kinds of text, in pieces of 64 characters; 120 pieces for training."""
     said = sayings(folder)
     pages = manual_pages(folder)
     kinds = [
