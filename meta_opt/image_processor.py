@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says about how pictures become the input of its model.
+"""What a Hugging Face folder says about how images become the input of its model.
 
 Transformers resizes, takes the middle, rescales and normalises, each if the settings
 say so. Here the channels are part of the model and sizes are the data's, so this is
@@ -35,7 +35,7 @@ _APPLIED = (
     "image_mean",
     "image_std",
 )
-# Pictures are RGB in any case; the others are of code around the arithmetic.
+# Images are RGB in any case; the others are of code around the arithmetic.
 _WITHOUT_EFFECT = (
     "_name_or_path",
     "_valid_processor_keys",
@@ -60,13 +60,13 @@ _CROP_PCT, _NO_CROP = 0.875, 384
 """Of ConvNeXt: the share of the shorter side that is kept, below so many pixels."""
 _MAX_PIXEL = 255
 MAX_SIDE = 2**14
-"""The most pixels a side that pictures are resized to."""
+"""The most pixels a side that images are resized to."""
 
 Channels = tuple[float, ...]
 
 
 class Geometry(NamedTuple):
-    """How a picture of any size becomes a square.
+    """How an image of any size becomes a square.
 
     Attributes:
         crop: whether its shorter side is resized, and the middle of the longer one
@@ -147,11 +147,11 @@ class ImageProcessor:
         return tuple(m / unit for m in means), tuple(s / unit for s in stds)
 
     def geometry(self, size: int, crop: bool, *, adapt: bool = False) -> Geometry:
-        """How pictures become ``size`` pixels a side.
+        """How images become ``size`` pixels a side.
 
         Args:
             size: that the model takes.
-            crop: whether pictures are cropped, as CLIP does, where the file does not
+            crop: whether images are cropped, as CLIP does, where the file does not
                 say.
             adapt: whether sizes may be for another model, and are scaled to this one.
 
@@ -207,7 +207,7 @@ class ImageProcessor:
         return Geometry(True, self._side("crop_pct", int(size / share)), resample)
 
     def _size(self, is_clip: bool) -> tuple[int | None, bool]:
-        """What pictures are resized to, and whether it is their shorter side."""
+        """What images are resized to, and whether it is their shorter side."""
         given = self._get("size", None)
         if given is None:
             return None, is_clip

@@ -1,7 +1,7 @@
 """Samples of several modalities, and what a task asks of them.
 
 What a sample lacks is marked, never made up: a stamp that nobody speaks has no audio, a
-picture with an empty title no text.
+image with an empty title no text.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ class Samples:
     """One split of a task: B samples.
 
     Attributes:
-        image: uint8 [B, h, w, 3], if the task has pictures.
+        image: uint8 [B, h, w, 3], if the task has images.
         text: B texts, if the task has texts; "" where there is none.
         audio: B clips int16 [T], if the task has sound; length 0 where there is none.
         video: uint8 [B, T, h, w, 3], if the task has clips.
         label: int32 [B], of ``class_names``; of a task without classes empty.
         score: float32 [B]; of a task without scores empty.
         caption: B texts that are to be found or written; else empty.
-        absent: by modality bool [B], the pictures or clips that are not there.
+        absent: by modality bool [B], the images or clips that are not there.
         class_names: K of them.
         rate: samples per second of the audio.
         skipped: how many more could not be read.
@@ -100,7 +100,7 @@ class MultimodalTask:
         kind: one of `KINDS`.
         modalities: that its samples have.
         dataset: that must be prepared, or the file.
-        read: ``(split, data_dir, side) -> Samples``, pictures of that many pixels.
+        read: ``(split, data_dir, side) -> Samples``, images of that many pixels.
     """
 
     kind: str

@@ -96,7 +96,7 @@ def masked_frame_nce(
         scale: s, an inverse temperature.
         negatives: bool [B, B], false for rows that show the same clip: the frames of
             one are not negatives for those of the other, since they are the same
-            pictures. The frames of a row are always told apart. None: all rows show
+            images. The frames of a row are always told apart. None: all rows show
             different clips.
 
     Returns:

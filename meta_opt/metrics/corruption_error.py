@@ -35,13 +35,13 @@ def mean_corruption_error(
 
     The corruption error of one corruption is the sum of the errors over its severities
     over the baseline's sum, so that hard corruptions do not outweigh easy ones. With
-    the errors on clean pictures it is the relative mCE: what corruption adds, over
+    the errors on clean images it is the relative mCE: what corruption adds, over
     what it adds to the baseline's errors.
 
     Args:
         errors: top-1 error by corruption, float [V, ...] of V severities.
         baseline: the same of the model that it is relative to (AlexNet in the paper).
-        clean: error on clean pictures, [...]; 0 for mCE.
+        clean: error on clean images, [...]; 0 for mCE.
         baseline_clean: the baseline's, [...]; 0 for mCE.
 
     Returns:

@@ -33,7 +33,7 @@ class CaptionerConfig:
     end_id: int = 3
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together."""
+        """Raises ValueError for inconsistent sizes."""
         check_divides(self, "heads", "width")
         if self.vocab_size and not self.pad_id < self.vocab_size > self.end_id:
             raise ValueError(
@@ -60,7 +60,7 @@ class Captioner(nnx.Module):
     Args:
         config: of the decoder.
         fusion: whose features it reads, and the numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(

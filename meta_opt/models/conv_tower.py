@@ -58,7 +58,7 @@ class ConvTower(nnx.Module):
         image_size: pixels a side.
         outputs: width of the projection.
         numerics: types.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class DecoderConfig:
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         check_counts(self, "vocab_size", "width", "heads", "key_value_heads")
         check_counts(self, "head_width", "mlp_width")
         check_counts(self, "depth", most=MAX_DEPTH)
@@ -226,7 +226,7 @@ class Decoder(nnx.Module):
     Args:
         config: architecture.
         numerics: types and rematerialisation.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class DepthwiseConv(nnx.Module):
         kernel: pixels a side.
         stride: of the output.
         use_bias: whether a bias is added.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class FusionConfig(Numerics):
     frames: int = 8
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_divides(self, "heads", "width")
         for name in ("depth", "video_depth", "frames"):
@@ -94,7 +94,7 @@ class Projection(nnx.Module):
     Args:
         config: sizes and numerics.
         inputs: width of the features.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: FusionConfig, inputs: int, *, rngs: nnx.Rngs) -> None:
@@ -119,7 +119,7 @@ class TemporalTransformer(nnx.Module):
     Args:
         config: sizes and numerics.
         inputs: width of a frame's features.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: FusionConfig, inputs: int, *, rngs: nnx.Rngs) -> None:
@@ -178,7 +178,7 @@ class Fusion(nnx.Module):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: FusionConfig, *, rngs: nnx.Rngs) -> None:

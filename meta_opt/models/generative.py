@@ -60,7 +60,7 @@ class GenerativeConfig(VisionConfig):
     image_id: int = -1
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_names(self, tower=("vit", *CONVNETS))
         if self.tower in CONVNETS and self.patch_size != pixels_a_feature(self.tower):
@@ -253,7 +253,7 @@ class Generative(nnx.Module):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: GenerativeConfig, *, rngs: nnx.Rngs) -> None:

@@ -59,7 +59,7 @@ class TowerConfig:
     projection: str = "linear"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         check_counts(self, "width", "heads", "mlp_width")
         check_counts(self, "depth", most=MAX_DEPTH)
         check_positive(self, "norm_epsilon")
@@ -95,7 +95,7 @@ class VisionConfig(Numerics):
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_counts(self, "image_size", "patch_size")
         check_divides(self, "patch_size", "image_size")

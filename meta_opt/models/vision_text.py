@@ -81,7 +81,7 @@ class VisionTextConfig(VisionConfig):
     init_bias: float = -10.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_counts(self, "vocab_size", "text_length", "embed_dim")
         if not 0 < self.init_scale < math.inf:
@@ -232,7 +232,7 @@ class VisionText(nnx.Module):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: VisionTextConfig, *, rngs: nnx.Rngs) -> None:

@@ -31,12 +31,12 @@ from meta_opt.types import write_atomic
 CLASS_LIMIT = 250
 MIN_CLASS_ITEMS = 25
 NEAR_COPY = 4.0
-"""Mean absolute difference of pixel values below which two pictures are one."""
+"""Mean absolute difference of pixel values below which two images are one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A picture of the shard."""
+    """An image of the shard."""
 
     split: str
     described: Described
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_items(root: Path) -> list[Item]:
-    """Reads the selected pictures of the prepared dataset, in the order of paths."""
+    """Reads the selected images of the prepared dataset, in the order of paths."""
     described, splits, encoded = [], [], []
     for split in SPLITS:
         for row in read_records("openclipart", split, root):
@@ -76,7 +76,7 @@ def read_items(root: Path) -> list[Item]:
 def without_copies(items: Sequence[Item]) -> list[Item]:
     """Returns the items without those that look like an item of an earlier split.
 
-    Validation is compared with train, and test with both; equal pictures within a
+    Validation is compared with train, and test with both; equal images within a
     split go too.
     """
     kept: list[Item] = []
@@ -170,7 +170,7 @@ def _webp(pixels: np.ndarray) -> bytes:
 def _add(
     archive: zipfile.ZipFile, name: str, data: bytes, compression: int = 0
 ) -> None:
-    # A fixed time, so that the same pictures give the same file.
+    # A fixed time, so that the same images give the same file.
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.compress_type = compression
     info.external_attr = 0o644 << 16

@@ -1,4 +1,4 @@
-"""How a picture of any size becomes the square that a model takes."""
+"""Resizing of images to the square input of a model."""
 
 import dataclasses
 import os
@@ -15,13 +15,13 @@ FITS = ("pad", "stretch", "crop")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFit:
-    """Scales pictures, on the host and with antialiasing, to one square.
+    """Resizes images to a square, on the host and with antialiasing.
 
     Attributes:
         size: side in pixels.
-        how: ``pad`` fits the whole picture in, on white; ``stretch`` gives up its
-            aspect, as SigLIP does; ``crop`` fits the shorter side and takes the middle,
-            as CLIP does.
+        how: ``pad`` pads to a square with white; ``stretch`` ignores the aspect ratio,
+            as SigLIP does; ``crop`` resizes the shorter side and takes the centre, as
+            CLIP does.
         resample: one of Pillow's filters: ``lanczos``, ``bicubic``, ``bilinear``, ...
         resized: side in pixels that is stretched or cropped to before the middle of
             ``size`` is taken; where it is smaller, black is put around. 0 for ``size``.

@@ -37,7 +37,7 @@ class TooManyPixelsError(ValueError):
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file to RGB, composited on white where it is transparent.
 
-    It is turned as the camera was held, if the file says so (Exif). Grey pictures of
+    It is turned as the camera was held, if the file says so (Exif). Grey images of
     12 or 16 bits are scaled to 8, floats from 0 to 1 as well.
 
     Args:
@@ -279,7 +279,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
     """Renders an SVG on white with its longer side ``side`` pixels, aspect kept.
 
     Fonts of the machine are left out, so that the result is the same everywhere, and so
-    are pictures of other files (`meta_opt.data.preprocessing.svg_safety`).
+    are images of other files (`meta_opt.data.preprocessing.svg_safety`).
 
     Args:
         svg: the document.
@@ -309,7 +309,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
 
 
 def _check_picture(data: bytes) -> None:
-    """Raises ValueError or OSError for a picture in an SVG that is not rendered."""
+    """Raises ValueError or OSError for an image in an SVG that is not rendered."""
     with _damage_named(), _opened(data) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:

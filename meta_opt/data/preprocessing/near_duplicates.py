@@ -1,10 +1,10 @@
-"""Which pictures are copies of one another, by what they look like.
+"""Which images are copies of one another, by what they look like.
 
-A picture's fingerprint is its perceptual hash, which tells what is drawn, and its
-colours, which tell a flag from another of the same stripes. Two pictures are near
+An image's fingerprint is its perceptual hash, which tells what is drawn, and its
+colours, which tell a flag from another of the same stripes. Two images are near
 duplicates if both agree: the hashes in all but `MAX_BITS` of 64 bits, the colours to
 `MAX_COLOUR` grey levels on average. So found are other sizes, another compression,
-slightly other shades and small retouches; not mirrored, turned or cropped pictures.
+slightly other shades and small retouches; not mirrored, turned or cropped images.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,14 @@ _GREY_SIDE = 32
 
 MAX_BITS = 6
 """Bits of 64 in which the hashes of near duplicates may differ; those of unrelated
-pictures differ in 32 on average, with a standard deviation of 4 were they
+images differ in 32 on average, with a standard deviation of 4 were they
 independent."""
 MAX_COLOUR = 12.0
 """Mean absolute difference of the colours, of 255, of near duplicates."""
 
 
 class Fingerprint(NamedTuple):
-    """What is compared of a picture.
+    """What is compared of an image.
 
     Attributes:
         bits: bool [64], the perceptual hash.
@@ -39,7 +39,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """The fingerprint of an RGB picture: white margins off, then padded to a square.
+    """The fingerprint of an RGB image: white margins off, then padded to a square.
 
     With their margins, all small things on large white pages would look alike.
 
@@ -62,7 +62,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     box = Image.Resampling.BOX
     grey = square.convert("L").resize((_GREY_SIDE, _GREY_SIDE), box)
     low = dctn(np.asarray(grey, np.float64))[:HASH_SIDE, :HASH_SIDE].ravel()
-    # A plain picture has no frequencies, but rounding.
+    # A plain image has no frequencies, but rounding.
     low = np.where(np.abs(low) < 1e-6 * _GREY_SIDE**2, 0.0, low)
     bits = low > np.median(low[1:])
     bits[0] = False

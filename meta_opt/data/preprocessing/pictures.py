@@ -1,6 +1,6 @@
 """Pictures that are read when asked for, some of which may be unreadable.
 
-A picture that cannot be read is counted and the next one that can is given in its
+An image that cannot be read is counted and the next one that can is given in its
 place, so that a run of hours does not end on one broken file, and gets the same batches
 whenever it is repeated.
 """
@@ -20,7 +20,7 @@ from meta_opt.data.splits import held_out_split, unit_hash
 _log = logging.getLogger(__name__)
 
 MAX_PIXELS = 50_000_000
-"""Larger pictures count as unreadable."""
+"""Larger images count as unreadable."""
 
 
 class UnreadableFilesError(ValueError):
@@ -38,7 +38,7 @@ class VanishedFileError(ValueError):
 class Picture(NamedTuple):
     """One row: an image file's bytes, its captions, the number of its class, a prompt.
 
-    Of a question about a picture the question is the prompt, "" where there is none,
+    Of a question about an image the question is the prompt, "" where there is none,
     and the answers are the captions.
     """
 
@@ -49,7 +49,7 @@ class Picture(NamedTuple):
 
 
 class Rows(Protocol):
-    """Where pictures and captions come from.
+    """Where images and captions come from.
 
     Attributes:
         class_names: K names that labels index; one, "", where there are no classes.
@@ -63,7 +63,7 @@ class Rows(Protocol):
         """Reads a row; raises OSError where the file cannot be read."""
 
     def key(self, index: int) -> str:
-        """The key that the split is hashed from: unique for each picture."""
+        """The key that the split is hashed from: unique for each image."""
 
     def name(self, index: int) -> str:
         """What messages call it."""
@@ -154,7 +154,7 @@ class Pictures:
 
         Raises:
             IndexError: an index out of range.
-            UnreadableFilesError: more pictures than may be skipped are unreadable.
+            UnreadableFilesError: more images than may be skipped are unreadable.
             VanishedFileError: the file has gone since the rows were listed.
         """
         if not -len(self) <= index < len(self):
@@ -210,8 +210,8 @@ class Pictures:
 def hold_out(rows: Rows, shares: Mapping[str, float]) -> dict[str, list[int]]:
     """Divides rows by their own ``split``, or else by a hash of their keys.
 
-    The hash depends on nothing but key and shares: a picture keeps its split when
-    others are added, and all rows of one picture are in one split.
+    The hash depends on nothing but key and shares: an image keeps its split when
+    others are added, and all rows of one image are in one split.
 
     Args:
         rows: all there are.

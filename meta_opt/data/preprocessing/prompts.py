@@ -1,7 +1,7 @@
 """Prompts that list categories, and changes that leave what they ask the same.
 
 A classifier that reads its categories from the prompt should not care for their order,
-for synonyms, for further ones that no picture shows, or for how it is asked.
+for synonyms, for further ones that no image shows, or for how it is asked.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """What an SVG document may do before it is rendered.
 
-The renderer reads pictures that a document names wherever they are on the machine, and
+The renderer reads images that a document names wherever they are on the machine, and
 its time and stack grow with what a document of a few hundred bytes can ask for: groups
 in each other, drawings that use drawings that use drawings.
 """
@@ -27,16 +27,16 @@ _DATA = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,", re.IGNORECASE)
 def checked_svg(svg: str, check_picture: Callable[[bytes], None]) -> str:
     """A document that can be rendered in seconds, and that reads no other file.
 
-    Pictures that it names by a path or an address are left out, as where they are
+    Images that it names by a path or an address are left out, as where they are
     absent; those inside of it stay.
 
     Args:
         svg: the document.
-        check_picture: raises ValueError or OSError for the bytes of a picture inside of
+        check_picture: raises ValueError or OSError for the bytes of an image inside of
             it that is too large or damaged.
 
     Returns:
-        The document as it was given, or without such pictures.
+        The document as it was given, or without such images.
 
     Raises:
         ValueError: no XML; elements in more than `MAX_DEPTH` others; more than

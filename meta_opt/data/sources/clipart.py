@@ -14,7 +14,7 @@ from meta_opt.text_files import parse_json, read_json
 
 SHARD_NAME = "openclipart64.zip"
 SIZE = 64
-"""Side of the pictures in pixels."""
+"""Side of the images in pixels."""
 
 
 class DamagedShardError(ValueError):
@@ -26,8 +26,8 @@ def bundled_clipart(split: str) -> MemorySource:
     """Returns a split of the drawings that ship with the package.
 
     Records are ``image`` uint8 [64, 64, 3] on white, ``text`` the title, ``label`` the
-    category, an index of the source's ``class_names``. The pictures are decoded once
-    in a process, and the same object is returned each time. No picture and no title
+    category, an index of the source's ``class_names``. The images are decoded once
+    in a process, and the same object is returned each time. No image and no title
     is in two splits.
 
     Args:

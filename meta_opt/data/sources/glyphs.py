@@ -12,10 +12,10 @@ from meta_opt.data.records import check_split
 CHARACTERS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 
 SIDE = 16
-"""Side of the pictures in pixels."""
+"""Side of the images in pixels."""
 
 FONT_SIZES = (11, 12, 13, 14)
-"""Pixels an em; each font is drawn in each, and the largest fills the picture."""
+"""Pixels an em; each font is drawn in each, and the largest fills the image."""
 
 FONTS = {
     "train": (

@@ -1,4 +1,4 @@
-"""A user's own pictures with captions, or with questions and answers."""
+"""A user's own images with captions, or with questions and answers."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ _SAID = tuple(f.name for f in dataclasses.fields(Fields) if f.name != "files")
 class ImageTextRows:
     """Rows of `meta_opt.data.preprocessing.pictures.Pictures` over a user's samples.
 
-    A picture's captions are the sample's ``target``, or where it has none its ``text``.
+    An image's captions are the sample's ``target``, or where it has none its ``text``.
     What is asked about it is its ``prompt``; beside a ``target`` also its ``text``,
     which comes first.
 
@@ -28,10 +28,10 @@ class ImageTextRows:
 
     Attributes:
         class_names: those of the labels, sorted; one, "", unless every sample has one.
-        captions: of each picture.
+        captions: of each image.
 
     Raises:
-        ValueError: see `read_samples`; or a sample without picture or caption.
+        ValueError: see `read_samples`; or a sample without image or caption.
 
     Example:
         >>> import tempfile
@@ -84,17 +84,17 @@ class ImageTextRows:
         return Picture(data, self.captions[index], self._labels[index], prompt)
 
     def key(self, index: int) -> str:
-        """The picture's path from the JSONL file's folder, or tar file and member."""
+        """The image's path from the JSONL file's folder, or tar file and member."""
         return self._samples[index].key
 
     def name(self, index: int) -> str:
-        """The picture's path, or that of the tar file with the member."""
+        """The image's path, or that of the tar file with the member."""
         return self._samples[index].media["image"].name
 
     def digest(self) -> int:
-        """A checksum of what the samples say and of the sizes of their pictures.
+        """A checksum of what the samples say and of the sizes of their images.
 
-        A picture that is not there counts as empty: reading it says what is wrong.
+        An image that is not there counts as empty: reading it says what is wrong.
         """
         found = 0
         for sample in self._samples:
@@ -113,7 +113,7 @@ class ImageTextRows:
         return self._samples[index].fields.split
 
     def has_vanished(self, index: int) -> bool:
-        """Whether the picture's file, or tar file, has gone since it was listed."""
+        """Whether the image's file, or tar file, has gone since it was listed."""
         file = self._samples[index].media["image"].file
         return file in self._present and not file.is_file()
 

@@ -156,7 +156,7 @@ def tuxpaint_arrays(
     Args:
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
         speech_languages: the spoken caption is in the first of these that a stamp has.
         min_items: categories with fewer stamps, over all splits, are left out.
 

@@ -54,7 +54,7 @@ def read_task(
         name: see `find_task`.
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        side: of pictures and frames in pixels.
+        side: of images and frames in pixels.
 
     Raises:
         ValueError: no such task or split, or a class without a sample to train on.

@@ -3,7 +3,7 @@
 ========== =================================================================
 key        value
 ========== =================================================================
-``image``  path of a picture, relative to the file that names it
+``image``  path of an image, relative to the file that names it
 ``audio``  path of a sound file
 ``video``  path of an animated WebP, GIF or PNG
 ``text``   a text that belongs to it: a caption, a title, a sentence; or a list
@@ -51,7 +51,7 @@ _SHOWN = 60
 
 
 class Media(NamedTuple):
-    """Where a picture, sound or clip is: a whole file, or bytes of one.
+    """Where an image, sound or clip is: a whole file, or bytes of one.
 
     Attributes:
         file: the path.

@@ -118,7 +118,7 @@ def load_samples(
         kind: one of `meta_opt.data.samples.KINDS`; None reads the inputs alone.
         modalities: that are read; others of a sample are left out.
         class_names: K, of which the labels are.
-        side: of pictures and frames in pixels.
+        side: of images and frames in pixels.
         unreadable: counts the files that are skipped, with their samples.
         name: for the progress bar.
 

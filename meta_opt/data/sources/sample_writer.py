@@ -15,7 +15,7 @@ _FRAME_MS = 100
 
 
 def write_samples(parts: Mapping[str, Samples], folder: str | os.PathLike) -> Path:
-    """Writes a JSONL file and beside it pictures, clips and sounds, without loss.
+    """Writes a JSONL file and beside it images, clips and sounds, without loss.
 
     Args:
         parts: samples by split.
@@ -83,7 +83,7 @@ def _write(modality: str, samples: Samples, i: int, folder: Path, stem: str) -> 
 
 
 def _asked(samples: Samples, i: int) -> dict[str, Any]:
-    """What is asked for; nothing where a picture and its text are to be paired."""
+    """What is asked for; nothing where an image and its text are to be paired."""
     if len(samples.label):
         return {"label": samples.class_names[samples.label[i]]}
     if len(samples.score):

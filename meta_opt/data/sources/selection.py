@@ -1,4 +1,4 @@
-"""Which of Open Clip Art's pictures suit retrieval and classification."""
+"""Which of Open Clip Art's images suit retrieval and classification."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ CATEGORIES = (
     "tools",
     "transportation",
 )
-"""The categories with at least 25 pictures after :func:`select`."""
+"""The categories with at least 25 images after :func:`select`."""
 
 CLASS_NAMES = tuple(name.replace("_", " ") for name in CATEGORIES)
 """The same in words; labels index them."""
@@ -37,7 +37,7 @@ _LEFT_OUT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What the selection looks at: a picture's path, title and keywords."""
+    """What the selection looks at: an image's path, title and keywords."""
 
     path: str
     title: str
@@ -57,17 +57,17 @@ class Described:
 def select(
     items: Sequence[Described], max_title_uses: int = 2, class_limit: int | None = None
 ) -> list[int]:
-    """Returns the indices of the pictures that stay, in the order given.
+    """Returns the indices of the images that stay, in the order given.
 
     Left out are stars, icon themes, playing cards and the folders ``special`` and
-    ``unsorted``; categories outside :data:`CATEGORIES`; pictures without a title, and
-    those whose title more than ``max_title_uses`` pictures share. Since a title lies
+    ``unsorted``; categories outside :data:`CATEGORIES`; images without a title, and
+    those whose title more than ``max_title_uses`` images share. Since a title lies
     in one split, this gives the same for a split as for all of them together.
 
     Args:
-        items: the pictures.
+        items: the images.
         max_title_uses: how often a title may be used, case ignored.
-        class_limit: the most pictures of a category; those with the smallest hash of
+        class_limit: the most images of a category; those with the smallest hash of
             their path stay. None sets no limit.
     """
     suitable = [

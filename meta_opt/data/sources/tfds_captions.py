@@ -1,4 +1,4 @@
-"""Any prepared TFDS dataset of captioned pictures, read without its code."""
+"""Any prepared TFDS dataset of captioned images, read without its code."""
 
 import os
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class TfdsCaptions:
 
     Raises:
         ValueError: a dataset that is not there or in another format, or has no such
-            split, no picture or no caption; it says what there is.
+            split, no image or no caption; it says what there is.
         ImportError: if TensorFlow Datasets is not installed.
 
     Example:

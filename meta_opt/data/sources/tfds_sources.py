@@ -92,7 +92,7 @@ def tfds_source(
 ) -> MemorySource:
     """Returns a split of a prepared dataset, held in memory.
 
-    ``openclipart`` gives the pictures that suit retrieval
+    ``openclipart`` gives the images that suit retrieval
     (`meta_opt.data.sources.selection.select`), labelled by category, with the split
     and the class names of the bundled shard. ``emoji`` gives one record for each emoji
     and artist, labelled by category.

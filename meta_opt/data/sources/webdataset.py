@@ -1,9 +1,9 @@
 """WebDataset tar files as a source of a user's own samples.
 
 In a tar file a sample is what shares a name up to the first dot: ``0001.jpg`` or
-another picture, ``0001.wav`` or another sound, with ``0001.txt``, its text, or
+another image, ``0001.wav`` or another sound, with ``0001.txt``, its text, or
 ``0001.json``, an object with the other keys of `meta_opt.data.sources.sample_schema`.
-Members with other endings and hidden ones are left out. Pictures and sounds are read in
+Members with other endings and hidden ones are left out. Images and sounds are read in
 place, when asked for.
 """
 

@@ -1,4 +1,4 @@
-"""A network with a head: pictures, or features of frozen stages, to classes."""
+"""A network with a head: images, or features of frozen stages, to classes."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ class Head(nnx.Module):
         width: D.
         classes: K.
         dropout: share of the pooled features that is left out in training.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(

@@ -104,7 +104,7 @@ class Block(nnx.Module):
         config: of the network.
         channels: C.
         drop: probability that an example goes without the branch in training.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class ConvNeXtStage(Stage):
         inputs: channels that come in; 0 for the first stage, which halves nothing.
         outputs: channels that go out.
         drops: for each block, see `Block`.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class ConvNeXt(ConvNet):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
 
     Example:
         >>> config = ConvNeXtConfig(depths=(1, 1), widths=(8, 16))

@@ -53,7 +53,7 @@ def make_convnet(config: ConvNetConfig, *, rngs: nnx.Rngs) -> ConvNet:
 
     Args:
         config: a `ResNetConfig` or `ConvNeXtConfig`.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
     if isinstance(config, ResNetConfig):
         return ResNet(config, rngs=rngs)

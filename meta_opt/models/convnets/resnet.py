@@ -143,7 +143,7 @@ class ResNet(ConvNet):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
 
     Example:
         >>> config = ResNetConfig(depths=(1, 1), widths=(8, 16), stem=4)

@@ -173,7 +173,7 @@ class EfficientNet(nnx.Module):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs) -> None:

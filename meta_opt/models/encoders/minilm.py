@@ -40,7 +40,7 @@ class MiniLMConfig(Numerics):
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_divides(self, "heads", "width")
 
@@ -65,7 +65,7 @@ class MiniLM(nnx.Module):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: MiniLMConfig, *, rngs: nnx.Rngs) -> None:

@@ -36,7 +36,7 @@ class WhisperConfig(Numerics):
     mlp_width: int = 1536
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_divides(self, "heads", "width")
 
@@ -49,7 +49,7 @@ class WhisperEncoder(nnx.Module):
 
     Args:
         config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs) -> None:

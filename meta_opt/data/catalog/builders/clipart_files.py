@@ -1,4 +1,4 @@
-"""Reads the files of the Open Clip Art library: pictures, and the RDF in their SVGs."""
+"""Reads the files of the Open Clip Art library: images, and the RDF in their SVGs."""
 
 import dataclasses
 import hashlib
@@ -47,7 +47,7 @@ FOLDERS = {
 
 @dataclasses.dataclass(frozen=True)
 class ClipartFile:
-    """A picture of the library with what its SVG says about it.
+    """An image of the library with what its SVG says about it.
 
     Attributes:
         path: PNG path below the ``png`` folder, with forward slashes.
@@ -135,9 +135,9 @@ def library_folders(manual: Path) -> tuple[Path, Path]:
 
 
 def read_library(png_root: Path, svg_root: Path) -> Iterator[ClipartFile]:
-    """Yields each distinct picture of the library once, in the order of its paths.
+    """Yields each distinct image of the library once, in the order of its paths.
 
-    Left out are symbolic links, pictures without an SVG, further files with the same
+    Left out are symbolic links, images without an SVG, further files with the same
     bytes, and what is tagged with the GPL (the library is public domain).
     """
     seen: set[str] = set()

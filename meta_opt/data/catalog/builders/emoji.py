@@ -1,4 +1,4 @@
-"""Emoji of four artists as a TFDS dataset (1,852 emoji, 7,408 pictures)."""
+"""Emoji of four artists as a TFDS dataset (1,852 emoji, 7,408 images)."""
 
 import io
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from meta_opt.data.splits import split_of
 from meta_opt.text_files import read_json_value
 
 SIDE = 64
-"""Side of the stored pictures in pixels."""
+"""Side of the stored images in pixels."""
 
 
 class EmojiEntry(NamedTuple):

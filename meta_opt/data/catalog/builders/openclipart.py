@@ -1,4 +1,4 @@
-"""Open Clip Art as a TFDS dataset (public domain, about 6,900 pictures)."""
+"""Open Clip Art as a TFDS dataset (public domain, about 6,900 images)."""
 
 import io
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of, title_key
 
 SIDE = 256
-"""Longer side of the stored pictures in pixels; smaller ones keep their size."""
+"""Longer side of the stored images in pixels; smaller ones keep their size."""
 
 
 class Openclipart(tfds.core.GeneratorBasedBuilder):

@@ -1,4 +1,4 @@
-"""Stamps of Tux Paint as a TFDS dataset: picture, captions and spoken captions."""
+"""Stamps of Tux Paint as a TFDS dataset: image, captions and spoken captions."""
 
 import io
 import re
@@ -22,7 +22,7 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of, title_key
 
 SIDE = 64
-"""Side of the stored pictures in pixels."""
+"""Side of the stored images in pixels."""
 
 FOLDER = Path("tuxpaint/tuxpaint-stamps-default/usr/share/tuxpaint/stamps")
 """Where the package's contents are looked for below the manual folder."""
@@ -32,7 +32,7 @@ _LEFT_OUT = "symbols"
 
 
 class Stamp(NamedTuple):
-    """A picture with its captions and the files that speak them.
+    """An image with its captions and the files that speak them.
 
     Attributes:
         key: path below the folder of stamps, without ending.
@@ -137,7 +137,7 @@ class Tuxpaint(tfds.core.GeneratorBasedBuilder):
 
 
 def read_stamps(root: Path) -> list[Stamp]:
-    """Returns the stamps that have a caption and a picture, in order of their keys."""
+    """Returns the stamps that have a caption and an image, in order of their keys."""
     stamps = []
     for file in sorted(root.rglob("*.txt")):
         key = file.relative_to(root).with_suffix("").as_posix()

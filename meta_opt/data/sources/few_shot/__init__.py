@@ -1,5 +1,5 @@
-"""Few examples of many classes in phases and resolutions, from any classified pictures.
+"""Few examples of many classes in phases and resolutions, from any classified images.
 
-``items`` and ``clipart`` find pictures and their classes, ``protocol`` chooses and
+``items`` and ``clipart`` find images and their classes, ``protocol`` chooses and
 divides them, ``files`` writes the data set.
 """

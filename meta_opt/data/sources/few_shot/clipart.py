@@ -55,18 +55,18 @@ CLASS_FOLDERS: dict[str, str] = {
     "transportation": "vehicle",
     "transportation/roadsigns": "road sign",
 }
-"""The class of the pictures in a folder and below it; "" for none.
+"""The class of the images in a folder and below it; "" for none.
 
-The deepest folder that is named decides, so that no picture is in two classes. Taken
-were folders whose pictures a name of one or two words describes and of which, together,
-at least 40 distinct pictures are left; folders of mixed contents (the library's
+The deepest folder that is named decides, so that no image is in two classes. Taken
+were folders whose images a name of one or two words describes and of which, together,
+at least 40 distinct images are left; folders of mixed contents (the library's
 ``signs_and_symbols``, ``computer``, ``food`` and ``animals`` themselves) have no class.
 """
 
 KEYWORD_CLASSES: dict[tuple[str, str], str] = {
     ("transportation", "roadsign"): "road sign",
 }
-"""The class of the pictures of a top-level folder that have a keyword.
+"""The class of the images of a top-level folder that have a keyword.
 
 It comes before the folders': half the signs lie among the vehicles.
 """
@@ -76,7 +76,7 @@ CLASSES = tuple(sorted({name for name in CLASS_FOLDERS.values() if name}))
 
 
 def class_of(path: str, keywords: Sequence[str] = ()) -> str:
-    """The class of a picture by its path in the library and keywords; "" for none.
+    """The class of an image by its path in the library and keywords; "" for none.
 
     >>> class_of("animals/mammals/dogs/pug.png"), class_of("animals/snake.png")
     ('mammal', '')
@@ -96,7 +96,7 @@ def class_of(path: str, keywords: Sequence[str] = ()) -> str:
 
 
 def openclipart_items(data_dir: Path) -> list[Item]:
-    """The pictures of the library that have a class, as SVG documents.
+    """The images of the library that have a class, as SVG documents.
 
     Args:
         data_dir: the folder of datasets.

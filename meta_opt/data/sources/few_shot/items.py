@@ -37,7 +37,7 @@ _SVG = ".svg"
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A picture and its class.
+    """An image and its class.
 
     Attributes:
         key: what it is known by, of no two the same; its order and split hang on it.
@@ -52,7 +52,7 @@ class Item:
     is_svg: bool = False
 
     def preview(self) -> Image.Image:
-        """The picture at most 256 pixels large, to compare it with others.
+        """The image at most 256 pixels large, to compare it with others.
 
         Raises:
             OSError, ValueError: if it cannot be read, is a drawing of nothing, or more
@@ -71,7 +71,7 @@ class Item:
         return page
 
     def at_width(self, width: int) -> Image.Image:
-        """The picture at most ``width`` pixels wide, aspect kept.
+        """The image at most ``width`` pixels wide, aspect kept.
 
         A drawing is rendered at that width, without its page's margins; a photograph is
         scaled down, and one that is narrower stays as it is.
@@ -93,23 +93,23 @@ def _check_aspect(width: int, height: int) -> None:
 def read_items(
     path: str | os.PathLike, image_column: str = "image", class_column: str = "category"
 ) -> list[Item]:
-    """Finds a user's pictures and their classes.
+    """Finds a user's images and their classes.
 
     Args:
-        path: a folder with a folder of pictures for each class, at any depth below it;
+        path: a folder with a folder of images for each class, at any depth below it;
             a JSONL file or WebDataset tar files whose samples have an ``image`` and a
             ``label`` (`meta_opt.data.sources.sample_schema`); or a table, ``.csv`` or
             ``.tsv``, of which two columns are read. Paths in a file are relative to it.
-        image_column: of a table, with the paths of pictures.
+        image_column: of a table, with the paths of images.
         class_column: of a table, with the names of classes.
 
     Returns:
-        An item for each picture, in the order of their keys.
+        An item for each image, in the order of their keys.
 
     Raises:
-        ValueError: a folder without classes, a class without pictures, a file that is
-            broken, a sample without picture or class, or with a split, an address in
-            place of a path, one picture in two classes; says what and where.
+        ValueError: a folder without classes, a class without images, a file that is
+            broken, a sample without image or class, or with a split, an address in
+            place of a path, one image in two classes; says what and where.
         FileNotFoundError: no such file or folder.
     """
     folder = Path(path)

@@ -1,6 +1,6 @@
-"""Which pictures of a class are taken, and how splits and phases divide them.
+"""Which images of a class are taken, and how splits and phases divide them.
 
-Of C classes at 28, 6 and 6 pictures and 30 classes: 840 to train in four phases of 210,
+Of C classes at 28, 6 and 6 images and 30 classes: 840 to train in four phases of 210,
 180 to validate and 180 to test (Roumeliotis et al. 2025, IEEE Access). All is decided
 by hashes of the pictures' keys and the seed.
 """
@@ -24,7 +24,7 @@ from meta_opt.data.splits import unit_hash
 _log = logging.getLogger(__name__)
 
 PROMPT = TEMPLATES["plain"]
-"""What is asked about every picture."""
+"""What is asked about every image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +32,15 @@ class FewShotConfig:
     """How the data set is made.
 
     Attributes:
-        train: pictures of each class to train on; a multiple of ``phases``.
+        train: images of each class to train on; a multiple of ``phases``.
         validation: of each class.
         test: of each class.
         phases: of training, disjoint and of one size.
-        widths: in pixels, each of which gets all pictures.
-        seed: of the choice and the order of pictures.
-        candidates: at most so many pictures of a class are read and compared; at least
+        widths: in pixels, each of which gets all images.
+        seed: of the choice and the order of images.
+        candidates: at most so many images of a class are read and compared; at least
             those that are taken.
-        max_unreadable: pictures that may be skipped, of all classes together.
+        max_unreadable: images that may be skipped, of all classes together.
         prompt: what is asked, with ``{categories}`` for their list and doubled braces
             for braces.
     """
@@ -56,7 +56,7 @@ class FewShotConfig:
     prompt: str = PROMPT
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together.
+        """Raises ValueError for inconsistent sizes.
 
         >>> FewShotConfig(train=30)
         Traceback (most recent call last):
@@ -97,10 +97,10 @@ class FewShotConfig:
 
 
 class Chosen(NamedTuple):
-    """A picture of the data set.
+    """An image of the data set.
 
     Attributes:
-        item: the picture.
+        item: the image.
         split: ``train``, ``validation`` or ``test``.
         phase: of training, from 1; 0 for the other splits.
     """
@@ -112,13 +112,13 @@ class Chosen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """All pictures of the data set, and those that were left out.
+    """All images of the data set, and those that were left out.
 
     Attributes:
         chosen: by class, in the order of splits and phases.
         unreadable: reasons by key.
         copies: how many were a further copy, pixel for pixel, of one of their class.
-        ambiguous: how many were near duplicates of a picture of another class.
+        ambiguous: how many were near duplicates of an image of another class.
     """
 
     chosen: Mapping[str, tuple[Chosen, ...]]
@@ -128,10 +128,10 @@ class Choice:
 
 
 def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choice:
-    """Takes pictures of each class and divides them into splits and phases.
+    """Takes images of each class and divides them into splits and phases.
 
-    Pictures are taken in the order of a hash of seed and key. Left out are those that
-    cannot be read, further copies of one, and near duplicates of a picture of another
+    Images are taken in the order of a hash of seed and key. Left out are those that
+    cannot be read, further copies of one, and near duplicates of an image of another
     class, whose class nothing tells. Near duplicates of one class stay in one split
     (`meta_opt.data.preprocessing.near_duplicates`); of a group that fits into no split,
     those that are too many are left out.
@@ -141,8 +141,8 @@ def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choi
         config: how many of them.
 
     Raises:
-        ValueError: classes with too few pictures, with their counts.
-        UnreadableFilesError: more pictures are unreadable than may be.
+        ValueError: classes with too few images, with their counts.
+        UnreadableFilesError: more images are unreadable than may be.
     """
     need = config.per_class
     if few := {name: len(x) for name, x in classes.items() if len(x) < need}:
@@ -213,7 +213,7 @@ def _divide(
 
     Args:
         name: of the class.
-        count: pictures of the class, for the error.
+        count: images of the class, for the error.
         found: groups of near duplicates, in the order in which they are taken.
         config: sizes of the splits.
     """

@@ -1,4 +1,4 @@
-"""Where the pictures of a few-shot data set come from."""
+"""Where the images of a few-shot data set come from."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ class SourceConfig:
             (`read_items`).
         data_dir: folder of datasets, for ``openclipart``; None for
             `meta_opt.data.data_dir`.
-        image_column: of a table, with the paths of pictures.
+        image_column: of a table, with the paths of images.
         class_column: of a table, with the names of classes.
         classes: names of those that are taken; none for all.
     """

@@ -42,7 +42,7 @@ class StoredFewShot:
 
     @property
     def prompt(self) -> str:
-        """What is asked about every picture."""
+        """What is asked about every image."""
         return fill_template(self.template, categories=", ".join(self.classes))
 
     def train(self, phase: int, cumulative: bool = False) -> Path:
@@ -69,7 +69,7 @@ class StoredFewShot:
         return self._file(split)
 
     def digest(self, file: Path) -> str:
-        """SHA-256 of the description, of a file's lines and of the pictures they name.
+        """SHA-256 of the description, of a file's lines and of the images they name.
 
         The lines alone are those of all widths.
         """

@@ -18,10 +18,10 @@ def read_clip(path: str | os.PathLike, frames: int, size: int) -> np.ndarray:
     """Frames or features of a clip at even distances.
 
     Args:
-        path: a folder of pictures, one for each frame; a ``.npy`` file of features; or
+        path: a folder of images, one for each frame; a ``.npy`` file of features; or
             an animation (GIF, WebP or APNG).
         frames: T, how many at most.
-        size: side of the square that pictures are fitted to, in pixels.
+        size: side of the square that images are fitted to, in pixels.
 
     Returns:
         uint8 [t, size, size, 3], or float32 [t, D] of features; t is at most T.

@@ -2,7 +2,7 @@
 
 Below the media folder, the clip ``NAME`` is one of
 
-- a folder ``NAME`` of pictures, one for each frame, in the order of the numbers in
+- a folder ``NAME`` of images, one for each frame, in the order of the numbers in
   their names (``000001.jpg``, ...);
 - ``NAME.npy``, features of the frames: floats [T, D], memory-mapped;
 - ``NAME.gif``, ``NAME.webp`` or ``NAME.apng``, an animation.
