@@ -312,7 +312,7 @@ def empty(folder, name="a.png"):
             lambda p: write_text(
                 p / "a.csv", "image,category\nhttps://x.org/a.png,b\n"
             ),
-            "https://x.org/a.png is an address; nothing is downloaded",
+            "https://x.org/a.png is a URL; nothing is downloaded",
         ),
         (
             lambda p: write_text(p / "a.csv", "image,category\n"),

@@ -125,7 +125,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 
 def _undecoded(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Pictures as their files' bytes: they are decoded within a budget of pixels."""
+    """Images as their files' bytes: they are decoded within a budget of pixels."""
     import tensorflow_datasets as tfds
 
     return {

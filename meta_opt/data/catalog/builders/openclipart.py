@@ -29,10 +29,10 @@ SIDE = 256
 
 
 class Openclipart(tfds.core.GeneratorBasedBuilder):
-    """Pictures with title, description, keywords and category, on white.
+    """Images with title, description, keywords and category, on white.
 
-    The split is by the hash of the title without digits, so that no title, and no
-    numbered variant of one, is in two splits.
+    The split is by the hash of the title without digits, so that images with the same
+    title, or numbered variants of it, share a split.
     """
 
     name = "openclipart"

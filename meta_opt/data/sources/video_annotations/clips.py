@@ -281,7 +281,7 @@ def ffmpeg_command(media: Path, names: Sequence[str]) -> str | None:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of the numbers in their names.
+    """Images of a folder in the order of the numbers in their names.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
