@@ -1,7 +1,7 @@
 """Multimodal samples and tasks.
 
-What a sample lacks is marked, never made up: a stamp that nobody speaks has no audio, a
-image with an empty title no text.
+Missing modalities are marked, never imputed: a stamp without a spoken caption has no
+audio, an image with an empty title no text.
 """
 
 import dataclasses

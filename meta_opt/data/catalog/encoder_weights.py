@@ -141,7 +141,10 @@ def license_of(folder: str | os.PathLike) -> str:
     """The licence of an encoder's folder, as `prepare_encoder` recorded it.
 
     Args:
-        folder: any. Returns: An SPDX identifier; "" if unknown.
+        folder: any folder.
+
+    Returns:
+        An SPDX identifier; "" if unknown.
     """
     about = Path(folder) / ABOUT
     if not about.is_file():

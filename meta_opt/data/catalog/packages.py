@@ -33,8 +33,8 @@ class DebianPackage:
     """A package of the Debian archive, in the version of the machine's release.
 
     Attributes:
-        name: the package. members: folders of it that are wanted, such as
-            ``usr/share/x``.
+        name: name of the package.
+        members: folders of the package to unpack, such as ``usr/share/x``.
         known: (version, SHA-256) of known versions; apt itself verifies the signatures
             of all versions.
     """
