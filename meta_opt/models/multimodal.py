@@ -80,7 +80,7 @@ class Multimodal(nnx.Module):
             images.
         modalities: that it reads.
         heads: what it predicts.
-        rngs: the ``params`` stream initialises all but the encoders.
+        rngs: random streams; ``params`` initialises all but the encoders.
 
     Raises:
         ValueError: a modality that is not known or has no encoder.
@@ -229,11 +229,11 @@ class Multimodal(nnx.Module):
 
     @property
     def scale(self) -> jax.Array:
-        """What products of unit vectors are multiplied by in a contrastive loss."""
+        """Logit scale (inverse temperature) of a contrastive loss."""
         return jnp.exp(jnp.clip(self.logit_scale[...], max=math.log(100.0)))
 
     def caption_states(self, batch: Batch, text: jax.Array) -> tuple[jax.Array, ...]:
-        """What `captioning_loss` takes, of captions int [B, S]."""
+        """Arguments of `captioning_loss` for captions int [B, S]."""
         return self._writer().states(self.fuse(batch).tokens, jnp.asarray(text))
 
     def caption_logits(self, batch: Batch, text: jax.Array) -> jax.Array:
@@ -241,7 +241,7 @@ class Multimodal(nnx.Module):
         return self._writer().logits(self.fuse(batch).tokens, jnp.asarray(text))
 
     def write(self, batch: Batch, max_tokens: int) -> jax.Array:
-        """The likeliest captions, int32 [B, max_tokens]; under `jax.jit`."""
+        """Greedily decoded captions, int32 [B, max_tokens]; call under `jax.jit`."""
         return self._writer().write(self.fuse(batch).tokens, max_tokens)
 
     def _writer(self) -> Captioner:

@@ -33,12 +33,12 @@ class TowerConfig:
     """Shape and numerics of a transformer encoder, with pooling and projection.
 
     Attributes:
-        width: D.
-        depth: L, layers.
-        heads: H; divides ``width``.
+        width: D, width of the representation.
+        depth: L, number of layers.
+        heads: H, number of attention heads; divides ``width``.
         mlp_width: hidden width of the MLP.
         activation: ``gelu_tanh``, ``gelu`` or ``quick_gelu``.
-        norm_epsilon: of the layer norms.
+        norm_epsilon: epsilon of the layer norms.
         input_norm: a layer norm before the first block (CLIP's vision tower).
         causal: a place reads itself and those before it only (CLIP's text tower).
         pooling: which vector: the ``mean``, ``attention`` from a learned query, that of
@@ -77,7 +77,7 @@ class VisionConfig(Numerics):
     """What any model with a `VisionTower` has; the numerics are of all its parts.
 
     Attributes:
-        image_size: pixels a side.
+        image_size: side of the images in pixels.
         patch_size: pixels a side of a patch; divides ``image_size``.
         vision: the vision tower.
         class_token: whether a learned token comes before the patches.
@@ -216,7 +216,7 @@ class Tower(nnx.Module):
                 return layers.mean_pool(x, mask)
 
     def project(self, z: jax.Array) -> jax.Array:
-        """[..., D] to [..., outputs]."""
+        """Maps [..., D] to [..., outputs]."""
         return z if self.tower.projection == "none" else self.projection(z)
 
     def embed(
@@ -272,5 +272,5 @@ class VisionTower(Tower):
         return self.transform(x)
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, h, w, 3] to unit vectors [B, outputs]."""
+        """Maps [B, h, w, 3] to unit vectors [B, outputs]."""
         return self.embed(self.features(image))

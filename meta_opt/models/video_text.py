@@ -80,7 +80,7 @@ class VideoText(nnx.Module):
         codebook: float [K, F], centres of visual tokens; None for none.
         pruning: whether clips are read frame by frame or patch by patch, and how many
             of the patches.
-        rngs: the ``params`` stream initialises all but the encoders.
+        rngs: random streams; ``params`` initialises all but the encoders.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class VideoText(nnx.Module):
 
     @property
     def scale(self) -> jax.Array:
-        """What products of unit vectors are multiplied by in a contrastive loss."""
+        """Logit scale (inverse temperature) of a contrastive loss."""
         return jnp.exp(jnp.clip(self.logit_scale[...], max=math.log(100.0)))
 
     # Both together
@@ -273,11 +273,11 @@ class VideoText(nnx.Module):
         return self._predict("scores", fused.summary)[:, 0]
 
     def caption_states(self, fused: Fused, text: jax.Array) -> tuple[jax.Array, ...]:
-        """What `captioning_loss` takes, of captions int [B, S]."""
+        """Arguments of `captioning_loss` for captions int [B, S]."""
         return self.captioner.states(fused.tokens, jnp.asarray(text))
 
     def write(self, fused: Fused, max_tokens: int) -> jax.Array:
-        """The likeliest captions, int32 [B, max_tokens]; under `jax.jit`."""
+        """Greedily decoded captions, int32 [B, max_tokens]; call under `jax.jit`."""
         return self.captioner.write(fused.tokens, max_tokens)
 
     def _predict(self, head: str, x: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ class VisionTextConfig(VisionConfig):
         text: the text tower.
         vocab_size: token ids.
         text_length: longest caption, in tokens.
-        pad_id: token of the padding.
+        pad_id: id of the padding token.
         reads_padding: whether text attends to padding too, as SigLIP does.
         end_id: token that ends a caption, for pooling at ``end``.
         embed_dim: width of the shared space.
@@ -231,7 +231,7 @@ class VisionText(nnx.Module):
     ``nnx.merge(graphdef, params)``.
 
     Args:
-        config: sizes and numerics.
+        config: architecture and numerics.
         rngs: random streams; ``params`` initialises the parameters.
     """
 
