@@ -1,7 +1,7 @@
-"""Transformer encoders: the base of both towers, and the vision tower.
+"""Transformer encoders: the base class of both towers, and the vision tower.
 
-Layers are scan-stacked: one compiled block whatever the depth, and each kernel a single
-[L, in, out] leaf.
+Layers are scan-stacked: a block is compiled once for any depth, and each kernel is a
+single [L, in, out] leaf.
 """
 
 import dataclasses
@@ -39,12 +39,13 @@ class TowerConfig:
         mlp_width: hidden width of the MLP.
         activation: ``gelu_tanh``, ``gelu`` or ``quick_gelu``.
         norm_epsilon: epsilon of the layer norms.
-        input_norm: a layer norm before the first block (CLIP's vision tower).
-        causal: a place reads itself and those before it only (CLIP's text tower).
-        pooling: which vector: the ``mean``, ``attention`` from a learned query, that of
-            the ``first`` or ``last`` place, or of the ``end`` token; ``none`` where
-            only the features of all places are asked for.
-        projection: to another width: ``linear``, ``linear_bias`` or ``none``.
+        input_norm: whether to apply a layer norm before the first block (CLIP's vision
+            tower).
+        causal: whether attention is causal (CLIP's text tower).
+        pooling: ``mean``, ``attention`` with a learned query, the ``first`` or ``last``
+            position, or the ``end`` token; ``none`` if only the features of all
+            positions are used.
+        projection: output projection: ``linear``, ``linear_bias`` or ``none``.
     """
 
     width: int = 128
@@ -78,12 +79,12 @@ class VisionConfig(Numerics):
 
     Attributes:
         image_size: side of the images in pixels.
-        patch_size: pixels a side of a patch; divides ``image_size``.
+        patch_size: side of a patch in pixels; divides ``image_size``.
         vision: the vision tower.
-        class_token: whether a learned token comes before the patches.
-        patch_bias: whether patches are embedded with a bias.
-        image_mean: subtracted from the channels of an image in [0, 1].
-        image_std: what they are then divided by.
+        class_token: whether to prepend a learned class token to the patches.
+        patch_bias: whether the patch embedding has a bias.
+        image_mean: mean of the channels, for pixels in [0, 1].
+        image_std: standard deviation of the channels.
     """
 
     image_size: int = 64
@@ -106,7 +107,7 @@ class VisionConfig(Numerics):
 
     @property
     def grid(self) -> int:
-        """Patches a side.
+        """Number of patches per side.
 
         >>> VisionConfig(image_size=224, patch_size=14).grid
         16
@@ -117,17 +118,17 @@ class VisionConfig(Numerics):
 def resize_positions(
     table: np.ndarray | jax.Array, old_grid: int, new_grid: int
 ) -> jax.Array:
-    """Position embeddings of images for images of another size.
+    """Resizes position embeddings to another image size.
 
-    Bilinear with antialiasing, as in big_vision; a class token's row stays.
+    Bilinear with antialiasing, as in big_vision; a class token's row is unchanged.
 
     Args:
         table: [P, D] or [1 + P, D], P = ``old_grid`` squared.
-        old_grid: patches a side.
-        new_grid: patches a side of the result.
+        old_grid: number of patches per side.
+        new_grid: number of patches per side of the result.
 
     Raises:
-        ValueError: a table of another length.
+        ValueError: the length of the table does not match ``old_grid``.
     """
     first = len(table) - old_grid**2
     if first not in (0, 1):
@@ -144,7 +145,7 @@ def resize_positions(
 
 
 class Tower(nnx.Module):
-    """What both towers share: positions, blocks, norm, pooling, projection."""
+    """Base class of both towers: positions, blocks, norm, pooling, projection."""
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class Tower(nnx.Module):
             )
 
     def embedding(self, rows: int, rngs: nnx.Rngs) -> nnx.Param:
-        """A table [rows, D] of small random numbers."""
+        """Creates an embedding table [rows, D] of small random numbers."""
         init = nnx.initializers.normal(self.tower.width**-0.5)
         dtype = jnp.dtype(self.numerics.param_dtype)
         return nnx.Param(init(rngs.params(), (rows, self.tower.width), dtype))
@@ -245,9 +246,9 @@ class VisionTower(Tower):
             self.class_token = self.embedding(1, rngs)
 
     def features(self, image: jax.Array) -> jax.Array:
-        """[B, h, w, 3], uint8 or float in [0, 1], to patch features [B, P, D].
+        """Maps [B, h, w, 3], uint8 or float in [0, 1], to patch features [B, P, D].
 
-        With a class token its features come first.
+        The features of a class token come first.
         """
         config = self.config
         size, patch, grid = config.image_size, config.patch_size, config.grid
