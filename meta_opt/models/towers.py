@@ -75,7 +75,7 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(Numerics):
-    """What any model with a `VisionTower` has; the numerics are of all its parts.
+    """Base configuration of models with a `VisionTower`, with numerics of all parts.
 
     Attributes:
         image_size: side of the images in pixels.
@@ -202,7 +202,7 @@ class Tower(nnx.Module):
     def pooled(
         self, x: jax.Array, mask: jax.Array | None, end: jax.Array | None
     ) -> jax.Array:
-        """One vector [B, D] of ``x`` [B, S, D]; ``end`` int [B] is where it ends."""
+        """Pools ``x`` [B, S, D] to [B, D]; ``end`` int [B] is the end token's index."""
         match self.tower.pooling:
             case "attention":
                 return self.pool(x, mask)
@@ -233,7 +233,7 @@ class Tower(nnx.Module):
 
 
 class VisionTower(Tower):
-    """ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), a class token or none."""
+    """ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), optional class token."""
 
     def __init__(self, config: VisionConfig, outputs: int, *, rngs: nnx.Rngs) -> None:
         length = config.grid**2 + config.class_token

@@ -175,7 +175,7 @@ class VideoText(nnx.Module):
         )
 
     def embed(self, modality: str, tokens: Tokens) -> jax.Array:
-        """Float32 unit vectors [B, embed_dim] of ``video`` or ``text`` alone."""
+        """Float32 unit embeddings [B, embed_dim] of ``video`` or ``text`` alone."""
         z = self.embeddings[modality](mean_pool(*tokens)).astype(jnp.float32)
         return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
 
@@ -189,7 +189,7 @@ class VideoText(nnx.Module):
     def cross(
         self, video: Tokens, text: Tokens | None = None, *, prune: bool = True
     ) -> Fused:
-        """Reads clips and, if there are, texts together; the text's tokens first.
+        """Applies the cross encoder to texts, if there are any, followed by clips.
 
         Args:
             video: see `video`.
