@@ -16,8 +16,9 @@ class SharedRows:
 
     Args:
         array: [M, ...].
-        rows: int [N], of each sample. >>> x = SharedRows(np.array([[1, 2], [3, 4]]),
-            np.array([1, 1, 0]))
+        rows: int [N], index of the row of each sample.
+
+    >>> x = SharedRows(np.array([[1, 2], [3, 4]]), np.array([1, 1, 0]))
     >>> len(x), x.shape, x[1:].tolist()
     (3, (3, 2), [[3, 4], [1, 2]])
     """
@@ -55,7 +56,7 @@ def share_rows(arrays: PyTree, rows: np.ndarray) -> PyTree:
 
     Args:
         arrays: pytree of [M, ...].
-        rows: int [N], of each sample.
+        rows: int [N], index of the row of each sample.
     """
 
     def share(array: np.ndarray) -> Any:
